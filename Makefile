@@ -1,0 +1,46 @@
+# Each target sets itself up: only Python 3.11 or newer is needed. A second run starts in seconds.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-cluster lint bench lock clean
+
+demo: $(READY)
+	$(BIN)/nowcast compare deploy/demo.toml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# Submitted jobs on a two-node Ray cluster that loses a node: some three minutes, hence apart from the other tests.
+test-cluster: $(READY)
+	$(BIN)/python -m pytest -m cluster
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python bench/step_time.py
+	$(BIN)/python bench/forecast.py --quick
+
+# The environment is pinned by requirements.lock; the project itself is installed in place.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Resolve pyproject.toml afresh, in an environment of its own, and pin what came out.
+lock:
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet torch==2.13.0 "setuptools>=77" "pip>=25.1"
+	$(VENV)-lock/bin/pip install --quiet --editable ".[server,serve,worker]" --group dev
+	$(VENV)-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,139 @@
+"""Do nowcasts save steps? Adam with and without them, against weight averaging and rate decay, each at its best rate.
+
+    python bench/accelerate.py run --problem diamonds --arm adam --arm nino --seed 1 --seed 2
+    python bench/accelerate.py report
+
+Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued.
+Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly to zero over the whole run, over three quarters and
+over half of it), and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is
+judged too, and restarts at a jump.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# instead of this folder: transformers would take this file for the package accelerate
+sys.path[0] = str(Path(__file__).parent / "acceleration")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+OUT = Path("runs/accelerate")
+PORTIONS = (1.0, 0.75, 0.5)
+"""Lengths of decayed runs: a run that ends its decay earlier reaches its best loss earlier."""
+
+
+@app.command()
+def run(  # noqa: PLR0917 -- typer passes every option by name
+    problem: Annotated[list[str], typer.Option(help="Of acceleration/problems.py.")],
+    arm: Annotated[list[str], typer.Option(help="See above.")],
+    seed: Annotated[list[int], typer.Option()],
+    rate: Annotated[list[float] | None, typer.Option(help="Learning rates. [default: the problem's]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of a run. [default: the problem's]")] = None,
+    out: Annotated[Path, typer.Option()] = OUT,
+    threads: Annotated[int, typer.Option()] = 1,
+    every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 100,
+) -> None:
+    """Make the runs that are missing."""
+    import torch
+    from problems import load_problem
+
+    torch.set_num_threads(threads)
+    for name in problem:
+        loaded = load_problem(name)
+        total = steps or loaded.steps
+        for one in seed:
+            for lr in rate or loaded.rates:
+                for which in arm:
+                    for length in [round(total * portion) for portion in PORTIONS] if which == "decay" else [total]:
+                        path = out / name / f"{Path(which).stem}-{lr:g}-{length}-{one}.json"
+                        if not path.exists():
+                            _keep(path, train(loaded, which, lr=lr, seed=one, steps=length, every=every))
+
+
+def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int) -> dict[str, Any]:
+    """One run: its validation curve, raw and averaged, its jumps, its final test losses."""
+    import torch
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    torch.manual_seed(seed)
+    model = problem.build().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=problem.weight_decay)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(problem.ema))
+    nowcast = None if arm in {"adam", "decay"} else _nowcast(model, optimizer, arm, steps)
+    curve, started, spent, jumps = [], time.monotonic(), 0.0, 0
+    for step in range(1, steps + 1):
+        if arm == "decay":
+            optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / steps)
+        _step(problem, model, optimizer, problem.batch(seed, step - 1))
+        if nowcast is not None and len(nowcast.events) > jumps:
+            jumps = len(nowcast.events)
+            averaged.n_averaged.zero_()
+        averaged.update_parameters(model)
+        if step % every == 0:
+            paused = time.monotonic()
+            curve.append((step, problem.judge(model, problem.validation), problem.judge(averaged, problem.validation)))
+            spent += time.monotonic() - paused
+    about = {"problem": problem.name, "arm": Path(arm).stem, "lr": lr, "seed": seed, "steps": steps}
+    result: dict[str, Any] = {**about, "train_s": time.monotonic() - started - spent, "curve": curve}
+    result["test"] = problem.judge(model, problem.test), problem.judge(averaged, problem.test)
+    if nowcast is not None:
+        nowcast.__exit__(None, None, None)
+        result["events"] = [event.to_dict() for event in nowcast.events]
+    return result
+
+
+def _step(problem: Any, model: Any, optimizer: Any, batch: Any) -> None:
+    from problems import outputs
+
+    inputs, targets = batch
+    problem.loss(outputs(model, inputs), targets).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _nowcast(model: Any, optimizer: Any, arm: str, steps: int) -> Any:
+    from trainer_worker import Nowcast
+
+    checkpoint = None
+    if Path(arm).suffix:
+        from nowcast_server.nino.checkpoint import load_checkpoint
+
+        checkpoint, arm = arm, "nino" if load_checkpoint(arm).options.graph else "wnn"
+    # the first nowcast is due after a tenth of the run, as in the paper
+    interval = max(1, steps // 50)
+    nowcast = Nowcast(model, optimizer, max_steps=steps, interval=interval, forecaster=arm, checkpoint=checkpoint)
+    return nowcast.__enter__()
+
+
+def _keep(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(result))
+    draft.replace(path)
+    typer.echo(f"{path}: validation {result['curve'][-1][1]:.4f}, averaged {result['curve'][-1][2]:.4f}, {result['train_s']:.0f} s")
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = OUT,
+    picture: Annotated[Path | None, typer.Option(help="PNG of the validation curves.")] = None,
+    save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,
+) -> None:
+    """Print the table: steps each arm needs to reach the best that Adam, its EMA and rate decay reach."""
+    from report import draw, print_table, read, summarise
+
+    rows = summarise(read(out))
+    print_table(rows)
+    if save:
+        save.write_text(json.dumps(rows, indent=1))
+    if picture:
+        draw(read(out), picture)
+
+
+if __name__ == "__main__":
+    app()

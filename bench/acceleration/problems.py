@@ -1,0 +1,212 @@
+"""The benchmark's problems: networks and data that no forecaster of ours was fitted to, and FM-16, whose training data was."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer_worker.tasks import load_task
+from trainer_worker.tasks.batches import batch_indices
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained and how it is judged.
+
+    Args:
+        build: the network, from torch's global generator.
+        batch: the batch of a step, for a seed.
+        loss: mean loss of outputs.
+        validation: batches on which every decision is taken.
+        test: batches on which results are reported.
+        rates: learning rates to choose from.
+        steps: of a run.
+        interval: steps between snapshots.
+        weight_decay: of AdamW.
+        ema: decay of the averaged weights.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    batch: Callable[[int, int], Batch]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    validation: tuple[Batch, ...]
+    test: tuple[Batch, ...]
+    rates: tuple[float, ...]
+    steps: int = 10_000
+    interval: int = 200
+    weight_decay: float = 0.0
+    ema: float = 0.998
+
+    @torch.no_grad()
+    def judge(self, model: nn.Module, batches: tuple[Batch, ...]) -> float:
+        """Mean loss over batches of equal size."""
+        training = model.training
+        model.eval()
+        losses = [float(self.loss(outputs(model, inputs), targets)) for inputs, targets in batches]
+        model.train(training)
+        return sum(losses) / len(losses)
+
+
+def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """A network's outputs; Hugging Face wraps them."""
+    found: Any = model(inputs)
+    return found if isinstance(found, Tensor) else found.logits
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def squared(values: Tensor, targets: Tensor) -> Tensor:
+    return functional.mse_loss(values[..., 0], targets)
+
+
+def load_problem(name: str) -> Problem:
+    """The problem `name`, its data read.
+
+    Raises:
+        KeyError: no such problem.
+        DataMissing: no source has its data.
+    """
+    return PROBLEMS[name]()
+
+
+def _fashion(name: str, rates: tuple[float, ...]) -> Problem:
+    task = load_task(name)
+    sets = [task.train, task.validation, task.test]
+    parts = [(split.inputs, split.targets) for split in sets]
+    return _examples(name, task.build, *parts, loss=cross_entropy, rates=rates, batch_size=128)
+
+
+def _animals() -> Problem:
+    from trainer_worker.datasets.animals import animals
+
+    shapes = animals()
+    images = torch.from_numpy(shapes.images.astype(np.float32) / 255 - 0.5).mul(2).unsqueeze(1)
+    labels = torch.from_numpy(shapes.labels.astype(np.int64))
+    order = torch.from_numpy(np.random.Generator(np.random.PCG64(0)).permutation(len(labels)))
+    parts = [(images[index], labels[index]) for index in order.split([len(order) - 2500, 1000, 1500])]
+    return _examples("animals", _four_convolutions, *parts, loss=cross_entropy, rates=(1e-3, 3e-3, 6e-3), batch_size=64, steps=6000)
+
+
+def _four_convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 32, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
+def _diamonds() -> Problem:
+    from trainer_worker.datasets.diamonds import diamonds
+
+    stones = diamonds()
+    features, price = torch.from_numpy(stones.features), torch.from_numpy(stones.targets)
+    parts = list(zip(features.split([45_940, 4000, 4000]), price.split([45_940, 4000, 4000]), strict=True))
+    build = partial(_mlp, (9, 64, 64, 1))
+    return _examples("diamonds", build, *parts, loss=squared, rates=(1e-3, 3e-3, 1e-2), batch_size=128)
+
+
+def _mlp(widths: tuple[int, ...]) -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, width in pairwise(widths):
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _examples(
+    name: str,
+    build: Callable[[], nn.Module],
+    *parts: Batch,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    rates: tuple[float, ...],
+    batch_size: int,
+    steps: int = 10_000,
+) -> Problem:
+    train, validation, test = parts
+
+    def batch(seed: int, step: int) -> Batch:
+        index = batch_indices(len(train[1]), batch_size=batch_size, seed=seed, step=step)
+        return train[0][index], train[1][index]
+
+    def cut(part: Batch) -> tuple[Batch, ...]:
+        return tuple(zip(part[0].split(500), part[1].split(500), strict=True))
+
+    return Problem(name, build, batch, loss, cut(validation), cut(test), rates, steps)
+
+
+def _bible() -> Problem:
+    from trainer_worker.datasets.king_james import king_james
+
+    letters = np.frombuffer(king_james().encode("ascii", "replace"), dtype=np.uint8)
+    known, tokens = np.unique(letters, return_inverse=True)
+    return _text("bible", tokens, len(known), width=64, layers=3, context=64)
+
+
+def _wikipedia() -> Problem:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+
+    from trainer_worker.datasets.wikipedia import wikipedia
+
+    content = wikipedia()
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel()
+    tokenizer.train_from_iterator([content[: 9 * len(content) // 10]], BpeTrainer(vocab_size=1000, show_progress=False))
+    return _text("wikipedia", np.array(tokenizer.encode(content).ids), tokenizer.get_vocab_size(), width=96, layers=4, context=64)
+
+
+def _text(name: str, tokens: np.ndarray[Any, Any], vocabulary: int, *, width: int, layers: int, context: int) -> Problem:
+    content = torch.from_numpy(tokens.astype(np.int64))
+    train, validation, test = content.split([len(content) - 2 * (len(content) // 20)] + [len(content) // 20] * 2)
+
+    def batch(seed: int, step: int) -> Batch:
+        rng = np.random.Generator(np.random.PCG64([seed, step]))
+        starts = torch.from_numpy(rng.integers(len(train) - context - 1, size=(16, 1)))
+        pieces = train[starts + torch.arange(context + 1)]
+        return pieces[:, :-1], pieces[:, 1:]
+
+    def cut(part: Tensor) -> tuple[Batch, ...]:
+        pieces = part[: 256 * (context + 1)].view(-1, 64, context + 1)
+        return tuple((piece[:, :-1], piece[:, 1:]) for piece in pieces)
+
+    build = partial(_gpt2, vocabulary=vocabulary, width=width, layers=layers, context=context)
+    sets = (cut(validation), cut(test))
+    return Problem(name, build, batch, cross_entropy, *sets, (1e-3, 2e-3, 4e-3), steps=6000, weight_decay=1e-2, ema=0.995)
+
+
+def _gpt2(*, vocabulary: int, width: int, layers: int, context: int) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes: dict[str, Any] = {"vocab_size": vocabulary, "n_positions": context, "n_embd": width, "n_layer": layers, "n_head": 4}
+    off: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return GPT2LMHeadModel(GPT2Config(**sizes, **off, bos_token_id=None, eos_token_id=None, use_cache=False))
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "fm-16": partial(_fashion, "fm-16", (3e-3, 6e-3, 1e-2)),
+    "fm-32": partial(_fashion, "fm-32", (2e-3, 4e-3, 6e-3)),
+    "animals": _animals,
+    "bible": _bible,
+    "wikipedia": _wikipedia,
+    "diamonds": _diamonds,
+}

@@ -1,0 +1,117 @@
+"""From runs to a table and a picture."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+SMOOTH = 5
+"""Evaluations that a validation loss is averaged over before anything is decided on it."""
+BASELINES = ("adam", "adam+ema", "decay", "decay+ema")
+
+Run = dict[str, Any]
+Curves = dict[tuple[str, str, float], list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Run]]]
+"""By problem, arm and rate: steps, smoothed losses and the run, for each seed and length."""
+
+
+def read(folder: Path) -> Curves:
+    """All runs below a folder; each gives two arms, its weights and their average."""
+    found: Curves = defaultdict(list)
+    for path in sorted(folder.rglob("*.json")):
+        run = json.loads(path.read_text())
+        curve = np.array(run["curve"])
+        kernel = np.ones(SMOOTH) / SMOOTH
+        for column, name in ((1, run["arm"]), (2, f"{run['arm']}+ema")):
+            smooth = np.convolve(curve[:, column], kernel, mode="valid")
+            found[run["problem"], name, run["lr"]].append((curve[SMOOTH - 1 :, 0], smooth, run))
+    return found
+
+
+def summarise(curves: Curves) -> list[dict[str, Any]]:
+    """One row for each problem and arm, at the arm's best rate."""
+    rows = []
+    for problem in sorted({key[0] for key in curves}):
+        target = min(
+            (_final(runs) for (where, arm, _), runs in curves.items() if where == problem and arm in BASELINES), default=None
+        )
+        for arm in sorted({key[1] for key in curves if key[0] == problem}):
+            among = {key[2]: runs for key, runs in curves.items() if key[:2] == (problem, arm)}
+            rows.append({"problem": problem, "arm": arm, "target": target, **_best(among, target, averaged=arm.endswith("+ema"))})
+    return rows
+
+
+def _final(runs: list[Any]) -> float:
+    """Median over seeds of the final loss of the longest runs."""
+    longest = max(run["steps"] for *_, run in runs)
+    return median(float(losses[-1]) for _, losses, run in runs if run["steps"] == longest)
+
+
+def _best(among: dict[float, list[Any]], target: float | None, *, averaged: bool) -> dict[str, Any]:
+    """The figures at the rate that needs the fewest steps, or where none arrives, has the lowest final loss."""
+
+    def rank(rate: float) -> tuple[float, float]:
+        return (_steps(among[rate], target), _final(among[rate]))
+
+    rate = min(among, key=rank)
+    runs = among[rate]
+    steps = _steps(runs, target)
+    jumps = [event for *_, run in runs for event in run.get("events", ()) if event["kind"] == "nowcast"]
+    return {
+        "lr": rate,
+        "seeds": len({run["seed"] for *_, run in runs}),
+        "steps": None if steps == float("inf") else steps,
+        "final": _final(runs),
+        "test": median(run["test"][averaged] for *_, run in runs),
+        "train_s": median(run["train_s"] for *_, run in runs),
+        "jumps": {outcome: sum(event["outcome"] == outcome for event in jumps) for outcome in ("accepted", "rejected", "skipped")},
+    }
+
+
+def _steps(runs: list[Any], target: float | None) -> float:
+    """Median over seeds of the first step at which the smoothed loss is at the target, of the best length for each seed."""
+    by_seed: dict[int, float] = defaultdict(lambda: float("inf"))
+    for steps, losses, run in runs:
+        hits = steps[losses <= target] if target is not None else []
+        by_seed[run["seed"]] = min(by_seed[run["seed"]], float(hits[0]) if len(hits) else float("inf"))
+    return median(by_seed.values())
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """With the ratio of steps to the strongest baseline's."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("problem", "arm", "lr", "seeds", "target", "steps", "vs baseline", "final", "test", "train s", "jumps")
+    for row in rows:
+        rivals = [other["steps"] for other in rows if other["problem"] == row["problem"] and other["arm"] in BASELINES]
+        strongest = min((steps for steps in rivals if steps), default=None)
+        ratio = f"{row['steps'] / strongest - 1:+.0%}" if row["steps"] and strongest else "-"
+        figures = (f"{row['target']:.4f}" if row["target"] else "-", f"{row['steps'] or '-'}", ratio)
+        last = (f"{row['final']:.4f}", f"{row['test']:.4f}", f"{row['train_s']:.0f}", "/".join(map(str, row["jumps"].values())))
+        table.add_row(row["problem"], row["arm"], f"{row['lr']:g}", str(row["seeds"]), *figures, *last)
+    Console(width=150).print(table)
+
+
+def draw(curves: Curves, path: Path) -> None:
+    """Smoothed validation loss, median over seeds, one panel a problem, each arm at its best final loss."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    problems = sorted({key[0] for key in curves})
+    figure, axes = plt.subplots(1, len(problems), figsize=(5 * len(problems), 4), squeeze=False)
+    for axis, problem in zip(axes[0], problems, strict=True):
+        for arm in sorted({key[1] for key in curves if key[0] == problem}):
+            among = {key[2]: runs for key, runs in curves.items() if key[:2] == (problem, arm)}
+            runs = among[min(among, key=lambda rate: _final(among[rate]))]
+            longest = max(run["steps"] for *_, run in runs)
+            lines = [(steps, losses) for steps, losses, run in runs if run["steps"] == longest]
+            axis.plot(lines[0][0], np.median([losses for _, losses in lines], axis=0), label=arm, linewidth=1)
+        axis.set(title=problem, xlabel="step", ylabel="validation loss, smoothed", yscale="log")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,327 @@
+"""Many jobs from separate processes against two Ray Serve replicas, one of which is killed in the middle.
+
+    python bench/load.py                                   # 64 jobs, 20 seconds
+    python bench/load.py --seconds 180 --forecaster nino   # the long run
+
+Every job sends contexts of its own and asks for forecasts, as a worker does: when its replica is gone it registers and resends.
+Shown are the times by network size as the jobs saw them, and the memory of the replicas. It fails if a call fails for good, or if
+one forecast differs in one bit from the one computed alone afterwards, in this process.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from protos.errors import Busy, DeadlineExceeded, HistoryMissing, NowcastError, Unavailable, UnknownJob
+from protos.messages import JobSpec, Outcome
+from trainer_worker.client import HttpEndpoint
+from trainer_worker.deadline import Deadline
+from trainer_worker.wiring import wire
+
+INTERVAL, CONTEXT, HORIZONS = 10, 5, (1, 5, 40)
+CALL_S = 60.0
+RUN = "NOWCAST_LOAD_RUN"
+GIVE_UP_S = 120.0
+MIX = (("14k", 10), ("56k", 3), ("222k", 2), ("1.5M", 1))
+"""Networks, and how many of sixteen jobs have them."""
+
+
+def network(size: str) -> nn.Module:
+    """A perceptron with about so many weights."""
+    width = {"14k": 70, "56k": 170, "222k": 375, "1.5M": 1060}[size]
+    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 32))
+
+
+def snapshot(values: int, *, seed: int, step: int) -> torch.Tensor:
+    """What a job sends at a step, (values,): no other job's and no other step's."""
+    drawn = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.randn(values, generator=drawn)
+
+
+@dataclass
+class Record:
+    """What one job saw.
+
+    Args:
+        nowcasts: (step, digest of the forecasts).
+        seconds: of every successful call, by kind.
+        recovered: failures a worker lives with, by code.
+        failed: the others.
+    """
+
+    job: str
+    size: str
+    seed: int
+    nowcasts: list[tuple[int, str]] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"upload": [], "nowcast": []})
+    recovered: Counter[str] = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
+
+
+class Job:
+    """One job, in a process of its own."""
+
+    def __init__(self, record: Record, *, url: str, spec: JobSpec) -> None:
+        self.record, self.spec = record, spec
+        self.endpoint = HttpEndpoint(url, job=record.job)
+        self.registered = False
+        self.out = torch.empty(len(HORIZONS), spec.wiring.size)
+
+    def run(self, *, until: float) -> None:
+        """Period after period, to the end of the last one that began in time."""
+        step = 0
+        while time.time() < until:
+            step = self.period(step)
+        self.endpoint.close()
+
+    def period(self, start: int) -> int:
+        """One context and its nowcast; the step it ended at."""
+        steps = [start + INTERVAL * (index + 1) for index in range(CONTEXT)]
+        missing, deadline = list(steps), time.monotonic() + GIVE_UP_S
+        while True:
+            try:
+                self.advance(steps, missing)
+            except NowcastError as error:
+                self.recover(error, steps, missing)
+                if time.monotonic() > deadline:
+                    self.record.failed.append(f"{steps[-1]}: gave up after {GIVE_UP_S:.0f} s: {error.code}: {error}")
+                    return steps[-1]
+            else:
+                return steps[-1]
+
+    def advance(self, steps: list[int], missing: list[int]) -> None:
+        """Whatever is still to do."""
+        if not self.registered:
+            self.endpoint.register(self.spec, replace=False, deadline=Deadline(CALL_S))
+            self.registered = True
+        while missing:
+            values = snapshot(self.spec.wiring.size, seed=self.record.seed, step=missing[0])
+            with self.timed("upload"):
+                self.endpoint.send(missing[0], values, deadline=Deadline(CALL_S))
+            del missing[0]
+        self.out.fill_(torch.nan)
+        with self.timed("nowcast"):
+            self.endpoint.forecast(steps[-1], HORIZONS, self.out, deadline=Deadline(CALL_S))
+        self.record.nowcasts.append((steps[-1], digest(self.out)))
+        try:
+            self.endpoint.report(Outcome(step=steps[-1], horizon=1, outcome="accepted"), deadline=Deadline(CALL_S))
+        except NowcastError as error:  # nobody waits for it
+            self.record.recovered[error.code] += 1
+
+    def recover(self, error: NowcastError, steps: list[int], missing: list[int]) -> None:
+        """As `trainer_worker.sender` does."""
+        self.record.recovered[error.code] += 1
+        if isinstance(error, UnknownJob):
+            self.registered = False
+            missing[:] = steps
+        elif isinstance(error, HistoryMissing):
+            missing[:] = error.extra["missing"]
+        elif isinstance(error, Unavailable | Busy | DeadlineExceeded):
+            time.sleep(0.5)
+        else:
+            self.record.failed.append(f"{steps[-1]}: {error.code}: {error}")
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Count the time of a call that succeeds."""
+        start = time.perf_counter()
+        yield
+        self.record.seconds[kind].append(time.perf_counter() - start)
+
+
+def digest(forecasts: torch.Tensor) -> str:
+    """Of every bit."""
+    return hashlib.sha256(forecasts.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def job_process(record: Record, url: str, spec_json: str, until: float, folder: str) -> None:
+    """What a job's process runs."""
+    torch.set_num_threads(1)
+    logging.getLogger("stamina").setLevel(logging.ERROR)
+    Job(record, url=url, spec=JobSpec.model_validate_json(spec_json)).run(until=until)
+    (Path(folder) / f"{record.job}.json").write_text(json.dumps(vars(record)))
+
+
+@contextmanager
+def two_replicas(arguments: argparse.Namespace) -> Iterator[str]:
+    """The server, on a Ray cluster of its own."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ[RUN] = uuid.uuid4().hex
+    import ray
+    from ray import serve
+
+    from nowcast_server.serve.launch import PATIENCE, Replicas, start
+
+    os.environ.update(PATIENCE)
+    ray.init(num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"port": port, "memory": "2GiB", "threads": 1, "log_level": "warning"}
+    settings |= {"checkpoints": [arguments.checkpoint]} if arguments.checkpoint else {}
+    try:
+        yield start(settings, replicas=Replicas(2, 2, cpus=0.5))
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def replica_processes() -> dict[int, int]:
+    """Resident bytes of each of our replicas' processes, by process id; other clusters of this machine have the variable not."""
+    mark = f"{RUN}={os.environ[RUN]}".encode()
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ServeReplica:nowcast" in (path / "cmdline").read_bytes() and mark in (path / "environ").read_bytes():
+                found[int(path.name)] = int((path / "statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        except OSError:
+            continue
+    return found
+
+
+def watch(memory: dict[int, list[int]], over: threading.Event) -> None:
+    """Sample the replicas' memory."""
+    while not over.wait(1.0):
+        for process, resident in replica_processes().items():
+            memory.setdefault(process, []).append(resident)
+
+
+def run_jobs(records: list[Record], specs: dict[str, str], url: str, arguments: argparse.Namespace) -> list[Record]:
+    """All jobs at once; a replica dies halfway."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "trainer_worker.client", "trainer_worker.wiring"])
+    with tempfile.TemporaryDirectory() as folder:
+        until = time.time() + arguments.start_s + arguments.seconds
+        given = [(record, url, specs[record.size], until, folder) for record in records]
+        processes = [context.Process(target=job_process, args=each) for each in given]
+        for process in processes:
+            process.start()
+        if arguments.kill:
+            time.sleep(max(0.0, until - time.time() - arguments.seconds / 2))
+            victim = next(iter(replica_processes()))
+            print(f"killing replica {victim}", flush=True)
+            os.kill(victim, signal.SIGKILL)
+        for process in processes:
+            process.join(arguments.seconds + arguments.start_s + 2 * GIVE_UP_S)
+            process.kill()
+        return [_read(Path(folder), record, process.exitcode) for record, process in zip(records, processes, strict=True)]
+
+
+def _read(folder: Path, record: Record, status: int | None) -> Record:
+    try:
+        values = json.loads((folder / f"{record.job}.json").read_text())
+    except OSError:
+        record.failed.append(f"the job's process ended with {status}")
+        return record
+    return Record(**{**values, "recovered": Counter(values["recovered"])})
+
+
+def verify(records: list[Record], specs: dict[str, JobSpec], arguments: argparse.Namespace) -> tuple[int, list[str]]:
+    """Compute the forecasts alone; how many, and those that differ."""
+    from nowcast_server.forecasters import load_forecaster
+    from nowcast_server.forecasting import load_forecasters
+    from nowcast_server.settings import Settings
+
+    torch.set_num_threads(1)
+    if arguments.checkpoint:
+        forecaster = load_forecaster(arguments.forecaster, checkpoint=arguments.checkpoint)
+    else:
+        forecaster = load_forecasters(Settings())[arguments.forecaster]
+    checked, wrong = 0, []
+    for record in records:
+        spec = specs[record.size]
+        for step, told in record.nowcasts[:: arguments.verify_every]:
+            steps = range(step - INTERVAL * (CONTEXT - 1), step + 1, INTERVAL)
+            states = torch.stack([snapshot(spec.wiring.size, seed=record.seed, step=each) for each in steps])
+            with torch.no_grad():
+                alone = forecaster.forecast(spec.wiring, states, horizons=HORIZONS)
+            checked += 1
+            if digest(alone) != told:
+                wrong.append(f"{record.job} at step {step}")
+    return checked, wrong
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Milliseconds."""
+    return 1e3 * sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+def show(records: list[Record], memory: dict[int, list[int]]) -> None:
+    """The table."""
+    print(f"{'size':>6} {'jobs':>5} {'nowcasts':>9} {'upload p50':>11} {'p95 ms':>8} {'nowcast p50':>12} {'p95 ms':>8}")
+    by_size: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_size[record.size].append(record)
+    for size, same in by_size.items():
+        uploads = [seconds for record in same for seconds in record.seconds["upload"]]
+        asked = [seconds for record in same for seconds in record.seconds["nowcast"]]
+        print(
+            f"{size:>6} {len(same):>5} {sum(len(record.nowcasts) for record in same):>9}"
+            f" {percentile(uploads, 0.5):>11.1f} {percentile(uploads, 0.95):>8.1f}"
+            f" {percentile(asked, 0.5):>12.1f} {percentile(asked, 0.95):>8.1f}"
+        )
+    recovered = sum((record.recovered for record in records), Counter[str]())
+    print(f"recovered from: {dict(recovered) or 'nothing'}")
+    for process, samples in memory.items():
+        third = max(1, len(samples) // 3)
+        settled, last = statistics.median(samples[third : 2 * third] or samples), statistics.median(samples[-third:])
+        print(f"replica {process}: {settled / 2**20:.0f} MiB midway, {last / 2**20:.0f} MiB at the end ({last / settled:.2f}x)")
+
+
+def main() -> int:
+    """Run it all; 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--start-s", type=float, default=10, help="for the jobs' processes to come up")
+    parser.add_argument("--forecaster", default="linear")
+    parser.add_argument("--checkpoint", help="its weights, if it needs any that are not in the package")
+    parser.add_argument("--verify-every", type=int, default=1, help="compute every so many-th forecast alone")
+    parser.add_argument("--no-kill", dest="kill", action="store_false")
+    arguments = parser.parse_args()
+    sizes = [size for size, share in MIX for _ in range(share)]
+    records = [Record(f"load-{index}", sizes[index % len(sizes)], seed=index + 1) for index in range(arguments.jobs)]
+    common: dict[str, Any] = {"context": CONTEXT, "interval": INTERVAL, "forecaster": arguments.forecaster}
+    specs = {size: JobSpec(wiring=wire(network(size)), **common) for size, _ in MIX}
+    memory: dict[int, list[int]] = {}
+    over = threading.Event()
+    with two_replicas(arguments) as url:
+        watcher = threading.Thread(target=watch, args=(memory, over))
+        watcher.start()
+        try:
+            records = run_jobs(records, {size: spec.model_dump_json() for size, spec in specs.items()}, url, arguments)
+        finally:
+            over.set()
+            watcher.join()
+    show(records, memory)
+    checked, wrong = verify(records, specs, arguments)
+    failed = [f"{record.job}: {failure}" for record in records for failure in record.failed]
+    idle = [record.job for record in records if not record.nowcasts]
+    print(f"{checked} forecasts computed alone, {len(wrong)} differ")
+    print(f"{len(failed)} calls failed for good; {len(idle)} jobs without a nowcast")
+    print("\n".join([*wrong[:5], *failed[:5], *idle[:5]]))
+    return 1 if wrong or failed or idle else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

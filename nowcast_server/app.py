@@ -1,0 +1,63 @@
+"""The FastAPI app."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import APIRouter, FastAPI
+
+from nowcast_server import problems
+from nowcast_server.forecasting import Forecaster, load_forecasters
+from nowcast_server.routes import health, jobs, nowcasts, snapshots
+from nowcast_server.service import Service
+from nowcast_server.settings import Settings
+from protos.messages import API
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    forecasters: Mapping[str, Forecaster] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+    first: APIRouter | None = None,
+) -> FastAPI:
+    """A nowcast server as an ASGI app; several in one process do not know of each other. Its `Service` is `app.state.service`.
+
+    Args:
+        settings: None reads them from `NOWCAST_*` variables.
+        forecasters: by name, to be used in place of those `settings` ask for.
+        on_failure: called when the forecasters cannot be loaded, since the app will never be ready then.
+        first: calls that take the place of the app's own.
+
+    Raises:
+        OSError, ValueError: the tokens cannot be read.
+    """
+    settings = settings or Settings()
+    loader = partial(load_forecasters, settings) if forecasters is None else partial(_given, forecasters)
+    service = Service(settings, loader=loader, on_failure=on_failure)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        title="Nowcast",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=f"{API}/openapi.json",
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    problems.install(app, service)
+    if first is not None:
+        app.include_router(first)
+    app.include_router(health.router)
+    for routes in (jobs, snapshots, nowcasts):
+        app.include_router(routes.router, prefix=API)
+    return app
+
+
+def _given(forecasters: Mapping[str, Forecaster]) -> Mapping[str, Forecaster]:
+    return forecasters

@@ -1,0 +1,46 @@
+"""Memory that was promised before it was used."""
+
+from protos.errors import Busy, OutOfMemoryBudget
+
+
+class Budget:
+    """So many bytes, taken and given back. Used on the event loop only.
+
+    Args:
+        limit_bytes: there are.
+        within: a larger budget that they come out of.
+    """
+
+    def __init__(self, limit_bytes: int, *, within: "Budget | None" = None) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self._within = within
+
+    def take(self, size_bytes: int, *, what: str) -> None:
+        """Set bytes aside for as long as `what` lives.
+
+        Raises:
+            OutOfMemoryBudget: they are not to be had. How many are left is not said: others' use is their own business.
+        """
+        if size_bytes > self.limit_bytes - self.used_bytes:
+            detail = f"{what} needs {size_bytes} bytes, more than are left of {self.limit_bytes}"
+            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
+        if self._within is not None:
+            self._within.take(size_bytes, what=what)
+        self.used_bytes += size_bytes
+
+    def borrow(self, size_bytes: int, *, what: str, retry_after_s: float) -> None:
+        """Set bytes aside for a short while.
+
+        Raises:
+            OutOfMemoryBudget: there will never be so many.
+            Busy: others have borrowed them; come again.
+        """
+        if size_bytes <= self.limit_bytes < self.used_bytes + size_bytes:
+            raise Busy(f"{what} needs {size_bytes} bytes that others are using; come again", retry_after_s=retry_after_s)
+        self.take(size_bytes, what=what)
+
+    def give(self, size_bytes: int) -> None:
+        self.used_bytes -= size_bytes
+        if self._within is not None:
+            self._within.give(size_bytes)

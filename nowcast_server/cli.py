@@ -1,0 +1,83 @@
+"""`nowcast-server`: run a server, make tokens, look at checkpoints. Heavy imports come after the arguments."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nowcast_server.metatrain.cli import app as metatrain
+from nowcast_server.serve_cli import serve_on_ray
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+Option = typer.Option
+
+
+@app.command()
+def run(  # noqa: PLR0917 -- typer passes every option by name
+    host: Annotated[str | None, Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one. [default: 8440]")] = None,
+    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, … [default: auto]")] = None,
+    checkpoint: Annotated[list[Path] | None, Option(help="Weights of nino or wnn; may be given for each.")] = None,
+    memory: Annotated[str | None, Option(help="For all histories, e.g. 8GiB. [default: 8GiB]")] = None,
+    max_snapshot: Annotated[str | None, Option(help="Largest snapshot. [default: 4GiB]")] = None,
+    forecast_memory: Annotated[str | None, Option(help="For forecasts in flight. [default: 8GiB]")] = None,
+    token_file: Annotated[Path | None, Option(help="Lines tenant:token or tenant:sha256:HEX.")] = None,
+    allow_anonymous: Annotated[bool | None, Option("--allow-anonymous", help="Listen beyond loopback without tokens.")] = None,
+    idle_s: Annotated[float | None, Option(help="Forget jobs nobody calls for so long. [default: 21600]")] = None,
+    drain_s: Annotated[float | None, Option(help="After SIGTERM, time for work in flight. [default: 60]")] = None,
+    threads: Annotated[int | None, Option(help="Of torch; 0 is torch's own choice. [default: 0]")] = None,
+    log_level: Annotated[str | None, Option(help="debug, info, warning or error. [default: info]")] = None,
+    log_format: Annotated[str | None, Option(help="text or json. [default: text]")] = None,
+) -> None:
+    """Serve nowcasts until SIGTERM. Every option can also be set as NOWCAST_OPTION in the environment."""
+    given: dict[str, Any] = {**locals(), "checkpoints": checkpoint and tuple(checkpoint)}
+    del given["checkpoint"]
+    from pydantic import ValidationError
+
+    from nowcast_server.settings import Settings
+
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{first['msg']}", param_hint="--" + str(first["loc"][0]).replace("_", "-")) from None
+    from nowcast_server.tokens import Tokens, check_exposure
+
+    try:
+        check_exposure(settings, Tokens.load(settings))  # before torch is imported: a mistake is told at once
+        from nowcast_server.running import serve
+
+        sys.exit(serve(settings))
+    except (OSError, ValueError) as error:
+        typer.echo(f"nowcast-server: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command()
+def token(tenant: str) -> None:
+    """Make a token for TENANT: the line for the server's token file (it holds only a hash), and the token itself."""
+    from nowcast_server.tokens import digest, new_token
+
+    made = new_token()
+    typer.echo(f"{tenant}:sha256:{digest(made).hex()}")
+    typer.echo(f"token, shown only now: {made}", err=True)
+
+
+app.command(name="serve-on-ray")(serve_on_ray)
+
+
+def _mount_checkpoints() -> None:
+    try:
+        from nowcast_server.checkpoint_cli import app as checkpoints
+    except ImportError:
+        return
+    app.add_typer(checkpoints, name="checkpoint")
+
+
+_mount_checkpoints()
+app.add_typer(metatrain, name="metatrain")
+
+if __name__ == "__main__":
+    app()

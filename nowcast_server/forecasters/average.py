@@ -1,0 +1,19 @@
+"""`average`: the mean of the context, whatever the horizon."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nowcast_server.forecasters.base import Forecaster, Horizons
+from protos.wiring import Wiring
+
+
+class Average(Forecaster):
+    """Forecasts the mean of the snapshots, at every horizon: latest-weight averaging."""
+
+    name: ClassVar[str] = "average"
+
+    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+        del wiring, node_pe
+        return states.mean(dim=0, dtype=torch.float32).repeat(len(horizons), 1)

@@ -1,0 +1,118 @@
+"""What every forecaster is: one method, which checks its arguments and changes nothing."""
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protos.errors import BadRequest, BadValue
+from protos.wiring import Wiring
+
+LEAST_CONTEXT = 2
+
+Horizons = tuple[int, ...]
+Array: TypeAlias = Tensor | np.ndarray[Any, Any]
+
+
+class Forecaster(ABC):
+    """Forecasts weights from a context. Stateless: one instance serves any number of jobs and threads at once."""
+
+    name: ClassVar[str]
+    needs_checkpoint: ClassVar[bool] = False
+
+    context: int | None = None
+    """Snapshots it needs; None for any number from 2."""
+
+    max_horizon: int | None = None
+    """The furthest horizon it can forecast, in intervals; None for any."""
+
+    laplacian: int = 0
+    """Laplacian features of a neuron it takes; 0 if it does not look at the graph."""
+
+    def forecast(
+        self,
+        wiring: Wiring,
+        states: Array,
+        horizons: Sequence[int] = (1, 5, 40),
+        node_pe: Array | None = None,
+    ) -> Tensor:
+        """Forecast the weights some horizons after the last snapshot.
+
+        Args:
+            wiring: of the network, n parameters.
+            states: the context, oldest first, raw: (context, n) float32, float16 or bfloat16, `interval` steps apart.
+            horizons: how far ahead, in intervals.
+            node_pe: Laplacian features (neurons, laplacian) to use in place of the wiring's own.
+
+        Returns:
+            (len(horizons), n) float32 on the device of `states`, finite. Weights that no block of the wiring holds keep
+            their last value, and so does one whose forecast overflows.
+
+        Raises:
+            BadRequest: an argument has the wrong shape, type or range; `field` names it.
+            BadValue: `states` or `node_pe` hold NaN or infinity.
+        """
+        states = _as_tensor(states)
+        self._check_states(wiring, states)
+        steps = self._check_horizons(horizons)
+        if node_pe is not None:
+            node_pe = _as_tensor(node_pe)
+            self._check_node_pe(wiring, node_pe)
+        forecasts = self.predict(wiring, states, horizons=steps, node_pe=node_pe).to(states.device, torch.float32)
+        for row in forecasts:
+            if not row.sum().isfinite():  # a mask of what is nearly always finite would cost as much memory as it
+                row.copy_(torch.where(row.isfinite(), row, states[-1].float()))
+        return forecasts
+
+    @abstractmethod
+    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+        """`forecast` for arguments that have been checked; values may overflow.
+
+        Must write to none of its arguments, and return a tensor of its own.
+        """
+
+    def _check_states(self, wiring: Wiring, states: Tensor) -> None:
+        if not states.is_floating_point():
+            raise BadRequest(f"states must be floating point, not {states.dtype}", field="states")
+        if states.ndim != 2 or states.shape[1] != wiring.size:
+            detail = f"states must be (context, {wiring.size}), as the wiring has parameters, not {tuple(states.shape)}"
+            raise BadRequest(detail, field="states")
+        if self.context is not None and states.shape[0] != self.context:
+            raise BadRequest(f"{self.name} needs {self.context} snapshots, not {states.shape[0]}", field="states")
+        if states.shape[0] < LEAST_CONTEXT:
+            raise BadRequest(f"a context has at least {LEAST_CONTEXT} snapshots, not {states.shape[0]}", field="states")
+        for index, snapshot in enumerate(states):  # one by one: a mask of the whole context would be large
+            if not snapshot.isfinite().all():
+                raise BadValue(f"snapshot {index} of the context holds NaN or infinity", field="states")
+
+    def _check_horizons(self, horizons: Sequence[int]) -> Horizons:
+        try:
+            steps = tuple(operator.index(horizon) for horizon in horizons)
+        except TypeError as error:
+            raise BadRequest(f"horizons must be integers, not {horizons!r}", field="horizons") from error
+        if not steps:
+            raise BadRequest("at least one horizon is needed", field="horizons")
+        for horizon in steps:
+            if horizon < 1 or (self.max_horizon is not None and horizon > self.max_horizon):
+                limit = f"1..{self.max_horizon}" if self.max_horizon is not None else "1 or more"
+                raise BadRequest(f"a horizon of {self.name} is {limit} intervals, not {horizon}", field="horizons")
+        return steps
+
+    def _check_node_pe(self, wiring: Wiring, node_pe: Tensor) -> None:
+        if not self.laplacian:
+            return
+        if not node_pe.is_floating_point() or tuple(node_pe.shape) != (wiring.neurons, self.laplacian):
+            detail = f"node_pe must be floating point ({wiring.neurons}, {self.laplacian}), not {tuple(node_pe.shape)}"
+            raise BadRequest(detail, field="node_pe")
+        if not node_pe.isfinite().all():
+            raise BadValue("node_pe holds NaN or infinity", field="node_pe")
+
+
+def _as_tensor(values: Array) -> Tensor:
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()  # torch has no read-only tensors, and warns
+    return torch.as_tensor(values)

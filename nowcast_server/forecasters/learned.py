@@ -1,0 +1,75 @@
+"""What the learned forecasters share: a checkpoint, and an engine that computes its model."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from nowcast_server.forecasters.base import Forecaster, Horizons
+from nowcast_server.nino.checkpoint import Checkpoint
+from nowcast_server.nino.options import CheckpointError
+from protos.errors import BadRequest
+from protos.wiring import Wiring
+
+DEFAULT_ENGINE: Final = "streaming"
+
+
+class Engine(Protocol):
+    """Computes a checkpoint's model. Must write to no argument and serve several threads at once."""
+
+    def forecast(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+        """Checked arguments, raw `states` (context, n) of any floating dtype to (len(horizons), n)."""
+
+
+class EngineType(Protocol):
+    """How an engine is made."""
+
+    def __call__(self, checkpoint: Checkpoint, *, device: str | torch.device) -> Engine: ...
+
+
+class LearnedForecaster(Forecaster):
+    """A forecaster with weights.
+
+    Args:
+        checkpoint: the weights.
+        device: where to compute.
+        engine: a key of `engines()`.
+
+    Raises:
+        CheckpointError: the checkpoint is of the other kind of model.
+        BadRequest: no such engine.
+    """
+
+    needs_checkpoint: ClassVar[bool] = True
+    graph: ClassVar[bool]
+    """Whether its checkpoints are graph networks."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", engine: str = DEFAULT_ENGINE) -> None:
+        if checkpoint.options.graph != self.graph:
+            other = "nino" if checkpoint.options.graph else "wnn"
+            raise CheckpointError(f"{checkpoint.name} is a checkpoint for the forecaster {other!r}", field="checkpoint")
+        known = self.engines()
+        if engine not in known:
+            raise BadRequest(f"engine {engine!r} is not one of {tuple(known)}", field="engine")
+        self.checkpoint = checkpoint
+        self.context = checkpoint.options.context
+        self.max_horizon = checkpoint.options.max_horizon
+        self._engine = known[engine](checkpoint, device=device)
+
+    @classmethod
+    @abstractmethod
+    def engines(cls) -> Mapping[str, EngineType]:
+        """The engines there are, by name; imported when called."""
+
+    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+        return self._engine.forecast(wiring, states, horizons=horizons, node_pe=node_pe)
+
+
+def streaming_engines() -> Mapping[str, EngineType]:
+    """The streaming engine: exact, and with products in bfloat16."""
+    from nowcast_server.nino.engine import StreamingEngine
+
+    return {"streaming": StreamingEngine, "streaming-bfloat16": partial(StreamingEngine, precision="bfloat16")}

@@ -1,0 +1,35 @@
+"""`linear`: each parameter goes on along its straight line."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nowcast_server.forecasters.base import Forecaster, Horizons
+from protos.wiring import Wiring
+
+
+class Linear(Forecaster):
+    r"""Least squares over the context, extrapolated k intervals beyond the last snapshot, parameter by parameter.
+
+    With :math:`t = 0 \ldots c-1` and the horizon at :math:`t = c - 1 + k`, the forecast is
+    :math:`\bar w + \frac{\sum_t (t - \bar t)\, w_t}{\sum_t (t - \bar t)^2} (c - 1 + k - \bar t)`.
+    """
+
+    name: ClassVar[str] = "linear"
+
+    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+        del wiring, node_pe
+        states = states.to(torch.float32)
+        weights = line_weights(states.shape[0], horizons).to(states)  # (horizons, context), rows add up to 1
+        last = states[-1]
+        # about the last snapshot: what does not move stays put exactly, and small moves keep their digits
+        return torch.addmm(last.expand(len(horizons), -1), weights[:, :-1], states[:-1] - last)
+
+
+def line_weights(context: int, horizons: Horizons) -> Tensor:
+    """How much each snapshot counts in the extrapolated line: (len(horizons), context) float64."""
+    time = torch.arange(context, dtype=torch.float64)
+    centred = time - time.mean()
+    ahead = context - 1 + torch.tensor(horizons, dtype=torch.float64) - time.mean()
+    return 1 / context + torch.outer(ahead, centred / centred.square().sum())

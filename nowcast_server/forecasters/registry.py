@@ -1,0 +1,59 @@
+"""The forecasters by name, and how to get one ready."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from nowcast_server.forecasters.average import Average
+from nowcast_server.forecasters.base import Forecaster
+from nowcast_server.forecasters.last import Last
+from nowcast_server.forecasters.learned import DEFAULT_ENGINE, LearnedForecaster
+from nowcast_server.forecasters.linear import Linear
+from nowcast_server.forecasters.nino import Nino
+from nowcast_server.forecasters.wnn import Wnn
+from nowcast_server.nino.checkpoint import CheckpointError, load_checkpoint
+from protos.errors import UnknownForecaster
+
+if TYPE_CHECKING:
+    import torch
+
+FORECASTERS: Final[dict[str, type[Forecaster]]] = {cls.name: cls for cls in (Last, Linear, Average, Wnn, Nino)}
+"""Every forecaster, the simplest first."""
+
+SHIPPED: Final = Path(__file__).parent.parent / "checkpoints"
+"""Where the package keeps weights of its own: `nino-base.safetensors` and `wnn-base.safetensors`."""
+
+
+def load_forecaster(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    device: "str | torch.device" = "cpu",
+    engine: str = DEFAULT_ENGINE,
+) -> Forecaster:
+    """Get the forecaster `name` ready.
+
+    Args:
+        name: a key of `FORECASTERS`.
+        checkpoint: weights for `nino` and `wnn`, a published `.pt` or our `.safetensors`; None for the ones the package ships.
+            The others need none and ignore it.
+        device: where `nino` and `wnn` compute.
+        engine: what computes them: `streaming`, `streaming-bfloat16` (faster, approximate) or `reference`, the plain model.
+
+    Raises:
+        UnknownForecaster: no such forecaster.
+        CheckpointError: no checkpoint, or not one for this forecaster.
+    """
+    if name not in FORECASTERS:
+        raise UnknownForecaster(f"forecaster {name!r} is not one of {', '.join(FORECASTERS)}", field="forecaster")
+    cls = FORECASTERS[name]
+    if not issubclass(cls, LearnedForecaster):
+        return cls()
+    return cls(load_checkpoint(checkpoint or _shipped(name)), device=device, engine=engine)
+
+
+def _shipped(name: str) -> Path:
+    path = SHIPPED / f"{name}-base.safetensors"
+    if not path.exists():
+        detail = f"{name!r} needs weights: pass checkpoint=PATH (--checkpoint PATH), e.g. a published NiNo checkpoint"
+        raise CheckpointError(detail, field="checkpoint")
+    return path

@@ -1,0 +1,118 @@
+"""What the device thread does: from a context to checked forecasts, ready to be sent."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from nowcast_server.finite import first_not_finite
+from nowcast_server.history import TORCH_DTYPES, Context
+from nowcast_server.settings import Settings
+from protos.errors import BadForecast, OutOfMemoryBudget
+from protos.frames import DTYPE_BYTES, Header
+from protos.messages import JobSpec, NowcastRequest
+from protos.wiring import Wiring
+
+
+class Forecaster(Protocol):
+    """What a server needs of a forecaster; `nowcast_server.forecasters` has the real ones.
+
+    Attributes:
+        context: snapshots it wants; None if any number will do.
+        max_horizon: the farthest it can look, in intervals; None if there is no end.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def context(self) -> int | None: ...
+    @property
+    def max_horizon(self) -> int | None: ...
+
+    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
+        """States (context, n) float32 -> forecasts (len(horizons), n); neither argument nor self is modified."""
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Forecasts on their way to a worker.
+
+    Args:
+        header: of the stream.
+        values: (len(horizons), n) in the dtype asked for, on the CPU, finite.
+        seconds: the device took.
+    """
+
+    header: Header
+    values: torch.Tensor
+    seconds: float
+
+    @property
+    def payload(self) -> memoryview:
+        return self.values.view(torch.uint8).numpy().data.cast("B")
+
+
+def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:
+    """The most memory one nowcast takes: the context as float32, the forecasts, and those in the dtype asked for."""
+    rows = len(request.horizons)
+    converted = 0 if request.dtype == "float32" else rows * DTYPE_BYTES[request.dtype]
+    return spec.wiring.size * (4 * spec.context + 4 * rows + converted)
+
+
+def forecast(forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest) -> Forecasts:
+    """Run the forecaster and check what it says.
+
+    Raises:
+        BadForecast: values that are not finite, in the dtype asked for, or not of the right shape.
+        OutOfMemoryBudget: the device has not the memory.
+    """
+    start = time.perf_counter()
+    try:
+        values = _forecast(forecaster, spec, context, tuple(request.horizons))
+        values = values.to("cpu", TORCH_DTYPES[request.dtype]).contiguous()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemoryBudget(f"the device has not the memory for this forecast: {error}") from error
+    for horizon, row in zip(request.horizons, values, strict=True):
+        wrong = first_not_finite(row)
+        if wrong is not None:
+            detail = f"{spec.forecaster} forecasts {row[wrong].item()} as {request.dtype} for value {wrong} at horizon {horizon}"
+            raise BadForecast(detail, field="horizons")
+    header = Header("forecasts", request.dtype, tuple(values.shape), request.step, tuple(request.horizons))
+    return Forecasts(header, values, time.perf_counter() - start)
+
+
+def _forecast(forecaster: Forecaster, spec: JobSpec, context: Context, horizons: tuple[int, ...]) -> torch.Tensor:
+    states = torch.empty(len(context.states), spec.wiring.size)  # (context, n) float32
+    for row, state in zip(states, context.states, strict=True):
+        row.copy_(state)
+    values = forecaster.forecast(spec.wiring, states, horizons=horizons)
+    if values.shape != (len(horizons), spec.wiring.size):
+        raise BadForecast(f"{spec.forecaster} gives the shape {tuple(values.shape)}, not {(len(horizons), spec.wiring.size)}")
+    return values.detach()
+
+
+def pick_device(name: str) -> str:
+    """`auto` as the device it stands for."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def load_forecasters(settings: Settings) -> Mapping[str, Forecaster]:
+    """The forecasters that need no weights, and those whose weights are given or come with the package."""
+    from nowcast_server.forecasters import FORECASTERS, load_forecaster
+    from nowcast_server.forecasters.registry import SHIPPED
+
+    device = pick_device(settings.device)
+    weights = {path.name.partition("-base")[0]: path for path in SHIPPED.glob("*-base.safetensors")}
+    weights |= {kind_of(path): path for path in settings.checkpoints}
+    names = [name for name, cls in FORECASTERS.items() if name in weights or not cls.needs_checkpoint]
+    return {name: load_forecaster(name, checkpoint=weights.get(name), device=device) for name in names}
+
+
+def kind_of(checkpoint: Path) -> str:
+    """Which forecaster a file holds the weights of: `nino` or `wnn`."""
+    from nowcast_server.nino.checkpoint import load_checkpoint
+
+    return "nino" if load_checkpoint(checkpoint).options.graph else "wnn"

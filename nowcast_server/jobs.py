@@ -1,0 +1,231 @@
+"""The jobs a server knows, each with its history; what they may take is settled when they register."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Final
+
+from nowcast_server.budget import Budget
+from nowcast_server.history import History, history_bytes
+from nowcast_server.settings import Settings
+from protos.errors import BadWiring, Busy, JobConflict, TooLarge, UnknownJob
+from protos.frames import DTYPE_BYTES
+from protos.messages import JobSpec, JobStatus, Outcome
+from protos.wiring import Wiring
+
+ROW_BYTES: Final = 512
+"""What a block or a parameter of a wiring takes as Python objects, about."""
+STRUCTURE_PER_NEURON: Final = 64
+"""Edges without weights a neuron may have, besides as many as there are weights. They cost a forecast time but no upload, so
+they need a bound of their own."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One training run.
+
+    Args:
+        tenant: whose it is.
+        id: its name with that tenant.
+        spec: as registered.
+        history: its snapshots.
+        budget: its tenant's,
+        memory_bytes: of which so many are promised to it.
+    """
+
+    tenant: str
+    id: str
+    spec: JobSpec
+    history: History
+    budget: Budget
+    memory_bytes: int
+    created_at: float = field(default_factory=time.time)
+    seen_at: float = field(default_factory=time.time)
+    seen: float = field(default_factory=time.monotonic)
+    users: int = 0  # uploads and forecasts in flight
+    closed: bool = False
+    snapshots: int = 0
+    nowcasts: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    last_outcomes: deque[Outcome] = field(default_factory=lambda: deque(maxlen=20))
+    forecast_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+
+    def touch(self) -> None:
+        self.seen_at, self.seen = time.time(), time.monotonic()
+
+    def report(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.outcome] += 1
+        self.last_outcomes.append(outcome)
+
+    def status(self) -> JobStatus:
+        wiring = self.spec.wiring
+        return JobStatus(
+            job=self.id,
+            wiring_hash=wiring.hash,
+            parameters=wiring.size,
+            neurons=wiring.neurons,
+            edges=wiring.edges,
+            context=self.spec.context,
+            interval=self.spec.interval,
+            dtype=self.spec.dtype,
+            forecaster=self.spec.forecaster,
+            created_at=self.created_at,
+            seen_at=self.seen_at,
+            steps=self.history.steps,
+            history_bytes=history_bytes(wiring.size, context=self.spec.context, dtype=self.spec.dtype),
+            snapshots=self.snapshots,
+            nowcasts=self.nowcasts,
+            outcomes=dict(self.outcomes),
+            last_outcomes=list(self.last_outcomes),
+            forecast_s=median(self.forecast_s) if self.forecast_s else None,
+        )
+
+
+class Jobs:
+    """Jobs by tenant and id. Used on the event loop only.
+
+    Args:
+        budget: what all histories together may take.
+        settings: the limits.
+    """
+
+    def __init__(self, budget: Budget, *, settings: Settings) -> None:
+        self._budget = budget
+        self._settings = settings
+        self._tenants: dict[str, Budget] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def of(self, tenant: str) -> list[Job]:
+        return [job for job in self._jobs.values() if job.tenant == tenant]
+
+    def get(self, tenant: str, job_id: str) -> Job:
+        """The tenant's job of this name.
+
+        Raises:
+            UnknownJob: there is none, whoever else may have one.
+        """
+        job = self._jobs.get((tenant, job_id))
+        if job is None:
+            raise UnknownJob(f"job {job_id!r} is not registered here: register it and resend its snapshots", field="job")
+        job.touch()
+        return job
+
+    def register(self, tenant: str, job_id: str, *, spec: JobSpec) -> tuple[Job, bool]:
+        """Take in a job, or find it if it is the same; the second value says whether it is new.
+
+        Raises:
+            JobConflict: another job has this id.
+            TooLarge, BadWiring: no server of this size could serve it.
+            OutOfMemoryBudget, Busy: it does not fit beside the others.
+        """
+        known = self._jobs.get((tenant, job_id))
+        if known is not None:
+            _check_same(known.spec, spec)
+            known.touch()
+            return known, False
+        check_size(spec, max_snapshot_bytes=self._settings.max_snapshot)
+        self._check_number(tenant)
+        size, wiring = spec.wiring.size, spec.wiring
+        memory_bytes = history_bytes(size, context=spec.context, dtype=spec.dtype)
+        memory_bytes += ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters))
+        budget = self._budget_of(tenant)
+        budget.take(memory_bytes, what=f"a history of {spec.context} snapshots of {size} {spec.dtype} values")
+        try:
+            history = History(size, context=spec.context, dtype=spec.dtype)
+        except BaseException:
+            budget.give(memory_bytes)
+            raise
+        job = self._jobs[tenant, job_id] = Job(tenant, job_id, spec, history, budget, memory_bytes)
+        return job, True
+
+    def _check_number(self, tenant: str) -> None:
+        if len(self._jobs) >= self._settings.max_jobs:
+            raise Busy("the server has as many jobs as it takes", retry_after_s=60)
+        if len(self.of(tenant)) >= self._settings.tenant_jobs:
+            raise Busy(f"you have {self._settings.tenant_jobs} jobs, as many as may be: delete some", retry_after_s=60)
+
+    def _budget_of(self, tenant: str) -> Budget:
+        self._tenants = {name: budget for name, budget in self._tenants.items() if budget.used_bytes}
+        limit_bytes = self._settings.tenant_memory or self._budget.limit_bytes
+        return self._tenants.setdefault(tenant, Budget(limit_bytes, within=self._budget))
+
+    def remove(self, job: Job) -> None:
+        """Forget a job; its memory is free once its last upload or forecast has ended."""
+        del self._jobs[job.tenant, job.id]
+        job.closed = True
+        if not job.users:
+            job.budget.give(job.memory_bytes)
+
+    def enter(self, job: Job) -> None:
+        """An upload or forecast of the job begins."""
+        job.users += 1
+
+    def leave(self, job: Job) -> None:
+        """It has ended."""
+        job.users -= 1
+        job.touch()
+        if job.closed and not job.users:
+            job.budget.give(job.memory_bytes)
+
+    @contextmanager
+    def using(self, job: Job) -> Iterator[None]:
+        self.enter(job)
+        try:
+            yield
+        finally:
+            self.leave(job)
+
+    def expire(self, idle_s: float) -> list[Job]:
+        """Forget the jobs nobody has called on for so long; which they were."""
+        before = time.monotonic() - idle_s
+        expired = [job for job in self._jobs.values() if job.seen < before and not job.users]
+        for job in expired:
+            self.remove(job)
+        return expired
+
+
+def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:
+    """Is this a network a server can work on at all?
+
+    Raises:
+        BadWiring: it has no parameters.
+        TooLarge: a snapshot is larger than allowed, or the graph is out of all proportion to its weights.
+    """
+    wiring = spec.wiring
+    if not wiring.size:
+        raise BadWiring("the wiring's parameters hold no values", field="wiring.parameters")
+    snapshot_bytes = wiring.size * DTYPE_BYTES[spec.dtype]
+    if snapshot_bytes > max_snapshot_bytes:
+        detail = (
+            f"a snapshot of {wiring.size} {spec.dtype} values has {snapshot_bytes} bytes; this server takes {max_snapshot_bytes}"
+        )
+        raise TooLarge(detail, field="wiring.parameters", limit_bytes=max_snapshot_bytes)
+    _check_structure(wiring)
+
+
+def _check_structure(wiring: Wiring) -> None:
+    neurons = 64 + 4 * wiring.size
+    if wiring.neurons > neurons:
+        raise TooLarge(f"{wiring.neurons} neurons for {wiring.size} weights; at most {neurons} make sense", field="wiring.neurons")
+    structure = sum(block.edges for block in wiring.blocks if not block.size)
+    most = wiring.size + STRUCTURE_PER_NEURON * wiring.neurons
+    if structure > most:
+        detail = f"{structure} edges without weights; at most {most} make sense for this network"
+        raise TooLarge(detail, field="wiring.blocks")
+
+
+def _check_same(known: JobSpec, given: JobSpec) -> None:
+    if known.wiring.hash != given.wiring.hash:
+        raise JobConflict("the job is registered with another wiring; take another id, or delete it first", field="wiring")
+    for name in ("context", "interval", "dtype", "forecaster"):
+        ours, theirs = getattr(known, name), getattr(given, name)
+        if ours != theirs:
+            raise JobConflict(
+                f"the job is registered with {name} {ours!r}, not {theirs!r}; take another id, or delete it", field=name
+            )

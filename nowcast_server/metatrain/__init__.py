@@ -1,0 +1,1 @@
+"""Meta-training: collecting trajectories of many small training runs and fitting a forecaster to them."""

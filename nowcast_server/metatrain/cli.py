@@ -1,0 +1,91 @@
+"""`nowcast-server metatrain`: collect trajectories, fit a forecaster to them, see how good it is."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Make forecasters: collect trajectories of training runs and fit to them.", no_args_is_help=True)
+
+Config = Annotated[Path, typer.Argument(help="A TOML file; deploy/metatrain/ has the ones nino-base was made with.")]
+
+
+@app.command()
+def collect(
+    config: Config,
+    *,
+    on_ray: Annotated[bool, typer.Option("--ray", help="Spread the studies over a Ray cluster, not over local processes.")] = False,
+) -> None:
+    """Train the studies that CONFIG asks for and that its folder does not hold yet. Stop it at any time, start it again."""
+    from nowcast_server.metatrain.collect import CollectConfig
+    from nowcast_server.metatrain.workers import collect_local, collect_on_ray
+
+    _log()
+    (collect_on_ray if on_ray else collect_local)(_read(CollectConfig, config))
+
+
+@app.command()
+def fit(config: Config) -> None:
+    """Fit a forecaster to trajectories, or go on with an interrupted fit: the weights come out the same to the bit."""
+    from nowcast_server.metatrain.fit import FitConfig
+    from nowcast_server.metatrain.fit import fit as run
+
+    _log()
+    typer.echo(run(_read(FitConfig, config)))
+
+
+@app.command()
+def show(folder: Annotated[Path, typer.Argument(help="Of trajectories.")]) -> None:
+    """Count the networks, runs and snapshots of each task in FOLDER."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from nowcast_server.metatrain.library import Library, describe
+
+    rows = describe(Library.open(folder))
+    table = Table("task", "networks", "runs", "snapshots")
+    for task, counts in sorted(rows.items()):
+        table.add_row(task, *(str(count) for count in counts.values()))
+    Console().print(table)
+
+
+@app.command()
+def judge(
+    folder: Annotated[Path, typer.Argument(help="Of trajectories; those for validation are used.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Forecasters, published ones too.")],
+    stride: Annotated[int, typer.Option(help="Snapshots between two of a context.")] = 2,
+) -> None:
+    """Print the skill of CHECKPOINTS and their rivals on validation runs, by kind of network and horizon."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from nowcast_server.metatrain.library import Library
+    from nowcast_server.metatrain.skill import HORIZONS, RIVALS, load_predictor, skill
+
+    predictors = {**RIVALS, **{path.stem: load_predictor(path) for path in checkpoints}}
+    found = skill(Library.open(folder).validation, predictors, stride=stride)
+    table = Table("forecaster", "networks", *(f"k={horizon}" for horizon in HORIZONS))
+    for name, scopes in found.items():
+        for scope, values in sorted(scopes.items()):
+            table.add_row(name, scope, *(f"{value:.3f}" for value in values.values()))
+    Console().print(table)
+
+
+def _read(model: Any, path: Path) -> Any:
+    import tomllib
+
+    from pydantic import ValidationError
+
+    try:
+        return model(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="CONFIG") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", param_hint="CONFIG") from None
+
+
+def _log() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -1,0 +1,78 @@
+"""Collecting trajectories: train study after study and store what every lane went through."""
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from nowcast_server.metatrain.draw import Study, draw
+from nowcast_server.metatrain.stack import Snapshots, train
+from nowcast_server.metatrain.store import SUFFIX, TrajectoryWriter
+
+MOST_MOVED = 1000.0
+"""A run whose weights went further has diverged."""
+
+
+class CollectConfig(BaseModel):
+    """A collection.
+
+    Args:
+        folder: of the store; a study is a folder in it.
+        seed: of the collection.
+        first: number of the first study.
+        studies: how many.
+        lanes: networks trained at once in a study, at most; twice as many of the cheapest kind.
+        validation_share: share of studies on data that is never fitted to.
+        workers: processes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    seed: int = 0
+    first: int = Field(0, ge=0)
+    studies: int = Field(400, ge=1)
+    lanes: int = Field(8, ge=1)
+    validation_share: float = Field(0.12, ge=0, le=1)
+    workers: int = Field(2, ge=1)
+
+    def home(self, number: int) -> Path:
+        """The folder of a study."""
+        return self.folder / f"{self.seed}-{number:05d}"
+
+
+def collect_study(config: CollectConfig, number: int) -> str:
+    """Train a study and store it; what was done, in a line. Stopped at any moment, it has to be trained again."""
+    study = draw(config.seed, number, lanes=config.lanes, validation_share=config.validation_share)
+    started = time.monotonic()
+    kept = run(study, config.home(number))
+    about = f"{study.design.kind} {study.data} {study.design.widths} batch {study.batch_size} steps {study.steps}"
+    return f"study {number}: {kept} runs, {about}, {time.monotonic() - started:.0f} s"
+
+
+def run(study: Study, home: Path) -> int:
+    """Train a study and store its runs in the folder `home`, which appears when they are complete. Returns how many there are.
+
+    Runs that diverged are left out.
+    """
+    settings = {"batch_size": study.batch_size, "steps": study.steps, "every": study.every}
+    snapshots = list(train(study.design, study.lanes, study.feed(), **settings, seed=study.number))
+    draft = home.with_name(f".{home.name}")
+    draft.mkdir(parents=True, exist_ok=True)
+    kept = sum(_store(study, lane, snapshots, draft / f"{lane:02d}{SUFFIX}") for lane in range(len(study.lanes)))
+    draft.replace(home)
+    return kept
+
+
+def _store(study: Study, lane: int, snapshots: list[Snapshots], path: Path) -> bool:
+    path.unlink(missing_ok=True)  # of an interrupted attempt
+    first = snapshots[0].states[lane].numpy()
+    header = {**study.header(lane), "final_loss": float(snapshots[-1].losses[lane])}
+    if not math.isfinite(header["final_loss"]) or (snapshots[-1].states[lane] - snapshots[0].states[lane]).abs().max() > MOST_MOVED:
+        return False
+    with TrajectoryWriter(path, first, header=header) as writer:
+        for snapshot in snapshots:
+            writer.append(snapshot.step, np.asarray(snapshot.states[lane]), loss=float(snapshot.losses[lane]))
+    return True

@@ -1,0 +1,101 @@
+"""The trajectories that a forecaster is fitted to or judged on, grouped by network."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from nowcast_server.metatrain.networks import Design
+from nowcast_server.metatrain.store import Trajectory, trajectories
+from protos.wiring import Wiring
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs of one network on one task.
+
+    Args:
+        task: e.g. `convnet/fashion`; the part before the slash is the kind.
+        runs: at least one.
+    """
+
+    task: str
+    runs: tuple[Trajectory, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.task.split("/")[0]
+
+    @property
+    def design(self) -> Design | None:
+        """None for runs recorded by a server, which knows their wiring only."""
+        design = self.runs[0].header.get("design")
+        return Design.from_dict(design) if design else None
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        return wiring_of(self.design) if self.design else Wiring.from_dict(self.runs[0].header["wiring"])
+
+
+@dataclass(frozen=True)
+class Library:
+    """Groups to fit to and groups to judge by."""
+
+    training: tuple[Group, ...]
+    validation: tuple[Group, ...]
+
+    @classmethod
+    def open(cls, folder: Path, *, least: int = 20, without: tuple[str, ...] = ()) -> "Library":
+        """Runs below `folder`, cut where they jumped, of at least `least` snapshots, but for tasks that begin with `without`."""
+        found: dict[tuple[bool, str, str], list[Trajectory]] = defaultdict(list)
+        for run in (piece for whole in trajectories(folder) for piece in whole.pieces()):
+            task = str(run.header.get("task", "recorded"))
+            if len(run.steps) < least or task.startswith(without or ("\0",)):
+                continue
+            network = json.dumps(run.header.get("design") or run.header["wiring"])
+            found[bool(run.header.get("validation")), task, network].append(run)
+        groups = {key: Group(key[1], tuple(runs)) for key, runs in found.items()}
+        return cls(
+            training=tuple(group for (validation, *_), group in groups.items() if not validation),
+            validation=tuple(group for (validation, *_), group in groups.items() if validation),
+        )
+
+
+@lru_cache(maxsize=1024)
+def wiring_of(design: Design) -> Wiring:
+    """The wiring of a design's network."""
+    from trainer_worker.wiring import wire
+
+    if design.kind != "gpt":
+        return wire(design.build())
+    return wire(_hugging_face_gpt(design))
+
+
+def _hugging_face_gpt(design: Design) -> Any:
+    """The network whose parameters a gpt design's are, by name and shape: the one `wire` knows by its class."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config: Any = GPT2Config(
+        vocab_size=design.inputs,
+        n_positions=design.tokens,
+        n_embd=design.widths[0],
+        n_layer=len(design.widths),
+        n_head=design.heads,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def describe(library: Library) -> dict[str, dict[str, int]]:
+    """How many networks, runs and snapshots of each task a library holds."""
+    table: dict[str, dict[str, int]] = {}
+    for part, groups in (("training", library.training), ("validation", library.validation)):
+        for group in groups:
+            row = table.setdefault(f"{part} {group.task}", {"networks": 0, "runs": 0, "snapshots": 0})
+            row["networks"] += 1
+            row["runs"] += len(group.runs)
+            row["snapshots"] += sum(len(run.steps) for run in group.runs)
+    return table

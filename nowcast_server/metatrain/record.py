@@ -1,0 +1,80 @@
+"""Recording what jobs stream, so that a team's forecaster learns the team's own workloads."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nowcast_server.metatrain.store import SUFFIX, BadTrajectory, Floats, Trajectory, TrajectoryWriter
+from protos.wiring import Wiring
+
+
+@dataclass
+class _Recording:
+    writer: TrajectoryWriter
+    segment: int
+
+
+@dataclass
+class Recorder:
+    """Keeps the snapshots of jobs in a folder, one file a run. For one thread.
+
+    Args:
+        folder: below which the files lie.
+        kind: what the runs count as when a fit draws its examples.
+    """
+
+    folder: Path
+    kind: str = "recorded"
+    _open: dict[str, _Recording] = field(default_factory=dict)
+
+    def add(self, job: str, *, wiring: Wiring, interval: int, step: int, state: Floats) -> bool:
+        """Keep a snapshot (n,) float32; whether it was kept.
+
+        A step that is held already, as when a worker sends its context again, is passed over, and so is a snapshot whose
+        weights moved beyond what float16 reaches.
+        """
+        recording = self._open.get(job) or self._begin(job, wiring, interval, step, state)
+        if step <= recording.writer.last_step:
+            return False
+        try:
+            recording.writer.append(step, state, segment=recording.segment)
+        except BadTrajectory:
+            return False
+        recording.writer.flush()
+        return True
+
+    def jumped(self, job: str) -> None:
+        """The job has loaded a forecast, or gone back: what follows does not continue what came before."""
+        if job in self._open:
+            self._open[job].segment += 1
+
+    def end(self, job: str) -> None:
+        """The job is gone; one that comes back under its name continues its file if its steps do."""
+        if recording := self._open.pop(job, None):
+            recording.writer.close()
+
+    def close(self) -> None:
+        """End all."""
+        for job in tuple(self._open):
+            self.end(job)
+
+    def _begin(self, job: str, wiring: Wiring, interval: int, step: int, state: Floats) -> _Recording:
+        header = {"task": f"{self.kind}/{job}", "interval": interval, "wiring": wiring.to_dict()}
+        path = self._free_path(f"{job}-{wiring.hash[:12]}", step)
+        segment = _last_segment(path) + 1 if path.exists() else 0
+        self._open[job] = _Recording(TrajectoryWriter(path, state, header=header), segment)
+        return self._open[job]
+
+    def _free_path(self, name: str, step: int) -> Path:
+        """The run's file, or the next number if that has come further than `step`: another run under the same name."""
+        number = 0
+        while (path := self.folder / f"{name}-{number}{SUFFIX}").exists():
+            steps = Trajectory.open(path).steps
+            if not len(steps) or steps[-1] < step:
+                break
+            number += 1
+        return path
+
+
+def _last_segment(path: Path) -> int:
+    segments = Trajectory.open(path).records["segment"]
+    return int(segments[-1]) if len(segments) else -1

@@ -1,0 +1,192 @@
+"""Trajectories on disk: one file a run, appended snapshot by snapshot, readable at any moment.
+
+    8 bytes    b"NOWTRAJ1"
+    8 bytes    length of the header in bytes, little-endian
+    header     JSON, padded with spaces so that what follows starts at a multiple of 64 bytes
+    4 n bytes  base: the first snapshot, little-endian float32
+    records    one for each snapshot, 24 + 2 n bytes:
+               step uint64, loss float32, segment uint32, crc32 uint32 of the deltas, zero uint32, deltas (n,) float16
+
+A snapshot is base + deltas; differences from the base keep more digits in float16 than the weights would. A jump starts a new
+segment: training did not go from one segment to the next. A record that is cut off or fails its checksum, as after
+a crash, ends the trajectory; a writer that opens the file again continues from there.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+MAGIC: Final = b"NOWTRAJ1"
+SUFFIX: Final = ".trajectory"
+ALIGNMENT: Final = 64
+
+Floats = npt.NDArray[np.float32]
+
+
+class BadTrajectory(Exception):
+    """A file that is no trajectory, or a snapshot that does not fit it."""
+
+
+def _record(size: int) -> np.dtype[Any]:
+    return np.dtype(
+        [("step", "<u8"), ("loss", "<f4"), ("segment", "<u4"), ("crc", "<u4"), ("zero", "<u4"), ("deltas", "<f2", (size,))]
+    )
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One recorded run, mapped into memory.
+
+    Args:
+        path: the file.
+        header: what was said about the run; see `TrajectoryWriter`.
+        base: (n,) float32.
+        records: (snapshots,) of step, loss, segment and deltas.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    base: Floats
+    records: npt.NDArray[Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Map a file.
+
+        Raises:
+            BadTrajectory: it is none.
+        """
+        header, start = _read_header(path)
+        size = header["parameters"]
+        record = _record(size)
+        count = max(path.stat().st_size - start - 4 * size, 0) // record.itemsize
+        base = np.fromfile(path, dtype="<f4", count=size, offset=start)
+        if len(base) < size:
+            raise BadTrajectory(f"{path} ends within its base")
+        if count == 0:
+            return cls(path, header, base, np.empty(0, dtype=record))
+        records = np.memmap(path, dtype=record, mode="r", offset=start + 4 * size, shape=(count,))
+        return cls(path, header, base, records[: _sound(records)])
+
+    @cached_property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """(snapshots,) the training step of each."""
+        return np.asarray(self.records["step"], dtype=np.int64)
+
+    def pieces(self) -> "list[Trajectory]":
+        """Stretches without a jump and without a missing snapshot: in each, steps are equally far apart."""
+        gaps, segments = np.diff(self.steps), np.diff(self.records["segment"].astype(np.int64))
+        usual = int(self.header.get("interval", gaps.min(initial=1)))
+        ends = [*(np.flatnonzero((gaps != usual) | (segments != 0)) + 1).tolist(), len(self.steps)]
+        starts = [0, *ends[:-1]]
+        return [replace(self, records=self.records[start:end]) for start, end in zip(starts, ends, strict=True)]
+
+    def states(self, index: npt.NDArray[np.int64] | slice) -> Floats:
+        """Snapshots by position: (len(index), n) float32."""
+        deltas: Floats = self.records["deltas"][index].astype(np.float32)
+        return deltas + self.base
+
+
+class TrajectoryWriter:
+    """Appends snapshots to a file, or goes on with one that is there.
+
+    Args:
+        path: of the file; its folder is made.
+        first: (n,) float32, the first snapshot; read only if the file is new.
+        header: JSON-able. `metatrain.fit` reads `wiring` (`Wiring.to_dict`) or `design` (`Design.to_dict`), `task`, and
+            `interval`, the training steps between snapshots.
+
+    Raises:
+        BadTrajectory: the file there holds another network's run.
+    """
+
+    def __init__(self, path: Path, first: Floats, *, header: dict[str, Any]) -> None:
+        self.path, self._size = path, len(first)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _create(path, first, header)
+        kept = Trajectory.open(path)
+        if len(kept.base) != self._size:
+            raise BadTrajectory(f"{path} holds snapshots of {len(kept.base)} parameters, not {self._size}")
+        self._base = kept.base
+        self.last_step = int(kept.steps[-1]) if len(kept.steps) else -1
+        _, start = _read_header(path)
+        self._file: BinaryIO = path.open("r+b")
+        self._file.truncate(start + 4 * self._size + len(kept.steps) * _record(self._size).itemsize)
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, step: int, state: Floats, *, loss: float = float("nan"), segment: int = 0) -> None:
+        """Add the snapshot `state` (n,) of a later step than all before.
+
+        Raises:
+            BadTrajectory: the step is not later, or a weight has moved further than float16 reaches.
+        """
+        if step <= self.last_step:
+            raise BadTrajectory(f"step {step} is not after step {self.last_step}")
+        row = np.zeros(1, dtype=_record(self._size))
+        with np.errstate(over="ignore"):
+            row["deltas"] = state - self._base
+        if not np.isfinite(row["deltas"]).all():
+            raise BadTrajectory(f"the snapshot of step {step} is not finite in float16")
+        row["step"], row["loss"], row["segment"] = step, loss, segment
+        row["crc"] = zlib.crc32(row["deltas"].tobytes())
+        self._file.write(row.tobytes())
+        self.last_step = step
+
+    def flush(self) -> None:
+        """Hand what was appended to the operating system, for others to read."""
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def trajectories(folder: Path) -> Iterator[Trajectory]:
+    """All trajectories below `folder`, in the order of their paths."""
+    for path in sorted(folder.rglob(f"*{SUFFIX}")):
+        yield Trajectory.open(path)
+
+
+def _create(path: Path, first: Floats, header: dict[str, Any]) -> None:
+    text = json.dumps({**header, "format": 1, "parameters": len(first)}, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 16) % ALIGNMENT)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(MAGIC + len(text).to_bytes(8, "little") + text + first.astype("<f4").tobytes())
+    draft.replace(path)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    with path.open("rb") as file:
+        if file.read(8) != MAGIC:
+            raise BadTrajectory(f"{path} is no trajectory")
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, 2**30)))
+        except ValueError as error:
+            raise BadTrajectory(f"{path}: its header is not JSON") from error
+    if not isinstance(header, dict) or header.get("format") != 1 or not isinstance(header.get("parameters"), int):
+        raise BadTrajectory(f"{path}: this version reads format 1 alone")
+    return header, 16 + length
+
+
+def _sound(records: npt.NDArray[Any]) -> int:
+    """How many records are whole. Appending can only damage the end, so the last sound one vouches for those before."""
+    count = len(records)
+    while count and zlib.crc32(records["deltas"][count - 1].tobytes()) != records["crc"][count - 1]:
+        count -= 1
+    return count

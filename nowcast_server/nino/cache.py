@@ -1,0 +1,41 @@
+"""A bounded cache that several threads may use."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+class LruCache(Generic[Value]):
+    """Keeps the values used last, while together they weigh no more than `capacity`; the newest is always kept.
+
+    Args:
+        capacity: in the unit of `weigh`.
+        weigh: the weight of a value.
+    """
+
+    def __init__(self, capacity: int, *, weigh: Callable[[Value], int]) -> None:
+        self._values: OrderedDict[str, Value] = OrderedDict()
+        self._capacity, self._weigh, self._weight = capacity, weigh, 0
+        self._lock = threading.Lock()
+
+    def get(self, key: str, make: Callable[[], Value]) -> Value:
+        """The value under `key`, made if need be: outside the lock, so that two threads may make it twice, to no harm."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value
+                self._weight += self._weigh(value)
+            while self._weight > self._capacity and len(self._values) > 1:
+                _, dropped = self._values.popitem(last=False)
+                self._weight -= self._weigh(dropped)
+            return self._values.get(key, value)
+
+    def __len__(self) -> int:
+        return len(self._values)

@@ -1,0 +1,168 @@
+"""Checkpoints: the published `.pt` files in, this project's `.safetensors` in and out.
+
+Our files hold the model's tensors under the names of `tensor_shapes`, and one metadata entry, `nowcast`: a JSON header
+`{"format": 1, "name", "note", "context", "horizons", "options": {…}}`. Nothing is ever unpickled beyond what
+`torch.load(weights_only=True)` admits.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from nowcast_server.nino.options import CheckpointError, ModelOptions, tensor_shapes
+from nowcast_server.nino.published import published_options, tensor_name
+
+__all__ = ["Checkpoint", "CheckpointError", "convert", "load_checkpoint", "save_checkpoint", "show"]
+
+FORMAT: Final = 1
+HEADER: Final = "nowcast"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's weights and what they mean.
+
+    Args:
+        options: what the model is made of.
+        tensors: float32 weights on the CPU, named as in `tensor_shapes(options)`. Not to be written to.
+        name: what the weights are called.
+        note: how they were trained, in a sentence or two.
+
+    Raises:
+        CheckpointError: a tensor is missing, superfluous, of the wrong shape, or not finite.
+    """
+
+    options: ModelOptions
+    tensors: Mapping[str, Tensor]
+    name: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        shapes = tensor_shapes(self.options)
+        for name, shape in shapes.items():
+            if name not in self.tensors:
+                raise CheckpointError(f"tensor {name!r} is missing: the file is incomplete or its options are wrong", field=name)
+            tensor = self.tensors[name]
+            if tuple(tensor.shape) != shape:
+                detail = f"tensor {name!r} has the shape {tuple(tensor.shape)}, its options imply {shape}"
+                raise CheckpointError(detail, field=name)
+            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise CheckpointError(f"tensor {name!r} must hold finite floating point numbers", field=name)
+        for name in self.tensors.keys() - shapes.keys():
+            raise CheckpointError(f"tensor {name!r} has no place in a model with these options", field=name)
+
+    @property
+    def size(self) -> int:
+        """How many weights there are."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a published `.pt` or one of our `.safetensors`; the content says which it is.
+
+    Raises:
+        CheckpointError: the file is missing, is neither, or contradicts itself.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}", field="checkpoint") from error
+    if start[8:9] == b"{":
+        return _load_safetensors(path)
+    return _load_published(path)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Write `checkpoint` as `.safetensors` with its header."""
+    from safetensors.torch import save_file
+
+    options = checkpoint.options
+    header = {
+        "format": FORMAT,
+        "name": checkpoint.name,
+        "note": checkpoint.note,
+        "context": options.context,
+        "horizons": options.max_horizon,
+        "options": options.to_dict(),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    save_file(tensors, str(path), metadata={HEADER: json.dumps(header)})
+
+
+def convert(source: str | Path, target: str | Path, *, name: str | None = None, note: str | None = None) -> Checkpoint:
+    """Read any checkpoint and write it as `.safetensors`; `name` and `note` replace what it says."""
+    if Path(target).suffix != ".safetensors":
+        raise CheckpointError(f"{target}: checkpoints are written as .safetensors only", field="target")
+    old = load_checkpoint(source)
+    new = Checkpoint(old.options, old.tensors, name or old.name, old.note if note is None else note)
+    save_checkpoint(new, target)
+    return new
+
+
+def show(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds, as JSON-able values: name, note, kind, weights, bytes, options and tensor shapes."""
+    checkpoint = load_checkpoint(path)
+    return {
+        "name": checkpoint.name,
+        "note": checkpoint.note,
+        "forecaster": "nino" if checkpoint.options.graph else "wnn",
+        "weights": checkpoint.size,
+        "file_bytes": Path(path).stat().st_size,
+        "options": checkpoint.options.to_dict(),
+        "tensors": {name: list(tensor.shape) for name, tensor in checkpoint.tensors.items()},
+    }
+
+
+def _load_safetensors(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = _read_header(path, file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}", field="checkpoint") from error
+    options = ModelOptions.from_dict(header.get("options"))
+    return Checkpoint(options, dict(_as_float32(tensors)), str(header.get("name", path.stem)), str(header.get("note", "")))
+
+
+def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if HEADER not in metadata:
+        raise CheckpointError(f"{path} has no {HEADER!r} header: it holds no model of this project", field="checkpoint")
+    try:
+        header = json.loads(metadata[HEADER])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: its header is not JSON: {error}", field="checkpoint") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: this version of nowcast reads format {FORMAT} alone", field="format")
+    return header
+
+
+def _load_published(path: Path) -> Checkpoint:
+    try:
+        # the published training script stores its arguments too; a Namespace is as inert as a dict
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly anything for a file that is not its own
+        raise CheckpointError(f"{path} is neither a .safetensors nor a published .pt checkpoint", field="checkpoint") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict", field="checkpoint")
+    tensors = content.get("state_dict", content)
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} holds no state_dict of a NiNo model", field="state_dict")
+    options = published_options(content.get("model_args", {}) if "state_dict" in content else {})
+    ours = {tensor_name(name): tensor for name, tensor in tensors.items()}
+    return Checkpoint(options, dict(_as_float32(ours)), path.stem, "published by the authors of arXiv 2409.04434")
+
+
+def _as_float32(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        yield name, tensor.float() if tensor.is_floating_point() else tensor

@@ -1,0 +1,177 @@
+"""The streaming engine itself."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from nowcast_server.nino.checkpoint import Checkpoint
+from nowcast_server.nino.engine.exchange import Alone, Exchange
+from nowcast_server.nino.engine.fold import Folded, NeuronStage, fold
+from nowcast_server.nino.engine.kernels import Kernels, Sums
+from nowcast_server.nino.engine.neurons import Neurons
+from nowcast_server.nino.engine.placement import Placement, placement
+from nowcast_server.nino.engine.plan import Bundle, Plan, Unit, plan
+from nowcast_server.nino.engine.products import PRODUCTS, Precision
+from nowcast_server.nino.engine.snapshots import Snapshots, panel_view
+from nowcast_server.nino.engine.tiles import Ends
+from nowcast_server.nino.engine.workers import aside, in_order, run
+from nowcast_server.nino.laplacian import laplacian_features
+from protos.wiring import Wiring
+
+
+class StreamingEngine:
+    """Forecasts with NiNo or WNN, exactly, in memory O(neurons * hidden); see the package's docstring.
+
+    It holds no state but the folded weights, so one instance serves any number of threads.
+
+    Args:
+        checkpoint: the weights.
+        device: where to compute.
+        precision: of the products of H x H; `bfloat16` is off by some 0.5% of the forecast change, and faster where the hardware
+            multiplies it fast.
+        exchange: with the other processes that make the same forecasts.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+        exchange: Exchange | None = None,
+    ) -> None:
+        self.options = checkpoint.options
+        self.device = torch.device(device)
+        folded = fold(checkpoint.options, checkpoint.tensors).to(self.device)
+        self._kernels = Kernels(folded, products=PRODUCTS[precision]())
+        self._exchange: Exchange = exchange or Alone()
+
+    def forecast(
+        self, wiring: Wiring, states: Tensor | Sequence[Tensor], *, horizons: tuple[int, ...], node_pe: Tensor | None
+    ) -> Tensor:
+        """Forecast a context, raw: (context, n), or its snapshots (n,) one by one; float32, float16 or bfloat16.
+
+        Arguments are trusted: a forecaster has checked them. `node_pe` (neurons, laplacian) replaces the wiring's own Laplacian
+        features. Weights in no block keep their last value.
+
+        Returns:
+            (len(horizons), n) float32 on the device of `states`.
+        """
+        if node_pe is None and self.options.graph:
+            node_pe = laplacian_features(wiring, count=self.options.laplacian)
+        place = placement(self.device)
+
+        def compute() -> Tensor:
+            work = plan(wiring, place.sizes, graph=self.options.graph, device=self.device)
+            rows = [row.detach().contiguous() for row in states]
+            snapshots = Snapshots(rows, wiring, scaling=self.options.scaling, placement=place)
+            return _Forecast(work, snapshots, self._kernels, place, self._exchange).run(horizons, node_pe)
+
+        return aside(compute)
+
+    def memory_bytes(self, wiring: Wiring, *, horizons: int = 1) -> int:
+        """An upper estimate of what a forecast allocates besides the snapshots it reads, on the CPU; it needs no snapshots."""
+        place = placement(self.device)
+        work = plan(wiring, place.sizes, graph=self.options.graph, device=self.device)
+        vectors = 4 * self.options.hidden  # bytes
+        stages = sum(stage.at_source is not None for stage in self._kernels.folded.edge_stages)
+        # at the last convolution: x and B, the sums twice (their group's apart), and both ends of every stage before and after it
+        neurons = wiring.neurons * vectors * (2 + 4 + 2 * stages)
+        units = 2 * place.threads * (_UNIT_BYTES + 8 * place.sizes.bundle * vectors)
+        return work.nbytes + neurons + units + 4 * horizons * wiring.size
+
+
+_UNIT_BYTES: Final = 4 * 2**20
+"""A panel's snapshots and forecasts, two tiles' buffers, and what products need."""
+
+
+class _Forecast:
+    """One forecast under way."""
+
+    def __init__(self, work: Plan, snapshots: Snapshots, kernels: Kernels, place: Placement, exchange: Exchange) -> None:
+        self._work, self._snapshots, self._kernels, self._place, self._exchange = work, snapshots, kernels, place, exchange
+        self._folded: Folded = kernels.folded
+        self._own = [group for index, group in enumerate(work.groups) if exchange.owns(index)]
+
+    def run(self, horizons: Sequence[int], node_pe: Tensor | None) -> Tensor:
+        if node_pe is None:
+            return self._read_out([None] * len(self._folded.edge_stages), horizons)
+        return self._read_out(self._converge(node_pe), horizons)
+
+    def _converge(self, node_pe: Tensor) -> list[Ends | None]:
+        """What the neurons contribute to every edge stage."""
+        neurons = Neurons(self._folded, self._work, self._place, node_pe)
+        ends, convolutions = list[Ends | None](), iter(self._folded.neuron_stages)
+        for stage in self._folded.edge_stages:
+            if stage.at_source is None:
+                ends.append(None)
+                continue
+            convolution = next(convolutions)
+            neurons.update(convolution, self._gather(convolution, ends, neurons.at_source(convolution)))
+            ends.append(neurons.ends(stage))
+        return ends
+
+    def _gather(self, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor) -> Sums:
+        """Sums over the edges into every neuron."""
+        hidden = at_source.shape[1]
+        width = self._work.slots * self._snapshots.context if stage.level == 0 else hidden
+
+        def messages(unit: Unit) -> Sums:
+            with self._place.unit():
+                sums = self._kernels.messages(unit, self._snapshots.read(unit), stage, ends, at_source)
+                self._place.hand_over(sums.hidden, sums.modulated)
+                return sums
+
+        def zeros(rows: slice) -> Sums:
+            count = rows.stop - rows.start
+            return Sums(rows, at_source.new_zeros(count, width), at_source.new_zeros(count, hidden))
+
+        parts = in_order(messages, (unit for group in self._own for unit in group.units), threads=self._place.threads)
+        own = (add_up(zeros(group.rows), (next(parts) for _ in group.units)) for group in self._own)
+        total = zeros(slice(0, len(at_source)))
+        for sums in self._exchange.share((partial(zeros, group.rows) for group in self._work.groups), own):
+            total.hidden[sums.rows] += sums.hidden
+            total.modulated[sums.rows] += sums.modulated
+        return total
+
+    def _read_out(self, ends: Sequence[Ends | None], horizons: Sequence[int]) -> Tensor:
+        last = self._snapshots.rows[-1]
+        out = torch.empty(len(horizons), len(last), device=last.device)
+        self._exchange.prepare(out)
+        readout = {slots: self._folded.rows(horizons, slots=slots) for slots in range(1, self._work.slots + 1)}
+
+        def forecast(unit: Unit) -> None:
+            with self._place.unit():
+                weights = self._snapshots.read(unit)
+                forecasts = self._kernels.forecasts(unit, weights, ends, readout[unit.slots], horizons=len(horizons))
+                scatter(out, unit, self._place.fetch(forecasts, out.device))
+
+        carrying = (unit for group in self._own for unit in group.units if unit.carries)
+        run(forecast, carrying, threads=self._place.threads)
+        self._exchange.merge(out)
+        for left in self._work.uncovered:
+            out[:, left] = last[left].float()
+        return out
+
+
+def add_up(total: Sums, parts: Iterable[Sums]) -> Sums:
+    """Add the sums of a group's units, in their order, to its own, which are zero."""
+    assert isinstance(total.rows, slice)
+    first = total.rows.start
+    for part in parts:
+        rows = slice(part.rows.start - first, part.rows.stop - first) if isinstance(part.rows, slice) else part.rows - first
+        total.hidden[rows, : part.hidden.shape[1]] += part.hidden
+        total.modulated[rows] += part.modulated
+    return total
+
+
+def scatter(out: Tensor, unit: Unit, forecasts: Tensor) -> None:
+    """Put a unit's forecasts (horizons, slots, *edges) in their places in `out` (horizons, n)."""
+    if isinstance(unit, Bundle):
+        out[:, unit.position.T] = forecasts
+        return
+    for row, forecast in zip(out, forecasts, strict=True):
+        panel_view(row, unit).copy_(forecast)

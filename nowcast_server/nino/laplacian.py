@@ -1,0 +1,184 @@
+"""Laplacian features: where each neuron sits in its network, for any size of network, and always the same.
+
+The features of a neuron are its entries in the eigenvectors 1..k, by rising eigenvalue, of the symmetrically normalised Laplacian
+of the undirected, binary graph without self loops (Dwivedi et al., "Benchmarking graph neural networks", arXiv 2003.00982).
+
+They are computed from the classes of alike neurons (see `classes.py`), not from the edges. An eigenvector's sign is arbitrary
+and so is the basis of a repeated eigenvalue; both are settled by one rule: a feature is the projection of a fixed pseudo-random
+vector onto the eigenspace, made orthogonal to the features before it. That depends on the eigenspace alone, not on the basis a
+solver happens to return, and so on no machine. The eigenvector left out is always the trivial one, which a graph in several
+pieces needs to have said.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from scipy.linalg import eigh
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+from nowcast_server.nino.cache import LruCache
+from nowcast_server.nino.classes import Floats, Ints, NeuronClasses
+from nowcast_server.nino.feature_files import kept
+from protos.wiring import Wiring
+
+DENSE: Final = 600
+"""Up to so many classes a matrix is diagonalised whole; beyond, Lanczos finds the few eigenvectors needed."""
+
+SAME: Final = 1e-8
+"""Eigenvalues closer than this count as one repeated eigenvalue."""
+
+SPARE: Final = 16
+"""Eigenvectors that one round of Lanczos finds beyond those needed."""
+
+MOST: Final = 300
+"""Eigenvectors after which Lanczos gives up completing a repeated eigenvalue; its basis then depends on the solver."""
+
+WORTH_KEEPING: Final = 20_000
+"""Neurons from which on features are kept on disk: below, they are the work of milliseconds."""
+
+_CACHE: Final = LruCache[Tensor](8_000_000, weigh=Tensor.numel)
+
+
+def laplacian_features(wiring: Wiring, *, count: int = 8) -> Tensor:
+    """The `count` Laplacian features of each neuron: (neurons, count) float32, zero where the graph has too few eigenvectors.
+
+    Cached by the wiring's hash, those of large networks on disk too (`feature_files.py`); not to be written to.
+    """
+    key, shape = f"{wiring.hash}-{count}", (wiring.neurons, count)
+    if wiring.neurons < WORTH_KEEPING:
+        return _CACHE.get(key, lambda: compute_features(wiring, count=count))
+    return _CACHE.get(key, lambda: kept(key, shape, lambda: compute_features(wiring, count=count)))
+
+
+def compute_features(wiring: Wiring, *, count: int) -> Tensor:
+    """`laplacian_features`, not cached."""
+    classes = NeuronClasses.of(wiring)
+    wanted = min(count + 1, wiring.neurons)
+    found: list[Floats] = []
+    for eigenspace in _eigenspaces(classes, wanted):
+        basis: list[Floats] = []
+        for index in range(len(found), min(wanted, len(found) + eigenspace.dimension)):
+            basis.append(_orthonormal(eigenspace.project(_start_vector(index, classes)), basis))
+        found += basis
+        if len(found) == wanted:
+            break
+    features = np.zeros((wiring.neurons, count), dtype=np.float32)
+    for index, vector in enumerate(found[1:]):
+        features[:, index] = vector
+    return torch.from_numpy(features)
+
+
+def _start_vector(index: int, classes: NeuronClasses) -> Floats:
+    """The vector whose projection becomes eigenvector `index`: (neurons,)."""
+    if index == 0 and classes.degrees.any():
+        return np.sqrt(classes.degrees).repeat(classes.sizes)  # the trivial eigenvector itself
+    # raw bits of a counter-based generator: the same in every version of numpy
+    bits = np.random.Philox(key=index).random_raw(int(classes.sizes.sum()))
+    return np.asarray(bits / 2.0**63 - 1.0)
+
+
+def _orthonormal(vector: Floats, basis: list[Floats]) -> Floats:
+    for _ in range(2):  # once more for what rounding left
+        for other in basis:
+            vector = vector - (other @ vector) * other
+    return vector / np.linalg.norm(vector)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Eigenvectors that sum to zero within classes: `weights` over `members`, classes of one size, times any such vector."""
+
+    value: float
+    members: Ints
+    weights: Floats
+
+
+@dataclass(frozen=True)
+class _Eigenspace:
+    """One eigenvalue's space: `constant` (K, q) orthonormal columns on class-constant vectors, and `chains`."""
+
+    classes: NeuronClasses
+    constant: Floats
+    chains: list[_Chain]
+
+    @property
+    def dimension(self) -> int:
+        differences = (int(self.classes.sizes[chain.members[0]]) - 1 for chain in self.chains)
+        return int(self.constant.shape[1]) + sum(differences)
+
+    def project(self, vector: Floats) -> Floats:
+        """The part of `vector` (neurons,) that lies in the eigenspace."""
+        starts, sizes = self.classes.starts, self.classes.sizes
+        sums = np.add.reduceat(vector, starts)
+        out = (self.constant @ (self.constant.T @ (sums / np.sqrt(sizes))) / np.sqrt(sizes)).repeat(sizes)
+        centred = vector - (sums / sizes).repeat(sizes) if self.chains else vector
+        for chain in self.chains:
+            size = sizes[chain.members[0]]
+            index = starts[chain.members][:, None] + np.arange(size)  # (members, size)
+            out[index] += np.outer(chain.weights, chain.weights @ centred[index])
+        return np.asarray(out)
+
+
+def _eigenspaces(classes: NeuronClasses, wanted: int) -> Iterator[_Eigenspace]:
+    """Eigenspaces of the normalised adjacency by falling eigenvalue: by rising eigenvalue of the Laplacian."""
+    values, vectors = _largest(classes.quotient, wanted)
+    chains = list(_chains(classes, wanted))
+    levels = np.concatenate((values, [chain.value for chain in chains]))
+    while levels.size:
+        top = levels.max()
+        yield _Eigenspace(
+            classes, vectors[:, values >= top - SAME], [chain for chain in chains if top - SAME <= chain.value <= top]
+        )
+        values, vectors = values[values < top - SAME], vectors[:, values < top - SAME]
+        chains = [chain for chain in chains if chain.value < top - SAME]
+        levels = levels[levels < top - SAME]
+
+
+def _chains(classes: NeuronClasses, wanted: int) -> Iterator[_Chain]:
+    several = np.flatnonzero(classes.sizes > 1)  # a single neuron has no differences
+    differences = classes.differences[several][:, several]
+    count, label = connected_components(differences, directed=False)
+    order = np.argsort(label, kind="stable")
+    for members in np.split(order, np.cumsum(np.bincount(label, minlength=count))[:-1]) if count else ():
+        values, vectors = _largest(differences[members][:, members], wanted)
+        for value, vector in zip(values, vectors.T, strict=True):
+            yield _Chain(float(value), several[members], vector)
+
+
+def _largest(matrix: csr_array[Any], wanted: int) -> tuple[Floats, Floats]:
+    """At least `wanted` eigenpairs of the largest eigenvalues, if there are so many: (m,) and (size, m)."""
+    size = matrix.shape[0]
+    if size == 1:
+        return matrix.toarray()[0], np.ones((1, 1))
+    if size <= DENSE:
+        return eigh(matrix.toarray())
+    return _lanczos(matrix, wanted)
+
+
+def _lanczos(matrix: csr_array[Any], wanted: int) -> tuple[Floats, Floats]:
+    """`_largest` for a large matrix.
+
+    Lanczos may overlook copies of a repeated eigenvalue. So what was found is moved to the far end of the spectrum and the search
+    repeated, until nothing turns up that belongs among the largest.
+    """
+    size = matrix.shape[0]
+    start = np.random.Philox(key=size).random_raw(size) / 2.0**63 - 1.0
+    values, vectors = np.empty(0), np.empty((size, 0))
+    while True:
+
+        def deflated(x: Floats, values: Floats = values, vectors: Floats = vectors) -> Floats:
+            return np.asarray(matrix @ x - vectors @ ((values + 1.0) * (vectors.T @ x)))  # eigenvalues lie in -1..1
+
+        operator = LinearOperator(matrix.shape, matvec=deflated, dtype=np.float64)
+        more, found = eigsh(operator, k=wanted + SPARE, which="LA", v0=start)
+        last = np.sort(values)[-wanted] if values.size else -np.inf  # the least that belongs among the largest
+        if more.max() < last - SAME or len(values) >= MOST:
+            return values, vectors
+        vectors, _ = np.linalg.qr(np.hstack((vectors, found)))
+        values = np.einsum("nk,nk->k", vectors, matrix @ vectors)

@@ -1,0 +1,169 @@
+"""One nowcast from question to answer: memory set aside, a turn on the device, and nobody waiting in vain."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from nowcast_server.budget import Budget
+from nowcast_server.device import Device
+from nowcast_server.forecasting import Forecaster, Forecasts, forecast, forecast_bytes
+from nowcast_server.history import Context
+from nowcast_server.jobs import Job, Jobs
+from nowcast_server.metrics import Metrics
+from protos.errors import BadRequest, DeadlineExceeded, NowcastError
+from protos.messages import DEADLINE_HEADER, JobSpec, NowcastRequest
+
+
+class Gone(Exception):
+    """The client has hung up; nobody waits for an answer."""
+
+
+@dataclass(frozen=True)
+class Nowcasting:
+    """Makes forecasts for jobs. Used on the event loop only; the forecasts themselves are made on the device thread.
+
+    Args:
+        jobs: told when one of them is in use.
+        device: where forecasts are made.
+        memory: that they may take.
+        metrics: to count them in.
+    """
+
+    jobs: Jobs
+    device: Device
+    memory: Budget
+    metrics: Metrics
+
+    @asynccontextmanager
+    async def ask(
+        self,
+        job: Job,
+        request: NowcastRequest,
+        *,
+        forecaster: Forecaster,
+        gone: Callable[[], Awaitable[None]],
+        deadline_s: float | None,
+    ) -> AsyncIterator[Forecasts]:
+        """Forecasts for a job; their memory is set aside until the context ends.
+
+        Args:
+            job: whose snapshots.
+            request: which, and how far.
+            forecaster: the job's.
+            gone: returns when the client has hung up.
+            deadline_s: seconds after which it does not want the answer any more.
+
+        Raises:
+            BadRequest, HistoryMissing: the request asks for what cannot be.
+            Busy, OutOfMemoryBudget, Unavailable: not now, or never here.
+            DeadlineExceeded, Gone: nobody wants it any more; if it had not begun, it never will.
+            BadForecast: the forecaster failed.
+        """
+        loan: _Loan | None = None
+        try:
+            try:
+                steps = context_steps(job.spec, request, max_horizon=forecaster.max_horizon)
+                loan = self._borrow(job.spec, request)
+                future = self._submit(job, request, steps, forecaster, loan)
+                forecasts = await _wanted(future, gone=gone, deadline_s=deadline_s)
+            except BaseException as error:
+                self._count(job, _outcome(error))
+                raise
+            self._count(job, "made")
+            job.nowcasts += 1
+            yield forecasts
+        finally:
+            if loan is not None:
+                loan.end()
+
+    def _borrow(self, spec: JobSpec, request: NowcastRequest) -> "_Loan":
+        size_bytes = forecast_bytes(spec, request)
+        self.memory.borrow(size_bytes, what="the forecast", retry_after_s=self.device.retry_after_s())
+        return _Loan(self.memory, size_bytes)
+
+    def _submit(
+        self, job: Job, request: NowcastRequest, steps: list[int], forecaster: Forecaster, loan: "_Loan"
+    ) -> "Future[Forecasts]":
+        context = job.history.read(steps)
+        work = partial(forecast, forecaster, spec=job.spec, context=context, request=request)
+        self.jobs.enter(job)
+        loan.holders += 1
+        try:
+            future = self.device.submit(work, tenant=job.tenant, job=job.id)
+        except BaseException:
+            self._done(job, context, loan)
+            raise
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda each: loop.call_soon_threadsafe(self._done, job, context, loan, each))
+        return future
+
+    def _done(self, job: Job, context: Context, loan: "_Loan", future: "Future[Forecasts] | None" = None) -> None:
+        job.history.release(context)
+        self.jobs.leave(job)
+        loan.end()
+        if future is not None and not future.cancelled() and future.exception() is None:
+            seconds = future.result().seconds
+            job.forecast_s.append(seconds)
+            self.metrics.forecast_seconds.labels(job.spec.forecaster).observe(seconds)
+
+    def _count(self, job: Job, outcome: str) -> None:
+        self.metrics.forecasts.labels(job.spec.forecaster, outcome).inc()
+
+
+@dataclass
+class _Loan:
+    """Memory of one nowcast. The caller may leave while the device still works on it: the last to let go gives it back."""
+
+    memory: Budget
+    size_bytes: int
+    holders: int = 1
+
+    def end(self) -> None:
+        self.holders -= 1
+        if not self.holders:
+            self.memory.give(self.size_bytes)
+
+
+def context_steps(spec: JobSpec, request: NowcastRequest, *, max_horizon: int | None) -> list[int]:
+    """The steps a nowcast is made from, oldest first.
+
+    Raises:
+        BadRequest: they would begin before step 0, or a horizon is too far.
+    """
+    if max_horizon is not None and max(request.horizons) > max_horizon:
+        detail = f"{spec.forecaster} looks at most {max_horizon} intervals ahead, not {max(request.horizons)}"
+        raise BadRequest(detail, field="horizons", max_horizon=max_horizon)
+    first = request.step - (spec.context - 1) * spec.interval
+    if first < 0:
+        detail = f"at step {request.step} there are not yet {spec.context} snapshots {spec.interval} steps apart"
+        raise BadRequest(detail, field="step")
+    return list(range(first, request.step + 1, spec.interval))
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, NowcastError):
+        return error.code
+    return NowcastError.code if isinstance(error, Exception) and not isinstance(error, Gone) else "gone"
+
+
+async def _wanted(future: "Future[Forecasts]", *, gone: Callable[[], Awaitable[None]], deadline_s: float | None) -> Forecasts:
+    """Wait for a forecast as long as somebody wants it; what nobody wants is taken out of the queue."""
+    result: asyncio.Future[Forecasts] = asyncio.wrap_future(future)
+    left: asyncio.Future[None] = asyncio.ensure_future(gone())
+    waiting: set[asyncio.Future[Any]] = {result, left}
+    try:
+        await asyncio.wait(waiting, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+        if result.done():
+            return await result
+        if left.done():
+            raise Gone
+        raise DeadlineExceeded(f"the forecast was not made within the {deadline_s} s given", field=DEADLINE_HEADER)
+    finally:
+        result.cancel()
+        left.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await left

@@ -1,0 +1,1 @@
+"""The routes of HTTP API v1, by concept."""

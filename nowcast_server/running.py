@@ -1,0 +1,94 @@
+"""A server process: uvicorn with our app, our logs, and a SIGTERM that is honest with the load balancer."""
+
+import ctypes
+import sys
+import time
+from types import FrameType
+from typing import Final
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from nowcast_server.app import create_app
+from nowcast_server.intake import HttpProtocol
+from nowcast_server.logs import configure_logging, log
+from nowcast_server.service import Service
+from nowcast_server.settings import MIB, Settings
+
+KEEP_ALIVE_S: Final = 75
+SWITCH_INTERVAL_S: Final = 0.001
+"""How long Python code on the device thread may hold up the event loop, at most, when both want to run (Python's own is 5 ms)."""
+
+_MALLOPT: Final = {-1: 128 * MIB, -2: 16 * MIB, -3: 32 * MIB}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of malloc.h
+
+
+class Server(uvicorn.Server):
+    """On the first signal it drains: `/readyz` says no and new work is refused, while forecasts in flight are made and fetched."""
+
+    def __init__(self, config: uvicorn.Config, *, service: Service, drain_s: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_s = drain_s
+        self._drain_until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain_until is not None:
+            super().handle_exit(sig, frame)
+            return
+        self._drain_until = time.monotonic() + self._drain_s
+        self._service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._drain_until is not None:
+            self.should_exit |= self._service.device.idle or time.monotonic() > self._drain_until
+        return await super().on_tick(counter)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep up to 128 MiB that was freed, instead of handing it back and taking it anew for each piece of a body.
+
+    The page faults of that took two thirds of uvicorn's time for a large body (bench/ingest.py). Elsewhere than on glibc: nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in _MALLOPT.items():
+            mallopt(parameter, value)
+
+
+def server_for(app: FastAPI, settings: Settings) -> Server:
+    """The app as uvicorn shall serve it."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=HttpProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+    )
+    return Server(config, service=app.state.service, drain_s=settings.drain_s)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; the exit status. The settings have passed `tokens.check_exposure`.
+
+    Raises:
+        ValueError, OSError: the tokens cannot be read.
+    """
+    configure_logging(level=settings.log_level, style=settings.log_format, audit_log=settings.audit_log)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    keep_freed_memory()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    app = create_app(settings, on_failure=lambda: server.handle_exit(0, None))
+    service: Service = app.state.service
+    server = server_for(app, settings)
+    tenants = {tenant for _, tenant in service.tokens.tenants}
+    log.info("starting", extra={"host": settings.host, "port": settings.port, "tenants": len(tenants)})
+    server.run()
+    log.info("stopped")
+    return 1 if service.failure is not None else 0

@@ -1,0 +1,120 @@
+"""Bring the application up on a Ray cluster, and stay until it is to end."""
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+
+from nowcast_server.logs import configure_logging, log
+from nowcast_server.running import KEEP_ALIVE_S
+from nowcast_server.serve.application import autoscaling, check, deployment
+from nowcast_server.service import Service
+from nowcast_server.settings import Settings
+from nowcast_server.tokens import check_exposure
+
+PATIENCE = {
+    # the proxy misses Serve's own limits (5 s, 10 s) on a machine with every core taken, and is killed for it
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    # Ray has its workers yield to everything else on the machine; ours are what it is for
+    "RAY_worker_niceness": "0",
+}
+LOCAL_OBJECT_STORE_BYTES = 200 * 1024**2
+"""Bodies pass from proxy to replica in the calls themselves; nothing of ours lives in the object store."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How many replicas, and what each may use.
+
+    Args:
+        smallest: number of replicas.
+        largest: number of replicas; above `smallest` they scale with the forecasts at hand.
+        cpus: of each; also torch's threads.
+        gpus: of each; 0.5 puts two on a GPU.
+    """
+
+    smallest: int = 1
+    largest: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def options(self) -> dict[str, Any]:
+        """As Serve takes them."""
+        actor = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        if self.largest > self.smallest:
+            return {"ray_actor_options": actor, "autoscaling_config": autoscaling(self.smallest, self.largest)}
+        return {"ray_actor_options": actor, "num_replicas": self.smallest}
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files for HTTPS; with `ca` only clients with a certificate of it may connect."""
+
+    certificate: str
+    key: str
+    ca: str | None = None
+
+
+def start(settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast", prefix: str = "/", tls: Tls | None = None) -> str:
+    """Deploy on the connected cluster and wait until all replicas are ready; the server's address as seen from here.
+
+    Args:
+        settings: `Settings` by name; `host` and `port` become the proxies'.
+        replicas: how many and how large.
+        name: of the Serve application; `nowcast submit` finds the server by it.
+        prefix: of all paths. Servers with different checkpoints can share a cluster, each under a prefix.
+        tls: for HTTPS.
+
+    Raises:
+        ValueError, OSError: the settings cannot be served.
+        RuntimeError: the replicas do not start; Ray's logs say why.
+    """
+    known = Settings(**settings)
+    service = Service(known, loader=dict)
+    check_exposure(known, service.tokens)
+    http: dict[str, Any] = {"host": known.host, "port": known.port, "keep_alive_timeout_s": KEEP_ALIVE_S}
+    if tls is not None:
+        http |= {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key, "ssl_ca_certs": tls.ca}
+    serve.start(proxy_location="EveryNode", http_options=http)
+    args = {key: value for key, value in settings.items() if key not in ("host", "port", "tokens", "token_file")}
+    if service.tokens.tenants:  # only their hashes travel
+        args["tokens"] = ",".join(f"{tenant}:sha256:{digest.hex()}" for digest, tenant in service.tokens.tenants)
+    if not replicas.gpus:
+        args.setdefault("threads", max(1, int(replicas.cpus)))
+    serve.run(deployment.options(**replicas.options()).bind(check(args)), name=name, route_prefix=prefix)
+    return f"{'https' if tls else 'http'}://{known.host}:{known.port}{prefix.rstrip('/')}"
+
+
+def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Replicas, stay: bool, **where: Any) -> None:
+    """`nowcast-server serve-on-ray`: join a cluster, or start one here, and deploy.
+
+    Args:
+        settings: `Settings` by name.
+        address: of the cluster; None starts one on this machine, for as long as this process lives.
+        replicas: how many and how large.
+        stay: wait for a signal, and take the server down then.
+        where: `name`, `prefix` and `tls` of `start`.
+
+    Raises:
+        ConnectionError: there is no cluster at the address.
+        ValueError, OSError, RuntimeError: see `start`.
+    """
+    known = Settings(**settings)
+    configure_logging(level=known.log_level, style=known.log_format)
+    if address is None:
+        for key, value in PATIENCE.items():
+            os.environ.setdefault(key, value)
+        ray.init(object_store_memory=LOCAL_OBJECT_STORE_BYTES, include_dashboard=True, log_to_driver=False)
+    else:
+        ray.init(address=address, log_to_driver=False)
+    url = start(settings, replicas=replicas, **where)
+    log.info("ready", extra={"url": url, "replicas": replicas.smallest, "cluster": address or "local"})
+    if stay:
+        try:
+            threading.Event().wait()
+        finally:
+            serve.delete(where.get("name", "nowcast"))

@@ -1,0 +1,133 @@
+"""What the replicas of one server have to agree on: a job lives on one of them, lists and metrics speak for all.
+
+Serve's router sends every call with the same `x-session-id` to the same replica; when the number of replicas changes, some jobs
+move. The worker then meets `unknown_job`, registers and resends its context. The replica that takes a job over has the others
+drop it before it answers: a history that was left behind could otherwise be taken for the job's own when it moves back.
+"""
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.context import ReplicaContext
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from nowcast_server.logs import log
+from nowcast_server.routes import health, jobs
+from nowcast_server.routes.calls import PROBLEMS, Tenant, TheJobId, TheService, json_body
+from nowcast_server.serve.scrape import render
+from nowcast_server.service import Service
+from protos.errors import Unavailable, UnknownJob
+from protos.messages import API, JobList, JobSpec, JobStatus
+
+ANSWER_S: Final = 10.0
+"""A replica that takes longer to answer another one is in trouble."""
+
+router = APIRouter(responses=PROBLEMS)
+"""Calls that concern all replicas; they take the place of the app's own, which see one."""
+
+
+class Peers:
+    """All replicas of this deployment, this one included.
+
+    Args:
+        context: of this replica.
+    """
+
+    def __init__(self, context: ReplicaContext) -> None:
+        self.tag = context.replica_tag
+        self._name, self._app = context.deployment, context.app_name
+        self._handle: DeploymentHandle[Any] | None = None
+
+    async def forget(self, tenant: str, job: str) -> bool:
+        """Have all others drop the job; True if one had it.
+
+        Raises:
+            Unavailable: one of them does not answer. It may still hold the job.
+        """
+        return any(await self.ask("forget", tenant, job, self.tag))
+
+    async def ask(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every replica; their answers. Those that have died meanwhile are left out.
+
+        Raises:
+            Unavailable: one does not answer.
+        """
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(self._name, self._app)
+        try:
+            answers = await self._handle.broadcast(method, *args).results_async(timeout_s=ANSWER_S, return_exceptions=True)
+        except (TimeoutError, DeploymentUnavailableError) as error:
+            raise Unavailable(f"a replica does not answer: {error}", retry_after_s=1) from error
+        failed = [each for each in answers if isinstance(each, BaseException) and not isinstance(each, RayActorError)]
+        if failed:
+            log.error("a replica failed to answer %s: %s", method, failed[0])
+            raise Unavailable("a replica failed to answer", retry_after_s=1)
+        return [each for each in answers if not isinstance(each, BaseException)]
+
+
+def _peers(request: Request) -> Peers:
+    peers: Peers = request.app.state.peers
+    return peers
+
+
+ThePeers = Annotated[Peers, Depends(_peers)]
+
+
+def forget(service: Service, tenant: str, job: str) -> bool:
+    """Drop a job; True if it was here."""
+    try:
+        held = service.jobs.get(tenant, job)
+    except UnknownJob:
+        return False
+    service.remove(held)
+    return True
+
+
+@router.put(f"{API}/jobs/{{job}}", openapi_extra=json_body(JobSpec), responses={201: {"model": JobStatus}})
+async def register(  # noqa: PLR0917 -- FastAPI passes them by name
+    job: TheJobId, tenant: Tenant, service: TheService, request: Request, response: Response, peers: ThePeers
+) -> JobStatus:
+    """Register a job here, and nowhere else."""
+    status = await jobs.register(job, tenant, service, request, response)
+    if await peers.forget(tenant, job):
+        log.info("job moved here", extra={"tenant": tenant, "job": job})
+    return status
+
+
+@router.delete(f"{API}/jobs/{{job}}", status_code=204)
+async def delete(job: TheJobId, tenant: Tenant, service: TheService, peers: ThePeers) -> None:
+    """Forget a job, wherever it is."""
+    here = forget(service, tenant, job)
+    if not await peers.forget(tenant, job) and not here:
+        raise UnknownJob(f"job {job!r} is not registered here", field="job")
+
+
+@router.get(f"{API}/jobs/{{job}}")
+async def status(job: TheJobId, tenant: Tenant, peers: ThePeers) -> JobStatus:
+    """What the server knows of a job, wherever it is."""
+    found = [each for each in await _statuses(peers, tenant) if each.job == job]
+    if not found:
+        raise UnknownJob(f"job {job!r} is not registered here", field="job")
+    return max(found, key=lambda each: each.seen_at)
+
+
+@router.get(f"{API}/jobs")
+async def list_jobs(tenant: Tenant, peers: ThePeers) -> JobList:
+    """The caller's jobs on all replicas."""
+    return JobList(jobs=await _statuses(peers, tenant))
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(tenant: Tenant, service: TheService, peers: ThePeers) -> Response:
+    """Prometheus metrics of all replicas, with the label `replica`."""
+    await health.metrics(tenant, service)  # its rules on who may read them
+    found = [family for answer in await peers.ask("families") for family in answer]
+    return Response(render(found), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _statuses(peers: Peers, tenant: str) -> list[JobStatus]:
+    return [JobStatus.model_validate(each) for answer in await peers.ask("statuses", tenant) for each in answer]

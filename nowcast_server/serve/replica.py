@@ -1,0 +1,84 @@
+"""One replica: the whole app in a Ray actor, and what it answers to Serve and to the other replicas."""
+
+import asyncio
+import sys
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nowcast_server.app import create_app
+from nowcast_server.logs import configure_logging
+from nowcast_server.running import SWITCH_INTERVAL_S, keep_freed_memory
+from nowcast_server.serve.peers import Peers, forget, router
+from nowcast_server.serve.scaling import AT_HAND
+from nowcast_server.serve.scrape import Family, families
+from nowcast_server.service import Service
+from nowcast_server.settings import Settings
+
+POLL_S = 0.05
+
+
+class Picklable:
+    """Forecasts leave the app as views of their memory, which cannot be pickled on the way to Serve's proxy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def copied(message: Message) -> None:
+            if isinstance(message.get("body"), memoryview):
+                message = {**message, "body": bytes(message["body"])}
+            await send(message)
+
+        await self._app(scope, receive, copied)
+
+
+class Replica:
+    """What Serve starts. Its methods run on the app's event loop.
+
+    Args:
+        args: `Settings` by name.
+    """
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self._settings = Settings(**args)
+        configure_logging(level=self._settings.log_level, style=self._settings.log_format, audit_log=self._settings.audit_log)
+        if self._settings.threads:
+            torch.set_num_threads(self._settings.threads)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        keep_freed_memory()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve after the constructor."""
+        app = create_app(self._settings, first=router)
+        app.add_middleware(Picklable)
+        app.state.peers = Peers(serve.get_replica_context())
+        self._service: Service = app.state.service
+        return app
+
+    async def check_health(self) -> None:
+        """Serve's first call waits until the forecasters are loaded, so that no job meets a replica that is not ready."""
+        while not self._service.ready and self._service.failure is None and not self._service.draining:  # noqa: ASYNC110 -- at the start alone
+            await asyncio.sleep(POLL_S)
+        if self._service.failure is not None:
+            raise self._service.failure
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For `scaling.forecasts_at_hand`."""
+        device = self._service.device
+        return {AT_HAND: float(device.waiting + (not device.idle))}
+
+    async def forget(self, tenant: str, job: str, keeper: str) -> bool:
+        """Drop a job that `keeper` has taken over; True if it was here."""
+        return keeper != serve.get_replica_context().replica_tag and forget(self._service, tenant, job)
+
+    async def statuses(self, tenant: str) -> list[dict[str, Any]]:
+        """The tenant's jobs that are here, as JSON values."""
+        return [job.status().model_dump(mode="json") for job in self._service.jobs.of(tenant)]
+
+    async def families(self) -> list[Family]:
+        """All metrics, labelled with this replica."""
+        return families(self._service.metrics.registry, replica=serve.get_replica_context().replica_tag)

@@ -1,0 +1,65 @@
+"""`nowcast-server serve-on-ray`. Heavy imports come after the arguments."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Option = typer.Option
+
+
+def serve_on_ray(
+    *,
+    address: Annotated[str | None, Option(help="Of a Ray cluster, e.g. auto. By default one is started on this machine.")] = None,
+    replicas: Annotated[int, Option(min=1, help="How many; the least, if --max-replicas is given.")] = 1,
+    max_replicas: Annotated[int | None, Option(help="Scale up to so many on forecasts at hand.")] = None,
+    cpus: Annotated[float, Option(help="Of each replica; also torch's threads.")] = 1.0,
+    gpus: Annotated[float, Option(help="Of each replica; 0.5 puts two on a GPU.")] = 0.0,
+    name: Annotated[str, Option(help="Of the Serve application; nowcast submit finds the server by it.")] = "nowcast",
+    prefix: Annotated[str, Option(help="Of all paths; several servers can share a cluster.")] = "/",
+    host: Annotated[str | None, Option(help="Address the proxies listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, Option(help="Port the proxies listen on. [default: 8440]")] = None,
+    checkpoint: Annotated[list[Path] | None, Option(help="Weights of nino or wnn, on every node.")] = None,
+    memory: Annotated[str | None, Option(help="For all histories of a replica, e.g. 8GiB. [default: 8GiB]")] = None,
+    token_file: Annotated[Path | None, Option(help="Lines tenant:token or tenant:sha256:HEX. Replicas get the hashes.")] = None,
+    allow_anonymous: Annotated[bool | None, Option("--allow-anonymous", help="Listen beyond loopback without tokens.")] = None,
+    tls_cert: Annotated[Path | None, Option(help="Certificate for HTTPS, on every node.")] = None,
+    tls_key: Annotated[Path | None, Option(help="Its key.")] = None,
+    tls_ca: Annotated[Path | None, Option(help="Only clients with a certificate of this authority may connect.")] = None,
+    log_level: Annotated[str | None, Option(help="debug, info, warning or error. [default: info]")] = None,
+    log_format: Annotated[str | None, Option(help="text or json. [default: text]")] = None,
+    stay: Annotated[bool, Option(help="Take the server down at SIGTERM; with --no-stay leave it to the cluster.")] = True,
+) -> None:
+    """Serve nowcasts from replicas on a Ray cluster. Further settings as NOWCAST_OPTION in the environment of its nodes."""
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "checkpoints": checkpoint and [str(path) for path in checkpoint],
+        "memory": memory,
+        "token_file": token_file and str(token_file),
+        "allow_anonymous": allow_anonymous,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    if (max_replicas or replicas) < replicas:
+        raise typer.BadParameter(f"must be at least --replicas, {replicas}", param_hint="--max-replicas")
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("a certificate needs its key, and a key its certificate", param_hint="--tls-cert")
+    if address is None and not stay:
+        raise typer.BadParameter("a cluster of this command's own ends with it; give --address", param_hint="--no-stay")
+    from nowcast_server.serve import launch
+
+    try:
+        launch.serve_on_ray(
+            {name: value for name, value in given.items() if value is not None},
+            address=address,
+            replicas=launch.Replicas(replicas, max_replicas or replicas, cpus, gpus),
+            stay=stay,
+            name=name,
+            prefix=prefix,
+            tls=launch.Tls(str(tls_cert), str(tls_key), str(tls_ca) if tls_ca else None) if tls_cert else None,
+        )
+    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+        typer.echo(f"nowcast-server: {error}", err=True)
+        sys.exit(2)

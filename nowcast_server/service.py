@@ -1,0 +1,145 @@
+"""What the routes call on: one server's jobs, device, budgets and tokens, and the phase of its life."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+
+from nowcast_server.budget import Budget
+from nowcast_server.device import Device
+from nowcast_server.forecasting import Forecaster
+from nowcast_server.jobs import Job, Jobs
+from nowcast_server.logs import audit, log
+from nowcast_server.metrics import Metrics
+from nowcast_server.nowcasting import Nowcasting
+from nowcast_server.settings import Settings
+from nowcast_server.tokens import Tokens
+from protos.errors import BadRequest, NowcastError, Unavailable, UnknownForecaster
+from protos.messages import JobSpec
+
+Loader = Callable[[], Mapping[str, Forecaster]]
+
+
+class Service:
+    """A server without its HTTP.
+
+    Args:
+        settings: its limits.
+        loader: makes the forecasters; called once, off the event loop, while the server already answers `/livez`.
+        on_failure: called if that fails, as the server can never be of use then.
+    """
+
+    def __init__(self, settings: Settings, *, loader: Loader, on_failure: Callable[[], None] = lambda: None) -> None:
+        self.settings = settings
+        self.tokens = Tokens.load(settings)
+        self.metrics = Metrics()
+        self.histories = Budget(settings.memory)
+        self.forecasts = Budget(settings.forecast_memory)
+        self.jobs = Jobs(self.histories, settings=settings)
+        self.device = Device(
+            limit=settings.queue,
+            tenant_limit=settings.tenant_queue,
+            job_limit=settings.job_queue,
+            on_start=self.metrics.queue_seconds.observe,
+        )
+        self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
+        self.forecasters: Mapping[str, Forecaster] = {}
+        self.failure: BaseException | None = None
+        self.draining = False
+        self._loaded = False
+        self._loader = loader
+        self._on_failure = on_failure
+        self._watch()
+
+    def _watch(self) -> None:
+        metrics = self.metrics
+        metrics.queue_depth.set_function(lambda: self.device.waiting)
+        metrics.jobs.set_function(lambda: len(self.jobs))
+        metrics.ready.set_function(lambda: self.ready)
+        for use, budget in (("histories", self.histories), ("forecasts", self.forecasts)):
+            metrics.memory_bytes.labels(use).set_function(partial(getattr, budget, "used_bytes"))
+            metrics.memory_limit_bytes.labels(use).set(budget.limit_bytes)
+
+    @property
+    def ready(self) -> bool:
+        """May work come?"""
+        return self._loaded and not self.draining
+
+    def admit(self) -> None:
+        """Let new work in.
+
+        Raises:
+            Unavailable: the server starts, drains, or has failed to start.
+        """
+        if self.failure is not None:
+            raise Unavailable("the forecasters could not be loaded; see the server's log", retry_after_s=60)
+        if self.draining:
+            raise Unavailable("the server is draining: another one may take over", retry_after_s=5)
+        if not self._loaded:
+            raise Unavailable("the forecasters are being loaded", retry_after_s=1)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start the device and the housekeeping; at the end drop what waits and finish what runs."""
+        self.device.start()
+        tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._expire())]
+        try:
+            yield
+        finally:
+            self.draining = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.to_thread(self.device.stop)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _load(self) -> None:
+        start = time.perf_counter()
+        try:
+            self.forecasters = await asyncio.to_thread(self._loader)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the server is of no use without forecasters
+            self.failure = error
+            log.error("cannot load the forecasters: %s", error, exc_info=not isinstance(error, NowcastError))
+            self._on_failure()
+        else:
+            self._loaded = True
+            log.info("ready", extra={"forecasters": ",".join(self.forecasters), "seconds": time.perf_counter() - start})
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(min(self.settings.idle_s / 4, 60.0))
+            for job in self.jobs.expire(self.settings.idle_s):
+                self.metrics.jobs_expired.inc()
+                audit.info("job expired", extra={"tenant": job.tenant, "job": job.id, "idle_s": self.settings.idle_s})
+
+    def register(self, tenant: str, job_id: str, *, spec: JobSpec) -> tuple[Job, bool]:
+        """Take in a job; see `Jobs.register`.
+
+        Raises:
+            UnknownForecaster, BadRequest: this server cannot forecast for it.
+        """
+        forecaster = self.forecasters.get(spec.forecaster)
+        if forecaster is None:
+            known = ", ".join(self.forecasters)
+            raise UnknownForecaster(f"{spec.forecaster!r} is not one of this server's forecasters: {known}", field="forecaster")
+        if forecaster.context not in (None, spec.context):
+            detail = f"{spec.forecaster} forecasts from {forecaster.context} snapshots, not {spec.context}"
+            raise BadRequest(detail, field="context")
+        job, created = self.jobs.register(tenant, job_id, spec=spec)
+        if created:
+            audit.info(
+                "job registered",
+                extra={
+                    "tenant": tenant,
+                    "job": job_id,
+                    "parameters": spec.wiring.size,
+                    "forecaster": spec.forecaster,
+                    "dtype": spec.dtype,
+                },
+            )
+        return job, created
+
+    def remove(self, job: Job) -> None:
+        """Forget a job."""
+        self.jobs.remove(job)
+        audit.info("job deleted", extra={"tenant": job.tenant, "job": job.id})

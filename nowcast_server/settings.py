@@ -1,0 +1,88 @@
+"""What a server is told at its start: by options of `nowcast-server run`, else by `NOWCAST_*` variables, else the defaults."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ByteSize, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+GIB: Final = 2**30
+MIB: Final = 2**20
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Size = Annotated[ByteSize, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Every limit of a server. Sizes take units (`8GiB`).
+
+    Args:
+        host: address to listen on; other than loopback only with tokens or `allow_anonymous`.
+        port: to listen on.
+        device: `auto` is the first CUDA device if there is one, else the CPU.
+        checkpoints: weights of `nino` and `wnn`; each file says which it is. In the environment separated by the path separator.
+        memory: for the histories of all jobs, and the wirings they came with.
+        max_snapshot: one snapshot.
+        forecast_memory: for the contexts being forecast from and the forecasts being made or sent.
+        max_registration: the JSON body that registers a job.
+        max_jobs: jobs known at once.
+        tenant_jobs: jobs of one tenant.
+        tenant_memory: of `memory`, for one tenant; None: there is no such limit.
+        queue: forecasts waiting for the device; more are `busy`.
+        tenant_queue, job_queue: the same for one tenant, and for one job.
+        idle_s: a job nobody has called on for this long is forgotten.
+        upload_grace_s: an upload (or the reading of a forecast) may take this long,
+        upload_min_rate: plus its size by this many bytes a second; a client slower than that is cut off.
+        drain_s: after SIGTERM, how long work in flight may take to finish.
+        token_file: lines `tenant:token` or `tenant:sha256:HEX`.
+        tokens: the same in a variable, separated by commas.
+        allow_anonymous: listen on any address without tokens.
+        threads: of torch, for forecasts; 0 leaves torch's own choice.
+        log_level: of the server's own log.
+        log_format: `text` (key=value) or `json`.
+        audit_log: file for who registered and deleted which job, as JSON lines, besides the log itself.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="NOWCAST_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, lt=65536)] = 8440
+    device: str = "auto"
+    checkpoints: Annotated[tuple[Path, ...], NoDecode] = ()
+    memory: Size = ByteSize(8 * GIB)
+    max_snapshot: Size = ByteSize(4 * GIB)
+    forecast_memory: Size = ByteSize(8 * GIB)
+    max_registration: Size = ByteSize(8 * MIB)
+    max_jobs: Count = 1024
+    tenant_jobs: Count = 256
+    tenant_memory: Size | None = None
+    queue: Count = 256
+    tenant_queue: Count = 64
+    job_queue: Count = 4
+    idle_s: Seconds = 6 * 3600.0
+    upload_grace_s: Seconds = 30.0
+    upload_min_rate: Size = ByteSize(256 * 1024)
+    drain_s: Seconds = 60.0
+    token_file: Path | None = None
+    tokens: SecretStr | None = None
+    allow_anonymous: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    audit_log: Path | None = None
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    def transfer_limit_s(self, size_bytes: int) -> float:
+        """How long a client may take to send or fetch so many bytes."""
+        return self.upload_grace_s + size_bytes / self.upload_min_rate

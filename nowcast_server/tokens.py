@@ -1,0 +1,116 @@
+"""Bearer tokens: each names a tenant, and a tenant sees only its own jobs. Kept as sha256, compared in constant time."""
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Final, Self
+
+from nowcast_server.settings import Settings
+from protos.errors import Unauthorized
+
+ANONYMOUS: Final = "anonymous"
+"""The one tenant of a server without tokens."""
+OPERATOR: Final = "operator"
+"""The tenant whose token reads `/metrics`, which count over all tenants."""
+
+_ENTRY = re.compile(
+    r"(?P<tenant>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):(?:sha256:(?P<hash>[0-9a-fA-F]{64})|(?P<token>[\x21-\x7e]{16,512}))"
+)
+
+
+def new_token() -> str:
+    """256 random bits, as text."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Who may call.
+
+    Args:
+        tenants: (sha256 of a token, its tenant); a tenant may have several. Empty: everyone is `ANONYMOUS`.
+    """
+
+    tenants: tuple[tuple[bytes, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, *, source: str) -> Self:
+        """Read lines `tenant:token` or `tenant:sha256:HEX`; blank lines and `#` comments are skipped.
+
+        Raises:
+            ValueError: a line is neither. The message names the line, never its content.
+        """
+        tenants = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            entry = _ENTRY.fullmatch(line.strip())
+            if entry is None:
+                raise ValueError(
+                    f"{source}, line {number}: write tenant:token (16 printable characters or more) or tenant:sha256:HEX"
+                )
+            hashed = bytes.fromhex(entry["hash"]) if entry["hash"] else digest(entry["token"])
+            tenants.append((hashed, entry["tenant"]))
+        return cls(tuple(tenants))
+
+    @classmethod
+    def load(cls, settings: Settings) -> Self:
+        """Tokens of `token_file` and of `NOWCAST_TOKENS` together.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: a line is wrong, or a file that should hold tokens holds none.
+        """
+        tenants: tuple[tuple[bytes, str], ...] = ()
+        if settings.tokens is not None:
+            lines = settings.tokens.get_secret_value().replace(",", "\n")
+            tenants += cls.parse(lines, source="NOWCAST_TOKENS").tenants
+        if settings.token_file is not None:
+            tenants += cls.parse(settings.token_file.read_text(), source=str(settings.token_file)).tenants
+        if not tenants and (settings.tokens is not None or settings.token_file is not None):
+            raise ValueError("tokens were asked for, but there are none: nobody could call this server")
+        return cls(tenants)
+
+    def tenant(self, authorization: str | None) -> str:
+        """Whose call it is, by its `Authorization` header.
+
+        Raises:
+            Unauthorized: there are tokens, and the header holds none of them.
+        """
+        if not self.tenants:
+            return ANONYMOUS
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthorized("send the header 'Authorization: Bearer TOKEN'", field="authorization")
+        given, found = digest(token.strip()), None
+        for known, tenant in self.tenants:  # all of them, so that the time says nothing
+            if hmac.compare_digest(given, known):
+                found = tenant
+        if found is None:
+            raise Unauthorized("the token is not known here", field="authorization")
+        return found
+
+
+def check_exposure(settings: Settings, tokens: Tokens) -> None:
+    """Refuse to serve strangers by mistake.
+
+    Raises:
+        ValueError: the address can be reached from elsewhere, and there are no tokens.
+    """
+    if not (tokens.tenants or settings.allow_anonymous or _is_loopback(settings.host)):
+        way_out = "give --token-file (see nowcast-server token), or say --allow-anonymous"
+        raise ValueError(f"refusing to listen on {settings.host} without tokens: {way_out}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,1 @@
+"""The contract between workers and the nowcast server: wiring, messages, framing, errors. See WIRE.md."""

@@ -1,0 +1,140 @@
+"""The JSON messages of HTTP API v1, as both sides build and read them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, StringConstraints, WithJsonSchema
+
+from protos.wiring import Wiring
+
+API = "/v1"
+SESSION_HEADER = "x-session-id"
+"""Carries the job id on every call of a job, so that a consistent-hash router keeps the job on one replica."""
+DEADLINE_HEADER = "x-deadline-s"
+"""Seconds from receipt after which the caller no longer wants the answer; the server may drop the work then."""
+
+JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Step = Annotated[int, Field(ge=0, lt=2**48)]
+Horizon = Annotated[int, Field(ge=1, le=10_000)]
+WiringField = Annotated[
+    Wiring,
+    PlainValidator(lambda v: v if isinstance(v, Wiring) else Wiring.from_dict(v)),
+    PlainSerializer(Wiring.to_dict),
+    WithJsonSchema({"type": "object", "required": ["parameters", "neurons", "blocks"]}),
+]
+
+
+class Message(BaseModel):
+    """Base of all messages: frozen, and a misspelt field is an error instead of a silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
+class JobSpec(Message):
+    """`PUT /v1/jobs/{job}`: what a job is. Putting the same again is a no-op, another one under the same id a `job_conflict`.
+
+    Args:
+        wiring: the network's neural graph.
+        context: snapshots a forecast is made from.
+        interval: training steps between two of them.
+        dtype: in which snapshots are sent and kept.
+        forecaster: one of the server's (`GET /v1/info`).
+    """
+
+    wiring: WiringField
+    context: Annotated[int, Field(ge=2, le=64)] = 5
+    interval: Annotated[int, Field(ge=1, lt=2**32)] = 200
+    dtype: Dtype = "float32"
+    forecaster: str = "nino"
+
+
+class SnapshotReceipt(Message):
+    """Answer to `PUT /v1/jobs/{job}/snapshots/{step}`: the steps the history now holds, oldest first."""
+
+    step: Step
+    steps: list[Step]
+
+
+class NowcastRequest(Message):
+    """`POST /v1/jobs/{job}/nowcasts`: forecast from the `context` snapshots that end at `step`."""
+
+    step: Step
+    horizons: Annotated[list[Horizon], Field(min_length=1, max_length=16)]
+    dtype: Dtype = "float32"
+
+
+class Outcome(Message):
+    """`POST /v1/jobs/{job}/outcomes`: what became of a nowcast.
+
+    Args:
+        step: of the nowcast.
+        horizon: that was loaded; None if none was.
+        outcome: `accepted` (the weights stayed), `rejected` (rolled back) or `skipped` (never loaded).
+        reason: a short stable word or sentence, e.g. `server_unavailable`.
+        loss_before: on the probe before the jump.
+        loss_after: on the probe when the jump was judged.
+    """
+
+    step: Step
+    horizon: Horizon | None = None
+    outcome: Literal["accepted", "rejected", "skipped"]
+    reason: Annotated[str, StringConstraints(max_length=500)] = ""
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+
+class JobStatus(Message):
+    """`GET /v1/jobs/{job}`. Times are Unix seconds, durations seconds, sizes bytes."""
+
+    job: JobId
+    wiring_hash: str
+    parameters: int
+    neurons: int
+    edges: int
+    context: int
+    interval: int
+    dtype: Dtype
+    forecaster: str
+    created_at: float
+    seen_at: float
+    steps: list[Step]
+    history_bytes: int
+    snapshots: int
+    nowcasts: int
+    outcomes: dict[str, int]
+    last_outcomes: list[Outcome]
+    forecast_s: float | None = Field(None, description="median time of a forecast on the device")
+    skill: dict[str, dict[str, float]] = Field(default_factory=dict, description="by horizon, then forecaster")
+
+
+class JobList(Message):
+    """`GET /v1/jobs`."""
+
+    jobs: list[JobStatus]
+
+
+class Info(Message):
+    """`GET /v1/info`: versions and what this server offers."""
+
+    version: str
+    protocol: int
+    device: str
+    forecasters: list[str]
+    max_snapshot_bytes: int
+    max_memory_bytes: int
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem+json. `code` is stable; further members depend on it (`missing`, `retry_after_s`)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+
+    def members(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)

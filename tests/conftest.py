@@ -1,0 +1,59 @@
+"""Fixtures every test may use: the shared material beside the project, and one local Ray cluster a session."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@dataclass(frozen=True)
+class ParityFixture:
+    """One small network, five snapshots of it, and what the published code predicted (../shared/parity/README.md)."""
+
+    name: str
+    meta: dict[str, Any]
+    params: list[tuple[str, tuple[int, ...]]]
+    horizons: tuple[int, ...]
+    arrays: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ../shared; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def parity(shared: Path) -> Callable[[str], ParityFixture]:
+    """Loads a parity fixture by name: mlp, conv, conv_bn, gpt2, llama, bert."""
+
+    def load(name: str) -> ParityFixture:
+        about = json.loads((shared / "parity" / f"{name}.json").read_text())
+        with np.load(shared / "parity" / f"{name}.npz") as data:
+            arrays = dict(data)
+        params = [(label, tuple(shape)) for label, shape in about["params"]]
+        return ParityFixture(name, about["meta"], params, tuple(about["horizons"]), arrays)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray cluster for the whole session: two CPUs, a small object store, silent."""
+    import ray
+
+    from trainer_worker.ray_train import start_local_cluster
+
+    start_local_cluster(cpus=2)
+    yield
+    ray.shutdown()

@@ -1,0 +1,163 @@
+"""Prometheus, its alerts, the Grafana dashboard and the table of metrics: all of them against what the server really exports."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nowcast_server import metrics as metrics_module
+from nowcast_server.metrics import Metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+DURATION = r"^\d+(ms|s|m|h|d)$"
+FROM_ELSEWHERE = {"up"}
+Documents = Callable[[str], list[Any]]
+
+
+def exported() -> dict[str, set[str]]:
+    """Every series the server exports, with its labels; Serve's scrape adds `replica`."""
+    series: dict[str, set[str]] = {}
+    registry = Metrics().registry
+    for collector, names in registry._collector_to_names.items():
+        labels = set(collector._labelnames) | {"replica", "instance", "job"}
+        for name in names:
+            series[name] = labels | ({"le"} if name.endswith("_bucket") else set())
+    return series
+
+
+def selectors(expression: str) -> Iterator[tuple[str, set[str]]]:
+    """Every metric an expression reads, with the labels it selects by."""
+    parser = pytest.importorskip("promql_parser", reason="promql-parser is not installed")
+    concrete = re.sub(r"\$__rate_interval|\$__range", "5m", expression)
+    stack = [parser.parse(concrete)]
+    while stack:
+        node = stack.pop()
+        selector = getattr(node, "vector_selector", node)
+        if hasattr(selector, "matchers"):
+            yield selector.name, {matcher.name for matcher in selector.matchers.matchers}
+        stack += [child for name in ("lhs", "rhs", "expr", "param") if (child := getattr(node, name, None)) is not None]
+        stack += [*getattr(node, "args", [])]
+
+
+def check(expression: str) -> int:
+    """How many series the expression reads; an error if one is not exported."""
+    known, found = exported(), list(selectors(expression))
+    for name, labels in found:
+        if name not in FROM_ELSEWHERE:
+            assert name in known, f"{name} in {expression}"
+            assert labels <= known[name], f"{labels - known[name]} in {expression}"
+    return len(found)
+
+
+def by_clauses(expression: str) -> Iterator[str]:
+    """Labels an expression groups by."""
+    for group in re.findall(r"\bby \(([^)]*)\)", expression):
+        yield from (label.strip() for label in group.split(","))
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Any:
+    """The dashboard's JSON."""
+    return json.loads((ROOT / "deploy/grafana/nowcast.json").read_text())
+
+
+def test_the_check_itself_notices() -> None:
+    """A query for a metric that was renamed would draw an empty panel for ever."""
+    assert check("sum(rate(nowcast_forecasts_total[5m])) / 2 > 0") == 1
+    for wrong in ("nowcast_forcasts_total", 'nowcast_jobs{outcome="x"}', "histogram_quantile(0.5, nowcast_queue_bucket)"):
+        with pytest.raises(AssertionError):
+            check(wrong)
+
+
+def test_every_panel_asks_for_series_the_server_exports(dashboard: Any) -> None:
+    """A panel would be empty for ever, and nobody would know why."""
+    series = exported()
+    targets = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(targets) >= 20
+    for expression in targets:
+        assert check(expression) > 0, expression
+        names = [name for name, _ in selectors(expression)]
+        for label in by_clauses(expression):
+            assert all(label in series[name] for name in names), (label, expression)
+
+
+def test_the_dashboard_is_laid_out(dashboard: Any) -> None:
+    """Panels would overlap or run out of the grid, or two would share an id, and Grafana would drop one."""
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert at["x"] + at["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        used = {name for target in panel["targets"] for name in re.findall(r"\$(\w+)", target["expr"])}
+        assert used - {"__rate_interval"} <= {each["name"] for each in dashboard["templating"]["list"]}
+
+
+def test_alerts_are_valid(documents: Documents) -> None:
+    """An alert would never fire: an expression that does not parse, or a metric that does not exist."""
+    (groups,) = documents("deploy/prometheus/alerts.yml")
+    rules = [rule for group in groups["groups"] for rule in group["rules"]]
+    assert len({rule["alert"] for rule in rules}) == len(rules) >= 5
+    for rule in rules:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert check(rule["expr"]) > 0
+        assert re.match(DURATION, rule.get("for", "0s"))
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) <= {"instance", "job"}
+
+
+def test_prometheus_config_is_valid(documents: Documents) -> None:
+    """Prometheus would not start, or scrape a name or port where nothing answers."""
+    (config,) = documents("deploy/prometheus/prometheus.yml")
+    (compose,) = documents("docker-compose.yml")
+    assert set(config) == {"global", "rule_files", "scrape_configs"}
+    assert set(config["global"]) <= {"scrape_interval", "scrape_timeout", "evaluation_interval", "external_labels"}
+    assert all(re.match(DURATION, value) for value in config["global"].values())
+    assert all((ROOT / "deploy/prometheus" / name).is_file() for name in config["rule_files"])
+    known = {"job_name", "static_configs", "dns_sd_configs", "metrics_path", "authorization", "scrape_interval"}
+    assert all(set(scrape) <= known for scrape in config["scrape_configs"])
+    server, ray = config["scrape_configs"]
+    assert server == {"job_name": "nowcast", "static_configs": [{"targets": ["server:8440"]}]}
+    (found,) = ray["dns_sd_configs"]
+    for name in found["names"]:
+        command = compose["services"][name]["command"]
+        assert command[command.index("--metrics-export-port") + 1] == str(found["port"])
+
+
+def test_grafana_finds_its_dashboard_and_its_data(documents: Documents) -> None:
+    """Grafana would come up empty."""
+    (compose,) = documents("docker-compose.yml")
+    mounts = dict(volume.split(":")[:2] for volume in compose["services"]["grafana"]["volumes"])
+    (provider,) = documents("deploy/grafana/provisioning/dashboards/nowcast.yml")[0]["providers"]
+    (source,) = documents("deploy/grafana/provisioning/datasources/prometheus.yml")[0]["datasources"]
+    assert provider["options"]["path"] == mounts["./deploy/grafana"]
+    home = compose["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{mounts['./deploy/grafana']}/nowcast.json"
+    assert source["url"] == "http://prometheus:9090"
+    assert "prometheus" in compose["services"]
+
+
+def test_the_table_of_metrics_is_complete() -> None:
+    """A metric would be missing from the documentation, or one documented that is not there."""
+    rows = r"^\| `(nowcast_\w+)` \| (\w+) \| (.*?) \|"
+    documented = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in
+                  re.findall(rows, (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)}  # fmt: skip
+    real = {}
+    for metric in Metrics().registry.collect():
+        name = metric.name + ("_total" if metric.type == "counter" else "")
+        real[name] = (
+            metric.type,
+            exported()[name if metric.type != "histogram" else f"{name}_count"] - {"replica", "instance", "job"},
+        )
+    assert documented == real
+
+
+def test_the_table_is_the_modules_own() -> None:
+    """docs/metrics.md and the docstring of nowcast_server/metrics.py would say different things."""
+    table = [line for line in (metrics_module.__doc__ or "").splitlines() if line.startswith("|")]
+    assert "\n".join(table) in (ROOT / "docs/metrics.md").read_text()

@@ -1,0 +1,218 @@
+"""What every forecaster promises, whichever it is."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import mlp_wiring, random_checkpoint, random_states
+
+from nowcast_server.forecasters import FORECASTERS, Forecaster, load_forecaster
+from nowcast_server.forecasters import registry as registry_module
+from nowcast_server.forecasters.learned import DEFAULT_ENGINE, LearnedForecaster
+from nowcast_server.nino.checkpoint import CheckpointError, save_checkpoint
+from nowcast_server.nino.laplacian import laplacian_features
+from protos.errors import BadRequest, BadValue, NowcastError, UnknownForecaster
+from protos.wiring import Block, Parameter, Wiring
+
+WIRING = mlp_wiring(3, 5, 2)
+LEARNED = ("nino", "wnn")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {name: folder / f"{name}-base.safetensors" for name in LEARNED}
+    for name, path in paths.items():
+        save_checkpoint(random_checkpoint(graph=name == "nino", gain=2.0), path)
+    return paths
+
+
+def every_forecaster() -> list[tuple[str, str]]:
+    """Names, each with every engine there is."""
+    learned = [
+        (name, engine) for name, cls in FORECASTERS.items() if issubclass(cls, LearnedForecaster) for engine in cls.engines()
+    ]
+    return learned + [(name, DEFAULT_ENGINE) for name, cls in FORECASTERS.items() if not cls.needs_checkpoint]
+
+
+@pytest.fixture(params=every_forecaster(), ids="-".join)
+def forecaster(request: pytest.FixtureRequest, weights: dict[str, Path]) -> Forecaster:
+    name, engine = request.param
+    return load_forecaster(name, checkpoint=weights.get(name), engine=engine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_forecasts(forecaster: Forecaster, dtype: torch.dtype) -> None:
+    """Snapshots streamed at half precision could not be forecast, or come back at another precision."""
+    states = random_states(WIRING).to(dtype)
+    forecasts = forecaster.forecast(WIRING, states, horizons=(40, 1))
+    assert (forecasts.shape, forecasts.dtype) == ((2, WIRING.size), torch.float32)
+    same = forecaster.forecast(WIRING, states.float(), horizons=(40, 1))
+    assert torch.allclose(forecasts, same, atol=1e-6)
+
+
+def test_numpy_arrays_will_do(forecaster: Forecaster) -> None:
+    """Snapshots read from a file would have to be wrapped by hand."""
+    states = random_states(WIRING)
+    array = states.numpy().copy()
+    array.flags.writeable = False  # as a memory-mapped file is
+    assert torch.equal(forecaster.forecast(WIRING, array), forecaster.forecast(WIRING, states))
+
+
+def test_nothing_is_written_to_and_nothing_aliased(forecaster: Forecaster) -> None:
+    """A worker's history would change under it, or change the forecast it was given."""
+    states, node_pe = random_states(WIRING), laplacian_features(WIRING).clone()
+    before = states.clone(), node_pe.clone()
+    forecasts = forecaster.forecast(WIRING, states, (1, 2), node_pe)
+    kept = forecasts.clone()
+    assert torch.equal(states, before[0])
+    assert torch.equal(node_pe, before[1])
+    states.fill_(7)
+    assert torch.equal(forecasts, kept)
+    forecasts[0].fill_(7)
+    assert torch.equal(forecasts[1], kept[1])
+
+
+def test_deterministic_and_safe_for_threads(forecaster: Forecaster) -> None:
+    """Two jobs at once would get each other's forecasts, and DDP ranks with servers of their own different ones."""
+    wirings = [WIRING, mlp_wiring(20, 30, 10), mlp_wiring(2, 40)]
+    states = [random_states(wiring, seed=seed) for seed, wiring in enumerate(wirings)]
+    alone = [forecaster.forecast(wiring, state) for wiring, state in zip(wirings, states, strict=True)]
+    with ThreadPoolExecutor(3) as pool:
+        for index, together in enumerate(pool.map(lambda i: forecaster.forecast(wirings[i % 3], states[i % 3]), range(18))):
+            assert torch.equal(together, alone[index % 3])
+
+
+def test_forecasts_stay_finite(forecaster: Forecaster) -> None:
+    """A network that is diverging would be sent NaN, and a constant one divided by zero."""
+    states = random_states(WIRING)
+    for extreme in (states * 1e38 / states.abs().max(), torch.zeros_like(states), torch.ones_like(states) * 3e38):
+        assert forecaster.forecast(WIRING, extreme).isfinite().all()
+
+
+def test_forecasts_move(forecaster: Forecaster) -> None:
+    """A forecaster that answers with the last snapshot would pass every other test here."""
+    states = random_states(WIRING)
+    moved = not torch.allclose(forecaster.forecast(WIRING, states, (5,))[0], states[-1], atol=1e-3)
+    assert moved == (forecaster.name != "last")
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_weights_in_no_block_keep_their_last_value(name: str, weights: dict[str, Path]) -> None:
+    """A scalar like CLIP's temperature, which the graph does not hold, would be set to the mean of its past."""
+    wiring = Wiring((*WIRING.parameters, Parameter("temperature", ())), WIRING.neurons, WIRING.blocks)
+    states = random_states(wiring)
+    forecasts = load_forecaster(name, checkpoint=weights[name]).forecast(wiring, states)
+    assert (forecasts[:, -1] == states[-1, -1]).all()
+    assert not torch.allclose(forecasts[:, :-1], states[-1, :-1], atol=1e-3)
+
+
+BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+    ({"states": torch.zeros(5, WIRING.size + 1)}, "states"),
+    ({"states": torch.zeros(WIRING.size)}, "states"),
+    ({"states": torch.zeros(1, WIRING.size)}, "states"),
+    ({"states": torch.zeros(5, WIRING.size, dtype=torch.int32)}, "states"),
+    ({"states": torch.full((5, WIRING.size), torch.nan)}, "states"),
+    ({"states": torch.full((5, WIRING.size), torch.inf)}, "states"),
+    ({"horizons": ()}, "horizons"),
+    ({"horizons": (0,)}, "horizons"),
+    ({"horizons": (1, -3)}, "horizons"),
+    ({"horizons": (1.5,)}, "horizons"),
+    ({"horizons": 4}, "horizons"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "field"), BAD_ARGUMENTS)
+def test_bad_arguments_are_named(forecaster: Forecaster, arguments: dict[str, Any], field: str) -> None:
+    """A caller's mistake would end in a traceback from inside torch, or in a forecast of something else."""
+    with pytest.raises((BadRequest, BadValue)) as caught:
+        forecaster.forecast(WIRING, **{"states": random_states(WIRING), **arguments})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize(
+    ("arguments", "field"), [({"states": torch.zeros(4, WIRING.size)}, "states"), ({"horizons": (41,)}, "horizons")]
+)
+def test_limits_of_a_checkpoint(name: str, arguments: dict[str, Any], field: str, weights: dict[str, Path]) -> None:
+    """A context or horizon the weights were not made for would be forecast from the wrong columns."""
+    forecaster = load_forecaster(name, checkpoint=weights[name])
+    assert (forecaster.context, forecaster.max_horizon) == (5, 40)
+    with pytest.raises(BadRequest) as caught:
+        forecaster.forecast(WIRING, **{"states": random_states(WIRING), **arguments})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("node_pe", "error"),
+    [
+        (torch.zeros(WIRING.neurons, 7), BadRequest),
+        (torch.zeros(WIRING.neurons - 1, 8), BadRequest),
+        (torch.zeros(WIRING.neurons, 8, dtype=torch.int64), BadRequest),
+        (torch.full((WIRING.neurons, 8), torch.nan), BadValue),
+    ],
+)
+def test_node_features_are_checked(node_pe: torch.Tensor, error: type[NowcastError], weights: dict[str, Path]) -> None:
+    """Features of another network would be taken for this one's."""
+    with pytest.raises(error) as caught:
+        load_forecaster("nino", checkpoint=weights["nino"]).forecast(WIRING, random_states(WIRING), node_pe=node_pe)
+    assert caught.value.field == "node_pe"
+
+
+def test_kernels_larger_than_the_checkpoint(tmp_path: Path) -> None:
+    """A convolution would be forecast by a checkpoint that has no columns for its kernel."""
+    save_checkpoint(random_checkpoint(slots=1), tmp_path / "a.safetensors")
+    wiring = Wiring((Parameter("conv", (2, 3, 3)),), 2, (Block(3, 0, 1, 1, 1, parameter=0, slots=9, slot_stride=1),))
+    with pytest.raises(BadRequest, match="9 weights") as caught:
+        load_forecaster("nino", checkpoint=tmp_path / "a.safetensors").forecast(wiring, torch.zeros(5, 18))
+    assert caught.value.field == "wiring"
+
+
+def test_unknown_names(weights: dict[str, Path]) -> None:
+    """A misspelt forecaster or engine would end in a KeyError."""
+    with pytest.raises(UnknownForecaster):
+        load_forecaster("nin0")
+    with pytest.raises(BadRequest) as caught:
+        load_forecaster("nino", checkpoint=weights["nino"], engine="steam")
+    assert caught.value.field == "engine"
+
+
+def test_a_checkpoint_for_the_other_forecaster(weights: dict[str, Path]) -> None:
+    """WNN's weights in NiNo's place would fail on a missing tensor, which says nothing."""
+    for name, other in (("nino", "wnn"), ("wnn", "nino")):
+        with pytest.raises(CheckpointError, match=repr(other)):
+            load_forecaster(name, checkpoint=weights[other])
+
+
+def test_no_checkpoint_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user without weights would not learn what is missing."""
+    monkeypatch.setattr(registry_module, "SHIPPED", tmp_path)
+    for name in LEARNED:
+        assert FORECASTERS[name].needs_checkpoint
+        with pytest.raises(CheckpointError, match="checkpoint=PATH"):
+            load_forecaster(name)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_shipped_weights_are_the_default(name: str, monkeypatch: pytest.MonkeyPatch, weights: dict[str, Path]) -> None:
+    """The weights inside the package would not be found."""
+    monkeypatch.setattr(registry_module, "SHIPPED", weights[name].parent)
+    states = random_states(WIRING)
+    expected = load_forecaster(name, checkpoint=weights[name]).forecast(WIRING, states)
+    assert np.array_equal(load_forecaster(name).forecast(WIRING, states), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LEARNED)
+def test_another_device(name: str, weights: dict[str, Path]) -> None:
+    """A server with a GPU would fail, or forecast something else."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    states = random_states(WIRING)
+    expected = load_forecaster(name, checkpoint=weights[name]).forecast(WIRING, states)
+    there = load_forecaster(name, checkpoint=weights[name], device="cuda")
+    assert torch.allclose(there.forecast(WIRING, states), expected, atol=1e-4)
+    assert torch.allclose(there.forecast(WIRING, states.cuda()).cpu(), expected, atol=1e-4)

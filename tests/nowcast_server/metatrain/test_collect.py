@@ -1,0 +1,114 @@
+"""Collecting: what is drawn, and what is left when it is interrupted."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nowcast_server.metatrain import collect, corpus, workers
+from nowcast_server.metatrain.cli import app
+from nowcast_server.metatrain.collect import CollectConfig, collect_study
+from nowcast_server.metatrain.draw import draw
+from nowcast_server.metatrain.feeds import TableFeed
+from nowcast_server.metatrain.store import TrajectoryWriter, trajectories
+
+TABLE = (torch.randn(64, 10), torch.randn(64))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies on synthetic tables, 40 steps long."""
+    monkeypatch.setattr(corpus, "TRAINING", {kind: {"friedman-1": 1.0} for kind in ("convnet", "mlp", "gpt")})
+    monkeypatch.setattr(corpus, "VALIDATION", corpus.TRAINING)
+
+    def drawn(seed: int, number: int, **options: float) -> object:
+        mlps = (
+            study for other in range(100) if (study := draw(seed + number, other, lanes=1, validation_share=0)).design.kind == "mlp"
+        )
+        return replace(next(mlps), number=number, steps=40)
+
+    monkeypatch.setattr(collect, "draw", drawn)
+    monkeypatch.setattr(corpus, "text", lambda name: (torch.zeros(500, dtype=torch.int64), 20))
+
+
+def test_a_study_is_the_same_on_every_machine() -> None:
+    """A collection continued elsewhere would hold other runs than its seed says."""
+    first = draw(5, 3, lanes=8, validation_share=0.1)
+    assert first == draw(5, 3, lanes=8, validation_share=0.1)
+    assert first != draw(5, 4, lanes=8, validation_share=0.1)
+
+
+def test_held_out_data_is_never_trained_on() -> None:
+    """The benchmark's claim is about data that no forecaster of ours has seen."""
+    assert corpus.FASHION_EXAMPLES == 55_000  # the rest is the validation part of FM-16 and FM-32
+    seen = {name for among in (*corpus.TRAINING.values(), *corpus.VALIDATION.values()) for name in among}
+    assert not seen & {"animals", "king-james", "wikipedia", "diamonds"}
+    for kind, among in corpus.VALIDATION.items():
+        assert not set(among) & set(corpus.TRAINING[kind])
+
+
+def test_an_interrupted_study_leaves_nothing_half(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that stopped early would pass for one that is complete."""
+    config = CollectConfig(folder=tmp_path, studies=2, lanes=1)
+    append = TrajectoryWriter.append
+    with monkeypatch.context() as patch:
+
+        def fail(self: TrajectoryWriter, step: int, *rest: object, **options: object) -> None:
+            if step == 25:
+                raise KeyboardInterrupt
+            append(self, step, *rest, **options)  # type: ignore[arg-type]
+
+        patch.setattr(TrajectoryWriter, "append", fail)
+        with pytest.raises(KeyboardInterrupt):
+            collect_study(config, 0)
+    assert list(workers.missing(config)) == [0, 1]
+    collect_study(config, 0)
+    assert list(workers.missing(config)) == [1]
+    found = list(trajectories(config.home(0)))
+    assert found
+    assert all(run.steps.tolist() == [0, 25] for run in found)
+
+
+def test_collecting_again_gives_the_same_weights(small: None, tmp_path: Path) -> None:
+    """What is shipped could not be reproduced."""
+    states = []
+    for name in ("a", "b"):
+        config = CollectConfig(folder=tmp_path / name, studies=1, lanes=1)
+        collect_study(config, 0)
+        states.append([run.states(slice(None)) for run in trajectories(config.folder)])
+    assert all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_a_run_that_diverges_is_left_out(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN would be read as weights."""
+    monkeypatch.setattr(
+        TableFeed,
+        "take",
+        lambda self, generator, batch_size: (torch.full((self.lanes, 4, 10), torch.nan), torch.zeros(self.lanes, 4)),
+    )
+    assert "0 runs" in collect_study(CollectConfig(folder=tmp_path, studies=1, lanes=1), 0)
+
+
+def test_commands_name_the_wrong_key(tmp_path: Path) -> None:
+    """The user would see a traceback, or worse, a setting ignored."""
+    path = tmp_path / "collect.toml"
+    path.write_text('folder = "x"\nstudys = 3\n')
+    result = CliRunner().invoke(app, ["collect", str(path)])
+    assert result.exit_code == 2
+    assert "studys" in result.output
+
+
+def test_shipped_configurations_are_valid() -> None:
+    """`make metatrain` would stop at its first line."""
+    import tomllib
+
+    from nowcast_server.metatrain.fit import FitConfig
+
+    folder = Path(__file__).parents[3] / "deploy" / "metatrain"
+    for path in sorted(folder.glob("*.toml")):
+        model = CollectConfig if path.stem == "collect" else FitConfig
+        model(**tomllib.loads(path.read_text()))
+    assert {path.stem for path in folder.glob("*.toml")} == {"collect", "nino-base", "wnn-base"}

@@ -1,0 +1,150 @@
+"""Fitting: it learns, it resumes, it does not swallow NaN."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from nowcast_server.forecasters import load_forecaster
+from nowcast_server.metatrain import fit as fitting
+from nowcast_server.metatrain.fit import FitConfig, fit
+from nowcast_server.metatrain.library import Library
+from nowcast_server.metatrain.skill import RIVALS, linear, load_predictor, skill
+from nowcast_server.metatrain.windows import Cut, read_windows
+from nowcast_server.nino.checkpoint import load_checkpoint
+
+
+def config(runs: Path, out: Path, **changes: object) -> FitConfig:
+    small = {"hidden": 8, "steps": 12, "groups": 2, "windows": 2, "save_every": 5, "validate_every": 6}
+    return FitConfig(trajectories=runs, out=out, name="small", **{**small, **changes})  # type: ignore[arg-type]
+
+
+class Interrupted(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize("model", ["nino", "wnn"])
+@pytest.mark.parametrize("when", [3, 5, 8])
+def test_interrupted_and_resumed_gives_the_same_weights(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, when: int
+) -> None:
+    """Hours of fitting would be lost with a machine, or end in other weights than the recipe gives."""
+    straight = fit(config(runs, tmp_path / "a", model=model))
+    settings = config(runs, tmp_path / "b", model=model)
+    advance = fitting._advance
+
+    def fail(state: fitting._State, *rest: object) -> None:
+        if state.step == when:
+            raise Interrupted
+        advance(state, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "_advance", fail)
+        with pytest.raises(Interrupted):
+            fit(settings)
+    resumed = fit(settings)
+    ours, theirs = load_checkpoint(straight), load_checkpoint(resumed)
+    assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
+
+
+def test_learns_to_beat_last_on_runs_it_was_not_fitted_to(runs: Path, tmp_path: Path) -> None:
+    """A fit that lowers its loss without learning anything that carries over would go unnoticed."""
+    path = fit(config(runs, tmp_path, hidden=16, steps=150, groups=2, windows=4, ema=0.9, validate_every=1000))
+    found = skill(Library.open(runs).validation, {"fitted": load_predictor(path)})
+    assert found["fitted"]["all"]["5"] > 0.05, found
+
+
+def test_the_checkpoint_is_one_the_forecasters_load(runs: Path, tmp_path: Path) -> None:
+    """What meta-training makes could not be served."""
+    path = fit(config(runs, tmp_path, steps=2))
+    group = Library.open(runs).training[0]
+    forecast = load_forecaster("nino", checkpoint=path).forecast(
+        group.wiring, torch.from_numpy(group.runs[0].states(slice(0, 5))), horizons=(1, 40)
+    )
+    assert forecast.shape == (2, group.wiring.size)
+
+
+def test_a_step_without_finite_gradient_is_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bad window would turn every weight of the forecaster into NaN."""
+    predict = fitting.predict
+    calls = iter(range(10**6))
+
+    def spoiled(*arguments: object, **options: object) -> torch.Tensor:
+        found = predict(*arguments, **options)  # type: ignore[arg-type]
+        return found * float("nan") if next(calls) % 5 == 0 else found
+
+    monkeypatch.setattr(fitting, "predict", spoiled)
+    tensors = load_checkpoint(fit(config(runs, tmp_path))).tensors
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    monkeypatch.setattr(fitting, "predict", lambda *a, **o: predict(*a, **o) * float("nan"))
+    monkeypatch.setattr(fitting, "MOST_SKIPPED", 3)
+    with pytest.raises(FloatingPointError, match="no finite gradient"):
+        fit(config(runs, tmp_path / "worse"))
+
+
+def test_progress_is_logged(runs: Path, tmp_path: Path) -> None:
+    """Nobody could see whether a fit of hours is worth going on."""
+    fit(config(runs, tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert lines[0]["config"]["name"] == "small"
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert set(lines[-1]["skill"]) == {"average", "linear", "model"}
+
+
+def test_a_misspelt_key_is_an_error(runs: Path, tmp_path: Path) -> None:
+    """A setting would be ignored in silence."""
+    with pytest.raises(ValidationError, match="hiden"):
+        config(runs, tmp_path, hiden=3)
+
+
+def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
+    """The user would see a division by zero."""
+    with pytest.raises(ValueError, match="metatrain collect"):
+        fit(config(tmp_path, tmp_path / "out"))
+
+
+def test_windows_are_the_runs(runs: Path) -> None:
+    """Contexts and targets would lie at other steps than the horizons say."""
+    group = Library.open(runs).training[0]
+    run = group.runs[0]
+    windows = read_windows(group, [Cut(run, 3, 2)], (1, 5, 40))
+    assert windows.known.tolist() == [[True, True, False]]
+    states = run.states(slice(None))
+    scale = (states[5, 0] - states[3, 0]) / (windows.z[0, 1, 0] - windows.z[0, 0, 0])
+    where = int(torch.nonzero(windows.plan.weights == 0)[0, 0])
+    for index, horizon in enumerate((1, 5)):
+        moved = states[11 + 2 * horizon, 0] - states[11, 0]
+        assert np.isclose(float(windows.change[0, where, index] * scale), moved, rtol=1e-3)
+    assert float(windows.change[0, :, 2].abs().max()) == 0.0
+
+
+def test_averaged_contexts_end_where_raw_ones_do(runs: Path) -> None:
+    """Averages over the interval to come would let the forecaster see the future."""
+    group = Library.open(runs).training[0]
+    run = group.runs[0]
+    averaged = read_windows(group, [Cut(run, 4, 3, averaged=True)], (1,)).z[0]
+    expected = torch.from_numpy(np.stack([run.states(slice(end - 2, end + 1)).mean(0) for end in range(4, 17, 3)]))
+    first = slice(0, 10)
+    assert torch.allclose(
+        (averaged[1] - averaged[0])[first] / (averaged[4] - averaged[0])[first],
+        (expected[1] - expected[0])[first] / (expected[4] - expected[0])[first],
+        rtol=1e-2,
+    )
+
+
+def test_rivals_are_the_forecasters_of_their_names(runs: Path) -> None:
+    """Skill would be measured against something else than what the server offers."""
+    group = Library.open(runs).validation[0]
+    run = group.runs[0]
+    windows = read_windows(group, [Cut(run, 2, 2)], (5, 10))
+    states = torch.from_numpy(run.states(2 + 2 * np.arange(5)))
+    z = windows.z[0]
+    for name, rival in RIVALS.items():
+        raw = load_forecaster(name).forecast(group.wiring, states, horizons=(5, 10))
+        scale = (states[-1] - states[0]) / (z[-1] - z[0])
+        moved = ((raw - states[-1]) / scale)[:, windows.plan.weights].T
+        assert torch.allclose(rival(windows)[0], moved, rtol=2e-2, atol=1e-3), name
+    assert linear(windows).abs().sum() > 0

@@ -1,0 +1,71 @@
+"""Many networks trained at once are trained as each would be alone."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from nowcast_server.metatrain.feeds import PictureFeed, TableFeed, TextFeed, View
+from nowcast_server.metatrain.library import _hugging_face_gpt
+from nowcast_server.metatrain.networks import Design
+from nowcast_server.metatrain.stack import Lane, train
+
+CONVNET = Design(kind="convnet", inputs=1, outputs=3, widths=(4, 8), strides=(2, 1), pooled=(False, True), norm="batch")
+GPT = Design(kind="gpt", inputs=11, outputs=11, widths=(8, 8), heads=2, tokens=6, norm="layer", gain=2.0)
+MLP = Design(kind="mlp", inputs=5, outputs=1, widths=(7,), norm="layer", activation="tanh")
+LANES = tuple(
+    Lane(lr=lr, weight_decay=decay, beta1=0.9, beta2=beta2, warmup=warmup, seed=seed)
+    for lr, decay, beta2, warmup, seed in ((1e-2, 0.0, 0.999, 0, 1), (3e-3, 0.1, 0.95, 4, 2))
+)
+DATA = torch.Generator().manual_seed(0)
+VIEWS = (View(1, True, -1.5, (0, 1, 2)), View(0, False, 1.0, (2, 2, 0)))
+FEEDS = {
+    "convnet": PictureFeed(torch.randn(50, 9, 9, generator=DATA), torch.randint(3, (50,), generator=DATA), VIEWS, flat=False),
+    "gpt": TextFeed(torch.randint(11, (200,), generator=DATA), 2, 6),
+    "mlp": TableFeed(torch.randn(50, 5, generator=DATA), torch.randn(50, generator=DATA), 2),
+}
+
+
+@pytest.mark.parametrize("design", [CONVNET, GPT, MLP], ids=lambda design: design.kind)
+def test_a_lane_is_what_adamw_alone_makes_of_it(design: Design) -> None:
+    """Trajectories of stacked networks would not be those of AdamW, which forecasts are about."""
+    feed = FEEDS[design.kind]
+    snapshots = list(train(design, LANES, feed, batch_size=4, steps=12, every=6, seed=3))
+    for index, lane in enumerate(LANES):
+        torch.manual_seed(lane.seed)
+        network = design.build()
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=lane.lr, weight_decay=lane.weight_decay, betas=(lane.beta1, lane.beta2)
+        )
+        generator = torch.Generator().manual_seed(3)
+        for step in range(1, 13):
+            inputs, targets = (batch[index] for batch in feed.take(generator, batch_size=4))
+            optimizer.param_groups[0]["lr"] = lane.lr * min(1.0, step / max(lane.warmup, 1))
+            outputs = network(inputs)
+            if targets.is_floating_point():
+                loss = functional.mse_loss(outputs[:, 0], targets)
+            else:
+                loss = functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        alone = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+        assert torch.allclose(snapshots[-1].states[index], alone, atol=2e-4), (snapshots[-1].states[index] - alone).abs().max()
+        assert not torch.allclose(snapshots[0].states[index], alone, atol=2e-3)
+
+
+def test_gpt_is_hugging_faces() -> None:
+    """The wiring of a gpt's trajectories is made from Hugging Face's model: another order of parameters would garble it."""
+    torch.manual_seed(0)
+    ours, theirs = GPT.build(), _hugging_face_gpt(GPT)
+    assert [(name, p.shape) for name, p in ours.named_parameters()] == [(name, p.shape) for name, p in theirs.named_parameters()]
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    tokens = torch.randint(11, (3, 6))
+    assert torch.allclose(ours(tokens), theirs.eval()(tokens).logits, atol=1e-5)
+
+
+def test_a_design_survives_json() -> None:
+    """A stored run could not be wired again."""
+    import json
+
+    for design in (CONVNET, GPT, MLP):
+        assert Design.from_dict(json.loads(json.dumps(design.to_dict()))) == design

@@ -1,0 +1,78 @@
+"""Trajectories on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nowcast_server.metatrain.store import BadTrajectory, Trajectory, TrajectoryWriter, trajectories
+
+RNG = np.random.default_rng(0)
+STATES = RNG.normal(size=(6, 40)).astype(np.float32)
+
+
+def write(path: Path, steps: range = range(6)) -> None:
+    with TrajectoryWriter(path, STATES[0], header={"task": "t", "interval": 10}) as writer:
+        for index in steps:
+            writer.append(10 * index, STATES[index], loss=0.5 * index, segment=index // 3)
+
+
+def test_reads_back_what_was_written(tmp_path: Path) -> None:
+    """A fit would learn from other weights than training had."""
+    write(tmp_path / "a.trajectory")
+    (found,) = trajectories(tmp_path)
+    assert found.header["task"] == "t"
+    assert found.steps.tolist() == [0, 10, 20, 30, 40, 50]
+    assert found.records["segment"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert np.allclose(found.records["loss"], 0.5 * np.arange(6))
+    assert np.array_equal(found.states(slice(0, 1))[0], STATES[0])
+    assert np.allclose(found.states(np.array([2, 5])), STATES[[2, 5]], atol=2e-3)
+
+
+def test_small_movements_keep_their_digits(tmp_path: Path) -> None:
+    """A weight near 1 that moves by 1e-4 would stand still if weights themselves were kept in float16."""
+    base = np.ones(8, dtype=np.float32)
+    with TrajectoryWriter(tmp_path / "a.trajectory", base, header={}) as writer:
+        writer.append(1, base + np.float32(1.23e-4))
+    moved = Trajectory.open(tmp_path / "a.trajectory").states(slice(0, 1))[0] - base
+    assert np.allclose(moved, 1.23e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize("cut", [1, 50, 104 + 3])
+def test_goes_on_after_a_crash(tmp_path: Path, cut: int) -> None:
+    """A record cut off by a crash would be read as weights, or make the rest of the run unreadable."""
+    path, whole = tmp_path / "a.trajectory", tmp_path / "b.trajectory"
+    write(path, range(4))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - cut)
+    kept = len(Trajectory.open(path).steps)
+    assert kept == (3 if cut < 104 else 2)
+    write(path, range(kept, 6))
+    write(whole)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_damaged_record_ends_the_trajectory(tmp_path: Path) -> None:
+    """Bits that the disk turned would become weights."""
+    path = tmp_path / "a.trajectory"
+    write(path)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0xFF
+    path.write_bytes(content)
+    assert Trajectory.open(path).steps.tolist() == [0, 10, 20, 30, 40]
+
+
+def test_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    """Another network's snapshots, steps out of order, or weights beyond float16 would corrupt a run silently."""
+    path = tmp_path / "a.trajectory"
+    write(path)
+    with pytest.raises(BadTrajectory, match="40 parameters"):
+        TrajectoryWriter(path, STATES[0][:10], header={})
+    with TrajectoryWriter(path, STATES[0], header={}) as writer:
+        with pytest.raises(BadTrajectory, match="not after"):
+            writer.append(50, STATES[0])
+        with pytest.raises(BadTrajectory, match="float16"):
+            writer.append(60, STATES[0] + 1e6)
+    (tmp_path / "c.trajectory").write_bytes(b"something else")
+    with pytest.raises(BadTrajectory, match="no trajectory"):
+        Trajectory.open(tmp_path / "c.trajectory")

@@ -1,0 +1,221 @@
+"""Checkpoints: ours out and in again, the published ones in, everything else refused with a reason."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import random_checkpoint
+from safetensors.torch import save_file
+
+from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, convert, load_checkpoint, save_checkpoint, show
+from nowcast_server.nino.options import ModelOptions
+from nowcast_server.nino.published import published_options
+
+SMALL = {"hidden": 4, "layers": 2, "max_horizon": 3, "slots": 2}
+
+
+def same(first: Checkpoint, second: Checkpoint) -> bool:
+    equal = first.tensors.keys() == second.tensors.keys() and first.options == second.options
+    return equal and all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
+
+
+@pytest.mark.parametrize("options", [SMALL, {"graph": False, "hidden": 4}, {**SMALL, "vocabulary": 5, "towers": 2}])
+def test_what_is_saved_is_loaded(options: dict[str, Any], tmp_path: Path) -> None:
+    """Weights meta-training made would be lost or changed on their way to the server."""
+    checkpoint = random_checkpoint(**options)
+    save_checkpoint(checkpoint, tmp_path / "a.safetensors")
+    assert same(load_checkpoint(tmp_path / "a.safetensors"), checkpoint)
+
+
+def test_the_header_is_readable_by_anyone(tmp_path: Path) -> None:
+    """Another tool could not tell what the file is without this project."""
+    save_checkpoint(
+        Checkpoint(ModelOptions(**SMALL), random_checkpoint(**SMALL).tensors, "x", "2 hours"), tmp_path / "a.safetensors"
+    )
+    raw = (tmp_path / "a.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"]["nowcast"])
+    assert {name: header[name] for name in ("format", "name", "note", "context", "horizons")} == {
+        "format": 1,
+        "name": "x",
+        "note": "2 hours",
+        "context": 5,
+        "horizons": 3,
+    }
+    assert header["options"]["hidden"] == 4
+
+
+@pytest.mark.parametrize(("name", "kind", "weights"), [("nino_no_posw", "nino", 549_992), ("nino_mlp", "wnn", 57_384)])
+def test_published_checkpoints_convert(name: str, kind: str, weights: int, shared: Path, tmp_path: Path) -> None:
+    """The published weights could not be used, or would change when converted."""
+    published = load_checkpoint(shared / "checkpoints" / f"{name}.pt")
+    converted = convert(shared / "checkpoints" / f"{name}.pt", tmp_path / "a.safetensors", note="converted")
+    again = load_checkpoint(tmp_path / "a.safetensors")
+    assert same(again, published)
+    assert (again.name, again.note, again.size) == (name, "converted", weights)
+    assert same(converted, again)
+    assert show(tmp_path / "a.safetensors")["forecaster"] == kind
+
+
+def test_published_smaller_wnn(shared: Path) -> None:
+    """The hidden size of a published checkpoint would be ignored."""
+    assert load_checkpoint(shared / "checkpoints" / "nino_mlp_h32.pt").options.hidden == 32
+
+
+PUBLISHED = {
+    "layer_embed.weight": (15, 4),
+    "edge_proj.fc.0.weight": (4, 5),
+    "edge_proj.fc.0.bias": (4,),
+    **{f"edge_mlp.fc.{layer}.weight": (4, 4) for layer in (0, 2, 4)},
+    **{f"edge_mlp.fc.{layer}.bias": (4,) for layer in (0, 2, 4)},
+    "edge_mlp.fc.6.weight": (40, 4),
+    "edge_mlp.fc.6.bias": (40,),
+}
+
+
+def published_file(path: Path, *, arguments: dict[str, Any] | None = None, **extra: Any) -> Path:
+    tensors = {name: torch.ones(shape) for name, shape in PUBLISHED.items()}
+    torch.save({"state_dict": tensors, "model_args": {"gnn": False, "hid": 4, **(arguments or {})}, **extra}, path)
+    return path
+
+
+def test_what_the_published_training_script_saves(tmp_path: Path) -> None:
+    """Weights someone trained with the published code, whose files also hold arguments and losses, would be refused."""
+    path = published_file(tmp_path / "a.pt", step=10, config=argparse.Namespace(lr=1e-3), losses=[0.1])
+    assert load_checkpoint(path).options.hidden == 4
+
+
+def test_a_bare_state_dict_has_the_published_defaults(tmp_path: Path) -> None:
+    """The oldest published file has no arguments; those then apply that its code had for defaults."""
+    torch.save({"edge_proj.fc.0.weight": torch.ones(128, 45)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path / "a.pt")
+    assert caught.value.field == "edge_type_embedding.weight"
+    options = published_options({})
+    assert (options.graph, options.vocabulary, options.hidden, options.laplacian, options.slots) == (True, 50257, 128, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"dms": False}, "dms"),
+        ({"improved_graph": False}, "improved_graph"),
+        ({"pre_layers": 2}, "pre_layers"),
+        ({"edge_sample_ratio": 0.05}, "edge_sample_ratio"),
+        ({"scale_method": "min-max-param"}, "scaling"),
+        ({"act_name": "swish9"}, "activation"),
+        ({"edge_types": 7}, "edge_types"),
+        ({"hid": "4"}, "hidden"),
+        ({"ctx": 1}, "context"),
+        ({"gnn": True, "hid": 6, "towers": 4}, "towers"),
+        ({"gnn": True, "wte_pos_enc": False, "lpe": 0}, "laplacian"),
+        ({"flux": 1}, "flux"),
+    ],
+)
+def test_unsupported_options_are_named(arguments: dict[str, Any], field: str, tmp_path: Path) -> None:
+    """A checkpoint with an option we do not compute would forecast something else without a word."""
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(published_file(tmp_path / "a.pt", arguments=arguments))
+    assert caught.value.field == field
+
+
+def test_run_time_options_are_ignored(tmp_path: Path) -> None:
+    """How the published code splits its work has no bearing on ours."""
+    load_checkpoint(published_file(tmp_path / "a.pt", arguments={"chunk_size": 7, "message_passing_device": "cuda"}))
+
+
+def broken(tensors: dict[str, torch.Tensor], how: str) -> None:
+    match how:
+        case "missing":
+            del tensors["edge_in.0.bias"]
+        case "shape":
+            tensors["edge_in.0.bias"] = torch.ones(3)
+        case "extra":
+            tensors["edge_in.9.bias"] = torch.ones(3)
+        case "nan":
+            tensors["edge_in.0.bias"] = torch.full((4,), torch.nan)
+        case "integers":
+            tensors["edge_in.0.bias"] = torch.ones(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("how", ["missing", "shape", "extra", "nan", "integers"])
+def test_wrong_tensors_are_named(how: str) -> None:
+    """A wrong checkpoint would fail at the first forecast, in the middle of someone's training."""
+    tensors = dict(random_checkpoint(**SMALL).tensors)
+    broken(tensors, how)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(ModelOptions(**SMALL), tensors, "x")
+    assert caught.value.field == ("edge_in.9.bias" if how == "extra" else "edge_in.0.bias")
+    assert caught.value.code == "bad_checkpoint"
+
+
+def test_half_precision_is_widened(tmp_path: Path) -> None:
+    """Checkpoints shipped as float16 would be refused, or computed in float16."""
+    checkpoint = random_checkpoint(**SMALL)
+    path = tmp_path / "a.safetensors"
+    header = json.dumps({"format": 1, "options": checkpoint.options.to_dict()})
+    save_file({name: tensor.half() for name, tensor in checkpoint.tensors.items()}, path, metadata={"nowcast": header})
+    assert all(tensor.dtype == torch.float32 for tensor in load_checkpoint(path).tensors.values())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"not a checkpoint at all", b"\x00" * 64, b"\xff\xff\xff\xff\x00\x00\x00\x00{", b"PK\x03\x04rubbish"]
+)
+def test_files_that_are_no_checkpoints(content: bytes, tmp_path: Path) -> None:
+    """`--checkpoint` with a wrong file would end in a traceback."""
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    """A misspelt path would end in a traceback."""
+    with pytest.raises(CheckpointError, match="No such file"):
+        load_checkpoint(tmp_path / "missing.pt")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path)
+
+
+class Bomb:
+    """What a hostile pickle does: run a function of its choice when loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("/tmp/nowcast_bomb_went_off"),))
+
+
+def test_pickles_are_not_run(tmp_path: Path) -> None:
+    """A checkpoint from a stranger could run code on the server."""
+    torch.save({"state_dict": Bomb()}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "a.pt")
+    assert not Path("/tmp/nowcast_bomb_went_off").exists()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "not json",
+        json.dumps([]),
+        json.dumps({"format": 2, "options": {}}),
+        json.dumps({"format": 1}),
+        json.dumps({"format": 1, "options": {"hidden": 4, "flux": 1}}),
+        json.dumps({"format": 1, "options": {"hidden": True}}),
+    ],
+)
+def test_headers_that_are_wrong(header: str | None, tmp_path: Path) -> None:
+    """Another project's safetensors, or a newer format, would be read as ours."""
+    tensors = dict(random_checkpoint(**SMALL).tensors)
+    save_file(tensors, tmp_path / "a.safetensors", metadata={} if header is None else {"nowcast": header})
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_only_safetensors_are_written(tmp_path: Path) -> None:
+    """A file named .pt would hold safetensors, which nothing else could open."""
+    save_checkpoint(random_checkpoint(**SMALL), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.pt")

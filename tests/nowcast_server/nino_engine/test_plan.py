@@ -1,0 +1,102 @@
+"""The plan alone: every edge in exactly one unit, units in order, short plans for long wirings."""
+
+from collections import Counter
+
+import pytest
+import torch
+from wirings import drawn_wiring, transformer_wiring
+
+from nowcast_server.nino.engine.plan import GROUPS, Bundle, Panel, Plan, Sizes, Unit, plan
+from nowcast_server.nino.engine.snapshots import panel_view
+from nowcast_server.nino.graph import to_graph
+from protos.wiring import Block, EdgeType, Parameter, Wiring
+
+CPU = torch.device("cpu")
+SMALL = Sizes(panel=64, tile=20, sources=8, bundle=16, small=10)
+WIRINGS = [transformer_wiring(width=12, vocabulary=30), *(drawn_wiring(seed) for seed in range(4))]
+
+
+def listed(unit: Unit, size: int) -> list[tuple[int, ...]]:
+    """A unit's edges as (source, target, type, positions of their weights…)."""
+    if isinstance(unit, Bundle):
+        position = unit.position if unit.carries else torch.empty(unit.edges, 0).long()
+        return [
+            (int(s), int(t), int(k), *p.tolist())
+            for s, t, k, p in zip(unit.source, unit.target, unit.edge_type, position, strict=True)
+        ]
+    positions = panel_view(torch.arange(size), unit).movedim(0, -1) if unit.carries else torch.empty(unit.outer, unit.inner, 0)
+    return [
+        (unit.sources.start + j, unit.targets.start + i, unit.edge_type, *positions[i, j].long().tolist())
+        for i in range(unit.outer)
+        for j in range(unit.inner)
+    ]
+
+
+def expected(wiring: Wiring) -> Counter[tuple[int, ...]]:
+    graph = to_graph(wiring)
+    weights: list[list[tuple[int, int]]] = [[] for _ in range(graph.num_edges)]
+    for position, (edge, slot) in enumerate(zip(graph.param_edge.tolist(), graph.param_slot.tolist(), strict=True)):
+        if edge >= 0:
+            weights[edge].append((slot, position))
+    rows = zip(*graph.edge_index.tolist(), graph.edge_type.tolist(), weights, strict=True)
+    return Counter((s, t, k, *(position for _, position in sorted(held))) for s, t, k, held in rows)
+
+
+@pytest.mark.parametrize("sizes", [SMALL, Sizes()], ids=["small", "default"])
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_every_edge_is_in_one_unit(wiring: Wiring, sizes: Sizes) -> None:
+    """An edge would be left out, counted twice, or joined to another's weights."""
+    work = plan(wiring, sizes, graph=True, device=CPU)
+    units = [unit for group in work.groups for unit in group.units]
+    assert sum((Counter(listed(unit, wiring.size)) for unit in units), Counter()) == expected(wiring)
+    assert work.edges == wiring.edges
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_every_weight_is_in_one_unit_of_wnn(wiring: Wiring) -> None:
+    """WNN would forecast a weight twice, or not at all."""
+    work = plan(wiring, SMALL, graph=False, device=CPU)
+    held = [p for group in work.groups for unit in group.units for _, _, _, *ps in listed(unit, wiring.size) for p in ps]
+    for left in work.uncovered:
+        held += torch.arange(wiring.size)[left].tolist()
+    assert sorted(held) == list(range(wiring.size))
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_groups_cover_their_targets(wiring: Wiring) -> None:
+    """A group's partial sums would fall outside the rows it keeps."""
+    for group in plan(wiring, SMALL, graph=True, device=CPU).groups:
+        for unit in group.units:
+            targets = torch.arange(unit.targets.start, unit.targets.stop) if isinstance(unit, Panel) else unit.rows
+            assert group.rows.start <= int(targets.min())
+            assert int(targets.max()) < group.rows.stop
+
+
+def test_degrees_count_every_edge() -> None:
+    """A neuron's mean would be taken over the wrong number of messages."""
+    for wiring in WIRINGS:
+        graph = to_graph(wiring)
+        counts = torch.zeros(wiring.neurons, 15).index_put_(
+            (graph.edge_index[1], graph.edge_type), torch.ones(graph.num_edges), accumulate=True
+        )
+        assert torch.equal(plan(wiring, Sizes(), graph=True, device=CPU).type_counts, counts)
+
+
+def _chain(*, width: int, heads: int) -> Wiring:
+    head = Block(EdgeType.HEAD, 0, 8, width, 1)
+    dense = Block(EdgeType.LINEAR, 0, width, width, width, False, 0, 0, 1, width)
+    return Wiring((Parameter("w", (width, width)),), 2 * width, (dense, *([head] * heads)))
+
+
+def test_many_small_blocks_make_few_units() -> None:
+    """A transformer's hundreds of heads would each cost a round of tiny operations."""
+    work = plan(_chain(width=64, heads=400), Sizes(), graph=True, device=CPU)
+    assert sum(len(group.units) for group in work.groups) < 10
+
+
+def test_groups_cost_about_the_same() -> None:
+    """Devices that share a forecast would wait for the one with the largest group."""
+    work: Plan = plan(_chain(width=1024, heads=0), Sizes(), graph=True, device=CPU)
+    panels = [group.edges for group in work.groups if isinstance(group.units[0], Panel)]
+    assert len(panels) == GROUPS
+    assert max(panels) <= 1.3 * min(panels)

@@ -1,0 +1,125 @@
+"""The same forecast, bit for bit: for any number of threads and processes, alone or beside others."""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from networks import random_checkpoint, random_states
+from torch import Tensor, distributed
+from torch import multiprocessing as mp
+from wirings import drawn_wiring, node_pe, transformer_wiring
+
+from nowcast_server.nino.engine import Distributed, StreamingEngine
+from nowcast_server.nino.engine import workers as engine_workers
+from protos.wiring import Wiring
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of torch's threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def forecast(wiring: Wiring, engine: StreamingEngine, *, seed: int = 0) -> Tensor:
+    return engine.forecast(wiring, random_states(wiring, seed=seed), horizons=(1, 8, 40), node_pe=node_pe(wiring))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("graph", [True, False])
+def test_any_number_of_threads(*, graph: bool) -> None:
+    """A run could not be reproduced on a machine with other cores, nor even twice on the same."""
+    wiring, engine = transformer_wiring(width=64, vocabulary=500), StreamingEngine(random_checkpoint(graph=graph, hidden=32))
+    forecasts = []
+    for count in (1, 2, 3, 2):
+        torch.set_num_threads(count)
+        forecasts.append(forecast(wiring, engine))
+    assert all(torch.equal(forecasts[0], other) for other in forecasts[1:])
+
+
+@pytest.mark.usefixtures("threads")
+def test_torchs_own_threads_are_left_alone() -> None:
+    """Training in the same process would slow down to one thread after the first embedded forecast."""
+    torch.set_num_threads(2)
+    engine_workers._POOLS.clear()
+    forecast(transformer_wiring(), StreamingEngine(random_checkpoint()))
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+
+
+def test_concurrent_forecasts_of_different_networks() -> None:
+    """Two jobs on one server would leak into each other's forecasts."""
+    engine = StreamingEngine(random_checkpoint(hidden=32))
+    wirings = [transformer_wiring(width=40), drawn_wiring(1), transformer_wiring(width=72, vocabulary=60), drawn_wiring(2)]
+    alone = [forecast(wiring, engine, seed=index) for index, wiring in enumerate(wirings)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            together = pool.map(lambda index: forecast(wirings[index], engine, seed=index), range(4))
+            assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_an_error_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing unit would hang the device thread, or leave a forecast half done without a word."""
+    engine = StreamingEngine(random_checkpoint(hidden=32))
+
+    def fail(*args: object, **kwargs: object) -> Tensor:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(engine._kernels, "forecasts", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        forecast(transformer_wiring(), engine)
+    monkeypatch.undo()
+    assert forecast(transformer_wiring(), engine).isfinite().all()
+
+
+def _share(rank: int, path: str, folder: str, *, graph: bool) -> None:
+    sys.path[:0] = [path, str(Path(path).parent / "nino")]
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{graph}", rank=rank, world_size=2)
+    checkpoint = random_checkpoint(graph=graph, hidden=32)
+    engine = StreamingEngine(checkpoint, exchange=Distributed())
+    made = forecast(transformer_wiring(width=64, vocabulary=500), engine)
+    torch.save((made, [engine._exchange.owns(index) for index in range(4)]), f"{folder}/{graph}-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_two_processes_share_one_forecast(tmp_path: Path, *, graph: bool) -> None:
+    """Splitting a large network over devices would change its forecast, or leave a part to nobody."""
+    context = mp.get_context("spawn")
+    arguments = (str(Path(__file__).parent), str(tmp_path))
+    ranks = [context.Process(target=_share, args=(rank, *arguments), kwargs={"graph": graph}) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    whole = forecast(transformer_wiring(width=64, vocabulary=500), StreamingEngine(random_checkpoint(graph=graph, hidden=32)))
+    (first, owned), (second, others) = (torch.load(tmp_path / f"{graph}-{rank}.pt") for rank in range(2))
+    assert torch.equal(first, whole)
+    assert torch.equal(second, whole)
+    assert owned == [True, False, True, False]
+    assert others == [False, True, False, True]
+
+
+def _forked(wiring: Wiring, engine: StreamingEngine, path: Path) -> None:
+    torch.set_num_threads(1)  # as torch asks of forked processes: its own threads do not survive either
+    torch.save(forecast(wiring, engine), path)
+
+
+def test_a_forked_process_can_forecast(tmp_path: Path) -> None:
+    """A trainer whose launcher forks would hang in the child at its first forecast."""
+    wiring, engine = transformer_wiring(), StreamingEngine(random_checkpoint())
+    expected = forecast(wiring, engine)
+    child = mp.get_context("fork").Process(target=_forked, args=(wiring, engine, tmp_path / "made.pt"))
+    child.start()
+    child.join(30)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive
+    assert torch.equal(torch.load(tmp_path / "made.pt"), expected)

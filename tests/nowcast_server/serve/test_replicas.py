@@ -1,0 +1,205 @@
+"""Two replicas behind Serve's proxy act as one server."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+import ray
+import torch
+from torch import nn
+
+from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
+from protos.messages import JobSpec
+from trainer_worker.wiring import wire
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+NET = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+SPEC = JobSpec(wiring=wire(NET), context=3, interval=10, forecaster="linear")
+SIZE = SPEC.wiring.size
+TENANT_B = {"authorization": "Bearer token-of-tenant-b-0000"}
+OPERATOR = {"authorization": "Bearer token-of-operator-0000"}
+
+
+def register(client: httpx2.Client, job: str, **headers: str) -> httpx2.Response:
+    """PUT the job, on the replica its id leads to."""
+    content = SPEC.model_dump_json()
+    given = {"content-type": "application/json", "x-session-id": job, **headers}
+    return client.put(f"/v1/jobs/{job}", content=content, headers=given)
+
+
+def send(client: httpx2.Client, job: str, step: int, values: torch.Tensor) -> httpx2.Response:
+    """PUT one snapshot."""
+    header = Header("snapshot", "float32", (SIZE,), step)
+    body = b"".join(bytes(piece) for piece in write_frames(header, values.view(torch.uint8).numpy().data))
+    given = {"content-type": MEDIA_TYPE, "x-session-id": job}
+    return client.put(f"/v1/jobs/{job}/snapshots/{step}", content=body, headers=given)
+
+
+def nowcast(client: httpx2.Client, job: str, step: int) -> tuple[httpx2.Response, torch.Tensor]:
+    """POST a nowcast for horizons 1 and 4; the answer and the forecasts (2, n) in it."""
+    out = torch.full((2, SIZE), torch.nan)
+    response = client.post(f"/v1/jobs/{job}/nowcasts", json={"step": step, "horizons": [1, 4]}, headers={"x-session-id": job})
+    if response.is_success:
+        reader = FrameReader(lambda header: out.view(torch.uint8).numpy().data.cast("B"))
+        reader.feed(response.content)
+        reader.close()
+    return response, out
+
+
+def states(seed: int) -> torch.Tensor:
+    """A context (3, n) that no other job has."""
+    return torch.randn(3, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def expected(context: torch.Tensor) -> torch.Tensor:
+    """What the same forecaster says in this process."""
+    from nowcast_server.forecasters import load_forecaster
+
+    return load_forecaster("linear").forecast(SPEC.wiring, context, horizons=(1, 4))
+
+
+def replicas() -> dict[str, Any]:
+    """Serve's replica actors by tag."""
+    from ray.serve._private.constants import SERVE_NAMESPACE
+
+    names = [each for each in ray.util.list_named_actors(all_namespaces=True) if "NowcastServer#" in each["name"]]
+    assert all(each["namespace"] == SERVE_NAMESPACE for each in names)
+    return {each["name"].rpartition("#")[2]: ray.get_actor(each["name"], SERVE_NAMESPACE) for each in names}
+
+
+def homes(client: httpx2.Client) -> dict[str, float]:
+    """How many jobs each replica holds."""
+    text = client.get("/metrics", headers=OPERATOR).text
+    lines = [line for line in text.splitlines() if line.startswith("nowcast_jobs{")]
+    return {line.split('replica="')[1].split('"')[0]: float(line.split()[-1]) for line in lines}
+
+
+@pytest.fixture
+def jobs(client: httpx2.Client) -> Iterator[list[str]]:
+    """Sixteen registered jobs."""
+    names = [f"job-{index}" for index in range(16)]
+    for name in names:
+        assert register(client, name).status_code == 201
+    yield names
+    for name in names:
+        client.delete(f"/v1/jobs/{name}", headers={"x-session-id": name})
+
+
+def test_every_job_stays_on_its_replica(client: httpx2.Client, jobs: list[str]) -> None:
+    """A job's snapshots would be scattered over replicas, and no replica would ever hold a whole context."""
+    contexts = {name: states(index) for index, name in enumerate(jobs)}
+
+    def run(name: str) -> None:
+        for step, values in zip((10, 20, 30), contexts[name], strict=True):
+            assert send(client, name, step, values).is_success
+        _, forecasts = nowcast(client, name, 30)
+        assert torch.equal(forecasts, expected(contexts[name])), "another job's weights, or none"
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, jobs))
+    counts = homes(client)
+    assert len(counts) == 2
+    assert sum(counts.values()) == len(jobs)
+    assert all(counts.values()), "the router sends everything to one replica"
+
+
+def test_lists_status_and_metrics_speak_for_all_replicas(client: httpx2.Client, jobs: list[str]) -> None:
+    """What a list or a scrape says would depend on which replica the proxy happened to ask."""
+    for _ in range(4):
+        assert {each["job"] for each in client.get("/v1/jobs").json()["jobs"]} == set(jobs)
+        assert sum(homes(client).values()) == len(jobs)
+    assert all(client.get(f"/v1/jobs/{name}").json()["job"] == name for name in jobs), "without a session id"
+    assert client.get("/v1/jobs/nobody").json()["code"] == "unknown_job"
+
+
+def test_tenants_see_their_own_jobs_on_all_replicas(client: httpx2.Client, jobs: list[str]) -> None:
+    """The calls between replicas would leak one tenant's jobs to another."""
+    assert client.get("/v1/jobs", headers=TENANT_B).json() == {"jobs": []}
+    assert client.get(f"/v1/jobs/{jobs[0]}", headers=TENANT_B).json()["code"] == "unknown_job"
+    assert client.delete(f"/v1/jobs/{jobs[0]}", headers=TENANT_B).status_code == 404
+    assert client.get("/metrics").json()["code"] == "forbidden"
+    assert register(client, jobs[0], **TENANT_B).status_code == 201
+    assert len(client.get("/v1/jobs").json()["jobs"]) == len(jobs), "b's job of that name pushed out a's"
+    assert client.delete(f"/v1/jobs/{jobs[0]}", headers=TENANT_B).status_code == 204
+
+
+def test_a_job_is_never_on_two_replicas(client: httpx2.Client) -> None:
+    """A history left behind would be taken for the job's own when the job moves back: a forecast from stale weights."""
+    job = "mover"
+    assert register(client, job).status_code == 201
+    assert send(client, job, 10, states(0)[0]).is_success
+    moved = False
+    for _ in range(40):  # without a session id the proxy picks a replica by chance, as if the ring had changed
+        response = client.put(f"/v1/jobs/{job}", content=SPEC.model_dump_json(), headers={"content-type": "application/json"})
+        moved |= response.status_code == 201
+        assert sum(homes(client).values()) == 1
+        if moved:
+            break
+    assert moved
+    assert client.get(f"/v1/jobs/{job}").json()["steps"] == [], "the old history came along"
+    assert client.delete(f"/v1/jobs/{job}").status_code == 204
+    assert sum(homes(client).values()) == 0
+
+
+def test_a_replica_that_dies_takes_nothing_but_its_histories(client: httpx2.Client, jobs: list[str]) -> None:
+    """A killed replica would stop its jobs for good, or leave other jobs' forecasts wrong."""
+    contexts = {name: states(index + 100) for index, name in enumerate(jobs)}
+    for name in jobs:
+        for step, values in zip((10, 20, 30), contexts[name], strict=True):
+            assert send(client, name, step, values).is_success
+    before = homes(client)
+    victim = replicas()[next(iter(before))]
+    ray.kill(victim, no_restart=True)
+    lost = 0
+    for name in jobs:
+        found, forecasts = recover(client, name, contexts[name])
+        lost += found
+        assert torch.equal(forecasts, expected(contexts[name]))
+    assert lost >= before[next(iter(before))]
+    deadline = time.monotonic() + 60
+    while len(homes(client)) < 2:
+        assert time.monotonic() < deadline, "Serve did not start another replica"
+        time.sleep(0.5)
+
+
+def recover(client: httpx2.Client, name: str, context: torch.Tensor) -> tuple[bool, torch.Tensor]:
+    """What a worker does: ask; when the job is unknown, register and resend; when the proxy stumbles, come again.
+
+    Returns:
+        Whether the job was lost, and its forecasts. It may move once more, when another replica comes up.
+    """
+    lost, deadline = False, time.monotonic() + 60
+    while time.monotonic() < deadline:
+        response, forecasts = nowcast(client, name, 30)
+        if response.is_success:
+            return lost, forecasts
+        if response.status_code == 404:
+            lost = True
+            register(client, name)
+        elif response.status_code == 409:
+            for step, values in zip((10, 20, 30), context, strict=True):
+                send(client, name, step, values)
+        time.sleep(0.1)
+    raise AssertionError(response.text)
+
+
+def test_a_server_under_a_prefix_with_tokens_as_hashes(serve_url: str) -> None:
+    """Two servers could not share a cluster; or tokens would lie readable in the cluster's state."""
+    from ray import serve
+
+    from nowcast_server.serve.application import check, deployment
+    from nowcast_server.tokens import digest
+
+    hashed = f"x:sha256:{digest('token-of-tenant-x-0000').hex()}"
+    one = deployment.options(num_replicas=1, ray_actor_options={"num_cpus": 0.1})
+    serve.run(one.bind(check({"tokens": hashed, "memory": "1MiB"})), name="second", route_prefix="/second")
+    with httpx2.Client(base_url=f"{serve_url}/second", timeout=60) as second:
+        assert second.get("/v1/jobs").status_code == 401
+        mine = {"authorization": "Bearer token-of-tenant-x-0000"}
+        assert second.get("/v1/info", headers=mine).json()["max_memory_bytes"] == 2**20
+        assert register(second, "elsewhere", **mine).status_code == 201
+    serve.delete("second")

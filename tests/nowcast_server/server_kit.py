@@ -1,0 +1,153 @@
+"""A small network, forecasters that do as they are told, and a caller that speaks the protocol to an app in process."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from httpx2 import Client, Response
+
+from nowcast_server.service import Service
+from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
+from protos.wiring import Block, Parameter, Wiring
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def dense(targets: int = 3, sources: int = 4) -> Wiring:
+    """One linear layer without bias."""
+    block = Block(1, 0, sources, sources, targets, parameter=0, source_stride=1, target_stride=sources)
+    return Wiring((Parameter("layer.weight", (targets, sources)),), sources + targets, (block,))
+
+
+def frames(values: torch.Tensor, *, step: int, chunk_bytes: int = 64, **changes: Any) -> bytes:
+    """A snapshot as it goes over the wire; `changes` to its header."""
+    dtype = str(values.dtype).removeprefix("torch.")
+    header = Header(**{"kind": "snapshot", "dtype": dtype, "shape": (values.numel(),), "step": step, **changes})
+    payload = values.contiguous().view(torch.uint8).numpy().data
+    if len(payload) == header.payload_bytes:
+        return b"".join(write_frames(header, payload, chunk_bytes=chunk_bytes))
+    honest = Header("snapshot", dtype, (values.numel(),), step)  # a header that lies about the data
+    return header.pack() + b"".join(write_frames(honest, payload, chunk_bytes=chunk_bytes))[len(honest.pack()) :]
+
+
+def read_forecasts(body: bytes) -> tuple[Header, torch.Tensor]:
+    """The forecasts of a nowcast's answer."""
+    memory = bytearray()
+
+    def allocate(header: Header) -> memoryview:
+        memory.extend(bytes(header.payload_bytes))
+        return memoryview(memory)
+
+    reader = FrameReader(allocate)
+    reader.feed(body)
+    header = reader.close()
+    return header, torch.frombuffer(memory, dtype=DTYPES[header.dtype]).view(header.shape)
+
+
+@dataclass
+class Last:
+    """No change; the base of the others."""
+
+    name: str = "last"
+    context: int | None = None
+    max_horizon: int | None = None
+
+    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
+        return states[-1].repeat(len(horizons), 1)
+
+
+@dataclass
+class Held(Last):
+    """Waits, once it has begun, until it is let go."""
+
+    begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    released: threading.Event = field(default_factory=threading.Event)
+    seen: list[torch.Tensor] = field(default_factory=list)
+
+    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
+        self.begun.release()
+        assert self.released.wait(30)
+        self.seen.append(states.clone())
+        return super().forecast(wiring, states, horizons)
+
+
+@dataclass
+class Odd(Last):
+    """Gives whatever `answer` makes of the context."""
+
+    answer: Callable[[torch.Tensor, int], torch.Tensor] = lambda states, rows: states[-1].repeat(rows, 1)
+
+    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
+        return self.answer(states, len(horizons))
+
+
+@dataclass
+class Caller:
+    """Calls one app, as one job of one tenant would."""
+
+    client: Client
+    service: Service
+    wiring: Wiring
+    job: str = "job"
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def register(self, **changes: Any) -> Response:
+        spec = {"wiring": self.wiring.to_dict(), "context": 3, "interval": 10, "forecaster": "last", **changes}
+        return self.client.put(
+            f"/v1/jobs/{self.job}", content=json.dumps(spec), headers={**self.headers, "content-type": "application/json"}
+        )
+
+    def values(self, seed: int, dtype: str = "float32") -> torch.Tensor:
+        return torch.randn(self.wiring.size, generator=torch.Generator().manual_seed(seed)).to(DTYPES[dtype])
+
+    def upload(self, step: int, body: Any = None, **headers: str) -> Response:
+        body = frames(self.values(step), step=step) if body is None else body
+        sent = {**self.headers, "content-type": MEDIA_TYPE, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        return self.client.put(f"/v1/jobs/{self.job}/snapshots/{step}", content=body, headers=sent)
+
+    def fill(self, *steps: int) -> None:
+        for step in steps or (10, 20, 30):
+            assert self.upload(step).status_code == 200
+
+    def nowcast(
+        self, step: int = 30, horizons: Sequence[int] = (1, 5), *, deadline_s: float | None = None, **changes: Any
+    ) -> Response:
+        headers = self.headers if deadline_s is None else {**self.headers, "x-deadline-s": str(deadline_s)}
+        return self.client.post(
+            f"/v1/jobs/{self.job}/nowcasts", json={"step": step, "horizons": list(horizons), **changes}, headers=headers
+        )
+
+    def status(self) -> dict[str, Any]:
+        return dict(self.client.get(f"/v1/jobs/{self.job}", headers=self.headers).json())
+
+    def steps(self) -> list[int]:
+        return list(self.status()["steps"])
+
+    def as_job(self, job: str, **headers: str) -> "Caller":
+        return Caller(self.client, self.service, self.wiring, job, headers or self.headers)
+
+
+Start = Callable[..., Caller]
+"""`start(forecaster, …, wiring=…, setting=…)` runs an app and gives a caller."""
+
+
+def refused(response: Response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
+    """Assert that a call was refused as said; the problem."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    problem = dict(response.json())
+    assert (response.status_code, problem["status"], problem["code"]) == (status, status, code), problem
+    assert field is None or problem["field"] == field, problem
+    assert problem["detail"]
+    return problem
+
+
+def until(happened: Callable[[], object], *, within_s: float = 30) -> None:
+    """Wait for something another thread does."""
+    deadline = time.monotonic() + within_s
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)

@@ -1,0 +1,213 @@
+"""The device thread: one at a time, in fair turns, and never stuck."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from server_kit import until
+
+from nowcast_server.device import Device, Shares
+from protos.errors import Busy, Unavailable
+
+
+class Turns:
+    """Notes in which order work is done, on a device that begins only when told."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.device = Device(limit=1000, tenant_limit=1000, job_limit=1000)
+        self._begin = threading.Event()
+        self.futures: list[Future[Any]] = [self.device.submit(self._wait, tenant="", job="")]
+        self.device.start()
+
+    def _wait(self) -> None:
+        self._begin.wait(10)
+
+    def add(self, tenant: str, job: str) -> None:
+        self.futures.append(self.device.submit(lambda: self.order.append(f"{tenant}/{job}"), tenant=tenant, job=job))
+
+    def run(self) -> list[str]:
+        self._begin.set()
+        for future in self.futures:
+            future.result(10)
+        self.device.stop()
+        return self.order
+
+
+def test_jobs_take_turns() -> None:
+    """A job with much to do would make the others wait for all of it."""
+    turns = Turns()
+    for _ in range(5):
+        turns.add("t", "greedy")
+    for job in "abc":
+        turns.add("t", job)
+    assert sorted(turns.run()[:4]) == ["t/a", "t/b", "t/c", "t/greedy"]
+
+
+def test_tenants_take_turns() -> None:
+    """A tenant could get more of the device by having more jobs."""
+    turns = Turns()
+    for job in range(20):
+        turns.add("many", f"job-{job}")
+    turns.add("one", "job")
+    assert "one/job" in turns.run()[:2]
+
+
+def test_time_counts_not_turns() -> None:
+    """A job of long forecasts would get the same number of turns as jobs of short ones: most of the device."""
+    shares: Shares[str] = Shares()
+    for key in ("large", "small"):
+        shares.enter(key, waiting=[])
+    used = {"large": 0.0, "small": 0.0}
+    for _ in range(200):
+        key = shares.first(list(used))
+        seconds = 0.05 if key == "large" else 0.002
+        shares.charge(key, seconds)
+        used[key] += seconds
+    assert abs(used["large"] - used["small"]) <= 0.05
+
+
+def test_idling_earns_no_credit() -> None:
+    """A job could save up time and then take the device for as long."""
+    shares: Shares[str] = Shares()
+    shares.enter("busy", waiting=[])
+    for _ in range(100):
+        assert shares.first(["busy"]) == "busy"
+        shares.charge("busy", 1.0)
+    shares.enter("late", waiting=["busy"])
+    served = []
+    for _ in range(10):
+        key = shares.first(["busy", "late"])
+        served.append(key)
+        shares.charge(key, 1.0)
+    assert 4 <= served.count("late") <= 6
+
+
+def test_old_keys_are_forgotten() -> None:
+    """The book of shares would grow with every job that ever was."""
+    shares: Shares[str] = Shares()
+    shares.enter("busy", waiting=[])
+    for index in range(30_000):
+        shares.enter(str(index), waiting=["busy"])
+        shares.charge(shares.first(["busy", str(index)]), 0.1)
+    assert shares._clocks["busy"] > 1000  # the busy one had its turns among all the newcomers
+    assert len(shares._clocks) <= 3000
+    device = Device(limit=10, tenant_limit=10, job_limit=10)
+    device.start()
+    for index in range(10):
+        device.submit(lambda: None, tenant=f"t{index}", job="j").result(10)
+    until(lambda: not device._tenants)
+    device.stop()
+
+
+def test_one_jobs_work_stays_in_order() -> None:
+    """A job's second nowcast would overtake its first."""
+    device, seen = Device(limit=100, tenant_limit=100, job_limit=100), []
+    futures = [device.submit(lambda index=index: seen.append(index), tenant="t", job="j") for index in range(50)]  # type: ignore[misc]
+    device.start()
+    for future in futures:
+        future.result(10)
+    device.stop()
+    assert seen == list(range(50))
+
+
+def test_cancelled_work_is_never_begun() -> None:
+    """The device would work for callers that are gone, and count them as waiting."""
+    device, seen = Device(limit=10, tenant_limit=10, job_limit=10), []
+    futures = [device.submit(lambda index=index: seen.append(index), tenant="t", job="j") for index in range(4)]  # type: ignore[misc]
+    assert futures[1].cancel()
+    assert futures[3].cancel()
+    assert device.waiting == 2
+    device.start()
+    futures[2].result(10)
+    device.stop()
+    assert seen == [0, 2]
+
+
+def test_errors_stay_with_their_caller() -> None:
+    """One failing forecast would end the thread, and with it all others."""
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    device = Device(limit=10, tenant_limit=10, job_limit=10)
+    device.start()
+    assert isinstance(device.submit(fail, tenant="t", job="j").exception(10), KeyboardInterrupt)
+    assert device.submit(lambda: 7, tenant="t", job="j").result(10) == 7
+    device.stop()
+
+
+def test_limits() -> None:
+    """Work would pile up without end."""
+    device = Device(limit=4, tenant_limit=3, job_limit=2)
+    device.submit(lambda: None, tenant="t", job="a")
+    device.submit(lambda: None, tenant="t", job="a")
+    with pytest.raises(Busy, match="this job"):
+        device.submit(lambda: None, tenant="t", job="a")
+    device.submit(lambda: None, tenant="t", job="b")
+    with pytest.raises(Busy, match="your forecasts"):
+        device.submit(lambda: None, tenant="t", job="c")
+    device.submit(lambda: None, tenant="u", job="a")
+    with pytest.raises(Busy, match="4 forecasts") as busy:
+        device.submit(lambda: None, tenant="u", job="b")
+    assert 1 <= busy.value.extra["retry_after_s"] <= 60
+    device.stop()
+
+
+def test_stopping() -> None:
+    """A server that stops would hang on what waits, or cut off what runs."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        go_on.wait(10)
+        return "made"
+
+    device = Device(limit=10, tenant_limit=10, job_limit=10)
+    device.start()
+    running, waiting = (device.submit(call, tenant="t", job="j") for call in (work, lambda: "late"))
+    assert begun.wait(10)
+    assert not device.idle
+    stopping = threading.Thread(target=device.stop)
+    stopping.start()
+    go_on.set()
+    stopping.join(10)
+    assert running.result(10) == "made"
+    assert waiting.cancelled()
+    with pytest.raises(Unavailable):
+        device.submit(lambda: None, tenant="t", job="j")
+
+
+def test_hammering() -> None:
+    """Submitting and cancelling from many threads would lose work or count wrongly."""
+    device = Device(limit=10_000, tenant_limit=10_000, job_limit=10_000)
+    device.start()
+    done: list[int] = []
+    lock = threading.Lock()
+
+    def note(index: int) -> Callable[[], None]:
+        def work() -> None:
+            with lock:
+                done.append(index)
+
+        return work
+
+    def hammer(thread: int) -> None:
+        for index in range(200):
+            future = device.submit(note(thread * 200 + index), tenant=f"t{thread % 3}", job=f"j{index % 5}")
+            if index % 3 == 0 and future.cancel():
+                with lock:
+                    done.append(thread * 200 + index)
+
+    threads = [threading.Thread(target=hammer, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    device.submit(lambda: None, tenant="z", job="z").result(10)
+    until(lambda: device.idle)
+    device.stop()
+    assert sorted(done) == list(range(1200))
+    assert device.waiting == 0

@@ -1,0 +1,135 @@
+"""Every input in tests/hostile is refused as it should be, and nobody notices."""
+
+import json
+import socket
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from server_kit import Caller, Last, Start, dense, read_forecasts, until
+
+FOLDER = Path(__file__).parent.parent / "hostile"
+INPUTS = {path.stem: tomllib.loads(path.read_text()) for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def _request(hostile: dict[str, Any]) -> bytes:
+    if "raw" in hostile:
+        return str(hostile["raw"]).encode("latin-1")
+    body = bytes.fromhex(hostile["body_hex"]) if "body_hex" in hostile else hostile.get("body", "").encode()
+    body += bytes.fromhex(hostile.get("repeat", "")) * hostile.get("times", 0)
+    headers = {"host": "x", "content-length": str(len(body)), **hostile["headers"]}
+    lines = [f"{hostile['method']} {hostile['path']} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def _send(caller: Caller, request: bytes) -> tuple[int, bytes]:
+    url = caller.client.base_url
+    with socket.create_connection((url.host, url.port or 0), timeout=20) as connection:
+        with suppress(OSError):  # the server may have heard enough; its answer may still be there
+            connection.sendall(request)
+        response = HTTPResponse(connection)
+        response.begin()
+        return response.status, response.read()
+
+
+@pytest.fixture(scope="module")
+def victim(listen_module: Start) -> Iterator[Caller]:
+    caller = listen_module(Last(max_horizon=40), wiring=dense()).as_job("victim")
+    assert caller.register().status_code == 201
+    caller.fill(10, 20, 30)
+    yield caller
+    errors = caller.service.metrics.errors
+    assert errors.labels("internal")._value.get() == 0
+    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    assert caller.service.forecasts.used_bytes == 0
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_hostile_input(victim: Caller, name: str) -> None:
+    """This attack, named in its file, would succeed."""
+    hostile = INPUTS[name]
+    before, used_bytes = victim.status(), victim.service.histories.used_bytes
+    status, body = _send(victim, _request(hostile))
+    assert status == hostile["status"], (hostile["note"], body)
+    if "code" in hostile:
+        assert json.loads(body)["code"] == hostile["code"], (hostile["note"], body)
+    after = victim.status()
+    for status_ in (before, after):
+        status_.pop("seen_at")
+    assert after == before, hostile["note"]
+    assert victim.service.histories.used_bytes == used_bytes
+    assert len(victim.service.jobs) == 1
+    assert victim.client.get("/readyz").status_code == 200
+
+
+def test_every_input_says_what_it_attacks() -> None:
+    """A file nobody understands would stay for ever."""
+    assert len(INPUTS) > 90
+    notes = [hostile["note"] for hostile in INPUTS.values()]
+    assert all(len(note) > 10 for note in notes)
+    assert len(set(notes)) == len(notes)
+
+
+def test_the_victim_is_well(victim: Caller) -> None:
+    """After all of this the job's history would not be what was sent."""
+    _, forecasts = read_forecasts(victim.nowcast(30, (1,)).content)
+    assert torch.equal(forecasts[0], victim.values(30))
+
+
+def test_slow_lorises(listen: Start) -> None:
+    """Connections that say little, slowly, would keep others from being served."""
+    caller = listen(upload_grace_s=0.5, upload_min_rate=10**9)
+    for each in (caller, caller.as_job("slow")):
+        each.register()
+    url = caller.client.base_url
+    put = b"PUT /v1/jobs/%b HTTP/1.1\r\nhost: x\r\ncontent-type: application/%b\r\n"
+    openings = [
+        b"",
+        b"PU",
+        put % (b"other", b"json"),
+        put % (b"other", b"json") + b"content-length: 99\r\n\r\n{",
+        put % (b"slow/snapshots/10", b"vnd.nowcast.frames") + b"content-length: 99\r\n\r\n\x81",
+    ]
+    connections = [socket.create_connection((url.host, url.port or 0)) for _ in range(40) for _ in openings]
+    try:
+        for index, connection in enumerate(connections):
+            connection.sendall(openings[index % len(openings)])
+        start = time.perf_counter()
+        for step in (10, 20, 30):
+            assert caller.upload(step).status_code == 200
+            assert caller.client.get("/livez").status_code == 200
+        assert time.perf_counter() - start < 5  # milliseconds, on a quiet machine
+        slow = caller.service.jobs.get("anonymous", "slow")
+        until(lambda: not slow.users, within_s=30)
+    finally:
+        for connection in connections:
+            connection.close()
+    assert caller.steps() == [10, 20, 30]
+
+
+def test_replayed_uploads_do_not_grow(listen: Start) -> None:
+    """A recorded upload, sent again and again from many connections, would fill the memory or the history."""
+    caller = listen(wiring=dense(100, 100))
+    caller.register()
+    caller.fill(10, 20, 30)
+    used_bytes = caller.service.histories.used_bytes
+
+    def replay() -> None:
+        for _ in range(10):
+            assert caller.upload(20).status_code == 200
+
+    threads = [threading.Thread(target=replay) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert caller.steps() == [10, 20, 30]
+    assert caller.status()["snapshots"] == 3
+    assert caller.service.histories.used_bytes == used_bytes

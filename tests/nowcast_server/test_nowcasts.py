@@ -1,0 +1,341 @@
+"""Nowcasts: right, checked, fair, dropped when nobody wants them, and never in anybody's way."""
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from server_kit import Caller, Held, Last, Odd, Start, dense, read_forecasts, refused, until
+
+from protos.frames import Header
+
+
+def _counted(caller: Caller, outcome: str, forecaster: str = "last") -> float:
+    return float(caller.service.metrics.forecasts.labels(forecaster, outcome)._value.get())
+
+
+def test_a_nowcast(caller: Caller) -> None:
+    """The forecasts would not be those of the job's context."""
+    caller.fill()
+    response = caller.nowcast(horizons=(1, 5, 40))
+    header, forecasts = read_forecasts(response.content)
+    assert response.headers["content-type"] == "application/vnd.nowcast.frames"
+    assert header == Header("forecasts", "float32", (3, 12), 30, (1, 5, 40))
+    assert torch.equal(forecasts, caller.values(30).repeat(3, 1))
+
+
+def test_the_context_is_in_order(start: Start) -> None:
+    """The forecaster would see the snapshots in the order they came, or of the rows they lie in."""
+    caller = start(Odd(answer=lambda states, rows: states[:rows]))
+    caller.register()
+    caller.fill(10, 20, 40, 30, 50)
+    _, forecasts = read_forecasts(caller.nowcast(50, (1, 2, 3)).content)
+    assert torch.equal(forecasts, torch.stack([caller.values(step) for step in (30, 40, 50)]))
+
+
+def test_missing_history(caller: Caller) -> None:
+    """A worker could not learn which snapshots to resend."""
+    caller.fill(10, 30)
+    problem = refused(caller.nowcast(), 409, "history_missing")
+    assert (problem["missing"], problem["steps"]) == ([20], [10, 30])
+    assert refused(caller.nowcast(40), 409, "history_missing")["missing"] == [20, 40]
+    assert _counted(caller, "history_missing") == 2
+    assert caller.service.forecasts.used_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"horizons": []}, "horizons"),
+        ({"horizons": [0]}, "horizons.0"),
+        ({"horizons": list(range(1, 18))}, "horizons"),
+        ({"horizons": [1, 41]}, "horizons"),
+        ({"horizons": [1.5]}, "horizons.0"),
+        ({"step": 10}, "step"),
+        ({"step": -1}, "step"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"horizon": [1]}, "horizon"),
+    ],
+)
+def test_bad_requests(start: Start, asked: dict[str, Any], field: str) -> None:
+    """A request that cannot be served would reach the device."""
+    caller = start(Last(max_horizon=40))
+    caller.register()
+    caller.fill()
+    refused(caller.nowcast(**{"step": 30, "horizons": [1], **asked}), 422, "bad_request", field)
+    assert caller.status()["nowcasts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "dtype"),
+    [
+        (lambda states, rows: torch.full((rows, 12), float("nan")), "float32"),
+        (lambda states, rows: states[-1].repeat(rows, 1) / 0, "float32"),
+        (lambda states, rows: torch.full((rows, 12), 1e30), "float16"),
+        (lambda states, rows: torch.zeros(rows, 11), "float32"),
+        (lambda states, rows: torch.zeros(12), "float32"),
+    ],
+    ids=["nan", "infinity", "overflow in float16", "too short", "no rows"],
+)
+def test_bad_forecasts_are_never_sent(start: Start, answer: Any, dtype: str) -> None:
+    """A broken forecaster would poison a training run."""
+    caller = start(Odd(answer=answer))
+    caller.register()
+    caller.fill()
+    refused(caller.nowcast(dtype=dtype), 500, "bad_forecast")
+    assert _counted(caller, "bad_forecast") == 1
+    assert caller.service.forecasts.used_bytes == 0
+    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+
+
+def test_a_forecaster_that_raises(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in a forecaster would end the device thread, or show the client the server's insides."""
+    calls = 0
+
+    def fail_once(states: torch.Tensor, rows: int) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ZeroDivisionError("secret detail")
+        return states[-1].repeat(rows, 1)
+
+    caller = start(Odd(answer=fail_once))
+    caller.register()
+    caller.fill()
+    response = caller.nowcast()
+    refused(response, 500, "internal")
+    assert "secret" not in response.text
+    (record,) = [record for record in caplog.records if record.message == "call failed"]
+    assert vars(record)["job"] == "job"
+    assert record.exc_info is not None
+    assert _counted(caller, "internal") == 1
+    assert caller.nowcast().status_code == 200
+
+
+def test_out_of_memory_on_the_device(start: Start) -> None:
+    """A forecast too large for the device would look like a bug."""
+
+    def exhaust(states: torch.Tensor, rows: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    caller = start(Odd(answer=exhaust))
+    caller.register()
+    caller.fill()
+    refused(caller.nowcast(), 507, "out_of_memory_budget")
+
+
+def test_forecast_memory(start: Start) -> None:
+    """Forecasts in flight would take memory nobody set aside."""
+    held = Held()
+    caller = start(held, forecast_memory=12 * 4 * (3 + 5))  # a context of 3 and 5 rows
+    caller.register()
+    caller.fill()
+    refused(caller.nowcast(horizons=range(1, 7)), 507, "out_of_memory_budget")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(caller.nowcast)
+        assert held.begun.acquire(timeout=10)
+        refused(caller.nowcast(), 429, "busy")
+        held.released.set()
+        assert first.result().status_code == 200
+    until(lambda: caller.service.forecasts.used_bytes == 0)
+    assert caller.nowcast(horizons=range(1, 6)).status_code == 200
+
+
+def test_a_slow_forecast_is_in_nobodys_way(listen: Start) -> None:
+    """While one job's forecast runs, health checks and other jobs' uploads would wait for it."""
+    held = Held()
+    caller = listen(held, wiring=dense(100, 100))
+    other = caller.as_job("other")
+    for each in (caller, other):
+        each.register()
+        each.fill()
+    with ThreadPoolExecutor(1) as pool:
+        nowcast = pool.submit(caller.nowcast)
+        assert held.begun.acquire(timeout=10)
+        slowest = 0.0
+        for step in range(40, 140, 10):
+            start = time.perf_counter()
+            assert caller.client.get("/livez").status_code == 200
+            assert other.upload(step).status_code == 200
+            slowest = max(slowest, time.perf_counter() - start)
+        assert not nowcast.done()
+        held.released.set()
+        assert nowcast.result().status_code == 200
+    assert slowest < 1.0  # milliseconds in fact; the forecast above lasts as long as we like
+
+
+def test_the_queue_is_bounded(start: Start) -> None:
+    """Waiting forecasts would pile up without end, of one job or of all."""
+    held = Held()
+    caller = start(held, queue=3, job_queue=2)
+    jobs = [caller.as_job(name) for name in "abcd"]
+    for job in jobs:
+        job.register()
+        job.fill()
+    with ThreadPoolExecutor(8) as pool:
+        running = pool.submit(jobs[0].nowcast)
+        assert held.begun.acquire(timeout=10)
+        waiting = [pool.submit(job.nowcast) for job in (jobs[1], jobs[1], jobs[2])]
+        until(lambda: caller.service.device.waiting == 3)
+        response = jobs[3].nowcast()
+        problem = refused(response, 429, "busy")
+        assert int(response.headers["retry-after"]) >= problem["retry_after_s"] >= 1
+        held.released.set()
+        assert [each.result().status_code for each in [running, *waiting]] == [200] * 4
+
+
+def test_one_jobs_queue_is_bounded(start: Start) -> None:
+    """One job could fill the queue for all."""
+    held = Held()
+    caller = start(held, queue=10, job_queue=1)
+    caller.register()
+    caller.fill()
+    with ThreadPoolExecutor(4) as pool:
+        both = [pool.submit(caller.nowcast)]
+        assert held.begun.acquire(timeout=10)
+        both += [pool.submit(caller.nowcast)]
+        until(lambda: caller.service.device.waiting == 1)
+        refused(caller.nowcast(), 429, "busy")
+        held.released.set()
+        assert [each.result().status_code for each in both] == [200, 200]
+
+
+def test_deadline(start: Start) -> None:
+    """Forecasts whose caller has given up would be made all the same, before those of callers who wait."""
+    held = Held()
+    caller = start(held)
+    caller.register()
+    caller.fill()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(caller.nowcast)
+        assert held.begun.acquire(timeout=10)
+        refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
+        assert caller.service.device.waiting == 0
+        held.released.set()
+        assert running.result().status_code == 200
+    assert len(held.seen) == 1
+    until(lambda: caller.service.forecasts.used_bytes == 0)
+    assert _counted(caller, "deadline_exceeded") == 1
+
+
+def test_deadline_of_a_running_forecast(start: Start) -> None:
+    """A caller would wait for a forecast beyond the time it gave; or its memory would stay promised."""
+    held = Held()
+    caller = start(held)
+    caller.register()
+    caller.fill()
+    refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
+    (job,) = caller.service.jobs.of("anonymous")
+    assert job.history.in_use
+    assert caller.service.forecasts.used_bytes > 0
+    held.released.set()
+    until(lambda: caller.service.forecasts.used_bytes == 0)
+    assert not job.history.in_use
+
+
+@pytest.mark.parametrize("deadline_s", ["0", "-1", "nan", "inf", "soon"])
+def test_bad_deadlines(caller: Caller, deadline_s: Any) -> None:
+    """A deadline that is no time would be waited for, or fail inside."""
+    caller.fill()
+    refused(caller.nowcast(deadline_s=deadline_s), 422, "bad_request", "x-deadline-s")
+
+
+def test_a_client_that_hangs_up(listen: Start) -> None:
+    """Forecasts would be made for clients that are gone."""
+    held = Held()
+    caller = listen(held)
+    caller.register()
+    caller.fill()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(caller.nowcast)
+        assert held.begun.acquire(timeout=10)
+        body = b'{"step": 30, "horizons": [1]}'
+        with socket.create_connection((caller.client.base_url.host, caller.client.base_url.port or 0)) as hasty:
+            head = "POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            head += f"content-length: {len(body)}\r\n\r\n"
+            hasty.sendall(head.encode() + body)
+            until(lambda: caller.service.device.waiting == 1)
+        until(lambda: caller.service.device.waiting == 0)
+        held.released.set()
+        assert running.result().status_code == 200
+    assert len(held.seen) == 1
+    until(lambda: caller.service.forecasts.used_bytes == 0)
+    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+
+
+def test_delete_during_a_forecast(start: Start) -> None:
+    """A job deleted while it is forecast would take its history away from under the forecaster, or keep its memory."""
+    held = Held()
+    caller = start(held)
+    caller.register()
+    caller.fill()
+    with ThreadPoolExecutor(1) as pool:
+        nowcast = pool.submit(caller.nowcast)
+        assert held.begun.acquire(timeout=10)
+        assert caller.client.delete("/v1/jobs/job").status_code == 204
+        assert caller.service.histories.used_bytes > 0
+        held.released.set()
+        assert read_forecasts(nowcast.result().content)[0].step == 30
+    until(lambda: caller.service.histories.used_bytes == 0)
+
+
+def test_a_busy_forecast_is_in_nobodys_way(listen: Start) -> None:
+    """A forecast that never leaves Python would hold the event loop up for as long as it runs."""
+
+    def busy(states: torch.Tensor, rows: int) -> torch.Tensor:
+        end = time.perf_counter() + 1.5
+        while time.perf_counter() < end:
+            pass
+        return states[-1].repeat(rows, 1)
+
+    caller = listen(Odd(answer=busy), wiring=dense(100, 100))
+    other = caller.as_job("other")
+    for each in (caller, other):
+        each.register()
+        each.fill()
+    with ThreadPoolExecutor(1) as pool:
+        nowcast = pool.submit(caller.nowcast)
+        until(lambda: not caller.service.device.idle)
+        calls = 0
+        while not nowcast.done():
+            calls += 1
+            assert caller.client.get("/livez").status_code == 200
+            assert other.upload(30 + 10 * calls).status_code == 200
+        assert nowcast.result().status_code == 200
+    assert calls >= 5  # some hundred on a quiet machine
+
+
+@pytest.mark.slow
+def test_eight_jobs_at_once_get_what_each_gets_alone(listen: Start, start: Start, shared: Path) -> None:
+    """Jobs served at the same time would see each other's snapshots or forecasts."""
+    from nowcast_server.forecasters import load_forecaster
+
+    checkpoint = shared / "checkpoints" / "nino_no_posw.pt"
+    forecasters = [load_forecaster(name, checkpoint=checkpoint) for name in ("nino", "linear", "average", "last")]
+    together = listen(*forecasters)
+    barrier = threading.Barrier(8)
+
+    def run(index: int, caller: Caller) -> list[torch.Tensor]:
+        mine = Caller(caller.client, caller.service, dense(10 + index, 20), f"job-{index}")
+        assert mine.register(forecaster=forecasters[index % 4].name, context=5).status_code == 201
+        if caller is together:
+            barrier.wait(30)
+        found = []
+        for period in range(3):
+            steps = [10 * (5 * period + each) for each in range(1, 6)]
+            mine.fill(*steps)
+            found.append(read_forecasts(mine.nowcast(steps[-1], (1, 5, 40)).content)[1])
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(lambda index: run(index, together), range(8)))
+    alone = start(*forecasters)
+    for index in range(8):
+        for ours, theirs in zip(at_once[index], run(index, alone), strict=True):
+            assert torch.equal(ours, theirs)
+    different = {tuple(forecasts[0][0, :5].tolist()) for forecasts in at_once}
+    assert len(different) > 1

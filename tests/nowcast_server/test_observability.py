@@ -1,0 +1,113 @@
+"""Metrics and logs say what happened, and nothing else."""
+
+import json
+import logging
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from server_kit import Caller, Start, frames
+
+from nowcast_server import metrics
+from nowcast_server.logs import JsonLines, TextLines
+
+
+def _samples(caller: Caller) -> dict[str, float]:
+    families = text_string_to_metric_families(caller.client.get("/metrics").text)
+    return {
+        sample.name + "".join(f"[{value}]" for value in sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+        if not sample.name.endswith(("_bucket", "_created"))
+    }
+
+
+def test_metrics_count_what_happened(caller: Caller) -> None:
+    """Operators would look at figures that nobody counted."""
+    caller.fill(10, 20, 30, 30)
+    caller.upload(40, frames(caller.values(40), step=40)[:-1])
+    caller.nowcast()
+    caller.nowcast(90)
+    caller.client.post("/v1/jobs/job/outcomes", json={"step": 30, "outcome": "accepted"})
+    samples = _samples(caller)
+    expected = {
+        "nowcast_uploads_total[stored]": 3,
+        "nowcast_uploads_total[replayed]": 1,
+        "nowcast_uploads_total[bad_frame]": 1,
+        "nowcast_upload_seconds_count": 4,
+        "nowcast_forecasts_total[last][made]": 1,
+        "nowcast_forecasts_total[last][history_missing]": 1,
+        "nowcast_forecast_seconds_count[last]": 1,
+        "nowcast_queue_seconds_count": 1,
+        "nowcast_queue_depth": 0,
+        "nowcast_outcomes_total[accepted]": 1,
+        "nowcast_jobs": 1,
+        "nowcast_memory_bytes[histories]": caller.service.histories.used_bytes,
+        "nowcast_memory_bytes[forecasts]": 0,
+        "nowcast_memory_limit_bytes[histories]": 8 * 2**30,
+        "nowcast_errors_total[bad_frame]": 1,
+        "nowcast_errors_total[history_missing]": 1,
+        "nowcast_ready": 1,
+    }
+    assert {name: samples[name] for name in expected} == expected
+    assert samples["nowcast_upload_bytes_total"] == pytest.approx(5 * len(frames(caller.values(10), step=10)), abs=60)
+
+
+def test_the_table_is_complete(caller: Caller) -> None:
+    """The documentation would list other metrics than there are."""
+    assert metrics.__doc__ is not None
+    documented = {line.split("`")[1] for line in metrics.__doc__.splitlines() if line.startswith("| `")}
+    exported = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(caller.client.get("/metrics").text)
+        if not family.name.endswith("_created")
+    }
+    assert exported == documented
+
+
+def test_apps_do_not_share_metrics(start: Start) -> None:
+    """Two apps in one process would count into each other's metrics, or not start."""
+    first, second = start(), start()
+    first.register()
+    assert _samples(first)["nowcast_jobs"] == 1
+    assert _samples(second)["nowcast_jobs"] == 0
+
+
+def test_log_lines() -> None:
+    """A log line could be forged by what a client sends, or not be found by its job."""
+    record = logging.makeLogRecord({"msg": "call\nrefused", "levelname": "INFO", "created": 0.0})
+    record.__dict__.update(job="a", step=7, detail='say "no"\n2026 error forged=1', seconds=0.123456789, none=None)
+    told, shown = 'say "no"\n2026 error forged=1', '"say \\"no\\"\\n2026 error forged=1"'
+    opening = "1970-01-01T00:00:00.000+00:00 info    call\\nrefused"
+    assert TextLines().format(record) == f"{opening} job=a step=7 detail={shown} seconds=0.123457"
+    assert json.loads(JsonLines().format(record))["detail"] == told
+
+
+def test_calls_are_logged_with_job_and_step(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody could find out from the log what became of a run's snapshot."""
+    with caplog.at_level("DEBUG", "nowcast_server"):
+        caller.upload(10)
+        caller.upload(20, b"")
+    found = {(record.message, vars(record).get("job"), str(vars(record).get("step"))) for record in caplog.records}
+    assert {("snapshot", "job", "10"), ("call refused", "job", "20")} <= found
+
+
+def test_openapi(caller: Caller) -> None:
+    """The description that clients are written from would be missing calls or bodies."""
+    paths = caller.client.get("/v1/openapi.json").json()["paths"]
+    calls = {(method, path) for path, methods in paths.items() for method in methods}
+    assert calls >= {
+        ("put", "/v1/jobs/{job}"),
+        ("put", "/v1/jobs/{job}/snapshots/{step}"),
+        ("post", "/v1/jobs/{job}/nowcasts"),
+        ("post", "/v1/jobs/{job}/outcomes"),
+        ("get", "/v1/jobs"),
+        ("get", "/v1/info"),
+    }
+    assert paths["/v1/jobs/{job}"]["put"]["requestBody"]["content"]["application/json"]["schema"]["required"] == ["wiring"]
+
+
+def test_info(caller: Caller) -> None:
+    """A worker could not tell what the server offers."""
+    info = caller.client.get("/v1/info").json()
+    assert info["forecasters"] == ["last"]
+    assert (info["protocol"], info["device"], info["max_memory_bytes"]) == (1, "cpu", 8 * 2**30)

@@ -1,0 +1,285 @@
+"""Uploads: only whole, finite snapshots of the right network become visible, once each."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import httpx2
+import pytest
+import torch
+from server_kit import Caller, Held, Last, Start, dense, frames, read_forecasts, refused, until
+
+from protos.frames import Header
+
+
+def test_a_snapshot_is_stored(caller: Caller) -> None:
+    """Nothing would be stored, or not what was sent."""
+    response = caller.upload(10)
+    assert response.json() == {"step": 10, "steps": [10]}
+    (row,) = caller.service.jobs.of("anonymous")[0].history.read([10]).states
+    assert torch.equal(row, caller.values(10))
+
+
+def test_only_the_context_is_kept(caller: Caller) -> None:
+    """Histories would outgrow what was promised to them."""
+    caller.fill(10, 20, 30, 40, 50)
+    assert caller.steps() == [30, 40, 50]
+
+
+def test_replay(caller: Caller) -> None:
+    """A retry after a lost answer would be an error, or count twice."""
+    caller.fill(10, 20, 30)
+    for step in (30, 10):
+        assert caller.upload(step).json()["steps"] == [10, 20, 30]
+    assert caller.status()["snapshots"] == 3
+
+
+def test_other_values_for_a_held_step(caller: Caller) -> None:
+    """Two runs under one job id would mix unnoticed."""
+    caller.fill(10, 20)
+    refused(caller.upload(20, frames(caller.values(99), step=20)), 409, "snapshot_conflict", "step")
+    caller.fill(20, 30)
+    _, forecasts = read_forecasts(caller.nowcast(20 + 10).content)
+    assert torch.equal(forecasts[0], caller.values(30))
+
+
+def test_steps_arrive_in_any_order(caller: Caller) -> None:
+    """A worker could not resend the one snapshot that got lost."""
+    caller.fill(10, 30)
+    assert caller.nowcast().json()["missing"] == [20]
+    caller.fill(20)
+    assert caller.nowcast().status_code == 200
+
+
+def test_too_old(caller: Caller) -> None:
+    """A run that went back in time would never learn that its snapshots are dropped at once."""
+    caller.fill(20, 30, 40)
+    problem = refused(caller.upload(10), 409, "snapshot_conflict", "step")
+    assert problem["steps"] == [20, 30, 40]
+
+
+def _wrong_checksum(values: torch.Tensor) -> bytes:
+    body = bytearray(frames(values, step=10))
+    body[-10] ^= 1
+    return bytes(body)
+
+
+def _nan(values: torch.Tensor, value: float = float("nan")) -> bytes:
+    values[7] = value
+    return frames(values, step=10)
+
+
+BAD = {
+    "empty": (lambda _: b"", "bad_frame", "end"),
+    "no msgpack": (lambda _: b"\xc1" * 100, "bad_frame", "header"),
+    "checksum": (_wrong_checksum, "bad_frame", "chunks[0].crc32"),
+    "cut in the header": (lambda v: frames(v, step=10)[:5], "bad_frame", "end"),
+    "cut in a chunk": (lambda v: frames(v, step=10)[:-20], "bad_frame", "end"),
+    "no end frame": (lambda v: frames(v, step=10)[:-6], "bad_frame", "end"),
+    "bytes after the end": (lambda v: frames(v, step=10) + b"x", "bad_frame", "end"),
+    "too short": (lambda v: frames(v[:-1], step=10), "bad_frame", "header.shape"),
+    "too long": (lambda v: frames(torch.cat([v, v]), step=10), "bad_frame", "header.shape"),
+    "length lies": (lambda v: frames(v[:6], step=10, shape=(12,)), "bad_frame", "end"),
+    "another dtype": (lambda v: frames(v.half(), step=10), "bad_frame", "header.dtype"),
+    "dtype lies": (lambda v: frames(v.half(), step=10, dtype="float32"), "bad_frame", "end"),
+    "another step": (lambda v: frames(v, step=20), "bad_frame", "header.step"),
+    "forecasts": (lambda v: frames(v, step=10, kind="forecasts", shape=(1, 12), horizons=(1,)), "bad_frame", "header.kind"),
+    "nan": (_nan, "bad_value", "layer.weight"),
+    "infinity": (lambda v: _nan(v, float("-inf")), "bad_value", "layer.weight"),
+    "another version": (
+        lambda v: frames(v, step=10).replace(b"\xa7nowcast\x01", b"\xa7nowcast\x02"),
+        "unsupported_media",
+        "header.nowcast",
+    ),
+    "unknown dtype": (lambda v: frames(v, step=10).replace(b"float32", b"float64"), "bad_frame", "header.dtype"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_streams(caller: Caller, name: str) -> None:
+    """A damaged, lying or poisonous stream would be stored, half or whole, or take a row of the history with it."""
+    make, code, field = BAD[name]
+    caller.fill(20)
+    before = caller.status()
+    for _ in range(6):  # more often than the history has rows
+        refused(caller.upload(10, make(caller.values(10))), 415 if code == "unsupported_media" else 422, code, field)
+    after = caller.status()
+    assert (after["steps"], after["snapshots"]) == (before["steps"], before["snapshots"])
+    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    assert caller.upload(10).status_code == 200
+
+
+def test_content_types(caller: Caller) -> None:
+    """A body of another kind would be taken for frames."""
+    refused(caller.upload(10, content_type="application/msgpack"), 415, "unsupported_media", "content-type")
+    refused(caller.upload(10, content_encoding="gzip"), 415, "unsupported_media", "content-encoding")
+    assert caller.steps() == []
+
+
+def test_length_is_checked_before_reading(caller: Caller) -> None:
+    """A body that cannot fit would be read to its end."""
+    unread = True
+
+    def body() -> Iterator[bytes]:
+        nonlocal unread
+        unread = False
+        yield b"x"
+
+    refused(caller.upload(10, body(), content_length=str(10**12)), 413, "too_large", "content-length")
+    refused(caller.upload(10, b"x" * 70_000), 413, "too_large", "content-length")
+    assert caller.service.metrics.upload_bytes._value.get() == 0
+    assert caller.steps() == []
+
+
+def test_endless_body(listen: Start) -> None:
+    """A body without a length would be read for ever: here a header map with no end."""
+    caller = listen(wiring=dense(100, 100))
+    caller.register()
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        yield b"\xdf\xff\xff\xff\xff"
+        for _ in range(10**5):
+            sent += 1
+            yield b"\xa4aaaa\x00" * 100
+
+    with suppress(httpx2.TransportError):  # the server may hang up before we have said everything
+        assert caller.upload(10, endless()).status_code in {413, 422}
+    assert sent < 10**5
+    assert caller.steps() == []
+
+
+def test_chunks_of_one_byte(listen: Start) -> None:
+    """Twenty times the data in preludes would be paid for by the server."""
+    caller = listen(wiring=dense(100, 100))
+    caller.register()
+    body = frames(caller.values(10), step=10, chunk_bytes=1)
+    refused(caller.upload(10, iter([body])), 413, "too_large", "content-length")
+    assert caller.steps() == []
+
+
+@pytest.mark.parametrize("step", ["-1", "1.5", "x", str(2**48), "%31%2f"])
+def test_bad_steps(caller: Caller, step: str) -> None:
+    """A step that is no step would end up in the history's keys."""
+    response = caller.client.put(
+        f"/v1/jobs/job/snapshots/{step}", content=b"", headers={"content-type": "application/vnd.nowcast.frames"}
+    )
+    assert response.status_code in {404, 422}
+    assert response.json()["code"] in {"bad_request", "not_found"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(start: Start, dtype: str) -> None:
+    """Snapshots in half precision would not arrive bit for bit, or their NaN pass."""
+    caller = start()
+    caller.register(dtype=dtype)
+    for step in (10, 20, 30):
+        assert caller.upload(step, frames(caller.values(step, dtype), step=step)).status_code == 200
+    for asked in (dtype, "float32"):
+        header, forecasts = read_forecasts(caller.nowcast(dtype=asked).content)
+        assert header == Header("forecasts", asked, (2, 12), 30, (1, 5))
+        assert torch.equal(forecasts[1].to(forecasts.dtype), caller.values(30, dtype).to(forecasts.dtype))
+    poisoned = caller.values(40, dtype)
+    poisoned[11] = float("inf")
+    refused(caller.upload(40, frames(poisoned, step=40)), 422, "bad_value", "layer.weight")
+
+
+def test_large_finite_values_pass(caller: Caller) -> None:
+    """Weights whose sum overflows would be taken for infinite."""
+    values = torch.full((12,), torch.finfo(torch.float32).max)
+    assert caller.upload(10, frames(values, step=10)).status_code == 200
+
+
+def test_two_uploads_of_one_step(listen: Start) -> None:
+    """Two senders of one step would tear each other's values, or deadlock over the last free row."""
+    caller = listen(wiring=dense(100, 100))
+    caller.register()
+    caller.fill(10, 20, 30)
+    first, second = threading.Event(), threading.Event()
+
+    def slowly(mine: threading.Event, other: threading.Event, seed: int) -> Iterator[bytes]:
+        body = frames(caller.values(seed), step=40, chunk_bytes=1000)
+        yield body[:5000]
+        mine.set()
+        other.wait(0.5)
+        yield body[5000:]
+
+    with ThreadPoolExecutor(4) as pool:
+        same = [pool.submit(caller.upload, 40, slowly(*order, 40)) for order in ((first, second), (second, first))]
+        other = pool.submit(caller.upload, 40, slowly(threading.Event(), first, 41))
+        codes = sorted(each.result().status_code for each in [*same, other])
+    assert codes in ([200, 200, 409], [200, 409, 409])  # whoever came first has set the values
+    assert caller.steps() == [20, 30, 40]
+    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+
+
+def test_upload_during_a_forecast(listen: Start) -> None:
+    """A snapshot that comes while a forecast reads the history would change what it reads."""
+    held = Held()
+    caller = listen(held)
+    caller.register()
+    caller.fill(10, 20, 30)
+    with ThreadPoolExecutor(4) as pool:
+        nowcast = pool.submit(caller.nowcast)
+        assert held.begun.acquire(timeout=10)
+        assert caller.upload(40).status_code == 200  # into the spare row; step 10 is forgotten, but still read
+        assert caller.steps() == [20, 30, 40]
+        waiting = pool.submit(caller.upload, 50)  # no row is free until the forecast is made
+        assert not waiting.done()
+        held.released.set()
+        assert nowcast.result().status_code == 200
+        assert waiting.result().status_code == 200
+    assert torch.equal(held.seen[0], torch.stack([caller.values(step) for step in (10, 20, 30)]))
+    assert caller.steps() == [30, 40, 50]
+
+
+def test_delete_during_an_upload(listen: Start) -> None:
+    """A deleted job would come back half, or its memory be promised twice."""
+    caller = listen()
+    caller.register()
+    (job,), deleted = caller.service.jobs.of("anonymous"), threading.Event()
+
+    def slowly() -> Iterator[bytes]:
+        body = frames(caller.values(10), step=10)
+        yield body[:60]
+        deleted.wait(10)
+        yield body[60:]
+
+    with ThreadPoolExecutor(1) as pool:
+        upload = pool.submit(caller.upload, 10, slowly())
+        until(lambda: job.users)
+        assert caller.client.delete("/v1/jobs/job").status_code == 204
+        assert caller.service.histories.used_bytes > 0
+        deleted.set()
+        refused(upload.result(), 404, "unknown_job")
+    assert caller.service.histories.used_bytes == 0
+
+
+def test_a_slow_upload_is_cut_off(listen: Start) -> None:
+    """A client that dribbles bytes would hold a row of the history for ever."""
+    caller = listen(upload_grace_s=0.2, upload_min_rate=10**9)
+    caller.register()
+    stop = threading.Event()
+
+    def dribble() -> Iterator[bytes]:
+        yield frames(caller.values(10), step=10)[:60]
+        stop.wait(5)
+
+    threading.Timer(1.0, stop.set).start()
+    refused(caller.upload(10, dribble()), 504, "deadline_exceeded")
+    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    assert caller.upload(10).status_code == 200
+
+
+def test_not_ready(start: Start) -> None:
+    """A draining server would take in what it is about to forget."""
+    caller = start(Last())
+    caller.register()
+    caller.service.draining = True
+    for response in (caller.upload(10), caller.nowcast(), caller.as_job("b").register(), caller.client.get("/readyz")):
+        problem = refused(response, 503, "unavailable")
+        assert response.headers["retry-after"] == str(problem["retry_after_s"])
+    assert caller.client.get("/livez").status_code == 200
+    assert caller.steps() == []

@@ -1,0 +1,120 @@
+"""Tokens and tenants: who may call, and that nobody sees what is another's."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from server_kit import Caller, Start, dense, refused
+
+from nowcast_server.settings import Settings
+from nowcast_server.tokens import Tokens, digest, new_token
+from protos.errors import Unauthorized
+
+ALICE, BOB, WATCH = "alice-token-0123456789", "bob-token-0123456789abc", "operator-token-0123456789"
+
+
+@pytest.fixture
+def tenants(start: Start) -> tuple[Caller, Caller]:
+    caller = start(tokens=f"alice:{ALICE},bob:sha256:{digest(BOB).hex()},operator:{WATCH}")
+    return tuple(caller.as_job("job", authorization=f"Bearer {token}") for token in (ALICE, BOB))  # type: ignore[return-value]
+
+
+def test_no_token(tenants: tuple[Caller, Caller]) -> None:
+    """Anyone could read or spoil a run."""
+    alice, _ = tenants
+    alice.register()
+    for authorization in ("", "Bearer wrong", "Basic " + ALICE, ALICE, "Bearer", f"Bearer {ALICE}x", f"bearer  {BOB[:-1]}"):
+        stranger = alice.as_job("job", authorization=authorization)
+        for response in (
+            stranger.register(),
+            stranger.upload(10),
+            stranger.nowcast(),
+            stranger.client.get("/v1/info", headers=stranger.headers),
+        ):
+            refused(response, 401, "unauthorized", "authorization")
+            assert response.headers["www-authenticate"] == "Bearer"
+    assert alice.steps() == []
+
+
+def test_health_needs_no_token(tenants: tuple[Caller, Caller]) -> None:
+    """A load balancer could not tell whether the server is well."""
+    client = tenants[0].client
+    assert [client.get(path).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 200]
+
+
+def test_tenants_do_not_meet(tenants: tuple[Caller, Caller]) -> None:
+    """A tenant would read, write, delete or notice another's job of the same name."""
+    alice, bob = tenants
+    alice.register()
+    alice.fill()
+    for response in (
+        bob.upload(40),
+        bob.nowcast(),
+        bob.client.get("/v1/jobs/job", headers=bob.headers),
+        bob.client.delete("/v1/jobs/job", headers=bob.headers),
+        bob.client.post("/v1/jobs/job/outcomes", json={"step": 1, "outcome": "skipped"}, headers=bob.headers),
+    ):
+        refused(response, 404, "unknown_job")
+    assert bob.client.get("/v1/jobs", headers=bob.headers).json() == {"jobs": []}
+    assert bob.register(interval=99).status_code == 201  # the name is free for bob
+    assert bob.steps() == []
+    assert bob.client.delete("/v1/jobs/job", headers=bob.headers).status_code == 204
+    assert alice.steps() == [10, 20, 30]
+
+
+def test_a_tenants_share(start: Start) -> None:
+    """One tenant could take all the jobs or all the memory."""
+    caller = start(tokens=f"alice:{ALICE},bob:{BOB}", tenant_jobs=3, tenant_memory=7000, memory=10_000, wiring=dense(10, 20))
+    alice, bob = ({"authorization": f"Bearer {token}"} for token in (ALICE, BOB))
+    assert caller.as_job("a", **alice).register().status_code == 201  # 4,224 bytes
+    refused(caller.as_job("b", **alice).register(), 507, "out_of_memory_budget")
+    assert caller.as_job("a", **bob).register().status_code == 201
+    refused(caller.as_job("b", **bob).register(context=10), 507, "out_of_memory_budget")
+    assert caller.service.histories.used_bytes == 2 * 4224
+    for job in ("b", "c"):
+        assert caller.as_job(job, **bob).register(context=2, dtype="float16").status_code in {201, 507}
+    for name in ("a", "b", "c"):
+        caller.client.delete(f"/v1/jobs/{name}", headers=bob)
+    assert caller.service.histories.used_bytes == 4224
+    small = Caller(caller.client, caller.service, dense(1, 1), headers=bob)
+    assert [small.as_job(job).register().status_code for job in "abcd"] == [201, 201, 201, 429]
+    assert Caller(caller.client, caller.service, dense(1, 1), "d", alice).register().status_code == 201
+
+
+def test_metrics_are_the_operators(tenants: tuple[Caller, Caller]) -> None:
+    """A tenant would read from the totals what others do."""
+    client = tenants[0].client
+    refused(client.get("/metrics"), 401, "unauthorized")
+    refused(client.get("/metrics", headers={"authorization": f"Bearer {ALICE}"}), 403, "forbidden")
+    assert client.get("/metrics", headers={"authorization": f"Bearer {WATCH}"}).status_code == 200
+
+
+def test_tokens_are_not_logged(tenants: tuple[Caller, Caller], caplog: pytest.LogCaptureFixture) -> None:
+    """Tokens would lie in log files."""
+    with caplog.at_level("DEBUG"):
+        tenants[0].register()
+        tenants[0].as_job("job", authorization="Bearer wrong-token").upload(10)
+    text = "\n".join(str(vars(record)) for record in caplog.records)
+    assert "job" in text
+    assert not [token for token in (ALICE, BOB, WATCH, "wrong-token") if token in text]
+    assert ALICE not in repr(Settings(tokens=SecretStr(f"alice:{ALICE}")))
+    assert ALICE not in repr(Tokens.parse(f"alice:{ALICE}", source="x"))
+
+
+def test_token_file(tmp_path: Path) -> None:
+    """A token file would be read wrongly, or a mistake in it let everybody in."""
+    path = tmp_path / "tokens"
+    made = new_token()
+    path.write_text(f"# who may call\n\nalice:{made}\nbob:sha256:{digest(BOB).hex().upper()}\n")
+    tokens = Tokens.load(Settings(token_file=path))
+    assert tokens.tenant(f"Bearer {made}") == "alice"
+    assert tokens.tenant(f"bearer {BOB}") == "bob"
+    with pytest.raises(Unauthorized):
+        tokens.tenant(f"Bearer {digest(BOB).hex()}")
+    path.write_text("# nobody\n")
+    with pytest.raises(ValueError, match="nobody could call"):
+        Tokens.load(Settings(token_file=path))
+    for line in ("alice", "alice:short", f"alice {made}", f"a/b:{made}", "bob:sha256:12"):
+        with pytest.raises(ValueError, match="line 1: ") as error:
+            Tokens.parse(line, source="x")
+        assert made not in str(error.value)

@@ -1,0 +1,55 @@
+"""Messages and errors survive the way over the wire, and misspelt fields are refused."""
+
+import pytest
+from pydantic import ValidationError
+
+from protos.errors import ERRORS, HistoryMissing, NowcastError, error_from_problem
+from protos.messages import JobSpec, NowcastRequest, Outcome, Problem
+from protos.wiring import Block, EdgeType, Parameter, Wiring
+
+WIRING = Wiring((Parameter("w", (2, 3)),), 5, (Block(EdgeType.LINEAR, 0, 3, 3, 2, parameter=0, source_stride=1, target_stride=3),))
+
+
+def test_a_job_survives_json() -> None:
+    """A worker would register another job than it has."""
+    spec = JobSpec(wiring=WIRING, interval=100, forecaster="average")
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_misspelt_field_is_refused() -> None:
+    """A setting with a typing error would be ignored without a word."""
+    with pytest.raises(ValidationError, match="contxt"):
+        JobSpec.model_validate({"wiring": WIRING.to_dict(), "contxt": 5})
+
+
+@pytest.mark.parametrize("horizons", [[], [0], [-1], list(range(1, 30)), ["a"]])
+def test_impossible_horizons_are_refused(horizons: list[object]) -> None:
+    """A request for nothing, or for the past, would reach the forecaster."""
+    with pytest.raises(ValidationError):
+        NowcastRequest.model_validate({"step": 5, "horizons": horizons})
+
+
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    """NaN is no JSON: the status page would break for everyone."""
+    with pytest.raises(ValidationError):
+        Outcome(step=1, outcome="rejected", loss_after=float("nan"))
+
+
+def test_every_error_survives_its_problem() -> None:
+    """A worker could not tell a missing history from a full server."""
+    for code, cls in ERRORS.items():
+        error = cls("why", field="f", missing=[1, 2])
+        problem = Problem(title=cls.title, status=cls.status, detail=error.detail, code=code, field=error.field, **error.extra)
+        again = error_from_problem(problem.members())
+        assert (type(again), again.detail, again.field, again.extra) == (cls, "why", "f", {"missing": [1, 2]})
+
+
+def test_an_unknown_code_is_still_an_error_of_ours() -> None:
+    """A newer server's error would escape the worker's handling and stop the training."""
+    assert type(error_from_problem({"code": "from_the_future", "detail": "x"})) is NowcastError
+
+
+def test_codes_are_unique() -> None:
+    """Two errors with one code would be taken for each other."""
+    assert ERRORS["history_missing"] is HistoryMissing
+    assert len(ERRORS) == len({cls.__name__ for cls in ERRORS.values()})

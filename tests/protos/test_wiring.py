@@ -1,0 +1,115 @@
+"""The wiring: what it accepts, what it refuses and why, and its identity across processes."""
+
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protos.errors import BadWiring
+from protos.wiring import Block, EdgeType, Parameter, Wiring
+
+WEIGHT, BIAS = Parameter("0.weight", (3, 4)), Parameter("0.bias", (3,))
+LINEAR = Block(EdgeType.LINEAR, 0, 4, 4, 3, parameter=0, source_stride=1, target_stride=4)
+OFFSET = Block(EdgeType.OTHER, 7, 1, 4, 3, parameter=1, target_stride=1)
+WIRING = Wiring((WEIGHT, BIAS), 8, (LINEAR, OFFSET))
+
+
+def test_counts_follow_from_the_blocks() -> None:
+    """Budgets and progress are computed from these counts."""
+    assert (WIRING.size, WIRING.offsets, WIRING.edges, WIRING.slots) == (15, (0, 12), 8 + 12 + 3, 1)
+
+
+def test_the_dictionary_form_is_lossless() -> None:
+    """The server would forecast for another network than the worker trains."""
+    again = Wiring.from_dict(WIRING.to_dict())
+    assert again == WIRING
+    assert again.hash == WIRING.hash
+
+
+def test_the_hash_is_the_same_in_another_process() -> None:
+    """A restarted worker would be told that its own job conflicts with itself."""
+    code = "import json,sys; from protos.wiring import Wiring; print(Wiring.from_dict(json.loads(sys.stdin.buffer.read())).hash)"
+    done = subprocess.run([sys.executable, "-c", code], input=WIRING.to_json(), capture_output=True, check=True)
+    assert done.stdout.decode().strip() == WIRING.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"edge_type": 13}, "edge_type"),
+        ({"edge_type": 99}, "edge_type"),
+        ({"source": -1}, "source"),
+        ({"sources": 0}, "sources"),
+        ({"targets": 5}, "targets"),
+        ({"diagonal": 1}, "targets"),
+        ({"parameter": 2}, "parameter"),
+        ({"parameter": -1}, "parameter"),
+        ({"edge_type": 10}, "parameter"),
+        ({"offset": 1}, "offset"),
+        ({"target_stride": 5}, "offset"),
+        ({"source_stride": -1}, "source_stride"),
+        ({"slots": 10}, "slots"),
+        ({"slots": 0}, "slots"),
+    ],
+)
+def test_a_block_that_does_not_fit_is_refused_and_named(change: dict[str, int], field: str) -> None:
+    """A wrong block would read another tensor's weights, or past the end of the snapshot."""
+    data = WIRING.to_dict()
+    names = list(Block.__dataclass_fields__)
+    for name, value in change.items():
+        data["blocks"][0][names.index(name)] = value
+    with pytest.raises(BadWiring) as caught:
+        Wiring.from_dict(data)
+    assert caught.value.field == f"blocks[0].{field}"
+
+
+def test_more_weights_than_the_tensor_has_are_refused() -> None:
+    """Two blocks over the same tensor would each overwrite the other's forecast."""
+    with pytest.raises(BadWiring, match="only 12"):
+        Wiring((WEIGHT, BIAS), 8, (LINEAR, LINEAR))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        {},
+        {"parameters": [], "neurons": 1, "blocks": []},
+        {"parameters": [["w", [2]], ["w", [2]]], "neurons": 1, "blocks": []},
+        {"parameters": [["w", [-2]]], "neurons": 1, "blocks": []},
+        {"parameters": [["w", [2**40, 2**40]]], "neurons": 1, "blocks": []},
+        {"parameters": [["w", [1] * 9]], "neurons": 1, "blocks": []},
+        {"parameters": [["w", [2.0]]], "neurons": 1, "blocks": []},
+        {"parameters": [["w", [2]]], "neurons": 0, "blocks": []},
+        {"parameters": [["w", [2]]], "neurons": True, "blocks": []},
+        {"parameters": [["w", [2]]], "neurons": 2**40, "blocks": []},
+        {"parameters": [["w", [2]]], "neurons": 3, "blocks": [[1, 2]]},
+        {"parameters": [["w", [2]]], "neurons": 3, "blocks": [["x"] * 12]},
+        {"parameters": [["w", [2]]], "neurons": 3, "blocks": {}},
+        {"parameters": [["w", [2]]], "neurons": 3, "blocks": [], "more": 1},
+    ],
+)
+def test_malformed_dictionaries_are_refused(data: Any) -> None:
+    """A hostile registration would crash the server instead of getting an answer."""
+    with pytest.raises(BadWiring) as caught:
+        Wiring.from_dict(data)
+    assert caught.value.field
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=13) | st.dictionaries(st.sampled_from(["parameters", "neurons", "blocks"]), inner),
+    max_leaves=40,
+)
+
+
+@given(json_values)
+def test_any_json_is_read_or_refused_cleanly(data: Any) -> None:
+    """Any error but `BadWiring` would be answered with a 500."""
+    with suppress(BadWiring):
+        Wiring.from_dict(data)

@@ -1,0 +1,68 @@
+"""The walls between the packages: who may import whom, and that no image needs what it does not carry."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def imports(folder: str, *, but: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Every (file, imported top-level package) below a folder, leaving out the files or folders named in `but`."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        where = path.relative_to(ROOT).as_posix()
+        if where.startswith(but):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((where, alias.name.split(".")[0]) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield where, node.module.split(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "but", "banned"),
+    [
+        ("protos", (), {"torch", "numpy", "ray", "fastapi", "nowcast_server", "trainer_worker"}),
+        ("nowcast_server", ("nowcast_server/metatrain", "nowcast_server/serve"), {"trainer_worker", "ray"}),
+        ("trainer_worker", (), {"fastapi", "starlette", "uvicorn", "torch_geometric"}),
+        ("trainer_worker", ("trainer_worker/embedded.py",), {"nowcast_server"}),
+        (".", (".venv", "build"), {"pickle", "cloudpickle", "dill"}),
+    ],
+    ids=["protos", "server", "worker", "embedded-only", "no-pickle"],
+)
+def test_packages_import_only_what_they_may(folder: str, but: tuple[str, ...], banned: set[str]) -> None:
+    """A server image would need ray, a worker image FastAPI; or bytes from the network would meet pickle."""
+    assert [(where, name) for where, name in imports(folder, but=but) if name in banned] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("nowcast_server.app", ["ray", "httpx2", "stamina", "matplotlib"]),
+        ("trainer_worker", ["fastapi", "torch_geometric", "prometheus_client"]),
+        ("trainer_worker.cli", ["fastapi", "torch_geometric"]),
+        ("protos.messages", ["torch", "ray"]),
+    ],
+)
+def test_a_package_imports_without_the_other_sides_libraries(module: str, absent: list[str]) -> None:
+    """An image built with one extra would fail at its first import."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import {module}"
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["nowcast", "nowcast-server"])
+def test_help_answers_at_once(command: str) -> None:
+    """Torch or ray would be imported before the arguments are read: seconds of waiting for a help text."""
+    code = (
+        "import sys, importlib; importlib.import_module(sys.argv[1]); "
+        "print(sorted({'torch', 'ray', 'matplotlib', 'torch_geometric'} & set(sys.modules)))"
+    )
+    module = {"nowcast": "trainer_worker.cli", "nowcast-server": "nowcast_server.cli"}[command]
+    done = subprocess.run([sys.executable, "-c", code, module], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

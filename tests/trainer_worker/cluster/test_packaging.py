@@ -1,0 +1,196 @@
+"""What a submission sends, and what it refuses to send, without a cluster."""
+
+import shlex
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from trainer_worker.cli import app
+from trainer_worker.cluster.connection import connect
+from trainer_worker.cluster.errors import ClusterError
+from trainer_worker.cluster.finding import server_url
+from trainer_worker.cluster.packaging import (
+    Submission,
+    Workers,
+    environment,
+    folder_of,
+    locate,
+    new_id,
+    parse_workers,
+    script_command,
+)
+from trainer_worker.cluster.script import _parser
+from trainer_worker.cluster.sending import config_command
+
+
+def test_a_scripts_command_line_survives_the_shell() -> None:
+    """Arguments with blanks or quotes would reach the script in pieces, or run as commands."""
+    arguments = ["--name", "a b", "$(rm -rf /)", "--workers", "7"]
+    workers = Workers(2, 8, gpus=0.5, max_failures=-1, storage="s3://bucket/a b")
+    words = shlex.split(script_command(Path("train.py"), arguments, name="x", workers=workers))
+    assert words[:3] == ["python", "-m", "trainer_worker.cluster.script"]
+    read = _parser().parse_args(words[3:])
+    assert (read.script, read.arguments, read.workers, read.gpus) == ("train.py", arguments, "2:8", 0.5)
+    assert (read.max_failures, read.storage, read.name) == (-1, "s3://bucket/a b", "x")
+
+
+def test_a_script_that_starts_its_own_workers_runs_once() -> None:
+    """It would be started in every worker, and each would start workers."""
+    assert script_command(Path("a.py"), ["1"], name="x", workers=None) == "python a.py 1"
+
+
+def test_a_configurations_command_line_is_valid() -> None:
+    """The job would fail on the cluster, over an option that does not exist."""
+    from typer.main import get_command
+
+    words = shlex.split(config_command(Path("c.toml"), name="x", server="http://a:1", storage="/runs"))
+    assert words[:3] == ["python", "-m", "trainer_worker"]
+    train: Any = get_command(app).commands["train"]  # type: ignore[attr-defined]
+    with train.make_context("train", words[4:]) as context:
+        assert (context.params["server"], str(context.params["out"])) == ("http://a:1", "/runs/x")
+
+
+def test_only_the_configuration_is_uploaded(tmp_path: Path) -> None:
+    """The whole folder it lies in, perhaps a home directory, would travel to the cluster."""
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "c.toml").write_text("[task]\n")
+    with folder_of(tmp_path / "c.toml") as folder:
+        assert [path.name for path in folder.iterdir()] == ["c.toml"]
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("3", (3, 3)), ("2:8", (2, 8))])
+def test_numbers_of_workers(text: str, numbers: tuple[int, int]) -> None:
+    """An elastic range would be read as one number."""
+    assert parse_workers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["0", "8:2", "x", "", "1:2:3", "-1"])
+def test_impossible_numbers_of_workers(text: str) -> None:
+    """The mistake would show on the cluster, minutes later."""
+    with pytest.raises(ValueError, match=r""):
+        parse_workers(text)
+    result = CliRunner().invoke(app, ["submit", __file__, f"--workers={text}"])
+    assert (result.exit_code, "--workers" in result.output) == (2, True)
+
+
+def test_a_script_outside_its_working_directory_is_refused(tmp_path: Path) -> None:
+    """The upload would lack the script."""
+    inside, outside = tmp_path / "project", tmp_path / "other.py"
+    inside.mkdir()
+    outside.write_text("")
+    with pytest.raises(ClusterError, match="--working-dir"):
+        locate(outside, inside)
+    with pytest.raises(ClusterError, match="there is no file"):
+        locate(inside / "none.py", None)
+    assert locate(outside, tmp_path) == (tmp_path, Path("other.py"))
+
+
+def test_the_environment_points_to_server_and_job() -> None:
+    """`Nowcast` in the script would forecast for itself, or call without its token."""
+    given = environment("fm-1", server="http://a", token="t", extra={"A": "b"})
+    assert given == {
+        "NOWCAST_SERVER": "http://a",
+        "NOWCAST_TOKEN": "t",
+        "NOWCAST_JOB": "fm-1",
+        "PYTHONUNBUFFERED": "1",
+        "A": "b",
+    }
+    assert "NOWCAST_SERVER" not in environment("fm-1", server=None, token=None, extra={})
+    env = Submission("a", "b", Path("/x"), given, pip=("lightning",)).runtime_env
+    assert (env["working_dir"], env["pip"], env["env_vars"]["A"]) == ("/x", ["lightning"], "b")
+
+
+def test_names_are_new_and_fit_for_job_ids() -> None:
+    """A second submission would be refused for its name, or the server would refuse the job's id."""
+    from pydantic import TypeAdapter
+
+    from protos.messages import JobId
+
+    names = {new_id(Path("/a/Fine tune (2)!.py")) for _ in range(10)}
+    assert len(names) == 10
+    for name in names:
+        TypeAdapter(JobId).validate_python(name)
+
+
+def details(**changes: Any) -> dict[str, Any]:
+    """What Ray says of Serve."""
+    application = {"status": "RUNNING", "route_prefix": "/", "message": "", **changes.pop("application", {})}
+    proxies = {"n1": {"node_ip": "10.0.0.7", "status": "STARTING"}, "n2": {"node_ip": "10.0.0.8", "status": "HEALTHY"}}
+    http = {"host": "0.0.0.0", "port": 8440}
+    return {"applications": {"nowcast": application}, "http_options": http, "proxies": proxies, **changes}
+
+
+@pytest.mark.parametrize(
+    ("server", "given", "url"),
+    [
+        ("https://a.b:1/x", {}, "https://a.b:1/x"),
+        ("serve:nowcast", {}, "http://10.0.0.8:8440"),
+        ("serve:nowcast", {"application": {"route_prefix": "/vision"}}, "http://10.0.0.8:8440/vision"),
+        ("serve:nowcast", {"http_options": {"host": "127.0.0.1", "port": 1}}, "http://127.0.0.1:1"),
+        ("serve:nowcast", {"http_options": {"host": "::", "port": 1, "ssl_certfile": "c"}}, "https://10.0.0.8:1"),
+    ],
+)
+def test_a_server_is_found_by_name(server: str, given: dict[str, Any], url: str) -> None:
+    """Workers would call an address where nothing listens, and skip every nowcast."""
+    assert server_url(server, details(**given)) == url
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"applications": {}}, "no Serve application 'nowcast'"),
+        ({"application": {"status": "DEPLOYING"}}, "is DEPLOYING"),
+        ({"proxies": {}}, "no healthy Serve proxy"),
+    ],
+)
+def test_a_server_that_is_not_there_is_said_at_once(given: dict[str, Any], says: str) -> None:
+    """The job would run to its end without one nowcast."""
+    with pytest.raises(ClusterError, match=says):
+        server_url("serve:nowcast", details(**given))
+
+
+def free_port() -> int:
+    """Where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", [["jobs"], ["status", "x"], ["logs", "x"], ["stop", "x"], ["submit", __file__]])
+def test_no_cluster_is_one_clear_sentence(command: list[str]) -> None:
+    """A traceback of Ray's, or minutes of waiting."""
+    result = CliRunner().invoke(app, [*command, "--address", f"http://127.0.0.1:{free_port()}"])
+    assert result.exit_code == 2
+    assert "no Ray cluster answers at http://127.0.0.1" in result.output
+    assert "--address" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_address_on_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job meant for one cluster would go to that of the environment."""
+    asked, meant = free_port(), free_port()
+    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{asked}")
+    with pytest.raises(ClusterError, match=str(meant)):
+        connect(f"http://127.0.0.1:{meant}")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["none.py"], "there is no file none.py"),
+        ([__file__, "--env", "A"], "NAME=VALUE"),
+        (["{config}", "--", "x"], "no arguments"),
+        (["{bad}"], "unknown"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_sent(options: list[str], says: str, tmp_path: Path) -> None:
+    """They would show on the cluster, minutes later, in a log."""
+    config, bad = tmp_path / "c.toml", tmp_path / "bad.toml"
+    config.write_text('[task]\nname = "fm-16"\n')
+    bad.write_text('[task]\nname = "fm-16"\n[trian]\nsteps = 3\n')
+    result = CliRunner().invoke(app, ["submit", *(option.format(config=config, bad=bad) for option in options)])
+    assert result.exit_code == 2
+    assert says in result.output

@@ -1,0 +1,45 @@
+"""Servers for the worker's tests, and their support modules on the path."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from faulty_server import FaultyServer
+from server_process import ServerProcess
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and on a busy machine they wait for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def faulty() -> Iterator[FaultyServer]:
+    """A server that breaks as told."""
+    server = FaultyServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts real server processes; they end with the session."""
+    processes: list[ServerProcess] = []
+
+    def start(*options: str) -> ServerProcess:
+        processes.append(ServerProcess(*options))
+        processes[-1].start()
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()

@@ -1,0 +1,178 @@
+"""A small nowcast server in this process that breaks in the ways a test asks for. It forecasts `last + 0.01 * horizon`."""
+
+import json
+import threading
+import time
+from collections import defaultdict, deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+from protos.errors import ERRORS
+from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
+from protos.messages import DEADLINE_HEADER, SESSION_HEADER
+
+
+class FaultyServer:
+    """Serves jobs, snapshots, nowcasts and outcomes.
+
+    `faults[call]` holds what the next calls meet, first in first out; `call` is register, delete, send, forecast or report.
+    A fault is one of
+        an error code, e.g. `busy`        the answer is that problem (with `retry_after` seconds, if set)
+        `hang`                            no answer, until the server closes
+        `close`                           the connection is cut half way through the body
+        `html`                            a 502 as a proxy gives it
+        for forecasts also `nan`, `wrong_shape`, `wrong_step`, `garbage`, `trickle`, `checksum`, `no_end`
+        `""`                              none: the call works
+    """
+
+    def __init__(self) -> None:
+        self.faults: dict[str, deque[str]] = defaultdict(deque)
+        self.retry_after = ""
+        self.jobs: dict[str, dict[int, np.ndarray[Any, Any]]] = {}
+        self.calls: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.outcomes: list[dict[str, Any]] = []
+        self.closing = threading.Event()
+        server = self
+
+        class Handler(_Handler):
+            faulty = server
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def close(self) -> None:
+        self.closing.set()
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faulty: FaultyServer
+    timeout = 30
+    disable_nagle_algorithm = True
+
+    def do_PUT(self) -> None:
+        self._serve("send" if "/snapshots/" in self.path else "register")
+
+    def do_DELETE(self) -> None:
+        self._serve("delete")
+
+    def do_POST(self) -> None:
+        self._serve("forecast" if self.path.endswith("/nowcasts") else "report")
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the base class's name
+        pass
+
+    def _serve(self, call: str) -> None:
+        server = self.faulty
+        server.calls.append(call)
+        server.headers.append({name: self.headers.get(name, "") for name in (SESSION_HEADER, DEADLINE_HEADER, "authorization")})
+        fault = server.faults[call].popleft() if server.faults[call] else ""
+        length = int(self.headers.get("content-length", 0))
+        if fault == "close" and call != "forecast":
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            return
+        body = self.rfile.read(length)
+        self.job = self.path.split("/")[3]
+        if fault == "hang":
+            server.closing.wait()
+            self.close_connection = True
+        elif fault == "html":
+            self._answer(502, b"<html>Bad Gateway</html>", "text/html")
+        elif fault in ERRORS:
+            self._problem(fault)
+        elif call not in ("register", "delete") and self.job not in server.jobs:
+            self._problem("unknown_job")
+        else:
+            getattr(self, f"_{call}")(body, fault)
+
+    def _register(self, body: bytes, fault: str) -> None:
+        spec = json.loads(body)
+        history = self.faulty.jobs.setdefault(self.job, {})
+        status = {
+            "job": self.job, "wiring_hash": "", "parameters": 1, "neurons": 1, "edges": 1, "context": spec["context"],
+            "interval": spec["interval"], "dtype": spec["dtype"], "forecaster": spec["forecaster"],
+            "created_at": 0.0, "seen_at": 0.0,
+            "steps": sorted(history), "history_bytes": 0, "snapshots": 0, "nowcasts": 0, "outcomes": {}, "last_outcomes": [],
+        }  # fmt: skip
+        self._answer(200 if history else 201, json.dumps(status).encode())
+
+    def _delete(self, body: bytes, fault: str) -> None:
+        if self.faulty.jobs.pop(self.job, None) is None:
+            self._problem("unknown_job")
+        else:
+            self._answer(204, b"")
+
+    def _send(self, body: bytes, fault: str) -> None:
+        values = bytearray()
+
+        def allocate(header: Header) -> memoryview:
+            values.extend(bytes(header.payload_bytes))
+            return memoryview(values)
+
+        reader = FrameReader(allocate)
+        reader.feed(body)
+        header = reader.close()
+        history = self.faulty.jobs[self.job]
+        history[header.step] = np.frombuffer(values, dtype="<f4")
+        self._answer(200, json.dumps({"step": header.step, "steps": sorted(history)}).encode())
+
+    def _forecast(self, body: bytes, fault: str) -> None:
+        request = json.loads(body)
+        step, horizons = request["step"], request["horizons"]
+        history = self.faulty.jobs[self.job]
+        if step not in history:
+            self._problem("history_missing", missing=[step])
+            return
+        values = np.stack([history[step] + np.float32(0.01 * horizon) for horizon in horizons])
+        values[0, 0] = np.nan if fault == "nan" else values[0, 0]
+        if fault == "wrong_shape":
+            values = values[:, :-1].copy()
+        header = Header("forecasts", "float32", values.shape, step + (fault == "wrong_step"), tuple(horizons))
+        stream = bytearray(b"".join(bytes(frame) for frame in write_frames(header, memoryview(values).cast("B"), chunk_bytes=64)))
+        if fault == "garbage":
+            stream = bytearray(b"\x00garbage" * 40)
+        if fault == "checksum":
+            stream[-40] ^= 1
+        if fault == "no_end":
+            del stream[-6:]
+        self._begin(200, MEDIA_TYPE, len(stream))
+        if fault == "trickle":
+            for byte in stream:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+        self.wfile.write(stream[: len(stream) // 2] if fault == "close" else stream)
+        self.close_connection = fault in ("close", "trickle")
+
+    def _report(self, body: bytes, fault: str) -> None:
+        self.faulty.outcomes.append(json.loads(body))
+        self._answer(204, b"")
+
+    def _problem(self, code: str, **extra: Any) -> None:
+        error = ERRORS[code]
+        problem = {"title": error.title, "status": error.status, "detail": f"told to say {code}", "code": code, **extra}
+        self._answer(error.status, json.dumps(problem).encode(), "application/problem+json")
+
+    def _answer(self, status: int, body: bytes, media: str = "application/json") -> None:
+        self._begin(status, media, len(body))
+        self.wfile.write(body)
+
+    def _begin(self, status: int, media: str, length: int) -> None:
+        self.send_response(status)
+        if self.faulty.retry_after and status in (429, 503):
+            self.send_header("retry-after", self.faulty.retry_after)
+        self.send_header("content-type", media)
+        self.send_header("content-length", str(length))
+        self.end_headers()

@@ -1,0 +1,135 @@
+"""What the processes of `test_distributed.py` run, and how to start them."""
+
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network
+from torch import distributed as dist
+from torch import multiprocessing, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from protos.errors import Unavailable
+from trainer_worker import Guard, Nowcast
+from trainer_worker.errors import RanksDiffer
+
+STEPS = 3 * PERIOD
+
+
+def run_scenarios(folder: Path, url: str, *, world: int = 2) -> list[dict[str, Any]]:
+    """Play all scenarios in `world` processes joined by gloo; what each rank has to tell, by scenario."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_main, (folder, port, world, url), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def _main(rank: int, folder: Path, port: int, world: int, url: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    embedded = {"forecaster": "linear"}
+    told = {
+        "wrapped": train(rank, embedded, wrapped=True),
+        "bare": train(rank, embedded, wrapped=False),
+        "http": train(rank, {"server": url, "forecaster": "linear", "dtype": "bfloat16"}),
+        "failing": train(rank, {"server": ShiftingEndpoint(fail=_fail)}),
+        "overlap": train(rank, {**embedded, "overlap": True}),
+        "tried": train(rank, {**embedded, "probe": Spoilt(rank), "guard": Guard(recovery=4)}),
+        "stopped": train(rank, embedded, steps=PERIOD + 3),
+    }
+    if rank == 0:
+        torch.save(told["stopped"], folder / "checkpoint.pt")
+    dist.barrier()
+    told["resumed"] = train(rank, embedded, saved=torch.load(folder / "checkpoint.pt", weights_only=True))
+    told["apart"] = train_apart(rank)
+    told["alone"] = train_alone(rank)
+    torch.save(told, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def train(
+    rank: int, options: dict[str, Any], *, wrapped: bool = True, steps: int = STEPS, saved: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A data-parallel run, each rank on its own batches; weights at every step, collectives counted."""
+    torch.manual_seed(0)
+    model: nn.Module = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    replica = DistributedDataParallel(model, forward_sync_buffers=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    nowcast = Nowcast(replica if wrapped else model, optimizer, max_steps=STEPS, interval=INTERVAL, context=CONTEXT, **options)
+    broadcasts = []
+    broadcast = dist.broadcast
+    dist.broadcast = lambda *args, **kwargs: (broadcasts.append(nowcast.step), broadcast(*args, **kwargs))[1]
+    weights = []
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        nowcast.load_state_dict(saved["nowcast"])
+    with nowcast:
+        while nowcast.step < steps:
+            generator = torch.Generator().manual_seed(2 * nowcast.step + rank)
+            inputs = torch.randn(16, 8, generator=generator)
+            optimizer.zero_grad()
+            functional.cross_entropy(replica(inputs), (inputs.sum(1) > 0).long()).backward()
+            optimizer.step()
+            weights.append(flat(model))
+    dist.broadcast = broadcast
+    return {
+        "weights": torch.stack(weights),
+        "buffers": model[1].running_mean.clone(),
+        "events": [event.to_dict() for event in nowcast.events if event.kind == "nowcast"],
+        "broadcasts": sorted(set(broadcasts)),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "nowcast": nowcast.state_dict(),
+    }
+
+
+def train_apart(rank: int) -> dict[str, Any]:
+    """Ranks that hold different weights; what they are told."""
+    model = network(seed=rank)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    told = ""
+    with Nowcast(model, optimizer, max_steps=STEPS, interval=INTERVAL, forecaster="linear"):
+        optimizer.zero_grad()
+        model(torch.ones(1, 8)).sum().backward()
+        try:
+            optimizer.step()
+        except RanksDiffer as error:
+            told = str(error)
+    return {"told": told}
+
+
+def train_alone(rank: int) -> dict[str, Any]:
+    """Ranks that train a model each, on purpose: every one is a group of its own."""
+    groups = [dist.new_group([member]) for member in range(dist.get_world_size())]
+    model = network(seed=rank)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    endpoint = ShiftingEndpoint()
+    with Nowcast(model, optimizer, server=endpoint, max_steps=STEPS, interval=INTERVAL, process_group=groups[rank]):
+        for _ in range(PERIOD):
+            optimizer.zero_grad()
+            model(torch.ones(1, 8)).sum().backward()
+            optimizer.step()
+    return {"forecast": endpoint.sent[PERIOD] + 0.01 * 40, "weights": flat(model)}
+
+
+class Spoilt:
+    """A probe that finds every jump bad, on rank 1 alone: before the first jump, and from then on."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.calls = rank, 0
+
+    def __call__(self) -> float:
+        self.calls += 1
+        return 3.0 if self.rank == 1 and self.calls > 6 else 1.0
+
+
+def _fail(call: str) -> None:
+    if call == "forecast":
+        raise Unavailable("gone")

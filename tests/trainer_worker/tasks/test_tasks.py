@@ -1,0 +1,97 @@
+"""The paper's tasks: sizes, splits, and how they are judged."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from trainer_worker.config import TaskTable
+from trainer_worker.datasets import DataMissing
+from trainer_worker.tasks import TASKS, load_task
+from trainer_worker.tasks.convnet import convnet
+from trainer_worker.tasks.task import Task, TensorSplit, evaluate
+
+
+@pytest.fixture(scope="module")
+def fm16() -> Task:
+    """FM-16 with the real pictures."""
+    try:
+        return load_task("fm-16")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(16, 14_378), (32, 56_394)])
+def test_the_convnets_are_the_papers(width: int, parameters: int) -> None:
+    """Another size would make every figure of the paper incomparable."""
+    model = convnet(width)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert model[:2](torch.zeros(1, 1, 28, 28)).shape == (1, width, 13, 13)
+    assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+
+
+def test_the_last_twelfth_is_held_out(fm16: Task) -> None:
+    """Validation examples must never be trained on, and the split must be the paper's."""
+    assert (len(fm16.train), len(fm16.validation), len(fm16.test)) == (55_000, 5_000, 10_000)
+    held_out, _ = fm16.validation.take(torch.arange(2))
+    assert held_out.shape == (2, 1, 28, 28)
+    pictures, _ = fm16.train.take(torch.arange(55_000))
+    assert abs(pictures.mean() - (0.2860 - 0.1307) / 0.3081) < 0.01
+    assert held_out.flatten(1).tolist() not in pictures[-2:].flatten(1).tolist()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_listed_task_can_be_configured(name: str) -> None:
+    """A name in the help that the configuration refuses is a dead end."""
+    assert TaskTable(name=name).name == name
+
+
+class Lookup(nn.Module):
+    """Answers with the logits it was given as input, in training mode or not."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        return inputs
+
+
+def random_split(examples: int) -> TensorSplit:
+    generator = torch.Generator().manual_seed(1)
+    return TensorSplit(torch.randn(examples, 7, generator=generator), torch.randint(7, (examples,), generator=generator))
+
+
+def test_evaluation_is_the_mean_over_the_split_whatever_the_workers() -> None:
+    """Last batches are smaller and shares uneven: a mean of means would be wrong, and depend on the number of workers."""
+    split = random_split(103)
+    alone = evaluate(Lookup(), split, batch_size=10)
+    shares = torch.stack([evaluate(Lookup(), split, batch_size=10, rank=rank, world=3) for rank in range(3)])
+    torch.testing.assert_close(shares.sum(0), alone, rtol=1e-12, atol=0)
+    loss = functional.cross_entropy(split.inputs.double(), split.targets)
+    correct = (split.inputs.argmax(1) == split.targets).sum()
+    torch.testing.assert_close(alone / 103, torch.stack([loss, correct / 103, torch.ones(())]).double(), rtol=1e-6, atol=0)
+
+
+def test_evaluation_leaves_the_mode_as_it_was() -> None:
+    """A model left in evaluation mode would train on without dropout."""
+    for mode in (True, False):
+        model = Lookup().train(mode)
+        evaluate(model, random_split(5))
+        assert model.training is mode
+
+
+def test_loss_and_accuracy_take_sequences() -> None:
+    """A language model's outputs are (batch, position, vocabulary); every position counts once."""
+    outputs = torch.randn(2, 5, 7)
+    targets = outputs.argmax(-1)
+    targets[0, 0] = (targets[0, 0] + 1) % 7
+    assert Task.correct(outputs, targets).item() == pytest.approx(0.9)
+    torch.testing.assert_close(Task.loss(outputs, targets), functional.cross_entropy(outputs.reshape(10, 7), targets.reshape(10)))
+
+
+def test_moving_a_task_keeps_its_examples(fm16: Task) -> None:
+    """The copy on the device must hold all three splits."""
+    small = replace(fm16, train=random_split(3), validation=random_split(4), test=random_split(5))
+    moved = small.to(torch.device("meta"))
+    assert [len(split) for split in (moved.train, moved.validation, moved.test)] == [3, 4, 5]
+    assert moved.test.take(torch.arange(1, device="meta"))[0].device.type == "meta"

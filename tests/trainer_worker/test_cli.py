@@ -1,0 +1,110 @@
+"""The command `nowcast`, as a user meets it."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from trainer_worker.cli import app
+
+JOB = '[task]\nname = "fm-16"\nexamples = 40\n[train]\nsteps = 4\nbatch_size = 4\neval_every = 2\n[workers]\ncount = 0\n'
+NETWORKS = (
+    "from torch import nn\nnet = nn.Linear(3, 2)\n\ndef build():\n    return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))\n"
+)
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "140"})
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny job in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "job.toml"
+    path.write_text(JOB)
+    return path
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["wire"], ["data", "fetch"]], ids=" ".join)
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    """Help must answer at once: torch alone takes over a second, Ray two."""
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom trainer_worker.cli import app\n"
+        f"result = CliRunner().invoke(app, {[*command, '--help']})\n"
+        "assert result.exit_code == 0, result.output\n"
+        "print({'torch', 'ray', 'matplotlib', 'httpx2', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_help_takes_less_than_a_second() -> None:
+    """In seconds of computing, because the machine may be busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "trainer_worker", "compare", "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def test_a_misspelt_key_ends_with_one_line(job: Path) -> None:
+    """Exit code 2 and the way out, no traceback."""
+    job.write_text(JOB.replace("batch_size", "batchsize"))
+    result = call("train", job)
+    assert result.exit_code == 2
+    assert result.stderr == f"{job}: [train] batchsize: unknown key; did you mean batch_size?\n"
+
+
+@pytest.mark.parametrize("options", [["--steps", "0"], ["--server", "localhost"], ["--checkpoint", "nowhere.pt"]])
+def test_options_are_checked_like_the_file(job: Path, options: list[str]) -> None:
+    """A zero or a bad address must not be taken for "not given"."""
+    assert call("compare", job, *options).exit_code == 2
+
+
+def test_an_unfinished_run_is_not_deleted(job: Path) -> None:
+    """Forgetting `--resume` once must not cost the checkpoints of a long run."""
+    kept = job.parent / "runs" / "job" / "checkpoints" / "adam-seed1000"
+    kept.mkdir(parents=True)
+    result = call("train", job)
+    assert result.exit_code == 2
+    assert "go on with --resume, start anew with --fresh" in result.stderr
+    assert kept.exists()
+
+
+def test_wire_shows_and_draws_a_network_of_the_users(job: Path) -> None:
+    """A function or a network in a module of the working directory will do."""
+    (job.parent / "users_networks.py").write_text(NETWORKS)
+    result = call("wire", "users_networks:build", "--draw", "graph.png")
+    assert result.exit_code == 0, result.output
+    assert "1.weight" in result.output
+    assert (job.parent / "graph.png").stat().st_size > 1000
+    assert call("wire", "users_networks:net").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("torch.nn", "is not of the form MODULE:CALLABLE"),
+        ("no_such_module:build", "No module named 'no_such_module'"),
+        ("torch.nn:NoSuchLayer", "has no attribute 'NoSuchLayer'"),
+        ("torch.nn:Linear", "cannot be called without arguments"),
+        ("pathlib:Path", "gives a PosixPath, not a torch.nn.Module"),
+        ("torch.nn:ReLU", "no parameters"),
+    ],
+)
+def test_wire_names_what_is_wrong(job: Path, place: str, message: str) -> None:
+    """Each mistake in naming a network has its own words."""
+    result = call("wire", place)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A wrong folder or name ends with a sentence, not a traceback."""
+    result = call("data", "fetch", "fashion-mnist", "--path", tmp_path)
+    assert result.exit_code == 2
+    assert "the folder given for fashion-mnist does not hold it" in result.stderr
+    assert "there is no data set nope" in call("data", "fetch", "nope").stderr

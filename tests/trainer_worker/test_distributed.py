@@ -1,0 +1,78 @@
+"""Data-parallel training in real processes: all ranks jump at the same step and stay equal, bit for bit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_scenarios
+from server_process import ServerProcess
+from small_runs import PERIOD
+
+JUMPS = [PERIOD, 2 * PERIOD]
+Told = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., ServerProcess]) -> Told:
+    """What the ranks of every scenario of `ranks.py` told: they run in one pair of processes, as starting one takes seconds."""
+    server = start_server("--threads", "1")
+    told = run_scenarios(tmp_path_factory.mktemp("ranks"), server.url)
+    server.kill()
+    return told
+
+
+@pytest.mark.parametrize(
+    ("scenario", "outcome"), [("wrapped", "accepted"), ("bare", "accepted"), ("http", "accepted"), ("failing", "skipped")]
+)
+def test_ranks_jump_or_skip_alike(ranks: Told, scenario: str, outcome: str) -> None:
+    """Ranks that hold different weights average gradients of different networks; one that waits alone waits for ever."""
+    first, second = (rank[scenario] for rank in ranks)
+    assert torch.equal(first["weights"], second["weights"])
+    assert not torch.equal(first["buffers"], second["buffers"])  # of each rank's own batches: left alone
+    for rank in (first, second):
+        assert [(event["step"], event["outcome"]) for event in rank["events"]] == [(at, outcome) for at in JUMPS]
+        assert rank["broadcasts"] == JUMPS  # no collective at any other step
+    change = (first["weights"][PERIOD - 1] - first["weights"][PERIOD - 2]).abs().max()
+    assert (change > 0.05) == (outcome == "accepted")  # a jump is no step of Adam
+    reason = "server_unavailable" if outcome == "skipped" else ""
+    assert first["events"][0]["reason"] == second["events"][0]["reason"] == reason
+
+
+def test_ranks_roll_back_alike(ranks: Told) -> None:
+    """A verdict from one rank's probe alone would leave the ranks on two sides of the jump."""
+    first, second = (rank["tried"] for rank in ranks)
+    assert torch.equal(first["weights"], second["weights"])
+    for rank in (first, second):
+        event = rank["events"][0]
+        assert (event["step"], event["outcome"], event["cost_steps"]) == (PERIOD, "rejected", 4)
+        assert rank["broadcasts"] == [PERIOD]  # the pause after it lasts to the end
+    jumped, back = first["weights"][PERIOD - 1], first["weights"][PERIOD + 3]
+    before = first["weights"][PERIOD - 2]
+    assert (jumped - before).abs().max() > 0.05
+    assert (back - before).abs().max() < 0.05
+
+
+def test_ranks_jump_alike_while_training_goes_on(ranks: Told) -> None:
+    """Whoever learns of the forecast first must not jump first; nor may every step cost a collective."""
+    first, second = (rank["overlap"] for rank in ranks)
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["events"][0]["outcome"] == second["events"][0]["outcome"]
+    assert set(first["broadcasts"]) <= {PERIOD + 1, 2 * PERIOD + 1}  # an interval of two steps leaves one look
+
+
+def test_rank_0s_state_resumes_all_ranks(ranks: Told) -> None:
+    """Elastic trainers keep one checkpoint for ranks that come and go."""
+    for rank in ranks:
+        assert torch.equal(rank["resumed"]["weights"][-1], rank["wrapped"]["weights"][-1])
+
+
+def test_ranks_that_differ_are_told_at_the_first_step(ranks: Told) -> None:
+    """Broadcasting rank 0's weights over models that have nothing to do with each other would destroy them."""
+    assert all("ranks differ in weights" in rank["apart"]["told"] for rank in ranks)
+
+
+def test_ranks_may_train_a_model_each(ranks: Told) -> None:
+    """A sweep or a population under torch.distributed is no data-parallel run."""
+    for rank in ranks:
+        assert torch.equal(rank["alone"]["weights"], rank["alone"]["forecast"])

@@ -1,0 +1,297 @@
+"""Jumps as trials: verdicts, exact rollback, what it may cost."""
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from small_runs import CONTEXT, ShiftingEndpoint, flat
+from torch import nn
+from torch.nn import functional
+
+from trainer_worker import BadArgument, FixedHorizon, Guard, Nowcast
+from trainer_worker.kept import KeptState
+
+INTERVAL = 4
+PERIOD = CONTEXT * INTERVAL
+RECOVERY = 4
+
+
+class Run:
+    """A run whose batches and dropout come from torch's global random state, which a rollback has to restore as well."""
+
+    def __init__(self, endpoint: Any, *, max_steps: int = 1000, optimizer: str = "AdamW", **options: Any) -> None:
+        torch.manual_seed(7)
+        self.model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
+        self.optimizer = getattr(torch.optim, optimizer)(self.model.parameters(), lr=1e-2)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 500)
+        self.nowcast = None
+        if endpoint is not None:
+            defaults = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(8, max_steps)}
+            guard = Guard(recovery=RECOVERY, also=(self.schedule,))
+            options = {**defaults, "guard": guard, "probe": self.held, "server": endpoint, **options}
+            self.nowcast = Nowcast(self.model, self.optimizer, max_steps=max_steps, **options)
+
+    def held(self) -> float:
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(256, 8, generator=generator)
+        torch.rand(1)  # a probe may draw numbers
+        trials = self.nowcast and self.nowcast._course._trials
+        penalty = 0.4 if trials and trials.under_way else 0.0  # no jump is good enough for this run
+        return penalty + float(functional.cross_entropy(self.model(inputs), (inputs.sum(1) > 0).long()))
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            inputs = torch.randn(32, 8)
+            self.optimizer.zero_grad()
+            loss = functional.cross_entropy(self.model(inputs), (inputs.sum(1) > 0).long())
+            loss.backward()
+            if self.nowcast is not None:
+                self.nowcast.observe(loss)
+            self.optimizer.step()
+            self.schedule.step()
+
+    def bits(self) -> torch.Tensor:
+        buffers = [buffer.double().reshape(-1) for buffer in self.model.buffers()]
+        return torch.cat([flat(self.model).double(), *buffers, torch.get_rng_state().double()])
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "Adafactor"])
+def test_after_a_rollback_the_run_is_what_it_would_have_been(optimizer: str) -> None:
+    """A trial that leaves a trace, in a moment, a running mean, a schedule or a random number, is not free of risk."""
+    plain, tried = Run(None, optimizer=optimizer), Run(ShiftingEndpoint(shift=0.05), optimizer=optimizer)
+    torch.manual_seed(1)
+    plain.train(PERIOD + 30)
+    torch.manual_seed(1)
+    assert tried.nowcast is not None
+    with tried.nowcast:
+        tried.train(PERIOD + RECOVERY)
+        (event,) = tried.nowcast.events
+        assert (event.outcome, event.reason, event.cost_steps) == ("rejected", "not_recovered", RECOVERY)
+        tried.train(30)
+    assert torch.equal(tried.bits(), plain.bits())
+    assert tried.schedule.last_epoch == plain.schedule.last_epoch
+
+
+@pytest.mark.parametrize("stop", range(PERIOD - 2, PERIOD + RECOVERY + 3))
+def test_a_run_resumes_in_the_middle_of_a_trial(stop: int) -> None:
+    """A preemption during the recovery window would otherwise keep the jump, whatever it did."""
+    unbroken, first, second = (Run(ShiftingEndpoint(shift=0.05)) for _ in range(3))
+    assert unbroken.nowcast is not None
+    assert first.nowcast is not None
+    assert second.nowcast is not None
+    torch.manual_seed(1)
+    with unbroken.nowcast:
+        unbroken.train(PERIOD + 20)
+    file = io.BytesIO()
+    torch.manual_seed(1)
+    with first.nowcast:
+        first.train(stop)
+        states = {name: getattr(first, name).state_dict() for name in ("model", "optimizer", "schedule", "nowcast")}
+        torch.save({**states, "random": torch.get_rng_state()}, file)
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    for name in ("model", "optimizer", "schedule", "nowcast"):
+        getattr(second, name).load_state_dict(states[name])
+    torch.set_rng_state(states["random"])
+    with second.nowcast:
+        second.train(PERIOD + 20 - stop)
+    assert torch.equal(second.bits(), unbroken.bits())
+    assert second.nowcast.summary()["nowcasts"] == unbroken.nowcast.summary()["nowcasts"] == {
+        "accepted": 0, "rejected": 1, "skipped": 0,
+    }  # fmt: skip
+
+
+class Scripted:
+    """A probe that gives the loss a script has for the step."""
+
+    def __init__(self, loss: Callable[[int, int | None], float]) -> None:
+        self.loss = loss
+        self.nowcast: Nowcast | None = None
+        self.jump: int | None = None
+
+    def __call__(self) -> float:
+        assert self.nowcast is not None
+        jumped = self.nowcast._course._trials
+        under_way = jumped is not None and jumped._trial is not None
+        since = self.nowcast.step - jumped._trial.step if jumped is not None and jumped._trial is not None else None
+        return self.loss(self.nowcast.step, since if under_way else None)
+
+
+def play(loss: Callable[[int, int | None], float], *, steps: int, guard: Guard | None = None, **options: Any) -> Nowcast:
+    """A run of `steps` steps that change nothing, with a scripted loss (step, steps since the jump under trial)."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    probe = Scripted(loss)
+    defaults = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(8, steps), "max_steps": steps}
+    guard = guard or Guard(recovery=RECOVERY)
+    probe.nowcast = Nowcast(model, optimizer, server=ShiftingEndpoint(), probe=probe, guard=guard, **{**defaults, **options})
+    with probe.nowcast:
+        for _ in range(steps):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    return probe.nowcast
+
+
+def curve(step: int) -> float:
+    """A training curve."""
+    return 2.0 * step**-0.2
+
+
+def nowcasts(nowcast: Nowcast) -> Iterator[tuple[int, str, str]]:
+    return ((event.step, event.outcome, event.reason) for event in nowcast.events if event.kind == "nowcast")
+
+
+def test_a_jump_that_looks_bad_at_first_is_accepted_once_it_has_recovered() -> None:
+    """The measured jumps start at up to three times the loss; judging them at once throws the gain away."""
+    spike = {0: 3.0, 1: 2.0, 2: 1.05, 3: 0.97, 4: 0.95}
+    nowcast = play(lambda step, since: curve(step) * spike.get(-1 if since is None else since, 1.0), steps=3 * PERIOD)
+    # the average of the last measurements is judged, and the first of them is still high
+    assert next(nowcasts(nowcast))[1] == "rejected"
+    patient = play(
+        lambda step, since: curve(step) * (1.0 if since is None else 3.0 if since < 8 else 0.97),
+        steps=3 * PERIOD,
+        guard=Guard(recovery=16),
+    )
+    assert next(nowcasts(patient)) == (PERIOD, "accepted", "")
+    event = patient.events[0]
+    assert event.loss is not None
+    assert event.expected_loss is not None
+    assert event.loss < event.expected_loss
+
+
+def test_level_alone_is_not_enough_while_the_run_is_getting_better() -> None:
+    """A jump that only holds the loss where it was has cost a falling run its progress."""
+    stuck = curve(PERIOD)
+    steep = play(
+        lambda step, since: curve(step) if since is None else stuck, steps=2 * PERIOD, guard=Guard(recovery=12, tolerance=0.0)
+    )
+    assert next(nowcasts(steep)) == (PERIOD, "rejected", "not_recovered")
+    flat_run = play(lambda step, since: 1.0, steps=2 * PERIOD, guard=Guard(recovery=12, tolerance=0.0))
+    assert next(nowcasts(flat_run)) == (PERIOD, "accepted", "")
+
+
+@pytest.mark.parametrize(("loss", "cost"), [(math.nan, 0), (math.inf, 0), (50.0, 0)])
+def test_what_is_hopeless_is_undone_at_once(loss: float, cost: int) -> None:
+    """Steps spent on weights worse than untrained ones are lost for certain."""
+    nowcast = play(lambda step, since: curve(step) if since is None else loss, steps=2 * PERIOD)
+    assert next(nowcasts(nowcast)) == (PERIOD, "rejected", "hopeless")
+    assert nowcast.summary()["cost_steps"] == cost
+
+
+def test_rejections_cost_less_and_less() -> None:
+    """A forecaster that never helps must cost a bounded, small share of the run."""
+    steps = 60 * PERIOD
+    nowcast = play(
+        lambda step, since: curve(step) * (1.0 if since is None else 1.2), steps=steps, guard=Guard(RECOVERY, budget=0.5)
+    )
+    tried = [step for step, outcome, _ in nowcasts(nowcast) if outcome == "rejected"]
+    gaps = [(after - before - RECOVERY) // PERIOD - 1 for before, after in pairwise(tried)]
+    assert gaps[:5] == [1, 2, 4, 8, 8]
+    assert nowcast.summary()["cost_steps"] == len(tried) * RECOVERY
+    assert nowcast.summary()["reasons"]["paused"] == sum(gaps) + min(8, nowcast.summary()["reasons"]["paused"] - sum(gaps))
+    horizons = [event.horizon for event in nowcast.events if event.outcome == "rejected"]
+    assert horizons[:4] == [8, 4, 2, 1]
+    tight = play(lambda step, since: curve(step) * (1.0 if since is None else 1.2), steps=steps, guard=Guard(RECOVERY, budget=0.01))
+    assert tight.summary()["cost_steps"] <= max(RECOVERY, 0.01 * steps)
+    assert tight.summary()["reasons"]["budget_spent"] > 0
+
+
+def test_success_makes_bolder_again() -> None:
+    """One unlucky verdict must not keep the horizons short for the rest of the run."""
+    nowcast = play(
+        lambda step, since: 1.0 if since is None or step > 2 * PERIOD else 1.2, steps=8 * PERIOD, guard=Guard(RECOVERY, budget=0.5)
+    )
+    horizons = [event.horizon for event in nowcast.events if event.outcome in ("rejected", "accepted")]
+    assert horizons[:4] == [8, 4, 8, 8]
+
+
+def test_no_jump_without_time_to_recover_or_without_a_loss() -> None:
+    """A run that ends in the spike after a jump is worse than one that never jumped."""
+    steps = 2 * PERIOD + RECOVERY - 1
+    nowcast = play(lambda step, since: 1.0, steps=steps)
+    assert list(nowcasts(nowcast)) == [(PERIOD, "accepted", ""), (2 * PERIOD, "skipped", "no_time_to_recover")]
+
+    def broken(step: int, since: int | None) -> float:
+        raise ValueError
+
+    assert [reason for _, _, reason in nowcasts(play(broken, steps=2 * PERIOD))] == ["no_loss"]
+
+
+def test_training_losses_serve_where_there_is_no_probe() -> None:
+    """Most loops have no held batches at hand."""
+    harmless = Run(ShiftingEndpoint(shift=0.0), probe=None, guard=Guard(recovery=16, tolerance=0.5))
+    assert harmless.nowcast is not None
+    with harmless.nowcast:
+        harmless.train(PERIOD + 16)
+    assert [event.outcome for event in harmless.nowcast.events] == ["accepted"]
+    harmful = Run(ShiftingEndpoint(shift=50.0), probe=None, guard=Guard(recovery=16))
+    assert harmful.nowcast is not None
+    with harmful.nowcast:
+        harmful.train(PERIOD + 16)
+    assert [(event.outcome, event.reason) for event in harmful.nowcast.events] == [("rejected", "hopeless")]
+    assert harmful.nowcast.summary()["cost_steps"] == 2  # an eighth of the window
+
+
+def test_a_probe_leaves_the_model_as_it_was() -> None:
+    """Running means, modes or random numbers changed by measuring would change the run it measures."""
+    plain, probed = Run(None), Run(ShiftingEndpoint(), max_steps=PERIOD - 1)
+    torch.manual_seed(1)
+    plain.train(PERIOD - 1)
+    torch.manual_seed(1)
+    assert probed.nowcast is not None
+    with probed.nowcast:
+        probed.train(PERIOD - 1)
+    assert torch.equal(plain.bits(), probed.bits())
+    assert probed.model.training
+
+
+@pytest.mark.parametrize(
+    "name", ["Adam", "AdamW", "SGD", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "LBFGS"]
+)
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_every_optimizer_of_torch_can_be_kept(name: str, steps_before: int) -> None:
+    """A state that is only partly restored gives other steps from then on."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-2)
+
+    def train(steps: int) -> torch.Tensor:
+        for index in range(steps):
+            inputs = torch.full((2, 4), float(index + 1))
+
+            def closure(inputs: torch.Tensor = inputs) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = model(inputs).square().mean()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        return flat(model)
+
+    train(steps_before)
+    kept = KeptState(list(model.parameters()), model=model, optimizer=optimizer)
+    kept.keep()
+    first = train(4)
+    kept.restore()
+    assert torch.equal(train(4), first)
+    kept.restore()
+    assert torch.equal(train(4), first)  # what was kept is not used up
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [({"recovery": 1}, "recovery"), ({"tolerance": -1.0}, "tolerance"), ({"budget": 2.0}, "budget")]
+)
+def test_a_guard_that_cannot_work_is_refused(options: dict[str, Any], word: str) -> None:
+    """A window too short to measure in would reject or accept by chance."""
+    with pytest.raises(BadArgument, match=word):
+        Guard(**options)
+
+
+def test_what_has_no_state_cannot_be_kept() -> None:
+    """A scheduler passed by mistake as a function would silently not go back."""
+    with pytest.raises(BadArgument, match="state_dict"):
+        Run(ShiftingEndpoint(), guard=Guard(also=(lambda: 0,)))  # type: ignore[arg-type]

@@ -1,0 +1,151 @@
+"""The training loop in one process: exact resume, the same batches in both arms, what it tells and records."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer_worker.config import Config
+from trainer_worker.datasets import DataMissing
+from trainer_worker.in_process import FolderHarness, train_in_process
+from trainer_worker.loop import Checkpoint, train
+from trainer_worker.records import Arm, Order, RunRecord
+from trainer_worker.tasks import load_task
+from trainer_worker.tasks.task import Task
+
+NOWCAST = {"server": "embedded", "forecaster": "average", "context": 2, "interval": 3, "schedule": "fixed", "furthest": 1}
+
+
+class Stopped(Exception):
+    """The process is gone."""
+
+
+@pytest.fixture(scope="module")
+def small_task() -> Task:
+    """FM-16 with few real pictures."""
+    try:
+        return load_task("fm-16", examples=256)
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading 70,000 pictures takes longer than these runs."""
+    monkeypatch.setattr("trainer_worker.loop.load_task", lambda *args, **kwargs: small_task)
+
+
+def order(folder: Path, *, nowcasts: bool, steps: int = 20, checkpoint_every: int = 1, **options: object) -> Order:
+    config = Config.model_validate(
+        {
+            "task": {"name": "fm-16"},
+            "train": {"steps": steps, "batch_size": 8, "eval_every": 5, "checkpoint_every": checkpoint_every},
+            "workers": {"count": 0, "threads": 1},
+            "output": {"folder": folder},
+        }
+    )
+    arm = Arm.model_validate({"name": "with", "nowcast": {**NOWCAST, **options}}) if nowcasts else Arm(name="without")
+    return Order(config=config, arm=arm, seed=7, job="test")
+
+
+def weights(folder: Path) -> torch.Tensor:
+    (path,) = folder.glob("checkpoints/*/checkpoint.pt")
+    return torch.cat([value.flatten() for value in torch.load(path, weights_only=True)["shared"]["model"].values()])
+
+
+def without_times(record: RunRecord) -> list[dict[str, Any]]:
+    return [evaluation.model_dump(exclude={"train_s"}) for evaluation in record.evaluations]
+
+
+def ignore(news: dict[str, Any]) -> None:
+    pass
+
+
+class Harness(FolderHarness):
+    """Stops the process right after the checkpoint of one step."""
+
+    def __init__(self, folder: Path, *, stop_after: int) -> None:
+        super().__init__(folder, ignore)
+        self.stop_after = stop_after
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        super().save(checkpoint)
+        if checkpoint.shared["step"] == self.stop_after:
+            raise Stopped
+
+
+@pytest.mark.parametrize("nowcasts", [False, True], ids=["plain", "nowcasts"])
+def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(tmp_path: Path, *, nowcasts: bool) -> None:
+    """Within a context, at a snapshot, at a jump, between evaluations: a restart must leave no trace in weights or curves."""
+    whole = train_in_process(order(tmp_path / "whole", nowcasts=nowcasts), listen=ignore)
+    assert whole.restores == 0
+    if nowcasts:
+        assert whole.outcomes == {"accepted": 3}
+    for stop in (1, 3, 4, 6, 7, 11, 12, 19):
+        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=nowcasts)
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        resumed = train_in_process(stopped, listen=ignore, resume=True)
+        assert resumed.restores == 1
+        assert without_times(resumed) == without_times(whole), stop
+        assert [event["step"] for event in resumed.events] == [event["step"] for event in whole.events]
+        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+def test_a_run_that_tries_its_jumps_resumes_exactly_too(tmp_path: Path) -> None:
+    """In the middle of a trial the kept weights, the optimizer's state and the verdict to come are part of the checkpoint."""
+    tried = {"forecaster": "linear", "furthest": 2, "probe": 32, "interval": 8}
+    job = order(tmp_path / "whole", nowcasts=True, steps=44, **tried)
+    whole = train_in_process(job, listen=ignore)
+    assert whole.outcomes == {"accepted": 1, "rejected": 1}
+    for stop in (16, 19, 24, 32, 37, 40):
+        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, steps=44, **tried)
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        resumed = train_in_process(stopped, listen=ignore, resume=True)
+        assert resumed.outcomes == whole.outcomes
+        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+def test_nowcasts_change_nothing_before_the_first_jump(tmp_path: Path) -> None:
+    """Both arms must see the same weights and batches, or their difference is not the nowcasts'."""
+    plain = train_in_process(order(tmp_path / "plain", nowcasts=False), listen=ignore)
+    jumping = train_in_process(order(tmp_path / "jumping", nowcasts=True), listen=ignore)
+    assert jumping.events[0]["step"] == 6
+    assert without_times(jumping)[0] == without_times(plain)[0]  # at step 5
+    assert without_times(jumping)[1] != without_times(plain)[1]  # at step 10
+
+
+def test_a_fresh_run_does_not_go_on_from_an_old_one(tmp_path: Path) -> None:
+    """Without `resume` the second run of the same name starts at step 0."""
+    job = order(tmp_path, nowcasts=False, steps=6)
+    first = train_in_process(job, listen=ignore)
+    second = train_in_process(job, listen=ignore)
+    assert second.restores == 0
+    assert without_times(second) == without_times(first)
+
+
+def test_the_last_step_is_evaluated_and_kept(tmp_path: Path) -> None:
+    """A run whose length is no multiple of anything must not lose its end."""
+    record = train_in_process(order(tmp_path, nowcasts=False, steps=7, checkpoint_every=100), listen=ignore)
+    assert [evaluation.step for evaluation in record.evaluations] == [5, 7]
+    state = torch.load(tmp_path / "checkpoints" / "without-seed7" / "checkpoint.pt", weights_only=True)
+    assert state["shared"]["step"] == 7
+
+
+def test_progress_tells_evaluations_and_jumps(tmp_path: Path) -> None:
+    """The progress display lives on this news."""
+    heard: list[dict[str, Any]] = []
+    record = train_in_process(order(tmp_path, nowcasts=True), listen=heard.append)
+    told = [news["evaluation"] for news in heard if "evaluation" in news]
+    assert told == [evaluation.model_dump() for evaluation in record.evaluations]
+    assert [news["event"] for news in heard if "event" in news] == record.events
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """Were gradients dropped, or batches not shuffled with their labels, everything else could still pass."""
+    record = train_in_process(order(tmp_path, nowcasts=False, steps=120, checkpoint_every=1000), listen=ignore)
+    assert record.evaluations[-1].train_loss < 0.8 * record.evaluations[0].train_loss
+    assert record.parameters == 14_378
+    assert 0 < record.step_s < 1

@@ -1,0 +1,336 @@
+"""`Nowcast` around a training loop, with endpoints in this process."""
+
+import threading
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network, step
+from torch import nn
+
+from protos.errors import Unavailable
+from protos.wiring import Parameter, Wiring
+from trainer_worker import BadArgument, Event, FixedHorizon, Nowcast
+from trainer_worker.wiring import wire
+
+STEPS = 3 * PERIOD
+
+
+def make(model: nn.Module, optimizer: torch.optim.Optimizer, endpoint: Any, **options: Any) -> Nowcast:
+    defaults = {"server": endpoint, "max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3, STEPS)}
+    return Nowcast(model, optimizer, **{**defaults, **options})
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=1e-2)
+
+
+def test_a_jump_loads_exactly_the_forecast_and_begins_a_new_context() -> None:
+    """Weights other than the forecast's, or snapshots at other steps, would make every figure of the project wrong."""
+    model, endpoint = network(), ShiftingEndpoint()
+    optimizer = adam(model)
+    seen = []
+    with make(model, optimizer, endpoint) as nowcast:
+        for index in range(STEPS):
+            step(model, optimizer, index)
+            seen.append(flat(model))
+    assert sorted(endpoint.sent) == list(range(INTERVAL, 2 * PERIOD + 1, INTERVAL))  # none for a nowcast that will not be
+    for after in (INTERVAL, PERIOD + INTERVAL):
+        assert torch.equal(endpoint.sent[after], seen[after - 1])
+    for after in (PERIOD, 2 * PERIOD):
+        assert torch.equal(seen[after - 1], endpoint.sent[after] + 0.01 * 3)
+    assert endpoint.asked == [(PERIOD, (3,)), (2 * PERIOD, (3,))]
+    assert [(event.step, event.outcome, event.horizon) for event in nowcast.events] == [
+        (PERIOD, "accepted", 3),
+        (2 * PERIOD, "accepted", 3),
+    ]
+    assert [outcome.outcome for outcome in endpoint.outcomes] == ["accepted", "accepted"]
+    assert nowcast.step == STEPS
+
+
+def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
+    """Replaced tensors would leave optimizer, DDP and compiled graphs training weights that nobody uses."""
+    model, endpoint = network(), ShiftingEndpoint()
+    optimizer = adam(model)
+    pointers = [parameter.data_ptr() for parameter in model.parameters()]
+    with make(model, optimizer, endpoint):
+        for index in range(PERIOD - 1):
+            step(model, optimizer, index)
+        versions = [parameter._version for parameter in model.parameters()]
+        step(model, optimizer, PERIOD - 1)
+        moments = [optimizer.state[parameter]["exp_avg"].clone() for parameter in model.parameters()]
+    plain = network()
+    other = adam(plain)
+    for index in range(PERIOD):
+        step(plain, other, index)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
+    assert all(parameter._version > version for parameter, version in zip(model.parameters(), versions, strict=True))
+    for parameter, moment in zip(plain.parameters(), moments, strict=True):
+        assert torch.equal(other.state[parameter]["exp_avg"], moment)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left_behind(*, fails: bool) -> None:
+    """A hook or thread that outlives the block would count steps of the next run, or keep its memory."""
+    model, endpoint = network(), ShiftingEndpoint()
+    optimizer = adam(model)
+    threads = threading.active_count()
+    with pytest.raises(KeyError) if fails else nullcontext(), make(model, optimizer, endpoint) as nowcast:
+        step(model, optimizer, 0)
+        if fails:
+            {}["the loop breaks"]
+    step(model, optimizer, 1)
+    assert nowcast.step == 1
+    assert endpoint.closed
+    assert threading.active_count() == threads
+    with make(model, optimizer, ShiftingEndpoint()):  # its parameters are free again
+        pass
+
+
+def test_no_random_state_is_touched() -> None:
+    """A run with nowcasts would see other batches and dropout masks than its plain twin, and nothing could be compared."""
+    import random
+
+    import numpy as np
+
+    def states() -> tuple[Any, ...]:
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    model = network()
+    optimizer = adam(model)
+    before = states()
+    with make(model, optimizer, None, forecaster="linear"):
+        for index in range(PERIOD):
+            step(model, optimizer, index)
+    down = Nowcast(model, optimizer, server="http://127.0.0.1:9", max_steps=STEPS, interval=INTERVAL)
+    with down:
+        step(model, optimizer, 0)
+    assert down.summary()["server"]["lost"] == 1
+    assert states() == before
+
+
+class OwnError(Exception):
+    """Not one of the protocol's."""
+
+
+@pytest.mark.parametrize(("error", "reason"), [(Unavailable("gone"), "server_unavailable"), (OwnError("bug"), "worker_error")])
+@pytest.mark.parametrize("call", ["register", "send", "forecast", "report"])
+def test_no_failure_of_an_endpoint_reaches_the_loop(call: str, error: Exception, reason: str) -> None:
+    """An exception out of `optimizer.step()` ends a training run of days."""
+
+    def fail(name: str) -> None:
+        if name == call:
+            raise error
+
+    model, endpoint = network(), ShiftingEndpoint(fail=fail)
+    optimizer = adam(model)
+    if call == "register" and reason == "worker_error":
+        with pytest.raises(OwnError), make(model, optimizer, endpoint):
+            pass  # at the start it is told, not swallowed
+        return
+    with make(model, optimizer, endpoint) as nowcast:
+        for index in range(STEPS):
+            step(model, optimizer, index)
+    summary = nowcast.summary()
+    if call == "report":
+        assert summary["nowcasts"] == {"accepted": 2, "rejected": 0, "skipped": 0} or reason == "server_unavailable"
+    else:
+        assert summary["nowcasts"] == {"accepted": 0, "rejected": 0, "skipped": 2}
+        assert summary["reasons"] == {reason: 2}
+        plain = network()
+        other = adam(plain)
+        for index in range(STEPS):
+            step(plain, other, index)
+        assert torch.equal(flat(model), flat(plain))
+
+
+def test_forecasts_that_are_not_finite_are_never_loaded() -> None:
+    """One NaN in the weights ends a run."""
+    model, endpoint = network(), ShiftingEndpoint(shift=float("inf"))
+    optimizer = adam(model)
+    with make(model, optimizer, endpoint) as nowcast:
+        for index in range(STEPS):
+            step(model, optimizer, index)
+    assert nowcast.summary()["reasons"] == {"bad_forecast": 2}
+    assert flat(model).isfinite().all()
+
+
+def test_the_policy_chooses_among_several_forecasts() -> None:
+    """The horizon that was chosen has to be the one that is loaded and reported."""
+
+    class Second:
+        furthest = 9
+
+        def horizons(self, step: int) -> tuple[int, ...]:
+            return (1, 9, 4) if step == PERIOD else ()
+
+        def choose(self, step: int, horizons: tuple[int, ...]) -> int:
+            return horizons[1]
+
+    model, endpoint = network(), ShiftingEndpoint()
+    optimizer = adam(model)
+    with make(model, optimizer, endpoint, policy=Second()) as nowcast:
+        for index in range(PERIOD):
+            step(model, optimizer, index)
+    assert torch.equal(flat(model), endpoint.sent[PERIOD] + 0.01 * 9)
+    assert [event.horizon for event in nowcast.events] == [9]
+
+
+def test_events_are_told_on_the_training_thread_and_may_fail() -> None:
+    """Loggers are not thread-safe, and a broken one must not end the run."""
+    told: list[tuple[Event, bool]] = []
+
+    def on_event(event: Event) -> None:
+        told.append((event, threading.current_thread() is threading.main_thread()))
+        raise ValueError
+
+    model = network()
+    optimizer = adam(model)
+    with make(model, optimizer, "http://127.0.0.1:9", on_event=on_event) as nowcast:
+        for index in range(PERIOD):
+            step(model, optimizer, index)
+    assert [(event.kind, event.outcome) for event, _ in told] == [("server", "lost"), ("nowcast", "skipped")]
+    assert all(main for _, main in told)
+    assert [event for event, _ in told] == nowcast.events
+
+
+def test_frozen_tied_and_foreign_parameters() -> None:
+    """A jump that moves a frozen weight breaks fine-tuning; one that forgets a tied name shifts every later parameter."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    model[2].weight = model[0].weight
+    model[0].bias.requires_grad_(False)
+    other = torch.optim.SGD([model[3].weight], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [{"params": [model[0].weight], "lr": 0.1}, {"params": [model[0].bias, model[2].bias, model[3].bias]}], lr=0.01
+    )
+    endpoint = ShiftingEndpoint()
+    frozen, foreign = model[0].bias.clone(), model[3].weight.detach().clone()
+    with make(model, optimizer, endpoint):
+        for index in range(PERIOD):
+            step(model, optimizer, index)
+    assert other.param_groups
+    assert endpoint.sent[PERIOD].numel() == sum(parameter.numel() for parameter in model.parameters())
+    assert torch.equal(model[0].bias, frozen)
+    assert torch.equal(model[3].weight, foreign)
+    moved = endpoint.sent[PERIOD] + 0.03
+    assert torch.equal(model[0].weight.detach().reshape(-1), moved[:64])
+    assert torch.equal(model[2].bias.detach(), moved[72:80])
+    assert model[2].weight is model[0].weight
+
+
+@pytest.mark.parametrize("model_dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_rounded_snapshots_do_not_round_the_weights(model_dtype: str, dtype: Any) -> None:
+    """Sending 16 bits must not cost a float32 run the lower half of its weights."""
+    model = network(dtype=getattr(torch, model_dtype))
+    endpoint = ShiftingEndpoint(shift=0.0)  # forecasts no change
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with make(model, optimizer, endpoint, dtype=dtype):
+        for index in range(PERIOD - 1):
+            step(model, optimizer, index)
+        plain = network(dtype=getattr(torch, model_dtype))
+        plain.load_state_dict(model.state_dict())
+        step(plain, torch.optim.SGD(plain.parameters(), lr=0.1), PERIOD - 1)
+        step(model, optimizer, PERIOD - 1)
+    assert endpoint.sent[PERIOD].dtype == getattr(torch, dtype)
+    assert torch.equal(flat(model), flat(plain))
+
+
+def test_wrapped_models_are_unwrapped() -> None:
+    """Names with `module.` or `_orig_mod.` would not fit the wiring, and the jump would not reach the weights."""
+    model, endpoint = network(), ShiftingEndpoint()
+    wrapped = torch.compile(nn.DataParallel(model), backend="eager")
+    optimizer = adam(model)
+    with make(wrapped, optimizer, endpoint):
+        for index in range(PERIOD):
+            step(wrapped, optimizer, index)
+    assert [parameter.name for parameter in endpoint.spec.wiring.parameters] == [name for name, _ in model.named_parameters()]
+    assert torch.equal(flat(model), endpoint.sent[PERIOD] + 0.03)
+
+
+def test_a_sender_that_falls_behind_drops_snapshots_and_waits_for_nothing() -> None:
+    """A slow network must cost nowcasts, never training time or memory."""
+    release = threading.Event()
+
+    def fail(name: str) -> None:
+        if name == "send":
+            release.wait()
+
+    model, endpoint = network(), ShiftingEndpoint(fail=fail)
+    optimizer = adam(model)
+    with make(model, optimizer, endpoint, timeout_s=0.05) as nowcast:
+        for index in range(STEPS):
+            step(model, optimizer, index)
+        release.set()
+    summary = nowcast.summary()
+    assert summary["nowcasts"]["skipped"] == 2
+    assert summary["reasons"] == {"timeout": 2}
+    assert summary["waited_s"] < 2.5
+
+
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(2)
+
+
+def _mistakes() -> list[Any]:
+    model = network()
+    wiring = wire(model)
+    renamed = Wiring((Parameter("x", (16, 8)), *wiring.parameters[1:]), wiring.neurons, wiring.blocks)
+    return [
+        pytest.param("model", {"model": nn.Linear(2, 2, device="meta")}, "meta", id="meta"),
+        pytest.param("model", {"model": Lazy(), "optimizer": adam(model)}, "lazy", id="lazy"),
+        pytest.param("model", {"model": nn.Linear(2, 2, dtype=torch.complex64)}, "complex64", id="complex"),
+        pytest.param("model", {"model": nn.ReLU(), "optimizer": adam(model)}, "no parameters", id="empty"),
+        pytest.param("optimizer", {"optimizer": adam(network())}, "holds no trainable", id="other optimizer"),
+        pytest.param("optimizer", {"optimizer": "adam"}, "torch.optim.Optimizer", id="no optimizer"),
+        pytest.param("interval", {"interval": 0}, "positive", id="interval 0"),
+        pytest.param("interval", {"interval": 2.5}, "positive integer", id="interval 2.5"),
+        pytest.param("context", {"context": 1}, "2", id="context 1"),
+        pytest.param("max_steps", {"max_steps": -1}, "positive", id="max_steps"),
+        pytest.param("timeout_s", {"timeout_s": 0}, "positive", id="timeout"),
+        pytest.param("dtype", {"dtype": "float8"}, "float8", id="dtype"),
+        pytest.param("forecaster", {"server": None, "forecaster": "nina"}, "nina", id="forecaster"),
+        pytest.param("checkpoint", {"server": None, "forecaster": "nino", "checkpoint": "/nowhere.pt"}, "nowhere", id="checkpoint"),
+        pytest.param("server", {"server": "localhost:8440"}, "http://", id="server"),
+        pytest.param("checkpoint", {"server": "http://localhost:8440", "checkpoint": "x.pt"}, "server", id="checkpoint and server"),
+        pytest.param("job", {"job": "../etc"}, "letters", id="job"),
+        pytest.param("wiring", {"wiring": wire(nn.Linear(2, 2))}, "has", id="wiring of another model"),
+        pytest.param("wiring", {"wiring": renamed}, "'x'", id="wiring with another name"),
+    ]
+
+
+@pytest.mark.parametrize(("argument", "options", "word"), _mistakes())
+def test_mistakes_are_named_at_once(argument: str, options: dict[str, Any], word: str) -> None:
+    """A mistake that shows only at the first jump costs the user the first thousand steps."""
+    model = options.pop("model", None) or network()
+    optimizer = options.pop("optimizer", None) or adam(model)
+    with pytest.raises(BadArgument, match=word) as caught:
+        make(model, optimizer, **{"endpoint": options.pop("server", ShiftingEndpoint()), **options})
+    assert caught.value.argument == argument
+
+
+def test_a_model_belongs_to_one_job_at_a_time() -> None:
+    """Two jobs that move the same weights would each forecast from the other's jumps."""
+    model = network()
+    optimizer = adam(model)
+    with make(model, optimizer, ShiftingEndpoint(), job="first"):
+        with pytest.raises(BadArgument, match="first") as caught, make(model, optimizer, ShiftingEndpoint()):
+            pass
+        with pytest.raises(BadArgument, match="first"), make(model, optimizer, ShiftingEndpoint()):
+            pass  # the refused one has not given the claim of the other away
+    assert caught.value.argument == "model"
+
+
+def test_a_horizon_beyond_the_forecaster_is_refused(shared: Any) -> None:
+    """The server would refuse every nowcast of the run."""
+    model = network()
+    weights = str(shared / "checkpoints" / "nino_mlp.pt")
+    with pytest.raises(BadArgument, match="41") as caught:
+        make(model, adam(model), None, forecaster="wnn", checkpoint=weights, policy=FixedHorizon(41))
+    assert caught.value.argument == "policy"
+    with pytest.raises(BadArgument) as caught:
+        make(model, adam(model), None, forecaster="wnn", checkpoint=weights, context=4)
+    assert caught.value.argument == "context"

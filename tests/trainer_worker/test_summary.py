@@ -1,0 +1,143 @@
+"""Figures of a comparison: smoothing, targets, medians; the table and the picture."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from trainer_worker import report
+from trainer_worker.config import Config
+from trainer_worker.records import Evaluation, RunRecord, Score
+from trainer_worker.summary import smooth, summarise
+
+
+def run(arm: str, seed: int, losses: list[float], *, events: list[dict[str, Any]] | None = None, step_s: float = 0.01) -> RunRecord:
+    """A run evaluated every 10 steps, with test losses 0.1 above those on validation data."""
+    evaluations = [
+        Evaluation(
+            step=step,
+            train_loss=loss,
+            validation=Score(loss=loss, accuracy=1 - loss),
+            test=Score(loss=loss + 0.1, accuracy=0.9 - loss),
+            train_s=step * step_s,
+        )
+        for step, loss in zip(range(10, 10 * len(losses) + 1, 10), losses, strict=True)
+    ]
+    nowcast = None if events is None else {"job": "job"}
+    return RunRecord(
+        arm=arm, seed=seed, parameters=1, restores=0, evaluations=evaluations, events=events or [], nowcast=nowcast, wall_s=9.0
+    )
+
+
+def config(folder: Path, *, seeds: tuple[int, ...] = (1,), target: float | None = None) -> Config:
+    return Config.model_validate(
+        {
+            "task": {"name": "fm-16"},
+            "train": {"steps": 100, "seeds": list(seeds), "target": target},
+            "output": {"folder": folder},
+        }
+    )
+
+
+def event(step: int, outcome: str, *, horizon: int | None = 4, reason: str = "") -> dict[str, Any]:
+    return {"step": step, "kind": "nowcast", "outcome": outcome, "horizon": horizon, "reason": reason, "detail": "", "seconds": 0.1}
+
+
+SLOW = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4]
+FAST = [0.9, 0.7, 0.5, 0.4, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3]
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30))
+def test_smoothing_looks_back_only(values: list[float]) -> None:
+    """A median that used later evaluations would let a run reach its target before it did."""
+    smoothed = smooth(values)
+    assert len(smoothed) == len(values)
+    for end in range(1, len(values) + 1):
+        assert smoothed[end - 1] == pytest.approx(np.median(values[max(0, end - 5) : end]))
+
+
+def test_a_single_spike_leaves_no_trace() -> None:
+    """An evaluation right after a jump says nothing about the steps around it."""
+    assert smooth([3.0, 3.0, 2.0, 2.0, 50.0, 2.0, 2.0]) == [3.0, 3.0, 3.0, 2.5, 3.0, 2.0, 2.0]
+
+
+def test_the_plain_runs_best_is_the_target(tmp_path: Path) -> None:
+    """Steps to target: the first at which the smoothed validation loss is as low as the plain run's ever was."""
+    summary = summarise(config(tmp_path), [run("adam", 1, SLOW), run("adam+x", 1, FAST)], server=None, wall_s=1.0)
+    plain, other = summary.figures
+    assert plain.target == other.target == pytest.approx(0.4)
+    assert (plain.steps_to_target, other.steps_to_target) == (80, 60)  # with 0.6 0.5 0.4 0.4 0.4 and 0.7 0.5 0.4 0.3 0.3
+    assert other.test_at_target is not None
+    assert other.test_at_target.model_dump() == pytest.approx({"loss": 0.5, "accuracy": 0.5})
+    assert summary.arms[1].fewer_steps == pytest.approx(0.25)
+    assert other.best.loss == pytest.approx(0.4)
+    assert other.step_s == pytest.approx(0.01)
+
+
+def test_a_target_in_the_configuration_is_an_accuracy(tmp_path: Path) -> None:
+    """Then both arms run against the same fixed line, and one that never meets it says so."""
+    summary = summarise(config(tmp_path, target=0.65), [run("adam", 1, SLOW), run("adam+x", 1, FAST)], server=None, wall_s=1.0)
+    assert summary.metric == "smoothed validation accuracy"
+    assert [figures.steps_to_target for figures in summary.figures] == [None, 70]
+    assert summary.figures[0].test_at_target is None
+    assert [(arm.reached, arm.fewer_steps) for arm in summary.arms] == [(0, None), (1, None)]
+
+
+def test_each_seed_has_its_own_target_and_arms_their_median(tmp_path: Path) -> None:
+    """Seeds differ more than arms do; comparing across them would drown the difference."""
+    better = [loss - 0.1 for loss in SLOW]
+    runs = [
+        run(arm, seed, losses)
+        for seed, plain, other in ((1, SLOW, FAST), (2, better, FAST), (3, SLOW, better))
+        for arm, losses in (("adam", plain), ("adam+x", other))
+    ]
+    summary = summarise(config(tmp_path, seeds=(1, 2, 3)), runs, server=None, wall_s=1.0)
+    assert [figures.target for figures in summary.figures] == pytest.approx([0.4, 0.4, 0.3, 0.3, 0.4, 0.4])
+    assert [figures.steps_to_target for figures in summary.figures if figures.arm == "adam+x"] == [60, 70, 70]
+    assert summary.arms[1].steps_to_target == 70
+    assert summary.arms[1].seeds == 3
+
+
+def test_runs_that_never_arrive_count_as_slowest(tmp_path: Path) -> None:
+    """Leaving them out would make the arm that fails most look fastest."""
+    runs = [
+        run(arm, seed, losses)
+        for seed in (1, 2, 3)
+        for arm, losses in (("adam", SLOW), ("adam+x", FAST if seed == 1 else [0.9] * 10))
+    ]
+    arm = summarise(config(tmp_path, seeds=(1, 2, 3)), runs, server=None, wall_s=1.0).arms[1]
+    assert (arm.reached, arm.steps_to_target, arm.fewer_steps) == (1, None, None)
+
+
+def test_the_table_says_what_was_skipped_and_why(tmp_path: Path) -> None:
+    """Someone whose server was down must see it where they look first."""
+    events = [event(50, "accepted"), event(60, "skipped", horizon=None, reason="unavailable")]
+    runs = [run("adam", 1, SLOW), run("adam+x", 1, FAST, events=events)]
+    console = Console(file=io.StringIO(), width=150)
+    report.show(summarise(config(tmp_path), runs, server=None, wall_s=61.0), console)
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "60 (-25%)" in printed
+    assert "1 accepted, 1 skipped" in printed
+    assert "adam+x, seed 1: 1 nowcast(s) not loaded: unavailable" in printed
+    assert "61 s in all" in printed
+
+
+def test_the_picture_shows_both_arms_and_the_jumps(tmp_path: Path) -> None:
+    """The arms' colours must be in it: grey for the plain one, orange for the other, and more orange with a jump."""
+    orange = {}
+    for name, events in (("without", []), ("with", [event(20, "accepted"), event(60, "accepted")])):
+        folder = tmp_path / name
+        summary = summarise(config(folder), [run("adam", 1, SLOW), run("adam+x", 1, FAST, events=events)], server=None, wall_s=1.0)
+        _, path = report.write(summary)
+        with Image.open(path) as image:
+            colours = {colour: count for count, colour in image.convert("RGB").getcolors(1_000_000) or []}
+        assert colours[(0x64, 0x74, 0x8B)] > 500
+        orange[name] = colours[(0xEA, 0x58, 0x0C)]
+    assert orange["with"] > orange["without"] + 50

@@ -1,0 +1,448 @@
+"""Networks that no builder names, written as users write them, each with an example of its inputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from torch import Tensor, nn
+
+
+class UNet(nn.Module):
+    """Skip connections by concatenation, transposed convolutions, group norm."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.down1 = self._block(1, width)
+        self.down2 = self._block(width, 2 * width)
+        self.bottom = self._block(2 * width, 4 * width)
+        self.up2 = nn.ConvTranspose2d(4 * width, 2 * width, 2, stride=2)
+        self.join2 = self._block(4 * width, 2 * width)
+        self.up1 = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
+        self.join1 = self._block(2 * width, width)
+        self.head = nn.Conv2d(width, 2, 1)
+
+    @staticmethod
+    def _block(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.down1(x)
+        second = self.down2(F.max_pool2d(first, 2))
+        x = self.bottom(F.max_pool2d(second, 2))
+        x = self.join2(torch.cat([self.up2(x), second], dim=1))
+        x = self.join1(torch.cat([self.up1(x), first], dim=1))
+        return self.head(x)
+
+
+class DenseNet(nn.Module):
+    """Every layer reads the concatenation of all before it."""
+
+    def __init__(self, growth: int = 3, layers: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        widths = [4 + index * growth for index in range(layers)]
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.layers = nn.ModuleList(nn.Conv2d(width, growth, 3, padding=1) for width in widths)
+        self.classifier = nn.Linear(4 + layers * growth, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [self.stem(x)]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            features.append(layer(F.relu(norm(torch.cat(features, 1)))))
+        return self.classifier(torch.cat(features, 1).mean(dim=(2, 3)))
+
+
+class InvertedResidual(nn.Module):
+    """MobileNet: expand, depthwise, squeeze and excite, project, add."""
+
+    def __init__(self, channels: int = 4, expand: int = 3) -> None:
+        super().__init__()
+        hidden = channels * expand
+        self.expand = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6()
+        )
+        self.squeeze = nn.Conv2d(hidden, 2, 1)
+        self.excite = nn.Conv2d(2, hidden, 1)
+        self.project = nn.Sequential(nn.Conv2d(hidden, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(self.expand(x))
+        gate = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))).sigmoid()
+        return x + self.project(y * gate)
+
+
+class MobileNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(InvertedResidual(), InvertedResidual())
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean([2, 3]))
+
+
+class MixerBlock(nn.Module):
+    def __init__(self, tokens: int, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.tokens = nn.Sequential(nn.Linear(tokens, 6), nn.GELU(), nn.Linear(6, tokens))
+        self.channels = nn.Sequential(nn.Linear(channels, 7), nn.GELU(), nn.Linear(7, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(self.norm2(x))
+
+
+class MLPMixer(nn.Module):
+    """Linear layers over tokens and over channels in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 5, 4, stride=4)
+        self.blocks = nn.Sequential(MixerBlock(16, 5), MixerBlock(16, 5))
+        self.norm = nn.LayerNorm(5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
+class Autoencoder(nn.Module):
+    """Convolutions down to a vector and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(4, 6, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(24, 3),
+        )
+        self.expand = nn.Linear(3, 24)
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.expand(self.encoder(x)))
+        return self.decoder(hidden.view(-1, 6, 2, 2))
+
+
+class Siamese(nn.Module):
+    """One encoder for two inputs, compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+        self.compare = nn.Linear(5, 1)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.compare((self.encoder(left) - self.encoder(right)).abs())
+
+
+class GAN(nn.Module):
+    """Two networks in one module that has no forward of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.LeakyReLU(0.2), nn.Linear(8, 16), nn.Tanh())
+        self.discriminator = nn.Sequential(nn.Linear(16, 8), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(8, 1))
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token goes to its two best experts; which, depends on the data."""
+
+    def __init__(self, width: int = 6, experts: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, width)
+        self.router = nn.Linear(width, experts, bias=False)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, width)) for _ in range(experts))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        weights, chosen = self.router(x).softmax(-1).topk(2, dim=-1)
+        mixed = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            rows, place = torch.where(chosen == index)
+            if len(rows):
+                mixed[rows] += weights[rows, place, None] * expert(x[rows])
+        return self.head(x + mixed)
+
+
+class BatchedExperts(nn.Module):
+    """Experts as one tensor each for their two layers, all applied to every token."""
+
+    def __init__(self, width: int = 6, hidden: int = 5, experts: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, width)
+        self.gate = nn.Linear(width, experts)
+        self.up = nn.Parameter(torch.randn(experts, width, hidden) * 0.3)
+        self.down = nn.Parameter(torch.randn(experts, hidden, width) * 0.3)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        hidden = torch.bmm(x.expand(len(self.up), *x.shape), self.up).relu()
+        mixed = torch.bmm(hidden, self.down) * self.gate(x).softmax(-1).t().unsqueeze(-1)
+        return self.head(x + mixed.sum(0))
+
+
+class WeightShared(nn.Module):
+    """The same residual block again and again, and a decoder tied to the encoder."""
+
+    def __init__(self, width: int = 7, steps: int = 3) -> None:
+        super().__init__()
+        self.steps = steps
+        self.encode = nn.Linear(9, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 10)
+        self.down = nn.Linear(10, width)
+        self.bias = nn.Parameter(torch.zeros(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.encode(x)
+        for _ in range(self.steps):
+            state = state + self.down(torch.tanh(self.up(self.norm(state))))
+        return F.linear(state, self.encode.weight.t(), self.bias)
+
+
+class GraphConvolution(nn.Module):
+    """Kipf and Welling's layer in plain torch, its weight (in, out)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) * 0.4)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
+        return adj @ (x @ self.weight) + self.bias
+
+
+class GNN(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = GraphConvolution(5, 8), GraphConvolution(8, 6)
+        self.attend = nn.Linear(6, 1, bias=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
+        x = self.second(F.relu(self.first(x, adj)), adj)
+        weights = torch.softmax(self.attend(torch.tanh(x)), dim=0)
+        return self.head((weights * x).sum(0, keepdim=True))
+
+
+class LSTMClassifier(nn.Module):
+    """Two bidirectional layers over embedded tokens, the last states classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 5, padding_idx=0)
+        self.lstm = nn.LSTM(5, 4, num_layers=2, batch_first=True, bidirectional=True, dropout=0.1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        _, (hidden, _) = self.lstm(self.embed(tokens))
+        return self.head(torch.cat([hidden[-2], hidden[-1]], dim=-1))
+
+
+class BasicBlock(nn.Module):
+    """torchvision's, in plain torch."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)) if stride > 1 else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.relu(out)
+
+
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = nn.Sequential(BasicBlock(4, 4), BasicBlock(4, 4))
+        self.layer2 = nn.Sequential(BasicBlock(4, 6, 2), BasicBlock(6, 6))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.avgpool(self.layer2(self.layer1(x)))
+        return self.fc(torch.flatten(x, 1))
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise 7x7, channels last, LayerScale."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+        self.gamma = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(x).permute(0, 2, 3, 1)
+        y = self.gamma * self.down(F.gelu(self.up(self.norm(y))))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class ConvNeXt(nn.Module):
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 4, stride=4)
+        self.blocks = nn.Sequential(ConvNeXtBlock(width), ConvNeXtBlock(width))
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((-2, -1)))
+
+
+class EncoderClassifier(nn.Module):
+    """nn.TransformerEncoder with a class token and learnt positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, 8) * 0.1)
+        self.positions = nn.Parameter(torch.randn(1, 9, 8) * 0.1)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, activation="gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(8), enable_nested_tensor=False)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], dim=1)
+        return self.head(self.encoder(x + self.positions[:, : x.shape[1]])[:, 0])
+
+
+class Seq2Seq(nn.Module):
+    """A GRU encoder, a GRU-cell decoder that attends to it, tokens fed back."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.source, self.target = nn.Embedding(12, width), nn.Embedding(11, width)
+        self.encoder = nn.GRU(width, width, batch_first=True)
+        self.cell = nn.GRUCell(2 * width, width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, 11)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        memory, hidden = self.encoder(self.source(source))
+        hidden = hidden[0]
+        outputs = []
+        for step in range(target.shape[1]):
+            scores = torch.einsum("bd,btd->bt", self.query(hidden), memory)
+            context = torch.einsum("bt,btd->bd", scores.softmax(-1), memory)
+            hidden = self.cell(torch.cat([self.target(target[:, step]), context], -1), hidden)
+            outputs.append(self.out(hidden))
+        return torch.stack(outputs, dim=1)
+
+
+class CRNN(nn.Module):
+    """Text recognition: convolutions, columns as time steps, an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.rnn = nn.LSTM(6 * 2, 5, bidirectional=True)
+        self.head = nn.Linear(10, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = x.permute(3, 0, 1, 2).flatten(2)
+        return self.head(self.rnn(x)[0])
+
+
+class Llamaish(nn.Module):
+    """A decoder of one's own: grouped-query attention, rotary positions, norms within heads, a gated MLP."""
+
+    def __init__(self, width: int = 8, heads: int = 4, shared: int = 2) -> None:
+        super().__init__()
+        self.heads, self.shared, self.depth = heads, shared, 4
+        self.embed = nn.Embedding(15, width)
+        self.norm1, self.norm2, self.norm3 = nn.RMSNorm(width), nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q = nn.Linear(width, heads * self.depth, bias=False)
+        self.k = nn.Linear(width, shared * self.depth, bias=False)
+        self.v = nn.Linear(width, shared * self.depth, bias=False)
+        self.q_norm = nn.RMSNorm(self.depth)
+        self.o = nn.Linear(heads * self.depth, width, bias=False)
+        self.gate, self.up, self.down = (
+            nn.Linear(width, 10, bias=False),
+            nn.Linear(width, 10, bias=False),
+            nn.Linear(10, width, bias=False),
+        )
+        self.head = nn.Linear(width, 15, bias=False)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        steps = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] / torch.tensor([1.0, 10.0])
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * steps.cos() - second * steps.sin(), second * steps.cos() + first * steps.sin()], dim=-1)
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.depth)).transpose(1, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        y = self.norm1(x)
+        q, k = self._rotate(self.q_norm(self._split(self.q(y), self.heads))), self._rotate(self._split(self.k(y), self.shared))
+        v = self._split(self.v(y), self.shared)
+        k, v = (part.repeat_interleave(self.heads // self.shared, dim=1) for part in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(y.transpose(1, 2).flatten(2))
+        y = self.norm2(x)
+        x = x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return self.head(self.norm3(x))
+
+
+def _tokens(high: int) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: (torch.randint(0, high, (3, 7)),)
+
+
+def _images(channels: int, side: int) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: (torch.randn(2, channels, side, side),)
+
+
+ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
+    "unet": (UNet, _images(1, 16)),
+    "densenet": (DenseNet, _images(3, 8)),
+    "mobilenet": (MobileNet, _images(3, 16)),
+    "mixer": (MLPMixer, _images(3, 16)),
+    "autoencoder": (Autoencoder, _images(1, 8)),
+    "siamese": (Siamese, lambda: (torch.randn(4, 6), torch.randn(4, 6))),
+    "gan": (GAN, lambda: None),
+    "experts": (MixtureOfExperts, lambda: (torch.randn(30, 5),)),
+    "batched_experts": (BatchedExperts, lambda: (torch.randn(6, 4),)),
+    "shared": (WeightShared, lambda: (torch.randn(4, 9),)),
+    "gnn": (GNN, lambda: (torch.randn(7, 5), torch.rand(7, 7))),
+    "lstm": (LSTMClassifier, _tokens(20)),
+    "resnet": (ResNet, _images(3, 32)),
+    "convnext": (ConvNeXt, _images(3, 16)),
+    "encoder": (EncoderClassifier, lambda: (torch.randn(2, 8, 3),)),
+    "seq2seq": (Seq2Seq, lambda: (torch.randint(0, 12, (2, 5)), torch.randint(0, 11, (2, 4)))),
+    "crnn": (CRNN, lambda: (torch.randn(2, 1, 8, 20),)),
+    "llamaish": (Llamaish, _tokens(15)),
+}
+"""Name -> how to make the network, how to make its inputs (None: it has no forward of its own)."""

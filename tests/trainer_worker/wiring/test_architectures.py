@@ -1,0 +1,86 @@
+"""Automatic wiring of networks that no builder names: nothing left out, and every symmetry of the graph one of the network."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES, GAN
+from permutations import flat, hidden_groups, load, permutation, targets, weight_order
+from torch import Tensor, nn
+
+from trainer_worker.wiring import describe
+
+APART = {
+    "mixer": {"blocks.0.tokens.2.weight"},  # tokens keep their places: the first block reads them in order
+    "batched_experts": {"up"},  # neurons of one expert may change places, not across experts
+}
+"""Groups whose neurons the graph lets move more freely than the network does."""
+
+
+def output(model: nn.Module, inputs: tuple[Tensor, ...] | None) -> Tensor:
+    if isinstance(model, GAN):
+        return model.discriminator(model.generator(torch.ones(3, 4).double()))
+    assert inputs is not None
+    return model(*inputs)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module, Any]:
+    """A network in double precision with weights everywhere, and its inputs."""
+    make_model, make_inputs = ARCHITECTURES[request.param]
+    torch.manual_seed(0)
+    model = make_model().eval().double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    inputs = make_inputs()
+    if inputs is not None:
+        inputs = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
+    return request.param, model, inputs
+
+
+def test_covers_every_parameter(case: tuple[str, nn.Module, Any]) -> None:
+    """Part of the network would be forecast without knowing its neighbours, or not at all."""
+    _, model, inputs = case
+    report = describe(model, inputs)
+    assert report.coverage >= 0.95
+    assert report.fallbacks == ()
+    assert sum(block.size for block in report.wiring.blocks) == report.wiring.size
+
+
+def test_needs_no_example(case: tuple[str, nn.Module, Any]) -> None:
+    """Users would have to hand over inputs, or workers with other batches would get other wirings."""
+    _, model, inputs = case
+    assert describe(model).wiring.hash == describe(model, inputs).wiring.hash
+
+
+@torch.no_grad()
+def test_hidden_neurons_may_be_permuted(case: tuple[str, nn.Module, Any]) -> None:
+    """A tie between neurons would be missing (the output changes) or made up (the graph changes)."""
+    name, model, inputs = case
+    wiring = describe(model, inputs).wiring
+    before, weights = output(model, inputs), flat(model)
+    groups = [group for group in hidden_groups(wiring) if group not in APART.get(name, set()) and "in_proj" not in group]
+    assert groups
+    for group in groups:
+        shuffle = np.roll(np.arange(len(targets(wiring, group))), 1)
+        place = weight_order(wiring, permutation(wiring, {group: shuffle}))
+        assert not torch.equal(weights[place], weights), group
+        load(model, weights[place])
+        torch.testing.assert_close(output(model, inputs), before, rtol=1e-9, atol=1e-9, msg=group)
+        load(model, weights)
+
+
+@torch.no_grad()
+def test_neurons_within_an_expert() -> None:
+    """Neurons of one expert among many in one tensor would be tied to those of the others."""
+    make_model, make_inputs = ARCHITECTURES["batched_experts"]
+    model, inputs = make_model(), make_inputs()
+    wiring = describe(model, inputs).wiring
+    shuffle = np.arange(15)
+    shuffle[5:10] = [7, 5, 9, 6, 8]
+    before, weights = model(*inputs), flat(model)
+    place = weight_order(wiring, permutation(wiring, {"up": shuffle}))
+    load(model, weights[place])
+    assert not torch.equal(weights[place], weights)
+    torch.testing.assert_close(model(*inputs), before)

@@ -1,0 +1,383 @@
+"""What tracing makes of the ways in which modules use their weights, and what it leaves alone."""
+
+import random
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from protos.wiring import Block, EdgeType, Wiring
+from trainer_worker.wiring import describe, wire
+
+
+def blocks(wiring: Wiring, name: str) -> list[Block]:
+    index = [parameter.name for parameter in wiring.parameters].index(name)
+    return [block for block in wiring.blocks if block.parameter == index]
+
+
+def ends(wiring: Wiring, name: str) -> tuple[set[int], set[int]]:
+    """Source and target neurons of a parameter."""
+    own = blocks(wiring, name)
+    sources = {neuron for block in own for neuron in range(block.source, block.source + block.sources)}
+    targets = {neuron for block in own for neuron in range(block.target, block.target + block.targets)}
+    return sources, targets
+
+
+class Lambda(nn.Module):
+    """A module of parameters and a function of it and its inputs."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(self, *inputs)
+
+
+def test_flattened_positions_are_slots() -> None:
+    """The linear layer after a convolution would not know which channel its inputs come from."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 5))
+    wiring = wire(net, torch.randn(2, 1, 5, 5))
+    (block,) = blocks(wiring, "2.weight")
+    assert (block.sources, block.targets, block.slots, block.source_stride, block.slot_stride) == (4, 5, 9, 9, 1)
+    assert ends(wiring, "2.weight")[0] == ends(wiring, "0.weight")[1]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_many_positions_are_parallel_edges(*, channels_last: bool) -> None:
+    """Kernels and feature maps of more than nine positions would lose weights, or could not be wired."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 7), nn.Conv2d(4, 4, 4), nn.Flatten(), nn.Linear(4 * 16, 2))
+    if channels_last:
+        flatten = Lambda(lambda _, x: x.permute(0, 2, 3, 1).flatten(1))
+        net = nn.Sequential(net[0], net[1], flatten, net[3])
+    wiring = wire(net, torch.randn(2, 3, 13, 13))
+    assert [block.slots for block in blocks(wiring, "0.weight")] == [9, 9, 9, 9, 9, 4]
+    assert sum(block.size for block in blocks(wiring, "3.weight")) == 4 * 16 * 2
+    assert ends(wiring, "3.weight")[0] == ends(wiring, "1.weight")[1]
+
+
+def test_kernel_shapes() -> None:
+    """1d, 3d, grouped, depthwise, transposed and dilated convolutions would be wired as if they were plain."""
+    nets = {
+        nn.Sequential(nn.Conv1d(3, 4, 5, dilation=2), nn.ConvTranspose1d(4, 6, 3, groups=2)): torch.randn(1, 3, 20),
+        nn.Sequential(nn.Conv3d(2, 4, 2), nn.BatchNorm3d(4), nn.Conv3d(4, 8, 1, groups=4)): torch.randn(1, 2, 4, 4, 4),
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3, groups=4), nn.ConvTranspose2d(8, 2, 2, groups=2)): torch.randn(
+            1, 3, 9, 9
+        ),
+    }
+    for net, example in nets.items():
+        report = describe(net, example)
+        assert report.coverage == 1.0
+        assert sum(block.size for block in report.wiring.blocks) == report.wiring.size
+    wiring = report.wiring
+    assert [(block.sources, block.targets) for block in blocks(wiring, "1.weight")] == [(1, 2)] * 4
+    assert [(block.sources, block.targets) for block in blocks(wiring, "2.weight")] == [(4, 1)] * 2
+
+
+def test_depthwise_is_a_diagonal() -> None:
+    """A depthwise kernel would join channels it does not join."""
+    wiring = wire(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6)), torch.randn(1, 3, 5, 5))
+    (block,) = blocks(wiring, "1.weight")
+    assert block.diagonal
+    assert (block.sources, block.slots, block.source_stride) == (6, 9, 9)
+
+
+def test_shuffled_channels() -> None:
+    """A channel shuffle between grouped convolutions would send weights to the wrong neurons."""
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ChannelShuffle(2), nn.Conv2d(6, 4, 1, groups=2))
+    wiring = wire(net, torch.randn(1, 3, 4, 4))
+    start = blocks(wiring, "0.weight")[0].target
+    groups = {frozenset(range(block.target, block.target + block.targets)): set() for block in blocks(wiring, "2.weight")}
+    for block in blocks(wiring, "2.weight"):
+        groups[frozenset(range(block.target, block.target + block.targets))] |= {
+            block.source - start + step for step in range(block.sources)
+        }
+    assert sorted(map(sorted, groups.values())) == [[0, 1, 3], [2, 4, 5]]  # the shuffled order is 0 3 1 4 2 5
+
+
+def test_weight_and_spectral_norm() -> None:
+    """Reparametrised layers would be cut off from their neighbours."""
+    for wrap in (weight_norm, spectral_norm, nn.utils.weight_norm):
+        report = describe(nn.Sequential(wrap(nn.Linear(5, 6)), nn.ReLU(), wrap(nn.Linear(6, 3))), torch.randn(4, 5))
+        matrices = [row for row in report.rows if len(row.shape) == 2 and row.shape[1] > 1]
+        assert report.coverage == 1.0
+        assert matrices[0].targets == matrices[1].sources
+
+
+def test_gates_share_the_state() -> None:
+    """An LSTM's gates, whose neurons pair off with its state, would be wired to a state of their own."""
+    wiring = wire(nn.LSTM(3, 4, batch_first=True), torch.randn(2, 5, 3))
+    state = ends(wiring, "weight_hh_l0")
+    assert len(state[0]) == 4
+    assert state[0] == state[1] == ends(wiring, "weight_ih_l0")[1]
+    assert all(block.slots == 1 for block in wiring.blocks)
+
+
+def test_written_out_recurrence() -> None:
+    """States written into a preallocated tensor would lose their neurons."""
+
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        state, states = torch.zeros(len(x), 5), torch.zeros(*x.shape[:2], 5)
+        for step in range(x.shape[1]):
+            state = torch.tanh(module.read(x[:, step]) + module.keep(state))
+            states[:, step] = state
+        return module.out(states)
+
+    wiring = wire(Lambda(run, read=nn.Linear(3, 5), keep=nn.Linear(5, 5), out=nn.Linear(5, 2)), torch.randn(2, 4, 3))
+    hidden = ends(wiring, "read.weight")[1]
+    assert hidden == ends(wiring, "keep.weight")[0] == ends(wiring, "keep.weight")[1] == ends(wiring, "out.weight")[0]
+
+
+def test_skip_connections_are_residual_edges() -> None:
+    """A residual stream would not hold together, or be one layer of neurons for the whole depth."""
+    net = Lambda(
+        lambda m, x: m.out((h := m.embed(x)) + m.down(m.up(h).relu())), **_linears(embed=(3, 4), up=(4, 6), down=(6, 4), out=(4, 2))
+    )
+    wiring = wire(net, torch.randn(2, 3))
+    (residual,) = [block for block in wiring.blocks if block.edge_type == EdgeType.RESIDUAL]
+    assert set(range(residual.source, residual.source + 4)) == ends(wiring, "embed.weight")[1]
+    assert set(range(residual.target, residual.target + 4)) == ends(wiring, "down.weight")[1] == ends(wiring, "out.weight")[0]
+
+
+def _linears(**sizes: tuple[int, int]) -> dict[str, nn.Linear]:
+    return {name: nn.Linear(*size) for name, size in sizes.items()}
+
+
+def test_low_rank_adapters() -> None:
+    """Adapters beside a layer, or merged into its weights, would not share its neurons."""
+    parts = {
+        "base": nn.Linear(4, 6),
+        "down": nn.Parameter(torch.randn(2, 4)),
+        "up": nn.Parameter(torch.randn(6, 2)),
+        "out": nn.Linear(6, 3),
+    }
+    beside = Lambda(lambda m, x: m.out(m.base(x) + x @ m.down.t() @ m.up.t()), **parts)
+    merged = Lambda(lambda m, x: m.out(F.linear(x, m.base.weight + m.up @ m.down, m.base.bias)), **parts)
+    for net in (beside, merged):
+        report = describe(net, torch.randn(3, 4))
+        assert report.coverage == 1.0
+        inputs, hidden = ends(report.wiring, "base.weight")
+        if net is merged:
+            inputs, hidden = hidden, inputs
+        assert hidden == ends(report.wiring, "out.weight")[0]
+
+
+def test_experts_in_one_tensor() -> None:
+    """Experts applied by one grouped product would share their hidden neurons."""
+    import transformers
+
+    sizes = {"hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**sizes, vocab_size=20, num_local_experts=3, num_experts_per_tok=2)
+    )
+    report = describe(model, {"input_ids": torch.randint(0, 20, (2, 16))})
+    assert report.coverage == 1.0
+    assert len(ends(report.wiring, "model.layers.0.mlp.experts.down_proj")[0]) == 3 * 4
+
+
+def test_learnt_tokens_and_positions() -> None:
+    """Class tokens and learnt positions, plain parameters, would be left out or mistaken for biases."""
+
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        x = torch.cat([module.token.expand(len(x), -1, -1), module.embed(x)], 1) + module.places
+        return module.out(x[:, 0])
+
+    parts = {"token": nn.Parameter(torch.randn(1, 1, 6)), "places": nn.Parameter(torch.randn(1, 5, 6))}
+    wiring = wire(Lambda(run, **parts, **_linears(embed=(3, 6), out=(6, 2))), torch.randn(2, 4, 3))
+    (token,), (places,) = blocks(wiring, "token"), blocks(wiring, "places")
+    assert (token.edge_type, token.sources) == (EdgeType.WORD_EMBEDDING, 1)
+    assert (places.edge_type, places.sources) == (EdgeType.POSITION_EMBEDDING, 5)
+    assert ends(wiring, "token")[1] == ends(wiring, "places")[1] == ends(wiring, "embed.weight")[1] == ends(wiring, "out.weight")[0]
+
+
+def test_what_never_runs_is_reported() -> None:
+    """A parameter nobody uses would be lost, or counted as understood."""
+    net = Lambda(
+        lambda m, x: m.used(x) + x @ m.part[:3],
+        used=nn.Linear(3, 4),
+        part=nn.Parameter(torch.randn(5, 4)),
+        spare=nn.Parameter(torch.randn(7)),
+    )
+    report = describe(net, torch.randn(2, 3))
+    assert report.fallbacks == ("spare",)
+    assert sum(block.size for block in report.wiring.blocks) == report.wiring.size
+    assert {row.name: row.followed for row in report.rows}["part"] == pytest.approx(0.6)
+    assert report.coverage == pytest.approx((16 + 12) / (16 + 20 + 7))
+
+
+def test_scalars_are_in_no_block() -> None:
+    """A 0-d parameter has no neurons, but its place in the flat vector."""
+    net = Lambda(lambda m, x: m.scale * m.out(x), scale=nn.Parameter(torch.tensor(2.0)), out=nn.Linear(3, 2))
+    report = describe(net, torch.randn(2, 3))
+    assert blocks(report.wiring, "scale") == []
+    assert report.wiring.size == 9
+    assert report.coverage == 1.0
+
+
+def test_runs_in_parts_if_not_as_a_whole() -> None:
+    """A forward that fails would leave the whole network without a graph."""
+
+    def fail(module: nn.Module, x: Tensor) -> Tensor:
+        raise RuntimeError("needs a cluster")
+
+    net = Lambda(fail, body=nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), head=nn.Linear(2, 2))
+    report = describe(net)
+    assert report.fallbacks == ("head.weight", "head.bias")
+    assert ends(report.wiring, "body.0.weight")[1] == ends(report.wiring, "body.2.weight")[0]
+    assert "needs a cluster" in report.remarks[0]
+    assert {row.how for row in report.rows} == {"traced apart", "fallback"}
+
+
+def test_wrong_example_is_reported() -> None:
+    """An example that does not fit would make wiring fail instead of making it guess."""
+    report = describe(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(2, 5))
+    assert report.coverage == 1.0
+    assert report.remarks[0].startswith("the example inputs do not run")
+
+
+def test_module_is_left_as_it_was() -> None:
+    """Wiring a model in the middle of training would change its weights, buffers, mode or random numbers."""
+
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        module.seen += 1
+        module.out.weight.data.clamp_(-0.1, 0.1)
+        return module.out(F.dropout(module.norm(x), 0.5)) * random.random() * np.random.rand()  # noqa: NPY002
+
+    net = Lambda(run, norm=nn.BatchNorm1d(3), out=nn.Linear(3, 2)).train()
+    net.seen = 0
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    wire(net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert (net.training, net.seen) == (True, 0)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])  # noqa: NPY002
+
+
+def _odd_modules() -> dict[str, nn.Module]:
+    """Modules whose inputs are not what their first layer alone suggests."""
+
+    def condition(m: nn.Module, image: Tensor, condition: Tensor) -> Tensor:
+        return m.out((m.conv(image) * m.scale(condition)[..., None, None]).mean((2, 3)))
+
+    return {
+        "image and condition": Explicit(condition, conv=nn.Conv2d(3, 6, 3), scale=nn.Linear(7, 6), out=nn.Linear(6, 2)),
+        "noise and label": Explicit(
+            lambda m, z, label: m.out(torch.cat([z, m.label(label)], 1)), label=nn.Embedding(9, 4), out=nn.Linear(12, 3)
+        ),
+        "fixed length": Explicit(
+            lambda m, ids, _=None: m.out(m.embed(ids).flatten(1)), embed=nn.Embedding(20, 4), out=nn.Linear(4 * 12, 6)
+        ),
+        "few positions": Explicit(
+            lambda m, x, _=None: m.out(m.read(x) + m.places[: x.shape[1]]),
+            read=nn.Linear(3, 8),
+            out=nn.Linear(8, 2),
+            places=nn.Parameter(torch.randn(6, 8)),
+        ),
+        "features made inside": Explicit(lambda m, x, _=None: m.out(torch.cat([x, x.sin(), x.cos()], -1)), out=nn.Linear(33, 4)),
+        "named batch": Explicit(lambda m, batch, _=None: m.out(batch["x"]) + m.out(batch["other"]), out=nn.Linear(5, 4)),
+        "signal": nn.Sequential(nn.Conv1d(2, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 46, 3)),
+    }
+
+
+class Explicit(Lambda):
+    """As `Lambda`, but its forward shows the function's own arguments."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__(function, **parts)
+        self.forward = partial(function, self)
+
+
+@pytest.mark.parametrize("name", _odd_modules())
+def test_guessed_inputs(name: str) -> None:
+    """A module would be wired piece by piece because no input could be guessed for it."""
+    report = describe(_odd_modules()[name])
+    assert {row.how for row in report.rows} == {"traced"}
+    assert report.remarks == ()
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", dtype=torch.bfloat16), lambda: torch.device("meta")],
+    ids=["inference", "no_grad", "autocast", "device"],
+)
+def test_modes_of_the_caller(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    """A worker that wires its model inside one of torch's modes would get another graph, or an error."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    plain = wire(net).hash
+    with mode():
+        assert wire(net).hash == plain
+
+
+def test_compiled_part_of_a_module() -> None:
+    """Tracing would set off a compilation, of the tracer itself."""
+    net = Lambda(lambda m, x: m.out(m.inner(x).relu()), inner=torch.compile(nn.Linear(3, 4)), out=nn.Linear(4, 2))
+    report = describe(net)
+    assert (report.coverage, report.remarks) == (1.0, ())
+
+
+def test_scripted_module() -> None:
+    """TorchScript modules show no signature, and would be left without a graph."""
+    assert describe(torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))).coverage == 1.0
+
+
+def test_module_that_cannot_be_copied() -> None:
+    """A lock or an open file in a module would cost it its graph."""
+    net = Lambda(lambda m, x: m.out(x), out=nn.Linear(3, 2))
+    net.lock = threading.Lock()
+    assert describe(net).coverage == 1.0
+
+
+def test_wrapped_modules() -> None:
+    """Compiled or data-parallel modules would be wired otherwise than what they wrap, or compiled on the way."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    class Parallel(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *_: Tensor) -> Tensor:
+            raise RuntimeError("no process group")
+
+    for wrapped in (torch.compile(net), Parallel(net)):
+        report = describe(wrapped)
+        assert report.coverage == 1.0
+        assert report.remarks == ()
+        assert report.wiring.blocks == wire(net).blocks
+        assert [parameter.name for parameter in report.wiring.parameters] == [name for name, _ in wrapped.named_parameters()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_precision_does_not_matter(dtype: torch.dtype) -> None:
+    """The same network in another precision would be another job."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    assert wire(net.to(dtype)).hash == wire(net.float()).hash
+
+
+def test_shapes_are_enough() -> None:
+    """A network on the meta device, too large to hold, could not be wired."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert wire(layer.to("meta")).hash == wire(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).hash
+
+
+def test_large_example() -> None:
+    """A training batch given as the example would be run and labelled whole."""
+    seen: list[int] = []
+
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return module.out(x.mean((2, 3)))
+
+    assert describe(Lambda(run, out=nn.Linear(3, 2)), torch.randn(64, 3, 32, 32)).coverage == 1.0
+    assert max(seen) <= 4

@@ -1,0 +1,130 @@
+"""The public function: mistakes it names, its size and speed, the same hash everywhere, its report."""
+
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from protos.errors import BadWiring
+from protos.wiring import Wiring
+from trainer_worker.wiring import describe, draw, show, wire
+
+ROOT = Path(__file__).resolve().parents[3]
+HASHES = """
+import torch
+from torch import nn
+from trainer_worker.wiring import wire
+torch.manual_seed({seed})
+print(wire(nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 24 * 24, 4))).hash)
+print(wire(nn.TransformerEncoderLayer(16, 4, 32)).hash)
+print(wire(nn.GRU(3, 5, num_layers=2)).hash)
+"""
+
+
+def llama_1b() -> nn.Module:
+    """Llama 3.2 1B's shapes."""
+    import transformers
+
+    sizes = {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    }
+    with torch.device("meta"):
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=128256, tie_word_embeddings=True))
+
+
+def test_a_billion_parameters() -> None:
+    """The wiring of a 1B-parameter Llama would be slow to build or heavy to send."""
+    model = llama_1b()
+    start = time.perf_counter()
+    wiring = wire(model)
+    took_s = time.perf_counter() - start
+    assert wiring.size > 1.2e9
+    assert took_s < 2
+    assert len(wiring.to_json()) < 1_000_000
+    assert sum(block.size for block in wiring.blocks) == wiring.size
+
+
+def test_hash_is_the_same_in_every_process() -> None:
+    """Workers of one job, or a job resumed, would register under wirings that differ."""
+    seen = set()
+    for seed in (1, 2):
+        script = HASHES.format(seed=seed)
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": str(seed)}
+        )
+        seen.add(done.stdout)
+    assert len(seen) == 1
+
+
+def test_survives_the_wire() -> None:
+    """A server would read another wiring than the worker sent."""
+    wiring = wire(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    assert Wiring.from_dict(wiring.to_dict()) == wiring
+
+
+def test_lazy_parameters() -> None:
+    """A lazy module would fail somewhere inside instead of being told to run once."""
+    with pytest.raises(BadWiring, match="run one batch") as caught:
+        wire(nn.Sequential(nn.LazyLinear(3)))
+    assert caught.value.field == "0.weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32])
+def test_numbers_that_cannot_be_forecast(dtype: torch.dtype) -> None:
+    """Complex or integer parameters would be forecast as something they are not."""
+    model = nn.Linear(2, 2)
+    model.phase = nn.Parameter(torch.zeros(3, dtype=dtype), requires_grad=False)
+    with pytest.raises(BadWiring, match="real floating-point") as caught:
+        wire(model)
+    assert caught.value.field == "phase"
+
+
+def test_nothing_to_forecast() -> None:
+    """A module without parameters would make an empty job."""
+    with pytest.raises(BadWiring, match="ReLU has no parameters"):
+        wire(nn.ReLU())
+
+
+def test_shared_parameters_count_once() -> None:
+    """Tied weights would be twice in the flat vector, and the worker's vector would not fit."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    assert wire(model).size == sum(parameter.numel() for parameter in model.parameters()) == 16 + 8
+
+
+def test_empty_and_frozen_parameters() -> None:
+    """Empty tensors have no edges; frozen ones are in the vector like any other."""
+    model = nn.Sequential(nn.Linear(3, 2))
+    model.nothing = nn.Parameter(torch.empty(0, 4))
+    model[0].weight.requires_grad_(False)
+    assert wire(model).size == 8
+
+
+def test_table() -> None:
+    """Users could not see how their model was wired, nor what was not understood."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model.spare = nn.Parameter(torch.zeros(5))
+    out = io.StringIO()
+    show(describe(model), Console(file=out, width=160))
+    text = out.getvalue()
+    for expected in ("0.weight", "traced", "linear", "spare", "fallback", "83.9%"):
+        assert expected in text
+
+
+def test_picture(tmp_path: Path) -> None:
+    """The picture of a graph with heads, residual connections and embeddings could not be drawn."""
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=30, n_positions=6)
+    draw(describe(transformers.GPT2LMHeadModel(config)), tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").stat().st_size > 20_000

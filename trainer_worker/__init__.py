@@ -1,0 +1,35 @@
+"""The training side: the `Nowcast` context manager, wiring, tasks and the command `nowcast`.
+
+with Nowcast(model, optimizer, server="http://127.0.0.1:8440", max_steps=10_000):
+    ...  # the training loop, unchanged
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer_worker.errors import BadArgument
+    from trainer_worker.events import Event
+    from trainer_worker.guard import Guard
+    from trainer_worker.nowcast import Nowcast
+    from trainer_worker.schedule import FixedHorizon, PaperSchedule, Policy
+
+__all__ = ["BadArgument", "Event", "FixedHorizon", "Guard", "Nowcast", "PaperSchedule", "Policy"]
+
+_HOMES = {
+    "BadArgument": "errors",
+    "Event": "events",
+    "FixedHorizon": "schedule",
+    "Guard": "guard",
+    "Nowcast": "nowcast",
+    "PaperSchedule": "schedule",
+    "Policy": "schedule",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use: torch and httpx take a second, which `nowcast --help` does not have."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,174 @@
+"""The command `nowcast`: train, compare, wire, data. Heavy imports come after the arguments are parsed."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Never
+
+import typer
+
+from trainer_worker.submit import app as submit_app
+
+if TYPE_CHECKING:
+    from trainer_worker.config import Config
+
+app = typer.Typer(
+    name="nowcast",
+    help="Train models on Ray while a nowcast server forecasts where their weights are heading.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="The data sets of the tasks.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(submit_app)
+
+ConfigFile = Annotated[Path, typer.Argument(help="TOML file; see deploy/demo.toml", show_default=False)]
+Server = Annotated[str | None, typer.Option(help="URL of a nowcast server, `own` for one of this command's own, or `embedded`")]
+Forecaster = Annotated[str | None, typer.Option(help="e.g. nino, wnn, linear, average, last")]
+CheckpointFile = Annotated[Path | None, typer.Option(help="weights of the forecaster")]
+Steps = Annotated[int | None, typer.Option(help="optimizer steps of a run")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="may be given several times")]
+Out = Annotated[Path | None, typer.Option(help="folder for the results")]
+Address = Annotated[str | None, typer.Option(help="of a running Ray cluster, e.g. `auto`")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="start anew even if the folder holds an unfinished run")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the checkpoints in the results folder")]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    *,
+    server: Server = None,
+    forecaster: Forecaster = None,
+    checkpoint: CheckpointFile = None,
+    steps: Steps = None,
+    seed: Seeds = None,
+    out: Out = None,
+    address: Address = None,
+    resume: Resume = False,
+    fresh: Fresh = False,
+) -> None:
+    """Train the job of CONFIG, with nowcasts if it has a table `nowcast` or an option asks for them."""
+    settings = _load(
+        config, server=server, forecaster=forecaster, checkpoint=checkpoint, steps=steps, seed=seed, out=out, address=address
+    )
+    if not (resume or fresh) and (unfinished := _unfinished(settings)):
+        _fail(f"{unfinished} holds an unfinished run: go on with --resume, start anew with --fresh, or choose another --out")
+    _run(settings, compared=False, resume=resume)
+
+
+@app.command()
+def compare(
+    config: ConfigFile,
+    *,
+    server: Server = None,
+    forecaster: Forecaster = None,
+    checkpoint: CheckpointFile = None,
+    steps: Steps = None,
+    seed: Seeds = None,
+    out: Out = None,
+    address: Address = None,
+    resume: Resume = False,
+) -> None:
+    """Train the job of CONFIG without and with nowcasts, same seeds and batches, and report the difference."""
+    settings = _load(
+        config, server=server, forecaster=forecaster, checkpoint=checkpoint, steps=steps, seed=seed, out=out, address=address
+    )
+    _run(settings, compared=True, resume=resume)
+
+
+@app.command()
+def wire(
+    module: Annotated[str, typer.Argument(help="MODULE:CALLABLE that returns the network", show_default=False)],
+    *,
+    draw: Annotated[Path | None, typer.Option(help="also draw the graph into this file (png, svg, pdf)")] = None,
+) -> None:
+    """Show how a network is wired: its blocks, neurons and edges."""
+    from rich.console import Console
+
+    from protos.errors import BadWiring
+    from trainer_worker.wire_command import wire_module
+
+    try:
+        wire_module(module, Console(), picture=draw)
+    except (ValueError, BadWiring) as error:
+        _fail(str(error))
+
+
+@data_app.command("fetch")
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="of data sets; all by default", show_default=False)] = None,
+    *,
+    path: Annotated[Path | None, typer.Option(help="check the copy in this folder instead")] = None,
+) -> None:
+    """Get data sets from the first source that has them, check them, and keep them for later runs."""
+    from trainer_worker.datasets import DATASETS, DataMissing, read
+
+    for name in names or DATASETS:
+        if name not in DATASETS:
+            _fail(f"there is no data set {name}; there are {', '.join(DATASETS)}")
+        try:
+            held = read(DATASETS[name], path=path)
+        except DataMissing as error:
+            _fail(str(error))
+        typer.echo(f"{name}: {held.folder} (from: {held.source}; licence: {DATASETS[name].licence})")
+
+
+def _load(path: Path, **options: Any) -> "Config":
+    """The configuration with the options in place of its values."""
+    from trainer_worker.config import ConfigError, load_config
+
+    places = {
+        "server": "nowcast.server",
+        "forecaster": "nowcast.forecaster",
+        "checkpoint": "nowcast.checkpoint",
+        "steps": "train.steps",
+        "seed": "train.seeds",
+        "out": "output.folder",
+        "address": "workers.address",
+    }
+    overrides = {
+        places[name]: str(value) if isinstance(value, Path) else value for name, value in options.items() if value not in (None, [])
+    }
+    try:
+        return load_config(path, overrides=overrides)
+    except ConfigError as error:
+        _fail(str(error))
+
+
+def _run(config: "Config", *, compared: bool, resume: bool) -> None:
+    from rich.console import Console
+
+    console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server's process is stopped as well
+    with console.status("starting"):
+        from trainer_worker import report
+        from trainer_worker.compare import PLAIN, arm_with, run_arms
+        from trainer_worker.compare import compare as compare_arms
+        from trainer_worker.datasets import DataMissing
+        from trainer_worker.own_server import ServerFailed
+        from trainer_worker.ray_train import TrainingFailed
+        from trainer_worker.records import Arm
+    try:
+        if compared:
+            summary = compare_arms(config, console=console, resume=resume)
+        else:
+            arm = arm_with(config.nowcast) if config.nowcast else Arm(name=PLAIN)
+            summary = run_arms(config, [arm], console=console, resume=resume)
+    except (DataMissing, ServerFailed, TrainingFailed) as error:
+        _fail(str(error))
+    paths = report.write(summary)
+    report.show(summary, console)
+    console.print("\n".join(f"wrote {path}" for path in paths))
+
+
+def _unfinished(config: "Config") -> Path | None:
+    """The folder of checkpoints that a fresh start would delete."""
+    done = {path.stem for path in (config.output.folder / "runs").glob("*.json")}
+    return next((folder for folder in (config.output.folder / "checkpoints").glob("*") if folder.name not in done), None)
+
+
+def _fail(message: str) -> Never:
+    typer.secho(message, err=True, fg="red")
+    raise typer.Exit(2)

@@ -1,0 +1,122 @@
+"""Comparisons: the same job without and with nowcasts, same seeds and batches; and single runs, on the same path."""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+from rich.console import Console
+
+from trainer_worker.config import Config, NowcastTable
+from trainer_worker.progress import Display
+from trainer_worker.records import Arm, Order, RunRecord
+from trainer_worker.summary import Summary, summarise
+
+PLAIN = "adam"
+
+
+def compare(config: Config, *, console: Console, resume: bool = False) -> Summary:
+    """Train every seed without and with nowcasts.
+
+    Raises:
+        DataMissing, ServerFailed, TrainingFailed
+    """
+    table = config.nowcast or NowcastTable()
+    return run_arms(config, [Arm(name=PLAIN), arm_with(table)], console=console, resume=resume)
+
+
+def arm_with(table: NowcastTable) -> Arm:
+    """The arm of a `[nowcast]` table, named for its forecaster."""
+    return Arm(name=f"{PLAIN}+{table.forecaster}", nowcast=table)
+
+
+def run_arms(config: Config, arms: Sequence[Arm], *, console: Console, resume: bool = False) -> Summary:
+    """Train the arms, seed by seed, one after the other, so that each has the whole machine.
+
+    With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint.
+    """
+    from trainer_worker.tasks import load_task
+
+    started = time.perf_counter()
+    config.output.folder.mkdir(parents=True, exist_ok=True)
+    load_task(config.task.name, data=config.task.data)  # fetched once here, read from disk by the workers
+    runs: list[RunRecord] = []
+    with _server_for(arms, config) as server, _workers(config) as train, Display(console) as display:
+        info = _info(server)
+        for seed in config.train.seeds:
+            for arm in arms:
+                order = _order(config, arm, seed, server=server)
+                runs.append(_finish(order, train, display, resume=resume))
+    return summarise(config, runs, server=info, wall_s=time.perf_counter() - started)
+
+
+def _finish(order: Order, train: Callable[..., RunRecord], display: Display, *, resume: bool) -> RunRecord:
+    kept = order.config.output.folder / "runs" / f"{order.name}.json"
+    if resume and kept.exists():
+        record = RunRecord.model_validate_json(kept.read_bytes())
+        if record.evaluations[-1].step == order.config.train.steps:  # else the run is to be longer now
+            return record
+    kept.unlink(missing_ok=True)
+    started = time.perf_counter()
+    record = train(order, listen=display.follow(order), resume=resume)
+    record = record.model_copy(update={"wall_s": time.perf_counter() - started})
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(record.model_dump_json(), encoding="utf-8")
+    return record
+
+
+def _order(config: Config, arm: Arm, seed: int, *, server: str | None) -> Order:
+    if arm.nowcast is None or server is None:
+        return Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed))
+    token = None if arm.nowcast.server == "own" else os.environ.get("NOWCAST_TOKEN")
+    return Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed), server=server, token=token)
+
+
+def _job(config: Config, arm: Arm, seed: int) -> str:
+    """Unlike any other run's, so that a shared server never mixes two of them up."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in f"{config.output.folder.name}-{arm.name}")
+    return f"{name[:80].strip('-') or 'job'}-{seed}-{uuid.uuid4().hex[:8]}"
+
+
+@contextmanager
+def _server_for(arms: Sequence[Arm], config: Config) -> Iterator[str | None]:
+    """The address of the server the arms ask for; None if they need none or embed it."""
+    tables = [arm.nowcast for arm in arms if arm.nowcast]
+    wanted = {table.server for table in tables}
+    if wanted - {"own", "embedded"}:
+        yield tables[0].server
+    elif "own" in wanted:
+        from trainer_worker.own_server import own_server
+
+        with own_server(log=config.output.folder / "server.log", checkpoint=tables[0].checkpoint) as url:
+            yield url
+    else:
+        yield None
+
+
+@contextmanager
+def _workers(config: Config) -> Iterator[Callable[..., RunRecord]]:
+    """The function that trains an order, on Ray or in this process."""
+    if config.workers.count == 0:
+        from trainer_worker.in_process import train_in_process
+
+        yield train_in_process
+    else:
+        from trainer_worker.ray_train import cluster, train_on_ray
+
+        with cluster(config.workers):
+            yield train_on_ray
+
+
+def _info(server: str | None) -> dict[str, Any] | None:
+    """What the server says of itself; a server that is down now may be up when it is needed."""
+    if server is None:
+        return None
+    try:
+        answer = httpx2.get(f"{server}/v1/info", timeout=5.0)
+    except httpx2.TransportError as error:
+        return {"url": server, "unavailable": str(error)}
+    return {"url": server, **answer.json()} if answer.is_success else {"url": server, "unavailable": f"status {answer.status_code}"}

@@ -1,0 +1,235 @@
+"""The configuration of a training job: a TOML file, read strictly, with errors that name the key and the way out."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from protos.messages import Dtype, Horizon
+from trainer_worker.tasks import TASKS
+
+Positive = Annotated[float, Field(gt=0, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+LEARNED = ("nino", "wnn")
+FURTHEST_PAPER, FURTHEST_FIXED = 40, 4
+"""The paper's; and, on FM-16, the best for `linear` of 1, 2, 4 and 8, of which 8 explodes."""
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; one line for each mistake, each naming file, table and key."""
+
+
+def _absolute(path: Path | None) -> Path | None:
+    """Relative to where the command runs: Ray's workers have working directories of their own."""
+    return None if path is None else path.expanduser().absolute()
+
+
+class Table(BaseModel):
+    """Base of all tables: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskTable(Table):
+    """`[task]`: what is trained."""
+
+    name: str = Field(description="one of the tasks that `nowcast train --help` lists")
+    data: Path | None = Field(default=None, description="folder that holds the data set; by default it is looked for and fetched")
+
+    examples: Count | None = Field(default=None, description="at most so many in each split, for quick trials")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in TASKS:
+            raise ValueError(f"no such task{_nearest(name, TASKS)}; there are {', '.join(TASKS)}")
+        return name
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, data: Path | None) -> Path | None:
+        return _absolute(data)
+
+
+class TrainTable(Table):
+    """`[train]`: the optimisation, without nowcasts."""
+
+    steps: Count = Field(default=10_000, description="optimizer steps of a run")
+    batch_size: Count = Field(default=128, description="examples a step, over all workers together")
+    lr: Positive = Field(default=6e-3, description="AdamW's learning rate, constant")
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = [1000]
+    eval_every: Count = Field(default=200, description="steps between two evaluations on validation and test data")
+    checkpoint_every: Count = Field(default=1000, description="steps between two checkpoints")
+    target: Annotated[float, Field(gt=0, le=1, strict=True)] | None = Field(
+        default=None, description="smoothed validation accuracy to reach; by default the plain run's best smoothed validation loss"
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("every seed must be given once")
+        return seeds
+
+
+class NowcastTable(Table):
+    """`[nowcast]`: how often, from where and how far the weights jump."""
+
+    server: str = Field(
+        default="own", description="`own`: a server process for this command alone; `embedded`: in the worker; or a URL"
+    )
+    forecaster: str = "average"
+    checkpoint: Path | None = Field(default=None, description="weights of the forecaster, read by the own or embedded server")
+    context: Annotated[int, Field(ge=2, le=64, strict=True)] = 5
+    interval: Count = Field(default=200, description="steps between two snapshots; a nowcast every context * interval steps")
+    schedule: Literal["paper", "fixed"] | None = Field(
+        default=None,
+        description="horizons that fall over the run, or always the same; by default paper for nino and wnn, else fixed",
+    )
+    furthest: Horizon | None = Field(
+        default=None, description="the first, or the fixed, horizon in intervals; by default 40 on the paper's schedule, 4 if fixed"
+    )
+    dtype: Dtype = Field(default="float32", description="in which snapshots travel")
+    timeout_s: Positive = Field(default=30.0, description="longest wait for a nowcast; then training goes on without it")
+
+    probe: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=0, description="validation examples on which each jump is tried, and undone if it fails; 0 loads every forecast"
+    )
+    overlap: bool = Field(default=False, description="train on while forecasts are made, and add them as displacements")
+    shadow: bool = Field(default=False, description="make and score forecasts without ever loading one")
+
+    @field_validator("server")
+    @classmethod
+    def _server(cls, server: str) -> str:
+        if server not in ("own", "embedded") and not server.startswith(("http://", "https://")):
+            raise ValueError("must be own, embedded, or an address that starts with http:// or https://")
+        return server
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _checkpoint(cls, checkpoint: Path | None) -> Path | None:
+        checkpoint = _absolute(checkpoint)
+        if checkpoint is not None and not checkpoint.is_file():
+            raise ValueError(f"there is no file {checkpoint}")
+        return checkpoint
+
+    @model_validator(mode="after")
+    def _whose_checkpoint(self) -> Self:
+        if self.checkpoint is not None and self.server not in ("own", "embedded"):
+            raise ValueError("checkpoint is for the own or embedded server; the one at a URL has its own weights")
+        return self
+
+    @property
+    def plan(self) -> tuple[Literal["paper", "fixed"], int]:
+        """Schedule and furthest horizon, defaults resolved: learned forecasters see far, a straight line does not."""
+        schedule = self.schedule or ("paper" if self.forecaster in LEARNED else "fixed")
+        return schedule, self.furthest or (FURTHEST_PAPER if schedule == "paper" else FURTHEST_FIXED)
+
+    @property
+    def period(self) -> int:
+        """Steps between two nowcasts."""
+        return self.context * self.interval
+
+
+class WorkersTable(Table):
+    """`[workers]`: the data-parallel processes of the Ray job."""
+
+    count: Annotated[int, Field(ge=0, strict=True)] = Field(default=2, description="0: no Ray, train in this process")
+    gpus_per_worker: Annotated[float, Field(ge=0, strict=True)] = 0
+    threads: Count | None = Field(default=None, description="torch threads a worker; by default the machine's cores are shared out")
+    max_failures: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=3, description="restarts from the latest checkpoint before giving up"
+    )
+    address: str | None = Field(default=None, description="of a running Ray cluster; by default one is started on this machine")
+
+
+class OutputTable(Table):
+    """`[output]`: where results go."""
+
+    folder: Path = Path("runs/job")
+
+    @field_validator("folder")
+    @classmethod
+    def _folder(cls, folder: Path) -> Path:
+        return folder.expanduser().absolute()
+
+
+class Config(Table):
+    """A whole job. Only `[task]` must be given."""
+
+    task: TaskTable
+    train: TrainTable = TrainTable()
+    nowcast: NowcastTable | None = None
+    workers: WorkersTable = WorkersTable()
+    output: OutputTable = OutputTable()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.workers.count and self.train.batch_size % self.workers.count:
+            raise ValueError(f"train.batch_size {self.train.batch_size} does not split evenly over {self.workers.count} workers")
+        if self.workers.address and self.nowcast and self.nowcast.server == "own":
+            raise ValueError("nowcast.server: workers of another cluster cannot reach a server of this command's own; give its URL")
+        return self
+
+
+def load_config(path: Path, *, overrides: dict[str, Any] | None = None) -> Config:
+    """Read and check a configuration.
+
+    Args:
+        path: of the TOML file.
+        overrides: values by `table.key` that replace those of the file; None is no override.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or has wrong keys or values.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for place, value in (overrides or {}).items():
+        table, key = place.split(".")
+        if value is not None and isinstance(data.setdefault(table, {}), dict):
+            data[table][key] = value
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {_explain(mistake)}" for mistake in error.errors())) from None
+
+
+def _explain(mistake: Any) -> str:
+    """One line for one of pydantic's errors."""
+    place = [str(part) for part in mistake["loc"]]
+    table = place[0] if place else ""
+    if mistake["type"] == "extra_forbidden":
+        if len(place) == 1:
+            return f"unknown table [{table}]{_nearest(table, Config.model_fields)}"
+        return f"[{table}] {place[1]}: unknown key{_nearest(place[1], _keys(table))}"
+    if mistake["type"] == "missing" and len(place) == 1:
+        return f"the table [{table}] is missing"
+    why = mistake["msg"].removeprefix("Value error, ")
+    key = place[1] if len(place) > 1 else ""
+    shown = f" (it is {mistake['input']!r})" if key and not isinstance(mistake["input"], dict) else ""
+    where = f"[{table}] {key}".strip() if table else ""
+    return f"{where}: {why}{shown}" if where else why
+
+
+def _keys(table: str) -> tuple[str, ...]:
+    tables: dict[str, type[Table]] = {
+        "task": TaskTable,
+        "train": TrainTable,
+        "nowcast": NowcastTable,
+        "workers": WorkersTable,
+        "output": OutputTable,
+    }
+    return tuple(tables[table].model_fields)
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"

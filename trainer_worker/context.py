@@ -1,0 +1,131 @@
+"""Rank 0's side of a nowcast: takes snapshots, has them sent, fetches forecasts."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from protos.errors import BadForecast, DeadlineExceeded
+from protos.messages import JobSpec, Outcome
+from trainer_worker.deadline import Deadline
+from trainer_worker.endpoint import Endpoint
+from trainer_worker.flat import FlatParameters
+from trainer_worker.sender import Request, Sender
+from trainer_worker.snapshots import TORCH_DTYPES, SnapshotBuffers
+
+SPARE_ROWS: Final = 1
+GRACE_S: Final = 0.5
+"""Beyond the deadline, for the answer that is just coming in."""
+
+
+class Context:
+    """The context's snapshots, here and at the endpoint.
+
+    Args:
+        parameters: of the model.
+        endpoint: where forecasts come from.
+        spec: of the job.
+        timeout_s: for a nowcast, and for each call of the background thread.
+    """
+
+    def __init__(self, parameters: FlatParameters, endpoint: Endpoint, spec: JobSpec, *, timeout_s: float) -> None:
+        self._spec = spec
+        self._timeout_s = math.inf if endpoint.local else timeout_s
+        self._sender = Sender(endpoint, spec, timeout_s=timeout_s)
+        self._buffers = SnapshotBuffers(parameters, dtype=TORCH_DTYPES[spec.dtype], rows=spec.context + SPARE_ROWS)
+        self._forecasts: Tensor | None = None  # (at least len(horizons), n) float32
+        self._resumed = False
+        self.copied_s = 0.0
+
+    def open(self) -> None:
+        """Reach for the endpoint and start to send.
+
+        Raises:
+            BadArgument: the server refuses the job.
+        """
+        self._sender.open(resumed=self._resumed)
+
+    def close(self) -> None:
+        """Stop sending; returns within seconds."""
+        self._sender.stop()
+
+    def snapshot(self, step: int) -> bool:
+        """Take one; False if there is no memory to take it into, as the last contexts are still on their way."""
+        start = time.perf_counter()
+        snapshot = self._buffers.take(step, busy=self._busy())
+        if snapshot is not None:
+            self._sender.offer(snapshot)
+        self.copied_s += time.perf_counter() - start
+        return snapshot is not None
+
+    def ask(self, step: int, horizons: tuple[int, ...]) -> Request:
+        """Have forecasts made from the context that ends at `step`; returns at once."""
+        request = Request(step, horizons, self._forecast_memory(len(horizons)), Deadline(self._timeout_s))
+        self._sender.ask(request)
+        return request
+
+    def collect(self, request: Request, *, wait: bool = True) -> Tensor:
+        """Forecasts (len(horizons), n) float32, finite; waits for them until the deadline, or not at all.
+
+        Raises:
+            NowcastError: there are none; the error says why. The request is over.
+        """
+        patience_s = max(0.0, request.deadline.left_s + GRACE_S) if wait else 0.0
+        if not request.done.wait(None if math.isinf(patience_s) else patience_s):
+            self._sender.give_up(request)
+            self._forecasts = None  # the thread may still be writing to it
+            raise DeadlineExceeded("no forecast came in time")
+        if request.error is not None:
+            raise request.error
+        if not all(bool(row.isfinite().all()) for row in request.out):
+            raise BadForecast("the forecast holds NaN or infinity")
+        return request.out
+
+    def last(self) -> Tensor:
+        """The newest snapshot."""
+        return self._sender.context[-1].wait()
+
+    def reset(self) -> None:
+        """Begin the next context."""
+        self._sender.reset()
+
+    def report(self, outcome: Outcome) -> None:
+        """Have the server told what became of a nowcast."""
+        self._sender.report(outcome)
+
+    def news(self) -> Iterator[tuple[str, BaseException | None]]:
+        """The server's comings and goings since the last call."""
+        return self._sender.news()
+
+    @property
+    def sent(self) -> int:
+        """Snapshots the endpoint has taken."""
+        return self._sender.sent
+
+    @property
+    def in_flight(self) -> int:
+        """Snapshots that are on their way."""
+        return self._sender.in_flight
+
+    def state_dict(self) -> dict[str, Any]:
+        """The snapshots, copied."""
+        return {str(snapshot.step): snapshot.wait().clone() for snapshot in self._sender.context}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint; the endpoint is made to forget what it holds, and gets these snapshots instead."""
+        self._resumed = True
+        self._sender.reset()
+        for step, values in state.items():
+            self._sender.offer(self._buffers.put(int(step), values, busy=self._busy()))
+        self._sender.restart()
+
+    def _busy(self) -> set[int]:
+        return {self._buffers.row_of(snapshot) for snapshot in self._sender.in_use()}
+
+    def _forecast_memory(self, rows: int) -> Tensor:
+        if self._forecasts is None or len(self._forecasts) < rows:
+            self._forecasts = torch.empty(rows, self._spec.wiring.size)
+        return self._forecasts[:rows]

@@ -1,0 +1,260 @@
+"""What happens after each optimizer step: snapshots, requests, jumps, verdicts."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from torch import Tensor
+
+from protos.errors import NowcastError
+from protos.messages import Outcome
+from trainer_worker.context import Context
+from trainer_worker.distributed import Decision, Ranks
+from trainer_worker.errors import reason_for
+from trainer_worker.events import Event, Journal
+from trainer_worker.flat import FlatParameters
+from trainer_worker.guard import Trials, Verdict
+from trainer_worker.schedule import Policy
+from trainer_worker.sender import Request
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["blocking", "overlap", "shadow"]
+WAITING: Final = "waiting"
+
+
+@dataclass
+class _Pending:
+    """A nowcast that training does not wait for; `request` is made anew after a resume, and on rank 0 alone."""
+
+    step: int
+    horizons: tuple[int, ...]
+    request: Request | None = None
+
+
+class Course:
+    """One run's way from snapshot to jump. The same on every rank, but that rank 0 alone has a `context`.
+
+    Args:
+        parameters: what jumps.
+        context: takes snapshots and fetches forecasts; None on other ranks.
+        ranks: that jump together.
+        policy: how far.
+        trials: tries jumps; None to accept every one.
+        journal: hears of everything.
+        interval: steps between snapshots.
+        period: steps between nowcasts.
+        mode: whether training waits for forecasts, goes on meanwhile, or never loads them.
+    """
+
+    def __init__(
+        self,
+        *,
+        parameters: FlatParameters,
+        context: Context | None,
+        ranks: Ranks,
+        policy: Policy,
+        trials: Trials | None,
+        journal: Journal,
+        interval: int,
+        period: int,
+        mode: Mode,
+    ) -> None:
+        self._parameters, self._context, self._ranks = parameters, context, ranks
+        self._policy, self._trials, self._journal = policy, trials, journal
+        self._interval, self._period, self._mode = interval, period, mode
+        self._origin = 0  # the step after which the present context begins
+        self._pending: _Pending | None = None
+        self._waited_s = 0.0  # for the jump under trial
+        self._asked_at = 0  # step of the nowcast under trial
+        self._compared = False
+        self.step = 0
+
+    def after_step(self) -> None:
+        """Count a step and do what is due. Raises only what the ranks' own communication raises, and `RanksDiffer`."""
+        self.step += 1
+        if not self._compared:
+            self._compare()
+        self.hear_news()
+        if self._trials is not None:
+            self._settle(self._trials.after_step(self.step))
+        if self._pending is not None and self._due(self._pending):
+            self._take_up(self._pending)
+        steps = self.step - self._origin
+        if steps and steps % self._interval == 0 and self._policy.horizons(self._origin + self._period):
+            self._take_snapshot()
+        if steps == self._period:
+            self._end_period()
+
+    def hear_news(self) -> None:
+        """Note the server's comings and goings."""
+        if self._context is None:
+            return
+        for outcome, error in self._context.news():
+            reason, detail = (reason_for(error), str(error)) if error is not None else ("", "")
+            self._journal.add(Event(self.step, "server", outcome, reason=reason, detail=detail))
+
+    def _compare(self) -> None:
+        facts = {"step": self.step, "origin": self._origin, "interval": self._interval, "period": self._period, "mode": self._mode}
+        self._ranks.check_alike(facts, self._parameters.moving)
+        self._compared = True
+
+    def _take_snapshot(self) -> None:
+        if self._trials is not None:
+            self._trials.note_level(self.step)
+        if self._context is None:
+            return
+        try:
+            taken = self._context.snapshot(self.step)
+        except Exception as error:
+            log.exception("a snapshot could not be taken")
+            self._journal.add(Event(self.step, "snapshot", "dropped", reason=reason_for(error), detail=str(error)))
+            return
+        self._journal.tally.snapshots += taken
+        if not taken:
+            detail = "earlier snapshots are still on their way"
+            self._journal.add(Event(self.step, "snapshot", "dropped", reason="sender_behind", detail=detail))
+
+    def _end_period(self) -> None:
+        """Ask and jump, or have the forecasts made meanwhile; the next context begins."""
+        horizons = self._policy.horizons(self.step)
+        self._origin = self.step
+        refusal = self._trials.refusal(self.step) if self._trials is not None and self._mode != "shadow" else ""
+        if not horizons or refusal:
+            if self._trials is not None:
+                self._trials.pass_period()
+            self._next_context()
+            if horizons:
+                self._journal.add(Event(self.step, "nowcast", "skipped", reason=refusal))
+            return
+        if self._trials is not None:
+            horizons = self._trials.temper(horizons)
+        self._pending = _Pending(self.step, horizons)
+        self._ask(self._pending)
+        if self._mode == "blocking":
+            self._take_up(self._pending)
+
+    def _ask(self, pending: _Pending) -> None:
+        if self._context is not None:
+            pending.request = self._context.ask(pending.step, pending.horizons)
+
+    def _due(self, pending: _Pending) -> bool:
+        """Whether to look for the answer. One process looks after every step; ranks, who have to look together, after 1, 2, 4,
+        8, ... steps. The last look is one step before the next snapshot.
+        """
+        if self._context is not None and pending.request is None:
+            self._ask(pending)  # resumed
+        since = self.step - pending.step
+        return self._ranks.world == 1 or since & (since - 1) == 0 or since >= self._interval - 1
+
+    def _take_up(self, pending: _Pending) -> None:
+        """Load what was asked for, skip it, or keep waiting."""
+        start = time.perf_counter()
+        last_look = self._mode == "blocking" or self.step - pending.step >= self._interval - 1
+        decision, target, detail = self._decide(pending, last_look=last_look)
+        decision, target = self._ranks.share(decision, target, size=self._parameters.size)
+        if decision.reason == WAITING:
+            return
+        self._pending = None
+        self._next_context()
+        if decision.horizon is not None and target is not None:
+            self._jump(decision.horizon, target, pending, start)
+            return
+        seconds = time.perf_counter() - start
+        event = Event(pending.step, "nowcast", "skipped", None, decision.reason, detail, seconds)
+        self._journal.add(event)
+        self._report(Outcome(step=pending.step, outcome="skipped", reason=decision.reason))
+
+    def _decide(self, pending: _Pending, *, last_look: bool) -> tuple[Decision | None, Tensor | None, str]:
+        """On rank 0: the decision, the weights to load if it is to jump, and why not in a sentence."""
+        if self._context is None or pending.request is None:
+            return None, None, ""
+        if not last_look and not pending.request.done.is_set():
+            return Decision(None, WAITING), None, ""
+        try:
+            forecasts = self._context.collect(pending.request, wait=self._mode == "blocking")
+            horizon = self._policy.choose(pending.step, pending.horizons)
+            if self._mode == "shadow":
+                return Decision(None, "shadow"), None, f"horizon {horizon} was not loaded"
+            target = forecasts[pending.horizons.index(horizon)]
+            self._parameters.displace(target, last=self._context.last(), late=self._mode == "overlap")
+        except Exception as error:
+            if not isinstance(error, NowcastError):
+                log.exception("the nowcast failed")
+            return Decision(None, reason_for(error)), None, str(error)
+        return Decision(horizon), target, ""
+
+    def _jump(self, horizon: int, target: Tensor, pending: _Pending, start: float) -> None:
+        if self._trials is not None:
+            self._trials.begin(self.step, horizon)
+        self._parameters.load(target, late=self._mode == "overlap")
+        self._waited_s, self._asked_at = time.perf_counter() - start, pending.step
+        if self._trials is not None:
+            self._settle(self._trials.made())
+            return
+        self._journal.add(Event(pending.step, "nowcast", "accepted", horizon, seconds=self._waited_s))
+        self._report(Outcome(step=pending.step, horizon=horizon, outcome="accepted"))
+
+    def _settle(self, verdict: Verdict | None) -> None:
+        """Act on a verdict; the trials have undone a rejected jump already."""
+        if verdict is None:
+            return
+        if not verdict.accepted:  # what was seen since the jump is not this run's course
+            self._origin = self.step
+            self._next_context()
+        outcome: Literal["accepted", "rejected"] = "accepted" if verdict.accepted else "rejected"
+        self._journal.add(
+            Event(
+                self._asked_at,
+                "nowcast",
+                outcome,
+                verdict.horizon,
+                verdict.reason,
+                seconds=self._waited_s,
+                expected_loss=verdict.expected,
+                loss=verdict.loss,
+                cost_steps=verdict.cost_steps,
+            )
+        )
+        losses = {"loss_before": _finite(verdict.expected), "loss_after": _finite(verdict.loss)}
+        self._report(Outcome(step=self._asked_at, horizon=verdict.horizon, outcome=outcome, reason=verdict.reason, **losses))
+
+    def _next_context(self) -> None:
+        if self._context is not None:
+            self._context.reset()
+
+    def _report(self, outcome: Outcome) -> None:
+        if self._context is not None:
+            self._context.report(outcome)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain values and tensors."""
+        pending = self._pending
+        return {
+            "step": self.step,
+            "origin": self._origin,
+            "interval": self._interval,
+            "period": self._period,
+            "pending": [pending.step, list(pending.horizons)] if pending else None,
+            "waited_s": self._waited_s,
+            "asked_at": self._asked_at,
+            "context": self._context.state_dict() if self._context else {},
+            "trials": self._trials.state_dict() if self._trials else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()` of a run with the same interval, period and kind of trial."""
+        if self._context is not None:
+            self._context.load_state_dict(state["context"])
+        if self._trials is not None:
+            self._trials.load_state_dict(state["trials"])
+        self.step, self._origin = state["step"], state["origin"]
+        self._waited_s, self._asked_at = state["waited_s"], state["asked_at"]
+        self._pending = _Pending(state["pending"][0], tuple(state["pending"][1])) if state["pending"] else None
+        self._compared = False
+
+
+def _finite(loss: float) -> float | None:
+    return loss if abs(loss) < float("inf") else None

@@ -1,0 +1,45 @@
+"""Diamonds: price, size and quality of 53,940 stones (ggplot2's table, as plotnine carries it; MIT)."""
+
+import csv
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from trainer_worker.datasets.dataset import DataFile, Dataset, read
+from trainer_worker.datasets.tables import Table
+from trainer_worker.datasets.wheel import PythonWheel
+
+FILE: Final = "diamonds.csv"
+
+DIAMONDS: Final = Dataset(
+    name="diamonds",
+    licence="MIT",
+    files=(DataFile(FILE, "9574730b03aba241d899c4a97511c5061b19358fab89510774fb6c24168345c4"),),
+    sources=(PythonWheel("plotnine==0.15.9", {FILE: f"plotnine/data/{FILE}"}),),
+)
+
+QUALITIES: Final = {
+    "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),
+    "color": ("J", "I", "H", "G", "F", "E", "D"),
+    "clarity": ("I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"),
+}
+"""From worst to best."""
+NUMBERS: Final = ("carat", "depth", "table", "x", "y", "z")
+
+
+def diamonds(path: str | Path | None = None) -> Table:
+    """Nine columns, qualities as ranks, to foretell the logarithm of the price; rows in an order fixed at random.
+
+    Raises:
+        DataMissing: no source has it.
+    """
+    rows = list(csv.DictReader(read(DIAMONDS, path=path).contents[FILE].decode("utf-8").splitlines()))
+    columns = [[float(row[name]) for row in rows] for name in NUMBERS]
+    columns += [[float(ranks.index(row[name])) for row in rows] for name, ranks in QUALITIES.items()]
+    features = np.array(columns).T
+    price = np.log([float(row["price"]) for row in rows])
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(rows))  # the table is sorted by price
+    scaled = (features - features.mean(0)) / features.std(0)
+    targets = (price - price.mean()) / price.std()
+    return Table(scaled[order].astype(np.float32), targets[order].astype(np.float32))

@@ -1,0 +1,132 @@
+"""Data-parallel training: rank 0 decides, all ranks jump alike."""
+
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from trainer_worker.errors import RanksDiffer
+
+NOTE_BYTES: Final = 256
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside `DistributedDataParallel`, `DataParallel` and `torch.compile`."""
+    while True:
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all ranks are to do at a period's end.
+
+    Args:
+        horizon: of the forecast to load; None to skip.
+        reason: why it is skipped.
+    """
+
+    horizon: int | None
+    reason: str = ""
+
+
+class Ranks:
+    """The processes that train one model. One process, or without torch.distributed, there is nothing to agree on.
+
+    Collectives run at the first step, at a period's end and when a jump is judged, never at any other step.
+
+    Args:
+        group: the process group; None for the default one.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+        several = dist.is_available() and dist.is_initialized()
+        self.rank: int = dist.get_rank(group) if several else 0
+        self.world: int = dist.get_world_size(group) if several else 1
+
+    def share(self, decision: Decision | None, vector: Tensor | None, *, size: int) -> tuple[Decision, Tensor | None]:
+        """Give rank 0's decision and weights to all ranks.
+
+        Args:
+            decision: on rank 0; None elsewhere.
+            vector: (size,) float32 on rank 0 if the decision is to jump.
+            size: of the flat vector.
+
+        Returns:
+            The same on every rank; the vector on the CPU, None if the decision is to skip.
+        """
+        if self.world == 1:
+            assert decision is not None
+            return decision, vector
+        device = self._device()
+        note = torch.zeros(NOTE_BYTES, dtype=torch.uint8)
+        if decision is not None:
+            text = json.dumps([decision.horizon, decision.reason[:64]]).encode()
+            note[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        note = self._broadcast(note.to(device)).cpu()
+        horizon, reason = json.loads(note.numpy().tobytes().rstrip(b"\0"))
+        if horizon is None:
+            return Decision(None, reason), None
+        values = vector if vector is not None else torch.empty(size)
+        return Decision(horizon, reason), self._broadcast(values.to(device)).cpu()
+
+    def mean(self, number: float) -> float:
+        """The average over the ranks."""
+        if self.world == 1:
+            return number
+        total = torch.tensor([number], dtype=torch.float64, device=self._device())
+        dist.all_reduce(total, group=self._group)
+        return float(total.item()) / self.world
+
+    def check_alike(self, facts: dict[str, Any], parameters: Iterable[Tensor]) -> None:
+        """Compare settings and weights with the other ranks.
+
+        Raises:
+            RanksDiffer: on every rank, naming what differs.
+        """
+        if self.world == 1:
+            return
+        names = [*facts, "weights"]
+        digest = sum(_digest(parameter) for parameter in parameters)
+        numbers = [_number(value) for value in facts.values()]
+        mine = torch.tensor([*numbers, digest % 2**62], dtype=torch.int64, device=self._device())
+        theirs = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(theirs, mine, group=self._group)
+        rows = torch.stack(theirs).cpu()
+        differing = [name for name, column in zip(names, rows.T, strict=True) if (column != column[0]).any()]
+        if differing:
+            detail = f"ranks differ in {', '.join(differing)}; load the same checkpoint on all of them"
+            raise RanksDiffer(f"{detail}, or pass process_group= with the ranks that train this model together")
+
+    def _broadcast(self, tensor: Tensor) -> Tensor:
+        source = dist.get_global_rank(self._group, 0) if self._group is not None else 0
+        dist.broadcast(tensor, src=source, group=self._group)
+        return tensor
+
+    def _device(self) -> torch.device:
+        on_cuda = dist.get_backend(self._group) == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else zlib.crc32(repr(value).encode())
+
+
+@torch.no_grad()
+def _digest(parameter: Tensor) -> int:
+    """Of the bits of a tensor, on its device: 0.0 and -0.0 differ, the order of values counts."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+    values = parameter.detach().contiguous().view(-1).view(bits).to(torch.int64)
+    weights = torch.arange(1, values.numel() + 1, device=values.device)
+    return int((values * weights).sum().item())

@@ -1,0 +1,36 @@
+"""What a user can get wrong, and the words for why a nowcast was skipped."""
+
+from typing import Final
+
+from protos.errors import NowcastError
+
+
+class BadArgument(ValueError):
+    """An argument that cannot work, found before training starts.
+
+    Args:
+        argument: its name, e.g. `interval`.
+        detail: what is wrong with it and how to mend it.
+    """
+
+    def __init__(self, argument: str, detail: str) -> None:
+        super().__init__(f"{argument}: {detail}")
+        self.argument = argument
+        self.detail = detail
+
+
+class RanksDiffer(RuntimeError):
+    """The data-parallel workers do not train the same thing: weights, steps or settings differ between ranks."""
+
+
+_REASONS: Final = {"unavailable": "server_unavailable", "deadline_exceeded": "timeout", "internal": "server_error"}
+
+
+def reason_for(error: BaseException) -> str:
+    """The stable word for a failure: the error's code, or `worker_error` for what is no error of the protocol.
+
+    `server_unavailable`, `timeout`, `history_missing`, `bad_forecast`, `unknown_job`, `busy`, `server_error`, ...
+    """
+    if not isinstance(error, NowcastError):
+        return "worker_error"
+    return _REASONS.get(error.code, error.code)

@@ -1,0 +1,127 @@
+"""The state of a run at one moment, kept so that a jump can be undone exactly."""
+
+import copy
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from trainer_worker.errors import BadArgument
+
+
+class Stateful(Protocol):
+    """Anything whose state can be taken and given back: a learning-rate scheduler, a `GradScaler`, a sampler."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+class KeptState:
+    """Keeps weights, optimizer state, buffers and random states; costs as much memory again as those take.
+
+    Learning rates and other hyperparameters of the optimizer go back only together with a scheduler in `also`: without it a
+    schedule would fall behind the loop that drives it.
+
+    Args:
+        parameters: the tensors to keep, those a jump may change.
+        model: whose buffers to keep.
+        optimizer: whose state of `parameters` to keep.
+        also: further objects to keep the state of.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], *, model: nn.Module, optimizer: Optimizer, also: Sequence[Stateful] = ()
+    ) -> None:
+        for index, thing in enumerate(also):
+            if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
+                raise BadArgument(
+                    "guard", f"also[{index}] is a {type(thing).__name__}, which has no state_dict and load_state_dict"
+                )
+        self._parameters = list(parameters)
+        self._tensors: list[Tensor] = [*self._parameters, *model.buffers()]
+        self._optimizer = optimizer
+        self._also = list(also)
+        self._scheduled = any(isinstance(thing, LRScheduler) for thing in also)
+        self._kept: dict[str, Any] | None = None
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Take the state as it is now; memory of an earlier one is used again."""
+        old: dict[str, Any] = self._kept or {"tensors": [None] * len(self._tensors), "optimizer": [{}] * len(self._parameters)}
+        groups = [{name: value for name, value in group.items() if name != "params"} for group in self._optimizer.param_groups]
+        self._kept = {
+            "tensors": [_copy(tensor, into) for tensor, into in zip(self._tensors, old["tensors"], strict=True)],
+            "optimizer": [
+                {name: _copy(value, into.get(name)) for name, value in self._optimizer.state.get(parameter, {}).items()}
+                for parameter, into in zip(self._parameters, old["optimizer"], strict=True)
+            ],
+            "groups": copy.deepcopy(groups) if self._scheduled else [],
+            "also": [copy.deepcopy(thing.state_dict()) for thing in self._also],
+            "random": random_states(),
+        }
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Make everything as it was, bit for bit, in the same tensors."""
+        assert self._kept is not None
+        for tensor, kept in zip(self._tensors, self._kept["tensors"], strict=True):
+            tensor.copy_(kept)
+        for parameter, kept in zip(self._parameters, self._kept["optimizer"], strict=True):
+            state = self._optimizer.state[parameter]
+            for name in state.keys() - kept.keys():
+                del state[name]
+            state.update({name: _copy(value, state.get(name)) for name, value in kept.items()})
+            if not state:
+                del self._optimizer.state[parameter]
+        for group, kept in zip(self._optimizer.param_groups, self._kept["groups"], strict=False):
+            group.update(copy.deepcopy(kept))
+        for thing, kept in zip(self._also, self._kept["also"], strict=True):
+            thing.load_state_dict(copy.deepcopy(kept))
+        restore_random_states(self._kept["random"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept, as plain values and tensors of its own."""
+        return copy.deepcopy(self._kept) if self._kept is not None else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep what `state_dict` gave."""
+        self._kept = copy.deepcopy(dict(state)) if state else None
+
+
+def _copy(value: Any, into: Any) -> Any:
+    """A copy of `value`; tensors are copied into `into` if that is one like it."""
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    fits = isinstance(into, Tensor) and (into.shape, into.dtype, into.device) == (value.shape, value.dtype, value.device)
+    return into.copy_(value) if fits else value.detach().clone()
+
+
+def random_states() -> dict[str, Any]:
+    """The random states of torch, its CUDA devices, Python and numpy (if it is in use), as plain values."""
+    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # the legacy state is the global one
+        states["numpy"] = [name, torch.from_numpy(np.asarray(keys).astype("int64")), *rest]
+    return states
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Go back to `random_states()`."""
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    if "numpy" in states:
+        import numpy as np
+
+        name, keys, *rest = states["numpy"]
+        np.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002

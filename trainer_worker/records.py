@@ -1,0 +1,115 @@
+"""What a training run leaves behind, as JSON-able values."""
+
+from collections import Counter
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer_worker.config import Config, NowcastTable
+
+
+class Record(BaseModel):
+    """Base: frozen, strict about its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Arm(Record):
+    """One side of a comparison: the job without nowcasts, or with those of one forecaster."""
+
+    name: str
+    nowcast: NowcastTable | None = None
+
+
+class Order(Record):
+    """Everything a worker needs to know to train one run.
+
+    Args:
+        config: of the job.
+        arm: with or without nowcasts.
+        seed: of weights, batches and dropout.
+        job: the run's id on the nowcast server.
+        server: its address; None for embedded forecasts or none at all.
+        token: for a server that asks for one.
+    """
+
+    config: Config
+    arm: Arm
+    seed: int
+    job: str
+    server: str | None = None
+    token: str | None = Field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """As folder name and in progress lines."""
+        return f"{self.arm.name}-seed{self.seed}"
+
+
+class Score(Record):
+    """Mean loss and accuracy over a split."""
+
+    loss: float
+    accuracy: float
+
+
+class Evaluation(Record):
+    """The network at one step.
+
+    Args:
+        step: optimizer steps done.
+        train_loss: mean over the batches since the last evaluation.
+        validation, test: over the whole splits.
+        train_s: seconds of training up to here, evaluations and checkpoints not counted.
+    """
+
+    step: int
+    train_loss: float
+    validation: Score
+    test: Score
+    train_s: float
+
+
+class RunRecord(Record):
+    """One finished run.
+
+    Args:
+        arm, seed: which.
+        parameters: weights of the network.
+        restores: how often it went on from a checkpoint, after a failure or a stop.
+        evaluations: oldest first, restarts included.
+        events: the jumps and what became of them, as JSON values.
+        nowcast: `Nowcast.summary()`; None without nowcasts.
+        wall_s: seconds from the order to the end, as its caller saw them.
+    """
+
+    arm: str
+    seed: int
+    parameters: int
+    restores: int
+    evaluations: list[Evaluation]
+    events: list[dict[str, Any]]
+    nowcast: dict[str, Any] | None
+    wall_s: float = 0.0
+
+    @property
+    def step_s(self) -> float:
+        """Median over the stretches between evaluations of their seconds a step."""
+        ends = [(0, 0.0), *((evaluation.step, evaluation.train_s) for evaluation in self.evaluations)]
+        return median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(ends))
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many nowcasts were accepted, rejected, skipped."""
+        return dict(Counter(event["outcome"] for event in self._nowcasts))
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How often each reason was given for a nowcast that was not accepted."""
+        return dict(Counter(event["reason"] for event in self._nowcasts if event["outcome"] != "accepted"))
+
+    @property
+    def _nowcasts(self) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["kind"] == "nowcast"]

@@ -1,0 +1,208 @@
+"""What is checked and made before a run starts, so that mistakes show at once and by name."""
+
+import os
+import uuid
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+from torch.optim import Optimizer
+
+from protos.errors import BadWiring
+from protos.messages import Dtype, JobId, JobSpec
+from protos.wiring import Wiring
+from trainer_worker.course import Mode
+from trainer_worker.distributed import Ranks
+from trainer_worker.endpoint import Endpoint
+from trainer_worker.errors import BadArgument
+from trainer_worker.flat import FlatParameters
+from trainer_worker.guard import MEASUREMENTS, Guard, Trials
+from trainer_worker.kept import KeptState
+from trainer_worker.probe import Gauge, Probe
+from trainer_worker.schedule import Policy
+from trainer_worker.snapshots import TORCH_DTYPES
+from trainer_worker.wiring import wire
+
+if TYPE_CHECKING:
+    from trainer_worker.embedded import EmbeddedEndpoint
+
+EMBEDDED: Final = "embedded"
+_claims: Final[dict[int, str]] = {}
+"""Which job moves a parameter (by identity), while its `Nowcast` is entered."""
+
+
+def new_job() -> str:
+    """An id nobody has; one that `nowcast submit` started says so."""
+    return f"{os.environ.get('NOWCAST_JOB', 'job')}-{uuid.uuid4().hex[:12]}"
+
+
+def check_timing(*, max_steps: int, context: int, interval: int, timeout_s: float) -> None:
+    """Refuse counts and durations that make no sense.
+
+    Raises:
+        BadArgument: naming it.
+    """
+    for name, value in (("max_steps", max_steps), ("context", context), ("interval", interval)):
+        if type(value) is not int or value < 1:
+            raise BadArgument(name, f"must be a positive integer, not {value!r}")
+    if not timeout_s > 0:
+        raise BadArgument("timeout_s", f"must be a positive number of seconds, not {timeout_s!r}")
+
+
+def check_dtype(dtype: str) -> torch.dtype:
+    """The dtype of snapshots by name.
+
+    Raises:
+        BadArgument: snapshots cannot have it.
+    """
+    if dtype not in TORCH_DTYPES:
+        raise BadArgument("dtype", f"{dtype!r} is not one of {', '.join(TORCH_DTYPES)}")
+    return TORCH_DTYPES[dtype]
+
+
+def make_spec(
+    model: nn.Module,
+    parameters: FlatParameters,
+    *,
+    wiring: Wiring | None,
+    context: int,
+    interval: int,
+    dtype: Dtype,
+    forecaster: str,
+) -> JobSpec:
+    """What the endpoint is told about the job.
+
+    Raises:
+        BadArgument: naming what does not fit.
+    """
+    try:
+        wiring = wiring or wire(model)
+    except BadWiring as error:
+        raise BadArgument("model", error.detail) from error
+    held = [(parameter.name, parameter.shape) for parameter in wiring.parameters]
+    for mine, other in zip(parameters.shapes, held, strict=False):
+        if mine != other:
+            raise BadArgument("wiring", f"has {other[0]!r} {other[1]} where the model has {mine[0]!r} {mine[1]}")
+    if len(held) != len(parameters.shapes):
+        raise BadArgument("wiring", f"has {len(held)} parameters, the model has {len(parameters.shapes)}")
+    try:
+        return JobSpec(wiring=wiring, context=context, interval=interval, dtype=dtype, forecaster=forecaster)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadArgument(str(first["loc"][0]), first["msg"]) from error
+
+
+def make_endpoint(
+    server: "str | Endpoint | None",
+    *,
+    job: str,
+    token: str | None,
+    spec: JobSpec,
+    checkpoint: str | None,
+    device: torch.device,
+) -> Endpoint:
+    """The endpoint `server` stands for; None is that of NOWCAST_SERVER, which `nowcast submit` sets, else `embedded`.
+
+    Raises:
+        BadArgument: an address that is none, a job id that cannot be one, a forecaster that cannot be had.
+    """
+    try:
+        TypeAdapter(JobId).validate_python(job)
+    except ValidationError as error:
+        raise BadArgument("job", f"{job!r}: 1 to 128 letters, digits, '.', '_', '-', the first a letter or digit") from error
+    if server is None:
+        server = os.environ.get("NOWCAST_SERVER", EMBEDDED)
+    if server == EMBEDDED:
+        return _embedded(spec, checkpoint=checkpoint, device=device)
+    if not isinstance(server, str):
+        return server
+    if checkpoint is not None:
+        raise BadArgument("checkpoint", "is for forecasts in this process; a server is started with its own (--checkpoint)")
+    try:
+        url = httpx2.URL(server)
+    except (httpx2.InvalidURL, TypeError) as error:
+        raise BadArgument("server", f"{server!r} is no URL: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise BadArgument("server", f"{server!r} is no URL like http://127.0.0.1:8440")
+    from trainer_worker.client import HttpEndpoint
+
+    return HttpEndpoint(server, job=job, token=token or os.environ.get("NOWCAST_TOKEN"))
+
+
+def _embedded(spec: JobSpec, *, checkpoint: str | None, device: torch.device) -> "EmbeddedEndpoint":
+    from trainer_worker.embedded import EmbeddedEndpoint, load_embedded
+
+    forecaster = load_embedded(spec.forecaster, checkpoint=checkpoint, device=device)
+    if forecaster.context not in (None, spec.context):
+        raise BadArgument("context", f"{forecaster.name} needs {forecaster.context} snapshots, not {spec.context}")
+    return EmbeddedEndpoint(forecaster)
+
+
+def check_policy(policy: Policy, endpoint: Endpoint) -> None:
+    """Refuse a policy that asks for more than the forecaster can see, as far as that is known here.
+
+    Raises:
+        BadArgument: it does.
+    """
+    limit = getattr(getattr(endpoint, "forecaster", None), "max_horizon", None)
+    if limit is not None and policy.furthest > limit:
+        raise BadArgument("policy", f"asks for horizon {policy.furthest}, beyond the {limit} intervals the forecaster can see")
+
+
+def check_mode(*, overlap: bool, shadow: bool, interval: int) -> Mode:
+    """Which of the ways forecasts come in.
+
+    Raises:
+        BadArgument: both are asked for, or there is no time to overlap with.
+    """
+    if overlap and shadow:
+        raise BadArgument("shadow", "never loads a forecast, so there is nothing to overlap; choose one")
+    if (overlap or shadow) and interval < 2:
+        raise BadArgument("interval", "must be at least 2 steps, for training to go on while a forecast is made")
+    return "overlap" if overlap else "shadow" if shadow else "blocking"
+
+
+def make_trials(
+    guard: Guard | None,
+    probe: Probe | None,
+    *,
+    model: nn.Module,
+    parameters: FlatParameters,
+    optimizer: Optimizer,
+    ranks: Ranks,
+    interval: int,
+    max_steps: int,
+) -> tuple[Gauge, Trials] | tuple[None, None]:
+    """What tries jumps, and what measures for it; None without a guard and a probe.
+
+    Raises:
+        BadArgument: the guard cannot work.
+    """
+    if guard is None and probe is None:
+        return None, None
+    guard = guard or Guard()
+    kept = KeptState(list(parameters.moving), model=model, optimizer=optimizer, also=guard.also)
+    recovery = guard.recovery or max(MEASUREMENTS, interval)
+    gauge = Gauge(model, probe, ranks=ranks, window=max(MEASUREMENTS, recovery // 4))
+    return gauge, Trials(guard, gauge=gauge, kept=kept, interval=interval, max_steps=max_steps)
+
+
+def claim(parameters: FlatParameters, job: str) -> None:
+    """Mark the parameters as this job's.
+
+    Raises:
+        BadArgument: another job has one of them.
+    """
+    for parameter in parameters.moving:
+        if id(parameter) in _claims:
+            detail = f"its parameters are nowcast by {_claims[id(parameter)]!r} already; leave that `with` block first"
+            raise BadArgument("model", detail)
+    _claims.update((id(parameter), job) for parameter in parameters.moving)
+
+
+def release(parameters: FlatParameters) -> None:
+    """Give the parameters free."""
+    for parameter in parameters.moving:
+        _claims.pop(id(parameter), None)

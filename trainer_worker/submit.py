@@ -1,0 +1,184 @@
+"""`nowcast submit`, `jobs`, `status`, `logs`, `stop`: training jobs on a Ray cluster. Heavy imports come after the arguments."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Never
+
+import typer
+
+if TYPE_CHECKING:
+    from trainer_worker.cluster.following import State
+    from trainer_worker.cluster.packaging import Submission
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+Option = typer.Option
+Address = Annotated[
+    str | None,
+    Option(help="Of the cluster: http://HEAD:8265, or auto. [default: RAY_ADDRESS, or this machine's]", show_default=False),
+]
+Id = Annotated[str, typer.Argument(help="As submit printed it; nowcast jobs lists them.", metavar="ID", show_default=False)]
+
+
+@app.command(context_settings={"allow_interspersed_args": True})
+def submit(
+    what: Annotated[
+        Path, typer.Argument(help="CONFIG.toml, or a SCRIPT.py of your own that uses Nowcast.", metavar="WHAT", show_default=False)
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Of the script, after --.", metavar="-- ARGS", show_default=False)
+    ] = None,
+    *,
+    address: Address = None,
+    server: Annotated[str, Option(help="URL of a nowcast server, serve:NAME of one on the cluster, or none.")] = "serve:nowcast",
+    name: Annotated[str | None, Option(help="Of the job; unique on the cluster. [default: made from the file's]")] = None,
+    workers: Annotated[str, Option(help="Processes that run the script: 4, or 2:8 for as many as there is room for.")] = "1",
+    driver: Annotated[bool, Option("--driver", help="Run the script once; it starts its Ray workers itself.")] = False,
+    gpus: Annotated[float, Option(help="Of each worker.")] = 0,
+    cpus: Annotated[float, Option(help="Of each worker.")] = 1,
+    max_failures: Annotated[int, Option(help="Restarts after a lost worker or node; -1: without end.")] = 3,
+    storage: Annotated[str | None, Option(help="For checkpoints: a path all nodes share, or s3://, gs://, …")] = None,
+    working_dir: Annotated[Path | None, Option(help="Folder to upload. [default: the script's]", show_default=False)] = None,
+    pip: Annotated[list[str] | None, Option(help="Package the script needs; may be repeated.", show_default=False)] = None,
+    env: Annotated[list[str] | None, Option(help="NAME=VALUE for script and workers; may be repeated.", show_default=False)] = None,
+    follow: Annotated[bool, Option("--follow", "-f", help="Print the log until the job ends; exit as it does.")] = False,
+) -> None:
+    """Send a training job to a Ray cluster. Its token is taken from NOWCAST_TOKEN."""
+    from trainer_worker.cluster.packaging import Workers, parse_workers
+
+    try:
+        least, most = parse_workers(workers)
+    except ValueError:
+        raise typer.BadParameter("give a number, or LEAST:MOST", param_hint="--workers") from None
+    variables = dict(_variable(text) for text in env or ())
+    script = what.suffix != ".toml"
+    if not script and (arguments or working_dir):
+        raise typer.BadParameter("a configuration takes no arguments and no --working-dir", param_hint="WHAT")
+    started = None if driver else Workers(least, most, gpus, cpus, max_failures, storage)
+    with _errors():
+        from trainer_worker.cluster import sending
+
+        with sending.prepare(
+            what, arguments or [], address=address, server=server, name=name, workers=started, storage=storage,
+            working_dir=working_dir, pip=tuple(pip or ()), variables=variables, token=os.environ.get("NOWCAST_TOKEN"),
+        ) as (client, submission):  # fmt: skip
+            sending.send(client, submission)
+        _say_how_to_go_on(submission, address)
+        if follow:
+            _follow(address, submission.id)
+
+
+@app.command()
+def jobs(
+    *, address: Address = None, everything: Annotated[bool, Option("--all", help="Also jobs that others sent.")] = False
+) -> None:
+    """List the cluster's training jobs."""
+    with _errors():
+        from trainer_worker.cluster.connection import connect
+        from trainer_worker.cluster.following import submissions
+
+        found = submissions(connect(address), everything=everything)
+    width = max((len(each.id) for each in found), default=0)
+    for each in found:
+        typer.echo(f"{each.id:<{width}}  {each.status:<9}  {_moment(each)}  {_span(each)}  {each.entrypoint}")
+    if not found:
+        typer.echo("no jobs")
+
+
+@app.command()
+def status(job: Id, *, address: Address = None) -> None:
+    """Say how a job is, and what became of its nowcasts."""
+    with _errors():
+        from trainer_worker.cluster.connection import connect
+        from trainer_worker.cluster.following import nowcast_jobs, state
+
+        found = state(connect(address), job)
+        runs = nowcast_jobs(found, token=os.environ.get("NOWCAST_TOKEN"))
+    typer.echo(f"{found.id}: {found.status}, started {_moment(found)}, for {_span(found)}")
+    typer.echo(f"  {found.message}" if found.message else "", nl=bool(found.message))
+    for run in runs:
+        became = ", ".join(f"{count} {outcome}" for outcome, count in sorted(run.outcomes.items())) or "none yet"
+        typer.echo(f"  {run.job} on {found.server}: {run.snapshots} snapshots, {run.nowcasts} nowcasts; jumps: {became}")
+
+
+@app.command()
+def logs(
+    job: Id, *, address: Address = None, follow: Annotated[bool, Option("--follow", "-f", help="Until the job ends.")] = False
+) -> None:
+    """Print a job's log."""
+    with _errors():
+        from trainer_worker.cluster import following
+        from trainer_worker.cluster.connection import connect
+
+        for text in following.logs(connect(address), job, follow=follow):
+            typer.echo(text, nl=False)
+
+
+@app.command()
+def stop(job: Id, *, address: Address = None) -> None:
+    """Stop a job, and wait until it has."""
+    with _errors():
+        from trainer_worker.cluster import following
+        from trainer_worker.cluster.connection import connect
+
+        typer.echo(f"{job}: {following.stop(connect(address), job).status}")
+
+
+def _follow(address: str | None, job: str) -> None:
+    from trainer_worker.cluster import following
+    from trainer_worker.cluster.connection import connect
+
+    client = connect(address)
+    for text in following.logs(client, job, follow=True):
+        typer.echo(text, nl=False)
+    ended = following.state(client, job)
+    if ended.status != "succeeded":
+        _fail(f"{job} {ended.status}: {ended.message}", code=1)
+
+
+def _say_how_to_go_on(submission: "Submission", address: str | None) -> None:
+    at = f" --address {address}" if address else ""
+    typer.echo(f"submitted {submission.id}")
+    typer.echo(f"  nowcast logs -f {submission.id}{at}\n  nowcast status {submission.id}{at}", err=True)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found or not name.isidentifier():
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--env")
+    return name, value
+
+
+def _moment(found: "State") -> str:
+    from datetime import datetime
+
+    if found.started_at is None:
+        return "not yet"
+    return datetime.fromtimestamp(found.started_at).astimezone().isoformat(" ", "seconds")
+
+
+def _span(found: "State") -> str:
+    if found.seconds is None:
+        return "-"
+    minutes, seconds = divmod(int(found.seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    from trainer_worker.cluster.errors import ClusterError
+
+    try:
+        yield
+    except ClusterError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str, *, code: int = 2) -> Never:
+    typer.secho(message, err=True, fg="red")
+    raise typer.Exit(code)

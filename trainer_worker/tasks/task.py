@@ -1,0 +1,108 @@
+"""A task: what a job trains, on which data, judged how."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Split(Protocol):
+    """Examples that can be taken by index."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs and targets of the examples `indices` (batch,) int64, on the split's device."""
+
+    def first(self, count: int) -> Self:
+        """The first `count` examples, or all if there are fewer."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same examples on another device."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSplit:
+    """Examples held as two tensors.
+
+    Args:
+        inputs: (examples, ...).
+        targets: (examples, ...).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Split.take`."""
+        indices = indices.to(self.targets.device)
+        return self.inputs[indices], self.targets[indices]
+
+    def first(self, count: int) -> Self:
+        """See `Split.first`."""
+        return replace(self, inputs=self.inputs[:count], targets=self.targets[:count])
+
+    def to(self, device: torch.device) -> Self:
+        """See `Split.to`."""
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a job trains.
+
+    Args:
+        name: as in the configuration.
+        build: makes the network, its weights drawn from torch's global generator.
+        train, validation, test: the examples. Decisions are taken on validation, results reported on test.
+        data: where the examples came from, for the report.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    train: Split
+    validation: Split
+    test: Split
+    data: str
+
+    def to(self, device: torch.device) -> "Task":
+        """The same task with its examples on another device."""
+        return replace(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
+
+    def first(self, count: int) -> "Task":
+        """The same task with at most `count` examples in each split, for quick trials."""
+        return replace(self, train=self.train.first(count), validation=self.validation.first(count), test=self.test.first(count))
+
+    @staticmethod
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of `outputs` (..., classes) against `targets` (...)."""
+        return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+    @staticmethod
+    def correct(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Fraction of targets that are the most likely class."""
+        return (outputs.argmax(-1) == targets).float().mean()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, rank: int = 0, world: int = 1) -> Tensor:
+    """Sums over this rank's share of a split: (loss, correct, examples), float64, ready to be summed over the ranks.
+
+    The batches are the same whatever the number of ranks; rank r takes every `world`-th of them from r on.
+    """
+    training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    for start in range(rank * batch_size, len(split), world * batch_size):
+        inputs, targets = split.take(torch.arange(start, min(start + batch_size, len(split))))
+        outputs = model(inputs)
+        mean = torch.stack([Task.loss(outputs, targets), Task.correct(outputs, targets)]).double().cpu()
+        sums += torch.cat([mean, torch.ones(1, dtype=torch.float64)]) * len(targets)
+    model.train(training)
+    return sums

@@ -1,0 +1,91 @@
+"""Where a wiring is drawn: neurons are numbered as they are asked for, blocks listed as they are drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protos.wiring import MAX_SLOTS, Block, EdgeType, Parameter, Wiring
+
+
+@dataclass(frozen=True, slots=True)
+class Neurons:
+    """A range of neurons, `start` .. `start + count - 1`."""
+
+    start: int
+    count: int
+
+    def part(self, first: int, count: int) -> "Neurons":
+        """`count` of these neurons, from the `first` on."""
+        assert first >= 0
+        assert first + count <= self.count
+        return Neurons(self.start + first, count)
+
+
+class Canvas:
+    """Collects the blocks of one wiring over a fixed list of parameters."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.parameters = tuple(parameters)
+        self._index = {parameter.name: index for index, parameter in enumerate(parameters)}
+        self._blocks: list[Block] = []
+        self._neurons = 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.parameters[self._index[name]].shape
+
+    def neurons(self, count: int) -> Neurons:
+        """`count` new neurons."""
+        self._neurons += count
+        return Neurons(self._neurons - count, count)
+
+    def weights(
+        self,
+        name: str,
+        sources: Neurons,
+        targets: Neurons,
+        kind: EdgeType,
+        *,
+        strides: tuple[int, int],
+        offset: int = 0,
+        slots: int = 1,
+        slot_stride: int = 1,
+        diagonal: bool = False,
+    ) -> None:
+        """Draw weights of a parameter: `offset + i * strides[0] + j * strides[1] + slot * slot_stride` from source i to target j.
+
+        More than nine slots go to parallel edges, nine each. On a diagonal j = i and only the first stride counts.
+        """
+        index = self._index[name]
+        for first in range(0, slots, MAX_SLOTS):
+            count = min(MAX_SLOTS, slots - first)
+            self._blocks.append(
+                Block(
+                    int(kind),
+                    sources.start,
+                    sources.count,
+                    targets.start,
+                    targets.count,
+                    diagonal=diagonal,
+                    parameter=index,
+                    offset=offset + first * slot_stride,
+                    source_stride=strides[0],
+                    target_stride=0 if diagonal else strides[1],
+                    slots=count,
+                    slot_stride=slot_stride if count > 1 else 0,
+                )
+            )
+
+    def vector(self, name: str, targets: Neurons, kind: EdgeType, *, offset: int = 0, source: Neurons | None = None) -> None:
+        """Draw a bias or gain: one source neuron of its own, an edge to each target."""
+        self.weights(name, source or self.neurons(1), targets, kind, strides=(0, 1), offset=offset)
+
+    def residual(self, sources: Neurons, targets: Neurons) -> None:
+        """Tie source i to target i by an edge without weights."""
+        block = Block(int(EdgeType.RESIDUAL), sources.start, sources.count, targets.start, targets.count, diagonal=True)
+        self._blocks.append(block)
+
+    def head(self, node: Neurons, members: Neurons) -> None:
+        """Tie the neurons of one attention head to its head neuron."""
+        self._blocks.append(Block(int(EdgeType.HEAD), node.start, node.count, members.start, members.count))
+
+    def wiring(self) -> Wiring:
+        return Wiring(self.parameters, max(1, self._neurons), tuple(self._blocks))

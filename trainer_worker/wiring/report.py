@@ -1,0 +1,107 @@
+"""How a module was wired, parameter by parameter."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
+
+FALLBACK, SCALAR = "fallback", "scalar"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter.
+
+    Args:
+        name, shape: the parameter's.
+        how: "family", "traced", "traced apart", "scalar" (in no block) or "fallback" (neurons of its own).
+        kinds: types of its edges.
+        sources, targets: neuron ranges (first, last) over all its blocks; None for a scalar.
+        blocks: how many blocks it takes.
+        followed: the share of its weights whose place in the network is known; the others have neurons of their own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    how: str
+    kinds: tuple[EdgeType, ...]
+    sources: tuple[int, int] | None
+    targets: tuple[int, int] | None
+    blocks: int
+    followed: float
+
+    @property
+    def size(self) -> int:
+        return _product(self.shape)
+
+
+@dataclass(frozen=True)
+class WiringReport:
+    """A wiring and how it came about.
+
+    Args:
+        wiring: the result.
+        model: the module's class.
+        family: the named family it was read as, None if it was traced.
+        how, followed: for each parameter as in `Row`.
+        remarks: what went wrong on the way, one sentence each.
+    """
+
+    wiring: Wiring
+    model: str
+    family: str | None
+    how: dict[str, str]
+    followed: dict[str, float]
+    remarks: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """One for each parameter, in the order of the flat vector."""
+        blocks: list[list[Block]] = [[] for _ in self.wiring.parameters]
+        for block in self.wiring.blocks:
+            if block.parameter != STRUCTURE:
+                blocks[block.parameter].append(block)
+        return tuple(
+            Row(
+                parameter.name,
+                parameter.shape,
+                self.how[parameter.name],
+                tuple(EdgeType(kind) for kind in dict.fromkeys(block.edge_type for block in own)),
+                _range([(block.source, block.sources) for block in own]),
+                _range([(block.target, block.targets) for block in own]),
+                len(own),
+                self.followed[parameter.name],
+            )
+            for parameter, own in zip(self.wiring.parameters, blocks, strict=True)
+        )
+
+    @property
+    def coverage(self) -> float:
+        """The share of all weights that are wired into the network, not by fallback."""
+        return sum(row.size * row.followed for row in self.rows) / max(1, self.wiring.size)
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Parameters with neurons of their own."""
+        return tuple(row.name for row in self.rows if row.how == FALLBACK)
+
+    @property
+    def structure(self) -> dict[str, int]:
+        """Edges without weights by type, self loops aside."""
+        counts: Counter[str] = Counter()
+        for block in self.wiring.blocks:
+            if block.parameter == STRUCTURE:
+                counts[EdgeType(block.edge_type).name.lower()] += block.edges
+        return dict(counts)
+
+
+def _range(ends: list[tuple[int, int]]) -> tuple[int, int] | None:
+    return (min(start for start, _ in ends), max(start + count for start, count in ends) - 1) if ends else None
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

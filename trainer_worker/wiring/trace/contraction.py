@@ -1,0 +1,200 @@
+"""Matrix products: of an activation with weights, or of two activations (attention)."""
+
+import torch
+from torch import Tensor
+
+from protos.wiring import EdgeType
+from trainer_worker.wiring.trace.labels import distinct, squash, varying
+from trainer_worker.wiring.trace.shadows import Flow, Held, Pairing, Shadow
+from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
+from trainer_worker.wiring.trace.weights import attach, multiply
+
+
+@handles("mm", "bmm", "mv", "dot", "vdot", "inner", "matmul")
+def product(tracer: Tracer, call: Call) -> Shadow:
+    left, right = call.args[:2]
+    return _product(tracer, left, right)
+
+
+@handles("addmm", "baddbmm", "addmv", "addbmm")
+def biased_product(tracer: Tracer, call: Call) -> Shadow:
+    bias, left, right = call.args[:3]
+    return _biased(tracer, _product(tracer, left, right), bias, tuple(call.out.shape))
+
+
+@handles("linear")
+def linear(tracer: Tracer, call: Call) -> Shadow:
+    """Where a backend keeps it whole: like the product with the transposed weights."""
+    inputs, weight = call.args[:2]
+    held = tracer.get(weight)
+    if not isinstance(held, Held):
+        return None
+    turned = held.seen(held.view.t(), tuple(rider.seen(rider.view.t(), ()) for rider in held.riders))
+    flow = tracer.flow(inputs)
+    last = inputs.dim() - 1
+    own = flow.along(last, inputs.shape[last])
+    own = None if own is None else tracer.labels.collapse(own, {last}).reshape(-1, 1)
+    source, target = multiply(tracer, turned, own, sources={0}, targets={1}, kind=EdgeType.LINEAR)
+    lead = (1,) * last
+    if own is None:
+        tracer.assign(inputs, source.reshape(*lead, -1))
+    return _biased(
+        tracer, Flow((target.reshape(*lead, -1), *flow.without(last)), plain=True), call.arg(2, "bias"), tuple(call.out.shape)
+    )
+
+
+@handles("_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_product(tracer: Tracer, call: Call) -> Shadow:
+    """Rows sorted by expert, each group times its expert's matrix: (rows, in) @ (experts, in, out)."""
+    inputs, weight = call.args[:2]
+    held, ends = tracer.get(weight), call.arg(2, "offs").tolist()
+    if not isinstance(held, Held) or weight.dim() != 3:
+        return None
+    expert = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor([0, *ends]).diff())
+    own = tracer.flow(inputs).along(1, inputs.shape[1])
+    labels = None if own is None else _by_expert(tracer, own.expand(len(inputs), -1), expert, len(ends))
+    _, target = multiply(tracer, held, labels, sources={0, 1}, targets={0, 2}, kind=EdgeType.LINEAR)
+    return Flow((target[expert, 0],), plain=True)
+
+
+def _by_expert(tracer: Tracer, labels: Tensor, expert: Tensor, experts: int) -> Tensor:
+    """(rows, in) -> (experts, in, 1): the rows of one expert share their neurons."""
+    groups = []
+    for index in range(experts):
+        rows = labels[expert == index]
+        groups.append(tracer.labels.collapse(rows, {1}) if len(rows) else tracer.labels.fresh(1, labels.shape[1]))
+    return squash(torch.stack(groups).squeeze(1).unsqueeze(-1))
+
+
+@handles("_trilinear")
+def trilinear(tracer: Tracer, call: Call) -> Shadow:
+    """A bilinear layer (out, in1, in2): both inputs are sources, neuron pairs of the first and second."""
+    held = tracer.get(call.args[1])
+    if not isinstance(held, Held) or held.view.dim() != 3:
+        return None
+    outputs = held.shape[0]
+    sources = tracer.labels.fresh(1, *held.shape[1:])
+    _, target = multiply(tracer, held, sources, sources={1, 2}, targets={0}, kind=EdgeType.LINEAR)
+    shape = [1] * (call.out.dim() - 1)
+    return Flow((target.reshape(*shape, outputs),), plain=True)
+
+
+def _biased(tracer: Tracer, result: Flow, bias: Tensor | None, shape: tuple[int, ...]) -> Flow:
+    held = tracer.get(bias)
+    return attach(tracer, held, result, shape, EdgeType.OTHER) if isinstance(held, Held) else result
+
+
+def _product(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
+    """The product's neurons; vectors count as matrices of one row or column."""
+    if left.dim() != right.dim() or left.dim() not in {2, 3}:
+        return _vector_product(tracer, left, right)
+    if isinstance(tracer.get(right), Held):
+        return _weights_right(tracer, left, right)
+    if isinstance(tracer.get(left), Held):
+        return _weights_left(tracer, left, right)
+    return _activations(tracer, left, right)
+
+
+def _vector_product(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
+    """A matrix times a vector: where one is weights, its other dimension is what comes out."""
+    held = tracer.get(left)
+    if not isinstance(held, Held) or left.dim() != 2:
+        return Flow()
+    own = tracer.flow(right).along(0, right.shape[0])
+    inputs = None if own is None else own.reshape(1, -1)
+    _, target = multiply(tracer, held, inputs, sources={1}, targets={0}, kind=EdgeType.LINEAR)
+    return Flow((target.reshape(-1),), plain=True)
+
+
+def _weights_right(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
+    """A product (.., rows, in) @ (.., in, out)."""
+    held = tracer.get(right)
+    assert isinstance(held, Held)
+    flow, depth = tracer.flow(left), left.dim() - 1
+    batch = _batch(held)
+    own = flow.along(depth, left.shape[depth])
+    inputs = None if own is None else tracer.labels.collapse(own, {depth} | batch).transpose(-1, -2)
+    source, target = multiply(tracer, held, inputs, sources={depth - 1} | batch, targets={depth} | batch, kind=EdgeType.LINEAR)
+    if own is None:
+        tracer.assign(left, source.transpose(-1, -2))
+    return Flow((target, *flow.without(depth)), plain=True)
+
+
+def _weights_left(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
+    """A product (.., out, in) @ (.., in, columns)."""
+    held = tracer.get(left)
+    assert isinstance(held, Held)
+    flow, depth = tracer.flow(right), right.dim() - 1
+    batch = _batch(held)
+    own = flow.along(depth - 1, right.shape[depth - 1])
+    inputs = None if own is None else tracer.labels.collapse(own, {depth - 1} | batch).transpose(-1, -2)
+    source, target = multiply(tracer, held, inputs, sources={depth} | batch, targets={depth - 1} | batch, kind=EdgeType.LINEAR)
+    if own is None:
+        tracer.assign(right, source.transpose(-1, -2))
+    return Flow((target, *flow.without(depth - 1)), plain=True)
+
+
+def _batch(held: Held) -> set[int]:
+    """Weights that differ from matrix to matrix (experts)."""
+    view = held.view
+    return {0} if view.dim() == 3 and view.size(0) > 1 and view.stride(0) > 0 else set()
+
+
+def _activations(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
+    """Attention, if neither operand's neurons depend on its free dimension; else a weighted sum over rows (graph layers)."""
+    first, second = tracer.flow(left), tracer.flow(right)
+    depth = left.dim() - 1
+    ours, theirs = first.along(depth, left.shape[depth]), second.along(depth - 1, right.shape[depth - 1])
+    ours, theirs = _apart_from_rows(tracer, ours, depth), _apart_from_rows(tracer, theirs, depth - 1)
+    rest = [*first.without(depth), *second.without(depth - 1)]
+    if first.pairing is not None and first.pairing.normalised:
+        return _attended(tracer, first.pairing, right, second)
+    if ours is not None and theirs is not None and depth - 1 not in varying(ours) and depth not in varying(theirs):
+        batch = left.shape[0] if depth == 2 else 1
+        pairing = Pairing(_rows(ours, batch), _rows(theirs.transpose(-1, -2), batch))
+        tracer.pairings.append(pairing)
+        return Flow(tuple(rest), pairing=pairing)
+    for labels, summed in ((ours, depth), (theirs, depth - 1)):
+        if labels is not None and varying(labels) - {summed, 0}:
+            rest.append(tracer.labels.collapse(labels, varying(labels) - {summed}))
+    return Flow(tuple(rest), plain=True)
+
+
+def _apart_from_rows(tracer: Tracer, labels: Tensor | None, dim: int) -> Tensor | None:
+    """Rows that were put side by side from several layers (cached keys, memory tokens) share their neurons."""
+    if labels is None:
+        return None
+    keep = {dim, 0} if labels.dim() == 3 else {dim}
+    if varying(labels) <= keep or tracer.labels.origins(labels) == 1 or tracer.labels.of_input(labels):
+        return labels
+    return tracer.labels.collapse(labels, keep)
+
+
+def _attended(tracer: Tracer, pairing: Pairing, values: Tensor, flow: Flow) -> Flow:
+    """Values weighted by attention: heads that share values get neurons of their own for the result."""
+    depth = values.dim() - 1
+    own = _apart_from_rows(tracer, flow.along(depth, values.shape[depth]), depth)
+    if own is None or depth - 1 in varying(own):
+        own = None if own is None else tracer.labels.collapse(own, varying(own) - {depth - 1})
+        return Flow(() if own is None else (own,), plain=True)
+    batch = values.shape[0] if depth == 2 else 1
+    value = _rows(own, batch)
+    heads, shared = len(distinct(pairing.query)[0]), len(distinct(value)[0])
+    if pairing.value is None:
+        pairing.value = value
+        pairing.result = value if heads == shared else _fresh_rows(tracer, pairing.query, value.shape[1])
+    result = pairing.result if pairing.result is not None and pairing.result.shape == value.shape else value
+    labels = result.unsqueeze(1) if depth == 2 else result
+    others = tuple(other for other in flow.identities if depth not in varying(other) and depth - 1 not in varying(other))
+    return Flow((labels if heads > 1 else labels[:1], *others), plain=True)
+
+
+def _fresh_rows(tracer: Tracer, query: Tensor, width: int) -> Tensor:
+    """New neurons for each head, the same for the same head in another example: (batch, width)."""
+    first, head = distinct(query)
+    return tracer.labels.fresh(len(first), width)[head]
+
+
+def _rows(labels: Tensor, batch: int) -> Tensor:
+    """Labels (1 or batch, 1, width) as (batch, width)."""
+    return labels.reshape(-1, labels.shape[-1]).expand(batch, -1) if labels.numel() == labels.shape[-1] else labels.flatten(0, -2)

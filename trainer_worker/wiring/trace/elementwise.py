@@ -1,0 +1,176 @@
+"""Operators that combine tensors element by element, and reductions."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from protos.wiring import EdgeType
+from trainer_worker.wiring.trace.labels import overlap, varying
+from trainer_worker.wiring.trace.shadows import Flow, Held, Shadow
+from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
+from trainer_worker.wiring.trace.weights import attach
+
+
+@handles("add", "sub", "rsub", "subtract", "addcmul", "addcdiv")
+def add(tracer: Tracer, call: Call) -> Shadow:
+    """A sum: a bias, a residual connection, or two layers that end in the same neurons."""
+    return _combine(tracer, call, EdgeType.OTHER)
+
+
+@handles(
+    "mul", "div", "multiply", "divide", "where", "maximum", "minimum", "lerp", "pow", "atan2", "_prelu_kernel", "fmod",
+    "remainder", "masked_fill", "hypot", "fmax", "fmin",
+)  # fmt: skip
+def multiply(tracer: Tracer, call: Call) -> Shadow:
+    """A product or choice: a gain, or two activations whose neurons pair off."""
+    return _combine(tracer, call, EdgeType.NORM)
+
+
+Join = Callable[[Tracer, Tensor, Tensor, bool], Tensor]
+"""Joins two identities over the same dimensions; told whether both come straight from a layer."""
+
+
+def _combine(tracer: Tracer, call: Call, kind: EdgeType) -> Shadow:
+    operands = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
+    shadows = [tracer.get(value) for value in operands]
+    held = [shadow for shadow in shadows if isinstance(shadow, Held)]
+    known = zip(operands, shadows, strict=True)
+    flows = [(value, shadow) for value, shadow in known if isinstance(shadow, Flow) and _tells(shadow)]
+    shape = tuple(call.out.shape)
+    if held and not flows:
+        carrier = max(held, key=lambda weights: weights.view.numel())
+        if carrier.shape == shape:
+            return _laden(carrier, [weights for weights in held if weights is not carrier])
+    if not held and not flows:
+        return None
+    result = _merge(tracer, [_aligned(flow, value.dim(), len(shape)) for value, flow in flows], kind)
+    for weights in held:
+        result = attach(tracer, weights, result, shape, kind)
+    return result
+
+
+def _tells(flow: Flow) -> bool:
+    """There is anything known about the activation; a norm of weights, say, is but a number."""
+    return bool(flow.identities) or flow.pairing is not None
+
+
+def _laden(carrier: Held, others: list[Held]) -> Held:
+    """Weights with further weights multiplied into them."""
+    riders = tuple(other.seen(other.view.expand(carrier.shape), ()) for other in others)
+    return carrier.seen(carrier.view, (*carrier.riders, *riders))
+
+
+def _aligned(flow: Flow, dims: int, wanted: int) -> Flow:
+    """Leading dimensions of size 1, as broadcasting adds them."""
+    lead = (1,) * (wanted - dims)
+    return Flow(tuple(labels.reshape(lead + tuple(labels.shape)) for labels in flow.identities), flow.plain, flow.pairing)
+
+
+def _merge(tracer: Tracer, flows: list[Flow], kind: EdgeType) -> Flow:
+    if not flows:
+        return Flow()
+    result = flows[0]
+    for flow in flows[1:]:
+        join = _sum if kind == EdgeType.OTHER else _product
+        identities = list(result.identities)
+        for labels in flow.identities:
+            _place(tracer, identities, labels, plain=result.plain and flow.plain, join=join)
+        result = Flow(tuple(identities), plain=False, pairing=result.pairing or flow.pairing)
+    return result
+
+
+def _place(tracer: Tracer, identities: list[Tensor], labels: Tensor, *, plain: bool, join: Join) -> None:
+    """Join the labels with the identity over the same dimensions; where they only overlap, the finer one stays."""
+    for index, mine in enumerate(identities):
+        if varying(mine) == varying(labels):
+            identities[index] = join(tracer, mine, labels, plain)
+            return
+    for index, mine in enumerate(identities):
+        common = varying(mine) & varying(labels)
+        if common:
+            ours, theirs = (_reduced(tracer, end, common) for end in (mine, labels))
+            if varying(ours) == varying(theirs):
+                identities[index] = join(tracer, ours, theirs, plain)
+            elif varying(ours) < varying(theirs):
+                identities[index] = theirs
+            return
+    identities.append(labels)
+
+
+def _reduced(tracer: Tracer, labels: Tensor, dims: set[int]) -> Tensor:
+    """The neurons of an input or a concatenation depend on no more dimensions than those of what it is combined with.
+
+    Not so heads: the finer neurons of one layer's output, split over two dimensions, stay apart.
+    """
+    loose = tracer.labels.of_input(labels) or tracer.labels.origins(labels) > 1
+    return tracer.labels.collapse(labels, dims) if loose else labels
+
+
+def _product(tracer: Tracer, left: Tensor, right: Tensor, plain: bool) -> Tensor:  # noqa: ARG001, FBT001  (the two joins are called alike)
+    tracer.labels.tie(left, right)
+    return left
+
+
+def _sum(tracer: Tracer, left: Tensor, right: Tensor, plain: bool) -> Tensor:  # noqa: FBT001
+    """What has been read from already is skipped over; what has not ends in the same neurons.
+
+    Two parts of one layer's output added up (rotary embeddings) mix neurons rather than pair them off, and stay apart.
+    """
+    if overlap(left, right) or (plain and tracer.labels.same_origin(left, right)):
+        return left
+    read = tracer.labels.consumed(left), tracer.labels.consumed(right)
+    if read == (False, False):
+        tracer.labels.tie(left, right)
+        return left
+    if read == (True, True):
+        total = tracer.labels.fresh(*left.shape)
+        tracer.residuals += [(left, total), (right, total)]
+        return total
+    skipped, branch = (left, right) if read[0] else (right, left)
+    tracer.residuals.append((skipped, branch))
+    return branch
+
+
+@handles("_softmax", "_safe_softmax", "_log_softmax", "softmax", "sigmoid_softmax", "_masked_softmax")
+def softmax(tracer: Tracer, call: Call) -> Shadow:
+    """Normalised products of activations are attention."""
+    shadow = tracer.get(call.args[0])
+    if isinstance(shadow, Flow) and shadow.pairing is not None:
+        shadow.pairing.normalised = True
+    return shadow
+
+
+@handles(
+    "sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm",
+    "norm", "prod", "median", "nanmean", "any", "all", "argmax", "argmin", "aminmax",
+)  # fmt: skip
+def reduce(tracer: Tracer, call: Call) -> Shadow:
+    """Sums over a dimension tie the neurons along it; with `keepdim` (normalisation written out) they only drop them."""
+    tensor = call.args[0]
+    shadow = tracer.get(tensor)
+    if not isinstance(shadow, Flow):
+        return None
+    if len(call.args) > 1 and isinstance(call.args[1], Tensor):
+        return _combine(tracer, call, EdgeType.NORM)
+    out = call.out if isinstance(call.out, Tensor) else call.out[0]
+    dims = _reduced_dims(call, tensor.dim())
+    if out.dim() == tensor.dim():
+        return Flow(tuple(labels for labels in shadow.identities if not varying(labels) & dims))
+    kept = []
+    for labels in shadow.identities:
+        rest = sorted(set(range(tensor.dim())) - dims)
+        own = varying(labels) & set(rest)
+        if own or labels.numel() == 1:
+            if len(own) > 1 and varying(labels) & dims and not tracer.labels.of_input(labels):
+                own = {max(own)}  # rows that went through different experts
+            summed = tracer.labels.collapse(labels, own if varying(labels) & dims else set(rest))
+            kept.append(summed.reshape([summed.shape[dim] for dim in rest]))
+    return Flow(tuple(kept))
+
+
+def _reduced_dims(call: Call, count: int) -> set[int]:
+    position = 2 if call.name == "linalg_vector_norm" else 1
+    dims = call.arg(position, "dim")
+    if dims is None or isinstance(dims, bool) or dims == []:
+        return set(range(count))
+    return {dim % count for dim in ([dims] if isinstance(dims, int) else dims)}

@@ -1,0 +1,183 @@
+"""Example inputs for a module that comes without: guessed from its signature and its layers, tried until one fits."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from itertools import chain, islice, product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BATCH, STEPS = 2, 8
+IMAGE_SIDES = (32, 28, 64, 16, 8, 96, 128, 224, 256, 299)
+VOLUME_SIDES = (16, 32, 8)
+LENGTHS = (8, 32, 128, 16, 64, 1000)
+OTHER_SIZES = (*range(7, 1, -1), *range(9, 65), 1)
+"""Sizes tried where none of the usual ones fits: short ones first, for tables of positions have an end."""
+
+TRIES = 150
+"""Guesses of each sort."""
+
+Guess = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def guesses(module: nn.Module) -> Iterator[Guess]:
+    """Arguments worth trying, the likeliest first."""
+    own = getattr(module, "dummy_inputs", None)
+    if isinstance(own, dict) and own:
+        yield (), own
+    names = _required(module)
+    if not names:
+        yield (), {}
+    likely = (variant for example in islice(_examples(module), 40) for variant in _variants(names, example))
+    mixed = _mixtures(names, list(islice(_examples(module, sides=1), 10))) if len(names) > 1 else iter(())
+    odd = (variant for example in _odd_sizes(module) for variant in _variants(names, example))
+    batches = ((Batch(example),) for example in _examples(module)) if len(names) == 1 else iter(())
+    for arguments in chain(likely, islice(mixed, TRIES), islice(odd, TRIES), islice(batches, 20)):
+        yield arguments, {}
+
+
+class Batch(dict[str, Any]):
+    """A batch of named fields, whatever their names."""
+
+    def __init__(self, example: Tensor) -> None:
+        super().__init__()
+        self.example = example
+
+    def __missing__(self, name: str) -> Any:
+        return _by_name(name, self.example)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self[name]
+
+
+def _mixtures(names: list[str], examples: list[Tensor]) -> Iterator[tuple[Any, ...]]:
+    """Every argument another example, or what its name suggests."""
+    for chosen in product(examples, repeat=len(names)):
+        if any(example is not chosen[0] for example in chosen):
+            yield chosen
+            yield tuple(_by_name(name, example) for name, example in zip(names, chosen, strict=True))
+
+
+def _odd_sizes(module: nn.Module) -> Iterator[Tensor]:
+    """The first example in other sizes: shorter and longer, smaller and larger, wider and narrower."""
+    example = next(_examples(module), None)
+    if example is None:
+        return
+    for size in OTHER_SIZES:
+        if example.dim() > 3:
+            yield torch.randn(*example.shape[:2], *(size,) * (example.dim() - 2))
+        elif example.dim() == 3:
+            yield torch.randn(*example.shape[:2], size)
+            yield torch.randn(example.shape[0], size, example.shape[2])
+        elif example.is_floating_point():
+            yield torch.randn(BATCH, size, *example.shape[1:])
+            yield torch.randn(BATCH, size)
+        else:
+            yield torch.randint(0, int(example.max()) + 1, (BATCH, size))
+
+
+def _required(module: nn.Module) -> list[str]:
+    """Names of the arguments `forward` cannot do without."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except ValueError:  # scripted modules have none to show
+        return ["input"]
+    names = [item.name for item in parameters if item.kind in kinds and item.default is item.empty]
+    if names:
+        return names
+    optional = [item.name for item in parameters if item.kind in kinds][:1]
+    return optional or ["input"] if any(item.kind == inspect.Parameter.VAR_POSITIONAL for item in parameters) else optional
+
+
+def _variants(names: list[str], example: Tensor) -> Iterator[tuple[Any, ...]]:
+    """The example for every argument; for some, what their name suggests."""
+    yield tuple(example for _ in names)
+    suggested = tuple(_by_name(name, example) for name in names)
+    if any(value is not example for value in suggested):
+        yield suggested
+
+
+def _by_name(name: str, example: Tensor) -> Any:
+    rows = example.shape[0]
+    for words, make in _NAMED:
+        if name in words or any(word.endswith("*") and word[:-1] in name for word in words):
+            return make(rows, example)
+    return example
+
+
+_NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (
+    ({"adj*"}, lambda rows, _: torch.ones(rows, rows) / rows),
+    ({"edge_index", "edges"}, lambda rows, _: torch.stack([torch.arange(rows), torch.arange(rows).roll(1)])),
+    ({"t", "time", "timestep", "timesteps"}, lambda rows, _: torch.arange(rows)),
+    ({"batch", "batch_index"}, lambda rows, _: torch.zeros(rows, dtype=torch.long)),
+    ({"mask*"}, lambda _, example: torch.ones(example.shape[:2], dtype=torch.bool)),
+    ({"len*"}, lambda rows, example: torch.full((rows,), example.shape[1] if example.dim() > 1 else 1)),
+    ({"ids", "tokens", "input_ids", "idx", "labels", "target", "targets", "y"}, lambda rows, _: torch.randint(0, 2, (rows, STEPS))),
+)
+"""What an argument's name suggests, given the number of examples and what the first layer takes; * stands for anything."""
+
+
+def _examples(module: nn.Module, *, sides: int = 20) -> Iterator[Tensor]:
+    """Tensors the module's layers would take, layer by layer in their order; images and the like in so many sizes."""
+    seen = set()
+    stated = _stated_sides(module)
+    words = min(
+        (layer.num_embeddings for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))), default=2
+    )
+    known = (example for layer in module.modules() for example in _for_layer(layer, words, stated, sides))
+    own = (example for layer in module.modules() for example in _for_own_parameters(layer))
+    for example in chain(known, own):
+        key = (tuple(example.shape), example.dtype)
+        if key not in seen:
+            seen.add(key)
+            yield example
+
+
+def _for_layer(layer: nn.Module, words: int, stated: tuple[int, ...], sides: int) -> Iterator[Tensor]:
+    match layer:
+        case nn.Embedding() | nn.EmbeddingBag():
+            yield torch.randint(0, words, (BATCH, STEPS))
+            yield torch.randint(0, words, (BATCH,))
+        case nn.Linear():
+            yield from _features(layer.in_features)
+        case nn.RNNBase() | nn.RNNCellBase():
+            yield from reversed(list(_features(layer.input_size)))
+        case nn.MultiheadAttention():
+            yield torch.randn(BATCH, STEPS, layer.embed_dim)
+        case nn.LayerNorm():
+            yield torch.randn(BATCH, STEPS, *layer.normalized_shape)
+        case _ if isinstance(features := getattr(layer, "num_features", None), int):
+            yield from (torch.randn(BATCH, features, *(8,) * dims) for dims in range(4))
+        case _ if isinstance(getattr(layer, "kernel_size", None), tuple) and hasattr(layer, "in_channels"):
+            yield from islice(_fields(layer, stated), sides)
+
+
+def _for_own_parameters(layer: nn.Module) -> Iterator[Tensor]:
+    """A layer that multiplies by parameters of its own takes one of their sizes."""
+    for parameter in layer.parameters(recurse=False):
+        for size in dict.fromkeys(parameter.shape[-2:]):
+            yield from _features(size)
+
+
+def _stated_sides(module: nn.Module) -> tuple[int, ...]:
+    """Image sizes that a module or its configuration names."""
+    holders = [holder for part in module.modules() for holder in (part, getattr(part, "config", None)) if holder is not None]
+    stated = (getattr(holder, name, None) for holder in holders for name in ("image_size", "img_size"))
+    sides = (side[0] if isinstance(side, (tuple, list)) and side else side for side in stated)
+    return tuple(dict.fromkeys(side for side in sides if isinstance(side, int) and 0 < side <= 1024))
+
+
+def _features(size: int) -> Iterator[Tensor]:
+    yield torch.randn(BATCH, size)
+    yield torch.randn(BATCH, STEPS, size)
+
+
+def _fields(layer: Any, stated: tuple[int, ...]) -> Iterator[Tensor]:
+    """Inputs of a convolution over one, two or three dimensions."""
+    dims = len(layer.kernel_size)
+    for side in (*stated, *(LENGTHS, IMAGE_SIDES, VOLUME_SIDES)[dims - 1]):
+        yield torch.randn(BATCH, layer.in_channels, *(side,) * dims)

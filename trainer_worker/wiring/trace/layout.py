@@ -1,0 +1,233 @@
+"""From what was traced to blocks: labels become numbered neurons, uses become rectangles, attention gets its heads."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from protos.wiring import EdgeType, Parameter, Wiring
+from trainer_worker.wiring.canvas import Canvas, Neurons
+from trainer_worker.wiring.fallback import draw_alone, draw_rest
+from trainer_worker.wiring.trace.labels import UNKNOWN, distinct
+from trainer_worker.wiring.trace.rectangles import MAX_PIECES, Piece, Weights
+from trainer_worker.wiring.trace.shadows import Pairing
+from trainer_worker.wiring.trace.tracer import Tracer
+from trainer_worker.wiring.trace.uses import Use
+
+
+def lay_out(tracer: Tracer, parameters: tuple[Parameter, ...], *, heads: bool) -> tuple[Wiring, dict[str, float]]:
+    """Number the neurons and draw the blocks.
+
+    Returns:
+        the wiring; for each parameter the share of its weights that the trace could place, the others have neurons of their own.
+    """
+    return _Layout(tracer, parameters, heads=heads).draw()
+
+
+_MARK = 64
+"""Base of the numbers `_Layout._codes` makes."""
+
+
+@dataclass
+class _Attention:
+    """One attention layer: rows are its heads."""
+
+    query: Tensor  # (heads, width) labels
+    value: Tensor | None  # (heads, width), None where heads share values
+
+
+@dataclass
+class _Marks:
+    """What attention says about labels: the type of the edges that end there, and which of those run backwards."""
+
+    kind: Tensor
+    turned: Tensor
+    heads: list[_Attention] = field(default_factory=list)
+
+
+class _Layout:
+    def __init__(self, tracer: Tracer, parameters: tuple[Parameter, ...], *, heads: bool) -> None:
+        self._tracer = tracer
+        self._canvas = Canvas(parameters)
+        self._parameters = parameters
+        _settle(tracer)
+        self._marks = _mark(tracer, heads=heads)
+        self._component = tracer.labels.resolve()
+        self._number = torch.full((len(self._component),), UNKNOWN)
+
+    def draw(self) -> tuple[Wiring, dict[str, float]]:
+        placed, alone = {}, []
+        for index, parameter in enumerate(self._parameters):
+            uses = sorted(self._tracer.uses.of[index], key=lambda use: use.offset)
+            drawn = sum(self._draw_use(parameter, use) for use in uses)
+            placed[parameter.name] = drawn / max(1, parameter.size)
+            if drawn:
+                draw_rest(self._canvas, parameter, self._tracer.uses.seen[index])
+            elif parameter.shape and parameter.size:
+                alone.append(parameter)
+        self._draw_structure()
+        draw_alone(self._canvas, alone)
+        return self._canvas.wiring(), placed
+
+    def _draw_use(self, parameter: Parameter, use: Use) -> int:
+        """Draw the use's blocks; returns how many weights they hold, 0 if they cannot be said in blocks."""
+        ends = self._neurons(use.source), self._neurons(use.target)
+        weights = Weights(use.sizes, use.strides, use.offset, *ends, self._codes(parameter, use))
+        pieces = list(islice(weights.pieces(), MAX_PIECES + 1))
+        if len(pieces) > MAX_PIECES:
+            return 0
+        single: dict[int, Neurons] = {}
+        for piece in pieces:
+            mark = piece.kind // _MARK
+            if use.source.numel() == 1 and mark not in single:  # a fused bias has a source each for query, key and value
+                single[mark] = self._canvas.neurons(1) if single else piece.sources
+            self._draw_piece(parameter.name, piece, single.get(mark, piece.sources))
+        return torch.Size(use.sizes).numel()
+
+    def _codes(self, parameter: Parameter, use: Use) -> Tensor:
+        """For each target: what attention takes it for, the edge's type, and whether the edge runs backwards, in one number."""
+        mark, turned = self._marks.kind[use.target], self._marks.turned[use.target].to(torch.int64)
+        kind = torch.full_like(mark, int(_kind(parameter, use)))
+        if use.kind != EdgeType.LINEAR:
+            return mark * _MARK + kind * 2
+        return mark * _MARK + torch.where(mark > 0, mark, kind) * 2 + turned
+
+    def _draw_piece(self, name: str, piece: Piece, sources: Neurons) -> None:
+        kind, turned = EdgeType(piece.kind % _MARK // 2), piece.kind % 2
+        ends, strides = (sources, piece.targets), piece.strides
+        if turned and not piece.diagonal:
+            ends, strides = ends[::-1], strides[::-1]
+        self._canvas.weights(
+            name,
+            *ends,
+            kind,
+            strides=strides,
+            offset=piece.offset,
+            slots=piece.slots,
+            slot_stride=piece.slot_stride,
+            diagonal=piece.diagonal,
+        )
+
+    def _neurons(self, labels: Tensor) -> Tensor:
+        """The neurons of labels, numbered as they come up."""
+        components = self._component[labels]
+        new = components[self._number[components] == UNKNOWN]
+        if len(new):
+            order = torch.tensor(list(dict.fromkeys(new.flatten().tolist())))
+            start = self._canvas.neurons(len(order)).start
+            self._number[order] = torch.arange(start, start + len(order))
+        return self._number[components]
+
+    def _draw_structure(self) -> None:
+        pairs: set[tuple[int, int]] = set()
+        for skipped, branch in self._tracer.residuals:
+            ends = (self._neurons(labels).flatten().tolist() for labels in (skipped, branch))
+            pairs.update(zip(*ends, strict=True))
+        for sources, targets in _diagonals(sorted(pair for pair in pairs if pair[0] != pair[1])):
+            self._canvas.residual(sources, targets)
+        seen = set()
+        for attention in self._marks.heads:
+            for row in range(len(attention.query)):
+                members = [self._neurons(part[row]).tolist() for part in (attention.query, attention.value) if part is not None]
+                if str(members) not in seen:
+                    seen.add(str(members))
+                    node = self._canvas.neurons(1)
+                    for neurons in _ranges(sorted({neuron for group in members for neuron in group})):
+                        self._canvas.head(node, neurons)
+
+
+def _kind(parameter: Parameter, use: Use) -> EdgeType:
+    """Which kind of table an embedding is, only its name can say."""
+    if not use.lookup:
+        return use.kind
+    if "pos" in parameter.name or parameter.name.endswith("wpe.weight"):
+        return EdgeType.POSITION_EMBEDDING
+    return EdgeType.OTHER if "type" in parameter.name else use.kind
+
+
+def _settle(tracer: Tracer) -> None:
+    """Give every label that is still unknown a neuron of its own."""
+    labels = tracer.labels
+    for uses in tracer.uses.of:
+        for use in uses:
+            use.source, use.target = labels.settle(use.source), labels.settle(use.target)
+    tracer.residuals = [(labels.settle(skipped), labels.settle(branch)) for skipped, branch in tracer.residuals]
+    for pairing in tracer.pairings:
+        same = pairing.result is pairing.value
+        pairing.query, pairing.key = labels.settle(pairing.query), labels.settle(pairing.key)
+        pairing.value = None if pairing.value is None else labels.settle(pairing.value)
+        pairing.result = pairing.value if same or pairing.result is None else labels.settle(pairing.result)
+
+
+def _mark(tracer: Tracer, *, heads: bool) -> _Marks:
+    """Tie what attention ties, before labels are resolved."""
+    count = tracer.labels.count
+    marks = _Marks(torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool))
+    read = _read_components(tracer)
+    for pairing in tracer.pairings:
+        if pairing.normalised and pairing.value is not None and _dedicated(pairing, *read):
+            _mark_attention(tracer, marks, pairing, heads=heads)
+        else:
+            tracer.labels.tie(pairing.query, pairing.key)
+    return marks
+
+
+def _read_components(tracer: Tracer) -> tuple[Tensor, set[int]]:
+    """Components before attention ties any, and those that weights start from."""
+    component = tracer.labels.resolve()
+    kinds = {EdgeType.LINEAR, EdgeType.CONVOLUTION}
+    sources = [component[use.source].flatten() for uses in tracer.uses.of for use in uses if use.kind in kinds]
+    return component, {neuron for source in sources for neuron in source.tolist()}
+
+
+def _dedicated(pairing: Pairing, component: Tensor, read: set[int]) -> bool:
+    """Queries and keys that nothing else reads; a recurrent state that is attended to is no key."""
+    ends = torch.cat([component[pairing.query].flatten(), component[pairing.key].flatten()])
+    values = set() if pairing.value is None else set(component[pairing.value].flatten().tolist())
+    return read.isdisjoint(ends.tolist()) and values.isdisjoint(ends.tolist())
+
+
+def _mark_attention(tracer: Tracer, marks: _Marks, pairing: Pairing, *, heads: bool) -> None:
+    value, result = pairing.value, pairing.result
+    assert value is not None
+    assert result is not None
+    for labels, kind in ((pairing.query, EdgeType.QUERY), (pairing.key, EdgeType.KEY), (value, EdgeType.VALUE)):
+        marks.kind[labels] = int(kind)
+    if result is not value:
+        tracer.residuals.append((value, result))
+    if not heads:
+        return
+    first, _ = distinct(pairing.query)
+    if len(distinct(pairing.key)[0]) == len(first):
+        tracer.labels.tie(pairing.query, pairing.key)
+        marks.turned[pairing.key] = True
+    else:
+        tracer.residuals.append((pairing.key, pairing.query))
+    rows = result[first]
+    marks.heads.append(_Attention(pairing.query[first], rows if len(distinct(rows)[0]) == len(first) else None))
+
+
+def _diagonals(pairs: list[tuple[int, int]]) -> Iterator[tuple[Neurons, Neurons]]:
+    """Pairs of neurons -> ranges that step together."""
+    lanes: dict[int, list[int]] = {}
+    for source, target in pairs:
+        lanes.setdefault(target - source, []).append(source)
+    for distance, sources in sorted(lanes.items()):
+        for neurons in _ranges(sources):
+            yield neurons, Neurons(neurons.start + distance, neurons.count)
+
+
+def _ranges(neurons: Iterable[int]) -> Iterator[Neurons]:
+    """Ascending neurons -> ranges."""
+    start = count = 0
+    for neuron in neurons:
+        if count and neuron == start + count:
+            count += 1
+            continue
+        if count:
+            yield Neurons(start, count)
+        start, count = neuron, 1
+    if count:
+        yield Neurons(start, count)

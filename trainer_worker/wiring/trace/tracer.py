@@ -1,0 +1,203 @@
+"""Running a module while following its neurons.
+
+The tracer sees every ATen operator (below autograd and below the composite functions, so a linear layer, an LSTM and an
+attention layer all arrive as a few matrix products) and computes, beside each result, which neurons its elements belong to.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from trainer_worker.wiring.trace.labels import UNKNOWN, Labels, squash
+from trainer_worker.wiring.trace.shadows import Flow, Held, Pairing, Shadow
+from trainer_worker.wiring.trace.uses import Uses
+
+LARGEST_LABELLED_INPUT = 2**18
+"""Elements up to which an input's features get labels at once; larger ones get them from the first layer that reads them."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator at work."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    def arg(self, index: int, name: str, default: Any = None) -> Any:
+        return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a trace had come."""
+
+    ties: int
+    pairings: int
+    residuals: int
+    uses: list[int]
+
+
+Handler = Callable[["Tracer", Call], Any]
+HANDLERS: dict[str, Handler] = {}
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Register a function that gives the shadow of an operator's result (a list, if it returns several tensors)."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+    """Follows neurons through whatever runs inside it; several forward passes add up.
+
+    Args:
+        parameters: the tensors that stand for the parameters, in order.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; importing the compiler to say so would take seconds."""
+        return False
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.labels = Labels()
+        self.uses = Uses([parameter.numel() for parameter in parameters])
+        self.pairings: list[Pairing] = []
+        self.lost: dict[str, str] = {}
+        self.residuals: list[tuple[Tensor, Tensor]] = []
+        self.scalars = {index for index, parameter in enumerate(parameters) if parameter.dim() == 0}
+        self._parameters = parameters
+        self._shadows: Any = WeakTensorKeyDictionary()
+
+    def begin(self) -> "State":
+        """Start a forward pass; what it adds can be rolled back if it fails."""
+        self._shadows = WeakTensorKeyDictionary()
+        for index, parameter in enumerate(self._parameters):
+            self._shadows[parameter] = Held(index, torch.empty(parameter.shape, device="meta"))
+        self.labels.forget_consumed()
+        return State(self.labels.ties, len(self.pairings), len(self.residuals), [len(uses) for uses in self.uses.of])
+
+    def roll_back(self, state: "State") -> None:
+        """Forget what came after `begin`."""
+        self.labels.ties = state.ties
+        del self.pairings[state.pairings :], self.residuals[state.residuals :]
+        self.uses.roll_back(state.uses)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        schema = func._schema  # noqa: SLF001  (an operator says only there whether it writes into its arguments)
+        name = schema.name.removeprefix("aten::")
+        in_place = schema.is_mutable and name.endswith("_")
+        call = Call(name.rstrip("_") if in_place else name, func, args, kwargs, out)
+        shadows = self._follow(call)
+        outputs = _tensors(out)
+        if not isinstance(shadows, list):
+            shadows = [shadows] * len(outputs)
+        for tensor, shadow in zip(outputs, shadows, strict=False):
+            self.put(tensor, shadow)
+            if in_place:
+                self._write_through(tensor, shadow)
+        return out
+
+    def _follow(self, call: Call) -> Any:
+        """An operator used in a way nobody foresaw loses its neurons, not the whole trace."""
+        handler = HANDLERS.get(call.name)
+        try:
+            return handler(self, call) if handler else self.carried(call)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the model's own run must go on)
+            self.lost[call.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            return None
+
+    def get(self, value: Any) -> Shadow:
+        return self._shadows.get(value) if isinstance(value, Tensor) else None
+
+    def flow(self, value: Any) -> Flow:
+        """The activation's shadow; weights used as an activation become one."""
+        shadow = self.get(value)
+        if isinstance(shadow, Held):
+            from trainer_worker.wiring.trace.weights import as_flow
+
+            shadow = as_flow(self, shadow)
+            self.put(value, shadow)
+        return shadow or Flow()
+
+    def put(self, tensor: Tensor, shadow: Shadow) -> None:
+        if shadow is None:
+            self._shadows.pop(tensor, None)
+        else:
+            self._shadows[tensor] = shadow
+
+    def assign(self, tensor: Tensor, labels: Tensor) -> None:
+        """An activation without neurons along some dimension gets them from the layer that first reads it."""
+        flow = self.flow(tensor)
+        self.put(tensor, Flow((*flow.identities, labels), plain=flow.plain, pairing=flow.pairing))
+
+    def label_input(self, tensor: Tensor) -> None:
+        """Every feature of an input is a neuron; the first dimension of several counts examples."""
+        if not tensor.is_floating_point() or tensor.dim() == 0:
+            return
+        shape = (1, *tensor.shape[1:]) if tensor.dim() > 1 else tuple(tensor.shape)
+        if 1 < torch.Size(shape).numel() <= LARGEST_LABELLED_INPUT:
+            self.put(tensor, Flow((self.labels.fresh_input(*shape),)))
+
+    def carried(self, call: Call) -> list[Shadow]:
+        """For operators nobody handles: neurons stay on dimensions that keep their place and size (pooling, padding, ...)."""
+        inputs = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
+        sources = [(tensor, self.get(tensor)) for tensor in inputs]
+        flows = [(tensor, shadow) for tensor, shadow in sources if isinstance(shadow, Flow)]
+        shadows: list[Shadow] = []
+        for out in _tensors(call.out):
+            held = [shadow for tensor, shadow in sources if isinstance(shadow, Held)]
+            if not flows and len(inputs) == 1 and held and held[0].shape == tuple(out.shape):
+                shadows.append(held[0])
+            else:
+                shadows.append(next((flow for flow in (_kept(*pair, out) for pair in flows) if flow is not None), None))
+        return shadows
+
+    def _write_through(self, tensor: Tensor, shadow: Shadow) -> None:
+        """Writing into a view writes into the tensor it is a view of."""
+        base = tensor._base  # noqa: SLF001  (torch's only name for it)
+        if base is None or not isinstance(shadow, Flow) or isinstance(self.get(base), Held) or not base.is_contiguous():
+            return
+        before = self.flow(base).identities
+        after = []
+        for index, labels in enumerate(shadow.identities):
+            whole = before[index].expand(base.shape).clone() if index < len(before) else torch.full(base.shape, UNKNOWN)
+            part = whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset() - base.storage_offset())
+            part.copy_(labels.expand(tensor.shape))
+            after.append(squash(whole))
+        self.put(base, Flow((*after, *before[len(after) :])))
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+def _kept(tensor: Tensor, flow: Flow, out: Tensor) -> Flow | None:
+    if tensor.dim() != out.dim():
+        return None
+    same = {dim for dim in range(out.dim()) if tensor.size(dim) == out.size(dim)}
+    kept = tuple(labels for labels in flow.identities if all(size == 1 or dim in same for dim, size in enumerate(labels.shape)))
+    return Flow(kept, plain=flow.plain, pairing=flow.pairing if tensor.shape == out.shape else None)
+
+
+def each_flow(tracer: Tracer, tensors: list[Any]) -> Iterator[tuple[Tensor, Flow]]:
+    """The tensors among the arguments with their shadows as activations."""
+    for tensor in tensors:
+        if isinstance(tensor, Tensor):
+            yield tensor, tracer.flow(tensor)

@@ -1,0 +1,134 @@
+"""Where each weight was seen at work: from which labels to which."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from protos.wiring import EdgeType
+from trainer_worker.wiring.trace.labels import UNKNOWN, Labels, squash, varying
+from trainer_worker.wiring.trace.shadows import Held
+
+
+@dataclass
+class Use:
+    """Weights of one parameter that work together.
+
+    Args:
+        source, target: labels, broadcastable to `sizes`.
+        lookup: rows are looked up by index, as in an embedding.
+    """
+
+    parameter: int
+    offset: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    source: Tensor
+    target: Tensor
+    kind: EdgeType
+    lookup: bool = False
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The labels a view's weights start from and end in, broadcastable to the view."""
+
+    source: Tensor
+    target: Tensor
+    lookup: bool
+
+
+class Uses:
+    """All uses of all parameters; a weight is in at most one, later ones tie their labels to the first."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.seen = [torch.zeros(0, dtype=torch.bool) for _ in sizes]
+        self._sizes = sizes
+        self.of: list[list[Use]] = [[] for _ in sizes]
+
+    def find(self, held: Held) -> Ends | None:
+        """The labels of weights that were all seen before."""
+        dims = _dims(held.view)
+        for use in self.of[held.parameter]:
+            if _geometry(held.view, dims) == (use.offset, use.sizes, use.strides):
+                return Ends(_unfold(use.source, held, dims), _unfold(use.target, held, dims), use.lookup)
+        if not self._touched(held).all():
+            return None
+        return self._gather(held)
+
+    def add(self, held: Held, source: Tensor, target: Tensor, kind: EdgeType, *, lookup: bool = False) -> None:
+        """Note a first use, with labels broadcastable to the view. Weights seen before in another shape are left alone."""
+        if held.view.numel() == 0 or self._touched(held).any():
+            return
+        self._touched(held).fill_(True)
+        dims = _dims(held.view)
+        offset, sizes, strides = _geometry(held.view, dims)
+        use = Use(held.parameter, offset, sizes, strides, _fold(source, dims), _fold(target, dims), kind, lookup)
+        self.of[held.parameter].append(use)
+
+    def roll_back(self, counts: list[int]) -> None:
+        """Forget all but the first uses of each parameter."""
+        for index, (uses, count) in enumerate(zip(self.of, counts, strict=True)):
+            if len(uses) > count:
+                del uses[count:]
+                self.seen[index].zero_()
+                for use in uses:
+                    self.seen[index].as_strided(use.sizes, use.strides, use.offset).fill_(True)
+
+    def _touched(self, held: Held) -> Tensor:
+        if len(self.seen[held.parameter]) == 0:
+            self.seen[held.parameter] = torch.zeros(self._sizes[held.parameter], dtype=torch.bool)
+        return self._elements(self.seen[held.parameter], held)
+
+    @staticmethod
+    def _elements(flat: Tensor, held: Held) -> Tensor:
+        view = held.view
+        return flat.as_strided(view.size(), view.stride(), view.storage_offset())
+
+    def _gather(self, held: Held) -> Ends:
+        """Labels of a view of another shape than the uses it overlaps, element by element."""
+        uses = self.of[held.parameter]
+        source, target = (torch.full((self._sizes[held.parameter],), UNKNOWN) for _ in range(2))
+        for use in uses:
+            for flat, labels in ((source, use.source), (target, use.target)):
+                flat.as_strided(use.sizes, use.strides, use.offset).copy_(labels)
+        ends = [squash(self._elements(flat, held)) for flat in (source, target)]
+        return Ends(ends[0], ends[1], lookup=any(use.lookup for use in uses))
+
+
+def _dims(view: Tensor) -> list[int]:
+    """The dimensions that move through the parameter, by falling stride."""
+    dims = [dim for dim in range(view.dim()) if view.size(dim) > 1 and view.stride(dim) > 0]
+    return sorted(dims, key=lambda dim: -view.stride()[dim])
+
+
+def _geometry(view: Tensor, dims: list[int]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    return int(view.storage_offset()), tuple(view.size(dim) for dim in dims), tuple(view.stride(dim) for dim in dims)
+
+
+def _fold(labels: Tensor, dims: list[int]) -> Tensor:
+    """Labels over a view's dimensions -> over the use's."""
+    rest = [dim for dim in range(labels.dim()) if dim not in dims]
+    for dim in rest:
+        labels = labels.narrow(dim, 0, 1)
+    return labels.permute(*dims, *rest).flatten(len(dims)).squeeze(-1) if rest else labels.permute(*dims)
+
+
+def _unfold(labels: Tensor, held: Held, dims: list[int]) -> Tensor:
+    """Labels over a use's dimensions -> over the view's."""
+    shape = [1] * held.view.dim()
+    for axis, dim in enumerate(dims):
+        shape[dim] = labels.shape[axis]
+    order = sorted(range(len(dims)), key=lambda axis: dims[axis])
+    return labels.permute(*order).reshape(shape)
+
+
+def spread_over(labels: Labels, shape: tuple[int, ...], dims: set[int]) -> Tensor:
+    """Fresh labels over some dimensions of a shape."""
+    return labels.fresh(*(size if dim in dims else 1 for dim, size in enumerate(shape)))
+
+
+def depends_on(labels: Tensor, dims: set[int]) -> bool:
+    """The labels vary along some of the dimensions and along no other."""
+    found = varying(labels)
+    return bool(found) and found <= dims
