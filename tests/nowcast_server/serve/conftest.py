@@ -12,9 +12,9 @@ os.environ.update(dict.fromkeys(PATIENCE, "60"))  # read by Ray's processes, whi
 TENANTS = {"a": "token-of-tenant-a-0000", "b": "token-of-tenant-b-0000", "operator": "token-of-operator-0000"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def serve_url(ray_cluster: None) -> Iterator[str]:
-    """The server's address; two replicas, three tenants."""
+    """The server's address; two replicas, three tenants. Not for the whole session: its replicas hold CPUs that training waits for."""
     from ray import serve
 
     from nowcast_server.serve.launch import Replicas, start
