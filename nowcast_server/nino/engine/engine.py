@@ -66,8 +66,11 @@ class StreamingEngine:
 
         def compute() -> Tensor:
             work = plan(wiring, place.sizes, graph=self.options.graph, device=self.device)
+            little = work.edges < LITTLE
+            if little:
+                place.threads = 1
             rows = [row.detach().contiguous() for row in states]
-            snapshots = Snapshots(rows, wiring, scaling=self.options.scaling, placement=place)
+            snapshots = Snapshots(rows, wiring, scaling=self.options.scaling, placement=place, keep=little)
             return _Forecast(work, snapshots, self._kernels, place, self._exchange).run(horizons, node_pe)
 
         return aside(compute)
@@ -83,6 +86,9 @@ class StreamingEngine:
         units = 2 * place.threads * (_UNIT_BYTES + 8 * place.sizes.bundle * vectors)
         return work.nbytes + neurons + units + 4 * horizons * wiring.size
 
+
+LITTLE: Final = 16_384
+"""Edges: handing fewer to other threads takes longer than computing them, and reading them twice longer than keeping them."""
 
 _UNIT_BYTES: Final = 4 * 2**20
 """A panel's snapshots and forecasts, two tiles' buffers, and what products need."""
@@ -141,7 +147,8 @@ class _Forecast:
         last = self._snapshots.rows[-1]
         out = torch.empty(len(horizons), len(last), device=last.device)
         self._exchange.prepare(out)
-        readout = {slots: self._folded.rows(horizons, slots=slots) for slots in range(1, self._work.slots + 1)}
+        carrying = [unit for group in self._own for unit in group.units if unit.carries]
+        readout = {slots: self._folded.rows(horizons, slots=slots) for slots in {unit.slots for unit in carrying}}
 
         def forecast(unit: Unit) -> None:
             with self._place.unit():
@@ -149,7 +156,6 @@ class _Forecast:
                 forecasts = self._kernels.forecasts(unit, weights, ends, readout[unit.slots], horizons=len(horizons))
                 scatter(out, unit, self._place.fetch(forecasts, out.device))
 
-        carrying = (unit for group in self._own for unit in group.units if unit.carries)
         run(forecast, carrying, threads=self._place.threads)
         self._exchange.merge(out)
         for left in self._work.uncovered:
@@ -162,9 +168,14 @@ def add_up(total: Sums, parts: Iterable[Sums]) -> Sums:
     assert isinstance(total.rows, slice)
     first = total.rows.start
     for part in parts:
-        rows = slice(part.rows.start - first, part.rows.stop - first) if isinstance(part.rows, slice) else part.rows - first
-        total.hidden[rows, : part.hidden.shape[1]] += part.hidden
-        total.modulated[rows] += part.modulated
+        hidden = total.hidden[:, : part.hidden.shape[1]]
+        if isinstance(part.rows, slice):
+            rows = slice(part.rows.start - first, part.rows.stop - first)
+            hidden[rows] += part.hidden
+            total.modulated[rows] += part.modulated
+        else:
+            hidden.index_add_(0, part.rows - first, part.hidden)
+            total.modulated.index_add_(0, part.rows - first, part.modulated)
     return total
 
 

@@ -27,7 +27,7 @@ class Sizes:
     """How large the pieces of a plan are, in edges.
 
     Args:
-        panel: of a panel. On a CPU large enough that its fixed cost vanishes, small enough that its standardised weights (320 KB)
+        panel: of a panel. On a CPU large enough that its fixed cost vanishes, small enough that its standardised weights (640 KB)
             stay in the cache.
         tile: of a tile, whose two buffers of H floats (1 MB for H = 128) should fit a core's L2 cache.
         sources: of a panel at most, unless its targets are few.
@@ -35,10 +35,10 @@ class Sizes:
         small: of a dense block that is bundled, at most.
     """
 
-    panel: int = 16_384
+    panel: int = 32_768
     tile: int = 1024
     sources: int = 256
-    bundle: int = 1024
+    bundle: int = 2048
     small: int = 1024
 
 
@@ -80,7 +80,7 @@ class Bundle:
     Args:
         source: (E,) int32.
         target: (E,) int32, rising.
-        edge_type: (E,) int32.
+        edge_type: (E,) int32, or (1,) where all are alike.
         rows: (R,) int64, the distinct targets.
         row: (E,) int64, each edge's place in `rows`.
         parameter: (E,) int64 index of each edge's tensor; empty for structure.
@@ -326,10 +326,11 @@ def _chop(
         part = order[start : start + count]
         source, target = edges[:, part].to(torch.int32)
         rows, row = target.long().unique(return_inverse=True)
+        kind = kinds[part].to(torch.int32)
         yield Bundle(
             source,
             target,
-            kinds[part].to(torch.int32),
+            kind[:1] if bool((kind == kind[0]).all()) else kind,
             rows,
             row,
             torch.empty(0, dtype=torch.int64) if parameter is None else parameter[part],

@@ -49,10 +49,12 @@ class Snapshots:
         wiring: of the network.
         scaling: `std`, `std-param` or `min-max`, as in `Standardisation`.
         placement: where units are computed.
+        keep: whether units that were read stay in memory for the next walk.
     """
 
-    def __init__(self, states: Sequence[Tensor], wiring: Wiring, *, scaling: str, placement: Placement) -> None:
+    def __init__(self, states: Sequence[Tensor], wiring: Wiring, *, scaling: str, placement: Placement, keep: bool) -> None:
         self.rows = states
+        self._kept: dict[int, Read] | None = {} if keep else None
         self._placement = placement
         self.context = len(states)
         self._per_weight = scaling == "std-param"
@@ -61,6 +63,13 @@ class Snapshots:
 
     def read(self, unit: Unit) -> Read:
         """A unit's weights; constants for structure and self loops."""
+        if self._kept is None:
+            return self._read(unit)
+        if id(unit) not in self._kept:
+            self._kept[id(unit)] = self._read(unit)
+        return self._kept[id(unit)]
+
+    def _read(self, unit: Unit) -> Read:
         return self._bundle(unit) if isinstance(unit, Bundle) else self._panel(unit)
 
     def _panel(self, panel: Panel) -> Read:
@@ -124,7 +133,7 @@ def _moments(states: Sequence[Tensor], spans: Sequence[Span], sizes: Tensor, thr
 
     def sums(span: Span) -> Tensor:
         index, start, stop = span
-        chunks = torch.stack([row[start:stop].double() for row in states]).sub_(first[index])
+        chunks = torch.stack([row[start:stop] for row in states]).double().sub_(first[index])
         return torch.stack((chunks.sum(), chunks.square_().sum())).cpu()
 
     total = torch.zeros(len(sizes), 2, dtype=torch.float64)

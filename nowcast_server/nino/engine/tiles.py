@@ -156,7 +156,7 @@ class BundleEdges(Edges):
         out.index_add_(0, self._bundle.row, buffer.flat)
 
     def add_bias(self, bias: Tensor, vectors: Tensor, out: Tensor) -> None:
-        out.index_add_(0, self._bundle.row, self.biased(bias).mul_(self.at_sources(vectors)))
+        out.index_add_(0, self._bundle.row, self.at_sources(vectors).mul_(self.biased(bias)))
 
     def _shape(self, count: int) -> tuple[int, ...]:
         return (count,)

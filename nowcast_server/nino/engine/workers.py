@@ -43,10 +43,13 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threa
     Args:
         function: computes one item, with gradients off and torch single-threaded.
         items: taken one by one, a few ahead of the results.
-        threads: how many.
+        threads: how many; a single one is the calling thread, which `aside` has made single-threaded.
 
     The first error is raised when its turn comes; items not yet begun are then dropped.
     """
+    if threads == 1:
+        yield from map(function, items)
+        return
     pool, pending = _pool(f"unit-{threads}", threads), deque[Future[Result]]()
     try:
         for item in items:

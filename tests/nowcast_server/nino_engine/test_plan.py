@@ -22,7 +22,7 @@ def listed(unit: Unit, size: int) -> list[tuple[int, ...]]:
         position = unit.position if unit.carries else torch.empty(unit.edges, 0).long()
         return [
             (int(s), int(t), int(k), *p.tolist())
-            for s, t, k, p in zip(unit.source, unit.target, unit.edge_type, position, strict=True)
+            for s, t, k, p in zip(unit.source, unit.target, unit.edge_type.expand(unit.edges), position, strict=True)
         ]
     positions = panel_view(torch.arange(size), unit).movedim(0, -1) if unit.carries else torch.empty(unit.outer, unit.inner, 0)
     return [
