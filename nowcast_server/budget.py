@@ -16,6 +16,16 @@ class Budget:
         self.used_bytes = 0
         self._within = within
 
+    def check(self, size_bytes: int, *, what: str) -> None:
+        """Could so many bytes ever be had?
+
+        Raises:
+            OutOfMemoryBudget: there will never be so many.
+        """
+        if size_bytes > self.limit_bytes:
+            detail = f"{what} needs {size_bytes} bytes; this server has {self.limit_bytes}"
+            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
+
     def take(self, size_bytes: int, *, what: str) -> None:
         """Set bytes aside for as long as `what` lives.
 

@@ -1,5 +1,6 @@
 """What the device thread does: from a context to checked forecasts, ready to be sent."""
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from nowcast_server.finite import first_not_finite
 from nowcast_server.history import TORCH_DTYPES, Context
 from nowcast_server.settings import Settings
+from nowcast_server.wanted import wanted_until
 from protos.errors import BadForecast, OutOfMemoryBudget
 from protos.frames import DTYPE_BYTES, Header
 from protos.messages import JobSpec, NowcastRequest
@@ -35,6 +37,9 @@ class Forecaster(Protocol):
     def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
         """States (context, n) float32 -> forecasts (len(horizons), n); neither argument nor self is modified."""
 
+    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+        """The most memory a forecast takes besides its states and its result, about. Called from any thread."""
+
 
 @dataclass(frozen=True)
 class Forecasts:
@@ -56,22 +61,26 @@ class Forecasts:
 
 
 def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:
-    """The most memory one nowcast takes: the context as float32, the forecasts, and those in the dtype asked for."""
+    """The most memory a nowcast takes besides what its forecaster works in: context and forecasts, also in the dtype asked for."""
     rows = len(request.horizons)
     converted = 0 if request.dtype == "float32" else rows * DTYPE_BYTES[request.dtype]
     return spec.wiring.size * (4 * spec.context + 4 * rows + converted)
 
 
-def forecast(forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest) -> Forecasts:
+def forecast(
+    forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest, given_up: threading.Event
+) -> Forecasts:
     """Run the forecaster and check what it says.
 
     Raises:
         BadForecast: values that are not finite, in the dtype asked for, or not of the right shape.
+        Unwanted: `given_up` was set meanwhile.
         OutOfMemoryBudget: the device has not the memory.
     """
     start = time.perf_counter()
     try:
-        values = _forecast(forecaster, spec, context, tuple(request.horizons))
+        with wanted_until(given_up):
+            values = _forecast(forecaster, spec, context, tuple(request.horizons))
         values = values.to("cpu", TORCH_DTYPES[request.dtype]).contiguous()
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemoryBudget(f"the device has not the memory for this forecast: {error}") from error

@@ -34,6 +34,7 @@ class Job:
         history: its snapshots.
         budget: its tenant's,
         memory_bytes: of which so many are promised to it.
+        working_bytes: that its forecaster takes while it works.
     """
 
     tenant: str
@@ -42,6 +43,7 @@ class Job:
     history: History
     budget: Budget
     memory_bytes: int
+    working_bytes: int = 0
     created_at: float = field(default_factory=time.time)
     seen_at: float = field(default_factory=time.time)
     seen: float = field(default_factory=time.monotonic)
@@ -117,11 +119,10 @@ class Jobs:
         return job
 
     def register(self, tenant: str, job_id: str, *, spec: JobSpec) -> tuple[Job, bool]:
-        """Take in a job, or find it if it is the same; the second value says whether it is new.
+        """Take in a job that has passed `check_size`, or find it if it is the same; the second value says whether it is new.
 
         Raises:
             JobConflict: another job has this id.
-            TooLarge, BadWiring: no server of this size could serve it.
             OutOfMemoryBudget, Busy: it does not fit beside the others.
         """
         known = self._jobs.get((tenant, job_id))
@@ -129,7 +130,6 @@ class Jobs:
             _check_same(known.spec, spec)
             known.touch()
             return known, False
-        check_size(spec, max_snapshot_bytes=self._settings.max_snapshot)
         self._check_number(tenant)
         size, wiring = spec.wiring.size, spec.wiring
         memory_bytes = history_bytes(size, context=spec.context, dtype=spec.dtype)

@@ -1,6 +1,7 @@
 """One nowcast from question to answer: memory set aside, a turn on the device, and nobody waiting in vain."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -60,15 +61,16 @@ class Nowcasting:
         Raises:
             BadRequest, HistoryMissing: the request asks for what cannot be.
             Busy, OutOfMemoryBudget, Unavailable: not now, or never here.
-            DeadlineExceeded, Gone: nobody wants it any more; if it had not begun, it never will.
+            DeadlineExceeded, Gone: nobody wants it any more; if it had not begun, it never will, else it ends soon.
             BadForecast: the forecaster failed.
         """
         loan: _Loan | None = None
+        given_up = threading.Event()
         try:
             try:
                 steps = context_steps(job.spec, request, max_horizon=forecaster.max_horizon)
-                loan = self._borrow(job.spec, request)
-                future = self._submit(job, request, steps, forecaster, loan)
+                loan = self._borrow(job, request)
+                future = self._submit(job, request, steps=steps, forecaster=forecaster, loan=loan, given_up=given_up)
                 forecasts = await _wanted(future, gone=gone, deadline_s=deadline_s)
             except BaseException as error:
                 self._count(job, _outcome(error))
@@ -77,19 +79,27 @@ class Nowcasting:
             job.nowcasts += 1
             yield forecasts
         finally:
+            given_up.set()
             if loan is not None:
                 loan.end()
 
-    def _borrow(self, spec: JobSpec, request: NowcastRequest) -> "_Loan":
-        size_bytes = forecast_bytes(spec, request)
+    def _borrow(self, job: Job, request: NowcastRequest) -> "_Loan":
+        size_bytes = forecast_bytes(job.spec, request) + job.working_bytes
         self.memory.borrow(size_bytes, what="the forecast", retry_after_s=self.device.retry_after_s())
         return _Loan(self.memory, size_bytes)
 
     def _submit(
-        self, job: Job, request: NowcastRequest, steps: list[int], forecaster: Forecaster, loan: "_Loan"
+        self,
+        job: Job,
+        request: NowcastRequest,
+        *,
+        steps: list[int],
+        forecaster: Forecaster,
+        loan: "_Loan",
+        given_up: threading.Event,
     ) -> "Future[Forecasts]":
         context = job.history.read(steps)
-        work = partial(forecast, forecaster, spec=job.spec, context=context, request=request)
+        work = partial(forecast, forecaster, spec=job.spec, context=context, request=request, given_up=given_up)
         self.jobs.enter(job)
         loan.holders += 1
         try:

@@ -8,15 +8,15 @@ from functools import partial
 
 from nowcast_server.budget import Budget
 from nowcast_server.device import Device
-from nowcast_server.forecasting import Forecaster
-from nowcast_server.jobs import Job, Jobs
+from nowcast_server.forecasting import Forecaster, forecast_bytes
+from nowcast_server.jobs import Job, Jobs, check_size
 from nowcast_server.logs import audit, log
 from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
 from protos.errors import BadRequest, NowcastError, Unavailable, UnknownForecaster
-from protos.messages import JobSpec
+from protos.messages import JobSpec, NowcastRequest
 
 Loader = Callable[[], Mapping[str, Forecaster]]
 
@@ -112,11 +112,13 @@ class Service:
                 self.metrics.jobs_expired.inc()
                 audit.info("job expired", extra={"tenant": job.tenant, "job": job.id, "idle_s": self.settings.idle_s})
 
-    def register(self, tenant: str, job_id: str, *, spec: JobSpec) -> tuple[Job, bool]:
+    async def register(self, tenant: str, job_id: str, *, spec: JobSpec) -> tuple[Job, bool]:
         """Take in a job; see `Jobs.register`.
 
         Raises:
             UnknownForecaster, BadRequest: this server cannot forecast for it.
+            TooLarge, BadWiring: no server of this size could serve it.
+            OutOfMemoryBudget: not even one horizon: a worker that trains for hours before its first nowcast wants to know now.
         """
         forecaster = self.forecasters.get(spec.forecaster)
         if forecaster is None:
@@ -125,7 +127,13 @@ class Service:
         if forecaster.context not in (None, spec.context):
             detail = f"{spec.forecaster} forecasts from {forecaster.context} snapshots, not {spec.context}"
             raise BadRequest(detail, field="context")
+        check_size(spec, max_snapshot_bytes=self.settings.max_snapshot)
+        await asyncio.to_thread(getattr, spec.wiring, "hash")  # of a large wiring it takes a while; it is kept
+        working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
+        least = forecast_bytes(spec, NowcastRequest(step=0, horizons=[1])) + working_bytes
+        self.forecasts.check(least, what=f"a forecast of {spec.wiring.size} values by {spec.forecaster}")
         job, created = self.jobs.register(tenant, job_id, spec=spec)
+        job.working_bytes = working_bytes
         if created:
             audit.info(
                 "job registered",

@@ -68,6 +68,10 @@ class Forecaster(ABC):
                 row.copy_(torch.where(row.isfinite(), row, states[-1].float()))
         return forecasts
 
+    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+        """The most memory a forecast takes besides its states and its result, about: for simple ones, a copy of the states."""
+        return 4 * context * wiring.size
+
     @abstractmethod
     def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         """`forecast` for arguments that have been checked; values may overflow.

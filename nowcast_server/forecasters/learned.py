@@ -23,6 +23,9 @@ class Engine(Protocol):
     def forecast(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         """Checked arguments, raw `states` (context, n) of any floating dtype to (len(horizons), n)."""
 
+    def memory_bytes(self, wiring: Wiring, *, horizons: int) -> int:
+        """An upper estimate of what a forecast takes besides the states, result included."""
+
 
 class EngineType(Protocol):
     """How an engine is made."""
@@ -58,6 +61,10 @@ class LearnedForecaster(Forecaster):
         self.context = checkpoint.options.context
         self.max_horizon = checkpoint.options.max_horizon
         self._engine = known[engine](checkpoint, device=device)
+
+    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+        del context  # no learned engine copies the states
+        return self._engine.memory_bytes(wiring, horizons=0)
 
     @classmethod
     @abstractmethod

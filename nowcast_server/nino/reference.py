@@ -52,6 +52,10 @@ class ReferenceEngine(ABC):
         z = self.predict(wiring, graph, standardisation.apply(states), horizons, node_pe)
         return torch.where(graph.param_edge >= 0, standardisation.invert(z), states[-1])
 
+    def memory_bytes(self, wiring: Wiring, *, horizons: int = 1) -> int:
+        """What a forecast takes besides the snapshots it reads, about: some ten vectors for every edge."""
+        return 40 * self.options.hidden * wiring.edges + 4 * horizons * wiring.size
+
     @abstractmethod
     def predict(self, wiring: Wiring, graph: "Data", z: Tensor, horizons: tuple[int, ...], node_pe: Tensor | None) -> Tensor:
         """Forecast standardised snapshots `z` (context, n): (horizons, n), with any value where no block holds the weight."""

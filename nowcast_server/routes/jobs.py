@@ -1,7 +1,5 @@
 """Jobs: register, look at, forget; and what became of their nowcasts."""
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 
 from nowcast_server.routes.calls import (
@@ -26,8 +24,7 @@ async def register(job: TheJobId, tenant: Tenant, service: TheService, request: 
     limit_bytes = service.settings.max_registration
     limit_s = service.settings.transfer_limit_s(limit_bytes)
     spec = await read_message(request, JobSpec, max_bytes=limit_bytes, limit_s=limit_s)
-    await asyncio.to_thread(getattr, spec.wiring, "hash")  # of a large wiring it takes a while; it is kept
-    registered, created = service.register(tenant, job, spec=spec)
+    registered, created = await service.register(tenant, job, spec=spec)
     response.status_code = 201 if created else 200
     return registered.status()
 

@@ -11,6 +11,7 @@ import torch
 from httpx2 import Client, Response
 
 from nowcast_server.service import Service
+from nowcast_server.wanted import while_wanted
 from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
 from protos.wiring import Block, Parameter, Wiring
 
@@ -56,8 +57,13 @@ class Last:
     context: int | None = None
     max_horizon: int | None = None
 
+    working: int = 0
+
     def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
         return states[-1].repeat(len(horizons), 1)
+
+    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+        return self.working
 
 
 @dataclass
@@ -72,6 +78,21 @@ class Held(Last):
         self.begun.release()
         assert self.released.wait(30)
         self.seen.append(states.clone())
+        return super().forecast(wiring, states, horizons)
+
+
+@dataclass
+class Walk(Last):
+    """Takes a minute, in small steps, as the streaming engine does; stops when it is not wanted."""
+
+    begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    ended: bool = False
+
+    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
+        self.begun.release()
+        for _ in while_wanted(range(6000)):
+            time.sleep(0.01)
+        self.ended = True
         return super().forecast(wiring, states, horizons)
 
 

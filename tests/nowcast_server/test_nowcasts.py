@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from server_kit import Caller, Held, Last, Odd, Start, dense, read_forecasts, refused, until
+from server_kit import Caller, Held, Last, Odd, Start, Walk, dense, read_forecasts, refused, until
 
 from protos.frames import Header
 
@@ -145,6 +145,32 @@ def test_forecast_memory(start: Start) -> None:
     assert caller.nowcast(horizons=range(1, 6)).status_code == 200
 
 
+def test_memory_to_work_in(start: Start) -> None:
+    """The forecaster's own memory, many times the forecasts', would be nobody's: a few jobs at once would end the server."""
+    context, row = 12 * 4 * 3, 12 * 4
+    held = Held(working=5000)
+    caller = start(held, forecast_memory=2 * (context + row) + 9999)
+    caller.register()
+    caller.fill()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(caller.nowcast, horizons=(1,))
+        assert held.begun.acquire(timeout=10)
+        refused(caller.nowcast(horizons=(1,)), 429, "busy")
+        held.released.set()
+        assert first.result().status_code == 200
+    until(lambda: caller.service.forecasts.used_bytes == 0)
+    assert caller.nowcast(horizons=(1,)).status_code == 200
+
+
+def test_a_job_that_could_never_be_forecast(start: Start) -> None:
+    """A worker would train for hours before its first nowcast told it that there will be none."""
+    context, row = 12 * 4 * 3, 12 * 4
+    fits = start(Last(working=5000), forecast_memory=context + row + 5000)
+    assert fits.register().status_code == 201
+    problem = refused(start(Last(working=5000), forecast_memory=context + row + 4999).register(), 507, "out_of_memory_budget")
+    assert (problem["needed_bytes"], problem["limit_bytes"]) == (context + row + 5000, context + row + 4999)
+
+
 def test_a_slow_forecast_is_in_nobodys_way(listen: Start) -> None:
     """While one job's forecast runs, health checks and other jobs' uploads would wait for it."""
     held = Held()
@@ -237,6 +263,26 @@ def test_deadline_of_a_running_forecast(start: Start) -> None:
     assert not job.history.in_use
 
 
+@pytest.mark.parametrize("leaves", ["deadline", "hangs up"])
+def test_a_running_forecast_that_nobody_wants_ends(listen: Start, leaves: str) -> None:
+    """The device would be busy for minutes with what nobody waits for, and everybody else would wait for it."""
+    walk = Walk()
+    caller = listen(walk)
+    caller.register()
+    caller.fill()
+    if leaves == "deadline":
+        refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
+    else:
+        with socket.create_connection((caller.client.base_url.host, caller.client.base_url.port or 0)) as hasty:
+            hasty.sendall(_raw_nowcast())
+            assert walk.begun.acquire(timeout=10)
+    until(lambda: caller.service.device.idle)
+    until(lambda: caller.service.forecasts.used_bytes == 0)
+    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    assert not walk.ended
+    assert _counted(caller, "deadline_exceeded" if leaves == "deadline" else "gone") == 1
+
+
 @pytest.mark.parametrize("deadline_s", ["0", "-1", "nan", "inf", "soon"])
 def test_bad_deadlines(caller: Caller, deadline_s: Any) -> None:
     """A deadline that is no time would be waited for, or fail inside."""
@@ -253,11 +299,8 @@ def test_a_client_that_hangs_up(listen: Start) -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(caller.nowcast)
         assert held.begun.acquire(timeout=10)
-        body = b'{"step": 30, "horizons": [1]}'
         with socket.create_connection((caller.client.base_url.host, caller.client.base_url.port or 0)) as hasty:
-            head = "POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-            head += f"content-length: {len(body)}\r\n\r\n"
-            hasty.sendall(head.encode() + body)
+            hasty.sendall(_raw_nowcast())
             until(lambda: caller.service.device.waiting == 1)
         until(lambda: caller.service.device.waiting == 0)
         held.released.set()
@@ -265,6 +308,13 @@ def test_a_client_that_hangs_up(listen: Start) -> None:
     assert len(held.seen) == 1
     until(lambda: caller.service.forecasts.used_bytes == 0)
     assert not caller.service.jobs.of("anonymous")[0].history.in_use
+
+
+def _raw_nowcast() -> bytes:
+    """A nowcast as it goes over the wire."""
+    body = b'{"step": 30, "horizons": [1]}'
+    head = "POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def test_delete_during_a_forecast(start: Start) -> None:

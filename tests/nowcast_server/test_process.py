@@ -31,6 +31,8 @@ class Slow:
         print("begun", flush=True)
         time.sleep(1.5)
         return states[-1].repeat(len(horizons), 1)
+    def working_bytes(self, wiring, *, context):
+        return 0
 
 running.create_app = lambda settings, **given: app.create_app(settings, forecasters={"slow": Slow()}, **given)
 sys.exit(running.serve(Settings()))

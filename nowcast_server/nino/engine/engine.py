@@ -13,7 +13,7 @@ from nowcast_server.nino.engine.fold import Folded, NeuronStage, fold
 from nowcast_server.nino.engine.kernels import Kernels, Sums
 from nowcast_server.nino.engine.neurons import Neurons
 from nowcast_server.nino.engine.placement import Placement, placement
-from nowcast_server.nino.engine.plan import Bundle, Plan, Unit, plan
+from nowcast_server.nino.engine.plan import Bundle, Plan, Unit, plan, plan_bytes
 from nowcast_server.nino.engine.products import PRODUCTS, Precision
 from nowcast_server.nino.engine.snapshots import Snapshots, panel_view
 from nowcast_server.nino.engine.tiles import Ends
@@ -78,13 +78,12 @@ class StreamingEngine:
     def memory_bytes(self, wiring: Wiring, *, horizons: int = 1) -> int:
         """An upper estimate of what a forecast allocates besides the snapshots it reads, on the CPU; it needs no snapshots."""
         place = placement(self.device)
-        work = plan(wiring, place.sizes, graph=self.options.graph, device=self.device)
         vectors = 4 * self.options.hidden  # bytes
         stages = sum(stage.at_source is not None for stage in self._kernels.folded.edge_stages)
         # at the last convolution: x and B, the sums twice (their group's apart), and both ends of every stage before and after it
         neurons = wiring.neurons * vectors * (2 + 4 + 2 * stages)
         units = 2 * place.threads * (_UNIT_BYTES + 8 * place.sizes.bundle * vectors)
-        return work.nbytes + neurons + units + 4 * horizons * wiring.size
+        return plan_bytes(wiring, place.sizes, graph=self.options.graph) + neurons + units + 4 * horizons * wiring.size
 
 
 LITTLE: Final = 16_384

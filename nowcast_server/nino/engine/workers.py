@@ -10,9 +10,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Final, TypeVar
 
 import torch
+
+from nowcast_server.wanted import while_wanted
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +37,7 @@ def aside(function: Callable[[], Result]) -> Result:
 
     What coordinates the workers computes little: torch's own threads, once woken for it, would spin on the workers' cores.
     """
-    return _pool("call", CALLS).submit(function).result()
+    return _pool("call", CALLS).submit(copy_context().run, function).result()
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
@@ -45,8 +48,9 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threa
         items: taken one by one, a few ahead of the results.
         threads: how many; a single one is the calling thread, which `aside` has made single-threaded.
 
-    The first error is raised when its turn comes; items not yet begun are then dropped.
+    The first error is raised when its turn comes; items not yet begun are then dropped, and so they are when nobody wants them.
     """
+    items = while_wanted(items)
     if threads == 1:
         yield from map(function, items)
         return

@@ -1,9 +1,11 @@
 """The same forecast, bit for bit: for any number of threads and processes, alone or beside others."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from wirings import drawn_wiring, node_pe, transformer_wiring
 
 from nowcast_server.nino.engine import Distributed, StreamingEngine
 from nowcast_server.nino.engine import workers as engine_workers
+from nowcast_server.nino.engine.kernels import Kernels, Sums
+from nowcast_server.nino.engine.plan import Sizes, Unit, plan
+from nowcast_server.wanted import Unwanted, wanted_until
 from protos.wiring import Wiring
 
 
@@ -50,6 +55,32 @@ def test_torchs_own_threads_are_left_alone() -> None:
     assert torch.get_num_threads() == 2
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 2
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_forecast_that_nobody_wants_stops(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """A device would finish a forecast of minutes for a client that has hung up."""
+    torch.set_num_threads(count)
+    given_up, begun = threading.Event(), list[object]()
+    real = Kernels.messages
+
+    def give_up_at_the_third(self: Kernels, unit: Unit, *others: Any) -> Sums:
+        begun.append(unit)
+        if len(begun) == 3:
+            given_up.set()
+        return real(self, unit, *others)
+
+    monkeypatch.setattr(Kernels, "messages", give_up_at_the_third)
+    wiring, engine = transformer_wiring(width=160, vocabulary=500), StreamingEngine(random_checkpoint(hidden=32))
+    with wanted_until(given_up), pytest.raises(Unwanted):
+        forecast(wiring, engine)
+    assert 3 <= len(begun) <= 3 + count * (engine_workers.AHEAD + 1) < engine_units(wiring)
+
+
+def engine_units(wiring: Wiring) -> int:
+    """Units that one convolution of the engine walks."""
+    return sum(len(group.units) for group in plan(wiring, Sizes(), graph=True, device=torch.device("cpu")).groups)
 
 
 def test_concurrent_forecasts_of_different_networks() -> None:

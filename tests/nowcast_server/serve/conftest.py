@@ -14,7 +14,7 @@ TENANTS = {"a": "token-of-tenant-a-0000", "b": "token-of-tenant-b-0000", "operat
 
 @pytest.fixture(scope="module")
 def serve_url(ray_cluster: None) -> Iterator[str]:
-    """The server's address; two replicas, three tenants. Not for the whole session: its replicas hold CPUs that training waits for."""
+    """The server's address; two replicas, three tenants. For one module: its replicas hold CPUs that training waits for."""
     from ray import serve
 
     from nowcast_server.serve.launch import Replicas, start
