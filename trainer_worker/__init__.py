@@ -10,16 +10,19 @@ if TYPE_CHECKING:
     from trainer_worker.errors import BadArgument
     from trainer_worker.events import Event
     from trainer_worker.guard import Guard
+    from trainer_worker.jump import Jump
     from trainer_worker.nowcast import Nowcast
-    from trainer_worker.schedule import FixedHorizon, PaperSchedule, Policy
+    from trainer_worker.schedule import AdaptiveHorizon, FixedHorizon, PaperSchedule, Policy
 
-__all__ = ["BadArgument", "Event", "FixedHorizon", "Guard", "Nowcast", "PaperSchedule", "Policy"]
+__all__ = ["AdaptiveHorizon", "BadArgument", "Event", "FixedHorizon", "Guard", "Jump", "Nowcast", "PaperSchedule", "Policy"]
 
 _HOMES = {
+    "AdaptiveHorizon": "schedule",
     "BadArgument": "errors",
     "Event": "events",
     "FixedHorizon": "schedule",
     "Guard": "guard",
+    "Jump": "jump",
     "Nowcast": "nowcast",
     "PaperSchedule": "schedule",
     "Policy": "schedule",

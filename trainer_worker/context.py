@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from protos.errors import BadForecast, DeadlineExceeded
 from protos.messages import JobSpec, Outcome
@@ -52,10 +52,12 @@ class Context:
         """Stop sending; returns within seconds."""
         self._sender.stop()
 
-    def snapshot(self, step: int) -> bool:
-        """Take one; False if there is no memory to take it into, as the last contexts are still on their way."""
+    def snapshot(self, step: int, *, means: Mapping[nn.Parameter, Tensor]) -> bool:
+        """Take one, of averages where there are `means`; False if there is no memory to take it into, as the last contexts are
+        still on their way.
+        """
         start = time.perf_counter()
-        snapshot = self._buffers.take(step, busy=self._busy())
+        snapshot = self._buffers.take(step, busy=self._busy(), means=means)
         if snapshot is not None:
             self._sender.offer(snapshot)
         self.copied_s += time.perf_counter() - start
@@ -84,9 +86,10 @@ class Context:
             raise BadForecast("the forecast holds NaN or infinity")
         return request.out
 
-    def last(self) -> Tensor:
-        """The newest snapshot."""
-        return self._sender.context[-1].wait()
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The oldest and the newest snapshot."""
+        snapshots = self._sender.context
+        return snapshots[0].wait(), snapshots[-1].wait()
 
     def reset(self) -> None:
         """Begin the next context."""

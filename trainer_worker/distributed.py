@@ -55,16 +55,16 @@ class Ranks:
         self.rank: int = dist.get_rank(group) if several else 0
         self.world: int = dist.get_world_size(group) if several else 1
 
-    def share(self, decision: Decision | None, vector: Tensor | None, *, size: int) -> tuple[Decision, Tensor | None]:
+    def share(self, decision: Decision | None, vector: Tensor | None, *, size: int | None) -> tuple[Decision, Tensor | None]:
         """Give rank 0's decision and weights to all ranks.
 
         Args:
             decision: on rank 0; None elsewhere.
             vector: (size,) float32 on rank 0 if the decision is to jump.
-            size: of the flat vector.
+            size: of the flat vector; None if rank 0 keeps it to itself, and scatters it while it is loaded.
 
         Returns:
-            The same on every rank; the vector on the CPU, None if the decision is to skip.
+            The same on every rank; the vector on the CPU, None if the decision is to skip or it was kept.
         """
         if self.world == 1:
             assert decision is not None
@@ -78,6 +78,8 @@ class Ranks:
         horizon, reason = json.loads(note.numpy().tobytes().rstrip(b"\0"))
         if horizon is None:
             return Decision(None, reason), None
+        if size is None:
+            return Decision(horizon, reason), vector
         values = vector if vector is not None else torch.empty(size)
         return Decision(horizon, reason), self._broadcast(values.to(device)).cpu()
 

@@ -1,7 +1,9 @@
 """Parameters as one flat vector, and back."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from trainer_worker.errors import BadArgument
+from trainer_worker.sharded import is_sharded, local, part_of, whole
 
 EXACT: Final = {
     torch.float32: frozenset({torch.float32, torch.float16, torch.bfloat16}),
@@ -34,6 +37,9 @@ class FlatParameters:
 
     Parameters that the optimizer does not train, frozen ones and those of another optimizer, are part of the vector (the
     forecaster sees the whole network), but no jump ever changes them.
+
+    Of a model that is split over ranks (FSDP2) rank 0 holds the vector; every rank takes part in `copy_to` and `load`, parameter
+    by parameter, and none holds more than one whole parameter besides.
 
     Args:
         model: unwrapped.
@@ -60,6 +66,7 @@ class FlatParameters:
         if not any(piece.moves for piece in self._slices):
             detail = f"{type(optimizer).__name__} holds no trainable parameter of the model; pass the optimizer that trains it"
             raise BadArgument("optimizer", detail)
+        self.sharded = any(is_sharded(piece.parameter) for piece in self._slices)
         devices = {piece.parameter.device for piece in self._slices}
         self.device = next(iter(devices)) if len(devices) == 1 else torch.device("cpu")
 
@@ -74,10 +81,22 @@ class FlatParameters:
         return (piece.parameter for piece in self._slices if piece.moves)
 
     @torch.no_grad()
-    def copy_to(self, vector: Tensor) -> None:
-        """Write the parameters into `vector` (n,), rounded to its dtype."""
+    def copy_to(self, vector: Tensor | None, *, means: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> None:
+        """Write the parameters into `vector` (n,), rounded to its dtype.
+
+        Args:
+            vector: None on a rank that only takes part.
+            means: what to write in place of some.
+        """
         for piece in self._slices:
-            vector[piece.start : piece.stop].view(piece.parameter.shape).copy_(piece.parameter)
+            values = whole(means.get(piece.parameter, piece.parameter))
+            if vector is not None:
+                vector[piece.start : piece.stop].view(piece.parameter.shape).copy_(values)
+
+    def distance(self, start: Tensor, end: Tensor) -> float:
+        """Euclidean distance between two vectors (n,), over the parameters a jump may change."""
+        parts = (end[piece.start : piece.stop] - start[piece.start : piece.stop] for piece in self._slices if piece.moves)
+        return math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts))
 
     def displace(self, forecast: Tensor, *, last: Tensor, late: bool = False) -> None:
         """Make a forecast into what `load` takes.
@@ -88,23 +107,25 @@ class FlatParameters:
         Args:
             forecast: (n,) float32; written to.
             last: the snapshot it starts from, (n,).
-            late: training has gone on since that snapshot, so all parameters move by the displacement.
+            late: the weights are not those of that snapshot (training has gone on, or it is an average), so all parameters move
+                by the displacement.
         """
         for piece in self._slices:
             if piece.moves and (late or not piece.exact):
                 forecast[piece.start : piece.stop] -= last[piece.start : piece.stop]
 
     @torch.no_grad()
-    def load(self, target: Tensor, *, late: bool = False) -> None:
-        """Move the parameters, in place, to `target` (n,) float32, as `displace` left it."""
+    def load(self, target: Tensor | None, *, late: bool = False) -> None:
+        """Move the parameters, in place, to `target` (n,) float32, as `displace` left it; None on a rank that is given its part."""
         for piece in self._slices:
             if not piece.moves:
                 continue
-            values = target[piece.start : piece.stop].view(piece.parameter.shape)
+            values = None if target is None else target[piece.start : piece.stop].view(piece.parameter.shape)
+            mine = part_of(values, piece.parameter)
             if piece.exact and not late:
-                piece.parameter.copy_(values)
+                local(piece.parameter).copy_(mine)
             else:
-                piece.parameter.add_(values.to(piece.parameter.device))
+                local(piece.parameter).add_(mine)
 
 
 def _check(name: str, parameter: nn.Parameter) -> None:
@@ -117,5 +138,5 @@ def _check(name: str, parameter: nn.Parameter) -> None:
         raise wrong("is on the meta device and has no values: materialise the model (to_empty and initialise it) first")
     if not parameter.dtype.is_floating_point:
         raise wrong(f"has dtype {parameter.dtype}; only real floating-point parameters can be forecast")
-    if type(parameter.data) is not Tensor:
-        raise wrong(f"is a {type(parameter.data).__name__}, split over ranks or wrapped; only plain tensors can be forecast")
+    if type(parameter.data) is not Tensor and not is_sharded(parameter):
+        raise wrong(f"is a {type(parameter.data).__name__}; only plain tensors, and those of fully_shard, can be forecast")

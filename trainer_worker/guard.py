@@ -6,7 +6,7 @@ loss is compared with where the run was heading: its losses at the last snapshot
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -91,7 +91,6 @@ class _Record:
     first: float | None = None  # the loss of the first steps
     rejections: int = 0  # in a row
     pause: int = 0  # periods still to sit out
-    caution: int = 0  # horizons are halved so often
     cost_steps: int = 0
     taken: float = 0.0  # of the tolerance
 
@@ -143,10 +142,6 @@ class Trials:
     def pass_period(self) -> None:
         """A period ended without a jump because of `refusal`."""
         self._record.pause = max(0, self._record.pause - 1)
-
-    def temper(self, horizons: Sequence[int]) -> tuple[int, ...]:
-        """Horizons after what was learnt: halved by each rejection, doubled again, up to themselves, by each success."""
-        return tuple(dict.fromkeys(max(1, round(horizon / 2**self._record.caution)) for horizon in horizons))
 
     def note_level(self, step: int) -> None:
         """Measure where the run is, at a snapshot."""
@@ -220,11 +215,9 @@ class Trials:
             self._kept.restore()
             record.rejections += 1
             record.pause = min(2 ** (record.rejections - 1), LONGEST_PAUSE)
-            record.caution += 1
             record.cost_steps += since
         else:
             record.rejections = 0
-            record.caution = max(0, record.caution - 1)
         self._gauge.forget()
         self._levels.clear()
         return Verdict(trial.step, trial.horizon, not reason, expected, loss, since if reason else 0, reason)

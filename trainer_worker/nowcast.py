@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from protos.messages import Dtype
@@ -20,8 +21,10 @@ from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
 from trainer_worker.flat import FlatParameters
 from trainer_worker.guard import Guard
+from trainer_worker.jump import Jump, Landing
 from trainer_worker.probe import Gauge, Probe
-from trainer_worker.schedule import PaperSchedule, Policy
+from trainer_worker.rates import Rates
+from trainer_worker.schedule import Policy
 from trainer_worker.setup import (
     check_dtype,
     check_mode,
@@ -29,6 +32,7 @@ from trainer_worker.setup import (
     check_timing,
     claim,
     make_endpoint,
+    make_policy,
     make_spec,
     make_trials,
     new_job,
@@ -37,7 +41,7 @@ from trainer_worker.setup import (
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 TIMEOUT_S: Final = 30.0
 
 
@@ -47,6 +51,10 @@ class Nowcast:
     with Nowcast(model, optimizer, server="http://127.0.0.1:8440", max_steps=10_000):
         for batch in loader:  # the loop is unchanged
             loss(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
+
+    Works with every optimizer of torch. A step that a `GradScaler` leaves out is not counted. Of a model split by `fully_shard`
+    (FSDP2) snapshots are gathered on rank 0 one parameter at a time, and forecasts scattered back; give the `wiring` made before
+    it was split, and keep each rank's own `state_dict`.
 
     Every `interval` optimizer steps the parameters are copied to the host and sent in the background; every
     `context * interval` steps training waits for a forecast, which is written into the parameters in place. The optimizer's
@@ -66,9 +74,16 @@ class Nowcast:
         checkpoint: weights of the forecaster, in this process only; None for those that are shipped.
         context: snapshots a forecast is made from.
         interval: optimizer steps between two of them.
-        policy: how far to jump; None for the paper's schedule.
+        policy: how far to jump; None for the paper's schedule. Where jumps are tried, it is made more cautious by each that fails.
+        lr_scheduler: the optimizer's, to look ahead on: under a falling learning rate jumps are shortened by as much as the rate
+            to come is lower than the context's. None has the rates seen over the context drawn on.
+        quiet: steps before each snapshot whose average it is, from 0 to `interval`: the noise of single steps is not forecast.
+            Costs a copy of the weights on their device, and a pass over them in each of these steps. The displacement that is
+            forecast is added to the weights as they are.
+        jump: how a forecast is taken over: how much of it, and what becomes of moments and normalisation statistics.
         dtype: `float32`, `float16` or `bfloat16`: in which snapshots are kept and sent. Forecasts come back in float32.
-        wiring: the model's neural graph; None to have `wire(model)` make it.
+        wiring: the model's neural graph; None to have `wire(model, example_inputs)` make it.
+        example_inputs: what the model's `forward` takes, to trace it with; guessed if None.
         timeout_s: how long training may wait for one nowcast. (Forecasts in this process are never cut short.)
         probe: gives the loss on held batches, the same each time; called in evaluation mode, without gradients, on every rank. With
             it each jump is a trial, undone exactly if the loss has not recovered in time (`trainer_worker.guard`).
@@ -97,8 +112,12 @@ class Nowcast:
         context: int = 5,
         interval: int = 200,
         policy: Policy | None = None,
+        lr_scheduler: LRScheduler | None = None,
+        quiet: int = 0,
+        jump: Jump | None = None,
         dtype: Dtype = "float32",
         wiring: Wiring | None = None,
+        example_inputs: Any = None,
         timeout_s: float = TIMEOUT_S,
         probe: Probe | None = None,
         guard: Guard | None = None,
@@ -107,15 +126,20 @@ class Nowcast:
         on_event: Callable[[Event], None] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        check_timing(max_steps=max_steps, context=context, interval=interval, timeout_s=timeout_s)
+        check_timing(max_steps=max_steps, context=context, interval=interval, timeout_s=timeout_s, quiet=quiet)
         if not isinstance(optimizer, Optimizer):
             raise BadArgument("optimizer", f"must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
         module = unwrap(model)
         self._parameters = FlatParameters(module, optimizer, dtype=check_dtype(dtype))
         self._optimizer = optimizer
         self._ranks = Ranks(process_group)
-        self._interval, self._period = interval, context * interval
-        policy = policy or PaperSchedule(max_steps=max_steps, period=self._period)
+        self._interval, self._period, self._quiet = interval, context * interval, quiet
+        tried = guard is not None or probe is not None
+        policy = make_policy(policy, max_steps=max_steps, period=self._period, tried=tried)
+        rates = Rates(optimizer, lr_scheduler, interval=interval, max_steps=max_steps)
+        landing = Landing(
+            jump or Jump(), parameters=self._parameters, model=module, optimizer=optimizer, interval=interval, probe=probe
+        )
         self._hook: RemovableHandle | None = None
         self._job = job or new_job()
         self._journal = Journal(self._job, on_event)
@@ -123,7 +147,14 @@ class Nowcast:
         self._context: Context | None = None
         if self._ranks.rank == 0:
             spec = make_spec(
-                module, self._parameters, wiring=wiring, context=context, interval=interval, dtype=dtype, forecaster=forecaster
+                module,
+                self._parameters,
+                wiring=wiring,
+                example_inputs=example_inputs,
+                context=context,
+                interval=interval,
+                dtype=dtype,
+                forecaster=forecaster,
             )
             endpoint = make_endpoint(
                 server, job=self._job, token=token, spec=spec, checkpoint=checkpoint, device=self._parameters.device
@@ -146,11 +177,14 @@ class Nowcast:
             context=self._context,
             ranks=self._ranks,
             policy=policy,
+            rates=rates,
+            landing=landing,
             trials=trials,
             journal=self._journal,
             interval=interval,
             period=self._period,
             mode=check_mode(overlap=overlap, shadow=shadow, interval=interval),
+            quiet=quiet,
         )
         if max_steps <= self._period:
             log.warning(
@@ -237,7 +271,7 @@ class Nowcast:
         """
         if state.get("version") != STATE_VERSION:
             raise BadArgument("state", f"version {state.get('version')!r}, not {STATE_VERSION}: not a state of this version")
-        for name, mine in (("interval", self._interval), ("period", self._period)):
+        for name, mine in (("interval", self._interval), ("period", self._period), ("quiet", self._quiet)):
             if state[name] != mine:
                 raise BadArgument("state", f"was saved with {name} = {state[name]}, this run has {mine}")
         if (state["trials"] is None) != (self._gauge is None):
@@ -246,4 +280,7 @@ class Nowcast:
         self._journal.load_state_dict(state["journal"])
 
     def _after_step(self, *_: Any) -> None:
-        self._course.after_step()
+        # a GradScaler has fused optimizers look at this themselves, and calls no other's step at all if it is set
+        skipped = getattr(self._optimizer, "found_inf", None)
+        if skipped is None or not float(skipped):
+            self._course.after_step()

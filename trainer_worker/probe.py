@@ -56,7 +56,7 @@ class Gauge:
 
     def _ask(self, probe: Probe) -> float:
         try:
-            with _undisturbed(self._model):
+            with undisturbed(self._model):
                 return float(probe())
         except Exception:
             log.exception("the probe failed; without it no jump is made")
@@ -73,7 +73,7 @@ class Gauge:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; modes and random states are put back."""
     states = random_states()
     modes = [(module, module.training) for module in model.modules()]

@@ -1,7 +1,8 @@
 """Horizon policies: how far ahead to jump, and when not to."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 from trainer_worker.errors import BadArgument
 
@@ -18,6 +19,20 @@ class Policy(Protocol):
 
     def choose(self, step: int, horizons: tuple[int, ...]) -> int:
         """Which of `horizons`, all of them forecast, to load."""
+
+
+@runtime_checkable
+class Learner(Policy, Protocol):
+    """A policy that hears what became of its jumps. Told on all ranks alike, and only where jumps are tried."""
+
+    def learn(self, *, accepted: bool) -> None:
+        """The last jump stays, or was undone."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt, as plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Go on from `state_dict()`."""
 
 
 def paper_horizons(nowcasts: int, *, furthest: int = 40, power: float = 2.0) -> tuple[int, ...]:
@@ -86,3 +101,82 @@ class FixedHorizon:
         """The one there is."""
         del step
         return horizons[0]
+
+
+@dataclass
+class AdaptiveHorizon:
+    """A horizon that finds itself: doubled by each jump that stays, halved by each that is undone.
+
+    Args:
+        start: the first horizon, in intervals.
+        furthest: the largest.
+        max_steps: of the run; there is no nowcast on its last step or after it. None for no end.
+    """
+
+    start: int = 4
+    furthest: int = 40
+    max_steps: int | None = None
+    _now: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.start <= self.furthest:
+            raise BadArgument("start", f"must be from 1 to furthest = {self.furthest} intervals, not {self.start}")
+        self._now = self.start
+
+    def horizons(self, step: int) -> tuple[int, ...]:
+        """The present one."""
+        return () if self.max_steps is not None and step >= self.max_steps else (self._now,)
+
+    def choose(self, step: int, horizons: tuple[int, ...]) -> int:
+        """The one there is."""
+        del step
+        return horizons[0]
+
+    def learn(self, *, accepted: bool) -> None:
+        """Bolder or more cautious."""
+        self._now = min(self.furthest, 2 * self._now) if accepted else max(1, self._now // 2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present horizon."""
+        return {"now": self._now}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Go on with it."""
+        self._now = state["now"]
+
+
+class Cautious:
+    """Any policy, its horizons halved by each jump that is undone and doubled again, up to themselves, by each that stays.
+
+    Args:
+        policy: that knows nothing of outcomes.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._halvings = 0
+
+    @property
+    def furthest(self) -> int:
+        """The policy's own."""
+        return self._policy.furthest
+
+    def horizons(self, step: int) -> tuple[int, ...]:
+        """The policy's, each halved so often, none twice."""
+        return tuple(dict.fromkeys(max(1, round(horizon / 2**self._halvings)) for horizon in self._policy.horizons(step)))
+
+    def choose(self, step: int, horizons: tuple[int, ...]) -> int:
+        """The policy's choice."""
+        return self._policy.choose(step, horizons)
+
+    def learn(self, *, accepted: bool) -> None:
+        """One halving less or more."""
+        self._halvings = max(0, self._halvings - 1) if accepted else self._halvings + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often horizons are halved."""
+        return {"halvings": self._halvings}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Go on with it."""
+        self._halvings = state["halvings"]

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 import torch
@@ -21,7 +21,7 @@ from trainer_worker.flat import FlatParameters
 from trainer_worker.guard import MEASUREMENTS, Guard, Trials
 from trainer_worker.kept import KeptState
 from trainer_worker.probe import Gauge, Probe
-from trainer_worker.schedule import Policy
+from trainer_worker.schedule import Cautious, Learner, PaperSchedule, Policy
 from trainer_worker.snapshots import TORCH_DTYPES
 from trainer_worker.wiring import wire
 
@@ -38,7 +38,7 @@ def new_job() -> str:
     return f"{os.environ.get('NOWCAST_JOB', 'job')}-{uuid.uuid4().hex[:12]}"
 
 
-def check_timing(*, max_steps: int, context: int, interval: int, timeout_s: float) -> None:
+def check_timing(*, max_steps: int, context: int, interval: int, timeout_s: float, quiet: int = 0) -> None:
     """Refuse counts and durations that make no sense.
 
     Raises:
@@ -47,6 +47,8 @@ def check_timing(*, max_steps: int, context: int, interval: int, timeout_s: floa
     for name, value in (("max_steps", max_steps), ("context", context), ("interval", interval)):
         if type(value) is not int or value < 1:
             raise BadArgument(name, f"must be a positive integer, not {value!r}")
+    if type(quiet) is not int or not 0 <= quiet <= interval:
+        raise BadArgument("quiet", f"must be a number of steps from 0 to interval = {interval}, not {quiet!r}")
     if not timeout_s > 0:
         raise BadArgument("timeout_s", f"must be a positive number of seconds, not {timeout_s!r}")
 
@@ -67,6 +69,7 @@ def make_spec(
     parameters: FlatParameters,
     *,
     wiring: Wiring | None,
+    example_inputs: Any,
     context: int,
     interval: int,
     dtype: Dtype,
@@ -77,8 +80,10 @@ def make_spec(
     Raises:
         BadArgument: naming what does not fit.
     """
+    if wiring is None and parameters.sharded:
+        raise BadArgument("wiring", "a model that is split over ranks cannot be wired: call wire(model) before fully_shard")
     try:
-        wiring = wiring or wire(model)
+        wiring = wiring or wire(model, example_inputs)
     except BadWiring as error:
         raise BadArgument("model", error.detail) from error
     held = [(parameter.name, parameter.shape) for parameter in wiring.parameters]
@@ -138,6 +143,20 @@ def _embedded(spec: JobSpec, *, checkpoint: str | None, device: torch.device) ->
     if forecaster.context not in (None, spec.context):
         raise BadArgument("context", f"{forecaster.name} needs {forecaster.context} snapshots, not {spec.context}")
     return EmbeddedEndpoint(forecaster)
+
+
+def make_policy(policy: Policy | None, *, max_steps: int, period: int, tried: bool) -> Policy:
+    """The policy to follow: by default the paper's; one that knows nothing of outcomes is made cautious where there are some.
+
+    Raises:
+        BadArgument: it learns from outcomes, and there are none.
+    """
+    policy = policy or PaperSchedule(max_steps=max_steps, period=period)
+    if isinstance(policy, Learner):
+        if not tried:
+            raise BadArgument("policy", f"{type(policy).__name__} learns from jumps that are tried: give probe= or guard=")
+        return policy
+    return Cautious(policy) if tried else policy
 
 
 def check_policy(policy: Policy, endpoint: Endpoint) -> None:

@@ -1,10 +1,12 @@
 """Host copies of the context's snapshots, in memory that is allocated once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer_worker.flat import FlatParameters
 
@@ -46,7 +48,7 @@ class SnapshotBuffers:
 
     def __init__(self, parameters: FlatParameters, *, dtype: torch.dtype, rows: int) -> None:
         self._parameters = parameters
-        cuda = parameters.device.type == "cuda"
+        cuda = parameters.device.type == "cuda" and not parameters.sharded  # no device holds a vector of a sharded model
         # touched here, so that the first snapshots do not pay for page faults
         self._rows = torch.empty(rows, parameters.size, dtype=dtype, pin_memory=cuda).zero_()
         self._staging = torch.empty(parameters.size, dtype=dtype, device=parameters.device) if cuda else None
@@ -57,15 +59,17 @@ class SnapshotBuffers:
         """Which row a snapshot lies in."""
         return int(snapshot.values.storage_offset() // max(1, self._rows.shape[1]))
 
-    def take(self, step: int, *, busy: set[int]) -> Snapshot | None:
-        """Copy the parameters into a row that is not `busy`; None if there is none."""
+    def take(self, step: int, *, busy: set[int], means: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> Snapshot | None:
+        """Copy the parameters, or the `means` of some, into a row that is not `busy`; None if there is none."""
         values = self._free(busy)
         if values is None:
+            if self._parameters.sharded:
+                self._parameters.copy_to(None)  # the other ranks are sending their parts
             return None
         if self._staging is None:
-            self._parameters.copy_to(values)
+            self._parameters.copy_to(values, means=means)
             return Snapshot(step, values)
-        return Snapshot(step, values, self._copy_beside(values))
+        return Snapshot(step, values, self._copy_beside(values, means))
 
     def put(self, step: int, values: Tensor, *, busy: set[int]) -> Snapshot:
         """Copy a snapshot that was saved into a row that is not `busy`."""
@@ -76,13 +80,13 @@ class SnapshotBuffers:
     def _free(self, busy: set[int]) -> Tensor | None:
         return next((row for index, row in enumerate(self._rows) if index not in busy), None)
 
-    def _copy_beside(self, values: Tensor) -> torch.Event:
+    def _copy_beside(self, values: Tensor, means: Mapping[nn.Parameter, Tensor]) -> torch.Event:
         assert self._staging is not None
         assert self._stream is not None
         main = torch.accelerator.current_stream(self._staging.device)
         if self._copied is not None:
             main.wait_event(self._copied)  # the last snapshot has left the staging vector
-        self._parameters.copy_to(self._staging)
+        self._parameters.copy_to(self._staging, means=means)
         self._stream.wait_stream(main)
         with self._stream:
             values.copy_(self._staging, non_blocking=True)
