@@ -30,6 +30,7 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     threads: Annotated[int | None, Option(help="Of torch; 0 is torch's own choice. [default: 0]")] = None,
     log_level: Annotated[str | None, Option(help="debug, info, warning or error. [default: info]")] = None,
     log_format: Annotated[str | None, Option(help="text or json. [default: text]")] = None,
+    record: Annotated[Path | None, Option(help="Keep what jobs stream that allow it, to fit a forecaster to.")] = None,
 ) -> None:
     """Serve nowcasts until SIGTERM. Every option can also be set as NOWCAST_OPTION in the environment."""
     given: dict[str, Any] = {**locals(), "checkpoints": checkpoint and tuple(checkpoint)}

@@ -223,7 +223,7 @@ def _check_structure(wiring: Wiring) -> None:
 def _check_same(known: JobSpec, given: JobSpec) -> None:
     if known.wiring.hash != given.wiring.hash:
         raise JobConflict("the job is registered with another wiring; take another id, or delete it first", field="wiring")
-    for name in ("context", "interval", "dtype", "forecaster"):
+    for name in ("context", "interval", "dtype", "forecaster", "record"):
         ours, theirs = getattr(known, name), getattr(given, name)
         if ours != theirs:
             raise JobConflict(

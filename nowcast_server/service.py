@@ -13,6 +13,7 @@ from nowcast_server.jobs import Job, Jobs, check_size
 from nowcast_server.logs import audit, log
 from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
+from nowcast_server.recording import Recording
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
 from protos.errors import BadRequest, NowcastError, Unavailable, UnknownForecaster
@@ -44,6 +45,7 @@ class Service:
             on_start=self.metrics.queue_seconds.observe,
         )
         self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
+        self.recording = Recording(settings.record)
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
         self.draining = False
@@ -92,6 +94,7 @@ class Service:
                 task.cancel()
             await asyncio.to_thread(self.device.stop)
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.recording.close()
 
     async def _load(self) -> None:
         start = time.perf_counter()
@@ -109,6 +112,7 @@ class Service:
         while True:
             await asyncio.sleep(min(self.settings.idle_s / 4, 60.0))
             for job in self.jobs.expire(self.settings.idle_s):
+                self.recording.end(job)
                 self.metrics.jobs_expired.inc()
                 audit.info("job expired", extra={"tenant": job.tenant, "job": job.id, "idle_s": self.settings.idle_s})
 
@@ -150,4 +154,5 @@ class Service:
     def remove(self, job: Job) -> None:
         """Forget a job."""
         self.jobs.remove(job)
+        self.recording.end(job)
         audit.info("job deleted", extra={"tenant": job.tenant, "job": job.id})

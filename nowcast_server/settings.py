@@ -43,6 +43,7 @@ class Settings(BaseSettings):
         log_level: of the server's own log.
         log_format: `text` (key=value) or `json`.
         audit_log: file for who registered and deleted which job, as JSON lines, besides the log itself.
+        record: folder for what jobs registered with `record: true` stream, to fit a forecaster to; None: no job is recorded.
     """
 
     model_config = SettingsConfigDict(env_prefix="NOWCAST_", frozen=True, extra="forbid")
@@ -72,6 +73,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     audit_log: Path | None = None
+    record: Path | None = None
 
     @field_validator("checkpoints", mode="before")
     @classmethod

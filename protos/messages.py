@@ -39,6 +39,7 @@ class JobSpec(Message):
         interval: training steps between two of them.
         dtype: in which snapshots are sent and kept.
         forecaster: one of the server's (`GET /v1/info`).
+        record: whether a server that records (`--record`) may keep the snapshots, to fit forecasters to.
     """
 
     wiring: WiringField
@@ -46,6 +47,7 @@ class JobSpec(Message):
     interval: Annotated[int, Field(ge=1, lt=2**32)] = 200
     dtype: Dtype = "float32"
     forecaster: str = "nino"
+    record: bool = False
 
 
 class SnapshotReceipt(Message):

@@ -71,6 +71,7 @@ class Nowcast:
         job: id at the server, unique among running jobs; None for a random one.
         token: bearer token for the server.
         forecaster: which forecaster to use.
+        record: allow a server that records (`--record`) to keep the snapshots, to fit forecasters to.
         checkpoint: weights of the forecaster, in this process only; None for those that are shipped.
         context: snapshots a forecast is made from.
         interval: optimizer steps between two of them.
@@ -108,6 +109,7 @@ class Nowcast:
         job: str | None = None,
         token: str | None = None,
         forecaster: str = "nino",
+        record: bool = False,
         checkpoint: str | None = None,
         context: int = 5,
         interval: int = 200,
@@ -155,6 +157,7 @@ class Nowcast:
                 interval=interval,
                 dtype=dtype,
                 forecaster=forecaster,
+                record=record,
             )
             endpoint = make_endpoint(
                 server, job=self._job, token=token, spec=spec, checkpoint=checkpoint, device=self._parameters.device

@@ -74,6 +74,7 @@ def make_spec(
     interval: int,
     dtype: Dtype,
     forecaster: str,
+    record: bool = False,
 ) -> JobSpec:
     """What the endpoint is told about the job.
 
@@ -93,7 +94,7 @@ def make_spec(
     if len(held) != len(parameters.shapes):
         raise BadArgument("wiring", f"has {len(held)} parameters, the model has {len(parameters.shapes)}")
     try:
-        return JobSpec(wiring=wiring, context=context, interval=interval, dtype=dtype, forecaster=forecaster)
+        return JobSpec(wiring=wiring, context=context, interval=interval, dtype=dtype, forecaster=forecaster, record=record)
     except ValidationError as error:
         first = error.errors()[0]
         raise BadArgument(str(first["loc"][0]), first["msg"]) from error

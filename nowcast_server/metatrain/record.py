@@ -11,6 +11,7 @@ from protos.wiring import Wiring
 class _Recording:
     writer: TrajectoryWriter
     segment: int
+    written: int  # the segment of the last snapshot
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Recorder:
             recording.writer.append(step, state, segment=recording.segment)
         except BadTrajectory:
             return False
+        recording.written = recording.segment
         recording.writer.flush()
         return True
 
@@ -46,6 +48,11 @@ class Recorder:
         """The job has loaded a forecast, or gone back: what follows does not continue what came before."""
         if job in self._open:
             self._open[job].segment += 1
+
+    def stayed(self, job: str) -> None:
+        """What was taken for a jump was none. It is too late once a snapshot followed, which then begins a piece."""
+        if job in self._open and self._open[job].segment == self._open[job].written + 1:
+            self._open[job].segment -= 1
 
     def end(self, job: str) -> None:
         """The job is gone; one that comes back under its name continues its file if its steps do."""
@@ -61,7 +68,7 @@ class Recorder:
         header = {"task": f"{self.kind}/{job}", "interval": interval, "wiring": wiring.to_dict()}
         path = self._free_path(f"{job}-{wiring.hash[:12]}", step)
         segment = _last_segment(path) + 1 if path.exists() else 0
-        self._open[job] = _Recording(TrajectoryWriter(path, state, header=header), segment)
+        self._open[job] = _Recording(TrajectoryWriter(path, state, header=header), segment, segment)
         return self._open[job]
 
     def _free_path(self, name: str, step: int) -> Path:

@@ -53,4 +53,5 @@ async def report(job: TheJob, service: TheService, request: Request) -> None:
     limit_s = service.settings.upload_grace_s
     outcome = await read_message(request, Outcome, max_bytes=MAX_MESSAGE_BYTES, limit_s=limit_s)
     job.report(outcome)
+    await service.recording.outcome(job, outcome)
     service.metrics.outcomes.labels(outcome.outcome).inc()

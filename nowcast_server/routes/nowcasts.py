@@ -59,6 +59,7 @@ async def nowcast(job: TheJob, service: TheService, request: Request, deadline_s
     )
     async with AsyncExitStack() as stack:
         forecasts = await stack.enter_async_context(asking)
+        await service.recording.nowcast(job)
         held = stack.pop_all()
     log.info(
         "nowcast",

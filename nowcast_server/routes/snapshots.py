@@ -43,6 +43,8 @@ async def upload(
         service.metrics.uploads.labels(error.code).inc()
         raise
     job.snapshots += stored
+    if stored:
+        await service.recording.snapshot(job, step)
     seconds = time.perf_counter() - start
     service.metrics.uploads.labels("stored" if stored else "replayed").inc()
     service.metrics.upload_seconds.observe(seconds)

@@ -1,0 +1,72 @@
+"""Recording the jobs that allow it, off the event loop: what they stream becomes trajectories for `metatrain fit`."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from nowcast_server.jobs import Job
+from nowcast_server.logs import log
+from nowcast_server.metatrain.record import Recorder
+from protos.messages import Outcome
+
+
+class Recording:
+    """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant. Used on the event loop.
+
+    A disk that fails costs the record, never the job: it is logged, and the job is not recorded any further.
+
+    Args:
+        folder: below which the trajectories lie; None records nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._recorder = Recorder(folder) if folder else None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="recording")  # one file is written by one thread, in order
+        self._failed: set[Job] = set()
+
+    async def snapshot(self, job: Job, step: int) -> None:
+        """Keep a snapshot that the job's history holds; while it is written, its row is not given away."""
+        if self._recorder is None or not job.spec.record or job in self._failed or not job.history.holds(step):
+            return
+        row = job.history.hold(step)
+        try:
+            state = job.history.row(row).float().numpy()
+            add = partial(self._recorder.add, _name(job), wiring=job.spec.wiring, interval=job.spec.interval)
+            await self._do(job, partial(add, step=step, state=state))
+        finally:
+            job.history.drop(row)
+
+    async def nowcast(self, job: Job) -> None:
+        """A nowcast was made: unless it turns out to be skipped, what follows does not continue what came before."""
+        if self._recorder is not None and job.spec.record:
+            await self._do(job, partial(self._recorder.jumped, _name(job)))
+
+    async def outcome(self, job: Job, outcome: Outcome) -> None:
+        """What became of it."""
+        if self._recorder is not None and job.spec.record and outcome.outcome == "skipped":
+            await self._do(job, partial(self._recorder.stayed, _name(job)))
+
+    def end(self, job: Job) -> None:
+        """The job is gone."""
+        self._failed.discard(job)
+        if self._recorder is not None and job.spec.record:
+            self._writer.submit(self._recorder.end, _name(job))
+
+    async def close(self) -> None:
+        """The server stops."""
+        if self._recorder is not None:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._recorder.close)
+        self._writer.shutdown()
+
+    async def _do(self, job: Job, work: Callable[[], object]) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, work)
+        except OSError as error:
+            self._failed.add(job)
+            log.error("the job is not recorded any further: %s", error, extra={"tenant": job.tenant, "job": job.id})
+
+
+def _name(job: Job) -> str:
+    return f"{job.tenant}/{job.id}"
