@@ -2,8 +2,8 @@
 
 import pytest
 
-from trainer_worker import BadArgument, FixedHorizon, PaperSchedule
-from trainer_worker.schedule import paper_horizons
+from trainer_worker import AdaptiveHorizon, BadArgument, FixedHorizon, PaperSchedule
+from trainer_worker.schedule import Cautious, Learner, paper_horizons
 
 
 def test_the_papers_schedule() -> None:
@@ -28,3 +28,33 @@ def test_a_fixed_horizon() -> None:
     assert FixedHorizon(7).horizons(10**9) == (7,)
     with pytest.raises(BadArgument, match="at least 1"):
         FixedHorizon(0)
+
+
+def test_an_adaptive_horizon_follows_its_outcomes() -> None:
+    """A horizon that does not grow with success gives gains away; one that does not fall after failure pays for each again."""
+    policy = AdaptiveHorizon(start=4, furthest=10, max_steps=900)
+    seen = []
+    for accepted in (True, True, True, False, False, False, False, True):
+        policy.learn(accepted=accepted)
+        seen += policy.horizons(100)
+    assert seen == [8, 10, 10, 5, 2, 1, 1, 2]
+    resumed = AdaptiveHorizon(start=4, furthest=10, max_steps=900)
+    resumed.load_state_dict(policy.state_dict())
+    assert resumed.horizons(100) == (2,)
+    assert resumed.horizons(900) == ()
+    for start in (0, 11):
+        with pytest.raises(BadArgument, match="from 1 to furthest = 10"):
+            AdaptiveHorizon(start=start, furthest=10)
+
+
+def test_any_policy_is_made_cautious() -> None:
+    """A schedule that goes on as planned after a rollback would fail at the same distance again."""
+    policy = Cautious(FixedHorizon(9))
+    seen = []
+    for accepted in (False, False, True, True, True):
+        policy.learn(accepted=accepted)
+        seen += policy.horizons(100)
+    assert seen == [4, 2, 4, 9, 9]
+    assert policy.furthest == 9
+    assert isinstance(policy, Learner)
+    assert not isinstance(FixedHorizon(9), Learner)

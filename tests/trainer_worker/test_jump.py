@@ -1,0 +1,172 @@
+"""How a forecast is taken over: how much of it, moments, normalisation statistics, and how all of it is undone."""
+
+from typing import Any
+
+import pytest
+import torch
+from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network, step
+from torch import nn
+
+from trainer_worker import BadArgument, FixedHorizon, Guard, Jump, Nowcast
+from trainer_worker.jump import recalibrate
+
+
+def run(model: nn.Module, optimizer: torch.optim.Optimizer, endpoint: Any, *, steps: int = PERIOD, **options: Any) -> Nowcast:
+    defaults = {"max_steps": 100, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3)}
+    with Nowcast(model, optimizer, server=endpoint, **{**defaults, **options}) as nowcast:
+        for index in range(steps):
+            step(model, optimizer, index)
+    return nowcast
+
+
+def test_a_part_of_the_displacement() -> None:
+    """A scale that moved the weights themselves, or a bound on the wrong distance, would throw the run anywhere."""
+    jumped = {}
+    for name, jump in (("whole", Jump()), ("half", Jump(scale=0.5)), ("bound", Jump(limit=0.25)), ("far", Jump(limit=1e6))):
+        model, endpoint = network(), ShiftingEndpoint(shift=1.0)
+        run(model, torch.optim.Adam(model.parameters(), lr=1e-2), endpoint, jump=jump)
+        last, first = endpoint.sent[PERIOD], endpoint.sent[INTERVAL]
+        jumped[name] = flat(model) - last
+    torch.testing.assert_close(jumped["whole"], torch.full_like(last, 3.0))
+    torch.testing.assert_close(jumped["half"], torch.full_like(last, 1.5))
+    assert torch.equal(jumped["far"], jumped["whole"])
+    assert float(jumped["bound"].norm()) == pytest.approx(0.25 * float((last - first).norm()), rel=1e-4)
+    assert float(jumped["bound"].std()) < 1e-6  # shortened, not turned
+
+
+def test_a_bound_counts_what_a_jump_may_move() -> None:
+    """A frozen backbone does not travel: with its part of the forecast counted no jump would ever be short enough."""
+    model, endpoint = network(), ShiftingEndpoint(shift=1.0)
+    model[0].requires_grad_(False)
+    run(model, torch.optim.Adam(model.parameters(), lr=1e-2), endpoint, jump=Jump(limit=0.5))
+    moved = (flat(model) - endpoint.sent[PERIOD])[-34:]
+    assert float(moved.norm()) == pytest.approx(
+        0.5 * float((endpoint.sent[PERIOD] - endpoint.sent[INTERVAL])[-34:].norm()), rel=1e-4
+    )
+
+
+def test_moments_are_kept_reset_or_rescaled() -> None:
+    """Rescaled moments that changed the next step's size would be a jump of their own."""
+    after = {}
+    for moments in ("keep", "reset", "rescale"):
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, amsgrad=True)
+        run(model, optimizer, ShiftingEndpoint(), jump=Jump(moments=moments))  # type: ignore[arg-type]
+        state = optimizer.state.get(model[0].weight, {})
+        after[moments] = {name: value.clone() for name, value in state.items()}
+    assert after["reset"] == {}
+    assert float(after["keep"]["step"]) == PERIOD
+    assert float(after["rescale"]["step"]) == INTERVAL
+    for name, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999), ("max_exp_avg_sq", 0.999)):
+        kept, younger = (after[which][name] / (1 - beta ** float(after[which]["step"])) for which in ("keep", "rescale"))
+        torch.testing.assert_close(kept, younger)
+        assert not torch.equal(after["keep"][name], after["rescale"][name])
+
+
+@pytest.mark.parametrize("moments", ["reset", "rescale"])
+@pytest.mark.parametrize("quiet", [0, 2])
+def test_a_rollback_undoes_all_of_it(moments: Any, *, quiet: int) -> None:
+    """Moments or statistics that stay changed after a rollback make the run another one."""
+
+    def batch_norm() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    plain, other = batch_norm()
+    for index in (*range(PERIOD), *range(PERIOD + 4, PERIOD + 10)):  # the batches of the trial are gone
+        step(plain, other, index)
+    model, optimizer = batch_norm()
+    calls = {"made": 0}
+
+    def forward() -> None:
+        calls["made"] += 1
+        model(torch.randn(16, 8))
+
+    def probe() -> float:
+        return 1.5 if calls["made"] else 1.0
+
+    options: dict[str, Any] = {"guard": Guard(recovery=4), "probe": probe, "quiet": quiet}
+    jump = Jump(moments=moments, recalibrate=forward, scale=0.5)
+    nowcast = run(model, optimizer, ShiftingEndpoint(shift=0.1), steps=PERIOD + 10, jump=jump, **options)
+    assert [(event.outcome, event.reason) for event in nowcast.events] == [("rejected", "not_recovered")]
+    assert calls["made"] == 1
+    assert torch.equal(flat(model), flat(plain))
+    for mine, theirs in zip(model.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        for name, value in optimizer.state[mine].items():
+            assert torch.equal(value, other.state[theirs][name])
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.used(inputs)) * 1.0
+
+
+def test_statistics_are_taken_anew() -> None:
+    """Statistics of the old weights make a good jump look bad to the probe, and to every evaluation after it."""
+    model = Norms()
+    batches = torch.randn(4, 64, 3) * 5 + 2
+    for _ in range(3):
+        model(torch.randn(8, 3))
+    model.unused(torch.randn(8, 3))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    random = torch.get_rng_state()
+    recalibrate(model, lambda: [model(batch) for batch in batches])
+    torch.testing.assert_close(model.used.running_mean, batches.mean((0, 1)))
+    torch.testing.assert_close(model.used.running_var, batches.var(1).mean(0))
+    assert torch.equal(model.unused.running_mean, before["unused.running_mean"])
+    assert int(model.used.num_batches_tracked) == 3
+    assert model.used.momentum == 0.1
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random)
+    now = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def fail() -> None:
+        model(batches[0])
+        raise ValueError
+
+    recalibrate(model, fail)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, now[name])
+
+
+def test_the_probe_can_recalibrate() -> None:
+    """Whoever has given held batches need not give them twice."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    held = torch.randn(64, 8)
+    probe = lambda: model(held).square().mean()  # noqa: E731
+    run(model, torch.optim.Adam(model.parameters()), ShiftingEndpoint(), probe=probe, jump=Jump(recalibrate=True), guard=Guard(4))
+    torch.testing.assert_close(model[1].running_mean, model[0](held).mean(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"scale": 0.0}, "scale"),
+        ({"scale": 1.5}, "scale"),
+        ({"limit": 0.0}, "limit"),
+        ({"moments": "halve"}, "keep, reset, rescale"),
+        ({"recalibrate": 3}, "recalibrate"),
+    ],
+)
+def test_a_jump_that_cannot_be_is_refused(options: dict[str, Any], word: str) -> None:
+    """Found at the first jump, after a thousand steps, it would be too late."""
+    with pytest.raises(BadArgument, match=word):
+        Jump(**options)
+
+
+def test_what_a_run_cannot_do_is_refused_before_it_starts() -> None:
+    """The same, where it takes the optimizer or the probe to know."""
+    model = network()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    for jump, word in ((Jump(moments="rescale"), "not for SGD"), (Jump(recalibrate=True), "probe")):
+        with pytest.raises(BadArgument, match=word):
+            Nowcast(model, sgd, server=ShiftingEndpoint(), max_steps=100, jump=jump)
