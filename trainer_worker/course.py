@@ -252,8 +252,16 @@ class Course:
                 cost_steps=verdict.cost_steps,
             )
         )
-        losses = {"loss_before": _finite(verdict.expected), "loss_after": _finite(verdict.loss)}
-        self._report(Outcome(step=self._asked_at, horizon=verdict.horizon, outcome=outcome, reason=verdict.reason, **losses))
+        self._report(
+            Outcome(
+                step=self._asked_at,
+                horizon=verdict.horizon,
+                outcome=outcome,
+                reason=verdict.reason,
+                loss_before=_finite(verdict.expected),
+                loss_after=_finite(verdict.loss),
+            )
+        )
 
     def _forget_average(self) -> None:
         if self._average is not None:
