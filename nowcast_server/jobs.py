@@ -11,6 +11,7 @@ from typing import Final
 from nowcast_server.budget import Budget
 from nowcast_server.history import History, history_bytes
 from nowcast_server.settings import Settings
+from nowcast_server.skill import TrackRecord, track_bytes
 from protos.errors import BadWiring, Busy, JobConflict, TooLarge, UnknownJob
 from protos.frames import DTYPE_BYTES
 from protos.messages import JobSpec, JobStatus, Outcome
@@ -54,13 +55,21 @@ class Job:
     outcomes: Counter[str] = field(default_factory=Counter)
     last_outcomes: deque[Outcome] = field(default_factory=lambda: deque(maxlen=20))
     forecast_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    track: TrackRecord = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.track = TrackRecord(self.spec)
 
     def touch(self) -> None:
         self.seen_at, self.seen = time.time(), time.monotonic()
 
-    def report(self, outcome: Outcome) -> None:
+    def report(self, outcome: Outcome) -> bool:
+        """Take note of an outcome; False if it was told before."""
+        if outcome in self.last_outcomes:
+            return False
         self.outcomes[outcome.outcome] += 1
         self.last_outcomes.append(outcome)
+        return True
 
     def status(self) -> JobStatus:
         wiring = self.spec.wiring
@@ -83,6 +92,7 @@ class Job:
             outcomes=dict(self.outcomes),
             last_outcomes=list(self.last_outcomes),
             forecast_s=median(self.forecast_s) if self.forecast_s else None,
+            skill=self.track.skill(),
         )
 
 
@@ -133,7 +143,7 @@ class Jobs:
         self._check_number(tenant)
         size, wiring = spec.wiring.size, spec.wiring
         memory_bytes = history_bytes(size, context=spec.context, dtype=spec.dtype)
-        memory_bytes += ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters))
+        memory_bytes += track_bytes(size) + ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters))
         budget = self._budget_of(tenant)
         budget.take(memory_bytes, what=f"a history of {spec.context} snapshots of {size} {spec.dtype} values")
         try:

@@ -10,6 +10,7 @@
 | `nowcast_queue_seconds` | histogram | | a forecast waited for the device |
 | `nowcast_queue_depth` | gauge | | forecasts waiting for the device |
 | `nowcast_outcomes_total` | counter | `outcome` | jumps as workers report them: `accepted`, `rejected`, `skipped` |
+| `nowcast_skill` | histogram | `forecaster` | forecasts whose future has come: 1 is perfect, 0 as good as no change |
 | `nowcast_jobs` | gauge | | jobs known |
 | `nowcast_jobs_expired_total` | counter | | jobs forgotten because nobody called |
 | `nowcast_memory_bytes` | gauge | `use` | bytes promised to `histories` and `forecasts` |
@@ -22,7 +23,10 @@ No label names a job or a tenant: their number is not bounded, and they are nobo
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from nowcast_server.skill import Scores
+
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_SKILLS = (-1.0, -0.3, -0.1, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 
 class Metrics:
@@ -39,12 +43,18 @@ class Metrics:
         self.queue_seconds = histogram("queue_seconds", "A forecast waited for the device")
         self.queue_depth = gauge("queue_depth", "Forecasts waiting for the device")
         self.outcomes = counter("outcomes", "Jumps as workers report them", "outcome")
+        self.skill = histogram("skill", "Forecasts whose future has come", "forecaster", buckets=_SKILLS)
         self.jobs = gauge("jobs", "Jobs known")
         self.jobs_expired = counter("jobs_expired", "Jobs forgotten because nobody called")
         self.memory_bytes = gauge("memory_bytes", "Bytes promised", "use")
         self.memory_limit_bytes = gauge("memory_limit_bytes", "Bytes that may be promised", "use")
         self.errors = counter("errors", "Calls answered with an error", "code")
         self.ready = gauge("ready", "1 while /readyz says yes")
+
+    def scored(self, scores: Scores) -> None:
+        """Count forecasts whose skill is known now."""
+        for forecaster, value in scores:
+            self.skill.labels(forecaster).observe(value)
 
     def render(self) -> bytes:
         """In the text format that Prometheus scrapes."""
@@ -56,5 +66,5 @@ class Metrics:
     def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
         return Gauge(f"nowcast_{name}", what, labels, registry=self.registry)
 
-    def _histogram(self, name: str, what: str, *labels: str) -> Histogram:
-        return Histogram(f"nowcast_{name}", what, labels, buckets=_SECONDS, registry=self.registry)
+    def _histogram(self, name: str, what: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(f"nowcast_{name}", what, labels, buckets=buckets, registry=self.registry)

@@ -112,13 +112,14 @@ class Nowcasting:
         return future
 
     def _done(self, job: Job, context: Context, loan: "_Loan", future: "Future[Forecasts] | None" = None) -> None:
+        if future is not None and not future.cancelled() and future.exception() is None:
+            made = future.result()
+            job.track.made(context.step, context.states, dict(zip(made.header.horizons, made.values, strict=True)))
+            job.forecast_s.append(made.seconds)
+            self.metrics.forecast_seconds.labels(job.spec.forecaster).observe(made.seconds)
         job.history.release(context)
         self.jobs.leave(job)
         loan.end()
-        if future is not None and not future.cancelled() and future.exception() is None:
-            seconds = future.result().seconds
-            job.forecast_s.append(seconds)
-            self.metrics.forecast_seconds.labels(job.spec.forecaster).observe(seconds)
 
     def _count(self, job: Job, outcome: str) -> None:
         self.metrics.forecasts.labels(job.spec.forecaster, outcome).inc()

@@ -75,6 +75,7 @@ class Outcome(Message):
         reason: a short stable word or sentence, e.g. `server_unavailable`.
         loss_before: on the probe before the jump.
         loss_after: on the probe when the jump was judged.
+        cost_steps: that a rejected jump has undone: so many steps later the weights are again those of before it.
     """
 
     step: Step
@@ -83,6 +84,7 @@ class Outcome(Message):
     reason: Annotated[str, StringConstraints(max_length=500)] = ""
     loss_before: float | None = None
     loss_after: float | None = None
+    cost_steps: Step = 0
 
 
 class JobStatus(Message):
@@ -106,7 +108,7 @@ class JobStatus(Message):
     outcomes: dict[str, int]
     last_outcomes: list[Outcome]
     forecast_s: float | None = Field(None, description="median time of a forecast on the device")
-    skill: dict[str, dict[str, float]] = Field(default_factory=dict, description="by horizon, then forecaster")
+    skill: dict[str, dict[str, float]] = Field(default_factory=dict, description="mean by horizon, then forecaster; `last` is 0")
 
 
 class JobList(Message):

@@ -260,6 +260,7 @@ class Course:
                 reason=verdict.reason,
                 loss_before=_finite(verdict.expected),
                 loss_after=_finite(verdict.loss),
+                cost_steps=verdict.cost_steps,
             )
         )
 

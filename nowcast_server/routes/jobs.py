@@ -52,6 +52,8 @@ async def report(job: TheJob, service: TheService, request: Request) -> None:
     """Hear what became of a nowcast."""
     limit_s = service.settings.upload_grace_s
     outcome = await read_message(request, Outcome, max_bytes=MAX_MESSAGE_BYTES, limit_s=limit_s)
-    job.report(outcome)
-    await service.recording.outcome(job, outcome)
+    if not job.report(outcome):
+        return
     service.metrics.outcomes.labels(outcome.outcome).inc()
+    service.metrics.scored(job.track.told(outcome))
+    await service.recording.outcome(job, outcome)

@@ -73,7 +73,10 @@ async def _receive(job: Job, step: int, service: Service, request: Request, max_
             arrival.close()
             if job.closed:
                 raise UnknownJob(f"job {job.id!r} was deleted while its snapshot came", field="job")
-            return await store(job.history, step=step, row=row)
+            stored = await store(job.history, step=step, row=row)
+            if stored:
+                service.metrics.scored(job.track.came(step, job.history.row(row)))
+            return stored
         finally:
             job.history.drop(row)
 

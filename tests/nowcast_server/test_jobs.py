@@ -139,11 +139,11 @@ def test_session_header(caller: Caller) -> None:
 
 def test_memory_budget(start: Start) -> None:
     """The server would take in jobs until the machine kills it."""
-    caller = start(memory=10_000, wiring=dense(10, 20))  # 200 values: 3,200 bytes with a context of 3, and its wiring
+    caller = start(memory=70_000, wiring=dense(10, 20))  # 200 values: 3,200 bytes with a context of 3, 25,600 of skill, the wiring
     assert caller.as_job("a").register().status_code == 201
     assert caller.as_job("b").register().status_code == 201
     problem = refused(caller.as_job("c").register(), 507, "out_of_memory_budget")
-    assert 3200 < problem["needed_bytes"] < problem["limit_bytes"] == 10_000
+    assert 28_800 < problem["needed_bytes"] < problem["limit_bytes"] == 70_000
     caller.client.delete("/v1/jobs/a")
     assert caller.as_job("c").register().status_code == 201
 
@@ -182,7 +182,7 @@ def test_outcomes(caller: Caller) -> None:
     status = caller.status()
     assert status["outcomes"] == {"skipped": 25, "accepted": 1}
     assert len(status["last_outcomes"]) == 20
-    assert status["last_outcomes"][-1] == {"reason": "", **report}
+    assert status["last_outcomes"][-1] == {"reason": "", "cost_steps": 0, **report}
     bad = caller.client.post("/v1/jobs/job/outcomes", content=b'{"step":1,"outcome":"accepted","loss_before":1e999}', headers=JSON)
     refused(bad, 422, "bad_request", "loss_before")
     refused(caller.client.post("/v1/jobs/job/outcomes", json={"step": 1, "outcome": "won"}), 422, "bad_request", "outcome")
