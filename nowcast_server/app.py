@@ -1,8 +1,9 @@
 """The FastAPI app."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
@@ -48,6 +49,14 @@ def create_app(
         redoc_url=None,
         openapi_url=f"{API}/openapi.json",
         redirect_slashes=False,
+        # its logs would repeat ours, and show what callers sent; probes and scrapes are no calls worth a trace
+        telemetry={
+            "tracing": settings.otel,
+            "metrics": settings.otel,
+            "logs": False,
+            "auto_configure": settings.otel,
+            "exclude": _probes,
+        },
     )
     app.state.service = service
     problems.install(app, service)
@@ -57,6 +66,10 @@ def create_app(
     for routes in (jobs, snapshots, nowcasts):
         app.include_router(routes.router, prefix=API)
     return app
+
+
+def _probes(scope: MutableMapping[str, Any]) -> bool:
+    return scope["path"] in {"/livez", "/readyz", "/metrics"}
 
 
 def _given(forecasters: Mapping[str, Forecaster]) -> Mapping[str, Forecaster]:

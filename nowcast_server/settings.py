@@ -42,6 +42,7 @@ class Settings(BaseSettings):
         threads: of torch, for forecasts; 0 leaves torch's own choice.
         log_level: of the server's own log.
         log_format: `text` (key=value) or `json`.
+        otel: send traces and metrics of all calls by OpenTelemetry, to where its own variables say (`OTEL_EXPORTER_OTLP_ENDPOINT`).
         audit_log: file for who registered and deleted which job, as JSON lines, besides the log itself.
         record: folder for what jobs registered with `record: true` stream, to fit a forecaster to; None: no job is recorded.
     """
@@ -72,6 +73,7 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+    otel: bool = False
     audit_log: Path | None = None
     record: Path | None = None
 

@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
@@ -204,6 +206,38 @@ def test_exposed_with_a_token(run: Run, tmp_path: Path) -> None:
     _, output = process.end()
     assert "unauthorized" in output
     assert token not in output
+
+
+def test_traces_reach_a_collector(run: Run) -> None:
+    """`NOWCAST_OTEL` would do nothing; or traces would carry tokens, or be drowned in health checks."""
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    came: dict[str, bytes] = {}
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            came[self.path] = came.get(self.path, b"") + body
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    token = "a-token-of-some-length"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        sent = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+        }
+        process = run(NOWCAST_OTEL="true", NOWCAST_TOKENS=f"alice:{token}", **sent)
+        process.client.get("/v1/jobs/mine", headers={"authorization": f"Bearer {token}"})
+        status, output = process.end()
+        assert status == 0, output
+        collector.shutdown()
+    assert b"/v1/jobs/{job}" in came["/v1/traces"]
+    assert b"http.server.request.duration" in came["/v1/metrics"]
+    assert all(token.encode() not in body and b"/readyz" not in body for body in came.values())
 
 
 def test_help_is_quick() -> None:
