@@ -18,6 +18,7 @@ from trainer_worker.local_cluster import join_cluster, start_local_cluster
 from trainer_worker.loop import Checkpoint, train
 from trainer_worker.mailbox import Listener, open_mailbox
 from trainer_worker.records import Order, RunRecord
+from trainer_worker.room import warned_without_room
 
 __all__ = ["cluster", "start_local_cluster", "train_on_ray"]
 
@@ -65,17 +66,21 @@ def train_on_ray(order: Order, *, listen: Listener, resume: bool = False) -> Run
             run_config=_run_config(order, storage),
         )
         try:
-            result = trainer.fit()
+            with warned_without_room(order.config.workers.count, _resources(order.config.workers)):
+                result = trainer.fit()
         except ray_train.TrainingFailedError as error:
             raise TrainingFailed(f"the run {order.name} failed: {error}") from error
     return RunRecord.model_validate(result.return_value)
 
 
 def _scaling(workers: WorkersTable) -> ray_train.ScalingConfig:
-    resources: dict[str, float] = {"CPU": 1}
-    if workers.gpus_per_worker:
-        resources["GPU"] = workers.gpus_per_worker
-    return ray_train.ScalingConfig(num_workers=workers.count, use_gpu=bool(workers.gpus_per_worker), resources_per_worker=resources)
+    gpus = bool(workers.gpus_per_worker)
+    return ray_train.ScalingConfig(num_workers=workers.count, use_gpu=gpus, resources_per_worker=_resources(workers))
+
+
+def _resources(workers: WorkersTable) -> dict[str, float]:
+    """Of each worker."""
+    return {"CPU": 1.0} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
 
 
 def _run_config(order: Order, storage: Path) -> ray_train.RunConfig:

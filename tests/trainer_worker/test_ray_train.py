@@ -2,6 +2,8 @@
 
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import ray
 import torch
 from rich.console import Console
 
-from trainer_worker import report
+from trainer_worker import report, room
 from trainer_worker.compare import arm_with, compare
 from trainer_worker.config import Config
 from trainer_worker.datasets import DataMissing
+from trainer_worker.mailbox import Mailbox
 from trainer_worker.own_server import own_server
 from trainer_worker.ray_train import TrainingFailed, train_on_ray
 from trainer_worker.records import Order, RunRecord
@@ -131,11 +134,25 @@ def test_a_killed_worker_leaves_no_trace_in_the_weights(compared: tuple[Path, Su
     assert torch.equal(final_weights(tmp_path, "adam+average-seed1000"), final_weights(folder, "adam+average-seed1000"))
 
 
-def test_a_run_that_cannot_work_says_why(ray_cluster: None, tmp_path: Path) -> None:
-    """The workers' own error reaches the user, after the restarts that were allowed."""
+def test_a_run_that_cannot_begin_or_cannot_work_says_why(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a cluster that is in use the command would wait for ever, silently; or the workers' own error would not reach the user."""
+    monkeypatch.setattr(room, "PATIENCE_S", 0.0)
+    taken: Any = ray.remote(num_cpus=0.5)(Mailbox).remote()
+    ray.get(taken.take.remote())
+
+    def free_when_told() -> None:
+        while not caplog.messages:
+            time.sleep(0.1)
+        ray.kill(taken)
+
     settings = config(tmp_path, data=str(tmp_path / "nothing")).model_copy(update={"nowcast": None})
     settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"max_failures": 0})})
     order = Order(config=settings, arm=arm_with(config(tmp_path).nowcast), seed=1, job="broken")
-    with pytest.raises(TrainingFailed, match="the folder given for fashion-mnist does not hold it"):
-        train_on_ray(order, listen=lambda news: None)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(free_when_told)
+        with pytest.raises(TrainingFailed, match="the folder given for fashion-mnist does not hold it"):
+            train_on_ray(order, listen=lambda news: None)
+    assert "CPU: 2 x 1 asked for, 1.5 of 2 free" in caplog.messages[0]
     assert ray.is_initialized()

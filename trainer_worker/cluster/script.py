@@ -17,19 +17,21 @@ import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from trainer_worker.cluster.packaging import parse_workers
 from trainer_worker.local_cluster import WORKER_ENVIRONMENT
+from trainer_worker.room import warned_without_room
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script on the cluster this process belongs to; the exit status is its."""
     options = _parser().parse_args(arguments)
     ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
-    least, _, most = options.workers.partition(":")
+    least, most = parse_workers(options.workers)
     trainer: Any = TorchTrainer(  # Any: ray annotates its previous API
         _run,
         train_loop_config={"script": options.script, "arguments": options.arguments, "storage": _folder(options)},
         torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
-        scaling_config=_scaling(int(least), int(most), options),
+        scaling_config=_scaling(least, most, options),
         run_config=train.RunConfig(
             name=options.name,
             storage_path=options.storage,
@@ -38,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with warned_without_room(least, _resources(options)):
+            trainer.fit()
     except train.TrainingFailedError as error:
         sys.exit(f"the script failed: {error}")
 
@@ -57,9 +60,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _scaling(least: int, most: int, options: argparse.Namespace) -> train.ScalingConfig:
-    resources = {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
     workers: Any = least if least == most else (least, most)
-    return train.ScalingConfig(num_workers=workers, use_gpu=bool(options.gpus), resources_per_worker=resources)
+    return train.ScalingConfig(num_workers=workers, use_gpu=bool(options.gpus), resources_per_worker=_resources(options))
+
+
+def _resources(options: argparse.Namespace) -> dict[str, float]:
+    """Of each worker."""
+    return {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
 
 
 def _folder(options: argparse.Namespace) -> str | None:
