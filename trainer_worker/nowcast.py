@@ -29,6 +29,7 @@ from trainer_worker.setup import (
     check_dtype,
     check_mode,
     check_policy,
+    check_sharded,
     check_timing,
     claim,
     make_endpoint,
@@ -133,6 +134,7 @@ class Nowcast:
             raise BadArgument("optimizer", f"must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
         module = unwrap(model)
         self._parameters = FlatParameters(module, optimizer, dtype=check_dtype(dtype))
+        check_sharded(self._parameters, wiring)
         self._optimizer = optimizer
         self._ranks = Ranks(process_group)
         self._interval, self._period, self._quiet = interval, context * interval, quiet

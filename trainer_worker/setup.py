@@ -64,6 +64,16 @@ def check_dtype(dtype: str) -> torch.dtype:
     return TORCH_DTYPES[dtype]
 
 
+def check_sharded(parameters: FlatParameters, wiring: Wiring | None) -> None:
+    """Refuse, on every rank, to wire a model of which none has all.
+
+    Raises:
+        BadArgument: it is split over ranks, and no wiring is given.
+    """
+    if parameters.sharded and wiring is None:
+        raise BadArgument("wiring", "a model that is split over ranks cannot be wired: call wire(model) before fully_shard")
+
+
 def make_spec(
     model: nn.Module,
     parameters: FlatParameters,
@@ -81,8 +91,6 @@ def make_spec(
     Raises:
         BadArgument: naming what does not fit.
     """
-    if wiring is None and parameters.sharded:
-        raise BadArgument("wiring", "a model that is split over ranks cannot be wired: call wire(model) before fully_shard")
     try:
         wiring = wiring or wire(model, example_inputs)
     except BadWiring as error:

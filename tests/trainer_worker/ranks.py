@@ -10,12 +10,15 @@ import torch
 from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network
 from torch import distributed as dist
 from torch import multiprocessing, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from protos.errors import Unavailable
-from trainer_worker import Guard, Nowcast
-from trainer_worker.errors import RanksDiffer
+from trainer_worker import FixedHorizon, Guard, Jump, Nowcast
+from trainer_worker.errors import BadArgument, RanksDiffer
+from trainer_worker.wiring import wire
 
 STEPS = 3 * PERIOD
 
@@ -49,6 +52,8 @@ def _main(rank: int, folder: Path, port: int, world: int, url: str) -> None:
     told["resumed"] = train(rank, embedded, saved=torch.load(folder / "checkpoint.pt", weights_only=True))
     told["apart"] = train_apart(rank)
     told["alone"] = train_alone(rank)
+    told["sharded"] = train_sharded(rank)
+    told["large"] = jump_large(rank)
     torch.save(told, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -117,6 +122,73 @@ def train_alone(rank: int) -> dict[str, Any]:
             model(torch.ones(1, 8)).sum().backward()
             optimizer.step()
     return {"forecast": endpoint.sent[PERIOD] + 0.01 * 40, "weights": flat(model)}
+
+
+def train_sharded(rank: int) -> dict[str, Any]:
+    """The same run, data-parallel and split over the ranks by `fully_shard`, with quiet snapshots, jumps and a rollback."""
+    told: dict[str, Any] = {"weights": {}, "events": {}}
+    for sharded in (False, True):
+        torch.manual_seed(0)
+        model: nn.Module = nn.Sequential(nn.Linear(8, 17), nn.ReLU(), nn.Linear(17, 3))  # neither splits evenly
+        wiring, losses = wire(model), Spoilt(rank)
+        losses.calls = -10  # the first jump stays
+        replica: nn.Module = model if sharded else DistributedDataParallel(model)
+        if sharded:
+            fully_shard(model[0])
+            fully_shard(model)
+            told["parts"] = [parameter.to_local().shape for parameter in model.parameters()]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        options: dict[str, Any] = {"forecaster": "linear", "policy": FixedHorizon(2), "interval": 4, "context": CONTEXT}
+        if sharded:
+            try:
+                Nowcast(model, optimizer, max_steps=100, **options)
+            except BadArgument as error:
+                told["refused"] = str(error)
+        options |= {"quiet": 3, "jump": Jump(scale=0.5, moments="reset"), "guard": Guard(recovery=4), "probe": losses}
+        weights = []
+        with Nowcast(replica, optimizer, max_steps=100, wiring=wiring, **options) as nowcast:
+            for index in range(50):
+                inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2 * index + rank))
+                optimizer.zero_grad()
+                functional.cross_entropy(replica(inputs), (inputs.sum(1) > 0).long()).backward()
+                optimizer.step()
+                weights.append(torch.cat([whole(parameter).detach().reshape(-1) for parameter in model.parameters()]))
+        told["weights"][sharded] = torch.stack(weights)
+        told["events"][sharded] = [(event.step, event.outcome) for event in nowcast.events]
+    return told
+
+
+def jump_large(rank: int) -> dict[str, Any]:
+    """One snapshot after the other, and a jump, of 8 layers of 4 MiB; the most memory that takes."""
+    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(8)))
+    wiring = wire(model)
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    endpoint = ShiftingEndpoint()
+    with Nowcast(model, optimizer, server=endpoint, max_steps=100, interval=1, context=2, wiring=wiring, policy=FixedHorizon(1)):
+        model(torch.zeros(1, 1024)).sum().backward()
+        optimizer.step()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = memory_bytes("VmRSS")
+        optimizer.step()
+        peak = memory_bytes("VmHWM")
+    return {
+        "bytes": peak - before,
+        "moved": float((whole(model[3].weight)[0, 0]) - (endpoint.sent[2][3 << 20] if rank == 0 else 0)),
+    }
+
+
+def memory_bytes(which: str) -> int:
+    """Of this process, as the kernel counts it."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return int(line.split()[1]) * 1024
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """All of a parameter, wherever it is."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 class Spoilt:

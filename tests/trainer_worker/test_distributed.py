@@ -76,3 +76,22 @@ def test_ranks_may_train_a_model_each(ranks: Told) -> None:
     """A sweep or a population under torch.distributed is no data-parallel run."""
     for rank in ranks:
         assert torch.equal(rank["alone"]["weights"], rank["alone"]["forecast"])
+
+
+def test_a_sharded_run_is_the_same_run(ranks: Told) -> None:
+    """Shards gathered in another order than they are scattered, or padded, would shuffle the weights at the first jump."""
+    for rank in ranks:
+        told = rank["sharded"]
+        assert told["events"][True] == told["events"][False] == [(20, "accepted"), (40, "rejected")]
+        torch.testing.assert_close(told["weights"][True], told["weights"][False], atol=1e-6, rtol=1e-5)
+        assert "before fully_shard" in told["refused"]
+    parts = [rank["sharded"]["parts"] for rank in ranks]
+    assert [part[0] for part in parts] == [(9, 8), (8, 8)]
+
+
+def test_no_rank_but_the_first_holds_a_whole_sharded_model(ranks: Told) -> None:
+    """Models are sharded because no rank has room for all of them."""
+    layer, layers = 4 << 20, 8
+    assert ranks[0]["large"]["moved"] == pytest.approx(0.01, abs=1e-6)
+    assert ranks[0]["large"]["bytes"] > layers * layer / 2  # of the forecast
+    assert ranks[1]["large"]["bytes"] < 3 * layer
