@@ -174,10 +174,8 @@ def jump_large(rank: int) -> dict[str, Any]:
         before = memory_bytes("VmRSS")
         optimizer.step()
         peak = memory_bytes("VmHWM")
-    return {
-        "bytes": peak - before,
-        "moved": float((whole(model[3].weight)[0, 0]) - (endpoint.sent[2][3 << 20] if rank == 0 else 0)),
-    }
+    first = float(whole(model[3].weight).detach()[0, 0])
+    return {"bytes": peak - before, "moved": first - float(endpoint.sent[2][3 << 20]) if rank == 0 else 0.0}
 
 
 def memory_bytes(which: str) -> int:
