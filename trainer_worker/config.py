@@ -13,6 +13,9 @@ from trainer_worker.tasks import TASKS
 Positive = Annotated[float, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
+Schedule = Literal["paper", "fixed", "adaptive"]
+Moments = Literal["keep", "reset", "rescale"]
+
 LEARNED = ("nino", "wnn")
 FURTHEST_PAPER, FURTHEST_FIXED = 40, 4
 """The paper's; and, on FM-16, the best for `linear` of 1, 2, 4 and 8, of which 8 explodes."""
@@ -59,7 +62,11 @@ class TrainTable(Table):
 
     steps: Count = Field(default=10_000, description="optimizer steps of a run")
     batch_size: Count = Field(default=128, description="examples a step, over all workers together")
-    lr: Positive = Field(default=6e-3, description="AdamW's learning rate, constant")
+    lr: Positive = Field(default=6e-3, description="AdamW's learning rate, at its highest")
+    rate: Literal["constant", "cosine", "warmup-stable-decay"] = Field(
+        default="constant",
+        description="its course: cosine falls to 0; the other rises for 5% of the steps and falls for the last 20%",
+    )
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = [1000]
     eval_every: Count = Field(default=200, description="steps between two evaluations on validation and test data")
@@ -86,12 +93,31 @@ class NowcastTable(Table):
     checkpoint: Path | None = Field(default=None, description="weights of the forecaster, read by the own or embedded server")
     context: Annotated[int, Field(ge=2, le=64, strict=True)] = 5
     interval: Count = Field(default=200, description="steps between two snapshots; a nowcast every context * interval steps")
-    schedule: Literal["paper", "fixed"] | None = Field(
+    schedule: Schedule | None = Field(
         default=None,
-        description="horizons that fall over the run, or always the same; by default paper for nino and wnn, else fixed",
+        description="horizons that fall over the run (paper), always the same (fixed), or doubled by each jump that stays and "
+        "halved by each that is undone (adaptive; needs a probe); by default paper for nino and wnn, else fixed",
     )
     furthest: Horizon | None = Field(
-        default=None, description="the first, or the fixed, horizon in intervals; by default 40 on the paper's schedule, 4 if fixed"
+        default=None,
+        description="the first (paper), the only (fixed) or the largest (adaptive) horizon, in intervals; 4 if fixed, else 40",
+    )
+    quiet: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=0, description="steps before each snapshot whose average it is, at most interval; 0 for the weights of its own step"
+    )
+    scale: Annotated[float, Field(gt=0, le=1, strict=True)] = Field(
+        default=1.0, description="share of the forecast displacement to make"
+    )
+    limit: Positive | None = Field(
+        default=None, description="longest displacement, in distances travelled over the context; by default there is no limit"
+    )
+    moments: Moments = Field(
+        default="keep",
+        description="AdamW's moments after a jump: kept, reset, or rescaled so that they give way to new gradients sooner",
+    )
+    recalibrate: bool = Field(
+        default=False,
+        description="take batch normalisation's statistics anew after a jump, over the probe's examples (needs a probe)",
     )
     dtype: Dtype = Field(default="float32", description="in which snapshots travel")
     timeout_s: Positive = Field(default=30.0, description="longest wait for a nowcast; then training goes on without it")
@@ -123,11 +149,20 @@ class NowcastTable(Table):
             raise ValueError("checkpoint is for the own or embedded server; the one at a URL has its own weights")
         return self
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.quiet > self.interval:
+            raise ValueError(f"quiet = {self.quiet} is longer than interval = {self.interval}; averages must not overlap")
+        for name, wants in (("schedule = adaptive", self.schedule == "adaptive"), ("recalibrate", self.recalibrate)):
+            if wants and not self.probe:
+                raise ValueError(f"{name} needs a probe: set probe, e.g. to 1000 examples")
+        return self
+
     @property
-    def plan(self) -> tuple[Literal["paper", "fixed"], int]:
+    def plan(self) -> tuple[Schedule, int]:
         """Schedule and furthest horizon, defaults resolved: learned forecasters see far, a straight line does not."""
         schedule = self.schedule or ("paper" if self.forecaster in LEARNED else "fixed")
-        return schedule, self.furthest or (FURTHEST_PAPER if schedule == "paper" else FURTHEST_FIXED)
+        return schedule, self.furthest or (FURTHEST_FIXED if schedule == "fixed" else FURTHEST_PAPER)
 
     @property
     def period(self) -> int:

@@ -1,23 +1,29 @@
 """The training loop: one for every harness, with Ray or without, data-parallel or not."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 
-from trainer_worker.config import NowcastTable
+from trainer_worker.config import NowcastTable, TrainTable
+from trainer_worker.jump import Jump
 from trainer_worker.nowcast import Nowcast
 from trainer_worker.records import Evaluation, Order, RunRecord, Score
-from trainer_worker.schedule import FixedHorizon, PaperSchedule, Policy
+from trainer_worker.schedule import AdaptiveHorizon, FixedHorizon, PaperSchedule, Policy
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.batches import batch_indices
 from trainer_worker.tasks.task import Task, evaluate
+
+FIRST_HORIZON: Final = 4
+"""Of the adaptive schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class _Run:
         torch.manual_seed(order.seed + harness.rank)  # dropout differs between workers
         settings = order.config.train
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self.schedule = LambdaLR(self.optimizer, lambda step: _rate(settings, step))
         self.replica: nn.Module = DistributedDataParallel(self.model) if harness.world > 1 else self.model
         self.nowcast: Nowcast | None = _nowcast(order, self)
         self.step = 0
@@ -111,6 +118,7 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.schedule.step()
         self.losses += loss.detach()
         self.batches += 1
         self.step += 1
@@ -146,6 +154,7 @@ class _Run:
         shared = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "step": self.step,
             "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
             "train_s": self.train_s,
@@ -167,6 +176,7 @@ class _Run:
             shared, own = checkpoint.shared, checkpoint.own
             self.model.load_state_dict(shared["model"])
             self.optimizer.load_state_dict(shared["optimizer"])
+            self.schedule.load_state_dict(shared["schedule"])
             self.step, self.train_s = shared["step"], shared["train_s"]
             self.restores = shared["restores"] + 1
             self.evaluations = [Evaluation.model_validate(values) for values in shared["evaluations"]]
@@ -224,6 +234,9 @@ def _nowcast(order: Order, run: _Run) -> Nowcast | None:
         context=table.context,
         interval=table.interval,
         policy=_policy(table, max_steps=max_steps),
+        lr_scheduler=run.schedule,
+        quiet=table.quiet,
+        jump=Jump(scale=table.scale, limit=table.limit, moments=table.moments, recalibrate=table.recalibrate),
         dtype=table.dtype,
         timeout_s=table.timeout_s,
         probe=_probe(run, examples=table.probe) if table.probe else None,
@@ -231,6 +244,15 @@ def _nowcast(order: Order, run: _Run) -> Nowcast | None:
         shadow=table.shadow,
         on_event=(lambda event: harness.tell({"event": event.to_dict()})) if harness.rank == 0 else None,
     )
+
+
+def _rate(settings: TrainTable, step: int) -> float:
+    """The learning rate of step + 1, as a share of its highest."""
+    if settings.rate == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
+    if settings.rate == "warmup-stable-decay":
+        return min(1.0, (step + 1) / (0.05 * settings.steps), max(0.0, settings.steps - step) / (0.2 * settings.steps))
+    return 1.0
 
 
 def _probe(run: _Run, *, examples: int) -> Callable[[], Tensor]:
@@ -242,6 +264,8 @@ def _probe(run: _Run, *, examples: int) -> Callable[[], Tensor]:
 
 def _policy(table: NowcastTable, *, max_steps: int) -> Policy:
     schedule, furthest = table.plan
+    if schedule == "adaptive":
+        return AdaptiveHorizon(start=min(FIRST_HORIZON, furthest), furthest=furthest, max_steps=max_steps)
     if schedule == "fixed":
         return FixedHorizon(furthest=furthest, max_steps=max_steps)
     return PaperSchedule(max_steps=max_steps, period=table.period, furthest=furthest)

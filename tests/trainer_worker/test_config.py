@@ -45,6 +45,13 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[nowcast]\nserver = 'localhost:8440'", "[nowcast] server: must be own, embedded, or an address"),
         ("[nowcast]\ncheckpoint = 'nowhere.pt'", "[nowcast] checkpoint: there is no file"),
         ("[nowcast]\n[workers]\naddress = 'auto'", "cannot reach a server of this command's own; give its URL"),
+        ("[train]\nrate = 'linear'", "[train] rate: Input should be 'constant', 'cosine' or 'warmup-stable-decay'"),
+        ("[nowcast]\nquiet = 201", "quiet = 201 is longer than interval = 200"),
+        ("[nowcast]\nscale = 1.5", "[nowcast] scale: Input should be less than or equal to 1"),
+        ("[nowcast]\nlimit = 0.0", "[nowcast] limit: Input should be greater than 0"),
+        ("[nowcast]\nmoments = 'half'", "[nowcast] moments: Input should be 'keep', 'reset' or 'rescale'"),
+        ("[nowcast]\nrecalibrate = true", "recalibrate needs a probe"),
+        ("[nowcast]\nschedule = 'adaptive'", "schedule = adaptive needs a probe"),
         ("steps = ", "not valid TOML"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from trainer_worker.config import Config
 from trainer_worker.datasets import DataMissing
 from trainer_worker.in_process import FolderHarness, train_in_process
-from trainer_worker.loop import Checkpoint, train
+from trainer_worker.loop import Checkpoint, _rate, train
 from trainer_worker.records import Arm, Order, RunRecord
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.task import Task
@@ -106,6 +106,38 @@ def test_a_run_that_tries_its_jumps_resumes_exactly_too(tmp_path: Path) -> None:
         resumed = train_in_process(stopped, listen=ignore, resume=True)
         assert resumed.outcomes == whole.outcomes
         assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+def test_every_option_resumes_exactly(tmp_path: Path) -> None:
+    """Averages, horizons learnt, moments and a learning rate under way are part of the checkpoint as well."""
+    options: dict[str, Any] = {
+        "forecaster": "linear", "furthest": 8, "schedule": "adaptive", "probe": 32, "interval": 8,
+        "quiet": 5, "scale": 0.5, "limit": 2.0, "moments": "rescale", "recalibrate": True,
+    }  # fmt: skip
+
+    def job(folder: Path) -> Order:
+        made = order(folder, nowcasts=True, steps=44, **options)
+        train = made.config.train.model_copy(update={"rate": "warmup-stable-decay"})
+        return made.model_copy(update={"config": made.config.model_copy(update={"train": train})})
+
+    whole = train_in_process(job(tmp_path / "whole"), listen=ignore)
+    assert sum(whole.outcomes.values()) == 2
+    for stop in (20, 35):
+        stopped = job(tmp_path / f"stopped-{stop}")
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        resumed = train_in_process(stopped, listen=ignore, resume=True)
+        assert resumed.outcomes == whole.outcomes
+        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+@pytest.mark.parametrize(("rate", "seen"), [("cosine", [1.0, 0.5, 0.0]), ("warmup-stable-decay", [0.05, 1.0, 0.0])])
+def test_the_rate_follows_its_course(tmp_path: Path, rate: str, seen: list[float]) -> None:
+    """A decay that ends before the run, or after it, is another baseline."""
+    made = order(tmp_path, nowcasts=False, steps=400)
+    settings = made.config.train.model_copy(update={"rate": rate})
+    assert [_rate(settings, at) for at in (0, 200, 400)] == pytest.approx(seen)
+    assert 0 < _rate(settings, 399) < 0.02
 
 
 def test_nowcasts_change_nothing_before_the_first_jump(tmp_path: Path) -> None:
