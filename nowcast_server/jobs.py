@@ -12,9 +12,9 @@ from nowcast_server.budget import Budget
 from nowcast_server.history import History, history_bytes
 from nowcast_server.settings import Settings
 from nowcast_server.skill import TrackRecord, track_bytes
-from protos.errors import BadWiring, Busy, JobConflict, TooLarge, UnknownJob
+from protos.errors import BadWiring, Busy, JobConflict, RunConflict, TooLarge, UnknownJob
 from protos.frames import DTYPE_BYTES
-from protos.messages import JobSpec, JobStatus, Outcome
+from protos.messages import RUN_HEADER, JobSpec, JobStatus, Outcome
 from protos.wiring import Wiring
 
 ROW_BYTES: Final = 512
@@ -36,6 +36,7 @@ class Job:
         budget: its tenant's,
         memory_bytes: of which so many are promised to it.
         working_bytes: that its forecaster takes while it works.
+        run: that registered it; None if it did not say.
     """
 
     tenant: str
@@ -45,6 +46,7 @@ class Job:
     budget: Budget
     memory_bytes: int
     working_bytes: int = 0
+    run: str | None = None
     created_at: float = field(default_factory=time.time)
     seen_at: float = field(default_factory=time.time)
     seen: float = field(default_factory=time.monotonic)
@@ -59,6 +61,16 @@ class Job:
 
     def __post_init__(self) -> None:
         self.track = TrackRecord(self.spec)
+
+    def check_run(self, run: str | None) -> None:
+        """May this run call? One that does not say which it is may.
+
+        Raises:
+            RunConflict: the job is another's.
+        """
+        if run not in (None, self.run):
+            detail = f"job {self.id!r} belongs to another run: give each run an id of its own, or delete the job to take it over"
+            raise RunConflict(detail, field=RUN_HEADER)
 
     def touch(self) -> None:
         self.seen_at, self.seen = time.time(), time.monotonic()
@@ -128,16 +140,18 @@ class Jobs:
         job.touch()
         return job
 
-    def register(self, tenant: str, job_id: str, *, spec: JobSpec) -> tuple[Job, bool]:
+    def register(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None = None) -> tuple[Job, bool]:
         """Take in a job that has passed `check_size`, or find it if it is the same; the second value says whether it is new.
 
         Raises:
             JobConflict: another job has this id.
+            RunConflict: another run has this job.
             OutOfMemoryBudget, Busy: it does not fit beside the others.
         """
         known = self._jobs.get((tenant, job_id))
         if known is not None:
             _check_same(known.spec, spec)
+            known.check_run(run)
             known.touch()
             return known, False
         self._check_number(tenant)
@@ -151,7 +165,7 @@ class Jobs:
         except BaseException:
             budget.give(memory_bytes)
             raise
-        job = self._jobs[tenant, job_id] = Job(tenant, job_id, spec, history, budget, memory_bytes)
+        job = self._jobs[tenant, job_id] = Job(tenant, job_id, spec, history, budget, memory_bytes, run=run)
         return job, True
 
     def _check_number(self, tenant: str) -> None:

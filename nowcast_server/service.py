@@ -116,7 +116,7 @@ class Service:
                 self.metrics.jobs_expired.inc()
                 audit.info("job expired", extra={"tenant": job.tenant, "job": job.id, "idle_s": self.settings.idle_s})
 
-    async def register(self, tenant: str, job_id: str, *, spec: JobSpec) -> tuple[Job, bool]:
+    async def register(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None = None) -> tuple[Job, bool]:
         """Take in a job; see `Jobs.register`.
 
         Raises:
@@ -136,7 +136,7 @@ class Service:
         working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
         least = forecast_bytes(spec, NowcastRequest(step=0, horizons=[1])) + working_bytes
         self.forecasts.check(least, what=f"a forecast of {spec.wiring.size} values by {spec.forecaster}")
-        job, created = self.jobs.register(tenant, job_id, spec=spec)
+        job, created = self.jobs.register(tenant, job_id, spec=spec, run=run)
         job.working_bytes = working_bytes
         if created:
             audit.info(

@@ -93,6 +93,12 @@ class JobConflict(NowcastError):
     code, status, title = "job_conflict", 409, "The job exists with other settings"
 
 
+class RunConflict(NowcastError):
+    """A job that another run has: one of two with the same id. The one that began last takes it, by deleting it first."""
+
+    code, status, title = "run_conflict", 409, "Another run has the job"
+
+
 class SnapshotConflict(NowcastError):
     """A snapshot that contradicts the history: older than what it holds, or other values for a step it has."""
 

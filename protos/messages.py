@@ -12,10 +12,16 @@ SESSION_HEADER = "x-session-id"
 DEADLINE_HEADER = "x-deadline-s"
 """Seconds from receipt after which the caller no longer wants the answer; the server may drop the work then."""
 
+RUN_HEADER = "x-run-id"
+"""Which run of a job calls: made anew at each start. The job belongs to the run that registered it; others are a `run_conflict`."""
+
+RunId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Step = Annotated[int, Field(ge=0, lt=2**48)]
 Horizon = Annotated[int, Field(ge=1, le=10_000)]
+Skill = dict[str, dict[str, float]]
+"""By horizon, then forecaster: 1 - error / error of `last`, its mean over the forecasts whose future has come."""
 WiringField = Annotated[
     Wiring,
     PlainValidator(lambda v: v if isinstance(v, Wiring) else Wiring.from_dict(v)),
@@ -108,7 +114,7 @@ class JobStatus(Message):
     outcomes: dict[str, int]
     last_outcomes: list[Outcome]
     forecast_s: float | None = Field(None, description="median time of a forecast on the device")
-    skill: dict[str, dict[str, float]] = Field(default_factory=dict, description="mean by horizon, then forecaster; `last` is 0")
+    skill: Skill = Field(default_factory=dict, description="mean by horizon, then forecaster; `last` is 0")
 
 
 class JobList(Message):

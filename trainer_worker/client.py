@@ -1,6 +1,7 @@
 """The nowcast server over HTTP (API v1)."""
 
 import json
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
@@ -12,7 +13,17 @@ from torch import Tensor
 
 from protos.errors import BadForecast, BadFrame, Busy, DeadlineExceeded, NowcastError, Unavailable, UnknownJob, error_from_problem
 from protos.frames import MEDIA_TYPE, FrameReader, Header, framed_bytes, write_frames
-from protos.messages import API, DEADLINE_HEADER, SESSION_HEADER, JobSpec, JobStatus, NowcastRequest, Outcome
+from protos.messages import (
+    API,
+    DEADLINE_HEADER,
+    RUN_HEADER,
+    SESSION_HEADER,
+    JobSpec,
+    JobStatus,
+    NowcastRequest,
+    Outcome,
+    Skill,
+)
 from trainer_worker.deadline import Deadline
 
 CONNECT_S: Final = 2.0
@@ -40,7 +51,7 @@ class HttpEndpoint:
     local = False
 
     def __init__(self, url: str, *, job: str, token: str | None = None) -> None:
-        headers = {SESSION_HEADER: job, "accept-encoding": "identity"}
+        headers = {SESSION_HEADER: job, RUN_HEADER: uuid.uuid4().hex, "accept-encoding": "identity"}
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
         self._path = f"{API}/jobs/{job}"
@@ -80,6 +91,10 @@ class HttpEndpoint:
         """POST an outcome."""
         body = outcome.model_dump_json().encode()
         self._call("POST", f"{self._path}/outcomes", deadline, content=lambda: body, media="application/json")
+
+    def skill(self, *, deadline: Deadline) -> Skill:
+        """GET the job's status."""
+        return _read_status(self._call("GET", self._path, deadline)).skill
 
     def close(self) -> None:
         """Close all connections."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from protos.errors import BadForecast, DeadlineExceeded
-from protos.messages import JobSpec, Outcome
+from protos.messages import JobSpec, Outcome, Skill
 from trainer_worker.deadline import Deadline
 from trainer_worker.endpoint import Endpoint
 from trainer_worker.flat import FlatParameters
@@ -107,6 +107,11 @@ class Context:
     def sent(self) -> int:
         """Snapshots the endpoint has taken."""
         return self._sender.sent
+
+    @property
+    def skill(self) -> Skill:
+        """Of the run's forecasts, as the endpoint told it at the end."""
+        return self._sender.skill
 
     @property
     def in_flight(self) -> int:

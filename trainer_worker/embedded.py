@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from nowcast_server.forecasters import Forecaster, load_forecaster
+from nowcast_server.skill import TrackRecord
 from protos.errors import BadForecast, HistoryMissing, NowcastError, UnknownJob
-from protos.messages import JobSpec, Outcome
+from protos.messages import JobSpec, Outcome, Skill
 from trainer_worker.deadline import Deadline
 from trainer_worker.errors import BadArgument
 
@@ -38,10 +39,13 @@ class EmbeddedEndpoint:
         self.forecaster = forecaster
         self._spec: JobSpec | None = None
         self._history: dict[int, Tensor] = {}
+        self._track: TrackRecord | None = None
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
         """Keep the specification."""
         del deadline
+        if self._track is None or replace:
+            self._track = TrackRecord(spec)
         self._spec = spec
         if replace:
             self._history.clear()
@@ -51,6 +55,8 @@ class EmbeddedEndpoint:
         """Keep a reference: nothing is copied."""
         del deadline
         spec = self._known()
+        if step not in self._history:
+            self._tracked().came(step, snapshot)
         self._history[step] = snapshot
         while len(self._history) > spec.context:
             del self._history[min(self._history)]
@@ -71,13 +77,27 @@ class EmbeddedEndpoint:
         if forecasts.shape != out.shape:
             raise BadForecast(f"{spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")
         out.copy_(forecasts)
+        if bool(out.isfinite().all()):  # else it is withheld
+            self._tracked().made(step, list(states), dict(zip(horizons, out, strict=True)))
 
     def report(self, outcome: Outcome, *, deadline: Deadline) -> None:
-        """Nobody to tell."""
+        """Remember what became of the forecasts."""
+        del deadline
+        self._tracked().told(outcome)
+
+    def skill(self, *, deadline: Deadline) -> Skill:
+        """As a server keeps it."""
+        del deadline
+        return self._tracked().skill()
 
     def close(self) -> None:
         """Let go of the snapshots."""
         self._history.clear()
+
+    def _tracked(self) -> TrackRecord:
+        if self._track is None:
+            raise UnknownJob("the job is not registered")
+        return self._track
 
     def _known(self) -> JobSpec:
         if self._spec is None:

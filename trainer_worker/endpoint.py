@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from protos.messages import JobSpec, Outcome
+from protos.messages import JobSpec, Outcome, Skill
 from trainer_worker.deadline import Deadline
 
 
@@ -30,6 +30,9 @@ class Endpoint(Protocol):
 
     def report(self, outcome: Outcome, *, deadline: Deadline) -> None:
         """Say what became of a nowcast."""
+
+    def skill(self, *, deadline: Deadline) -> Skill:
+        """How the job's forecasts have come true so far."""
 
     def close(self) -> None:
         """Let go of connections and memory; may be called while another call is under way, which then fails."""

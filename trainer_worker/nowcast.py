@@ -250,6 +250,7 @@ class Nowcast:
             "nowcasts": {outcome: tally.nowcasts[outcome] for outcome in ("accepted", "rejected", "skipped")},
             "reasons": dict(tally.skipped),
             "server": {"lost": tally.server["lost"], "back": tally.server["back"]},
+            "skill": context.skill if context else {},
             "cost_steps": tally.cost_steps,
             "waited_s": tally.waited_s,
             "copied_s": context.copied_s if context else 0.0,

@@ -11,15 +11,24 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from torch import Tensor
 
-from protos.errors import Busy, DeadlineExceeded, HistoryMissing, NowcastError, SnapshotConflict, Unavailable, UnknownJob
-from protos.messages import JobSpec, Outcome
+from protos.errors import (
+    Busy,
+    DeadlineExceeded,
+    HistoryMissing,
+    NowcastError,
+    RunConflict,
+    SnapshotConflict,
+    Unavailable,
+    UnknownJob,
+)
+from protos.messages import JobSpec, Outcome, Skill
 from trainer_worker.deadline import Deadline
 from trainer_worker.endpoint import Endpoint
 from trainer_worker.errors import BadArgument, reason_for
@@ -91,11 +100,13 @@ class Sender:
         self._repairs = 0
         self._spoilt: BaseException | None = None  # why this context cannot be sent
         self._down: BaseException | None = None  # why the endpoint is left alone until `_retry_at`
+        self._lost: BaseException | None = None  # the job is another run's now
         self._retry_at = 0.0
         self._failures = 0
         self._jitter = random.Random()  # noqa: S311  # one of its own: the global one belongs to the training
         self._news: deque[tuple[str, BaseException | None]] = deque(maxlen=1000)
         self.sent = 0
+        self.skill: Skill = {}
 
     # called by the training thread
 
@@ -111,7 +122,7 @@ class Sender:
         deadline = Deadline(min(self._timeout_s, OPEN_S))
         self._replace = True
         try:
-            steps = self._endpoint.register(self._spec, replace=resumed, deadline=deadline)
+            steps = self._take(replace=resumed, deadline=deadline)
             if steps and not resumed:
                 log.warning("the server knows this job from an earlier run, whose %d snapshots it is told to forget", len(steps))
                 self._endpoint.register(self._spec, replace=True, deadline=deadline)
@@ -123,6 +134,14 @@ class Sender:
             self._registered, self._replace = True, False
         self._thread = threading.Thread(target=self._work, name="nowcast-sender", daemon=True)
         self._thread.start()
+
+    def _take(self, *, replace: bool, deadline: Deadline) -> Collection[int]:
+        """Register; a job that another run has is taken from it: this one began later."""
+        try:
+            return self._endpoint.register(self._spec, replace=replace, deadline=deadline)
+        except RunConflict:
+            log.warning("another run has this job, and loses it: if that one is still going, give each an id of its own")
+            return self._endpoint.register(self._spec, replace=True, deadline=deadline)
 
     def offer(self, snapshot: Snapshot) -> None:
         """Add a snapshot to the context; its memory must stay as it is while `in_use` names it."""
@@ -205,13 +224,16 @@ class Sender:
     def _work(self) -> None:
         while (work := self._next()) is not None:
             work()
+        if self._registered and not self._down:
+            with self._failures_of("skill"):
+                self.skill = self._endpoint.skill(deadline=Deadline(STOP_S))
 
     def _next(self) -> Work | None:
         """Wait for something to do; None to end."""
         with self._changed:
             while True:
                 pause_s = self._retry_at - time.monotonic() if self._down else 0.0
-                if self._stopping and (self._down or not self._outcomes):
+                if self._stopping and (self._down or self._lost or not self._outcomes):
                     return None
                 work = self._pick() if pause_s <= 0 else None
                 if work is not None:
@@ -219,6 +241,8 @@ class Sender:
                 self._changed.wait(pause_s if pause_s > 0 else None)
 
     def _pick(self) -> Work | None:
+        if self._lost is not None:
+            return None
         if not self._registered:
             return self._register
         if self._request is not None and self._request.done.is_set():
@@ -283,7 +307,11 @@ class Sender:
 
     def _mend(self, call: str, error: BaseException) -> None:
         """Decide what to do about a failure."""
-        if isinstance(error, UnknownJob):
+        if isinstance(error, RunConflict):
+            log.error("%s; this run goes on without nowcasts", error)
+            self._lost, self._registered = error, False
+            self._news.append(("lost", error))
+        elif isinstance(error, UnknownJob):
             self._registered = False
             self._repairs += 1
         elif isinstance(error, HistoryMissing):
@@ -321,8 +349,8 @@ class Sender:
         missing = [step for step in range(first, request.step + 1, self._spec.interval) if step not in self._context]
         if missing:
             request.finish(HistoryMissing(f"no snapshots were taken at {missing}", field="step", missing=missing))
-        elif self._spoilt or self._down:
-            request.finish(self._spoilt or self._down)
+        elif self._lost or self._spoilt or self._down:
+            request.finish(self._lost or self._spoilt or self._down)
 
 
 def _passes(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from nowcast_server.jobs import Job
 from nowcast_server.problems import invalid
 from nowcast_server.service import Service
 from protos.errors import BadRequest, DeadlineExceeded, TooLarge, UnsupportedMedia
-from protos.messages import DEADLINE_HEADER, SESSION_HEADER, JobId, Problem
+from protos.messages import DEADLINE_HEADER, RUN_HEADER, SESSION_HEADER, JobId, Problem, RunId
 
 JSON: Final = "application/json"
 MAX_MESSAGE_BYTES: Final = 64 * 1024
@@ -54,6 +54,15 @@ async def _job(
     return service.jobs.get(tenant, job)
 
 
+async def _run(run: Annotated[RunId | None, Header(alias=RUN_HEADER)] = None) -> str | None:
+    return run
+
+
+async def _own_job(job: Annotated[Job, Depends(_job)], run: Annotated[str | None, Depends(_run)]) -> Job:
+    job.check_run(run)
+    return job
+
+
 async def _deadline_s(deadline: Annotated[float | None, Header(alias=DEADLINE_HEADER)] = None) -> float | None:
     if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
         raise BadRequest("the deadline must be a number of seconds above 0", field=DEADLINE_HEADER)
@@ -63,7 +72,10 @@ async def _deadline_s(deadline: Annotated[float | None, Header(alias=DEADLINE_HE
 TheService = Annotated[Service, Depends(_service)]
 Tenant = Annotated[str, Depends(_tenant)]
 TheJobId = Annotated[str, Depends(_job_id)]
+Run = Annotated[str | None, Depends(_run)]
 TheJob = Annotated[Job, Depends(_job)]
+OwnJob = Annotated[Job, Depends(_own_job)]
+"""The job, if it is the calling run's."""
 DeadlineS = Annotated[float | None, Depends(_deadline_s)]
 
 

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from nowcast_server.forecasting import Forecasts
 from nowcast_server.logs import log
-from nowcast_server.routes.calls import MAX_MESSAGE_BYTES, PROBLEMS, DeadlineS, TheJob, TheService, json_body, read_message
+from nowcast_server.routes.calls import MAX_MESSAGE_BYTES, PROBLEMS, DeadlineS, OwnJob, TheService, json_body, read_message
 from protos.frames import MEDIA_TYPE, framed_bytes, write_frames
 from protos.messages import NowcastRequest
 
@@ -49,7 +49,7 @@ class FramesResponse(Response):
 
 
 @router.post("", status_code=200, response_class=FramesResponse, responses=RESPONSES, openapi_extra=json_body(NowcastRequest))
-async def nowcast(job: TheJob, service: TheService, request: Request, deadline_s: DeadlineS) -> FramesResponse:
+async def nowcast(job: OwnJob, service: TheService, request: Request, deadline_s: DeadlineS) -> FramesResponse:
     """Forecast the weights for one or more horizons."""
     service.admit()
     limit_s = service.settings.upload_grace_s

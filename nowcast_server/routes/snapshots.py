@@ -10,7 +10,7 @@ from nowcast_server.arrival import Arrival, store
 from nowcast_server.intake import receive_into
 from nowcast_server.jobs import Job
 from nowcast_server.logs import log
-from nowcast_server.routes.calls import PROBLEMS, DeadlineS, TheJob, TheService, check_body
+from nowcast_server.routes.calls import PROBLEMS, DeadlineS, OwnJob, TheService, check_body
 from nowcast_server.service import Service
 from protos.errors import DeadlineExceeded, NowcastError, TooLarge, UnknownJob
 from protos.frames import DTYPE_BYTES, MAX_HEADER_BYTES, MEDIA_TYPE
@@ -32,7 +32,7 @@ def max_body_bytes(spec: JobSpec) -> int:
 
 @router.put("/{step}", openapi_extra=BODY)
 async def upload(
-    job: TheJob, step: Annotated[Step, Path()], service: TheService, request: Request, deadline_s: DeadlineS
+    job: OwnJob, step: Annotated[Step, Path()], service: TheService, request: Request, deadline_s: DeadlineS
 ) -> SnapshotReceipt:
     """Take in one snapshot. Sent again with the same values it is a no-op."""
     service.admit()

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from nowcast_server.logs import log
 from nowcast_server.routes import health, jobs
-from nowcast_server.routes.calls import PROBLEMS, Tenant, TheJobId, TheService, json_body
+from nowcast_server.routes.calls import PROBLEMS, Run, Tenant, TheJobId, TheService, json_body
 from nowcast_server.serve.scrape import render
 from nowcast_server.service import Service
 from protos.errors import Unavailable, UnknownJob
@@ -89,10 +89,10 @@ def forget(service: Service, tenant: str, job: str) -> bool:
 
 @router.put(f"{API}/jobs/{{job}}", openapi_extra=json_body(JobSpec), responses={201: {"model": JobStatus}})
 async def register(  # noqa: PLR0917 -- FastAPI passes them by name
-    job: TheJobId, tenant: Tenant, service: TheService, request: Request, response: Response, peers: ThePeers
+    job: TheJobId, tenant: Tenant, run: Run, service: TheService, request: Request, response: Response, peers: ThePeers
 ) -> JobStatus:
     """Register a job here, and nowhere else."""
-    status = await jobs.register(job, tenant, service, request, response)
+    status = await jobs.register(job, tenant, run, service, request, response)
     if await peers.forget(tenant, job):
         log.info("job moved here", extra={"tenant": tenant, "job": job})
     return status

@@ -17,7 +17,7 @@ from protos.messages import DEADLINE_HEADER, SESSION_HEADER
 class FaultyServer:
     """Serves jobs, snapshots, nowcasts and outcomes.
 
-    `faults[call]` holds what the next calls meet, first in first out; `call` is register, delete, send, forecast or report.
+    `faults[call]` holds what the next calls meet, first in first out; `call` is register, delete, send, forecast, report or skill.
     A fault is one of
         an error code, e.g. `busy`        the answer is that problem (with `retry_after` seconds, if set)
         `hang`                            no answer, until the server closes
@@ -31,6 +31,7 @@ class FaultyServer:
         self.faults: dict[str, deque[str]] = defaultdict(deque)
         self.retry_after = ""
         self.jobs: dict[str, dict[int, np.ndarray[Any, Any]]] = {}
+        self.specs: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.outcomes: list[dict[str, Any]] = []
@@ -64,6 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self._serve("send" if "/snapshots/" in self.path else "register")
+
+    def do_GET(self) -> None:
+        self._serve("skill")
 
     def do_DELETE(self) -> None:
         self._serve("delete")
@@ -99,15 +103,22 @@ class _Handler(BaseHTTPRequestHandler):
             getattr(self, f"_{call}")(body, fault)
 
     def _register(self, body: bytes, fault: str) -> None:
-        spec = json.loads(body)
-        history = self.faulty.jobs.setdefault(self.job, {})
+        spec = self.faulty.specs[self.job] = json.loads(body)
+        known = bool(self.faulty.jobs.setdefault(self.job, {}))
+        self._status(200 if known else 201, spec)
+
+    def _skill(self, body: bytes, fault: str) -> None:
+        self._status(200, self.faulty.specs[self.job])
+
+    def _status(self, code: int, spec: dict[str, Any]) -> None:
+        history = self.faulty.jobs[self.job]
         status = {
             "job": self.job, "wiring_hash": "", "parameters": 1, "neurons": 1, "edges": 1, "context": spec["context"],
             "interval": spec["interval"], "dtype": spec["dtype"], "forecaster": spec["forecaster"],
             "created_at": 0.0, "seen_at": 0.0,
             "steps": sorted(history), "history_bytes": 0, "snapshots": 0, "nowcasts": 0, "outcomes": {}, "last_outcomes": [],
         }  # fmt: skip
-        self._answer(200 if history else 201, json.dumps(status).encode())
+        self._answer(code, json.dumps(status).encode())
 
     def _delete(self, body: bytes, fault: str) -> None:
         if self.faulty.jobs.pop(self.job, None) is None:

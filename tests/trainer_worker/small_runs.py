@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protos.messages import JobSpec, Outcome
+from protos.messages import JobSpec, Outcome, Skill
 from trainer_worker.deadline import Deadline
 
 INTERVAL, CONTEXT = 2, 5
@@ -73,6 +73,10 @@ class ShiftingEndpoint:
     def report(self, outcome: Outcome, *, deadline: Deadline) -> None:
         self.fail("report")
         self.outcomes.append(outcome)
+
+    def skill(self, *, deadline: Deadline) -> Skill:
+        self.fail("skill")
+        return {}
 
     def close(self) -> None:
         self.closed = True
