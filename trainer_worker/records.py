@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from protos.messages import Skill
 from trainer_worker.config import Config, NowcastTable
 
 
@@ -109,6 +110,12 @@ class RunRecord(Record):
     def reasons(self) -> dict[str, int]:
         """How often each reason was given for a nowcast that was not accepted."""
         return dict(Counter(event["reason"] for event in self._nowcasts if event["outcome"] != "accepted"))
+
+    @property
+    def skill(self) -> Skill:
+        """What forecasts were worth, of those whose future came; most have none where jumps are made."""
+        skill: Skill = (self.nowcast or {}).get("skill", {})
+        return skill
 
     @property
     def _nowcasts(self) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ def show(summary: Summary, console: Console) -> None:
     """Print the table."""
     train = summary.config.train
     table = Table(title=_title(summary), title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-    for column in ("arm", "steps to target", "test loss", "test accuracy", "jumps", "ms a step", "run"):
+    for column in ("arm", "steps to target", "test loss", "test accuracy", "jumps", "skill", "ms a step", "run"):
         table.add_column(column, justify="left" if column == "arm" else "right")
     for arm in summary.arms:
         table.add_row(*_row(arm))
@@ -59,6 +59,7 @@ def _row(arm: ArmFigures) -> tuple[str, ...]:
         f"{arm.best.loss:.4f}",
         f"{arm.best.accuracy:.2%}",
         jumps,
+        ", ".join(f"{name} {value:+.2f}" for name, value in arm.skill.items()) or "-",
         f"{arm.step_s * 1000:.1f}",
         f"{arm.wall_s:.0f} s",
     )

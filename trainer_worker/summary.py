@@ -3,12 +3,13 @@
 import os
 import platform
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
+from protos.messages import Skill
 from trainer_worker.config import Config
 from trainer_worker.records import Record, RunRecord, Score
 
@@ -37,6 +38,7 @@ class RunFigures(Record):
         wall_s: seconds of the whole run.
         jumps: how many nowcasts ended in each outcome.
         reasons: how often each reason was given for those that were not accepted.
+        skill: of the forecasts whose future came, by horizon, then forecaster.
     """
 
     arm: str
@@ -54,10 +56,13 @@ class RunFigures(Record):
     wall_s: float
     jumps: dict[str, int]
     reasons: dict[str, int]
+    skill: Skill
 
 
 class ArmFigures(Record):
-    """One arm: medians over its seeds; steps to target only if most seeds reached it."""
+    """One arm: medians over its seeds; steps to target only if most seeds reached it; skill by forecaster, the mean of all seeds
+    and horizons.
+    """
 
     arm: str
     seeds: int
@@ -69,6 +74,7 @@ class ArmFigures(Record):
     step_s: float
     wall_s: float
     jumps: dict[str, int]
+    skill: dict[str, float]
 
 
 class Summary(Record):
@@ -151,6 +157,7 @@ def _figures(run: RunRecord, *, plain: RunRecord, accuracy: float | None) -> Run
         wall_s=run.wall_s,
         jumps=run.outcomes,
         reasons=run.reasons,
+        skill=run.skill,
     )
 
 
@@ -170,7 +177,17 @@ def _over_seeds(figures: Sequence[RunFigures], *, plain: Sequence[RunFigures]) -
         step_s=median(figure.step_s for figure in figures),
         wall_s=median(figure.wall_s for figure in figures),
         jumps=dict(sum((Counter(figure.jumps) for figure in figures), Counter())),
+        skill=_mean_skill([figure.skill for figure in figures]),
     )
+
+
+def _mean_skill(skills: Sequence[Skill]) -> dict[str, float]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for skill in skills:
+        for by_forecaster in skill.values():
+            for name, value in by_forecaster.items():
+                found[name].append(value)
+    return {name: mean(values) for name, values in found.items()}
 
 
 def _median_or_none(steps: Sequence[int], *, of: int) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from httpx2 import Client, Response
+from waiting import until as until  # noqa: PLC0414 -- for the tests that have the rest from here
 
 from nowcast_server.service import Service
 from nowcast_server.wanted import while_wanted
@@ -164,11 +165,3 @@ def refused(response: Response, status: int, code: str, field: str | None = None
     assert field is None or problem["field"] == field, problem
     assert problem["detail"]
     return problem
-
-
-def until(happened: Callable[[], object], *, within_s: float = 30) -> None:
-    """Wait for something another thread does."""
-    deadline = time.monotonic() + within_s
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)

@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from faulty_server import FaultyServer
 from small_runs import CONTEXT, INTERVAL, PERIOD, flat, network, step
+from waiting import until
 
 from protos.messages import DEADLINE_HEADER, SESSION_HEADER
 from trainer_worker import BadArgument, FixedHorizon, Nowcast
@@ -72,7 +72,7 @@ def test_a_broken_forecast_is_skipped_with_its_reason(faulty: FaultyServer, faul
     with nowcast:
         for index in range(PERIOD):
             step(model, optimizer, index)
-        wait_for(lambda: faulty.calls.count("report") == 1)  # it is back, if it was held to be gone
+        until(lambda: faulty.calls.count("report") == 1)  # it is back, if it was held to be gone
         for index in range(PERIOD, STEPS):
             step(model, optimizer, index)
     assert flat(model).isfinite().all()
@@ -107,7 +107,7 @@ def test_a_forgotten_job_is_registered_and_its_context_sent_again(faulty: Faulty
     with nowcast:
         for index in range(PERIOD - 1):
             step(model, optimizer, index)
-        wait_for(lambda: faulty.calls.count("send") == CONTEXT - 1)
+        until(lambda: faulty.calls.count("send") == CONTEXT - 1)
         faulty.jobs.clear()
         step(model, optimizer, PERIOD - 1)
     assert nowcast.summary()["nowcasts"]["accepted"] == 1
@@ -121,7 +121,7 @@ def test_lost_snapshots_are_sent_again(faulty: FaultyServer) -> None:
     with nowcast:
         for index in range(PERIOD - 1):
             step(model, optimizer, index)
-        wait_for(lambda: faulty.calls.count("send") == CONTEXT - 1)
+        until(lambda: faulty.calls.count("send") == CONTEXT - 1)
         faulty.faults["send"].append("")
         faulty.faults["forecast"].append("history_missing")
         step(model, optimizer, PERIOD - 1)
@@ -148,7 +148,7 @@ def test_a_refused_snapshot_costs_its_context_alone(faulty: FaultyServer, fault:
         for index in range(PERIOD + 1):
             step(model, optimizer, index)
             if index == INTERVAL:
-                wait_for(lambda: "send" in faulty.calls)
+                until(lambda: "send" in faulty.calls)
         assert faulty.calls.count("send") == 1
         for index in range(PERIOD + 1, STEPS):
             step(model, optimizer, index)
@@ -184,10 +184,3 @@ def test_a_dead_server_costs_a_period_nothing(caplog: pytest.LogCaptureFixture) 
     assert summary["reasons"] == {"server_unavailable": 2}
     assert summary["waited_s"] < 0.5
     assert "skipped (server_unavailable" in caplog.text
-
-
-def wait_for(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)

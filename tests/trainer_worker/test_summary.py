@@ -17,7 +17,15 @@ from trainer_worker.records import Evaluation, RunRecord, Score
 from trainer_worker.summary import smooth, summarise
 
 
-def run(arm: str, seed: int, losses: list[float], *, events: list[dict[str, Any]] | None = None, step_s: float = 0.01) -> RunRecord:
+def run(
+    arm: str,
+    seed: int,
+    losses: list[float],
+    *,
+    events: list[dict[str, Any]] | None = None,
+    skill: dict[str, Any] | None = None,
+    step_s: float = 0.01,
+) -> RunRecord:
     """A run evaluated every 10 steps, with test losses 0.1 above those on validation data."""
     evaluations = [
         Evaluation(
@@ -29,7 +37,7 @@ def run(arm: str, seed: int, losses: list[float], *, events: list[dict[str, Any]
         )
         for step, loss in zip(range(10, 10 * len(losses) + 1, 10), losses, strict=True)
     ]
-    nowcast = None if events is None else {"job": "job"}
+    nowcast = None if events is None else {"job": "job", "skill": skill or {}}
     return RunRecord(
         arm=arm, seed=seed, parameters=1, restores=0, evaluations=evaluations, events=events or [], nowcast=nowcast, wall_s=9.0
     )
@@ -127,6 +135,20 @@ def test_the_table_says_what_was_skipped_and_why(tmp_path: Path) -> None:
     assert "1 accepted, 1 skipped" in printed
     assert "adam+x, seed 1: 1 nowcast(s) not loaded: unavailable" in printed
     assert "61 s in all" in printed
+
+
+def test_the_table_says_what_forecasts_were_worth(tmp_path: Path) -> None:
+    """In shadow mode there is nothing else to see."""
+    skills = [{"5": {"nino": 0.3, "linear": -0.1}, "40": {"nino": 0.1, "linear": -0.9}}, {"5": {"nino": 0.5, "linear": 0.1}}]
+    plain = [run("adam", seed, SLOW) for seed in (1, 2)]
+    others = [run("adam+nino", seed, FAST, events=[], skill=skill) for seed, skill in zip((1, 2), skills, strict=True)]
+    summary = summarise(config(tmp_path, seeds=(1, 2)), [*plain, *others], server=None, wall_s=1.0)
+    assert [figures.skill for figures in summary.figures] == [{}, {}, *skills]
+    assert summary.arms[1].skill == pytest.approx({"nino": 0.3, "linear": -0.3})
+    console = Console(file=io.StringIO(), width=150)
+    report.show(summary, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "nino +0.30, linear -0.30" in console.file.getvalue()
 
 
 def test_the_picture_shows_both_arms_and_the_jumps(tmp_path: Path) -> None:
