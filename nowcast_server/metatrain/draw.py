@@ -10,11 +10,10 @@ from nowcast_server.metatrain.feeds import Feed, PictureFeed, TableFeed, TextFee
 from nowcast_server.metatrain.networks import Design, Kind, Norm
 from nowcast_server.metatrain.stack import Lane
 
-MOST_WORK = 5e10
-"""Multiply-adds of the forward passes of one study: about twenty seconds of one core."""
+MOST_WORK = 2e11
+"""Multiply-adds of the forward passes of one study: about half a minute of one core."""
 
-
-MOST_GPT_WEIGHTS = 16_000
+MOST_GPT_WEIGHTS = 25_000
 """In the layers of a language model, its embeddings not counted."""
 
 
@@ -63,7 +62,7 @@ class Study:
 def draw(seed: int, number: int, *, lanes: int, validation_share: float) -> Study:
     """The study `number` of the collection `seed`: always the same."""
     rng = np.random.Generator(np.random.PCG64([seed, number]))
-    kind: Kind = rng.choice(["convnet", "gpt", "mlp"], p=[0.5, 0.27, 0.23])
+    kind: Kind = rng.choice(["convnet", "gpt", "mlp"], p=[0.57, 0.25, 0.18])
     validation = bool(rng.random() < validation_share)
     names, weights = zip(*(corpus.VALIDATION if validation else corpus.TRAINING)[kind].items(), strict=True)
     data = str(rng.choice(names, p=np.divide(weights, sum(weights))))
@@ -71,15 +70,19 @@ def draw(seed: int, number: int, *, lanes: int, validation_share: float) -> Stud
 
 
 def _convnet(rng: np.random.Generator, number: int, data: str, lanes: int, *, validation: bool) -> Study:
-    width = int(rng.choice([4, 8, 12, 16], p=[0.3, 0.5, 0.15, 0.05]))
-    depth = int(rng.choice([2, 3, 4], p=[0.2, 0.6, 0.2]))
+    width = int(rng.choice([4, 8, 12, 16], p=[0.1, 0.5, 0.15, 0.25]))
+    size = 8 if data == "digits" else int(rng.choice([14, 20, 28], p=[0.4, 0.35, 0.25] if width < 12 else [0.65, 0.35, 0.0]))
+    if rng.random() < 0.4:  # the shape of FM-16 and FM-32
+        plain, depth, growths = True, 3, [1.0, 2.0, 2.0]
+    else:
+        plain, depth = False, int(rng.choice([2, 3, 4], p=[0.2, 0.5, 0.3]))
+        growths = [1.0, *sorted(rng.choice([1.0, 1.5, 2.0, 2.0], size=depth - 1))]
     # multiples of four: grouped convolutions of other widths run several times slower
-    widths = tuple(4 * round(width * growth / 4) for growth in (1.0, *sorted(rng.choice([1.0, 1.5, 2.0, 2.0], size=depth - 1))))
-    size = 8 if data == "digits" else int(rng.choice([12, 14, 20], p=[0.35, 0.55, 0.1]))
-    shrunk = size > 14 or bool(rng.random() < 0.8)
+    widths = tuple(4 * round(width * growth / 4) for growth in growths)
+    shrunk = plain or size > 14 or bool(rng.random() < 0.8)
     strides = (2,) + (1,) * (depth - 1) if shrunk else (1,) * depth
-    pooled = (not shrunk and size > 8, *(bool(rng.random() < 0.15) for _ in range(depth - 1)))
-    norm: Norm = rng.choice(["none", "batch"], p=[0.7, 0.3])
+    pooled = (not shrunk and size > 8, *(not plain and bool(rng.random() < 0.15) for _ in range(depth - 1)))
+    norm: Norm = "none" if plain else rng.choice(["none", "batch"], p=[0.65, 0.35])
     classes = int(rng.choice([10, 10, 10, 5, 2]))
     design = Design(
         kind="convnet",
@@ -89,10 +92,10 @@ def _convnet(rng: np.random.Generator, number: int, data: str, lanes: int, *, va
         strides=strides,
         pooled=pooled,
         norm=norm,
-        activation=str(rng.choice(["relu", "gelu", "silu"], p=[0.7, 0.15, 0.15])),
+        activation="relu" if plain else str(rng.choice(["relu", "gelu", "silu"], p=[0.6, 0.2, 0.2])),
         gain=float(rng.choice([1.0, 1.5, 0.7], p=[0.7, 0.15, 0.15])),
     )
-    batch_size, steps = int(rng.choice([16, 32, 64], p=[0.45, 0.45, 0.1])), int(rng.choice([3000, 4000, 5000]))
+    batch_size, steps = int(rng.choice([16, 32, 64], p=[0.2, 0.6, 0.2])), int(rng.choice([5000, 6000]))
     lanes = _affordable(lanes, _convnet_work(design, size) * batch_size * steps)
     return Study(
         number=number,
@@ -104,7 +107,7 @@ def _convnet(rng: np.random.Generator, number: int, data: str, lanes: int, *, va
         lanes=tuple(_lane(rng, 1.5e-3, 1.5e-2) for _ in range(lanes)),
         batch_size=batch_size,
         steps=steps,
-        every=25,
+        every=50,
     )
 
 
@@ -131,8 +134,8 @@ def _mlp(rng: np.random.Generator, number: int, data: str, lanes: int, *, valida
         views=tuple(_view(rng, classes) for _ in range(2 * lanes)) if size else (),
         lanes=tuple(_lane(rng, 3e-4, 1e-2) for _ in range(2 * lanes)),
         batch_size=int(rng.choice([16, 32, 64, 128])),
-        steps=int(rng.choice([3000, 4000, 6000])),
-        every=25,
+        steps=6000,
+        every=50,
     )
 
 
@@ -143,8 +146,8 @@ def _gpt(rng: np.random.Generator, number: int, data: str, lanes: int, *, valida
     depth = int(rng.integers(1, max(1, min(3, MOST_GPT_WEIGHTS // (12 * width**2))) + 1))
     tokens = int(rng.choice([16, 24, 32]))
     vocabulary = corpus.text(data)[1]
-    batch_size, steps = int(rng.choice([8, 12])), int(rng.choice([2500, 3500, 4500]))
-    lanes = _affordable(lanes // 2, 2 * (12 * depth * width**2 + width * vocabulary) * tokens * batch_size * steps)
+    batch_size, steps = int(rng.choice([8, 12])), int(rng.choice([4000, 5000]))
+    lanes = _affordable(lanes, 2 * (12 * depth * width**2 + width * vocabulary) * tokens * batch_size * steps)
     design = Design(
         kind="gpt",
         inputs=vocabulary,
@@ -166,7 +169,7 @@ def _gpt(rng: np.random.Generator, number: int, data: str, lanes: int, *, valida
         lanes=tuple(_lane(rng, 4e-4, 6e-3, warmup=100) for _ in range(lanes)),
         batch_size=batch_size,
         steps=steps,
-        every=25,
+        every=50,
     )
 
 
