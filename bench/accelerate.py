@@ -56,7 +56,7 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
 
 
 def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int) -> dict[str, Any]:
-    """One run: its validation curve, raw and averaged, its jumps, its final test losses."""
+    """One run: its validation curve (step; loss, averaged; share of right answers, averaged), its jumps, its final test results."""
     import torch
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -76,11 +76,12 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
         averaged.update_parameters(model)
         if step % every == 0:
             paused = time.monotonic()
-            curve.append((step, problem.judge(model, problem.validation), problem.judge(averaged, problem.validation)))
+            (loss, right), (smooth, smooth_right) = (problem.judge(each, problem.validation) for each in (model, averaged))
+            curve.append((step, loss, smooth, right, smooth_right))
             spent += time.monotonic() - paused
     about = {"problem": problem.name, "arm": Path(arm).stem, "lr": lr, "seed": seed, "steps": steps}
     result: dict[str, Any] = {**about, "train_s": time.monotonic() - started - spent, "curve": curve}
-    result["test"] = problem.judge(model, problem.test), problem.judge(averaged, problem.test)
+    result["test"], result["test_right"] = zip(*(problem.judge(each, problem.test) for each in (model, averaged)), strict=True)
     if nowcast is not None:
         nowcast.__exit__(None, None, None)
         result["events"] = [event.to_dict() for event in nowcast.events]

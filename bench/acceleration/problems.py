@@ -29,7 +29,6 @@ class Problem:
         test: batches on which results are reported.
         rates: learning rates to choose from.
         steps: of a run.
-        interval: steps between snapshots.
         weight_decay: of AdamW.
         ema: decay of the averaged weights.
     """
@@ -42,18 +41,21 @@ class Problem:
     test: tuple[Batch, ...]
     rates: tuple[float, ...]
     steps: int = 10_000
-    interval: int = 200
     weight_decay: float = 0.0
     ema: float = 0.998
 
     @torch.no_grad()
-    def judge(self, model: nn.Module, batches: tuple[Batch, ...]) -> float:
-        """Mean loss over batches of equal size."""
+    def judge(self, model: nn.Module, batches: tuple[Batch, ...]) -> tuple[float, float]:
+        """Mean loss over batches of equal size, and the share of right answers (0 where answers are values)."""
         training = model.training
         model.eval()
-        losses = [float(self.loss(outputs(model, inputs), targets)) for inputs, targets in batches]
+        found = [(outputs(model, inputs), targets) for inputs, targets in batches]
         model.train(training)
-        return sum(losses) / len(losses)
+        losses = [float(self.loss(given, wanted)) for given, wanted in found]
+        right = [
+            0.0 if wanted.is_floating_point() else float((given.argmax(-1) == wanted).float().mean()) for given, wanted in found
+        ]
+        return sum(losses) / len(losses), sum(right) / len(right)
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
