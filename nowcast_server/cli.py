@@ -24,6 +24,9 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     max_snapshot: Annotated[str | None, Option(help="Largest snapshot. [default: 4GiB]")] = None,
     forecast_memory: Annotated[str | None, Option(help="For forecasts in flight. [default: 8GiB]")] = None,
     token_file: Annotated[Path | None, Option(help="Lines tenant:token or tenant:sha256:HEX.")] = None,
+    tls_cert: Annotated[Path | None, Option(help="Certificate for HTTPS.")] = None,
+    tls_key: Annotated[Path | None, Option(help="Its key, unless it is in the same file.")] = None,
+    tls_ca: Annotated[Path | None, Option(help="Only clients with a certificate of this authority may connect.")] = None,
     allow_anonymous: Annotated[bool | None, Option("--allow-anonymous", help="Listen beyond loopback without tokens.")] = None,
     idle_s: Annotated[float | None, Option(help="Forget jobs nobody calls for so long. [default: 21600]")] = None,
     drain_s: Annotated[float | None, Option(help="After SIGTERM, time for work in flight. [default: 60]")] = None,
@@ -44,10 +47,12 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{first['msg']}", param_hint="--" + str(first["loc"][0]).replace("_", "-")) from None
+    from nowcast_server.tls import tls_options
     from nowcast_server.tokens import Tokens, check_exposure
 
     try:
         check_exposure(settings, Tokens.load(settings))  # before torch is imported: a mistake is told at once
+        tls_options(settings)
         from nowcast_server.running import serve
 
         sys.exit(serve(settings))

@@ -15,6 +15,7 @@ from nowcast_server.intake import HttpProtocol
 from nowcast_server.logs import configure_logging, log
 from nowcast_server.service import Service
 from nowcast_server.settings import MIB, Settings
+from nowcast_server.tls import tls_options
 
 KEEP_ALIVE_S: Final = 75
 SWITCH_INTERVAL_S: Final = 0.001
@@ -69,6 +70,7 @@ def server_for(app: FastAPI, settings: Settings) -> Server:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+        **tls_options(settings),
     )
     return Server(config, service=app.state.service, drain_s=settings.drain_s)
 
@@ -77,7 +79,7 @@ def serve(settings: Settings) -> int:
     """Serve until a signal; the exit status. The settings have passed `tokens.check_exposure`.
 
     Raises:
-        ValueError, OSError: the tokens cannot be read.
+        ValueError, OSError: the tokens or certificates cannot be read.
     """
     configure_logging(level=settings.log_level, style=settings.log_format, audit_log=settings.audit_log)
     if settings.threads:

@@ -26,7 +26,6 @@ def serve_on_ray(
     allow_anonymous: Annotated[bool | None, Option("--allow-anonymous", help="Listen beyond loopback without tokens.")] = None,
     tls_cert: Annotated[Path | None, Option(help="Certificate for HTTPS, on every node.")] = None,
     tls_key: Annotated[Path | None, Option(help="Its key.")] = None,
-    tls_ca: Annotated[Path | None, Option(help="Only clients with a certificate of this authority may connect.")] = None,
     log_level: Annotated[str | None, Option(help="debug, info, warning or error. [default: info]")] = None,
     log_format: Annotated[str | None, Option(help="text or json. [default: text]")] = None,
     stay: Annotated[bool, Option(help="Take the server down at SIGTERM; with --no-stay leave it to the cluster.")] = True,
@@ -58,7 +57,7 @@ def serve_on_ray(
             stay=stay,
             name=name,
             prefix=prefix,
-            tls=launch.Tls(str(tls_cert), str(tls_key), str(tls_ca) if tls_ca else None) if tls_cert else None,
+            tls=launch.Tls(str(tls_cert), str(tls_key)) if tls_cert else None,
         )
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
         typer.echo(f"nowcast-server: {error}", err=True)

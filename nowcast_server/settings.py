@@ -38,6 +38,8 @@ class Settings(BaseSettings):
         drain_s: after SIGTERM, how long work in flight may take to finish.
         token_file: lines `tenant:token` or `tenant:sha256:HEX`.
         tokens: the same in a variable, separated by commas.
+        tls_cert, tls_key: certificate and key for HTTPS; one file may hold both.
+        tls_ca: only clients with a certificate of this authority may connect.
         allow_anonymous: listen on any address without tokens.
         threads: of torch, for forecasts; 0 leaves torch's own choice.
         log_level: of the server's own log.
@@ -69,6 +71,9 @@ class Settings(BaseSettings):
     drain_s: Seconds = 60.0
     token_file: Path | None = None
     tokens: SecretStr | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
     allow_anonymous: bool = False
     threads: Annotated[int, Field(ge=0)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"

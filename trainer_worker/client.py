@@ -25,6 +25,7 @@ from protos.messages import (
     Skill,
 )
 from trainer_worker.deadline import Deadline
+from trainer_worker.tls import verification
 
 CONNECT_S: Final = 2.0
 ATTEMPTS: Final = 3
@@ -55,7 +56,7 @@ class HttpEndpoint:
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
         self._path = f"{API}/jobs/{job}"
-        self._client = httpx2.Client(base_url=url, headers=headers)
+        self._client = httpx2.Client(base_url=url, headers=headers, verify=verification())
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
         """PUT the job, after a DELETE with `replace`; the steps the server holds of it."""

@@ -142,7 +142,10 @@ def make_endpoint(
         raise BadArgument("server", f"{server!r} is no URL like http://127.0.0.1:8440")
     from trainer_worker.client import HttpEndpoint
 
-    return HttpEndpoint(server, job=job, token=token or os.environ.get("NOWCAST_TOKEN"))
+    try:
+        return HttpEndpoint(server, job=job, token=token or os.environ.get("NOWCAST_TOKEN"))
+    except OSError as error:
+        raise BadArgument("server", f"the certificates that NOWCAST_TLS_* name cannot be used: {error}") from error
 
 
 def _embedded(spec: JobSpec, *, checkpoint: str | None, device: torch.device) -> "EmbeddedEndpoint":

@@ -52,11 +52,10 @@ class Replicas:
 
 @dataclass(frozen=True)
 class Tls:
-    """Files for HTTPS; with `ca` only clients with a certificate of it may connect."""
+    """Files for HTTPS. Not mutual: Serve's proxy takes an authority for clients, but asks none of them for a certificate."""
 
     certificate: str
     key: str
-    ca: str | None = None
 
 
 def start(settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast", prefix: str = "/", tls: Tls | None = None) -> str:
@@ -78,7 +77,7 @@ def start(settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast"
     check_exposure(known, service.tokens)
     http: dict[str, Any] = {"host": known.host, "port": known.port, "keep_alive_timeout_s": KEEP_ALIVE_S}
     if tls is not None:
-        http |= {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key, "ssl_ca_certs": tls.ca}
+        http |= {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
     serve.start(proxy_location="EveryNode", http_options=http)
     args = {key: value for key, value in settings.items() if key not in ("host", "port", "tokens", "token_file")}
     if service.tokens.tenants:  # only their hashes travel

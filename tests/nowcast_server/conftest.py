@@ -1,26 +1,21 @@
 """Apps in process for the server's tests, and their support module on the path."""
 
-import socket
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from server_kit import Caller, Last, Start, dense
+from server_kit import Caller, Last, Start, dense, listening, wait_until_ready
 
 from nowcast_server.app import create_app
 from nowcast_server.forecasting import Forecaster
-from nowcast_server.running import server_for
 from nowcast_server.settings import Settings
 from protos.wiring import Wiring
 
@@ -28,11 +23,6 @@ from protos.wiring import Wiring
 def _app(forecasters: tuple[Forecaster, ...], settings: Settings) -> FastAPI:
     by_name = {each.name: each for each in forecasters or (Last(),)}
     return create_app(settings, forecasters=by_name)
-
-
-def _ready(client: httpx2.Client) -> None:
-    while client.get("/readyz").status_code != 200:
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -43,27 +33,10 @@ def start() -> Iterator[Start]:
         def start_app(*forecasters: Forecaster, wiring: Wiring | None = None, **settings: Any) -> Caller:
             app = _app(forecasters, Settings(**settings))
             client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
-            _ready(client)
+            wait_until_ready(client)
             return Caller(client, app.state.service, wiring or dense())
 
         yield start_app
-
-
-@contextmanager
-def _listening(app: FastAPI, settings: Settings) -> Iterator[httpx2.Client]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = server_for(app, settings)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
-                while not server.started:
-                    time.sleep(0.005)
-                _ready(client)
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @contextmanager
@@ -72,7 +45,7 @@ def _listener() -> Iterator[Start]:
 
         def start_app(*forecasters: Forecaster, wiring: Wiring | None = None, **settings: Any) -> Caller:
             app = _app(forecasters, Settings(**settings))
-            client = stack.enter_context(_listening(app, Settings(**settings)))
+            client = stack.enter_context(listening(app, Settings(**settings)))
             return Caller(client, app.state.service, wiring or dense())
 
         yield start_app

@@ -1,17 +1,23 @@
 """A small network, forecasters that do as they are told, and a caller that speaks the protocol to an app in process."""
 
 import json
+import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fastapi import FastAPI
 from httpx2 import Client, Response
 from waiting import until as until  # noqa: PLC0414 -- for the tests that have the rest from here
 
+from nowcast_server.running import server_for
 from nowcast_server.service import Service
+from nowcast_server.settings import Settings
 from nowcast_server.wanted import while_wanted
 from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
 from protos.wiring import Block, Parameter, Wiring
@@ -165,3 +171,27 @@ def refused(response: Response, status: int, code: str, field: str | None = None
     assert field is None or problem["field"] == field, problem
     assert problem["detail"]
     return problem
+
+
+def wait_until_ready(client: Client) -> None:
+    while client.get("/readyz").status_code != 200:
+        time.sleep(0.005)
+
+
+@contextmanager
+def listening(app: FastAPI, settings: Settings, *, verify: ssl.SSLContext | bool = True) -> Iterator[Client]:
+    """The app under uvicorn on a loopback port, and a client of it."""
+    scheme = "https" if settings.tls_cert else "http"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = server_for(app, settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            with Client(base_url=f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", timeout=30, verify=verify) as client:
+                while not server.started:
+                    time.sleep(0.005)
+                wait_until_ready(client)
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -179,6 +179,8 @@ def test_a_client_that_disconnects_in_the_middle(run: Run) -> None:
         (["--checkpoint", "/no/such/file.safetensors"], 1, "cannot read the checkpoint /no/such/file.safetensors"),
         (["--memory", "much"], 2, "Invalid value for --memory"),
         (["--token-file", "/no/such/tokens"], 2, "/no/such/tokens"),
+        (["--tls-ca", "/etc/hosts"], 2, "need a certificate, --tls-cert"),
+        (["--tls-cert", "/no/such/certificate"], 2, "there is no file /no/such/certificate"),
         (["--port", "99999"], 2, "Invalid value for --port"),
         (["--memroy", "1GiB"], 2, "No such option: --memroy"),
     ],

@@ -14,6 +14,7 @@ from protos.messages import API, JobList
 from protos.messages import JobStatus as NowcastJob
 from trainer_worker.cluster.connection import cluster_errors
 from trainer_worker.cluster.errors import ClusterError
+from trainer_worker.tls import verification
 
 POLL_S: Final = 0.5
 STOP_S: Final = 60.0
@@ -73,9 +74,9 @@ def nowcast_jobs(found: State, *, token: str | None) -> list[NowcastJob]:
         return []
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = httpx2.get(f"{found.server}{API}/jobs", headers=headers, timeout=ASK_SERVER_S)
+        answer = httpx2.get(f"{found.server}{API}/jobs", headers=headers, timeout=ASK_SERVER_S, verify=verification())
         jobs = JobList.model_validate_json(answer.content).jobs if answer.is_success else []
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValidationError):
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValidationError, OSError):
         return []
     return [job for job in jobs if job.job.startswith(found.id)]
 
