@@ -2,9 +2,10 @@
 
 Both ways are timed in one run, in turns, from the same sender: it checksums each chunk and writes it to a loopback socket.
 `bare` is a process that receives into one buffer and checks each chunk's CRC32, nothing else; `server` is `nowcast-server run`.
-A third process asks `/livez` while further uploads run. Memory is the growth of the server's resident set over its first upload.
+`--serve` adds one replica behind Ray Serve's proxy. A third process asks `/livez` while further uploads run. Memory is the growth
+of the resident set of the process that holds the history, over its first upload.
 
-    python bench/ingest.py [--megabytes 400] [--rounds 7] [--json FILE]
+    python bench/ingest.py [--megabytes 400] [--rounds 7] [--serve] [--json FILE]
 """
 
 import argparse
@@ -32,25 +33,40 @@ from protos.frames import CHUNK_BYTES, MEDIA_TYPE, Header, framed_bytes, write_f
 from protos.wiring import Block, Parameter, Wiring
 
 HOST = "127.0.0.1"
+MARK = "NOWCAST_BENCH_SERVER"
 PRELUDE = struct.Struct(">II")  # length, crc32
 
 
 @dataclass(frozen=True)
+class Way:
+    """How one way took the snapshots in; seconds.
+
+    Args:
+        upload_s: median.
+        ratio: median over the rounds of the bare copy's time to this one's.
+        first_s: the first upload, which touches the history's memory.
+        growth: of the process that holds the history over its first upload, to the snapshot's size.
+        health_s: of `/livez` meanwhile, sorted.
+    """
+
+    upload_s: float
+    ratio: float
+    first_s: float
+    growth: float
+    health_s: list[float]
+
+    def health_ms(self, share: float) -> float:
+        return 1e3 * self.health_s[min(len(self.health_s) - 1, int(share * len(self.health_s)))]
+
+
+@dataclass(frozen=True)
 class Figures:
-    """What was measured; times in seconds."""
+    """What was measured."""
 
     megabytes: float
     rounds: int
     bare_s: float
-    server_s: float
-    bare_gb_per_s: float
-    server_gb_per_s: float
-    ratio: float
-    first_upload_s: float
-    growth_over_snapshot: float
-    health_median_s: float
-    health_max_s: float
-    health_calls: int
+    ways: dict[str, Way]
 
 
 def bare_receiver(ready: Connection, size_bytes: int) -> None:
@@ -125,22 +141,37 @@ def health_prober(results: Connection, port: int) -> None:
 
 
 @contextmanager
-def nowcast_server() -> Iterator[tuple[int, int]]:
-    """A server process; its port and process id."""
+def server(*command: str) -> Iterator[int]:
+    """A server process; its port."""
     with socket.create_server((HOST, 0)) as probe:
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "nowcast_server", "run", "--port", str(port), "--log-level", "warning"])
+    environment = {**os.environ, "NOWCAST_LOG_LEVEL": "warning", MARK: str(port), "RAY_USAGE_STATS_ENABLED": "0"}
+    process = subprocess.Popen([sys.executable, "-m", "nowcast_server", *command, "--port", str(port)], env=environment)
     try:
-        for _ in range(600):
+        for _ in range(1200):
+            assert process.poll() is None, f"{command} ended with {process.returncode}"
             try:
                 urlopen(f"http://{HOST}:{port}/readyz", timeout=5).close()
                 break
             except OSError:
                 time.sleep(0.1)
-        yield port, process.pid
+        yield port
     finally:
         process.terminate()
         process.wait()
+
+
+def holder(port: int) -> int:
+    """The process that holds the histories: the server's, or its replica on Ray."""
+    mark, found = f"{MARK}={port}".encode(), dict[int, bytes]()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (path / "environ").read_bytes().split(b"\0"):
+                found[int(path.name)] = (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+    replicas = [process for process, line in found.items() if b"ServeReplica" in line]
+    return replicas[0] if replicas else min(found)
 
 
 @contextmanager
@@ -169,58 +200,55 @@ def resident_bytes(process_id: int) -> int:
     return int(Path(f"/proc/{process_id}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(megabytes: float, rounds: int) -> Figures:
+def measure(megabytes: float, rounds: int, servers: dict[str, tuple[str, ...]]) -> Figures:
     size = int(megabytes * 1e6) // 4
     values = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     payload = values.data.cast("B")
-    with child(bare_receiver, payload.nbytes) as receiver, nowcast_server() as (port, process_id):
-        register(port, size)
-        bare = socket.create_connection((HOST, receiver.recv()))
-        connection = HTTPConnection(HOST, port)
-        before = resident_bytes(process_id)
-        first_s = send_snapshot(connection, payload, 1)
-        growth = (resident_bytes(process_id) - before) / payload.nbytes
-        for step in (2, 3):  # every row of the history has been touched once
+    ways, all_bare_s = {}, []
+    for name, command in servers.items():
+        with child(bare_receiver, payload.nbytes) as receiver, server(*command) as port:
+            bare = socket.create_connection((HOST, receiver.recv()))
+            ways[name], bare_s = one_way(port, bare, payload, rounds)
+            all_bare_s += bare_s
+    return Figures(payload.nbytes / 1e6, rounds, statistics.median(all_bare_s), ways)
+
+
+def one_way(port: int, bare: socket.socket, payload: memoryview, rounds: int) -> tuple[Way, list[float]]:
+    """A server against the bare copy, in turns; the bare copy's times as well."""
+    register(port, payload.nbytes // 4)
+    connection, process_id = HTTPConnection(HOST, port), holder(port)
+    before = resident_bytes(process_id)
+    first_s = send_snapshot(connection, payload, 1)
+    growth = (resident_bytes(process_id) - before) / payload.nbytes
+    for step in (2, 3):  # every row of the history has been touched once
+        send_snapshot(connection, payload, step)
+        send_bare(bare, payload)
+    bare_s, server_s = [], []
+    for step in range(4, 4 + rounds):
+        bare_s.append(send_bare(bare, payload))
+        server_s.append(send_snapshot(connection, payload, step))
+    with child(health_prober, port) as prober:
+        time.sleep(1.0)
+        for step in range(4 + rounds, 7 + rounds):
             send_snapshot(connection, payload, step)
-            send_bare(bare, payload)
-        bare_s, server_s, health_s = [], [], []
-        for step in range(4, 4 + rounds):
-            bare_s.append(send_bare(bare, payload))
-            server_s.append(send_snapshot(connection, payload, step))
-        with child(health_prober, port) as prober:
-            time.sleep(1.0)
-            for step in range(4 + rounds, 7 + rounds):
-                send_snapshot(connection, payload, step)
-            prober.send(None)
-            health_s = prober.recv()
+        prober.send(None)
+        health_s = sorted(prober.recv())
     ratio = statistics.median(fast / slow for fast, slow in zip(bare_s, server_s, strict=True))
-    bare_median_s, server_median_s = statistics.median(bare_s), statistics.median(server_s)
-    return Figures(
-        megabytes=payload.nbytes / 1e6,
-        rounds=rounds,
-        bare_s=bare_median_s,
-        server_s=server_median_s,
-        bare_gb_per_s=payload.nbytes / bare_median_s / 1e9,
-        server_gb_per_s=payload.nbytes / server_median_s / 1e9,
-        ratio=ratio,
-        first_upload_s=first_s,
-        growth_over_snapshot=growth,
-        health_median_s=statistics.median(health_s),
-        health_max_s=max(health_s),
-        health_calls=len(health_s),
-    )
+    return Way(statistics.median(server_s), ratio, first_s, growth, health_s), bare_s
 
 
 def show(figures: Figures) -> None:
-    bare = f"{figures.bare_s:7.3f} s   {figures.bare_gb_per_s:5.2f} GB/s"
-    server = f"{figures.server_s:7.3f} s   {figures.server_gb_per_s:5.2f} GB/s"
-    health = f"{figures.health_median_s * 1e3:.1f} ms median, {figures.health_max_s * 1e3:.1f} ms worst of {figures.health_calls}"
-    print(f"{figures.megabytes:.0f} MB snapshot, {figures.rounds} rounds in turns, medians")
-    print(f"  bare socket + crc32   {bare}")
-    print(f"  nowcast-server        {server}   {figures.ratio:.0%} of bare (aim: 70%)")
-    growth = f"memory grew by {figures.growth_over_snapshot:.3f} of it"
-    print(f"  first upload          {figures.first_upload_s:7.3f} s   {growth} (aim: 1.1)")
-    print(f"  /livez meanwhile      {health} (aim: 50 ms)")
+    gigabytes = figures.megabytes / 1e3
+    print(f"{figures.megabytes:.0f} MB snapshots, medians of {figures.rounds} rounds in turns")
+    print(
+        f"{'':22} {'s':>6} {'GB/s':>6} {'of bare':>8} {'first s':>8} {'growth':>7}   /livez ms: {'p50':>6} {'p99':>6} {'worst':>6}"
+    )
+    print(f"{'bare socket + crc32':22} {figures.bare_s:6.3f} {gigabytes / figures.bare_s:6.2f}")
+    for name, way in figures.ways.items():
+        health = " ".join(f"{way.health_ms(share):6.1f}" for share in (0.5, 0.99, 1.0))
+        speed = f"{way.upload_s:6.3f} {gigabytes / way.upload_s:6.2f} {way.ratio:8.0%} {way.first_s:8.3f} {way.growth:7.3f}"
+        print(f"{name:22} {speed}              {health}")
+    print("aims, without Serve: 70% of bare, growth 1.1, /livez 50 ms")
 
 
 def main() -> None:
@@ -228,8 +256,12 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=400.0)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--serve", action="store_true", help="through Ray Serve as well")
     arguments = parser.parse_args()
-    figures = measure(arguments.megabytes, arguments.rounds)
+    servers = {"nowcast-server run": ("run",)}
+    if arguments.serve:
+        servers["serve-on-ray"] = ("serve-on-ray", "--memory", "8GiB")
+    figures = measure(arguments.megabytes, arguments.rounds, servers)
     show(figures)
     if arguments.json:
         arguments.json.write_text(json.dumps(asdict(figures), indent=2) + "\n")

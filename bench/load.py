@@ -1,11 +1,11 @@
 """Many jobs from separate processes against two Ray Serve replicas, one of which is killed in the middle.
 
     python bench/load.py                                   # 64 jobs, 20 seconds
-    python bench/load.py --seconds 180 --forecaster nino   # the long run
+    python bench/load.py --seconds 180 --forecaster nino --verify-every 7   # the long run
 
 Every job sends contexts of its own and asks for forecasts, as a worker does: when its replica is gone it registers and resends.
 Shown are the times by network size as the jobs saw them, and the memory of the replicas. It fails if a call fails for good, or if
-one forecast differs in one bit from the one computed alone afterwards, in this process.
+one forecast differs in one bit from the one computed alone afterwards, in this process; or if a replica's memory grows on.
 """
 
 import argparse
@@ -42,6 +42,8 @@ INTERVAL, CONTEXT, HORIZONS = 10, 5, (1, 5, 40)
 CALL_S = 60.0
 RUN = "NOWCAST_LOAD_RUN"
 GIVE_UP_S = 120.0
+FLAT = 1.1
+"""Memory at the end, to that in the middle."""
 MIX = (("14k", 10), ("56k", 3), ("222k", 2), ("1.5M", 1))
 """Networks, and how many of sixteen jobs have them."""
 
@@ -283,9 +285,20 @@ def show(records: list[Record], memory: dict[int, list[int]]) -> None:
     recovered = sum((record.recovered for record in records), Counter[str]())
     print(f"recovered from: {dict(recovered) or 'nothing'}")
     for process, samples in memory.items():
-        third = max(1, len(samples) // 3)
-        settled, last = statistics.median(samples[third : 2 * third] or samples), statistics.median(samples[-third:])
+        settled, last = _settled(samples)
         print(f"replica {process}: {settled / 2**20:.0f} MiB midway, {last / 2**20:.0f} MiB at the end ({last / settled:.2f}x)")
+
+
+def growing(memory: dict[int, list[int]]) -> list[str]:
+    """Replicas that took more and more; those that lived for a minute are judged, as jobs move and histories fill before."""
+    judged = {process: _settled(samples) for process, samples in memory.items() if len(samples) >= 60}
+    return [f"replica {process} grew {last / settled:.2f}x" for process, (settled, last) in judged.items() if last > FLAT * settled]
+
+
+def _settled(samples: list[int]) -> tuple[float, float]:
+    """Resident bytes in the second and in the last third."""
+    third = max(1, len(samples) // 3)
+    return statistics.median(samples[third : 2 * third] or samples), statistics.median(samples[-third:])
 
 
 def main() -> int:
@@ -319,8 +332,9 @@ def main() -> int:
     idle = [record.job for record in records if not record.nowcasts]
     print(f"{checked} forecasts computed alone, {len(wrong)} differ")
     print(f"{len(failed)} calls failed for good; {len(idle)} jobs without a nowcast")
-    print("\n".join([*wrong[:5], *failed[:5], *idle[:5]]))
-    return 1 if wrong or failed or idle else 0
+    grown = growing(memory)
+    print("\n".join([*wrong[:5], *failed[:5], *idle[:5], *grown]))
+    return 1 if wrong or failed or idle or grown else 0
 
 
 if __name__ == "__main__":
