@@ -1,6 +1,7 @@
 """Quiet contexts: snapshots that are averages over the steps before them."""
 
 import io
+import threading
 from typing import Any
 
 import pytest
@@ -53,6 +54,24 @@ def test_the_displacement_is_added_to_the_weights_as_they_are() -> None:
         with run.nowcast:
             run.train(PERIOD)
     torch.testing.assert_close(quiet.weights[-1] - plain.weights[-1], torch.full_like(plain.weights[-1], 0.03), atol=1e-6, rtol=0)
+
+
+def test_no_average_spans_a_jump() -> None:
+    """A forecast that arrives late would leave the weights from before it in the next context's first snapshot."""
+    gate = threading.Event()
+    run = Run(quiet=INTERVAL, overlap=True)
+    run.endpoint.fail = lambda call: gate.wait() if call == "forecast" else None
+    with run.nowcast:
+        run.train(PERIOD + 1)
+        pending = run.nowcast._course._pending
+        assert pending is not None
+        assert pending.request is not None
+        gate.set()
+        assert pending.request.done.wait(10)
+        run.train(INTERVAL - 1, first=PERIOD + 1)
+        assert [(event.step, event.outcome) for event in run.nowcast.events] == [(PERIOD, "accepted")]
+    (sent,) = (snapshot for step, snapshot in run.nowcast.state_dict()["context"].items() if step == str(PERIOD + INTERVAL))
+    torch.testing.assert_close(sent, torch.stack(run.weights[PERIOD + 1 :]).mean(0))
 
 
 @pytest.mark.parametrize("stop", range(PERIOD - 3, PERIOD + 8))
