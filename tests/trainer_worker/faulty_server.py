@@ -1,9 +1,9 @@
-"""A small nowcast server in this process that breaks in the ways a test asks for. It forecasts `last + 0.01 * horizon`."""
+"""A small nowcast server in this process that breaks in the ways a test asks for. It forecasts `last + shift * horizon`."""
 
 import json
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,13 +23,15 @@ class FaultyServer:
         `hang`                            no answer, until the server closes
         `close`                           the connection is cut half way through the body
         `html`                            a 502 as a proxy gives it
-        for forecasts also `nan`, `wrong_shape`, `wrong_step`, `garbage`, `trickle`, `checksum`, `no_end`
+        for forecasts also `nan`, `wild`, `wrong_shape`, `wrong_step`, `garbage`, `trickle`, `checksum`, `no_end`
         `""`                              none: the call works
     """
 
     def __init__(self) -> None:
         self.faults: dict[str, deque[str]] = defaultdict(deque)
+        self.met: Counter[str] = Counter()
         self.retry_after = ""
+        self.shift = 0.01
         self.jobs: dict[str, dict[int, np.ndarray[Any, Any]]] = {}
         self.specs: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
@@ -47,8 +49,12 @@ class FaultyServer:
         self._thread.start()
 
     @property
+    def port(self) -> int:
+        return int(self._http.server_address[1])
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     def close(self) -> None:
         self.closing.set()
@@ -83,6 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.calls.append(call)
         server.headers.append({name: self.headers.get(name, "") for name in (SESSION_HEADER, DEADLINE_HEADER, "authorization")})
         fault = server.faults[call].popleft() if server.faults[call] else ""
+        server.met[call] += bool(fault)
         length = int(self.headers.get("content-length", 0))
         if fault == "close" and call != "forecast":
             self.rfile.read(length // 2)
@@ -143,12 +150,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _forecast(self, body: bytes, fault: str) -> None:
         request = json.loads(body)
         step, horizons = request["step"], request["horizons"]
-        history = self.faulty.jobs[self.job]
+        server = self.faulty
+        history = server.jobs[self.job]
         if step not in history:
             self._problem("history_missing", missing=[step])
             return
-        values = np.stack([history[step] + np.float32(0.01 * horizon) for horizon in horizons])
+        values = np.stack([history[step] + np.float32(server.shift * horizon) for horizon in horizons])
         values[0, 0] = np.nan if fault == "nan" else values[0, 0]
+        values *= 1e4 if fault == "wild" else 1
         if fault == "wrong_shape":
             values = values[:, :-1].copy()
         header = Header("forecasts", "float32", values.shape, step + (fault == "wrong_step"), tuple(horizons))

@@ -1,0 +1,129 @@
+"""Hundreds of faults in one run: it ends, as good as if there had been none, and leaves nothing behind."""
+
+import os
+import random
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from cut_network import CutNetwork
+from faulty_server import FaultyServer
+from teacher_task import PROBE, VALIDATION, batch, loss, student
+from waiting import until
+
+from trainer_worker import FixedHorizon, Guard, Nowcast, client, sender
+
+FAULTS = int(os.environ.get("NOWCAST_CHAOS", "200"))
+"""How many; a few thousand for a night."""
+INTERVAL, CONTEXT = 2, 5
+STEPS_BETWEEN = 4
+ANSWERS = {
+    "register": ["busy", "unavailable", "close", "html", "internal", "out_of_memory_budget"],
+    "send": ["busy", "unavailable", "close", "html", "internal", "unknown_job", "snapshot_conflict", "bad_frame", "too_large"],
+    "forecast": [
+        *("nan", "wrong_shape", "wrong_step", "garbage", "checksum", "no_end", "wild", "bad_forecast", "internal", "busy", "hang"),
+        *("unavailable", "close", "html", "history_missing", "unknown_job", "deadline_exceeded", "out_of_memory_budget"),
+    ],
+    "report": ["close", "internal", "unknown_job"],
+}
+
+
+class Chaos:
+    """Makes one fault after the other, by the numbers of a seed."""
+
+    def __init__(self, server: FaultyServer, network: CutNetwork, *, seed: int) -> None:
+        self.server, self.network = server, network
+        self.random = random.Random(seed)
+        self.made: Counter[str] = Counter()
+
+    @property
+    def faults(self) -> int:
+        """That were made, or met if they are answers."""
+        return self.made.total() + self.server.met.total()
+
+    def strike(self) -> None:
+        """The next fault, if it is not over. Answers wait for the call they are for, one for each at a time."""
+        if self.faults >= FAULTS:
+            return
+        kind = self.random.choice(["killed", "cut", "held", "slow", *["answer"] * 6])
+        if kind == "killed":
+            self.server.jobs.clear()
+            self.network.cut(down_s=0.05)
+        elif kind == "cut":
+            self.network.cut()
+        elif kind == "held":
+            self.network.hold(0.1)
+        elif kind == "slow":
+            self.network.slow(0.1)
+        else:
+            call = self.random.choice(["send", "forecast", "forecast", "register", "report"])
+            if not self.server.faults[call]:
+                self.server.faults[call].append(self.random.choice(ANSWERS[call]))
+            return
+        self.made[kind] += 1
+
+
+def train(nowcast_options: dict[str, Any] | None, *, steps: int, strike: Any = None) -> tuple[float, dict[str, Any]]:
+    """Validation loss over the last steps, and the summary."""
+    model = student()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+
+    def loop() -> None:
+        for index in range(steps):
+            optimizer.zero_grad()
+            loss(model, batch(index)).backward()
+            optimizer.step()
+            if strike is not None and index % STEPS_BETWEEN == 0:
+                strike()
+                time.sleep(0.02)  # a step of a network this small is over before anything can happen to it
+            if index >= steps - 50:
+                losses.append(float(loss(model, VALIDATION).detach()))
+
+    if nowcast_options is None:
+        loop()
+        return sum(losses) / len(losses), {}
+    probe = lambda: loss(model, PROBE)  # noqa: E731
+    with Nowcast(model, optimizer, probe=probe, max_steps=steps, **nowcast_options) as nowcast:
+        loop()
+    assert nowcast.step == steps
+    return sum(losses) / len(losses), nowcast.summary()
+
+
+def left_behind() -> tuple[set[int | None], int, list[Any]]:
+    """Threads, descriptors and open files of this process."""
+    process = psutil.Process()
+    return {thread.ident for thread in threading.enumerate()}, process.num_fds(), process.open_files()
+
+
+def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training that only survives one fault at a time does not survive a bad night."""
+    monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(sender, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.005)
+    steps = FAULTS * STEPS_BETWEEN * 3 // 2
+    plain, _ = train(None, steps=steps)
+    before = left_behind()
+    server = FaultyServer()
+    server.shift = 1e-4
+    monkeypatch.setattr(server._http, "handle_error", lambda *_: None)  # it would print of each cut
+    network = CutNetwork(server.port)
+    chaos = Chaos(server, network, seed=0)
+    options = {"server": network.url, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(1, steps), "timeout_s": 0.3}
+    guard = Guard(budget=1.0, tolerance=1.0)
+    struck, summary = train({**options, "guard": guard}, steps=steps, strike=chaos.strike)
+    network.close()
+    server.close()
+    assert chaos.faults >= FAULTS
+    assert min(chaos.made[kind] for kind in ("killed", "cut", "held", "slow")) > FAULTS // 20
+    assert min(server.met[call] for call in ("register", "send", "forecast", "report")) > FAULTS // 40
+    assert struck == pytest.approx(plain, rel=0.02)
+    assert summary["nowcasts"]["accepted"] > 0  # now and then something worked
+    assert len(summary["reasons"]) > 3
+    until(lambda: left_behind()[0] <= before[0])
+    until(lambda: left_behind()[1] <= before[1])
+    assert left_behind()[2] == before[2]
