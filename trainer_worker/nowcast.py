@@ -53,16 +53,15 @@ class Nowcast:
         for batch in loader:  # the loop is unchanged
             loss(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
 
-    Works with every optimizer of torch. A step that a `GradScaler` leaves out is not counted. Of a model split by `fully_shard`
-    (FSDP2) snapshots are gathered on rank 0 one parameter at a time, and forecasts scattered back; give the `wiring` made before
-    it was split, and keep each rank's own `state_dict`.
-
     Every `interval` optimizer steps the parameters are copied to the host and sent in the background; every
     `context * interval` steps training waits for a forecast, which is written into the parameters in place. The optimizer's
-    moments stay. Whatever goes wrong with a server or a forecast, the nowcast is skipped and counted, and training goes on.
+    moments stay, unless `jump` says otherwise. A step that a `GradScaler` leaves out is not counted. Whatever goes wrong with a
+    server or a forecast, the nowcast is skipped and counted, and training goes on.
 
     Data-parallel training: make one on every rank, with the same arguments. Rank 0 talks to the server; its decision and the
-    weights are broadcast at a period's end. Buffers (running statistics) are left alone, on each rank its own.
+    weights are broadcast at a period's end. Buffers (running statistics) are left alone, on each rank its own. Of a model split by
+    `fully_shard` (FSDP2) snapshots are gathered on rank 0 one parameter at a time, and forecasts scattered back; give the `wiring`
+    that was made before it was split, and keep every rank's own `state_dict`.
 
     Args:
         model: what is trained; may be wrapped by `DistributedDataParallel`, `DataParallel` or `torch.compile`.

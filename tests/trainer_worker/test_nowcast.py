@@ -11,7 +11,7 @@ from torch import nn
 
 from protos.errors import Unavailable
 from protos.wiring import Parameter, Wiring
-from trainer_worker import BadArgument, Event, FixedHorizon, Nowcast
+from trainer_worker import AdaptiveHorizon, BadArgument, Event, FixedHorizon, Nowcast
 from trainer_worker.wiring import wire
 
 STEPS = 3 * PERIOD
@@ -292,6 +292,8 @@ def _mistakes() -> list[Any]:
         pytest.param("max_steps", {"max_steps": -1}, "positive", id="max_steps"),
         pytest.param("timeout_s", {"timeout_s": 0}, "positive", id="timeout"),
         pytest.param("dtype", {"dtype": "float8"}, "float8", id="dtype"),
+        pytest.param("quiet", {"quiet": 3}, "from 0 to interval = 2", id="quiet"),
+        pytest.param("policy", {"policy": AdaptiveHorizon()}, "give probe= or guard=", id="nothing to learn from"),
         pytest.param("forecaster", {"server": None, "forecaster": "nina"}, "nina", id="forecaster"),
         pytest.param("checkpoint", {"server": None, "forecaster": "nino", "checkpoint": "/nowhere.pt"}, "nowhere", id="checkpoint"),
         pytest.param("server", {"server": "localhost:8440"}, "http://", id="server"),
@@ -310,6 +312,26 @@ def test_mistakes_are_named_at_once(argument: str, options: dict[str, Any], word
     with pytest.raises(BadArgument, match=word) as caught:
         make(model, optimizer, **{"endpoint": options.pop("server", ShiftingEndpoint()), **options})
     assert caught.value.argument == argument
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(4, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        out: torch.Tensor = self.out(torch.relu(self.first(batch["left"]) + self.second(batch["right"])))
+        return out
+
+
+def test_example_inputs_reach_the_wiring() -> None:
+    """What `forward` takes cannot always be guessed, and a model wired without it is a heap of unconnected layers."""
+    model, endpoint = TwoInputs(), ShiftingEndpoint()
+    inputs = ({"left": torch.zeros(1, 4), "right": torch.zeros(1, 3)},)
+    with make(model, adam(model), endpoint, example_inputs=inputs):
+        pass
+    assert endpoint.spec.wiring == wire(model, inputs)
+    assert endpoint.spec.wiring != wire(model)
 
 
 def test_a_model_belongs_to_one_job_at_a_time() -> None:
