@@ -30,6 +30,7 @@ CheckpointFile = Annotated[Path | None, typer.Option(help="weights of the foreca
 Steps = Annotated[int | None, typer.Option(help="optimizer steps of a run")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="may be given several times")]
 Out = Annotated[Path | None, typer.Option(help="folder for the results")]
+Checkpoints = Annotated[str | None, typer.Option(help="where checkpoints go, if not to the results: a path, s3://, gs://, …")]
 Address = Annotated[str | None, typer.Option(help="of a running Ray cluster, e.g. `auto`")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start anew even if the folder holds an unfinished run")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the checkpoints in the results folder")]
@@ -45,13 +46,22 @@ def train(
     steps: Steps = None,
     seed: Seeds = None,
     out: Out = None,
+    checkpoints: Checkpoints = None,
     address: Address = None,
     resume: Resume = False,
     fresh: Fresh = False,
 ) -> None:
     """Train the job of CONFIG, with nowcasts if it has a table `nowcast` or an option asks for them."""
     settings = _load(
-        config, server=server, forecaster=forecaster, checkpoint=checkpoint, steps=steps, seed=seed, out=out, address=address
+        config,
+        server=server,
+        forecaster=forecaster,
+        checkpoint=checkpoint,
+        steps=steps,
+        seed=seed,
+        out=out,
+        checkpoints=checkpoints,
+        address=address,
     )
     if not (resume or fresh) and (unfinished := _unfinished(settings)):
         _fail(f"{unfinished} holds an unfinished run: go on with --resume, start anew with --fresh, or choose another --out")
@@ -68,12 +78,21 @@ def compare(
     steps: Steps = None,
     seed: Seeds = None,
     out: Out = None,
+    checkpoints: Checkpoints = None,
     address: Address = None,
     resume: Resume = False,
 ) -> None:
     """Train the job of CONFIG without and with nowcasts, same seeds and batches, and report the difference."""
     settings = _load(
-        config, server=server, forecaster=forecaster, checkpoint=checkpoint, steps=steps, seed=seed, out=out, address=address
+        config,
+        server=server,
+        forecaster=forecaster,
+        checkpoint=checkpoint,
+        steps=steps,
+        seed=seed,
+        out=out,
+        checkpoints=checkpoints,
+        address=address,
     )
     _run(settings, compared=True, resume=resume)
 
@@ -126,6 +145,7 @@ def _load(path: Path, **options: Any) -> "Config":
         "steps": "train.steps",
         "seed": "train.seeds",
         "out": "output.folder",
+        "checkpoints": "output.checkpoints",
         "address": "workers.address",
     }
     overrides = {
@@ -150,23 +170,30 @@ def _run(config: "Config", *, compared: bool, resume: bool) -> None:
         from trainer_worker.own_server import ServerFailed
         from trainer_worker.ray_train import TrainingFailed
         from trainer_worker.records import Arm
+        from trainer_worker.storage import StorageUnusable
     try:
         if compared:
             summary = compare_arms(config, console=console, resume=resume)
         else:
             arm = arm_with(config.nowcast) if config.nowcast else Arm(name=PLAIN)
             summary = run_arms(config, [arm], console=console, resume=resume)
-    except (DataMissing, ServerFailed, TrainingFailed) as error:
+    except (DataMissing, ServerFailed, StorageUnusable, TrainingFailed) as error:
         _fail(str(error))
     paths = report.write(summary)
     report.show(summary, console)
     console.print("\n".join(f"wrote {path}" for path in paths))
 
 
-def _unfinished(config: "Config") -> Path | None:
-    """The folder of checkpoints that a fresh start would delete."""
+def _unfinished(config: "Config") -> str | None:
+    """The checkpoints that a fresh start would delete."""
+    from trainer_worker.storage import StorageUnusable, folders
+
+    try:
+        there = folders(config.output.place)
+    except StorageUnusable as error:
+        _fail(str(error))
     done = {path.stem for path in (config.output.folder / "runs").glob("*.json")}
-    return next((folder for folder in (config.output.folder / "checkpoints").glob("*") if folder.name not in done), None)
+    return next((f"{config.output.place}/{run}" for run in there if run not in done), None)
 
 
 def _fail(message: str) -> Never:

@@ -186,11 +186,20 @@ class OutputTable(Table):
     """`[output]`: where results go."""
 
     folder: Path = Path("runs/job")
+    checkpoints: str | None = Field(
+        default=None,
+        description="where checkpoints go: a path all nodes share, or s3://, gs://, …; by default a folder in `folder`",
+    )
 
     @field_validator("folder")
     @classmethod
     def _folder(cls, folder: Path) -> Path:
         return folder.expanduser().absolute()
+
+    @property
+    def place(self) -> str:
+        """Where checkpoints go, one folder for each run."""
+        return self.checkpoints or str(self.folder / "checkpoints")
 
 
 class Config(Table):
@@ -206,6 +215,8 @@ class Config(Table):
     def _fits(self) -> Self:
         if self.workers.count and self.train.batch_size % self.workers.count:
             raise ValueError(f"train.batch_size {self.train.batch_size} does not split evenly over {self.workers.count} workers")
+        if not self.workers.count and self.output.checkpoints:
+            raise ValueError("output.checkpoints: a run in this process (workers.count = 0) keeps its checkpoints in output.folder")
         if self.workers.address and self.nowcast and self.nowcast.server == "own":
             raise ValueError("nowcast.server: workers of another cluster cannot reach a server of this command's own; give its URL")
         return self

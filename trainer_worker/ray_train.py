@@ -1,7 +1,6 @@
 """Runs of the training loop as Ray Train jobs: data-parallel workers, checkpoints, restarts."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from trainer_worker.loop import Checkpoint, train
 from trainer_worker.mailbox import Listener, open_mailbox
 from trainer_worker.records import Order, RunRecord
 from trainer_worker.room import warned_without_room
+from trainer_worker.storage import forget, resolve
 
 __all__ = ["cluster", "start_local_cluster", "train_on_ray"]
 
@@ -47,23 +47,23 @@ def train_on_ray(order: Order, *, listen: Listener, resume: bool = False) -> Run
     """Train one run on the connected cluster.
 
     Args:
-        order: the run; its checkpoints go to `order.config.output.folder / "checkpoints" / order.name`.
+        order: the run; its checkpoints go to `order.config.output.place`.
         listen: called with the workers' progress, from another thread.
         resume: go on from the run's checkpoints; without it they are deleted first.
 
     Raises:
+        StorageUnusable: checkpoints cannot go where they should.
         TrainingFailed: the workers failed more often than `workers.max_failures` allows.
     """
-    storage = order.config.output.folder / "checkpoints"
     if not resume:
-        shutil.rmtree(storage / order.name, ignore_errors=True)
+        forget(order.config.output.place, order.name)
     with open_mailbox(listen) as mailbox:
         trainer: Any = TorchTrainer(  # Any: ray annotates its previous API
             _worker,
             train_loop_config={"order": order.model_dump(), "mailbox": mailbox},
             torch_config=TorchConfig(backend="nccl" if order.config.workers.gpus_per_worker else "gloo"),
             scaling_config=_scaling(order.config.workers),
-            run_config=_run_config(order, storage),
+            run_config=_run_config(order),
         )
         try:
             with warned_without_room(order.config.workers.count, _resources(order.config.workers)):
@@ -83,10 +83,12 @@ def _resources(workers: WorkersTable) -> dict[str, float]:
     return {"CPU": 1.0} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
 
 
-def _run_config(order: Order, storage: Path) -> ray_train.RunConfig:
+def _run_config(order: Order) -> ray_train.RunConfig:
+    filesystem, path = resolve(order.config.output.place)
     return ray_train.RunConfig(
         name=order.name,
-        storage_path=str(storage),
+        storage_path=path,
+        storage_filesystem=filesystem,
         failure_config=ray_train.FailureConfig(max_failures=order.config.workers.max_failures),
         checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
     )

@@ -36,7 +36,7 @@ def config(folder: Path, *, data: str | None = None) -> Config:
             "train": {"steps": STEPS, "batch_size": 16, "eval_every": 40, "checkpoint_every": 40},
             "nowcast": {"forecaster": "average", "context": 3, "interval": 10, "schedule": "paper"},
             "workers": {"count": 2, "threads": 1, "max_failures": 1},
-            "output": {"folder": folder},
+            "output": {"folder": folder, "checkpoints": f"local://{folder}/checkpoints"},  # by way of fsspec, as to a cloud's store
         }
     )
 

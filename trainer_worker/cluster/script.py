@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from trainer_worker.cluster.packaging import parse_workers
 from trainer_worker.local_cluster import WORKER_ENVIRONMENT
 from trainer_worker.room import warned_without_room
+from trainer_worker.storage import StorageUnusable, resolve
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,6 +28,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
     least, most = parse_workers(options.workers)
+    try:
+        filesystem, path = resolve(options.storage) if options.storage else (None, None)
+    except StorageUnusable as error:
+        sys.exit(str(error))
     trainer: Any = TorchTrainer(  # Any: ray annotates its previous API
         _run,
         train_loop_config={"script": options.script, "arguments": options.arguments, "storage": _folder(options)},
@@ -34,7 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
         scaling_config=_scaling(least, most, options),
         run_config=train.RunConfig(
             name=options.name,
-            storage_path=options.storage,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=options.max_failures),
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
         ),

@@ -101,7 +101,10 @@ def config_command(config: Path, *, name: str, server: str | None, storage: str 
     import shlex
 
     options = ["--address", "auto", "--server", server or "embedded"]
-    options += ["--out", f"{storage}/{name}"] if storage else []
+    if storage and "://" in storage:  # checkpoints may go anywhere; results are files
+        options += ["--out", f"runs/{name}", "--checkpoints", f"{storage}/{name}"]
+    elif storage:
+        options += ["--out", f"{storage}/{name}"]
     return shlex.join(["python", "-m", "trainer_worker", "train", config.name, *options])
 
 

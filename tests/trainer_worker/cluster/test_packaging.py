@@ -51,6 +51,9 @@ def test_a_configurations_command_line_is_valid() -> None:
     train: Any = get_command(app).commands["train"]  # type: ignore[attr-defined]
     with train.make_context("train", words[4:]) as context:
         assert (context.params["server"], str(context.params["out"])) == ("http://a:1", "/runs/x")
+    words = shlex.split(config_command(Path("c.toml"), name="x", server=None, storage="s3://bucket/runs"))
+    with train.make_context("train", words[4:]) as context:
+        assert (context.params["checkpoints"], context.params["out"]) == ("s3://bucket/runs/x", Path("runs/x"))
 
 
 def test_only_the_configuration_is_uploaded(tmp_path: Path) -> None:
@@ -70,7 +73,7 @@ def test_numbers_of_workers(text: str, numbers: tuple[int, int]) -> None:
 @pytest.mark.parametrize("text", ["0", "8:2", "x", "", "1:2:3", "-1"])
 def test_impossible_numbers_of_workers(text: str) -> None:
     """The mistake would show on the cluster, minutes later."""
-    with pytest.raises(ValueError, match=r""):
+    with pytest.raises(ValueError):
         parse_workers(text)
     result = CliRunner().invoke(app, ["submit", __file__, f"--workers={text}"])
     assert (result.exit_code, "--workers" in result.output) == (2, True)

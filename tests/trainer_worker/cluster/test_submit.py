@@ -14,12 +14,16 @@ from typing import Any
 import pytest
 
 from trainer_worker.cluster.connection import connect
+from trainer_worker.datasets import DataMissing
+from trainer_worker.records import RunRecord
+from trainer_worker.tasks import load_task
 
-pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-SCRIPT = Path(__file__).parent / "users_project" / "train.py"
+PROJECT = Path(__file__).parent / "users_project"
+SCRIPT = PROJECT / "train.py"
 BIN = Path(sys.executable).parent
-PATIENCE_S = 200.0
+PATIENCE_S = 400.0
 """For a machine with every core taken; on a quiet one, seconds."""
 
 
@@ -36,19 +40,25 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        small: dict[str, Any] = {"object_store_memory": 80 * 2**20}
+        self._small: dict[str, Any] = {"object_store_memory": 80 * 2**20}
         # Ray's own choice is one port for all agents of a machine: a second cluster's would not start, and take no jobs
         agent = {"dashboard_agent_listen_port": free_port()}
         self.port = free_port()
-        head = {**small, **agent, "num_cpus": 1, "include_dashboard": True, "dashboard_port": self.port}
+        head = {**self._small, **agent, "num_cpus": 1, "include_dashboard": True, "dashboard_port": self.port}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._second = self._cluster.add_node(num_cpus=1, **small)
+        self._second: Any = None
         self.gcs = self._cluster.address
         self.address = f"http://127.0.0.1:{self.port}"
+
+    def gain_a_node(self) -> None:
+        """The second, unless it is there."""
+        if self._second is None:
+            self._second = self._cluster.add_node(num_cpus=1, **self._small)
 
     def lose_a_node(self) -> None:
         """As a spot instance goes: without a word."""
         self._cluster.remove_node(self._second, allow_graceful=False)
+        self._second = None
 
     def close(self) -> None:
         """End all processes."""
@@ -75,6 +85,7 @@ def cluster() -> Iterator[TwoNodes]:
     given = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **patience}
     with variables(**given):
         nodes = TwoNodes()
+        nodes.gain_a_node()
         try:
             # no CPU for the server: Ray Train's elastic count is of what nodes have, not of what is free on them
             options = ["--replicas", "1", "--cpus", "0", "--port", str(free_port()), "--memory", "64MiB", "--no-stay"]
@@ -102,34 +113,58 @@ def logs_until(cluster: TwoNodes, job: str, pattern: str) -> str:
     raise AssertionError(f"{pattern!r} never came:\n{text}")
 
 
-def test_a_users_script_survives_the_loss_of_a_node(cluster: TwoNodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train", "finetune"], ids=["plain PyTorch", "Hugging Face"])
+def test_a_users_script_survives_the_loss_of_a_node(cluster: TwoNodes, tmp_path: Path, name: str) -> None:
     """A lost spot instance would end the run, or cost all of its steps; or the script would not find the server."""
     at = ("--address", cluster.address)
-    storage = str(tmp_path / "runs")
-    submitted = run(
-        "nowcast", "submit", str(SCRIPT), *at, "--workers", "1:2", "--storage", storage, "--name", "mine", "--", "200", "0.02"
-    )
-    assert "submitted mine" in submitted
-    text = logs_until(cluster, "mine", r"saved 25")
+    cluster.gain_a_node()
+    options = (*at, "--workers", "1:2", "--storage", str(tmp_path / "runs"), "--name", name)
+    assert f"submitted {name}" in run("nowcast", "submit", str(PROJECT / f"{name}.py"), *options, "--", "200", "0.02")
+    text = logs_until(cluster, name, r"saved 25\b")
     assert "rank 1 of 2 from step 0" in text
     cluster.lose_a_node()
-    text = logs_until(cluster, "mine", r"end at 200")
+    text = logs_until(cluster, name, r"end at 200")
     resumed = {int(step) for step in re.findall(r"rank 0 of 1 from step (\d+)", text)}
     assert resumed, text
     assert min(resumed) >= 25, "the checkpoint was not used"
-    assert "end at 200" in run("nowcast", "logs", "-f", "mine", *at)
-    status = logs_status(cluster, "mine")
-    assert "mine: succeeded" in status
-    assert re.search(r"mine-\w+ on http://127.0.0.1:\d+: \d+ snapshots, \d+ nowcasts; jumps: \d+ accepted", status), status
-    assert re.search(r"mine +succeeded", run("nowcast", "jobs", *at))
+    assert "end at 200" in run("nowcast", "logs", "-f", name, *at)
+    status = status_at_the_end(cluster, name)
+    assert f"{name}: succeeded" in status
+    assert re.search(name + r"-\w+ on http://127.0.0.1:\d+: \d+ snapshots, \d+ nowcasts.*jumps: \d+ accepted", status), status
+    assert re.search(name + r" +succeeded", run("nowcast", "jobs", *at))
 
 
-def logs_status(cluster: TwoNodes, job: str) -> str:
+def status_at_the_end(cluster: TwoNodes, job: str) -> str:
     """The job's status once it has ended."""
     deadline = time.monotonic() + PATIENCE_S
     while "running" in (status := run("nowcast", "status", job, "--address", cluster.address)) and time.monotonic() < deadline:
         time.sleep(0.5)
     return status
+
+
+def test_a_configuration_is_trained_on_the_cluster(cluster: TwoNodes, tmp_path: Path) -> None:
+    """`nowcast submit CONFIG.toml` would not find the cluster, its server or a place for its results."""
+    try:
+        load_task("fm-16")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    cluster.gain_a_node()
+    config = tmp_path / "small.toml"
+    config.write_text(
+        """
+        task = {name = "fm-16", examples = 256}
+        train = {steps = 120, batch_size = 16, eval_every = 40, checkpoint_every = 40}
+        nowcast = {forecaster = "linear", context = 3, interval = 10}
+        workers = {count = 2, threads = 1}
+        """
+    )
+    at = ("--address", cluster.address)
+    text = run("nowcast", "submit", str(config), *at, "--storage", str(tmp_path / "runs"), "--name", "small", "-f")
+    assert "wrote" in text
+    (record,) = (tmp_path / "runs" / "small" / "runs").glob("*.json")
+    assert RunRecord.model_validate_json(record.read_text()).evaluations[-1].step == 120
+    status = status_at_the_end(cluster, "small")
+    assert re.search(r"small\S* on http://127.0.0.1:\d+: \d+ snapshots, 3 nowcasts; jumps: \d+ accepted", status), status
 
 
 def test_a_job_is_stopped(cluster: TwoNodes, tmp_path: Path) -> None:

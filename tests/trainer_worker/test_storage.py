@@ -1,0 +1,33 @@
+"""Checkpoints may go anywhere that pyarrow or fsspec writes to."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from trainer_worker.storage import StorageUnusable, folders, forget, resolve
+
+
+@pytest.mark.parametrize("kind", ["", "file://", "local://", "memory://"], ids=lambda kind: kind or "path")
+def test_runs_are_found_and_forgotten(tmp_path: Path, kind: str) -> None:
+    """A fresh start would go on from a forgotten run's checkpoints; or the command would not see that there are some."""
+    place = f"{kind}{tmp_path}/{uuid.uuid4().hex}"
+    assert folders(place) == []
+    forget(place, "mine")
+    filesystem, path = resolve(place)
+    for name in ("mine", "yours"):
+        filesystem.create_dir(f"{path}/{name}/checkpoint_1")
+        with filesystem.open_output_stream(f"{path}/{name}/checkpoint_1/shared.pt") as file:
+            file.write(b"x")
+    assert folders(place) == ["mine", "yours"]
+    forget(place, "mine")
+    assert folders(place) == ["yours"]
+    if kind != "memory://":
+        assert [each.name for each in Path(path).iterdir()] == ["yours"]
+
+
+@pytest.mark.parametrize("place", ["nosuch://bucket/runs", "s4://x"])
+def test_a_store_that_nobody_knows(place: str) -> None:
+    """The mistake would show only when the first checkpoint is written, or as a folder named s4:."""
+    with pytest.raises(StorageUnusable, match=r"cannot go to \w+://.*(?i:protocol)"):
+        resolve(place)

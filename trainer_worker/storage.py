@@ -1,0 +1,63 @@
+"""Where checkpoints go: a path, or a URI of any store that pyarrow or fsspec knows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow import ArrowException
+from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
+
+
+class StorageUnusable(Exception):
+    """Checkpoints cannot go there; the message says why."""
+
+
+def resolve(place: str) -> tuple[FileSystem, str]:
+    """The file system of a path or URI, and the path on it.
+
+    Raises:
+        StorageUnusable: nobody knows this kind of URI, the package that does is not installed, or the store does not answer.
+    """
+    if "://" not in place:
+        return LocalFileSystem(), str(Path(place).absolute())
+    with _errors(place):
+        try:
+            known: tuple[FileSystem, str] = FileSystem.from_uri(place)
+        except ValueError:  # pyarrow does not know it
+            from fsspec.core import url_to_fs
+
+            filesystem, path = url_to_fs(place)
+            return PyFileSystem(FSSpecHandler(filesystem)), path
+        return known
+
+
+def folders(place: str) -> list[str]:
+    """Names of the folders in a place that may not be there yet, one for each run.
+
+    Raises:
+        StorageUnusable: see `resolve`.
+    """
+    filesystem, path = resolve(place)
+    with _errors(place):
+        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    return sorted(each.base_name for each in found if each.type == FileType.Directory)
+
+
+def forget(place: str, name: str) -> None:
+    """Delete a folder, if it is there.
+
+    Raises:
+        StorageUnusable: see `resolve`.
+    """
+    filesystem, path = resolve(place)
+    if name in folders(place):
+        with _errors(place):
+            filesystem.delete_dir(f"{path}/{name}")
+
+
+@contextmanager
+def _errors(place: str) -> Iterator[None]:
+    try:
+        yield
+    except (ArrowException, ImportError, OSError, ValueError) as error:
+        raise StorageUnusable(f"checkpoints cannot go to {place}: {error}") from error
