@@ -196,7 +196,7 @@ def plan_bytes(wiring: Wiring, sizes: Sizes, *, graph: bool) -> int:
     """An upper estimate of what making a plan takes, without making it: it grows with the edges that are listed one by one."""
     listed = [block for block in wiring.blocks if not _is_large(block, sizes) and (graph or block.parameter != STRUCTURE)]
     edges = wiring.neurons + sum(block.edges for block in listed)
-    panels = 2 * (wiring.edges // sizes.panel + len(wiring.blocks))
+    panels = 2 * ((wiring.edges + wiring.size) // sizes.panel + sum(block.slots for block in wiring.blocks))
     numbers = sum(block.size for block in listed)
     return _EDGE_BYTES * edges + _POSITION_BYTES * numbers + 2 * 4 * TYPES * wiring.neurons + panels * _PANEL_BYTES
 

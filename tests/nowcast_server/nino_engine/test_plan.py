@@ -6,7 +6,7 @@ import pytest
 import torch
 from wirings import drawn_wiring, transformer_wiring
 
-from nowcast_server.nino.engine.plan import GROUPS, Bundle, Panel, Plan, Sizes, Unit, plan
+from nowcast_server.nino.engine.plan import GROUPS, Bundle, Panel, Plan, Sizes, Unit, plan, plan_bytes
 from nowcast_server.nino.engine.snapshots import panel_view
 from nowcast_server.nino.graph import to_graph
 from protos.wiring import Block, EdgeType, Parameter, Wiring
@@ -50,6 +50,17 @@ def test_every_edge_is_in_one_unit(wiring: Wiring, sizes: Sizes) -> None:
     units = [unit for group in work.groups for unit in group.units]
     assert sum((Counter(listed(unit, wiring.size)) for unit in units), Counter()) == expected(wiring)
     assert work.edges == wiring.edges
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_what_a_plan_takes_is_known_before_it_is_made(wiring: Wiring, *, graph: bool) -> None:
+    """A small registration could ask for a plan of gigabytes, and the server would learn of it by running out of memory."""
+    for sizes in (SMALL, Sizes()):
+        assert plan(wiring, sizes, graph=graph, device=CPU).nbytes <= plan_bytes(wiring, sizes, graph=graph)
+    few = tuple(Block(EdgeType.HEAD, 0, 32, 32, 32) for _ in range(1000)) if graph else ()
+    hostile = Wiring((Parameter("w", (9,)),), 64, few)
+    assert plan_bytes(hostile, Sizes(), graph=graph) >= 70 * 1024 * len(few)  # as measured while such a plan was made
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
