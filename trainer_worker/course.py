@@ -121,8 +121,6 @@ class Course:
         self._compared = True
 
     def _take_snapshot(self) -> None:
-        if self._trials is not None:
-            self._trials.note_level(self.step)
         self._rates.note()
         means = self._average.means if self._average is not None else {}
         if self._context is not None:

@@ -1,8 +1,13 @@
 """Every jump a trial: judged after a recovery window, undone exactly if it failed.
 
-A good jump makes the loss worse at first, so it is never judged at once, unless it is hopeless. After the recovery window the
-loss is compared with where the run was heading: its losses at the last snapshots before the jump, extrapolated along
-`a + b log(step)` with b <= 0, the shape of a training curve. What a rejected jump costs is the window's steps.
+A good jump makes the loss worse at first, so it is not judged at once, unless it is hopeless: worse than an untrained network, or
+not on its way back, by halves. After the recovery window the loss is compared with the run's own course: the losses before the
+jump along `a step^b` with b <= 0, the shape of a training curve (`a + b log(step)` where losses are not all positive). A jump that
+fell behind that course is undone only if the run is better off where it was: a rollback costs the window's steps, so a jump that
+has lost less than those stays.
+
+What trials cost is counted in the loss the run is heading for, where a step late in a run is worth little: steps that were undone,
+and steps that accepted jumps are behind. Jumps that came out ahead make up for it.
 """
 
 import math
@@ -14,12 +19,16 @@ from trainer_worker.errors import BadArgument
 from trainer_worker.kept import KeptState, Stateful
 from trainer_worker.probe import Gauge
 
-TREND_LEVELS: Final = 3
-"""Measurements before a jump that the trend is drawn through, one each interval."""
+LEVELS: Final = 6
+"""Measurements before a jump that its course is drawn through, two each interval."""
+CHECKS: Final = 8
+"""Times the loss is taken in a recovery window. The average of its second half is judged."""
 MEASUREMENTS: Final = 4
-"""Times the loss is taken in the second half of a recovery window, for the average that is judged."""
-HOPELESS: Final = 2.0
-"""A loss so many times that of the first steps is not going to recover."""
+"""Of them in the second half; a window has at least as many steps."""
+SLACK: Final = 0.1
+"""How far above its course, relative to it, a jump that is halfway back may be in the last checks."""
+SMALL: Final = 0.01
+"""A difference in loss, relative to it, that is always worth a recovery window: less is lost in the noise of the measure."""
 LONGEST_PAUSE: Final = 8
 """Periods without a nowcast after rejections in a row: 1, 2, 4, 8, 8, ..."""
 
@@ -28,21 +37,20 @@ LONGEST_PAUSE: Final = 8
 class Guard:
     """How jumps are tried.
 
-    Rejected jumps cost at most `budget * max_steps` steps in all, or one recovery window if that is more; rejections in a row
-    are followed by pauses of 1, 2, 4, 8, 8, ... periods, so a forecaster that never helps costs no more than
-    `recovery / period` of the steps in its first periods and less and less after that.
+    Rejected jumps undo at most `budget * max_steps` steps in all, or one recovery window if that is more. Rejections that cost
+    steps are followed by pauses of 1, 2, 4, 8, 8, ... periods: a forecaster that never helps is asked ever more seldom.
 
     Args:
         recovery: steps after which a jump is judged; None for one interval.
-        tolerance: how far above the run's own course accepted jumps may bring the loss, relative to it, all together: what one
-            jump takes is not there for the next, until a jump that did better has made up for it.
-        budget: share of the run's steps that rejected jumps may cost.
+        tolerance: how much worse, relatively, trials may make the loss the run is heading for. Once they have, no jump is tried; so
+            the last one can exceed it by its own cost, a recovery window.
+        budget: share of the run's steps that rejected jumps may undo.
         also: what else is to go back with the weights: learning-rate schedulers, `GradScaler`, samplers.
     """
 
     recovery: int | None = None
-    tolerance: float = 0.02
-    budget: float = 0.1
+    tolerance: float = 0.0025
+    budget: float = 0.05
     also: tuple[Stateful, ...] = ()
 
     def __post_init__(self) -> None:
@@ -92,7 +100,7 @@ class _Record:
     rejections: int = 0  # in a row
     pause: int = 0  # periods still to sit out
     cost_steps: int = 0
-    taken: float = 0.0  # of the tolerance
+    lost: float = 0.0  # of the loss the run is heading for, relative to it
 
 
 class Trials:
@@ -111,7 +119,8 @@ class Trials:
         self._guard, self._gauge, self._kept = guard, gauge, kept
         self._max_steps = max_steps
         self._limit_steps = max(self.recovery, int(guard.budget * max_steps))
-        self._levels: list[tuple[int, float]] = []  # (step, loss) at the last snapshots
+        self._spacing = max(1, interval // 2)
+        self._levels: list[tuple[int, float]] = []  # (step, loss) before the next jump
         self._trial: _Trial | None = None
         self._record = _Record()
 
@@ -125,6 +134,11 @@ class Trials:
         """Steps that rejected jumps have cost so far."""
         return self._record.cost_steps
 
+    @property
+    def _spent(self) -> bool:
+        record = self._record
+        return record.cost_steps + self.recovery > self._limit_steps or record.lost > self._guard.tolerance
+
     def refusal(self, step: int) -> str:
         """Why there must be no jump at `step`; empty if there may be one."""
         if self._trial is not None:
@@ -133,7 +147,7 @@ class Trials:
             return "no_time_to_recover"
         if self._record.pause:
             return "paused"
-        if self._record.cost_steps + self.recovery > self._limit_steps:
+        if self._spent:
             return "budget_spent"
         if self._levels and not all(math.isfinite(loss) for _, loss in self._levels):
             return "no_loss"
@@ -143,11 +157,6 @@ class Trials:
         """A period ended without a jump because of `refusal`."""
         self._record.pause = max(0, self._record.pause - 1)
 
-    def note_level(self, step: int) -> None:
-        """Measure where the run is, at a snapshot."""
-        if self._trial is None:
-            self._levels = [*self._levels[1 - TREND_LEVELS :], (step, self._gauge.measure())]
-
     def begin(self, step: int, horizon: int) -> None:
         """Keep everything: a jump is about to be made."""
         self._kept.keep()
@@ -156,7 +165,7 @@ class Trials:
     def made(self) -> Verdict | None:
         """The jump has been made; a verdict at once if it is hopeless."""
         self._gauge.forget()
-        return self._check_hope(0) if self._gauge.immediate else None
+        return self._check(0) if self._gauge.immediate else None
 
     def after_step(self, step: int) -> Verdict | None:
         """Watch a step; the verdict on the jump under way when it is due."""
@@ -164,48 +173,66 @@ class Trials:
             self._record.first = self._gauge.measure()
         trial = self._trial
         if trial is None:
+            if step % self._spacing == 0 and not self._record.pause and not self._spent:
+                self._levels = [*self._levels[1 - LEVELS :], (step, self._gauge.measure())]
             return None
         since = step - trial.step
-        if since == self.recovery // 8 and not self._gauge.immediate:
-            return self._check_hope(since)
-        if self._measures(since):
-            trial.total += self._gauge.measure()
-            trial.count += 1
-            if not math.isfinite(trial.total):
-                return self._judge(since, loss=trial.total, expected=self._expected(step), reason="loss_not_finite")
         if since < self.recovery:
-            return None
-        loss, expected = trial.total / trial.count, self._expected(trial.step + round(0.75 * self.recovery))
-        taken = max(0.0, self._record.taken + (loss - expected) / max(abs(expected), 1e-12))
-        if taken > self._guard.tolerance:
-            return self._judge(since, loss=loss, expected=expected, reason="not_recovered")
-        self._record.taken = taken
-        return self._judge(since, loss=loss, expected=expected, reason="")
+            return self._check(since) if since % max(1, self.recovery // CHECKS) == 0 else None
+        return self._check(since) or self._weigh(trial, since)
 
-    def _measures(self, since: int) -> bool:
-        """Whether the loss is taken so many steps after a jump: `MEASUREMENTS` times in the second half of the window."""
-        spacing = max(1, self.recovery // (2 * MEASUREMENTS))
-        return since > 0 and (self.recovery - since) % spacing == 0 and (self.recovery - since) // spacing < MEASUREMENTS
-
-    def _check_hope(self, since: int) -> Verdict | None:
-        assert self._trial is not None
-        loss, expected = self._gauge.measure(), self._expected(self._trial.step)
-        first = self._record.first
-        limit = HOPELESS * max(abs(first), abs(expected)) if first is not None and math.isfinite(first) else math.inf
-        if loss <= limit:  # false for NaN
+    def _check(self, since: int) -> Verdict | None:
+        """Measure, and give up what is hopeless."""
+        trial = self._trial
+        assert trial is not None
+        loss, expected = self._gauge.measure(), self._expected(trial.step + since)
+        if 2 * since > self.recovery:
+            trial.total += loss
+            trial.count += 1
+        if loss <= self._hope(since, expected):  # false for NaN
             return None
         return self._judge(since, loss=loss, expected=expected, reason="hopeless")
 
-    def _expected(self, step: int) -> float:
-        """The run's own course, at `step`: least squares of the levels against log(step), never upwards."""
-        xs = [math.log(at) for at, _ in self._levels]
-        ys = [loss for _, loss in self._levels]
-        if not xs:
+    def _hope(self, since: int, expected: float) -> float:
+        """The highest loss so many steps after a jump from which it may recover: an untrained network's at first, then, at each
+        check, half as far from the course.
+        """
+        first = self._record.first
+        if first is None or not math.isfinite(first):
             return math.inf
+        checks = CHECKS * since / self.recovery
+        if not self._gauge.immediate:
+            checks = max(0.0, checks - CHECKS / 4)  # the losses of so long make one measurement
+        return expected + max(max(first - expected, abs(expected)) / 2**checks, SLACK * abs(expected))
+
+    def _weigh(self, trial: _Trial, since: int) -> Verdict:
+        """At the end of the window: which is better, here or back there?"""
+        loss, expected = trial.total / trial.count, self._expected(trial.step + round(0.75 * self.recovery))
+        worth = max(self._expected(trial.step) - expected, SMALL * abs(expected))  # what a rollback gives up
+        behind = (loss - expected) / worth if worth else 0.0
+        if behind > 1:
+            return self._judge(since, loss=loss, expected=expected, reason="not_recovered")
+        self._lose(max(-1.0, behind) * self.recovery)
+        return self._judge(since, loss=loss, expected=expected, reason="")
+
+    def _lose(self, steps: float) -> None:
+        """Count steps lost, negative ones gained, by what they are worth at the end of the run."""
+        level = abs(self._expected(self._levels[-1][0])) if self._levels else 0.0
+        each = (self._expected(self._max_steps - 1) - self._expected(self._max_steps)) / level if level else 0.0
+        self._record.lost = max(0.0, self._record.lost + steps * each)
+
+    def _expected(self, step: int) -> float:
+        """The run's own course, at `step`: least squares of the levels, never upwards."""
+        if not self._levels:
+            return math.inf
+        power = all(0 < loss < math.inf for _, loss in self._levels)
+        xs = [math.log(at) for at, _ in self._levels]
+        ys = [math.log(loss) if power else loss for _, loss in self._levels]
         x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
         spread = sum((x - x_mean) ** 2 for x in xs)
-        slope = sum((x - x_mean) * y for x, y in zip(xs, ys, strict=True)) / spread if spread else 0.0
-        return y_mean + min(0.0, slope) * (math.log(step) - x_mean)
+        slope = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / spread if spread else 0.0
+        found = y_mean + min(0.0, slope) * (math.log(step) - x_mean)
+        return math.exp(found) if power else found
 
     def _judge(self, since: int, *, loss: float, expected: float, reason: str) -> Verdict:
         assert self._trial is not None
@@ -213,8 +240,10 @@ class Trials:
         self._trial = None
         if reason:
             self._kept.restore()
-            record.rejections += 1
-            record.pause = min(2 ** (record.rejections - 1), LONGEST_PAUSE)
+            self._lose(since)
+            if since:
+                record.rejections += 1
+                record.pause = min(2 ** (record.rejections - 1), LONGEST_PAUSE)
             record.cost_steps += since
         else:
             record.rejections = 0

@@ -67,8 +67,8 @@ def test_shadow_mode_tells_what_forecasts_are_worth(server: ServerProcess, where
 def test_undone_jumps_are_scored_and_those_that_stay_are_not(server: ServerProcess, where: str) -> None:
     """Steps that were undone are no future; and a run after a jump is not the future that was forecast."""
     recovery = 4
-    losses = iter(range(1000))
-    options = {"probe": lambda: float(next(losses)), "guard": Guard(recovery=recovery, budget=0.0)}  # ever worse
+    losses = iter([1.0] * 15 + [9.0] * 100)  # worse at some point after the jump
+    options = {"probe": lambda: next(losses), "guard": Guard(recovery=recovery, budget=0.0)}
     seen, summary = trained(server.url if where == "server" else None, **options)
     assert summary["nowcasts"]["rejected"] == 1
     assert 0 < summary["cost_steps"] <= recovery
