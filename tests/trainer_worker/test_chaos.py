@@ -56,9 +56,9 @@ class Chaos:
         elif kind == "cut":
             self.network.cut()
         elif kind == "held":
-            self.network.hold(0.1)
+            self.network.hold(0.05)
         elif kind == "slow":
-            self.network.slow(0.1)
+            self.network.slow(0.05)
         else:
             call = self.random.choice(["send", "forecast", "forecast", "register", "report"])
             if not self.server.faults[call]:
@@ -80,7 +80,7 @@ def train(nowcast_options: dict[str, Any] | None, *, steps: int, strike: Any = N
             optimizer.step()
             if strike is not None and index % STEPS_BETWEEN == 0:
                 strike()
-                time.sleep(0.02)  # a step of a network this small is over before anything can happen to it
+                time.sleep(0.01)  # a step of a network this small is over before anything can happen to it
             if index >= steps - 50:
                 losses.append(float(loss(model, VALIDATION).detach()))
 
