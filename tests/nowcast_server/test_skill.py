@@ -83,12 +83,13 @@ def test_what_came_before_the_outcome_counts_once_it_is_told() -> None:
 def test_an_outcome_that_was_never_told_leaves_no_score() -> None:
     """Then a jump may have been made, and nobody knows."""
     record = track()
-    made(record)
+    made(record, horizons=(1, 9))
     record.came(40, state(6))
     made(record, 60)
     record.told(skipped(60))
     assert record.skill() == {}
     assert dict(record.came(70, state(6)))["nino"] == 1.0
+    assert record.came(120, state(6)) == []
 
 
 def test_the_oldest_are_dropped_and_memory_stays_bounded() -> None:
