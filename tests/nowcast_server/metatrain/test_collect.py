@@ -28,7 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         mlps = (
             study for other in range(100) if (study := draw(seed + number, other, lanes=1, validation_share=0)).design.kind == "mlp"
         )
-        return replace(next(mlps), number=number, steps=40)
+        return replace(next(mlps), number=number, steps=40, every=25)
 
     monkeypatch.setattr(collect, "draw", drawn)
     monkeypatch.setattr(corpus, "text", lambda name: (torch.zeros(500, dtype=torch.int64), 20))
