@@ -29,6 +29,7 @@ class Gauge:
     def __init__(self, model: nn.Module, probe: Probe | None, *, ranks: Ranks, window: int) -> None:
         self._model, self._probe, self._ranks = model, probe, ranks
         self._losses: deque[Tensor] = deque(maxlen=window)
+        self._failed = False
 
     @property
     def immediate(self) -> bool:
@@ -59,7 +60,9 @@ class Gauge:
             with undisturbed(self._model):
                 return float(probe())
         except Exception:
-            log.exception("the probe failed; without it no jump is made")
+            # the whole story once: it will be the same at every measurement
+            log.warning("the probe failed; without it no jump is made", exc_info=not self._failed)
+            self._failed = True
             return math.nan
 
     def state_dict(self) -> list[float]:
