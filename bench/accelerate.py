@@ -37,6 +37,7 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     out: Annotated[Path, typer.Option()] = OUT,
     threads: Annotated[int, typer.Option()] = 1,
     every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 100,
+    interval: Annotated[int | None, typer.Option(help="Steps between snapshots. [default: a fiftieth of the run]")] = None,
 ) -> None:
     """Make the runs that are missing."""
     import torch
@@ -52,10 +53,10 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
                     for length in [round(total * portion) for portion in PORTIONS] if which == "decay" else [total]:
                         path = out / name / f"{Path(which).stem}-{lr:g}-{length}-{one}.json"
                         if not path.exists():
-                            _keep(path, train(loaded, which, lr=lr, seed=one, steps=length, every=every))
+                            _keep(path, train(loaded, which, lr=lr, seed=one, steps=length, every=every, interval=interval))
 
 
-def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int) -> dict[str, Any]:
+def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int, interval: int | None) -> dict[str, Any]:
     """One run: its validation curve (step; loss, averaged; share of right answers, averaged), its jumps, its final test results."""
     import torch
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -64,7 +65,7 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
     model = problem.build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=problem.weight_decay)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(problem.ema))
-    nowcast = None if arm in {"adam", "decay"} else _nowcast(model, optimizer, arm, steps)
+    nowcast = None if arm in {"adam", "decay"} else _nowcast(model, optimizer, arm, steps, interval)
     curve, started, spent, jumps = [], time.monotonic(), 0.0, 0
     for step in range(1, steps + 1):
         if arm == "decay":
@@ -97,7 +98,7 @@ def _step(problem: Any, model: Any, optimizer: Any, batch: Any) -> None:
     optimizer.zero_grad()
 
 
-def _nowcast(model: Any, optimizer: Any, arm: str, steps: int) -> Any:
+def _nowcast(model: Any, optimizer: Any, arm: str, steps: int, interval: int | None) -> Any:
     from trainer_worker import Nowcast
 
     checkpoint = None
@@ -106,7 +107,7 @@ def _nowcast(model: Any, optimizer: Any, arm: str, steps: int) -> Any:
 
         checkpoint, arm = arm, "nino" if load_checkpoint(arm).options.graph else "wnn"
     # the first nowcast is due after a tenth of the run, as in the paper
-    interval = max(1, steps // 50)
+    interval = interval or max(1, steps // 50)
     nowcast = Nowcast(model, optimizer, max_steps=steps, interval=interval, forecaster=arm, checkpoint=checkpoint)
     return nowcast.__enter__()
 

@@ -43,10 +43,22 @@ def summarise(curves: Curves) -> list[dict[str, Any]]:
             among = {key[2]: runs for key, runs in curves.items() if key[:2] == (problem, arm)}
             best = _best(among, target, averaged=arm.endswith("+ema"))
             rows.append({"problem": problem, "arm": arm, "target": target, **best})
+            rows[-1]["like"] = _like(curves, problem, arm)
             if goal := RIGHT.get(problem):
                 found = {f"{rate:g}": _right(runs, goal, averaged=arm.endswith("+ema")) for rate, runs in among.items()}
                 rows[-1]["right"] = {"target": goal, "steps": found}
     return rows
+
+
+def _like(curves: Curves, problem: str, arm: str) -> float | None:
+    """Like against like: the fewest steps in which the arm is where Adam at its best rate ends, its average where Adam's ends."""
+    rival = "adam+ema" if arm.endswith("+ema") else "adam"
+    finals = [_final(runs) for (where, other, _), runs in curves.items() if (where, other) == (problem, rival)]
+    steps = [
+        _steps(runs, min(finals, default=None)) for (where, other, _), runs in curves.items() if (where, other) == (problem, arm)
+    ]
+    fewest = min(steps)
+    return None if fewest == float("inf") else fewest
 
 
 def _final(runs: list[Any]) -> float:
@@ -99,12 +111,14 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("problem", "arm", "lr", "seeds", "target", "steps", "vs baseline", "final", "test", "train s", "jumps")
+    table = Table(
+        "problem", "arm", "lr", "seeds", "target", "steps", "vs baseline", "to Adam's end", "final", "test", "train s", "jumps"
+    )
     for row in rows:
         rivals = [other["steps"] for other in rows if other["problem"] == row["problem"] and other["arm"] in BASELINES]
         strongest = min((steps for steps in rivals if steps), default=None)
         ratio = f"{row['steps'] / strongest - 1:+.0%}" if row["steps"] and strongest else "-"
-        figures = (f"{row['target']:.4f}" if row["target"] else "-", f"{row['steps'] or '-'}", ratio)
+        figures = (f"{row['target']:.4f}" if row["target"] else "-", f"{row['steps'] or '-'}", ratio, f"{row['like'] or '-'}")
         last = (f"{row['final']:.4f}", f"{row['test']:.4f}", f"{row['train_s']:.0f}", "/".join(map(str, row["jumps"].values())))
         table.add_row(row["problem"], row["arm"], f"{row['lr']:g}", str(row["seeds"]), *figures, *last)
     console = Console(width=150)
