@@ -34,8 +34,12 @@ class CutNetwork:
         self._thread.start()
 
     @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     def cut(self, *, down_s: float = 0.0) -> None:
         """End all connections in the middle of whatever they carry, and take none for a while."""
