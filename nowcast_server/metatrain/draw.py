@@ -95,7 +95,7 @@ def _convnet(rng: np.random.Generator, number: int, data: str, lanes: int, *, va
         activation="relu" if plain else str(rng.choice(["relu", "gelu", "silu"], p=[0.6, 0.2, 0.2])),
         gain=float(rng.choice([1.0, 1.5, 0.7], p=[0.7, 0.15, 0.15])),
     )
-    batch_size, steps = int(rng.choice([16, 32, 64], p=[0.2, 0.6, 0.2])), int(rng.choice([5000, 6000]))
+    batch_size, steps = int(rng.choice([16, 32, 64, 128], p=[0.15, 0.5, 0.2, 0.15])), int(rng.choice([5000, 6000]))
     lanes = _affordable(lanes, _convnet_work(design, size) * batch_size * steps)
     return Study(
         number=number,
