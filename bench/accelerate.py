@@ -6,7 +6,9 @@
 Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued.
 Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly to zero over the whole run, over three quarters and
 over half of it), and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is
-judged too, and restarts at a jump.
+judged too, and restarts at a jump (a guarded one's once it is accepted). `nino+guard` tries its jumps with a probe of some 1,000
+training examples, which it does not train on: validation data decide over steps to a target, and the probe never sees them.
+`nino+reset` clears the optimizer's moments at jumps; `nino+guard+reset` does both.
 """
 
 import json
@@ -25,6 +27,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 OUT = Path("runs/accelerate")
 PORTIONS = (1.0, 0.75, 0.5)
 """Lengths of decayed runs: a run that ends its decay earlier reaches its best loss earlier."""
+PLAIN = ("adam", "decay")
+EXTRAS = {"guard", "reset"}
 
 
 @app.command()
@@ -44,6 +48,10 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     from problems import load_problem
 
     torch.set_num_threads(threads)
+    for which in arm:
+        forecaster, extras = split(which)
+        if extras - EXTRAS or (extras and forecaster in PLAIN):
+            raise typer.BadParameter(f"{which}: forecasters alone take extras, of {', '.join(sorted(EXTRAS))}", param_hint="--arm")
     for name in problem:
         loaded = load_problem(name)
         total = steps or loaded.steps
@@ -51,9 +59,21 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
             for lr in rate or loaded.rates:
                 for which in arm:
                     for length in [round(total * portion) for portion in PORTIONS] if which == "decay" else [total]:
-                        path = out / name / f"{Path(which).stem}-{lr:g}-{length}-{one}.json"
+                        path = out / name / f"{label(which)}-{lr:g}-{length}-{one}.json"
                         if not path.exists():
                             _keep(path, train(loaded, which, lr=lr, seed=one, steps=length, every=every, interval=interval))
+
+
+def split(arm: str) -> tuple[str, set[str]]:
+    """A forecaster and its extras, of `nino+guard`."""
+    forecaster, *extras = arm.split("+")
+    return forecaster, set(extras)
+
+
+def label(arm: str) -> str:
+    """An arm's name in files and tables."""
+    forecaster, extras = split(arm)
+    return "+".join([Path(forecaster).stem, *sorted(extras)])
 
 
 def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int, interval: int | None) -> dict[str, Any]:
@@ -65,22 +85,24 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
     model = problem.build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=problem.weight_decay)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(problem.ema))
-    nowcast = None if arm in {"adam", "decay"} else _nowcast(model, optimizer, arm, steps, interval)
+    nowcast = None if arm in PLAIN else _nowcast(problem, model, optimizer, arm, averaged=averaged, steps=steps, interval=interval)
+    spare = "guard" in split(arm)[1]
     curve, started, spent, jumps = [], time.monotonic(), 0.0, 0
     for step in range(1, steps + 1):
         if arm == "decay":
             optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / steps)
-        _step(problem, model, optimizer, problem.batch(seed, step - 1))
+        _step(problem, model, optimizer, problem.batch(seed, step - 1, spare=spare))
         if nowcast is not None and len(nowcast.events) > jumps:
+            if any(event.outcome == "accepted" for event in nowcast.events[jumps:]):
+                averaged.n_averaged.zero_()
             jumps = len(nowcast.events)
-            averaged.n_averaged.zero_()
         averaged.update_parameters(model)
         if step % every == 0:
             paused = time.monotonic()
             (loss, right), (smooth, smooth_right) = (problem.judge(each, problem.validation) for each in (model, averaged))
             curve.append((step, loss, smooth, right, smooth_right))
             spent += time.monotonic() - paused
-    about = {"problem": problem.name, "arm": Path(arm).stem, "lr": lr, "seed": seed, "steps": steps}
+    about = {"problem": problem.name, "arm": label(arm), "lr": lr, "seed": seed, "steps": steps}
     result: dict[str, Any] = {**about, "train_s": time.monotonic() - started - spent, "curve": curve}
     result["test"], result["test_right"] = zip(*(problem.judge(each, problem.test) for each in (model, averaged)), strict=True)
     if nowcast is not None:
@@ -98,18 +120,20 @@ def _step(problem: Any, model: Any, optimizer: Any, batch: Any) -> None:
     optimizer.zero_grad()
 
 
-def _nowcast(model: Any, optimizer: Any, arm: str, steps: int, interval: int | None) -> Any:
-    from trainer_worker import Nowcast
+def _nowcast(problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: Any, steps: int, interval: int | None) -> Any:
+    from trainer_worker import Guard, Jump, Nowcast
 
-    checkpoint = None
-    if Path(arm).suffix:
+    forecaster, extras = split(arm)
+    options: dict[str, Any] = {"jump": Jump(moments="reset")} if "reset" in extras else {}
+    if "guard" in extras:
+        options |= {"probe": lambda: problem.judge(model, problem.held)[0], "guard": Guard(also=(averaged,))}
+    if Path(forecaster).suffix:
         from nowcast_server.nino.checkpoint import load_checkpoint
 
-        checkpoint, arm = arm, "nino" if load_checkpoint(arm).options.graph else "wnn"
+        options["checkpoint"], forecaster = forecaster, "nino" if load_checkpoint(forecaster).options.graph else "wnn"
     # the first nowcast is due after a tenth of the run, as in the paper
     interval = interval or max(1, steps // 50)
-    nowcast = Nowcast(model, optimizer, max_steps=steps, interval=interval, forecaster=arm, checkpoint=checkpoint)
-    return nowcast.__enter__()
+    return Nowcast(model, optimizer, max_steps=steps, interval=interval, forecaster=forecaster, **options).__enter__()
 
 
 def _keep(path: Path, result: dict[str, Any]) -> None:

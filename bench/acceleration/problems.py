@@ -23,7 +23,8 @@ class Problem:
 
     Args:
         build: the network, from torch's global generator.
-        batch: the batch of a step, for a seed.
+        batch: the batch of a step, for a seed; with `spare=True` other examples stand in for those of `held`.
+        held: the end of the training data, which guarded runs probe with and do not train on.
         loss: mean loss of outputs.
         validation: batches on which every decision is taken.
         test: batches on which results are reported.
@@ -35,7 +36,8 @@ class Problem:
 
     name: str
     build: Callable[[], nn.Module]
-    batch: Callable[[int, int], Batch]
+    batch: Callable[..., Batch]
+    held: tuple[Batch, ...]
     loss: Callable[[Tensor, Tensor], Tensor]
     validation: tuple[Batch, ...]
     test: tuple[Batch, ...]
@@ -144,14 +146,19 @@ def _examples(
 ) -> Problem:
     train, validation, test = parts
 
-    def batch(seed: int, step: int) -> Batch:
+    some = min(1000, len(train[1]) // 10)
+
+    def batch(seed: int, step: int, *, spare: bool = False) -> Batch:
         index = batch_indices(len(train[1]), batch_size=batch_size, seed=seed, step=step)
+        if spare:
+            index = torch.where(index < len(train[1]) - some, index, index - some)
         return train[0][index], train[1][index]
 
     def cut(part: Batch) -> tuple[Batch, ...]:
         return tuple(zip(part[0].split(500), part[1].split(500), strict=True))
 
-    return Problem(name, build, batch, loss, cut(validation), cut(test), rates, steps)
+    held = (train[0][-some:], train[1][-some:])
+    return Problem(name, build, batch, (held,), loss, cut(validation), cut(test), rates, steps)
 
 
 def _bible() -> Problem:
@@ -181,9 +188,13 @@ def _text(name: str, tokens: np.ndarray[Any, Any], vocabulary: int, *, width: in
     content = torch.from_numpy(tokens.astype(np.int64))
     train, validation, test = content.split([len(content) - 2 * (len(content) // 20)] + [len(content) // 20] * 2)
 
-    def batch(seed: int, step: int) -> Batch:
+    some = 128 * (context + 1)
+
+    def batch(seed: int, step: int, *, spare: bool = False) -> Batch:
         rng = np.random.Generator(np.random.PCG64([seed, step]))
         starts = torch.from_numpy(rng.integers(len(train) - context - 1, size=(16, 1)))
+        if spare:
+            starts = torch.where(starts < len(train) - some - context - 1, starts, starts - some)
         pieces = train[starts + torch.arange(context + 1)]
         return pieces[:, :-1], pieces[:, 1:]
 
@@ -192,8 +203,8 @@ def _text(name: str, tokens: np.ndarray[Any, Any], vocabulary: int, *, width: in
         return tuple((piece[:, :-1], piece[:, 1:]) for piece in pieces)
 
     build = partial(_gpt2, vocabulary=vocabulary, width=width, layers=layers, context=context)
-    sets = (cut(validation), cut(test))
-    return Problem(name, build, batch, cross_entropy, *sets, (1e-3, 2e-3, 4e-3), steps=6000, weight_decay=1e-2, ema=0.995)
+    sets = (cut(train[-some:]), cross_entropy, cut(validation), cut(test))
+    return Problem(name, build, batch, *sets, (1e-3, 2e-3, 4e-3), steps=6000, weight_decay=1e-2, ema=0.995)
 
 
 def _gpt2(*, vocabulary: int, width: int, layers: int, context: int) -> nn.Module:
