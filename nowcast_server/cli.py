@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nowcast_server.metatrain.cli import app as metatrain
-from nowcast_server.serve_cli import serve_on_ray
+from nowcast_server.serve_cli import CHECKPOINT_HELP, option_of, serve_on_ray
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -19,8 +19,9 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     host: Annotated[str | None, Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one. [default: 8440]")] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, … [default: auto]")] = None,
-    checkpoint: Annotated[list[Path] | None, Option(help="Weights of nino or wnn; may be given for each.")] = None,
+    checkpoint: Annotated[list[str] | None, Option(help=CHECKPOINT_HELP, metavar="[NAME=]FILE")] = None,
     memory: Annotated[str | None, Option(help="For all histories, e.g. 8GiB. [default: 8GiB]")] = None,
+    spill: Annotated[Path | None, Option(help="Folder for histories of idle jobs when memory is full.")] = None,
     max_snapshot: Annotated[str | None, Option(help="Largest snapshot. [default: 4GiB]")] = None,
     forecast_memory: Annotated[str | None, Option(help="For forecasts in flight. [default: 8GiB]")] = None,
     token_file: Annotated[Path | None, Option(help="Lines tenant:token or tenant:sha256:HEX.")] = None,
@@ -46,7 +47,7 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise typer.BadParameter(f"{first['msg']}", param_hint="--" + str(first["loc"][0]).replace("_", "-")) from None
+        raise typer.BadParameter(f"{first['msg']}", param_hint=option_of(first)) from None
     from nowcast_server.tls import tls_options
     from nowcast_server.tokens import Tokens, check_exposure
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import ByteSize, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from nowcast_server.checkpoint_file import CheckpointFile, parse_all
+
 GIB: Final = 2**30
 MIB: Final = 2**20
 
@@ -22,14 +24,18 @@ class Settings(BaseSettings):
         host: address to listen on; other than loopback only with tokens or `allow_anonymous`.
         port: to listen on.
         device: `auto` is the first CUDA device if there is one, else the CPU.
-        checkpoints: weights of `nino` and `wnn`; each file says which it is. In the environment separated by the path separator.
+        checkpoints: weights, each `FILE` (in place of the package's `nino` or `wnn`, whichever it holds) or `NAME=FILE` (besides
+            them; jobs ask for it by that name). In the environment separated by the path separator.
         memory: for the histories of all jobs, and the wirings they came with.
+        spill: folder for histories of idle jobs that `memory` has no room for; None: jobs that do not fit are refused.
+        spill_limit: for the histories there; of local disk.
+        spill_idle_s: a job may be spilled that nobody has called on for this long.
         max_snapshot: one snapshot.
-        forecast_memory: for the contexts being forecast from and the forecasts being made or sent.
+        forecast_memory: for the forecasters' weights, the contexts being forecast from and the forecasts being made or sent.
         max_registration: the JSON body that registers a job.
         max_jobs: jobs known at once.
         tenant_jobs: jobs of one tenant.
-        tenant_memory: of `memory`, for one tenant; None: there is no such limit.
+        tenant_memory: for one tenant, of `memory` and of what is spilled; None: there is no such limit.
         queue: forecasts waiting for the device; more are `busy`.
         tenant_queue, job_queue: the same for one tenant, and for one job.
         idle_s: a job nobody has called on for this long is forgotten.
@@ -54,8 +60,11 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=65536)] = 8440
     device: str = "auto"
-    checkpoints: Annotated[tuple[Path, ...], NoDecode] = ()
+    checkpoints: Annotated[tuple[CheckpointFile, ...], NoDecode] = ()
     memory: Size = ByteSize(8 * GIB)
+    spill: Path | None = None
+    spill_limit: Size = ByteSize(64 * GIB)
+    spill_idle_s: Seconds = 30.0
     max_snapshot: Size = ByteSize(4 * GIB)
     forecast_memory: Size = ByteSize(8 * GIB)
     max_registration: Size = ByteSize(8 * MIB)
@@ -85,7 +94,8 @@ class Settings(BaseSettings):
     @field_validator("checkpoints", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+        texts = filter(None, value.split(os.pathsep)) if isinstance(value, str) else map(str, value)
+        return parse_all(tuple(texts))
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod
