@@ -6,7 +6,7 @@
 Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued.
 Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly to zero over the whole run, over three quarters and
 over half of it), and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is
-judged too, and restarts at a jump (a guarded one's once it is accepted). `nino+guard` tries its jumps with a probe of some 1,000
+judged too, and restarts at a jump (a guarded one's once it is accepted), short at first. `nino+guard` tries its jumps with a probe of some 1,000
 training examples, which it does not train on: validation data decide over steps to a target, and the probe never sees them.
 `nino+reset` clears the optimizer's moments at jumps; `nino+guard+reset` does both.
 """
@@ -79,12 +79,13 @@ def label(arm: str) -> str:
 def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int, interval: int | None) -> dict[str, Any]:
     """One run: its validation curve (step; loss, averaged; share of right answers, averaged), its jumps, its final test results."""
     import torch
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+    from torch.optim.swa_utils import AveragedModel
 
     torch.manual_seed(seed)
     model = problem.build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=problem.weight_decay)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(problem.ema))
+    # after a restart over the last quarter (Shamir & Zhang 2013, eta = 3): the loss right after a jump is no good company
+    averaged = AveragedModel(model, avg_fn=lambda held, new, count: held.lerp(new, 1 - min(problem.ema, count / (count + 4))))
     nowcast = None if arm in PLAIN else _nowcast(problem, model, optimizer, arm, averaged=averaged, steps=steps, interval=interval)
     spare = "guard" in split(arm)[1]
     curve, started, spent, jumps = [], time.monotonic(), 0.0, 0
