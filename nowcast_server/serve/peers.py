@@ -1,8 +1,9 @@
 """What the replicas of one server have to agree on: a job lives on one of them, lists and metrics speak for all.
 
 Serve's router sends every call with the same `x-session-id` to the same replica; when the number of replicas changes, some jobs
-move. The worker then meets `unknown_job`, registers and resends its context. The replica that takes a job over has the others
-drop it before it answers: a history that was left behind could otherwise be taken for the job's own when it moves back.
+move. The worker then meets `unknown_job`, registers and resends its context. The replica that takes a job over first asks whether
+another run has it, as a single server would know, and has the others drop it before it answers: a history that was left behind
+could otherwise be taken for the job's own when it moves back.
 """
 
 from typing import Annotated, Any, Final
@@ -20,8 +21,8 @@ from nowcast_server.routes import health, jobs
 from nowcast_server.routes.calls import PROBLEMS, Run, Tenant, TheJobId, TheService, json_body
 from nowcast_server.serve.scrape import render
 from nowcast_server.service import Service
-from protos.errors import Unavailable, UnknownJob
-from protos.messages import API, JobList, JobSpec, JobStatus
+from protos.errors import RunConflict, Unavailable, UnknownJob
+from protos.messages import API, RUN_HEADER, JobList, JobSpec, JobStatus
 
 ANSWER_S: Final = 10.0
 """A replica that takes longer to answer another one is in trouble."""
@@ -41,6 +42,19 @@ class Peers:
         self.tag = context.replica_tag
         self._name, self._app = context.deployment, context.app_name
         self._handle: DeploymentHandle[Any] | None = None
+
+    async def check_run(self, tenant: str, job: str, run: str | None) -> None:
+        """May this run register the job, as far as all replicas know? None of them is changed.
+
+        A run that starts deletes the job everywhere and registers it then, so one that is dead is in nobody's way.
+
+        Raises:
+            RunConflict: one of them holds it for another run.
+            Unavailable: one of them does not answer.
+        """
+        for conflict in await self.ask("run_conflict", tenant, job, run):
+            if conflict is not None:
+                raise RunConflict(conflict, field=RUN_HEADER)
 
     async def forget(self, tenant: str, job: str) -> bool:
         """Have all others drop the job; True if one had it.
@@ -77,6 +91,17 @@ def _peers(request: Request) -> Peers:
 ThePeers = Annotated[Peers, Depends(_peers)]
 
 
+def run_conflict(service: Service, tenant: str, job: str, run: str | None) -> str | None:
+    """Why a run may not have a job, if it is here for another."""
+    try:
+        service.jobs.get(tenant, job).check_run(run)
+    except UnknownJob:
+        return None
+    except RunConflict as conflict:
+        return conflict.detail
+    return None
+
+
 def forget(service: Service, tenant: str, job: str) -> bool:
     """Drop a job; True if it was here."""
     try:
@@ -91,7 +116,8 @@ def forget(service: Service, tenant: str, job: str) -> bool:
 async def register(  # noqa: PLR0917 -- FastAPI passes them by name
     job: TheJobId, tenant: Tenant, run: Run, service: TheService, request: Request, response: Response, peers: ThePeers
 ) -> JobStatus:
-    """Register a job here, and nowhere else."""
+    """Register a job here, and nowhere else; unless another run has it, wherever."""
+    await peers.check_run(tenant, job, run)
     status = await jobs.register(job, tenant, run, service, request, response)
     if await peers.forget(tenant, job):
         log.info("job moved here", extra={"tenant": tenant, "job": job})

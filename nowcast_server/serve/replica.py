@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nowcast_server.app import create_app
 from nowcast_server.logs import configure_logging
 from nowcast_server.running import SWITCH_INTERVAL_S, keep_freed_memory
-from nowcast_server.serve.peers import Peers, forget, router
+from nowcast_server.serve.peers import Peers, forget, router, run_conflict
 from nowcast_server.serve.scaling import AT_HAND
 from nowcast_server.serve.scrape import Family, families
 from nowcast_server.service import Service
@@ -70,6 +70,10 @@ class Replica:
         """For `scaling.forecasts_at_hand`."""
         device = self._service.device
         return {AT_HAND: float(device.waiting + (not device.idle))}
+
+    async def run_conflict(self, tenant: str, job: str, run: str | None) -> str | None:
+        """Why the run may not have the job, if it is here for another."""
+        return run_conflict(self._service, tenant, job, run)
 
     async def forget(self, tenant: str, job: str, keeper: str) -> bool:
         """Drop a job that `keeper` has taken over; True if it was here."""

@@ -145,6 +145,21 @@ def test_a_job_is_never_on_two_replicas(client: httpx2.Client) -> None:
     assert sum(homes(client).values()) == 0
 
 
+def test_a_job_that_moves_stays_its_runs(client: httpx2.Client) -> None:
+    """After a change of the ring a run that had lost its job would take it back on another replica: two live runs, one history."""
+    spec = {"content": SPEC.model_dump_json()}
+    given = {"content-type": "application/json"}  # and no session id: any replica, as if the ring had changed
+    asked = [client.put("/v1/jobs/shared", **spec, headers={**given, "x-run-id": "late"}) for _ in range(12)]
+    assert {201, 200} == {response.status_code for response in asked}
+    for _ in range(12):
+        response = client.put("/v1/jobs/shared", **spec, headers={**given, "x-run-id": "early"})
+        assert (response.status_code, response.json()["code"], response.json()["field"]) == (409, "run_conflict", "x-run-id")
+    assert sum(homes(client).values()) == 1, "the refused run left a job behind, or the job is gone"
+    assert client.delete("/v1/jobs/shared", headers={"x-run-id": "restarted"}).status_code == 204
+    assert client.put("/v1/jobs/shared", **spec, headers={**given, "x-run-id": "restarted"}).status_code == 201, "a dead run blocks"
+    assert client.delete("/v1/jobs/shared").status_code == 204
+
+
 def test_a_replica_that_dies_takes_nothing_but_its_histories(client: httpx2.Client, jobs: list[str]) -> None:
     """A killed replica would stop its jobs for good, or leave other jobs' forecasts wrong."""
     contexts = {name: states(index + 100) for index, name in enumerate(jobs)}
