@@ -6,9 +6,9 @@
 Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued.
 Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly to zero over the whole run, over three quarters and
 over half of it), and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is
-judged too, and restarts at a jump (a guarded one's once it is accepted), short at first. `nino+guard` tries its jumps with a probe of some 1,000
-training examples, which it does not train on: validation data decide over steps to a target, and the probe never sees them.
-`nino+reset` clears the optimizer's moments at jumps; `nino+guard+reset` does both.
+judged too, and restarts at a jump (a guarded one's once it is accepted), short at first. `nino+guard` tries its jumps with a
+probe of some 1,000 training examples, which it does not train on: validation data decide over steps to a target, and the probe
+never sees them. `nino+reset` clears the optimizer's moments at jumps; `nino+guard+reset` does both.
 """
 
 import json
