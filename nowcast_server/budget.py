@@ -8,13 +8,15 @@ class Budget:
 
     Args:
         limit_bytes: there are.
-        within: a larger budget that they come out of.
     """
 
-    def __init__(self, limit_bytes: int, *, within: "Budget | None" = None) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
-        self._within = within
+
+    @property
+    def left_bytes(self) -> int:
+        return self.limit_bytes - self.used_bytes
 
     def check(self, size_bytes: int, *, what: str) -> None:
         """Could so many bytes ever be had?
@@ -26,17 +28,19 @@ class Budget:
             detail = f"{what} needs {size_bytes} bytes; this server has {self.limit_bytes}"
             raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
 
+    def check_left(self, size_bytes: int, *, what: str) -> None:
+        """Could so many bytes be had now? Raises as `take` does."""
+        if size_bytes > self.left_bytes:
+            detail = f"{what} needs {size_bytes} bytes, more than are left of {self.limit_bytes}"
+            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
+
     def take(self, size_bytes: int, *, what: str) -> None:
         """Set bytes aside for as long as `what` lives.
 
         Raises:
             OutOfMemoryBudget: they are not to be had. How many are left is not said: others' use is their own business.
         """
-        if size_bytes > self.limit_bytes - self.used_bytes:
-            detail = f"{what} needs {size_bytes} bytes, more than are left of {self.limit_bytes}"
-            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
-        if self._within is not None:
-            self._within.take(size_bytes, what=what)
+        self.check_left(size_bytes, what=what)
         self.used_bytes += size_bytes
 
     def borrow(self, size_bytes: int, *, what: str, retry_after_s: float) -> None:
@@ -52,5 +56,3 @@ class Budget:
 
     def give(self, size_bytes: int) -> None:
         self.used_bytes -= size_bytes
-        if self._within is not None:
-            self._within.give(size_bytes)

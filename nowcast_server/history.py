@@ -51,15 +51,51 @@ class History:
     """
 
     def __init__(self, size: int, *, context: int, dtype: str) -> None:
-        shape, pinned = (context + SPARE_ROWS, size), torch.cuda.is_available()
-        try:
-            self._rows = torch.empty(shape, dtype=TORCH_DTYPES[dtype], pin_memory=pinned)
-        except RuntimeError as error:
-            raise OutOfMemoryBudget(f"no memory for a history of {shape} {dtype} values") from error
+        self.size_bytes = history_bytes(size, context=context, dtype=dtype)
+        self._shape = (context + SPARE_ROWS, size)
+        self._dtype = TORCH_DTYPES[dtype]
         self._context = context
         self._held: dict[int, int] = {}  # step -> row
-        self._uses = [0] * shape[0]
-        self._free = asyncio.Semaphore(shape[0])
+        self._uses = [0] * self._shape[0]
+        self._free = asyncio.Semaphore(self._shape[0])
+        self._rows: torch.Tensor | None = self.allocate()
+
+    def allocate(self) -> torch.Tensor:
+        """Memory of this history's size, (context + SPARE_ROWS, n).
+
+        Raises:
+            OutOfMemoryBudget: there is none.
+        """
+        try:
+            return torch.empty(self._shape, dtype=self._dtype, pin_memory=torch.cuda.is_available())
+        except RuntimeError as error:
+            raise OutOfMemoryBudget(f"no memory for a history of {self._shape} {self._dtype} values") from error
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """All rows, (context + SPARE_ROWS, n); not while they are `away`."""
+        assert self._rows is not None
+        return self._rows
+
+    @property
+    def away(self) -> bool:
+        """Are the values elsewhere, in what `nowcast_server.spill` has saved? Steps are known all the same."""
+        return self._rows is None
+
+    @property
+    def held(self) -> dict[int, int]:
+        """Rows of the steps held."""
+        return dict(self._held)
+
+    def part(self) -> None:
+        """Let go of the memory; nothing uses a row."""
+        self._rows = None
+
+    def put_back(self, rows: torch.Tensor, *, lost: Sequence[int]) -> None:
+        """Have memory again, filled as it was but for the steps that are lost."""
+        self._rows = rows
+        for step in lost:
+            self.drop(self._held.pop(step))
 
     @property
     def steps(self) -> list[int]:
@@ -93,7 +129,7 @@ class History:
 
     def row(self, row: int) -> torch.Tensor:
         """The values of a row, (n,)."""
-        return self._rows[row]
+        return self.rows[row]
 
     def drop(self, row: int) -> None:
         """End one use of a row."""
@@ -130,7 +166,7 @@ class History:
             detail = f"the history lacks the steps {missing}: send them and ask again"
             raise HistoryMissing(detail, missing=missing, steps=self.steps)
         rows = tuple(self.hold(step) for step in steps)
-        return Context(steps[-1], rows, tuple(self._rows[row] for row in rows))
+        return Context(steps[-1], rows, tuple(self.rows[row] for row in rows))
 
     def release(self, context: Context) -> None:
         """The forecast is made."""

@@ -1,5 +1,6 @@
 """The jobs a server knows, each with its history; what they may take is settled when they register."""
 
+import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Final
 
 from nowcast_server.budget import Budget
 from nowcast_server.history import History, history_bytes
+from nowcast_server.saved import Saved
 from nowcast_server.settings import Settings
 from nowcast_server.skill import TrackRecord, track_bytes
 from protos.errors import BadWiring, Busy, JobConflict, RunConflict, TooLarge, UnknownJob
@@ -35,6 +37,7 @@ class Job:
         history: its snapshots.
         budget: its tenant's,
         memory_bytes: of which so many are promised to it.
+        place: budget that the history's part of them comes out of: memory's, or the disk's while it is spilled.
         working_bytes: that its forecaster takes while it works.
         run: that registered it; None if it did not say.
     """
@@ -45,6 +48,7 @@ class Job:
     history: History
     budget: Budget
     memory_bytes: int
+    place: Budget
     working_bytes: int = 0
     run: str | None = None
     created_at: float = field(default_factory=time.time)
@@ -52,6 +56,8 @@ class Job:
     seen: float = field(default_factory=time.monotonic)
     users: int = 0  # uploads and forecasts in flight
     closed: bool = False
+    saved: Saved | None = None  # the history while it is away
+    moving: asyncio.Task[bool] | None = None  # between memory and disk
     snapshots: int = 0
     nowcasts: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -98,7 +104,7 @@ class Job:
             created_at=self.created_at,
             seen_at=self.seen_at,
             steps=self.history.steps,
-            history_bytes=history_bytes(wiring.size, context=self.spec.context, dtype=self.spec.dtype),
+            history_bytes=self.history.size_bytes,
             snapshots=self.snapshots,
             nowcasts=self.nowcasts,
             outcomes=dict(self.outcomes),
@@ -112,18 +118,21 @@ class Jobs:
     """Jobs by tenant and id. Used on the event loop only.
 
     Args:
-        budget: what all histories together may take.
+        memory: what all jobs together may take of it.
         settings: the limits.
     """
 
-    def __init__(self, budget: Budget, *, settings: Settings) -> None:
-        self._budget = budget
+    def __init__(self, memory: Budget, *, settings: Settings) -> None:
+        self._memory = memory
         self._settings = settings
         self._tenants: dict[str, Budget] = {}
         self._jobs: dict[tuple[str, str], Job] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs.values())
 
     def of(self, tenant: str) -> list[Job]:
         return [job for job in self._jobs.values() if job.tenant == tenant]
@@ -154,19 +163,31 @@ class Jobs:
             known.check_run(run)
             known.touch()
             return known, False
-        self._check_number(tenant)
-        size, wiring = spec.wiring.size, spec.wiring
-        memory_bytes = history_bytes(size, context=spec.context, dtype=spec.dtype)
-        memory_bytes += track_bytes(size) + ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters))
-        budget = self._budget_of(tenant)
-        budget.take(memory_bytes, what=f"a history of {spec.context} snapshots of {size} {spec.dtype} values")
-        try:
-            history = History(size, context=spec.context, dtype=spec.dtype)
-        except BaseException:
-            budget.give(memory_bytes)
-            raise
-        job = self._jobs[tenant, job_id] = Job(tenant, job_id, spec, history, budget, memory_bytes, run=run)
+        memory_bytes, budget = self.needed_bytes(tenant, job_id, spec=spec), self._budget_of(tenant)
+        self._memory.check_left(memory_bytes, what=_promise(spec))
+        history = History(spec.wiring.size, context=spec.context, dtype=spec.dtype)
+        for each in (budget, self._memory):
+            each.take(memory_bytes, what=_promise(spec))
+        job = Job(tenant, job_id, spec, history, budget, memory_bytes, place=self._memory, run=run)
+        self._jobs[tenant, job_id] = job
         return job, True
+
+    def needed_bytes(self, tenant: str, job_id: str, *, spec: JobSpec) -> int:
+        """Memory that would be promised to a job if it were registered now; none if its id is known.
+
+        Raises:
+            OutOfMemoryBudget, Busy: it would be refused however much memory there is.
+        """
+        if (tenant, job_id) in self._jobs:
+            return 0
+        self._check_number(tenant)
+        wiring = spec.wiring
+        memory_bytes = history_bytes(wiring.size, context=spec.context, dtype=spec.dtype)
+        memory_bytes += track_bytes(wiring.size) + ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters))
+        for budget in (self._memory, self._budget_of(tenant)):
+            budget.check(memory_bytes, what=_promise(spec))
+        self._budget_of(tenant).check_left(memory_bytes, what=_promise(spec))
+        return memory_bytes
 
     def _check_number(self, tenant: str) -> None:
         if len(self._jobs) >= self._settings.max_jobs:
@@ -176,26 +197,39 @@ class Jobs:
 
     def _budget_of(self, tenant: str) -> Budget:
         self._tenants = {name: budget for name, budget in self._tenants.items() if budget.used_bytes}
-        limit_bytes = self._settings.tenant_memory or self._budget.limit_bytes
-        return self._tenants.setdefault(tenant, Budget(limit_bytes, within=self._budget))
+        everything = self._memory.limit_bytes + (self._settings.spill_limit if self._settings.spill else 0)
+        return self._tenants.setdefault(tenant, Budget(self._settings.tenant_memory or everything))
 
     def remove(self, job: Job) -> None:
         """Forget a job; its memory is free once its last upload or forecast has ended."""
         del self._jobs[job.tenant, job.id]
         job.closed = True
         if not job.users:
-            job.budget.give(job.memory_bytes)
+            self._end(job)
+
+    def _end(self, job: Job) -> None:
+        job.budget.give(job.memory_bytes)
+        self._memory.give(job.memory_bytes - job.history.size_bytes)
+        job.place.give(job.history.size_bytes)
+        if job.saved is not None:
+            job.saved.close()
 
     def enter(self, job: Job) -> None:
         """An upload or forecast of the job begins."""
         job.users += 1
 
-    def leave(self, job: Job) -> None:
-        """It has ended."""
+    def leave(self, job: Job, *, called: bool = True) -> None:
+        """It has ended.
+
+        Args:
+            job: whose.
+            called: it was the worker's call, not the server's own doing.
+        """
         job.users -= 1
-        job.touch()
+        if called:
+            job.touch()
         if job.closed and not job.users:
-            job.budget.give(job.memory_bytes)
+            self._end(job)
 
     @contextmanager
     def using(self, job: Job) -> Iterator[None]:
@@ -212,6 +246,10 @@ class Jobs:
         for job in expired:
             self.remove(job)
         return expired
+
+
+def _promise(spec: JobSpec) -> str:
+    return f"a history of {spec.context} snapshots of {spec.wiring.size} {spec.dtype} values"
 
 
 def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:

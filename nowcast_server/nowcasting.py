@@ -15,6 +15,7 @@ from nowcast_server.forecasting import Forecaster, Forecasts, forecast, forecast
 from nowcast_server.history import Context
 from nowcast_server.jobs import Job, Jobs
 from nowcast_server.metrics import Metrics
+from nowcast_server.spill import Spill
 from protos.errors import BadRequest, DeadlineExceeded, NowcastError
 from protos.messages import DEADLINE_HEADER, JobSpec, NowcastRequest
 
@@ -29,12 +30,14 @@ class Nowcasting:
 
     Args:
         jobs: told when one of them is in use.
+        spill: brings back a history that is on disk.
         device: where forecasts are made.
         memory: that they may take.
         metrics: to count them in.
     """
 
     jobs: Jobs
+    spill: Spill
     device: Device
     memory: Budget
     metrics: Metrics
@@ -70,8 +73,10 @@ class Nowcasting:
             try:
                 steps = context_steps(job.spec, request, max_horizon=forecaster.max_horizon)
                 loan = self._borrow(job, request)
-                future = self._submit(job, request, steps=steps, forecaster=forecaster, loan=loan, given_up=given_up)
-                forecasts = await _wanted(future, gone=gone, deadline_s=deadline_s)
+                async with _within(deadline_s):
+                    async with self.spill.using(job):
+                        future = self._submit(job, request, steps=steps, forecaster=forecaster, loan=loan, given_up=given_up)
+                    forecasts = await _wanted(future, gone=gone)
             except BaseException as error:
                 self._count(job, _outcome(error))
                 raise
@@ -161,18 +166,27 @@ def _outcome(error: BaseException) -> str:
     return NowcastError.code if isinstance(error, Exception) and not isinstance(error, Gone) else "gone"
 
 
-async def _wanted(future: "Future[Forecasts]", *, gone: Callable[[], Awaitable[None]], deadline_s: float | None) -> Forecasts:
+@asynccontextmanager
+async def _within(deadline_s: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(deadline_s) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded(f"the forecast was not made within the {deadline_s} s given", field=DEADLINE_HEADER) from None
+
+
+async def _wanted(future: "Future[Forecasts]", *, gone: Callable[[], Awaitable[None]]) -> Forecasts:
     """Wait for a forecast as long as somebody wants it; what nobody wants is taken out of the queue."""
     result: asyncio.Future[Forecasts] = asyncio.wrap_future(future)
     left: asyncio.Future[None] = asyncio.ensure_future(gone())
     waiting: set[asyncio.Future[Any]] = {result, left}
     try:
-        await asyncio.wait(waiting, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if result.done():
             return await result
-        if left.done():
-            raise Gone
-        raise DeadlineExceeded(f"the forecast was not made within the {deadline_s} s given", field=DEADLINE_HEADER)
+        raise Gone
     finally:
         result.cancel()
         left.cancel()

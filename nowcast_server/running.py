@@ -1,6 +1,7 @@
 """A server process: uvicorn with our app, our logs, and a SIGTERM that is honest with the load balancer."""
 
 import ctypes
+import resource
 import sys
 import time
 from types import FrameType
@@ -57,6 +58,14 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def allow_open_files(more: int) -> None:
+    """Raise this process's limit of open files by so many, as far as its hard limit goes: a spilled history keeps one open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def server_for(app: FastAPI, settings: Settings) -> Server:
     """The app as uvicorn shall serve it."""
     config = uvicorn.Config(
@@ -85,6 +94,8 @@ def serve(settings: Settings) -> int:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
+    if settings.spill is not None:
+        allow_open_files(settings.max_jobs)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     app = create_app(settings, on_failure=lambda: server.handle_exit(0, None))
     service: Service = app.state.service

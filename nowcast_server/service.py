@@ -15,6 +15,7 @@ from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
 from nowcast_server.recording import Recording
 from nowcast_server.settings import Settings
+from nowcast_server.spill import Spill
 from nowcast_server.tokens import Tokens
 from protos.errors import BadRequest, NowcastError, Unavailable, UnknownForecaster
 from protos.messages import JobSpec, NowcastRequest
@@ -29,6 +30,9 @@ class Service:
         settings: its limits.
         loader: makes the forecasters; called once, off the event loop, while the server already answers `/livez`.
         on_failure: called if that fails, as the server can never be of use then.
+
+    Raises:
+        OSError, ValueError: the tokens cannot be read, or nothing can be spilled to the folder given.
     """
 
     def __init__(self, settings: Settings, *, loader: Loader, on_failure: Callable[[], None] = lambda: None) -> None:
@@ -38,13 +42,16 @@ class Service:
         self.histories = Budget(settings.memory)
         self.forecasts = Budget(settings.forecast_memory)
         self.jobs = Jobs(self.histories, settings=settings)
+        self.spill = Spill(settings, jobs=self.jobs, memory=self.histories, metrics=self.metrics)
         self.device = Device(
             limit=settings.queue,
             tenant_limit=settings.tenant_queue,
             job_limit=settings.job_queue,
             on_start=self.metrics.queue_seconds.observe,
         )
-        self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
+        self.nowcasting = Nowcasting(
+            jobs=self.jobs, spill=self.spill, device=self.device, memory=self.forecasts, metrics=self.metrics
+        )
         self.recording = Recording(settings.record)
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
@@ -58,6 +65,8 @@ class Service:
         metrics = self.metrics
         metrics.queue_depth.set_function(lambda: self.device.waiting)
         metrics.jobs.set_function(lambda: len(self.jobs))
+        metrics.spilled_jobs.set_function(lambda: sum(job.history.away for job in self.jobs))
+        metrics.spilled_bytes.set_function(lambda: self.spill.disk.used_bytes)
         metrics.ready.set_function(lambda: self.ready)
         for use, budget in (("histories", self.histories), ("forecasts", self.forecasts)):
             metrics.memory_bytes.labels(use).set_function(partial(getattr, budget, "used_bytes"))
@@ -99,7 +108,9 @@ class Service:
     async def _load(self) -> None:
         start = time.perf_counter()
         try:
-            self.forecasters = await asyncio.to_thread(self._loader)
+            forecasters = await asyncio.to_thread(self._loader)
+            self.forecasts.take(sum(each.weights_bytes for each in forecasters.values()), what="the weights of the forecasters")
+            self.forecasters = forecasters
         except Exception as error:  # noqa: BLE001 -- whatever it is, the server is of no use without forecasters
             self.failure = error
             log.error("cannot load the forecasters: %s", error, exc_info=not isinstance(error, NowcastError))
@@ -136,6 +147,7 @@ class Service:
         working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
         least = forecast_bytes(spec, NowcastRequest(step=0, horizons=[1])) + working_bytes
         self.forecasts.check(least, what=f"a forecast of {spec.wiring.size} values by {spec.forecaster}")
+        await self.spill.make_room(self.jobs.needed_bytes(tenant, job_id, spec=spec), tenant=tenant)
         job, created = self.jobs.register(tenant, job_id, spec=spec, run=run)
         job.working_bytes = working_bytes
         if created:

@@ -65,7 +65,7 @@ async def _within_limits(job: Job, step: int, service: Service, request: Request
 
 
 async def _receive(job: Job, step: int, service: Service, request: Request, max_bytes: int) -> bool:
-    with service.jobs.using(job):
+    async with service.spill.using(job):
         row = await job.history.take()
         try:
             arrival = Arrival(job.spec, step=step, values=job.history.row(row))
