@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
 from nowcast_server.metatrain.cli import app as metatrain
-from nowcast_server.serve_cli import CHECKPOINT_HELP, option_of, serve_on_ray
+from nowcast_server.serve_cli import serve_on_ray
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -39,15 +40,7 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     """Serve nowcasts until SIGTERM. Every option can also be set as NOWCAST_OPTION in the environment."""
     given: dict[str, Any] = {**locals(), "checkpoints": checkpoint and tuple(checkpoint)}
     del given["checkpoint"]
-    from pydantic import ValidationError
-
-    from nowcast_server.settings import Settings
-
-    try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"{first['msg']}", param_hint=option_of(first)) from None
+    settings = settings_of(given)
     from nowcast_server.tls import tls_options
     from nowcast_server.tokens import Tokens, check_exposure
 

@@ -4,13 +4,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from nowcast_server.finite import first_not_finite
 from nowcast_server.history import TORCH_DTYPES, Context
+from nowcast_server.nino.options import CheckpointError
 from nowcast_server.settings import Settings
 from nowcast_server.wanted import wanted_until
 from protos.errors import BadForecast, OutOfMemoryBudget
@@ -25,6 +25,7 @@ class Forecaster(Protocol):
     Attributes:
         context: snapshots it wants; None if any number will do.
         max_horizon: the farthest it can look, in intervals; None if there is no end.
+        weights_bytes: memory its weights take.
     """
 
     @property
@@ -33,6 +34,8 @@ class Forecaster(Protocol):
     def context(self) -> int | None: ...
     @property
     def max_horizon(self) -> int | None: ...
+    @property
+    def weights_bytes(self) -> int: ...
 
     def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
         """States (context, n) float32 -> forecasts (len(horizons), n); neither argument nor self is modified."""
@@ -109,19 +112,23 @@ def pick_device(name: str) -> str:
 
 
 def load_forecasters(settings: Settings) -> Mapping[str, Forecaster]:
-    """The forecasters that need no weights, and those whose weights are given or come with the package."""
+    """The forecasters that need no weights, those whose weights are given or come with the package, then those with names given.
+
+    Raises:
+        CheckpointError: a file cannot be used, or two without a name hold weights for the same forecaster.
+    """
     from nowcast_server.forecasters import FORECASTERS, load_forecaster
-    from nowcast_server.forecasters.registry import SHIPPED
+    from nowcast_server.forecasters.registry import SHIPPED, forecaster_of
 
     device = pick_device(settings.device)
-    weights = {path.name.partition("-base")[0]: path for path in SHIPPED.glob("*-base.safetensors")}
-    weights |= {kind_of(path): path for path in settings.checkpoints}
-    names = [name for name, cls in FORECASTERS.items() if name in weights or not cls.needs_checkpoint]
-    return {name: load_forecaster(name, checkpoint=weights.get(name), device=device) for name in names}
-
-
-def kind_of(checkpoint: Path) -> str:
-    """Which forecaster a file holds the weights of: `nino` or `wnn`."""
-    from nowcast_server.nino.checkpoint import load_checkpoint
-
-    return "nino" if load_checkpoint(checkpoint).options.graph else "wnn"
+    given: dict[str, Forecaster] = {}
+    for file in settings.checkpoints:
+        forecaster = forecaster_of(file.path, device=device)
+        name = file.name or forecaster.name
+        if name in given:
+            detail = f"{file.path} is the second checkpoint for {name!r}: give all but one a name (--checkpoint NAME=FILE)"
+            raise CheckpointError(detail, field="checkpoints")
+        given[name] = forecaster
+    shipped = {path.name.partition("-base")[0] for path in SHIPPED.glob("*-base.safetensors")}
+    names = [name for name, cls in FORECASTERS.items() if name in given or name in shipped or not cls.needs_checkpoint]
+    return {name: given.pop(name, None) or load_forecaster(name, device=device) for name in names} | given

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
+
 Option = typer.Option
 
 
@@ -20,7 +22,7 @@ def serve_on_ray(
     prefix: Annotated[str, Option(help="Of all paths; several servers can share a cluster.")] = "/",
     host: Annotated[str | None, Option(help="Address the proxies listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, Option(help="Port the proxies listen on. [default: 8440]")] = None,
-    checkpoint: Annotated[list[Path] | None, Option(help="Weights of nino or wnn, on every node.")] = None,
+    checkpoint: Annotated[list[str] | None, Option(help=f"{CHECKPOINT_HELP} On every node.", metavar="[NAME=]FILE")] = None,
     memory: Annotated[str | None, Option(help="For all histories of a replica, e.g. 8GiB. [default: 8GiB]")] = None,
     token_file: Annotated[Path | None, Option(help="Lines tenant:token or tenant:sha256:HEX. Replicas get the hashes.")] = None,
     allow_anonymous: Annotated[bool | None, Option("--allow-anonymous", help="Listen beyond loopback without tokens.")] = None,
@@ -34,7 +36,7 @@ def serve_on_ray(
     given: dict[str, Any] = {
         "host": host,
         "port": port,
-        "checkpoints": checkpoint and [str(path) for path in checkpoint],
+        "checkpoints": checkpoint,
         "memory": memory,
         "token_file": token_file and str(token_file),
         "allow_anonymous": allow_anonymous,
@@ -47,6 +49,7 @@ def serve_on_ray(
         raise typer.BadParameter("a certificate needs its key, and a key its certificate", param_hint="--tls-cert")
     if address is None and not stay:
         raise typer.BadParameter("a cluster of this command's own ends with it; give --address", param_hint="--no-stay")
+    settings_of(given)  # before ray is imported: a mistake is told at once
     from nowcast_server.serve import launch
 
     try:

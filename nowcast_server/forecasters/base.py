@@ -30,6 +30,9 @@ class Forecaster(ABC):
     max_horizon: int | None = None
     """The furthest horizon it can forecast, in intervals; None for any."""
 
+    weights_bytes: int = 0
+    """Memory its weights take."""
+
     laplacian: int = 0
     """Laplacian features of a neuron it takes; 0 if it does not look at the graph."""
 

@@ -60,6 +60,7 @@ class LearnedForecaster(Forecaster):
         self.checkpoint = checkpoint
         self.context = checkpoint.options.context
         self.max_horizon = checkpoint.options.max_horizon
+        self.weights_bytes = 2 * 4 * checkpoint.size  # as they came, and as the engine folds them
         self._engine = known[engine](checkpoint, device=device)
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:

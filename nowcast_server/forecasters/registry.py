@@ -51,6 +51,16 @@ def load_forecaster(
     return cls(load_checkpoint(checkpoint or _shipped(name)), device=device, engine=engine)
 
 
+def forecaster_of(checkpoint: str | Path, *, device: "str | torch.device" = "cpu") -> LearnedForecaster:
+    """The forecaster a file holds the weights of, `Nino` or `Wnn`, ready on a device.
+
+    Raises:
+        CheckpointError: the file holds no checkpoint.
+    """
+    weights = load_checkpoint(checkpoint)
+    return (Nino if weights.options.graph else Wnn)(weights, device=device)
+
+
 def _shipped(name: str) -> Path:
     path = SHIPPED / f"{name}-base.safetensors"
     if not path.exists():

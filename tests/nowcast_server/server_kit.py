@@ -65,6 +65,7 @@ class Last:
     max_horizon: int | None = None
 
     working: int = 0
+    weights_bytes: int = 0
 
     def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
         return states[-1].repeat(len(horizons), 1)

@@ -28,7 +28,7 @@ from nowcast_server import app, running
 from nowcast_server.settings import Settings
 
 class Slow:
-    name, context, max_horizon = "slow", None, None
+    name, context, max_horizon, weights_bytes = "slow", None, None, 0
     def forecast(self, wiring, states, horizons):
         print("begun", flush=True)
         time.sleep(1.5)

@@ -1,0 +1,126 @@
+"""Many checkpoints behind one endpoint: which there are, and that each job gets its own."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+from server_kit import Caller, dense, read_forecasts, refused, wait_until_ready
+from typer.testing import CliRunner
+
+from nowcast_server.app import create_app
+from nowcast_server.checkpoint_file import FORECASTER_NAMES, CheckpointFile
+from nowcast_server.cli import app
+from nowcast_server.forecasters import FORECASTERS, load_forecaster
+from nowcast_server.forecasting import load_forecasters
+from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from nowcast_server.nino.options import ModelOptions, tensor_shapes
+from nowcast_server.settings import Settings
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """`make(name)` writes a small checkpoint with weights that no other has; of a graph network, or else of an MLP."""
+
+    def checkpoint(name: str, *, graph: bool = True) -> Path:
+        options = ModelOptions(graph=graph, hidden=16, edge_types=15 if graph else 0)
+        drawn = torch.Generator().manual_seed(len(list(tmp_path.iterdir())))
+        tensors = {key: torch.randn(shape, generator=drawn) / 4 for key, shape in tensor_shapes(options).items()}
+        save_checkpoint(Checkpoint(options, tensors, name), tmp_path / f"{name}.safetensors")
+        return tmp_path / f"{name}.safetensors"
+
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("a.pt", CheckpointFile(Path("a.pt"))),
+        ("vision=/models/a=b.pt", CheckpointFile(Path("/models/a=b.pt"), "vision")),
+        ("/runs/lr=3/a.pt", CheckpointFile(Path("/runs/lr=3/a.pt"))),
+        ("v2.1_b-x=a", CheckpointFile(Path("a"), "v2.1_b-x")),
+    ],
+)
+def test_names_and_files_are_told_apart(text: str, read: CheckpointFile) -> None:
+    """A path that holds `=` would be taken for a name, or a name for part of the path."""
+    assert CheckpointFile.parse(text) == read
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["=a.pt"], "'' is no name"),
+        ([f"{'x' * 65}=a.pt"], "is no name"),
+        (["wnn=a.pt"], "'wnn' is a forecaster of every server"),
+        (["vision="], "give vision=FILE"),
+        (["vision=a.pt", "text=b.pt", "vision=b.pt"], "two checkpoints named 'vision'"),
+    ],
+)
+def test_a_wrong_name_is_told_at_the_command_line(given: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server would start without the checkpoint, or with another under its name."""
+    for command in ("run", "serve-on-ray"):
+        result = CliRunner().invoke(app, [command, *(f"--checkpoint={text}" for text in given)], env={"COLUMNS": "300"})
+        assert result.exit_code == 2
+        assert says in result.output
+        assert "--checkpoint" in result.output
+        assert "Traceback" not in result.output
+    monkeypatch.setenv("NOWCAST_CHECKPOINTS", os.pathsep.join(given))
+    with pytest.raises(ValidationError, match=says):
+        Settings()
+
+
+def test_no_name_can_hide_a_forecaster() -> None:
+    """A checkpoint could be named like a forecaster that has come since, and jobs would get the one for the other."""
+    assert tuple(FORECASTERS) == FORECASTER_NAMES
+
+
+def test_what_a_server_offers(make: Make) -> None:
+    """A named checkpoint would push the package's own out, or one without a name would not take its place."""
+    vision, other = make("vision"), make("other", graph=False)
+    found = load_forecasters(Settings(checkpoints=(f"vision={vision}", f"small={other}", other), device="cpu"))  # type: ignore[arg-type]
+    assert list(found) == [*FORECASTERS, "vision", "small"]
+    names = {name: each.checkpoint.name for name, each in found.items() if hasattr(each, "checkpoint")}
+    assert names == {"nino": "nino-base", "wnn": "other", "vision": "vision", "small": "other"}
+    with pytest.raises(CheckpointError, match=r"second checkpoint for 'nino'.*NAME=FILE"):
+        load_forecasters(Settings(checkpoints=(vision, make("third")), device="cpu"))  # type: ignore[arg-type]
+
+
+def test_each_job_is_forecast_by_the_checkpoint_it_names(make: Make) -> None:
+    """Jobs that share a server would get each other's checkpoint; its memory would be nobody's."""
+    files = {"vision": make("vision"), "text": make("text"), "plain": make("plain", graph=False)}
+    settings = Settings(checkpoints=tuple(f"{name}={path}" for name, path in files.items()), device="cpu")  # type: ignore[arg-type]
+    service_app = create_app(settings)
+    with TestClient(service_app) as client:
+        wait_until_ready(client)
+        service = service_app.state.service
+        weights_bytes = service.forecasts.used_bytes
+        assert weights_bytes >= 4 * sum(each.checkpoint.size for each in map(service.forecasters.get, files))
+        assert {"nino", "linear", *files} <= set(client.get("/v1/info").json()["forecasters"])
+        told = {}
+        for name, path in files.items():
+            caller = Caller(client, service, dense(10, 20), f"job-{name}")
+            assert caller.register(forecaster=name, context=5).status_code == 201
+            caller.fill(10, 20, 30, 40, 50)
+            _, told[name] = read_forecasts(caller.nowcast(50, (1, 40)).content)
+            states = torch.stack([caller.values(step) for step in (10, 20, 30, 40, 50)])
+            alone = load_forecaster("wnn" if name == "plain" else "nino", checkpoint=path)
+            assert torch.equal(told[name], alone.forecast(caller.wiring, states, horizons=(1, 40)))
+        assert not torch.equal(told["vision"], told["text"])
+        assert 'nowcast_forecasts_total{forecaster="vision",outcome="made"} 1.0' in client.get("/metrics").text
+        assert service.forecasts.used_bytes == weights_bytes
+        refused(caller.as_job("lost").register(forecaster="visoin"), 422, "unknown_forecaster", "forecaster")
+
+
+def test_checkpoints_that_do_not_fit_stop_the_server(make: Make) -> None:
+    """A server would come up that has promised memory it has not."""
+    settings = Settings(checkpoints=(f"vision={make('vision')}",), forecast_memory="100KiB", device="cpu")  # type: ignore[arg-type]
+    failed = []
+    with TestClient(create_app(settings, on_failure=lambda: failed.append(True))) as client:
+        while not failed:
+            assert client.get("/readyz").status_code == 503
+        assert client.get("/livez").status_code == 503
