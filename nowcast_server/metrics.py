@@ -17,7 +17,7 @@
 | `nowcast_memory_limit_bytes` | gauge | `use` | their budgets |
 | `nowcast_spilled_jobs` | gauge | | jobs whose history is on disk |
 | `nowcast_spilled_bytes` | gauge | | of these histories, promised on disk |
-| `nowcast_spills_total` | counter | `outcome` | histories `written` to disk and `read` again; `failed` writes, and reads that were `broken` |
+| `nowcast_spills_total` | counter | `outcome` | histories `written`, `read` again, or not: `failed` and `broken` |
 | `nowcast_errors_total` | counter | `code` | calls answered with an error |
 | `nowcast_ready` | gauge | | 1 while `/readyz` says yes |
 
