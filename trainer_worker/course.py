@@ -101,10 +101,14 @@ class Course:
         steps = self.step - self._origin
         if self._average is not None and steps and -steps % self._interval < self._quiet:
             self._average.add()
-        if steps and steps % self._interval == 0 and self._policy.horizons(self._origin + self._period):
+        if steps and steps % self._interval == 0 and self._wanted():
             self._take_snapshot()
         if steps == self._period:
             self._end_period()
+
+    def _wanted(self) -> bool:
+        """Whether a snapshot is of use: for the next nowcast, or as the future of one that is only scored."""
+        return self._mode == "shadow" or bool(self._policy.horizons(self._origin + self._period))
 
     def hear_news(self) -> None:
         """Note the server's comings and goings."""

@@ -2,7 +2,8 @@
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from trainer_worker.errors import RanksDiffer
+from trainer_worker.errors import BadArgument, RanksDiffer
 
 NOTE_BYTES: Final = 256
 
@@ -43,7 +44,7 @@ class Decision:
 class Ranks:
     """The processes that train one model. One process, or without torch.distributed, there is nothing to agree on.
 
-    Collectives run at the first step, at a period's end and when a jump is judged, never at any other step.
+    Collectives run before training starts, at the first step, at a period's end and when a jump is judged, never at any other step.
 
     Args:
         group: the process group; None for the default one.
@@ -82,6 +83,32 @@ class Ranks:
             return Decision(horizon, reason), vector
         values = vector if vector is not None else torch.empty(size)
         return Decision(horizon, reason), self._broadcast(values.to(device)).cpu()
+
+    @contextmanager
+    def failing_alike(self) -> Iterator[None]:
+        """An error that one rank meets inside is raised on all ranks, who would wait for that one in their next collective.
+
+        Raises:
+            BadArgument: another rank met one.
+            RuntimeError: another rank met something else.
+        """
+        if self.world == 1:
+            yield
+            return
+        mine: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- raised again below
+            mine = error
+        told = None if mine is None else (getattr(mine, "argument", None), getattr(mine, "detail", repr(mine)))
+        all_told: list[tuple[str | None, str] | None] = [None] * self.world
+        dist.all_gather_object(all_told, told, group=self._group)
+        if mine is not None:
+            raise mine
+        for rank, theirs in enumerate(all_told):
+            if theirs is not None:
+                argument, detail = theirs
+                raise BadArgument(argument, detail) if argument else RuntimeError(f"rank {rank}: {detail}")
 
     def mean(self, number: float) -> float:
         """The average over the ranks."""

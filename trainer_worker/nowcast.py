@@ -96,7 +96,7 @@ class Nowcast:
         process_group: the ranks that train this model together; None for all.
 
     Raises:
-        BadArgument: an argument that cannot work, by name; also when the `with` block is entered.
+        BadArgument: an argument that cannot work, by name; also when the `with` block is entered. On every rank if on one.
     """
 
     def __init__(
@@ -148,23 +148,24 @@ class Nowcast:
         self._journal = Journal(self._job, on_event)
         self._forecaster = forecaster
         self._context: Context | None = None
-        if self._ranks.rank == 0:
-            spec = make_spec(
-                module,
-                self._parameters,
-                wiring=wiring,
-                example_inputs=example_inputs,
-                context=context,
-                interval=interval,
-                dtype=dtype,
-                forecaster=forecaster,
-                record=record,
-            )
-            endpoint = make_endpoint(
-                server, job=self._job, token=token, spec=spec, checkpoint=checkpoint, device=self._parameters.device
-            )
-            check_policy(policy, endpoint)
-            self._context = Context(self._parameters, endpoint, spec, timeout_s=timeout_s)
+        with self._ranks.failing_alike():
+            if self._ranks.rank == 0:
+                spec = make_spec(
+                    module,
+                    self._parameters,
+                    wiring=wiring,
+                    example_inputs=example_inputs,
+                    context=context,
+                    interval=interval,
+                    dtype=dtype,
+                    forecaster=forecaster,
+                    record=record,
+                )
+                endpoint = make_endpoint(
+                    server, job=self._job, token=token, spec=spec, checkpoint=checkpoint, device=self._parameters.device
+                )
+                check_policy(policy, endpoint)
+                self._context = Context(self._parameters, endpoint, spec, timeout_s=timeout_s)
         self._gauge: Gauge | None
         self._gauge, trials = make_trials(
             guard,
@@ -200,8 +201,9 @@ class Nowcast:
             raise RuntimeError("this Nowcast is in use already")
         claim(self._parameters, self._job)
         try:
-            if self._context is not None:
-                self._context.open()
+            with self._ranks.failing_alike():
+                if self._context is not None:
+                    self._context.open()
             self._hook = self._optimizer.register_step_post_hook(self._after_step)
         except BaseException:
             self.__exit__(None, None, None)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from protos.errors import Unavailable
+from protos.errors import BadRequest, Unavailable
 from trainer_worker import FixedHorizon, Guard, Jump, Nowcast
 from trainer_worker.errors import BadArgument, RanksDiffer
 from trainer_worker.wiring import wire
@@ -51,6 +51,7 @@ def _main(rank: int, folder: Path, port: int, world: int, url: str) -> None:
     dist.barrier()
     told["resumed"] = train(rank, embedded, saved=torch.load(folder / "checkpoint.pt", weights_only=True))
     told["apart"] = train_apart(rank)
+    told["refused"] = refused(rank)
     told["alone"] = train_alone(rank)
     told["sharded"] = train_sharded(rank)
     told["large"] = jump_large(rank)
@@ -108,6 +109,20 @@ def train_apart(rank: int) -> dict[str, Any]:
         except RanksDiffer as error:
             told = str(error)
     return {"told": told}
+
+
+def refused(rank: int) -> list[str]:
+    """What each rank is told of arguments that rank 0 alone looks at, and of a server that refuses the job."""
+    told = []
+    for options in ({"forecaster": "oracle"}, {"policy": FixedHorizon(10**6)}, {"server": ShiftingEndpoint(fail=_refuse)}):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        try:
+            with Nowcast(model, optimizer, max_steps=STEPS, interval=INTERVAL, **{"forecaster": "nino", **options}):
+                pass
+        except BadArgument as error:
+            told.append(str(error))
+    return told
 
 
 def train_alone(rank: int) -> dict[str, Any]:
@@ -198,6 +213,10 @@ class Spoilt:
     def __call__(self) -> float:
         self.calls += 1
         return 3.0 if self.rank == 1 and self.calls > 6 else 1.0
+
+
+def _refuse(call: str) -> None:
+    raise BadRequest("no such jobs here", field="job")
 
 
 def _fail(call: str) -> None:

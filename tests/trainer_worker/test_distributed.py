@@ -73,6 +73,13 @@ def test_ranks_that_differ_are_told_at_the_first_step(ranks: Told) -> None:
     assert all("ranks differ in weights" in rank["apart"]["told"] for rank in ranks)
 
 
+def test_what_rank_0_refuses_all_ranks_refuse(ranks: Told) -> None:
+    """The others would wait for it at their first step until the process group gives up."""
+    first, second = (rank["refused"] for rank in ranks)
+    assert first == second
+    assert [told.split(":")[0] for told in first] == ["forecaster", "policy", "job"]
+
+
 def test_ranks_may_train_a_model_each(ranks: Told) -> None:
     """A sweep or a population under torch.distributed is no data-parallel run."""
     for rank in ranks:

@@ -60,7 +60,7 @@ def test_shadow_mode_tells_what_forecasts_are_worth(server: ServerProcess, where
     """The one thing it is for."""
     seen, summary = trained(server.url if where == "server" else None, shadow=True)
     assert summary["reasons"] == {"shadow": 3}
-    assert summary["skill"] == by_hand(seen, {at: at + HORIZON * INTERVAL for at in (PERIOD, 2 * PERIOD)})
+    assert summary["skill"] == by_hand(seen, {at: at + HORIZON * INTERVAL for at in (PERIOD, 2 * PERIOD, 3 * PERIOD)})
 
 
 @pytest.mark.parametrize("where", ["here", "server"])
