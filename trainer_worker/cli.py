@@ -31,6 +31,7 @@ Steps = Annotated[int | None, typer.Option(help="optimizer steps of a run")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="may be given several times")]
 Out = Annotated[Path | None, typer.Option(help="folder for the results")]
 Checkpoints = Annotated[str | None, typer.Option(help="where checkpoints go, if not to the results: a path, s3://, gs://, …")]
+Copies = Annotated[str | None, typer.Option(help="where summary.json and report.png go as well: a path, s3://, gs://, …")]
 Address = Annotated[str | None, typer.Option(help="of a running Ray cluster, e.g. `auto`")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start anew even if the folder holds an unfinished run")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the checkpoints in the results folder")]
@@ -47,6 +48,7 @@ def train(
     seed: Seeds = None,
     out: Out = None,
     checkpoints: Checkpoints = None,
+    copies: Copies = None,
     address: Address = None,
     resume: Resume = False,
     fresh: Fresh = False,
@@ -61,6 +63,7 @@ def train(
         seed=seed,
         out=out,
         checkpoints=checkpoints,
+        copies=copies,
         address=address,
     )
     if not (resume or fresh) and (unfinished := _unfinished(settings)):
@@ -79,6 +82,7 @@ def compare(
     seed: Seeds = None,
     out: Out = None,
     checkpoints: Checkpoints = None,
+    copies: Copies = None,
     address: Address = None,
     resume: Resume = False,
 ) -> None:
@@ -92,6 +96,7 @@ def compare(
         seed=seed,
         out=out,
         checkpoints=checkpoints,
+        copies=copies,
         address=address,
     )
     _run(settings, compared=True, resume=resume)
@@ -146,6 +151,7 @@ def _load(path: Path, **options: Any) -> "Config":
         "seed": "train.seeds",
         "out": "output.folder",
         "checkpoints": "output.checkpoints",
+        "copies": "output.copies",
         "address": "workers.address",
     }
     overrides = {
@@ -170,8 +176,10 @@ def _run(config: "Config", *, compared: bool, resume: bool) -> None:
         from trainer_worker.own_server import ServerFailed
         from trainer_worker.ray_train import TrainingFailed
         from trainer_worker.records import Arm
-        from trainer_worker.storage import StorageUnusable
+        from trainer_worker.storage import StorageUnusable, put, resolve
     try:
+        if config.output.copies:
+            resolve(config.output.copies)  # a mistake is told now, not after hours
         if compared:
             summary = compare_arms(config, console=console, resume=resume)
         else:
@@ -182,6 +190,12 @@ def _run(config: "Config", *, compared: bool, resume: bool) -> None:
     paths = report.write(summary)
     report.show(summary, console)
     console.print("\n".join(f"wrote {path}" for path in paths))
+    if config.output.copies:
+        try:
+            copies = put(config.output.copies, paths)
+        except StorageUnusable as error:
+            _fail(str(error))
+        console.print("\n".join(f"wrote {copy}" for copy in copies))
 
 
 def _unfinished(config: "Config") -> str | None:

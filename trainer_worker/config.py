@@ -16,7 +16,8 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Schedule = Literal["paper", "fixed", "adaptive"]
 Moments = Literal["keep", "reset", "rescale"]
 
-LEARNED = ("nino", "wnn")
+UNLEARNED = ("last", "linear", "average")
+"""Forecasters without weights. All others are learned: `nino`, `wnn`, and checkpoints that a server has under names of its own."""
 FURTHEST_PAPER, FURTHEST_FIXED = 40, 4
 """The paper's; and, on FM-16, the best for `linear` of 1, 2, 4 and 8, of which 8 explodes."""
 
@@ -96,7 +97,7 @@ class NowcastTable(Table):
     schedule: Schedule | None = Field(
         default=None,
         description="horizons that fall over the run (paper), always the same (fixed), or doubled by each jump that stays and "
-        "halved by each that is undone (adaptive; needs a probe); by default paper for nino and wnn, else fixed",
+        "halved by each that is undone (adaptive; needs a probe); by default fixed for linear, average and last, else paper",
     )
     furthest: Horizon | None = Field(
         default=None,
@@ -161,7 +162,7 @@ class NowcastTable(Table):
     @property
     def plan(self) -> tuple[Schedule, int]:
         """Schedule and furthest horizon, defaults resolved: learned forecasters see far, a straight line does not."""
-        schedule = self.schedule or ("paper" if self.forecaster in LEARNED else "fixed")
+        schedule = self.schedule or ("fixed" if self.forecaster in UNLEARNED else "paper")
         return schedule, self.furthest or (FURTHEST_FIXED if schedule == "fixed" else FURTHEST_PAPER)
 
     @property
@@ -189,6 +190,11 @@ class OutputTable(Table):
     checkpoints: str | None = Field(
         default=None,
         description="where checkpoints go: a path all nodes share, or s3://, gs://, …; by default a folder in `folder`",
+    )
+
+    copies: str | None = Field(
+        default=None,
+        description="where summary.json and report.png go as well, in the end: a path, s3://, gs://, …",
     )
 
     @field_validator("folder")

@@ -1,15 +1,15 @@
-"""Where checkpoints go: a path, or a URI of any store that pyarrow or fsspec knows."""
+"""Where checkpoints and results go: a path, or a URI of any store that pyarrow or fsspec knows."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import ArrowException
-from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem, copy_files
 
 
 class StorageUnusable(Exception):
-    """Checkpoints cannot go there; the message says why."""
+    """Nothing can be kept there; the message says why."""
 
 
 def resolve(place: str) -> tuple[FileSystem, str]:
@@ -55,9 +55,23 @@ def forget(place: str, name: str) -> None:
             filesystem.delete_dir(f"{path}/{name}")
 
 
+def put(place: str, files: Collection[Path]) -> list[str]:
+    """Copy files into a place, which is made if it is not there; where each is then.
+
+    Raises:
+        StorageUnusable: see `resolve`.
+    """
+    filesystem, path = resolve(place)
+    with _errors(place):
+        filesystem.create_dir(path, recursive=True)
+        for file in files:
+            copy_files(str(file), f"{path}/{file.name}", destination_filesystem=filesystem)
+    return [f"{place.rstrip('/')}/{file.name}" for file in files]
+
+
 @contextmanager
 def _errors(place: str) -> Iterator[None]:
     try:
         yield
     except (ArrowException, ImportError, OSError, ValueError) as error:
-        raise StorageUnusable(f"checkpoints cannot go to {place}: {error}") from error
+        raise StorageUnusable(f"checkpoints and results cannot go to {place}: {error}") from error

@@ -40,7 +40,9 @@ def submit(
     gpus: Annotated[float, Option(help="Of each worker.")] = 0,
     cpus: Annotated[float, Option(help="Of each worker.")] = 1,
     max_failures: Annotated[int, Option(help="Restarts after a lost worker or node; -1: without end.")] = 3,
-    storage: Annotated[str | None, Option(help="For checkpoints: a path all nodes share, or s3://, gs://, …")] = None,
+    storage: Annotated[
+        str | None, Option(help="For checkpoints, and results of a configuration: a path all nodes share, or s3://, gs://, …")
+    ] = None,
     working_dir: Annotated[Path | None, Option(help="Folder to upload. [default: the script's]", show_default=False)] = None,
     pip: Annotated[list[str] | None, Option(help="Package the script needs; may be repeated.", show_default=False)] = None,
     env: Annotated[list[str] | None, Option(help="NAME=VALUE for script and workers; may be repeated.", show_default=False)] = None,

@@ -94,11 +94,12 @@ def test_options_replace_values_and_are_checked_alike(tmp_path: Path) -> None:
 def test_the_schedule_follows_the_forecaster(tmp_path: Path) -> None:
     """`--forecaster nino` on the demo must get the paper's horizons, and a straight line must never be drawn 40 intervals on."""
     text = '[task]\nname = "fm-16"\n[nowcast]\n'
-    plans = {name: load(tmp_path, text, nowcast__forecaster=name).nowcast for name in ("nino", "wnn", "linear")}
+    plans = {name: load(tmp_path, text, nowcast__forecaster=name).nowcast for name in ("nino", "wnn", "linear", "vision")}
     assert {name: table and table.plan for name, table in plans.items()} == {
         "nino": ("paper", 40),
         "wnn": ("paper", 40),
         "linear": ("fixed", 4),
+        "vision": ("paper", 40),
     }
     given = load(tmp_path, text + 'forecaster = "nino"\nschedule = "fixed"\nfurthest = 7').nowcast
     assert given is not None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_worker.storage import StorageUnusable, folders, forget, resolve
+from trainer_worker.storage import StorageUnusable, folders, forget, put, resolve
 
 
 @pytest.mark.parametrize("kind", ["", "file://", "local://", "memory://"], ids=lambda kind: kind or "path")
@@ -24,6 +24,21 @@ def test_runs_are_found_and_forgotten(tmp_path: Path, kind: str) -> None:
     assert folders(place) == ["yours"]
     if kind != "memory://":
         assert [each.name for each in Path(path).iterdir()] == ["yours"]
+
+
+@pytest.mark.parametrize("kind", ["", "file://", "memory://"], ids=lambda kind: kind or "path")
+def test_results_arrive(tmp_path: Path, kind: str) -> None:
+    """Results of a run on the cluster would go with the node they were made on; or those of an earlier run would stay."""
+    place = f"{kind}{tmp_path}/{uuid.uuid4().hex}/run"
+    files = [tmp_path / "summary.json", tmp_path / "report.png"]
+    for content in (b"first", b"second"):
+        for file in files:
+            file.write_bytes(content + file.name.encode())
+        assert put(place, files) == [f"{place}/summary.json", f"{place}/report.png"]
+        filesystem, path = resolve(place)
+        for file in files:
+            with filesystem.open_input_stream(f"{path}/{file.name}") as stream:
+                assert stream.read() == content + file.name.encode()
 
 
 @pytest.mark.parametrize("place", ["nosuch://bucket/runs", "s4://x"])

@@ -36,7 +36,7 @@ class Workers:
         gpus: of each.
         cpus: of each.
         max_failures: restarts from the latest checkpoint before giving up; -1 without end.
-        storage: where checkpoints go: a path all nodes share, or any URI that Ray Train writes to (s3://, gs://, …).
+        storage: where checkpoints and results go: a path all nodes share, or any URI that Ray Train writes to (s3://, gs://, …).
     """
 
     least: int = 1

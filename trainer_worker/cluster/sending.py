@@ -43,7 +43,7 @@ def prepare(
         server: URL, `serve:NAME`, or `none` for forecasts in the workers themselves.
         name: of the job; None makes one.
         workers: None if the script starts its own.
-        storage: for checkpoints.
+        storage: for checkpoints, and results of a configuration.
         working_dir: to upload; None for the script's folder.
         pip: packages.
         variables: for the environment.
@@ -101,8 +101,8 @@ def config_command(config: Path, *, name: str, server: str | None, storage: str 
     import shlex
 
     options = ["--address", "auto", "--server", server or "embedded"]
-    if storage and "://" in storage:  # checkpoints may go anywhere; results are files
-        options += ["--out", f"runs/{name}", "--checkpoints", f"{storage}/{name}"]
+    if storage and "://" in storage:  # as below; but the run itself needs a folder of files
+        options += ["--out", f"runs/{name}", "--checkpoints", f"{storage}/{name}/checkpoints", "--copies", f"{storage}/{name}"]
     elif storage:
         options += ["--out", f"{storage}/{name}"]
     return shlex.join(["python", "-m", "trainer_worker", "train", config.name, *options])

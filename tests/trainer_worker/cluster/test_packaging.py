@@ -53,7 +53,8 @@ def test_a_configurations_command_line_is_valid() -> None:
         assert (context.params["server"], str(context.params["out"])) == ("http://a:1", "/runs/x")
     words = shlex.split(config_command(Path("c.toml"), name="x", server=None, storage="s3://bucket/runs"))
     with train.make_context("train", words[4:]) as context:
-        assert (context.params["checkpoints"], context.params["out"]) == ("s3://bucket/runs/x", Path("runs/x"))
+        places = [str(context.params[name]) for name in ("checkpoints", "copies", "out")]
+        assert places == ["s3://bucket/runs/x/checkpoints", "s3://bucket/runs/x", "runs/x"]
 
 
 def test_only_the_configuration_is_uploaded(tmp_path: Path) -> None:

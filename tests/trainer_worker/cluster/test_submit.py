@@ -15,7 +15,7 @@ import pytest
 
 from trainer_worker.cluster.connection import connect
 from trainer_worker.datasets import DataMissing
-from trainer_worker.records import RunRecord
+from trainer_worker.summary import Summary
 from trainer_worker.tasks import load_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -159,10 +159,12 @@ def test_a_configuration_is_trained_on_the_cluster(cluster: TwoNodes, tmp_path: 
         """
     )
     at = ("--address", cluster.address)
-    text = run("nowcast", "submit", str(config), *at, "--storage", str(tmp_path / "runs"), "--name", "small", "-f")
-    assert "wrote" in text
-    (record,) = (tmp_path / "runs" / "small" / "runs").glob("*.json")
-    assert RunRecord.model_validate_json(record.read_text()).evaluations[-1].step == 120
+    text = run("nowcast", "submit", str(config), *at, "--storage", f"file://{tmp_path}/runs", "--name", "small", "-f")
+    assert f"wrote file://{tmp_path}/runs/small/summary.json" in text
+    assert sorted(path.name for path in (tmp_path / "runs" / "small").iterdir()) == ["checkpoints", "report.png", "summary.json"]
+    summary = Summary.model_validate_json((tmp_path / "runs" / "small" / "summary.json").read_text())
+    assert summary.runs[0].evaluations[-1].step == 120
+    assert list((tmp_path / "runs" / "small" / "checkpoints" / "adam+linear-seed1000").glob("checkpoint_*"))
     status = status_at_the_end(cluster, "small")
     assert re.search(r"small\S* on http://127.0.0.1:\d+: \d+ snapshots, 3 nowcasts; jumps: \d+ accepted", status), status
 
