@@ -52,7 +52,6 @@ class FitConfig(BaseModel):
         windows: of a network, at most.
         kinds: how often each kind of network is drawn; others, as servers record them, `OTHER_KINDS`.
         words: of a larger vocabulary, so many rows are drawn.
-        spread: see `read_windows`; validation is on single snapshots.
         averaged: share of windows whose context is averaged over its intervals.
         evenness: see `loss`.
         ema: decay of the averaged weights, which are what is kept.
@@ -79,7 +78,6 @@ class FitConfig(BaseModel):
     windows: int = Field(16, ge=1)
     kinds: dict[str, float] = {"convnet": 0.5, "gpt": 0.25, "mlp": 0.25}
     words: int = Field(96, ge=1)
-    spread: float = Field(0.0, ge=0, lt=1)
     averaged: float = Field(0.1, ge=0, le=1)
     evenness: float = Field(0.5, ge=0, le=1)
     ema: float = Field(0.998, ge=0, lt=1)
@@ -221,7 +219,7 @@ def _draw_windows(rng: np.random.Generator, config: FitConfig, group: Group) -> 
     count = int(np.clip(config.edges // group.wiring.edges, 1, config.windows))
     options = config.options()
     cuts = draw_cuts(rng, group, count=count, context=options.context, averaged=config.averaged)
-    windows = read_windows(group, cuts, draw_horizons(rng), context=options.context, words=words, spread=config.spread)
+    windows = read_windows(group, cuts, draw_horizons(rng), context=options.context, words=words)
     signs = torch.from_numpy(rng.choice([-1.0, 1.0], size=(count, options.laplacian)).astype(np.float32))
     return windows, signs
 

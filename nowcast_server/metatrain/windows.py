@@ -16,9 +16,6 @@ from protos.wiring import Wiring
 STRATA = ((1, 4), (5, 9), (10, 14), (15, 19), (20, 24), (25, 29), (30, 34), (35, 40))
 """One horizon is drawn from each: three quarters of the loss lie at 10 and beyond, where the gain of a nowcast is."""
 
-SIDES = np.linspace(-1, 1, 9)
-"""Where the snapshots that are averaged for a future lie, within its spread."""
-
 MOST_CHANGE = 10.0
 """Changes of a weight are cut off here, in standard deviations of its tensor: a tensor that hardly moved within the context
 (a normalisation's weights, early on) would otherwise outweigh the rest of the network."""
@@ -98,7 +95,6 @@ def read_windows(
     context: int = 5,
     laplacian: int = 8,
     words: Tensor | None = None,
-    spread: float = 0.0,
 ) -> Windows:
     """Read and standardise windows.
 
@@ -109,11 +105,9 @@ def read_windows(
         context: snapshots.
         laplacian: features of a neuron.
         words: (words,) the rows of a gpt's vocabulary to keep; all by default.
-        spread: the future at a horizon is the mean of snapshots up to this share of it earlier and later: where a run is heading,
-            with less of the noise of single steps, which nobody can forecast.
     """
     states = torch.stack([_context(cut, context) for cut in cuts])
-    future, known = zip(*(_future(cut, context, horizons, spread) for cut in cuts), strict=True)
+    future, known = zip(*(_future(cut, context, horizons) for cut in cuts), strict=True)
     targets = torch.stack(future)  # (windows, horizons, n)
     wiring = group.wiring
     if words is not None:
@@ -139,15 +133,10 @@ def _context(cut: Cut, context: int) -> Tensor:
     return torch.unflatten(torch.from_numpy(cut.run.states(spread.ravel())), 0, spread.shape).mean(1)
 
 
-def _future(cut: Cut, context: int, horizons: tuple[int, ...], spread: float) -> tuple[Tensor, list[bool]]:
+def _future(cut: Cut, context: int, horizons: tuple[int, ...]) -> tuple[Tensor, list[bool]]:
     index = cut.start + cut.stride * (context - 1 + np.array(horizons))
-    left = len(cut.run.steps) - 1 - index
-    known = left >= 0
-    # as far to both sides, so that the mean stays centred
-    reach = np.minimum(spread * cut.stride * np.array(horizons), left).clip(0)
-    around = np.where(known, index, 0)[:, None] + np.rint(reach[:, None] * SIDES).astype(int)
-    rows, where = np.unique(around, return_inverse=True)
-    return torch.from_numpy(cut.run.states(rows))[where.reshape(around.shape)].mean(1), known.tolist()
+    known = index < len(cut.run.steps)
+    return torch.from_numpy(cut.run.states(np.where(known, index, 0))), known.tolist()
 
 
 def _columns(wiring: Wiring, words: Tensor) -> Tensor:

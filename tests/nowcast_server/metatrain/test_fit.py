@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from nowcast_server.forecasters import load_forecaster
 from nowcast_server.metatrain import fit as fitting
 from nowcast_server.metatrain.fit import FitConfig, fit
-from nowcast_server.metatrain.library import Group, Library
+from nowcast_server.metatrain.library import Library
 from nowcast_server.metatrain.skill import RIVALS, linear, load_predictor, skill
-from nowcast_server.metatrain.store import SUFFIX, Trajectory, TrajectoryWriter
 from nowcast_server.metatrain.windows import Cut, read_windows
 from nowcast_server.nino.checkpoint import load_checkpoint
 
@@ -120,25 +119,6 @@ def test_windows_are_the_runs(runs: Path) -> None:
         moved = states[11 + 2 * horizon, 0] - states[11, 0]
         assert np.isclose(float(windows.change[0, where, index] * scale), moved, rtol=1e-3)
     assert float(windows.change[0, :, 2].abs().max()) == 0.0
-
-
-def test_a_spread_future_is_centred_on_its_horizon(runs: Path, tmp_path: Path) -> None:
-    """Means over one side would teach a forecaster to fall short or to overshoot; near the end of a run there is less to average."""
-    group = Library.open(runs).training[0]
-    start = np.random.default_rng(0).normal(size=group.wiring.size).astype(np.float32)
-    way = np.linspace(0.01, 0.02, len(start), dtype=np.float32)
-    with TrajectoryWriter(tmp_path / f"line{SUFFIX}", start, header=group.runs[0].header) as writer:
-        for index in range(40):  # a straight line, with a jolt to and fro
-            writer.append(50 * index, start + (index + 3.0 * (-1) ** index) * way)
-    line = Group(group.task, (Trajectory.open(tmp_path / f"line{SUFFIX}"),))
-    single, spread = (read_windows(line, [Cut(line.runs[0], 1, 2)], (2, 8, 15, 40), spread=share) for share in (0.0, 0.25))
-    straight = single.change[0, :, 2] / 15 * torch.tensor([[2.0], [8.0], [15.0]])  # odd snapshots alone: no jolt
-    assert torch.allclose(single.change[0, :, :3].T, straight, rtol=5e-2)
-    # of the nine snapshots averaged four are jolted; horizon 15 is the run's last, where nothing is left to average
-    jolt = (spread.change - single.change)[0, :, :3] / single.change[0, :, 2:3] * 30 / 6
-    assert torch.allclose(jolt[:, :2], torch.full_like(jolt[:, :2], 4 / 9), rtol=0.1)
-    assert torch.equal(spread.change[0, :, 2], single.change[0, :, 2])
-    assert spread.known.tolist() == single.known.tolist() == [[True, True, True, False]]
 
 
 def test_averaged_contexts_end_where_raw_ones_do(runs: Path) -> None:
