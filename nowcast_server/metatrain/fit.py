@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -19,7 +19,7 @@ from nowcast_server.metatrain.loss import loss, predict
 from nowcast_server.metatrain.progress import Progress
 from nowcast_server.metatrain.skill import RIVALS, of_model, skill
 from nowcast_server.metatrain.windows import Windows, draw_cuts, draw_horizons, read_windows
-from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
+from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nowcast_server.nino.model import NiNo
 from nowcast_server.nino.options import ModelOptions
 from nowcast_server.nino.wnn import Wnn
@@ -43,6 +43,8 @@ class FitConfig(BaseModel):
         trajectories: folder of the store.
         out: folder of the fit: its state, its log, the finished checkpoint.
         name: of the forecaster.
+        start: checkpoint to begin with: an earlier fit's, or the shipped one, to fit it to recordings of your own. Random by
+            default.
         model: the graph network or the MLP.
         hidden: width.
         steps: optimisation steps.
@@ -67,6 +69,7 @@ class FitConfig(BaseModel):
     trajectories: Path
     out: Path
     name: str
+    start: Path | None = None
     model: Literal["nino", "wnn"] = "nino"
     hidden: int = Field(64, ge=1)
     steps: int = Field(6000, ge=1)
@@ -107,6 +110,8 @@ class _State:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             model = build(config.options())
+        if config.start is not None:
+            model.load_state_dict(dict(_start(config.start, config.options()).tensors))
         average = build(config.options())
         average.load_state_dict(model.state_dict())
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -123,6 +128,16 @@ class _State:
         for name in ("model", "average", "optimizer"):
             getattr(self, name).load_state_dict(content[name])
         self.step, self.skipped = content["step"], content["skipped"]
+
+
+def _start(path: Path, options: ModelOptions) -> Checkpoint:
+    found = load_checkpoint(path)
+    for name, value in asdict(options).items():
+        if (theirs := getattr(found.options, name)) != value:
+            raise ValueError(
+                f"start: {path} has {name} = {theirs}, this fit {value}: only a model of the same shape can be continued"
+            )
+    return found
 
 
 def build(options: ModelOptions) -> nn.Module:
@@ -145,7 +160,8 @@ def fit(config: FitConfig) -> Path:
     """Fit from the start or from the last saved state to the end; returns the checkpoint.
 
     Raises:
-        ValueError: the store has no runs to fit to.
+        ValueError: the store has no runs to fit to, or `start` is a model of another shape.
+        CheckpointError: `start` is no checkpoint.
         FloatingPointError: the loss has stopped being finite.
     """
     torch.set_num_threads(config.threads)
@@ -237,4 +253,5 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _note(config: FitConfig, library: Library) -> str:
     runs = sum(len(group.runs) for group in library.training)
-    return f"fitted by nowcast to {runs} runs of {len(library.training)} networks, {config.steps} steps, seed {config.seed}"
+    after = f" after {load_checkpoint(config.start).note or config.start.name}" if config.start else ""
+    return f"fitted by nowcast to {runs} runs of {len(library.training)} networks, {config.steps} steps, seed {config.seed}{after}"

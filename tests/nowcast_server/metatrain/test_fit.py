@@ -57,6 +57,19 @@ def test_learns_to_beat_last_on_runs_it_was_not_fitted_to(runs: Path, tmp_path: 
     assert found["fitted"]["all"]["5"] > 0.05, found
 
 
+def test_a_fit_can_begin_with_another_ones_weights(runs: Path, tmp_path: Path) -> None:
+    """A team that fits the shipped forecaster to its own recordings would begin from nothing, or with a model of another shape."""
+    first = fit(config(runs, tmp_path / "first", steps=100))
+    scored = skill(Library.open(runs).validation, {"first": load_predictor(first)})["first"]["all"]["5"]
+    on = fit(config(runs, tmp_path / "on", start=first, steps=1, lr=1e-9))
+    assert skill(Library.open(runs).validation, {"on": load_predictor(on)})["on"]["all"]["5"] == pytest.approx(scored, abs=1e-3)
+    note = load_checkpoint(on).note
+    assert "networks, 1 steps" in note
+    assert "networks, 100 steps" in note
+    with pytest.raises(ValueError, match="hidden = 8, this fit 16"):
+        fit(config(runs, tmp_path / "wider", start=first, hidden=16))
+
+
 def test_the_checkpoint_is_one_the_forecasters_load(runs: Path, tmp_path: Path) -> None:
     """What meta-training makes could not be served."""
     path = fit(config(runs, tmp_path, steps=2))
