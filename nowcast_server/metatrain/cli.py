@@ -54,6 +54,7 @@ def judge(
     folder: Annotated[Path, typer.Argument(help="Of trajectories; those for validation are used.")],
     checkpoints: Annotated[list[Path], typer.Argument(help="Forecasters, published ones too.")],
     stride: Annotated[int, typer.Option(help="Snapshots between two of a context.")] = 2,
+    held: Annotated[list[str] | None, typer.Option(help="More tasks to judge on, by the start of their names.")] = None,
 ) -> None:
     """Print the skill of CHECKPOINTS and their rivals on validation runs, by kind of network and horizon."""
     from rich.console import Console
@@ -63,7 +64,7 @@ def judge(
     from nowcast_server.metatrain.skill import HORIZONS, RIVALS, load_predictor, skill
 
     predictors = {**RIVALS, **{path.stem: load_predictor(path) for path in checkpoints}}
-    found = skill(Library.open(folder).validation, predictors, stride=stride)
+    found = skill(Library.open(folder, held=tuple(held or ())).validation, predictors, stride=stride)
     table = Table("forecaster", "networks", *(f"k={horizon}" for horizon in HORIZONS))
     for name, scopes in found.items():
         for scope, values in sorted(scopes.items()):

@@ -58,6 +58,7 @@ class FitConfig(BaseModel):
         evenness: see `loss`.
         ema: decay of the averaged weights, which are what is kept.
         without: tasks to leave out, by the start of their names.
+        held: tasks that only judge, by the start of their names; of recordings, `recorded/` and the start of a job's id.
         validate_every: steps between two looks at the validation runs.
         save_every: steps between two saved states.
         seed: of initial weights and of every draw.
@@ -85,6 +86,7 @@ class FitConfig(BaseModel):
     evenness: float = Field(0.5, ge=0, le=1)
     ema: float = Field(0.998, ge=0, lt=1)
     without: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
     validate_every: int = Field(500, ge=1)
     save_every: int = Field(100, ge=1)
     seed: int = 0
@@ -165,7 +167,7 @@ def fit(config: FitConfig) -> Path:
         FloatingPointError: the loss has stopped being finite.
     """
     torch.set_num_threads(config.threads)
-    library = Library.open(config.trajectories, without=config.without)
+    library = Library.open(config.trajectories, without=config.without, held=config.held)
     if not library.training:
         raise ValueError(f"{config.trajectories} holds no training runs: `nowcast-server metatrain collect` makes some")
     config.out.mkdir(parents=True, exist_ok=True)

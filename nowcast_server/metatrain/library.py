@@ -47,15 +47,23 @@ class Library:
     validation: tuple[Group, ...]
 
     @classmethod
-    def open(cls, folder: Path, *, least: int = 20, without: tuple[str, ...] = ()) -> "Library":
-        """Runs below `folder`, cut where they jumped, of at least `least` snapshots, but for tasks that begin with `without`."""
+    def open(cls, folder: Path, *, least: int = 20, without: tuple[str, ...] = (), held: tuple[str, ...] = ()) -> "Library":
+        """Runs below `folder`, cut where they jumped, of at least `least` snapshots.
+
+        Args:
+            folder: of the store.
+            least: snapshots.
+            without: tasks to leave out, by the start of their names.
+            held: tasks that only judge, by the start of their names, besides those collected for it.
+        """
         found: dict[tuple[bool, str, str], list[Trajectory]] = defaultdict(list)
         for run in (piece for whole in trajectories(folder) for piece in whole.pieces()):
             task = str(run.header.get("task", "recorded"))
             if len(run.steps) < least or task.startswith(without or ("\0",)):
                 continue
             network = json.dumps(run.header.get("design") or run.header["wiring"])
-            found[bool(run.header.get("validation")), task, network].append(run)
+            validation = bool(run.header.get("validation")) or task.startswith(held or ("\0",))
+            found[validation, task, network].append(run)
         groups = {key: Group(key[1], tuple(runs)) for key, runs in found.items()}
         return cls(
             training=tuple(group for (validation, *_), group in groups.items() if not validation),

@@ -70,6 +70,13 @@ def test_a_fit_can_begin_with_another_ones_weights(runs: Path, tmp_path: Path) -
         fit(config(runs, tmp_path / "wider", start=first, hidden=16))
 
 
+def test_tasks_that_are_held_judge_and_teach_nothing(runs: Path) -> None:
+    """A team could not tell whether the forecaster fitted to its recordings is better on runs it has not seen."""
+    usual, held = Library.open(runs), Library.open(runs, held=("mlp/friedman-2",))
+    assert {group.task for group in held.training} == {"mlp/friedman-1"} < {group.task for group in usual.training}
+    assert {group.task for group in held.validation} == {"mlp/friedman-2", "mlp/friedman-3"}
+
+
 def test_the_checkpoint_is_one_the_forecasters_load(runs: Path, tmp_path: Path) -> None:
     """What meta-training makes could not be served."""
     path = fit(config(runs, tmp_path, steps=2))
