@@ -128,6 +128,7 @@ class NowcastTable(Table):
     )
     overlap: bool = Field(default=False, description="train on while forecasts are made, and add them as displacements")
     shadow: bool = Field(default=False, description="make and score forecasts without ever loading one")
+    record: bool = Field(default=False, description="let a server that records keep the snapshots, to fit forecasters to")
 
     @field_validator("server")
     @classmethod

@@ -242,6 +242,7 @@ def _nowcast(order: Order, run: _Run) -> Nowcast | None:
         probe=_probe(run, examples=table.probe) if table.probe else None,
         overlap=table.overlap,
         shadow=table.shadow,
+        record=table.record,
         on_event=(lambda event: harness.tell({"event": event.to_dict()})) if harness.rank == 0 else None,
     )
 
