@@ -5,7 +5,8 @@
 
 Every job sends contexts of its own and asks for forecasts, as a worker does: when its replica is gone it registers and resends.
 Shown are the times by network size as the jobs saw them, and the memory of the replicas. It fails if a call fails for good, or if
-one forecast differs in one bit from the one computed alone afterwards, in this process; or if a replica's memory grows on.
+one forecast differs in one bit from the one computed alone afterwards, in this process; or if a replica's memory grows while its
+jobs stay the same.
 """
 
 import argparse
@@ -43,7 +44,11 @@ CALL_S = 60.0
 RUN = "NOWCAST_LOAD_RUN"
 GIVE_UP_S = 120.0
 FLAT = 1.1
-"""Memory at the end, to that in the middle."""
+"""Memory at the end of a stretch, to that at its beginning."""
+SETTLE_S = 40.0
+JUDGED_S = 20.0
+"""A replica holds what its jobs need, and a killed one's jobs go to the other, then back to its successor: so memory is compared
+over stretches in which no job moves, from SETTLE_S after replicas have come or gone until they do again, of JUDGED_S or more."""
 MIX = (("14k", 10), ("56k", 3), ("222k", 2), ("1.5M", 1))
 """Networks, and how many of sixteen jobs have them."""
 
@@ -201,19 +206,49 @@ def replica_processes() -> dict[int, int]:
     return found
 
 
-def watch(memory: dict[int, list[int]], over: threading.Event) -> None:
+Samples = list[tuple[float, dict[int, int]]]
+"""(time, resident bytes by process) of all replicas."""
+
+
+def watch(samples: Samples, over: threading.Event) -> None:
     """Sample the replicas' memory."""
     while not over.wait(1.0):
-        for process, resident in replica_processes().items():
-            memory.setdefault(process, []).append(resident)
+        samples.append((time.time(), replica_processes()))
 
 
-def run_jobs(records: list[Record], specs: dict[str, str], url: str, arguments: argparse.Namespace) -> list[Record]:
+def stretches(samples: Samples, *, until: float) -> list[Samples]:
+    """The samples in which the same replicas have the same jobs, before the jobs end at `until`."""
+    found: list[Samples] = []
+    since, replicas = 0.0, set[int]()
+    for moment, memory in samples:
+        if set(memory) != replicas:
+            since, replicas = moment, set(memory)
+            found.append([])
+        if since + SETTLE_S <= moment < until:
+            found[-1].append((moment, memory))
+    return [stretch for stretch in found if stretch and stretch[-1][0] - stretch[0][0] >= JUDGED_S]
+
+
+def growth(stretch: Samples) -> dict[int, tuple[float, float]]:
+    """Resident bytes of each replica in the first and in the last third of a stretch."""
+    third = max(1, len(stretch) // 3)
+    first, last = stretch[:third], stretch[-third:]
+    return {
+        process: (
+            statistics.median(memory[process] for _, memory in first),
+            statistics.median(memory[process] for _, memory in last),
+        )
+        for process in stretch[0][1]
+    }
+
+
+def run_jobs(
+    records: list[Record], specs: dict[str, str], url: str, arguments: argparse.Namespace, *, until: float
+) -> list[Record]:
     """All jobs at once; a replica dies halfway."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "trainer_worker.client", "trainer_worker.wiring"])
     with tempfile.TemporaryDirectory() as folder:
-        until = time.time() + arguments.start_s + arguments.seconds
         given = [(record, url, specs[record.size], until, folder) for record in records]
         processes = [context.Process(target=job_process, args=each) for each in given]
         for process in processes:
@@ -268,7 +303,7 @@ def percentile(values: list[float], share: float) -> float:
     return 1e3 * sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
 
 
-def show(records: list[Record], memory: dict[int, list[int]]) -> None:
+def show(records: list[Record]) -> None:
     """The table."""
     print(f"{'size':>6} {'jobs':>5} {'nowcasts':>9} {'upload p50':>11} {'p95 ms':>8} {'nowcast p50':>12} {'p95 ms':>8}")
     by_size: dict[str, list[Record]] = defaultdict(list)
@@ -284,21 +319,20 @@ def show(records: list[Record], memory: dict[int, list[int]]) -> None:
         )
     recovered = sum((record.recovered for record in records), Counter[str]())
     print(f"recovered from: {dict(recovered) or 'nothing'}")
-    for process, samples in memory.items():
-        settled, last = _settled(samples)
-        print(f"replica {process}: {settled / 2**20:.0f} MiB midway, {last / 2**20:.0f} MiB at the end ({last / settled:.2f}x)")
 
 
-def growing(memory: dict[int, list[int]]) -> list[str]:
-    """Replicas that took more and more; those that lived for a minute are judged, as jobs move and histories fill before."""
-    judged = {process: _settled(samples) for process, samples in memory.items() if len(samples) >= 60}
-    return [f"replica {process} grew {last / settled:.2f}x" for process, (settled, last) in judged.items() if last > FLAT * settled]
-
-
-def _settled(samples: list[int]) -> tuple[float, float]:
-    """Resident bytes in the second and in the last third."""
-    third = max(1, len(samples) // 3)
-    return statistics.median(samples[third : 2 * third] or samples), statistics.median(samples[-third:])
+def growing(judged: list[Samples]) -> list[str]:
+    """Replicas that took more and more while their jobs stayed the same; shows how all did."""
+    found = []
+    if not judged:
+        print(f"memory is not judged: no {JUDGED_S:.0f} s without a change of replicas; take more --seconds")
+    for stretch in judged:
+        seconds = stretch[-1][0] - stretch[0][0]
+        for process, (first, last) in growth(stretch).items():
+            told = f"replica {process}: {first / 2**20:.0f} to {last / 2**20:.0f} MiB ({last / first:.2f}x) over {seconds:.0f} s"
+            print(f"{told} with the same jobs")
+            found += [told] if last > FLAT * first else []
+    return found
 
 
 def main() -> int:
@@ -316,23 +350,26 @@ def main() -> int:
     records = [Record(f"load-{index}", sizes[index % len(sizes)], seed=index + 1) for index in range(arguments.jobs)]
     common: dict[str, Any] = {"context": CONTEXT, "interval": INTERVAL, "forecaster": arguments.forecaster}
     specs = {size: JobSpec(wiring=wire(network(size)), **common) for size, _ in MIX}
-    memory: dict[int, list[int]] = {}
+    memory: Samples = []
     over = threading.Event()
     with two_replicas(arguments) as url:
+        until = time.time() + arguments.start_s + arguments.seconds
         watcher = threading.Thread(target=watch, args=(memory, over))
         watcher.start()
         try:
-            records = run_jobs(records, {size: spec.model_dump_json() for size, spec in specs.items()}, url, arguments)
+            given = {size: spec.model_dump_json() for size, spec in specs.items()}
+            records = run_jobs(records, given, url, arguments, until=until)
         finally:
             over.set()
             watcher.join()
-    show(records, memory)
+    show(records)
+    judged = stretches(memory, until=until)
+    grown = growing(judged)
     checked, wrong = verify(records, specs, arguments)
     failed = [f"{record.job}: {failure}" for record in records for failure in record.failed]
     idle = [record.job for record in records if not record.nowcasts]
     print(f"{checked} forecasts computed alone, {len(wrong)} differ")
     print(f"{len(failed)} calls failed for good; {len(idle)} jobs without a nowcast")
-    grown = growing(memory)
     print("\n".join([*wrong[:5], *failed[:5], *idle[:5], *grown]))
     return 1 if wrong or failed or idle or grown else 0
 
