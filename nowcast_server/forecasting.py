@@ -131,4 +131,4 @@ def load_forecasters(settings: Settings) -> Mapping[str, Forecaster]:
         given[name] = forecaster
     shipped = {path.name.partition("-base")[0] for path in SHIPPED.glob("*-base.safetensors")}
     names = [name for name, cls in FORECASTERS.items() if name in given or name in shipped or not cls.needs_checkpoint]
-    return {name: given.pop(name, None) or load_forecaster(name, device=device) for name in names} | given
+    return {name: given.get(name) or load_forecaster(name, device=device) for name in names} | given

@@ -16,6 +16,9 @@ def serve_on_ray(
     address: Annotated[str | None, Option(help="Of a Ray cluster, e.g. auto. By default one is started on this machine.")] = None,
     replicas: Annotated[int, Option(min=1, help="How many; the least, if --max-replicas is given.")] = 1,
     max_replicas: Annotated[int | None, Option(help="Scale up to so many on forecasts at hand.")] = None,
+    at_hand: Annotated[float, Option(help="Forecasts that may wait or run on each before there is another.", min=0.1)] = 4.0,
+    upscale_delay_s: Annotated[float, Option(help="More must have been wanted for so long.", min=0)] = 30,
+    downscale_delay_s: Annotated[float, Option(help="Fewer must have been wanted for so long.", min=0)] = 600,
     cpus: Annotated[float, Option(help="Of each replica; also torch's threads.")] = 1.0,
     gpus: Annotated[float, Option(help="Of each replica; 0.5 puts two on a GPU.")] = 0.0,
     name: Annotated[str, Option(help="Of the Serve application; nowcast submit finds the server by it.")] = "nowcast",
@@ -56,7 +59,7 @@ def serve_on_ray(
         launch.serve_on_ray(
             {name: value for name, value in given.items() if value is not None},
             address=address,
-            replicas=launch.Replicas(replicas, max_replicas or replicas, cpus, gpus),
+            replicas=launch.Replicas(replicas, max_replicas or replicas, cpus, gpus, at_hand, upscale_delay_s, downscale_delay_s),
             stay=stay,
             name=name,
             prefix=prefix,

@@ -45,19 +45,23 @@ def check(args: dict[str, Any]) -> dict[str, Any]:
     return args
 
 
-def autoscaling(smallest: int, largest: int, *, at_hand: float = 4.0) -> dict[str, Any]:
+def autoscaling(
+    smallest: int, largest: int, *, at_hand: float = 4.0, upscale_delay_s: float = 30, downscale_delay_s: float = 600
+) -> dict[str, Any]:
     """Scale on forecasts that wait or run, not on open connections: uploads are cheap, the device is not.
 
     Args:
         smallest: number of replicas.
         largest: number of replicas.
         at_hand: forecasts that may wait or run on a replica before another replica is worth starting.
+        upscale_delay_s: more replicas must have been wanted for this long; the forecasts are counted as a mean over 30 s.
+        downscale_delay_s: the same for fewer. A job that moves has to send its context again.
     """
     return {
         "min_replicas": smallest,
         "max_replicas": largest,
         "target_ongoing_requests": at_hand,
-        "upscale_delay_s": 30,
-        "downscale_delay_s": 600,  # a job that moves has to send its context again
+        "upscale_delay_s": upscale_delay_s,
+        "downscale_delay_s": downscale_delay_s,
         "policy": {"policy_function": "nowcast_server.serve.scaling:forecasts_at_hand"},
     }

@@ -22,6 +22,7 @@ PATIENCE = {
     # Ray has its workers yield to everything else on the machine; ours are what it is for
     "RAY_worker_niceness": "0",
 }
+ATTEMPTS = 3
 LOCAL_OBJECT_STORE_BYTES = 200 * 1024**2
 """Bodies pass from proxy to replica in the calls themselves; nothing of ours lives in the object store."""
 
@@ -35,18 +36,29 @@ class Replicas:
         largest: number of replicas; above `smallest` they scale with the forecasts at hand.
         cpus: of each; also torch's threads.
         gpus: of each; 0.5 puts two on a GPU.
+        at_hand, upscale_delay_s, downscale_delay_s: see `autoscaling`.
     """
 
     smallest: int = 1
     largest: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    at_hand: float = 4.0
+    upscale_delay_s: float = 30
+    downscale_delay_s: float = 600
 
     def options(self) -> dict[str, Any]:
         """As Serve takes them."""
         actor = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.largest > self.smallest:
-            return {"ray_actor_options": actor, "autoscaling_config": autoscaling(self.smallest, self.largest)}
+            scaling = autoscaling(
+                self.smallest,
+                self.largest,
+                at_hand=self.at_hand,
+                upscale_delay_s=self.upscale_delay_s,
+                downscale_delay_s=self.downscale_delay_s,
+            )
+            return {"ray_actor_options": actor, "autoscaling_config": scaling}
         return {"ray_actor_options": actor, "num_replicas": self.smallest}
 
 
@@ -88,6 +100,23 @@ def start(settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast"
     return f"{'https' if tls else 'http'}://{known.host}:{known.port}{prefix.rstrip('/')}"
 
 
+def _start_cluster() -> None:
+    """Start Ray on this machine; again if it was too slow for itself: its own processes have a fixed 15 s to come up."""
+    for key, value in PATIENCE.items():
+        os.environ.setdefault(key, value)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            # "local": not whatever cluster happens to run on this machine
+            ray.init(address="local", object_store_memory=LOCAL_OBJECT_STORE_BYTES, include_dashboard=True, log_to_driver=False)
+        except Exception as error:
+            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray did not start in time, trying again")
+            ray.shutdown()
+        else:
+            return
+
+
 def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Replicas, stay: bool, **where: Any) -> None:
     """`nowcast-server serve-on-ray`: join a cluster, or start one here, and deploy.
 
@@ -105,9 +134,7 @@ def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Rep
     known = Settings(**settings)
     configure_logging(level=known.log_level, style=known.log_format)
     if address is None:
-        for key, value in PATIENCE.items():
-            os.environ.setdefault(key, value)
-        ray.init(object_store_memory=LOCAL_OBJECT_STORE_BYTES, include_dashboard=True, log_to_driver=False)
+        _start_cluster()
     else:
         ray.init(address=address, log_to_driver=False)
     url = start(settings, replicas=replicas, **where)
