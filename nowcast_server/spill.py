@@ -58,21 +58,27 @@ class Spill:
             yield
 
     async def make_room(self, size_bytes: int, *, tenant: str) -> None:
-        """Spill histories until memory has so many bytes left, if there are enough that rest; else none at all.
+        """Spill histories until memory has so many bytes left for a new job, if there are enough that rest; else none at all.
+
+        On disk it leaves free what the largest history takes: the last of the room there is for jobs to trade places.
 
         Args:
             size_bytes: to be taken at once when this returns; there may still be fewer.
             tenant: who wants them.
         """
+        largest_bytes = max((job.history.size_bytes for job in self._jobs), default=0)
+        await self._make_room(size_bytes, tenant=tenant, spare_bytes=largest_bytes)
+
+    async def _make_room(self, size_bytes: int, *, tenant: str, spare_bytes: int) -> None:
         if self._folder is None:
             return
         async with self._making_room:
-            while victim := self._victim(size_bytes - self._memory.left_bytes, tenant):
+            while victim := self._victim(size_bytes - self._memory.left_bytes, tenant, self.disk.left_bytes - spare_bytes):
                 if not await self._move(victim, self._put_away(victim)):
                     return
 
-    def _victim(self, lacking_bytes: int, tenant: str) -> Job | None:
-        """The history to spill next; None if none need, or all that rest would not do.
+    def _victim(self, lacking_bytes: int, tenant: str, disk_bytes: int) -> Job | None:
+        """The history to spill next; None if none need, or all that rest and find room on disk would not do.
 
         Whoever has rested longest goes first; but those of other tenants who have no more than an equal share of memory go last,
         so that nobody's histories are driven out by a tenant that registers job after job.
@@ -83,7 +89,7 @@ class Spill:
         share = self._memory.limit_bytes / max(1, len(used))
         resting = [job for job in self._jobs if self._rests(job)]
         resting.sort(key=lambda job: (job.tenant != tenant and used[job.tenant] <= share, job.seen))
-        chosen, disk_bytes = [], self.disk.left_bytes
+        chosen = []
         for job in resting:
             if lacking_bytes > 0 and job.history.size_bytes <= disk_bytes:
                 chosen.append(job)
@@ -139,7 +145,7 @@ class Spill:
         """
         history, saved = job.history, job.saved
         assert saved is not None
-        await self.make_room(history.size_bytes, tenant=job.tenant)
+        await self._make_room(history.size_bytes, tenant=job.tenant, spare_bytes=0)
         try:
             self._memory.take(history.size_bytes, what="the history")
         except OutOfMemoryBudget:
