@@ -1,13 +1,14 @@
 """Every jump a trial: judged after a recovery window, undone exactly if it failed.
 
-A good jump makes the loss worse at first, so it is not judged at once, unless it is hopeless: worse than an untrained network, or
-not on its way back, by halves. After the recovery window the loss is compared with the run's own course: the losses before the
-jump along `a step^b` with b <= 0, the shape of a training curve (`a + b log(step)` where losses are not all positive). A jump that
-fell behind that course is undone only if the run is better off where it was: a rollback costs the window's steps, so a jump that
-has lost less than those stays.
+A good jump makes the loss worse at first, far worse than an untrained network's for some steps, so it is not judged at once,
+unless it is hopeless: absurdly bad, or not on its way back, by halves. After the recovery window the loss is compared with the
+run's own course, the losses before the jump drawn on (`trainer_worker.trend`). A jump that fell behind that course is undone only
+if the run is better off where it was: a rollback costs the window's steps, so a jump that has lost less than those stays. And it is
+undone only if that is no chance: the losses of a run at a constant rate scatter by some percent, and so does what is drawn through
+them. How much is seen in the run's own losses; a jump that is behind by no more than that is given the benefit of the doubt.
 
 What trials cost is counted in the loss the run is heading for, where a step late in a run is worth little: steps that were undone,
-and steps that accepted jumps are behind. Jumps that came out ahead make up for it.
+and what accepted jumps are behind beyond the scatter. Jumps that came out ahead beyond it make up for it, beforehand too.
 """
 
 import math
@@ -18,6 +19,7 @@ from typing import Any, Final
 from trainer_worker.errors import BadArgument
 from trainer_worker.kept import KeptState, Stateful
 from trainer_worker.probe import Gauge
+from trainer_worker.trend import Trend
 
 LEVELS: Final = 6
 """Measurements before a jump that its course is drawn through, two each interval."""
@@ -25,10 +27,15 @@ CHECKS: Final = 8
 """Times the loss is taken in a recovery window. The average of its second half is judged."""
 MEASUREMENTS: Final = 4
 """Of them in the second half; a window has at least as many steps."""
+ABSURD: Final = 10
+"""How many times as far above its course as an untrained network a jump may be at once. (Of nino-base's first jump on FM-16, which
+is back on its course after 60 steps, it is 1.6.)"""
 SLACK: Final = 0.1
 """How far above its course, relative to it, a jump that is halfway back may be in the last checks."""
 SMALL: Final = 0.01
 """A difference in loss, relative to it, that is always worth a recovery window: less is lost in the noise of the measure."""
+DOUBT: Final = 1.5
+"""Standard errors by which a jump has to be worse than a rollback to be undone."""
 LONGEST_PAUSE: Final = 8
 """Periods without a nowcast after rejections in a row: 1, 2, 4, 8, 8, ..."""
 
@@ -42,8 +49,8 @@ class Guard:
 
     Args:
         recovery: steps after which a jump is judged; None for one interval.
-        tolerance: how much worse, relatively, trials may make the loss the run is heading for. Once they have, no jump is tried; so
-            the last one can exceed it by its own cost, a recovery window.
+        tolerance: how much worse, relatively, trials may make the loss the run is heading for, beyond what jumps have gained.
+            Once they have, no jump is tried; so the last one can exceed it by its own cost, a recovery window.
         budget: share of the run's steps that rejected jumps may undo.
         also: what else is to go back with the weights: learning-rate schedulers, `GradScaler`, samplers.
     """
@@ -100,7 +107,9 @@ class _Record:
     rejections: int = 0  # in a row
     pause: int = 0  # periods still to sit out
     cost_steps: int = 0
-    lost: float = 0.0  # of the loss the run is heading for, relative to it
+    lost: float = 0.0  # of the loss the run is heading for, relative to it; negative where jumps gained
+    variance: float = 0.0  # of losses about their course, added up
+    trends: int = 0  # over so many
 
 
 class Trials:
@@ -161,6 +170,10 @@ class Trials:
         """Keep everything: a jump is about to be made."""
         self._kept.keep()
         self._trial = _Trial(step, horizon)
+        trend = self._trend()
+        if trend is not None and trend.variance is not None:
+            self._record.variance += trend.variance
+            self._record.trends += 1
 
     def made(self) -> Verdict | None:
         """The jump has been made; a verdict at once if it is hopeless."""
@@ -183,56 +196,53 @@ class Trials:
 
     def _check(self, since: int) -> Verdict | None:
         """Measure, and give up what is hopeless."""
-        trial = self._trial
+        trial, trend = self._trial, self._trend()
         assert trial is not None
-        loss, expected = self._gauge.measure(), self._expected(trial.step + since)
+        loss = self._gauge.measure()
         if 2 * since > self.recovery:
             trial.total += loss
             trial.count += 1
+        expected = trend.at(trial.step + since) if trend is not None else math.inf
         if loss <= self._hope(since, expected):  # false for NaN
             return None
         return self._judge(since, loss=loss, expected=expected, reason="hopeless")
 
     def _hope(self, since: int, expected: float) -> float:
-        """The highest loss so many steps after a jump from which it may recover: an untrained network's at first, then, at each
-        check, half as far from the course.
+        """The highest loss so many steps after a jump from which it may recover: an absurd one at once, then half as far from the
+        course at each check, as if an untrained network's were where it began.
         """
         first = self._record.first
         if first is None or not math.isfinite(first):
             return math.inf
+        untrained = max(first - expected, abs(expected))
+        if not since:
+            return expected + ABSURD * untrained
         checks = CHECKS * since / self.recovery
         if not self._gauge.immediate:
             checks = max(0.0, checks - CHECKS / 4)  # the losses of so long make one measurement
-        return expected + max(max(first - expected, abs(expected)) / 2**checks, SLACK * abs(expected))
+        return expected + max(untrained / 2**checks, SLACK * abs(expected))
 
     def _weigh(self, trial: _Trial, since: int) -> Verdict:
         """At the end of the window: which is better, here or back there?"""
-        loss, expected = trial.total / trial.count, self._expected(trial.step + round(0.75 * self.recovery))
-        worth = max(self._expected(trial.step) - expected, SMALL * abs(expected))  # what a rollback gives up
-        behind = (loss - expected) / worth if worth else 0.0
-        if behind > 1:
+        loss, trend = trial.total / trial.count, self._trend()
+        if trend is None:
+            return self._judge(since, loss=loss, expected=math.inf, reason="")
+        middle = trial.step + round(0.75 * self.recovery)
+        expected = trend.at(middle)
+        worth = max(trend.at(trial.step) - expected, SMALL * abs(expected))  # what a rollback gives up
+        variance = self._record.variance / max(1, self._record.trends)
+        chance = trend.error(middle, measurements=trial.count, variance=variance)
+        behind = loss - expected
+        if behind > worth + DOUBT * chance:
             return self._judge(since, loss=loss, expected=expected, reason="not_recovered")
-        self._lose(max(-1.0, behind) * self.recovery)
+        # a lead at step t of a power law is at the end, at T, worth t / T of itself
+        sure = behind - max(-chance, min(chance, behind))
+        self._record.lost += sure / abs(expected) * middle / self._max_steps if expected else 0.0
         return self._judge(since, loss=loss, expected=expected, reason="")
 
-    def _lose(self, steps: float) -> None:
-        """Count steps lost, negative ones gained, by what they are worth at the end of the run."""
-        level = abs(self._expected(self._levels[-1][0])) if self._levels else 0.0
-        each = (self._expected(self._max_steps - 1) - self._expected(self._max_steps)) / level if level else 0.0
-        self._record.lost = max(0.0, self._record.lost + steps * each)
-
-    def _expected(self, step: int) -> float:
-        """The run's own course, at `step`: least squares of the levels, never upwards."""
-        if not self._levels:
-            return math.inf
-        power = all(0 < loss < math.inf for _, loss in self._levels)
-        xs = [math.log(at) for at, _ in self._levels]
-        ys = [math.log(loss) if power else loss for _, loss in self._levels]
-        x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-        spread = sum((x - x_mean) ** 2 for x in xs)
-        slope = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / spread if spread else 0.0
-        found = y_mean + min(0.0, slope) * (math.log(step) - x_mean)
-        return math.exp(found) if power else found
+    def _trend(self) -> Trend | None:
+        """The run's own course before the jump."""
+        return Trend.through(self._levels) if self._levels else None
 
     def _judge(self, since: int, *, loss: float, expected: float, reason: str) -> Verdict:
         assert self._trial is not None
@@ -240,7 +250,8 @@ class Trials:
         self._trial = None
         if reason:
             self._kept.restore()
-            self._lose(since)
+            trend = self._trend()
+            record.lost += trend.worth(since, end=self._max_steps) if trend is not None else 0.0
             if since:
                 record.rejections += 1
                 record.pause = min(2 ** (record.rejections - 1), LONGEST_PAUSE)
