@@ -355,7 +355,7 @@ def test_many_jobs_at_once(listen: Start, tight: Callable[..., Caller], tmp_path
     def run(seed: int) -> None:
         mine = caller.as_job(names[seed])
         assert _patiently(mine.register).status_code == 201
-        for step in range(10, 80, 10):
+        for step in range(10, 70, 10):
             assert _patiently(lambda step=step: upload(mine, step, 1000 * seed + step)).status_code == 200  # type: ignore[misc]
             if step >= 30:
                 answer = _patiently(lambda step=step: mine.nowcast(step))  # type: ignore[misc]
@@ -378,7 +378,7 @@ def _patiently(call: Callable[[], Any]) -> Any:
         answer = call()
         if answer.status_code not in {429, 507}:
             return answer
-        time.sleep(0.005)
+        time.sleep(0.02)
     return answer
 
 
