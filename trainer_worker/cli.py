@@ -2,8 +2,9 @@
 
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Never
+from typing import TYPE_CHECKING, Annotated, Any, Final, Never
 
 import typer
 
@@ -36,6 +37,19 @@ Address = Annotated[str | None, typer.Option(help="of a running Ray cluster, e.g
 Fresh = Annotated[bool, typer.Option("--fresh", help="start anew even if the folder holds an unfinished run")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the checkpoints in the results folder")]
 
+PLACES: Final = {
+    "server": "nowcast.server",
+    "forecaster": "nowcast.forecaster",
+    "checkpoint": "nowcast.checkpoint",
+    "steps": "train.steps",
+    "seed": "train.seeds",
+    "out": "output.folder",
+    "checkpoints": "output.checkpoints",
+    "copies": "output.copies",
+    "address": "workers.address",
+}
+"""Options that stand in for values of the configuration."""
+
 
 @app.command()
 def train(
@@ -54,18 +68,7 @@ def train(
     fresh: Fresh = False,
 ) -> None:
     """Train the job of CONFIG, with nowcasts if it has a table `nowcast` or an option asks for them."""
-    settings = _load(
-        config,
-        server=server,
-        forecaster=forecaster,
-        checkpoint=checkpoint,
-        steps=steps,
-        seed=seed,
-        out=out,
-        checkpoints=checkpoints,
-        copies=copies,
-        address=address,
-    )
+    settings = _load(config, options=locals())
     if not (resume or fresh) and (unfinished := _unfinished(settings)):
         _fail(f"{unfinished} holds an unfinished run: go on with --resume, start anew with --fresh, or choose another --out")
     _run(settings, compared=False, resume=resume)
@@ -87,18 +90,7 @@ def compare(
     resume: Resume = False,
 ) -> None:
     """Train the job of CONFIG without and with nowcasts, same seeds and batches, and report the difference."""
-    settings = _load(
-        config,
-        server=server,
-        forecaster=forecaster,
-        checkpoint=checkpoint,
-        steps=steps,
-        seed=seed,
-        out=out,
-        checkpoints=checkpoints,
-        copies=copies,
-        address=address,
-    )
+    settings = _load(config, options=locals())
     _run(settings, compared=True, resume=resume)
 
 
@@ -139,24 +131,12 @@ def fetch(
         typer.echo(f"{name}: {held.folder} (from: {held.source}; licence: {DATASETS[name].licence})")
 
 
-def _load(path: Path, **options: Any) -> "Config":
-    """The configuration with the options in place of its values."""
+def _load(path: Path, *, options: Mapping[str, Any]) -> "Config":
+    """The configuration with the command's options in place of its values."""
     from trainer_worker.config import ConfigError, load_config
 
-    places = {
-        "server": "nowcast.server",
-        "forecaster": "nowcast.forecaster",
-        "checkpoint": "nowcast.checkpoint",
-        "steps": "train.steps",
-        "seed": "train.seeds",
-        "out": "output.folder",
-        "checkpoints": "output.checkpoints",
-        "copies": "output.copies",
-        "address": "workers.address",
-    }
-    overrides = {
-        places[name]: str(value) if isinstance(value, Path) else value for name, value in options.items() if value not in (None, [])
-    }
+    given = {place: options[name] for name, place in PLACES.items() if options[name] not in (None, [])}
+    overrides = {place: str(value) if isinstance(value, Path) else value for place, value in given.items()}
     try:
         return load_config(path, overrides=overrides)
     except ConfigError as error:
