@@ -29,9 +29,13 @@ def fit(config: Config) -> None:
     """Fit a forecaster to trajectories, or go on with an interrupted fit: the weights come out the same to the bit."""
     from nowcast_server.metatrain.fit import FitConfig
     from nowcast_server.metatrain.fit import fit as run
+    from nowcast_server.nino.options import CheckpointError
 
     _log()
-    typer.echo(run(_read(FitConfig, config)))
+    try:
+        typer.echo(run(_read(FitConfig, config)))
+    except (ValueError, CheckpointError) as error:
+        raise typer.BadParameter(str(error), param_hint="CONFIG") from None
 
 
 @app.command()
@@ -62,8 +66,12 @@ def judge(
 
     from nowcast_server.metatrain.library import Library
     from nowcast_server.metatrain.skill import HORIZONS, RIVALS, load_predictor, skill
+    from nowcast_server.nino.options import CheckpointError
 
-    predictors = {**RIVALS, **{path.stem: load_predictor(path) for path in checkpoints}}
+    try:
+        predictors = {**RIVALS, **{path.stem: load_predictor(path) for path in checkpoints}}
+    except CheckpointError as error:
+        raise typer.BadParameter(str(error), param_hint="CHECKPOINTS") from None
     found = skill(Library.open(folder, held=tuple(held or ())).validation, predictors, stride=stride)
     table = Table("forecaster", "networks", *(f"k={horizon}" for horizon in HORIZONS))
     for name, scopes in found.items():

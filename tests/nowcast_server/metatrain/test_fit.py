@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from nowcast_server.forecasters import load_forecaster
 from nowcast_server.metatrain import fit as fitting
+from nowcast_server.metatrain.cli import app
 from nowcast_server.metatrain.fit import FitConfig, fit
 from nowcast_server.metatrain.library import Library
 from nowcast_server.metatrain.skill import RIVALS, linear, load_predictor, skill
@@ -124,6 +126,16 @@ def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
     """The user would see a division by zero."""
     with pytest.raises(ValueError, match="metatrain collect"):
         fit(config(tmp_path, tmp_path / "out"))
+
+
+def test_the_commands_name_the_file_that_is_no_checkpoint(runs: Path, tmp_path: Path) -> None:
+    """The user would read a traceback and not which of the files it is."""
+    missing = tmp_path / "missing.safetensors"
+    (tmp_path / "fit.toml").write_text(f'trajectories = "{runs}"\nout = "{tmp_path}/out"\nname = "x"\nstart = "{missing}"\n')
+    for arguments in (["judge", str(runs), str(missing)], ["fit", str(tmp_path / "fit.toml")]):
+        said = CliRunner().invoke(app, arguments)
+        assert said.exit_code == 2, said.output
+        assert "missing.safetensors" in "".join(line.strip("│ ") for line in said.output.splitlines())
 
 
 def test_windows_are_the_runs(runs: Path) -> None:
