@@ -3,6 +3,9 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +70,42 @@ def test_time_counts_not_turns() -> None:
         shares.charge(key, seconds)
         used[key] += seconds
     assert abs(used["large"] - used["small"]) <= 0.05
+
+
+@pytest.mark.parametrize("jobs", [1, 7])
+@pytest.mark.parametrize("at_once", [1, 40])
+def test_a_flood_costs_others_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch, jobs: int, at_once: int) -> None:
+    """A tenant that always has long forecasts waiting would hold up another's for more than one of them, or half of the time."""
+    clock, ends = 0.0, list[float]()
+    monkeypatch.setattr("nowcast_server.device.time", SimpleNamespace(perf_counter=lambda: clock))
+    device = Device(limit=1000, tenant_limit=1000, job_limit=1000)
+    done = threading.Event()
+
+    def alices(job: str) -> None:
+        nonlocal clock
+        clock += 1.0
+        if not done.is_set():  # as many wait as before
+            device.submit(partial(alices, job), tenant="alice", job=job)
+
+    def bobs() -> None:
+        nonlocal clock
+        clock += 0.25
+        ends.append(clock)
+        if len(ends) == 40:
+            done.set()
+        elif at_once == 1:
+            device.submit(bobs, tenant="bob", job="job")
+
+    for index in range(21):
+        device.submit(partial(alices, f"job-{index % jobs}"), tenant="alice", job=f"job-{index % jobs}")
+    for _ in range(at_once):
+        device.submit(bobs, tenant="bob", job="job")
+    device.start()
+    assert done.wait(10)
+    device.stop()
+    assert max(after - before for before, after in pairwise([0.0, *ends])) <= 1.0 + 0.25
+    if at_once > 1:  # who always has something waiting gets half the device
+        assert ends[-1] <= 2 * 40 * 0.25 + 1.0
 
 
 def test_idling_earns_no_credit() -> None:
