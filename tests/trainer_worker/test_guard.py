@@ -161,6 +161,43 @@ def test_a_jump_that_looks_bad_at_first_is_accepted_once_it_has_recovered() -> N
     assert event.loss < event.expected_loss
 
 
+def test_a_spike_is_no_verdict() -> None:
+    """nino-base's first jump on FM-16 stands at 6.5 times the loss, 1.5 times an untrained network's; 60 steps on it is ahead."""
+
+    def spike(step: int, since: int | None) -> float:
+        return curve(step) * (1.0 if since is None else 6.5 if since == 0 else 0.95 + 0.5 * 2 ** (-since / 2))
+
+    nowcast = play(spike, steps=2 * PERIOD, guard=Guard(recovery=16))
+    assert next(nowcasts(nowcast)) == (PERIOD, "accepted", "")
+
+
+@pytest.mark.parametrize(("scatter", "outcome"), [(0.0, "rejected"), (0.03, "accepted")])
+def test_what_may_be_chance_is_no_reason_to_undo(scatter: float, outcome: str) -> None:
+    """The losses of one run scatter; verdicts that follow the scatter undo good jumps as often as bad ones."""
+
+    def scattered(step: int, since: int | None) -> float:
+        return curve(step) * (1 + scatter * (-1) ** (step // 2 % 2)) if since is None else 1.07 * curve(step)
+
+    nowcast = play(scattered, steps=2 * PERIOD, guard=Guard(recovery=4))
+    assert next(nowcasts(nowcast))[1] == outcome
+
+
+def test_gains_are_credit() -> None:
+    """One bad verdict would otherwise end the jumps of a run that they have brought far ahead."""
+
+    def run(share: float) -> list[tuple[int, str, str]]:
+        def loss(step: int, since: int | None) -> float:
+            first = step <= 2 * PERIOD and (since is not None or step > PERIOD)
+            return curve(step) * (share if first or step > 2 * PERIOD else 1.0) * (1.2 if since and not first else 1.0)
+
+        return list(nowcasts(play(loss, steps=10 * PERIOD, guard=Guard(RECOVERY, budget=1.0))))
+
+    for share, spent in ((1.0, True), (0.8, False)):
+        outcomes = run(share)
+        assert [outcome for _, outcome, _ in outcomes[:2]] == ["accepted", "rejected"]
+        assert any(reason == "budget_spent" for *_, reason in outcomes) == spent
+
+
 def falling(step: int) -> float:
     """A training curve that is not too steep to be judged by."""
     return 2.0 * step**-0.1
