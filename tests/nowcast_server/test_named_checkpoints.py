@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,11 @@ from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from nowcast_server.settings import Settings
 
 Make = Callable[..., Path]
+
+
+def settings(*checkpoints: str | Path, **given: Any) -> Settings:
+    """As the command line gives them."""
+    return Settings(**{"checkpoints": checkpoints, "device": "cpu", **given})
 
 
 @pytest.fixture
@@ -82,19 +88,18 @@ def test_no_name_can_hide_a_forecaster() -> None:
 def test_what_a_server_offers(make: Make) -> None:
     """A named checkpoint would push the package's own out, or one without a name would not take its place."""
     vision, other = make("vision"), make("other", graph=False)
-    found = load_forecasters(Settings(checkpoints=(f"vision={vision}", f"small={other}", other), device="cpu"))  # type: ignore[arg-type]
+    found = load_forecasters(settings(f"vision={vision}", f"small={other}", other))
     assert list(found) == [*FORECASTERS, "vision", "small"]
     names = {name: each.checkpoint.name for name, each in found.items() if hasattr(each, "checkpoint")}
     assert names == {"nino": "nino-base", "wnn": "other", "vision": "vision", "small": "other"}
     with pytest.raises(CheckpointError, match=r"second checkpoint for 'nino'.*NAME=FILE"):
-        load_forecasters(Settings(checkpoints=(vision, make("third")), device="cpu"))  # type: ignore[arg-type]
+        load_forecasters(settings(vision, make("third")))
 
 
 def test_each_job_is_forecast_by_the_checkpoint_it_names(make: Make) -> None:
     """Jobs that share a server would get each other's checkpoint; its memory would be nobody's."""
     files = {"vision": make("vision"), "text": make("text"), "plain": make("plain", graph=False)}
-    settings = Settings(checkpoints=tuple(f"{name}={path}" for name, path in files.items()), device="cpu")  # type: ignore[arg-type]
-    service_app = create_app(settings)
+    service_app = create_app(settings(*(f"{name}={path}" for name, path in files.items())))
     with TestClient(service_app) as client:
         wait_until_ready(client)
         service = service_app.state.service
@@ -118,9 +123,9 @@ def test_each_job_is_forecast_by_the_checkpoint_it_names(make: Make) -> None:
 
 def test_checkpoints_that_do_not_fit_stop_the_server(make: Make) -> None:
     """A server would come up that has promised memory it has not."""
-    settings = Settings(checkpoints=(f"vision={make('vision')}",), forecast_memory="100KiB", device="cpu")  # type: ignore[arg-type]
-    failed = []
-    with TestClient(create_app(settings, on_failure=lambda: failed.append(True))) as client:
+    small = settings(f"vision={make('vision')}", forecast_memory="100KiB")
+    failed: list[bool] = []
+    with TestClient(create_app(small, on_failure=lambda: failed.append(True))) as client:
         while not failed:
             assert client.get("/readyz").status_code == 503
         assert client.get("/livez").status_code == 503
