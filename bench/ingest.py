@@ -2,7 +2,8 @@
 
 Both ways are timed in one run, in turns, from the same sender: it checksums each chunk and writes it to a loopback socket.
 `bare` is a process that receives into one buffer and checks each chunk's CRC32, nothing else; `server` is `nowcast-server run`.
-`--serve` adds one replica behind Ray Serve's proxy. A third process asks `/livez` while further uploads run. Memory is the growth
+`--serve` adds one replica behind Ray Serve's proxy. A third process asks `/livez`, first while nothing else is going on (what the
+machine itself takes), then while further uploads run. Memory is the growth
 of the resident set of the process that holds the history, over its first upload.
 
     python bench/ingest.py [--megabytes 400] [--rounds 7] [--serve] [--json FILE]
@@ -46,17 +47,21 @@ class Way:
         ratio: median over the rounds of the bare copy's time to this one's.
         first_s: the first upload, which touches the history's memory.
         growth: of the process that holds the history over its first upload, to the snapshot's size.
-        health_s: of `/livez` meanwhile, sorted.
+        rest_s: of `/livez` with no upload, sorted.
+        health_s: of `/livez` during uploads, sorted.
     """
 
     upload_s: float
     ratio: float
     first_s: float
     growth: float
+    rest_s: list[float]
     health_s: list[float]
 
-    def health_ms(self, share: float) -> float:
-        return 1e3 * self.health_s[min(len(self.health_s) - 1, int(share * len(self.health_s)))]
+
+def quantile_ms(seconds: list[float], share: float) -> float:
+    """Of sorted latencies."""
+    return 1e3 * seconds[min(len(seconds) - 1, int(share * len(seconds)))]
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,8 @@ def send_snapshot(connection: HTTPConnection, payload: memoryview, step: int) ->
 
 def health_prober(results: Connection, port: int) -> None:
     """Ask `/livez` every few milliseconds until told to stop; send all the latencies."""
-    connection = HTTPConnection(HOST, port)
-    latencies = []
+    connection, latencies = HTTPConnection(HOST, port), []
+    results.send(None)
     while not results.poll():
         start = time.perf_counter()
         connection.request("GET", "/livez")
@@ -227,27 +232,31 @@ def one_way(port: int, bare: socket.socket, payload: memoryview, rounds: int) ->
     for step in range(4, 4 + rounds):
         bare_s.append(send_bare(bare, payload))
         server_s.append(send_snapshot(connection, payload, step))
-    with child(health_prober, port) as prober:
-        time.sleep(1.0)
-        for step in range(4 + rounds, 7 + rounds):
-            send_snapshot(connection, payload, step)
-        prober.send(None)
-        health_s = sorted(prober.recv())
+    rest_s = probed(port, lambda: time.sleep(2.0))
+    health_s = probed(port, lambda: [send_snapshot(connection, payload, step) for step in range(4 + rounds, 7 + rounds)])
     ratio = statistics.median(fast / slow for fast, slow in zip(bare_s, server_s, strict=True))
-    return Way(statistics.median(server_s), ratio, first_s, growth, health_s), bare_s
+    return Way(statistics.median(server_s), ratio, first_s, growth, rest_s, health_s), bare_s
+
+
+def probed(port: int, work: Callable[[], object]) -> list[float]:
+    """Latencies of `/livez` while work is done, sorted."""
+    with child(health_prober, port) as prober:
+        prober.recv()  # it has begun
+        work()
+        prober.send(None)
+        return sorted(prober.recv())
 
 
 def show(figures: Figures) -> None:
     gigabytes = figures.megabytes / 1e3
     print(f"{figures.megabytes:.0f} MB snapshots, medians of {figures.rounds} rounds in turns")
-    print(
-        f"{'':22} {'s':>6} {'GB/s':>6} {'of bare':>8} {'first s':>8} {'growth':>7}   /livez ms: {'p50':>6} {'p99':>6} {'worst':>6}"
-    )
+    columns = f"{'s':>6} {'GB/s':>6} {'of bare':>8} {'first s':>8} {'growth':>7}"
+    print(f"{'':22} {columns}   /livez ms, p50 p99 worst: {'at rest':>20} {'uploading':>20}")
     print(f"{'bare socket + crc32':22} {figures.bare_s:6.3f} {gigabytes / figures.bare_s:6.2f}")
     for name, way in figures.ways.items():
-        health = " ".join(f"{way.health_ms(share):6.1f}" for share in (0.5, 0.99, 1.0))
+        health = " ".join(f"{quantile_ms(each, share):6.1f}" for each in (way.rest_s, way.health_s) for share in (0.5, 0.99, 1.0))
         speed = f"{way.upload_s:6.3f} {gigabytes / way.upload_s:6.2f} {way.ratio:8.0%} {way.first_s:8.3f} {way.growth:7.3f}"
-        print(f"{name:22} {speed}              {health}")
+        print(f"{name:22} {speed}   {'':25} {health}")
     print("aims, without Serve: 70% of bare, growth 1.1, /livez 50 ms")
 
 
