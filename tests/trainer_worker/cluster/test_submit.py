@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start a node; again if it was too slow for Ray, which gives it 30 s to come up, however busy the machine is."""
+    for attempt in range(1, 4):
+        try:
+            return start()
+        except Exception as error:
+            if attempt == 3 or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("unreachable")
+
+
 class TwoNodes:
     """A cluster of two nodes on this machine, with room for one worker each."""
 
@@ -45,7 +56,7 @@ class TwoNodes:
         agent = {"dashboard_agent_listen_port": free_port()}
         self.port = free_port()
         head = {**self._small, **agent, "num_cpus": 1, "include_dashboard": True, "dashboard_port": self.port}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self._second: Any = None
         self.gcs = self._cluster.address
         self.address = f"http://127.0.0.1:{self.port}"
@@ -53,7 +64,7 @@ class TwoNodes:
     def gain_a_node(self) -> None:
         """The second, unless it is there."""
         if self._second is None:
-            self._second = self._cluster.add_node(num_cpus=1, **self._small)
+            self._second = patiently(lambda: self._cluster.add_node(num_cpus=1, **self._small))
 
     def lose_a_node(self) -> None:
         """As a spot instance goes: without a word."""
