@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from nowcast_server.budget import Budget
 from nowcast_server.jobs import Job, Jobs
@@ -14,6 +14,9 @@ from nowcast_server.metrics import Metrics
 from nowcast_server.saved import Saved, open_nameless
 from nowcast_server.settings import Settings
 from protos.errors import Busy, OutOfMemoryBudget
+
+RETRY_AFTER_S: Final = 2.0
+"""A job that cannot come back now waits for another to rest."""
 
 
 class Spill:
@@ -124,7 +127,8 @@ class Spill:
             saved = await asyncio.to_thread(Saved.write, self._folder, history.rows, held=history.held)
         except OSError as error:
             self.disk.give(history.size_bytes)
-            self._count("failed", job, f"cannot spill to {self._folder}: {error}")
+            self._metrics.spills.labels("failed").inc()
+            log.error("cannot spill to %s: %s", self._folder, error, extra=_whose(job))
             return False
         if job.users > 1:  # somebody has called meanwhile, and waits
             saved.close()
@@ -149,7 +153,7 @@ class Spill:
         try:
             self._memory.take(history.size_bytes, what="the history")
         except OutOfMemoryBudget:
-            raise Busy("the job's history is on disk, and memory full of others", retry_after_s=min(self._idle_s, 60)) from None
+            raise Busy("the job's history is on disk, and memory full of others", retry_after_s=RETRY_AFTER_S) from None
         try:
             rows = history.allocate()
             lost = await asyncio.to_thread(saved.read, rows)
@@ -162,9 +166,10 @@ class Spill:
         self.disk.give(history.size_bytes)
         self._metrics.spills.labels("read").inc()
         if lost:
-            self._count("broken", job, f"the steps {lost} are not what was written; the worker will be asked for them")
+            self._metrics.spills.labels("broken").inc()
+            log.error("the disk has spoilt the snapshots %s; the worker will be asked for them", lost, extra=_whose(job))
         return True
 
-    def _count(self, outcome: str, job: Job, detail: str) -> None:
-        self._metrics.spills.labels(outcome).inc()
-        log.error("spill: %s", detail, extra={"tenant": job.tenant, "job": job.id})
+
+def _whose(job: Job) -> dict[str, str]:
+    return {"tenant": job.tenant, "job": job.id}

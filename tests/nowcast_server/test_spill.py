@@ -16,6 +16,7 @@ from server_kit import Caller, Held, Start, dense, frames, read_forecasts, refus
 
 from nowcast_server.forecasters import load_forecaster
 from nowcast_server.jobs import Job
+from nowcast_server.running import allow_open_files
 from nowcast_server.saved import Saved
 from protos.messages import JobSpec
 
@@ -236,6 +237,19 @@ def test_the_disk_has_a_limit(tight: Callable[..., Caller]) -> None:
     refused(c.register(), 507, "out_of_memory_budget")
 
 
+def test_as_many_files_may_be_open_as_jobs_be_spilled() -> None:
+    """A server with a thousand spilled jobs would have no descriptors left to take calls with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
+        allow_open_files(1000)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(1500, hard), hard)
+        allow_open_files(hard)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_a_folder_that_cannot_be_written_to(start: Start, tmp_path: Path) -> None:
     """The mistake would show when memory is full, days later."""
     (tmp_path / "file").touch()
@@ -256,7 +270,7 @@ def test_a_job_comes_back_when_there_is_room(tight: Callable[..., Caller]) -> No
         nowcast = pool.submit(other.nowcast)
         assert held.begun.acquire(timeout=10)  # a forecast reads the history that would have to go
         problem = refused(upload(caller, 40, 40), 429, "busy")
-        assert problem["retry_after_s"] <= 60
+        assert 0 < problem["retry_after_s"] <= 60
         refused(caller.nowcast(), 429, "busy")
         held.released.set()
         assert nowcast.result().status_code == 200
