@@ -8,7 +8,8 @@ Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly t
 over half of it), and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is
 judged too, and restarts at a jump (a guarded one's once it is accepted), short at first. `nino+guard` tries its jumps with a
 probe of some 1,000 training examples, which it does not train on: validation data decide over steps to a target, and the probe
-never sees them. `nino+reset` clears the optimizer's moments at jumps; `nino+guard+reset` does both.
+never sees them. `nino+reset` clears the optimizer's moments at jumps, and under
+`nino+decay` the rate falls as under `decay`; `nino+guard+reset` does both.
 """
 
 import json
@@ -28,7 +29,7 @@ OUT = Path("runs/accelerate")
 PORTIONS = (1.0, 0.75, 0.5)
 """Lengths of decayed runs: a run that ends its decay earlier reaches its best loss earlier."""
 PLAIN = ("adam", "decay")
-EXTRAS = {"guard", "reset"}
+EXTRAS = {"guard", "reset", "decay"}
 
 
 @app.command()
@@ -58,7 +59,7 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
         for one in seed:
             for lr in rate or loaded.rates:
                 for which in arm:
-                    for length in [round(total * portion) for portion in PORTIONS] if which == "decay" else [total]:
+                    for length in [round(total * portion) for portion in PORTIONS] if decays(which) else [total]:
                         path = out / name / f"{label(which)}-{lr:g}-{length}-{one}.json"
                         if not path.exists():
                             _keep(path, train(loaded, which, lr=lr, seed=one, steps=length, every=every, interval=interval))
@@ -68,6 +69,11 @@ def split(arm: str) -> tuple[str, set[str]]:
     """A forecaster and its extras, of `nino+guard`."""
     forecaster, *extras = arm.split("+")
     return forecaster, set(extras)
+
+
+def decays(arm: str) -> bool:
+    """Whether the arm's rate falls to zero."""
+    return arm == "decay" or "decay" in split(arm)[1]
 
 
 def label(arm: str) -> str:
@@ -90,7 +96,7 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
     spare = "guard" in split(arm)[1]
     curve, started, spent, jumps = [], time.monotonic(), 0.0, 0
     for step in range(1, steps + 1):
-        if arm == "decay":
+        if decays(arm):
             optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / steps)
         _step(problem, model, optimizer, problem.batch(seed, step - 1, spare=spare))
         if nowcast is not None and len(nowcast.events) > jumps:
