@@ -169,13 +169,13 @@ def _run(config: "Config", *, compared: bool, resume: bool) -> None:
         _fail(str(error))
     paths = report.write(summary)
     report.show(summary, console)
-    console.print("\n".join(f"wrote {path}" for path in paths))
+    console.print("\n".join(f"wrote {path}" for path in paths), soft_wrap=True)
     if config.output.copies:
         try:
             copies = put(config.output.copies, paths)
         except StorageUnusable as error:
             _fail(str(error))
-        console.print("\n".join(f"wrote {copy}" for copy in copies))
+        console.print("\n".join(f"wrote {copy}" for copy in copies), soft_wrap=True)
 
 
 def _unfinished(config: "Config") -> str | None:

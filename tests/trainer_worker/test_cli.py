@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from trainer_worker.cli import app
+from trainer_worker.datasets import DataMissing
+from trainer_worker.tasks import load_task
 
 JOB = '[task]\nname = "fm-16"\nexamples = 40\n[train]\nsteps = 4\nbatch_size = 4\neval_every = 2\n[workers]\ncount = 0\n'
 NETWORKS = (
@@ -72,6 +74,23 @@ def test_an_unfinished_run_is_not_deleted(job: Path) -> None:
     assert result.exit_code == 2
     assert "go on with --resume, start anew with --fresh" in result.stderr
     assert kept.exists()
+
+
+def test_results_go_where_they_are_asked_to(job: Path) -> None:
+    """A run on a cluster would end without a trace; or its storage would be found wanting after hours of training."""
+    refused = call("train", job, "--copies", "nosuch://bucket/runs")
+    assert (refused.exit_code, (job.parent / "runs").exists()) == (2, False)
+    assert "results cannot go to nosuch://bucket/runs" in refused.stderr
+    try:
+        load_task("fm-16")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    kept = job.parent / "a-folder-with-a-name-so-long-that-a-terminal-would-break-the-line" / "kept"
+    result = call("train", job, "--copies", f"file://{kept}")
+    assert result.exit_code == 0, result.output
+    for name in ("summary.json", "report.png"):
+        assert f"wrote file://{kept}/{name}\n" in result.stdout
+        assert (kept / name).read_bytes() == (job.parent / "runs" / "job" / name).read_bytes()
 
 
 def test_wire_shows_and_draws_a_network_of_the_users(job: Path) -> None:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]
 PROJECT = Path(__file__).parent / "users_project"
 SCRIPT = PROJECT / "train.py"
 BIN = Path(sys.executable).parent
-PATIENCE_S = 400.0
+PATIENCE_S = 900.0
 """For a machine with every core taken; on a quiet one, seconds."""
 
 
