@@ -180,7 +180,14 @@ def two_replicas(arguments: argparse.Namespace) -> Iterator[str]:
     from nowcast_server.serve.launch import PATIENCE, Replicas, start
 
     os.environ.update(PATIENCE)
-    ray.init(num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=100 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -63,7 +63,7 @@ def _finish(order: Order, train: Callable[..., RunRecord], display: Display, *, 
     started = time.perf_counter()
     record = train(order, listen=display.follow(order), resume=resume)
     record = record.model_copy(update={"wall_s": time.perf_counter() - started})
-    kept.parent.mkdir(exist_ok=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)  # Ray may have unpacked a job's working directory anew meanwhile
     kept.write_text(record.model_dump_json(), encoding="utf-8")
     return record
 
