@@ -1,5 +1,6 @@
 """Collecting: what is drawn, and what is left when it is interrupted."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,13 +103,21 @@ def test_commands_name_the_wrong_key(tmp_path: Path) -> None:
 
 
 def test_shipped_configurations_are_valid() -> None:
-    """`make metatrain` would stop at its first line."""
+    """`make metatrain` would stop at one of its lines, or begin where no earlier one has ended."""
     import tomllib
 
     from nowcast_server.metatrain.fit import FitConfig
 
-    folder = Path(__file__).parents[3] / "deploy" / "metatrain"
-    for path in sorted(folder.glob("*.toml")):
-        model = CollectConfig if path.stem == "collect" else FitConfig
-        model(**tomllib.loads(path.read_text()))
-    assert {path.stem for path in folder.glob("*.toml")} == {"collect", "nino-base", "wnn-base"}
+    root = Path(__file__).parents[3]
+    stores, made = set(), set()
+    commands = re.findall(r"metatrain (collect|fit) (\S+)", (root / "Makefile").read_text())
+    for command, path in commands:
+        table = tomllib.loads((root / path).read_text())
+        if command == "collect":
+            stores.add(CollectConfig(**table).folder)
+        else:
+            config = FitConfig(**table)
+            assert config.trajectories in stores, path
+            assert config.start is None or config.start in made, path
+            made.add(config.out / f"{config.name}.safetensors")
+    assert {root / path for _, path in commands} == set((root / "deploy" / "metatrain").glob("*.toml"))
