@@ -13,7 +13,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# Submitted jobs on a two-node Ray cluster that loses a node: some three minutes, hence apart from the other tests.
+# Submitted jobs on a two-node Ray cluster that loses a node, and scaling with the load: minutes, hence apart from the other tests.
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -m cluster
 
