@@ -56,7 +56,7 @@ class Guard:
     """
 
     recovery: int | None = None
-    tolerance: float = 0.005
+    tolerance: float = 0.0025
     budget: float = 0.05
     also: tuple[Stateful, ...] = ()
 

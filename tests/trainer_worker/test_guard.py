@@ -190,7 +190,7 @@ def test_gains_are_credit() -> None:
             first = step <= 2 * PERIOD and (since is not None or step > PERIOD)
             return curve(step) * (share if first or step > 2 * PERIOD else 1.0) * (1.2 if since and not first else 1.0)
 
-        return list(nowcasts(play(loss, steps=10 * PERIOD, guard=Guard(RECOVERY, 0.0025, budget=1.0))))
+        return list(nowcasts(play(loss, steps=10 * PERIOD, guard=Guard(RECOVERY, budget=1.0))))
 
     for share, spent in ((1.0, True), (0.8, False)):
         outcomes = run(share)
