@@ -135,7 +135,8 @@ def draw(curves: Curves, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    problems = sorted({key[0] for key in curves})
+    problems, arms = sorted({key[0] for key in curves}), sorted({key[1] for key in curves})
+    colours = dict(zip(arms, plt.get_cmap("tab20")(range(len(arms))), strict=True))
     figure, axes = plt.subplots(1, len(problems), figsize=(5 * len(problems), 4), squeeze=False)
     for axis, problem in zip(axes[0], problems, strict=True):
         for arm in sorted({key[1] for key in curves if key[0] == problem}):
@@ -143,8 +144,13 @@ def draw(curves: Curves, path: Path) -> None:
             runs = among[min(among, key=lambda rate: _final(among[rate]))]
             longest = max(run["steps"] for *_, run in runs)
             lines = [(steps, losses) for steps, losses, run in runs if run["steps"] == longest]
-            axis.plot(lines[0][0], np.median([losses for _, losses in lines], axis=0), label=arm, linewidth=1)
-        axis.set(title=problem, xlabel="step", ylabel="validation loss, smoothed", yscale="log")
+            axis.plot(lines[0][0], np.median([losses for _, losses in lines], axis=0), label=arm, linewidth=1, color=colours[arm])
+        # as high as Adam begins: an arm that diverges would flatten all others
+        starts = [
+            losses[0] for (where, arm, _), runs in curves.items() if (where, arm) == (problem, "adam") for _, losses, _ in runs
+        ]
+        top = 1.1 * max(starts) if starts else None
+        axis.set(title=problem, xlabel="step", ylabel="validation loss, smoothed", yscale="log", ylim=(None, top))
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
