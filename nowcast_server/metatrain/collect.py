@@ -3,11 +3,15 @@
 import math
 import time
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nowcast_server.forecasters.registry import forecaster_of
 from nowcast_server.metatrain.draw import Study, draw
+from nowcast_server.metatrain.leaps import Leaper
+from nowcast_server.metatrain.library import wiring_of
 from nowcast_server.metatrain.stack import Snapshots, train
 from nowcast_server.metatrain.store import SUFFIX, TrajectoryWriter
 
@@ -25,6 +29,9 @@ class CollectConfig(BaseModel):
         studies: how many.
         lanes: networks trained at once in a study, at most; twice as many of the cheapest kind.
         validation_share: share of studies on data that is never fitted to.
+        longest: steps that studies of cheap networks are lengthened to; 0 for none.
+        leaping: share of studies whose runs jump, so that a forecaster is fitted to what follows upon jumps.
+        forecaster: checkpoint that says where to.
         workers: processes.
     """
 
@@ -36,7 +43,16 @@ class CollectConfig(BaseModel):
     studies: int = Field(400, ge=1)
     lanes: int = Field(8, ge=1)
     validation_share: float = Field(0.12, ge=0, le=1)
+    longest: int = Field(0, ge=0)
+    leaping: float = Field(0.0, ge=0, le=1)
+    forecaster: Path | None = None
     workers: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _has_forecaster(self) -> Self:
+        if self.leaping and self.forecaster is None:
+            raise ValueError("leaping studies need a forecaster: the path of a checkpoint")
+        return self
 
     def home(self, number: int) -> Path:
         """The folder of a study."""
@@ -45,25 +61,33 @@ class CollectConfig(BaseModel):
 
 def collect_study(config: CollectConfig, number: int) -> str:
     """Train a study and store it; what was done, in a line. Stopped at any moment, it has to be trained again."""
-    study = draw(config.seed, number, lanes=config.lanes, validation_share=config.validation_share)
+    shares = {"validation_share": config.validation_share, "leaping": config.leaping}
+    study = draw(config.seed, number, lanes=config.lanes, longest=config.longest, **shares)
     started = time.monotonic()
-    kept = run(study, config.home(number))
+    kept = run(study, config.home(number), forecaster=config.forecaster)
     about = f"{study.design.kind} {study.data} {study.design.widths} batch {study.batch_size} steps {study.steps}"
     return f"study {number}: {kept} runs, {about}, {time.monotonic() - started:.0f} s"
 
 
-def run(study: Study, home: Path) -> int:
+def run(study: Study, home: Path, *, forecaster: Path | None = None) -> int:
     """Train a study and store its runs in the folder `home`, which appears when they are complete. Returns how many there are.
 
     Runs that diverged are left out.
     """
     settings = {"batch_size": study.batch_size, "steps": study.steps, "every": study.every}
-    snapshots = list(train(study.design, study.lanes, study.feed(), **settings, seed=study.number))
+    leap = _leaper(study, forecaster)
+    snapshots = list(train(study.design, study.lanes, study.feed(), **settings, seed=study.number, leap=leap))
     draft = home.with_name(f".{home.name}")
     draft.mkdir(parents=True, exist_ok=True)
     kept = sum(_store(study, lane, snapshots, draft / f"{lane:02d}{SUFFIX}") for lane in range(len(study.lanes)))
     draft.replace(home)
     return kept
+
+
+def _leaper(study: Study, forecaster: Path | None) -> Leaper | None:
+    if study.leaps is None or forecaster is None:
+        return None
+    return Leaper(study.leaps, forecaster_of(forecaster), wiring_of(study.design))
 
 
 def _store(study: Study, lane: int, snapshots: list[Snapshots], path: Path) -> bool:
@@ -74,5 +98,6 @@ def _store(study: Study, lane: int, snapshots: list[Snapshots], path: Path) -> b
         return False
     with TrajectoryWriter(path, first, header=header) as writer:
         for snapshot in snapshots:
-            writer.append(snapshot.step, np.asarray(snapshot.states[lane]), loss=float(snapshot.losses[lane]))
+            state, loss = np.asarray(snapshot.states[lane]), float(snapshot.losses[lane])
+            writer.append(snapshot.step, state, loss=loss, segment=snapshot.segment)
     return True

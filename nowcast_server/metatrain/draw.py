@@ -1,12 +1,14 @@
 """Drawing at random what to train: a `Study` is one stack, fixed by a seed and its number."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from nowcast_server.metatrain import corpus
 from nowcast_server.metatrain.feeds import Feed, PictureFeed, TableFeed, TextFeed, View
+from nowcast_server.metatrain.leaps import Leaps
 from nowcast_server.metatrain.networks import Design, Kind, Norm
 from nowcast_server.metatrain.stack import Lane
 
@@ -15,6 +17,10 @@ MOST_WORK = 2e11
 
 MOST_GPT_WEIGHTS = 25_000
 """In the layers of a language model, its embeddings not counted."""
+
+
+MLP_OVERHEAD = 1e7
+"""Of a step of an MLP, as multiply-adds: its operations are so small that their number counts, not their size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +36,7 @@ class Study:
         views: how each lane sees the pictures.
         lanes: how each lane is trained.
         batch_size, steps, every: of all lanes.
+        leaps: jumps that all lanes make.
     """
 
     number: int
@@ -42,6 +49,7 @@ class Study:
     batch_size: int
     steps: int
     every: int
+    leaps: Leaps | None = None
 
     def feed(self) -> Feed:
         """The data, read now."""
@@ -55,18 +63,46 @@ class Study:
         """What the store keeps about a lane's run."""
         about = {name: getattr(self, name) for name in ("data", "validation", "size", "batch_size")}
         view = {"view": asdict(self.views[lane])} if self.views else {}
+        leaps = {"leaps": asdict(self.leaps)} if self.leaps else {}
         task = f"{self.design.kind}/{self.data}"
-        return {"task": task, "interval": self.every, "design": self.design.to_dict(), **about, **view, **asdict(self.lanes[lane])}
+        return {
+            "task": task,
+            "interval": self.every,
+            "design": self.design.to_dict(),
+            **about,
+            **view,
+            **leaps,
+            **asdict(self.lanes[lane]),
+        }
 
 
-def draw(seed: int, number: int, *, lanes: int, validation_share: float) -> Study:
-    """The study `number` of the collection `seed`: always the same."""
+def draw(seed: int, number: int, *, lanes: int, validation_share: float, longest: int = 0, leaping: float = 0.0) -> Study:
+    """The study `number` of the collection `seed`: always the same.
+
+    Args:
+        seed: of the collection.
+        number: in it.
+        lanes: at most.
+        validation_share: share of studies on data that is never fitted to.
+        longest: steps that studies of cheap networks are lengthened to, within `MOST_WORK`; 0 for none.
+        leaping: share of studies whose runs jump.
+    """
     rng = np.random.Generator(np.random.PCG64([seed, number]))
     kind: Kind = rng.choice(["convnet", "gpt", "mlp"], p=[0.57, 0.25, 0.18])
     validation = bool(rng.random() < validation_share)
     names, weights = zip(*(corpus.VALIDATION if validation else corpus.TRAINING)[kind].items(), strict=True)
     data = str(rng.choice(names, p=np.divide(weights, sum(weights))))
-    return _DRAW[kind](rng, number, data, lanes, validation=validation)
+    study = _DRAW[kind](rng, number, data, lanes, validation=validation)
+    more = np.random.Generator(np.random.PCG64([seed, number, 1]))  # apart: earlier collections stay what they were
+    steps = int(MOST_WORK / (_work(study.design, study.size, study.batch_size) * len(study.lanes))) // 1000 * 1000
+    study = replace(study, steps=max(study.steps, min(longest, steps)))
+    return replace(study, leaps=_leaps(more)) if more.random() < leaping else study
+
+
+def _leaps(rng: np.random.Generator) -> Leaps:
+    """One to three jumps, each less far than the one before, as in the paper's schedule."""
+    horizons = sorted(rng.integers(3, 41, size=rng.integers(1, 4)).tolist(), reverse=True)
+    return Leaps(stride=int(rng.choice([1, 2, 3])), horizons=tuple(horizons))
 
 
 def _convnet(rng: np.random.Generator, number: int, data: str, lanes: int, *, validation: bool) -> Study:
@@ -96,7 +132,7 @@ def _convnet(rng: np.random.Generator, number: int, data: str, lanes: int, *, va
         gain=float(rng.choice([1.0, 1.5, 0.7], p=[0.7, 0.15, 0.15])),
     )
     batch_size, steps = int(rng.choice([16, 32, 64, 128], p=[0.15, 0.5, 0.2, 0.15])), int(rng.choice([5000, 6000]))
-    lanes = _affordable(lanes, _convnet_work(design, size) * batch_size * steps)
+    lanes = _affordable(lanes, _work(design, size, batch_size) * steps)
     return Study(
         number=number,
         data=data,
@@ -147,7 +183,6 @@ def _gpt(rng: np.random.Generator, number: int, data: str, lanes: int, *, valida
     tokens = int(rng.choice([16, 24, 32]))
     vocabulary = corpus.text(data)[1]
     batch_size, steps = int(rng.choice([8, 12])), int(rng.choice([4000, 5000]))
-    lanes = _affordable(lanes, 2 * (12 * depth * width**2 + width * vocabulary) * tokens * batch_size * steps)
     design = Design(
         kind="gpt",
         inputs=vocabulary,
@@ -159,6 +194,7 @@ def _gpt(rng: np.random.Generator, number: int, data: str, lanes: int, *, valida
         activation="gelu",
         gain=float(rng.choice([1.0, 2.0, 3.0], p=[0.6, 0.2, 0.2])),
     )
+    lanes = _affordable(lanes, _work(design, 0, batch_size) * steps)
     return Study(
         number=number,
         data=data,
@@ -176,6 +212,17 @@ def _gpt(rng: np.random.Generator, number: int, data: str, lanes: int, *, valida
 def _affordable(lanes: int, work: float) -> int:
     """How many lanes of `work` multiply-adds each a study may have."""
     return int(np.clip(MOST_WORK / work, 1, lanes))
+
+
+def _work(design: Design, size: int, batch_size: int) -> float:
+    """Multiply-adds of the forward pass of one step, with what else a network spends time on counted as so many."""
+    if design.kind == "convnet":
+        return _convnet_work(design, size) * batch_size
+    if design.kind == "gpt":
+        width = design.widths[0]
+        return 2 * (12 * len(design.widths) * width**2 + width * design.inputs) * design.tokens * batch_size
+    ends = pairwise((design.inputs, *design.widths, design.outputs))
+    return batch_size * sum(one * other for one, other in ends) + MLP_OVERHEAD
 
 
 def _convnet_work(design: Design, size: int) -> float:

@@ -1,6 +1,6 @@
 """A stack: several networks of one design trained at once, each in a lane with weights, data and optimiser settings of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,30 +38,48 @@ class Snapshots:
         step: steps taken.
         states: (lanes, n) float32.
         losses: (lanes,) training loss averaged since the snapshot before.
+        segment: how many times the weights have jumped.
     """
 
     step: int
     states: Tensor
     losses: Tensor
+    segment: int = 0
 
 
 def train(
-    design: Design, lanes: tuple[Lane, ...], feed: Feed, *, batch_size: int, steps: int, every: int, seed: int
+    design: Design,
+    lanes: tuple[Lane, ...],
+    feed: Feed,
+    *,
+    batch_size: int,
+    steps: int,
+    every: int,
+    seed: int,
+    leap: Callable[[Tensor], Tensor | None] | None = None,
 ) -> Iterator[Snapshots]:
-    """Train all lanes, yielding their weights at the start and every `every` steps."""
+    """Train all lanes, yielding their weights at the start and every `every` steps.
+
+    After each snapshot but the first, `leap` is asked where to go on from: other weights, (lanes, n) like those it is given,
+    or None.
+    """
     generator = torch.Generator().manual_seed(seed)
     states = initial_states(design, lanes)
     optimizer = LaneAdam(lanes, states.shape[1])
     losses = stacked_losses(design, states)
-    total = torch.zeros(len(lanes))
+    total, segment = torch.zeros(len(lanes)), 0
     yield Snapshots(0, states.clone(), torch.full((len(lanes),), torch.nan))
     for step in range(1, steps + 1):
         loss, gradient = losses(*feed.take(generator, batch_size=batch_size))
         optimizer.step(states, gradient)
         total += loss
         if step % every == 0:
-            yield Snapshots(step, states.clone(), total / every)
+            yield Snapshots(step, states.clone(), total / every, segment)
             total.zero_()
+            target = leap(states) if leap is not None else None
+            if target is not None:
+                states.copy_(target)
+                segment += 1
 
 
 def initial_states(design: Design, lanes: tuple[Lane, ...]) -> Tensor:

@@ -1,0 +1,97 @@
+"""Runs that jump, as those do that a forecaster is used in."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from nowcast_server.forecasters import load_forecaster
+from nowcast_server.metatrain.collect import CollectConfig, run
+from nowcast_server.metatrain.draw import draw
+from nowcast_server.metatrain.feeds import TableFeed
+from nowcast_server.metatrain.leaps import Leaper, Leaps
+from nowcast_server.metatrain.library import wiring_of
+from nowcast_server.metatrain.networks import Design
+from nowcast_server.metatrain.stack import Lane, Snapshots, train
+from nowcast_server.metatrain.store import trajectories
+
+MLP = Design(kind="mlp", inputs=5, outputs=1, widths=(7,))
+LANES = tuple(Lane(lr=lr, weight_decay=0.0, beta1=0.9, beta2=0.999, warmup=0, seed=seed) for lr, seed in ((1e-2, 1), (3e-3, 2)))
+SHIPPED = Path(__file__).parents[3] / "nowcast_server" / "checkpoints" / "wnn-base.safetensors"
+
+
+def leaping_run(leaps: Leaps | None) -> list[Snapshots]:
+    """Forty steps, a snapshot every second one."""
+    data = torch.Generator().manual_seed(0)
+    feed = TableFeed(torch.randn(50, 5, generator=data), torch.randn(50, generator=data), 2)
+    leap = Leaper(leaps, load_forecaster("wnn"), wiring_of(MLP)) if leaps else None
+    return list(train(MLP, LANES, feed, batch_size=4, steps=40, every=2, seed=3, leap=leap))
+
+
+def test_a_lane_goes_on_where_its_own_forecast_says() -> None:
+    """A forecaster would be fitted to what follows upon jumps that nobody makes."""
+    plain, jumped = leaping_run(None), leaping_run(Leaps(stride=2, horizons=(8, 3)))
+    first, second = 10, 20  # each context is five snapshots, two apart; the first of all is none of its
+    for before, same in zip(jumped[: first + 1], plain[: first + 1], strict=True):
+        assert torch.equal(before.states, same.states)
+    assert [snapshot.segment for snapshot in jumped] == [0] * (first + 1) + [1] * (second - first)
+    assert not torch.equal(jumped[first + 1].states, plain[first + 1].states)
+    for lane in range(2):
+        context = torch.stack([snapshot.states[lane] for snapshot in jumped[2 : first + 1 : 2]])
+        target = load_forecaster("wnn").forecast(wiring_of(MLP), context, (8,))[0]
+        # two steps of Adam lead a little away from where the jump led to
+        assert (jumped[first + 1].states[lane] - target).abs().max() <= 2.5 * LANES[lane].lr
+        assert (plain[first + 1].states[lane] - target).abs().max() > 2.5 * LANES[lane].lr
+
+
+def test_after_its_jumps_a_run_is_left_alone() -> None:
+    """The long plain stretch is what a fit takes its futures from."""
+    jumped = leaping_run(Leaps(stride=1, horizons=(3,)))
+    assert [snapshot.segment for snapshot in jumped] == [0] * 6 + [1] * 15
+
+
+def test_only_some_studies_leap_and_the_rest_stay_what_they_were() -> None:
+    """Earlier collections, which weights were fitted to, could not be made again."""
+    plain = [draw(5, number, lanes=1, validation_share=0.1) for number in range(30)]
+    mixed = [draw(5, number, lanes=1, validation_share=0.1, leaping=0.5) for number in range(30)]
+    assert 5 < sum(study.leaps is not None for study in mixed) < 25
+    assert [replace(study, leaps=None) for study in mixed] == plain
+    for study in mixed:
+        if study.leaps:
+            assert list(study.leaps.horizons) == sorted(study.leaps.horizons, reverse=True)
+            assert 5 * study.leaps.stride * len(study.leaps.horizons) * study.every < study.steps
+
+
+def test_cheap_networks_are_trained_longer() -> None:
+    """The far horizons of long intervals lie beyond the end of a short run."""
+    for number in range(30):
+        usual = draw(5, number, lanes=1, validation_share=0)
+        assert usual.steps <= draw(5, number, lanes=1, validation_share=0, longest=9000).steps <= max(usual.steps, 9000)
+    assert any(draw(5, number, lanes=1, validation_share=0, longest=9000).steps == 9000 for number in range(30))
+
+
+def test_stored_runs_are_cut_at_their_jumps(tmp_path: Path) -> None:
+    """A jump would pass for what training does in an interval."""
+    study = next(
+        study
+        for number in range(100)
+        if (study := draw(5, number, lanes=1, validation_share=0, leaping=1)).data.startswith("friedman")
+    )
+    study = replace(study, steps=300, every=10, leaps=Leaps(stride=1, horizons=(9, 4)))
+    assert run(study, tmp_path / "study", forecaster=SHIPPED) == len(study.lanes)
+    for trajectory in trajectories(tmp_path):
+        assert [np.asarray(piece.steps).tolist() for piece in trajectory.pieces()] == [
+            list(range(0, 60, 10)),
+            list(range(60, 110, 10)),
+            list(range(110, 310, 10)),
+        ]
+        assert trajectory.header["leaps"] == {"stride": 1, "horizons": [9, 4]}
+
+
+def test_leaping_needs_a_forecaster() -> None:
+    """The studies would be plain runs, and nobody the wiser."""
+    with pytest.raises(ValidationError, match="forecaster"):
+        CollectConfig(folder=Path("x"), leaping=0.5)
