@@ -1,7 +1,7 @@
 """Taking a forecast over: how much of it, and what becomes of the optimizer's moments and the normalisation statistics."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,6 +13,7 @@ from torch.optim import Adam, Optimizer
 
 from trainer_worker.errors import BadArgument
 from trainer_worker.flat import FlatParameters
+from trainer_worker.followers import Followers
 from trainer_worker.probe import undisturbed
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Landing:
         optimizer: whose moments to set right.
         interval: steps between snapshots.
         probe: runs the model over the held batches; None if there is none.
+        averages: of the model, which follow it.
 
     Raises:
         BadArgument: what `jump` asks for cannot be done here.
@@ -75,6 +77,7 @@ class Landing:
         optimizer: Optimizer,
         interval: int,
         probe: Callable[[], Any] | None,
+        averages: Sequence[nn.Module] = (),
     ) -> None:
         if jump.moments == "rescale" and not isinstance(optimizer, Adam):
             raise BadArgument("jump", f"moments can be rescaled for Adam and AdamW, not for {type(optimizer).__name__}; reset them")
@@ -82,6 +85,7 @@ class Landing:
             raise BadArgument("jump", "recalibrate=True runs the probe, and there is none; give probe=, or a callable here")
         self._jump, self._parameters, self._optimizer, self._interval = jump, parameters, optimizer, interval
         self._model = model
+        self._followers = Followers(averages, model=model, moving=list(parameters.moving))
         self._run = probe if jump.recalibrate is True else jump.recalibrate or None
 
     def soften(self, forecast: Tensor, *, first: Tensor, last: Tensor) -> None:
@@ -101,7 +105,8 @@ class Landing:
 
     def make(self, target: Tensor | None, *, late: bool) -> None:
         """Load `target` (`FlatParameters.load`) and set right what hangs on the weights."""
-        self._parameters.load(target, late=late)
+        with self._followers.following():
+            self._parameters.load(target, late=late)
         if self._jump.moments == "reset":
             for parameter in self._parameters.moving:
                 self._optimizer.state.pop(parameter, None)

@@ -1,7 +1,7 @@
 """The `Nowcast` context manager: two lines in anyone's training loop."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -90,6 +90,8 @@ class Nowcast:
             it each jump is a trial, undone exactly if the loss has not recovered in time (`trainer_worker.guard`).
         guard: how jumps are tried; None for the defaults, if there is a probe. With a guard and no probe, the training losses
             given to `observe` are the measure.
+        averages: averages of the weights that the loop keeps (`torch.optim.swa_utils.AveragedModel`, an EMA): a jump moves them by
+            as much as the model. What it gains shows in them, without the noise.
         overlap: training goes on while forecasts are made; what arrives before the next snapshot is added as a displacement.
         shadow: forecasts are made and never loaded.
         on_event: called with each `Event`, on the training thread.
@@ -123,6 +125,7 @@ class Nowcast:
         timeout_s: float = TIMEOUT_S,
         probe: Probe | None = None,
         guard: Guard | None = None,
+        averages: Sequence[nn.Module] = (),
         overlap: bool = False,
         shadow: bool = False,
         on_event: Callable[[Event], None] | None = None,
@@ -141,7 +144,13 @@ class Nowcast:
         policy = make_policy(policy, max_steps=max_steps, period=self._period, tried=tried)
         rates = Rates(optimizer, lr_scheduler, interval=interval, max_steps=max_steps)
         landing = Landing(
-            jump or Jump(), parameters=self._parameters, model=module, optimizer=optimizer, interval=interval, probe=probe
+            jump or Jump(),
+            parameters=self._parameters,
+            model=module,
+            optimizer=optimizer,
+            interval=interval,
+            probe=probe,
+            averages=averages,
         )
         self._hook: RemovableHandle | None = None
         self._job = job or new_job()
@@ -176,6 +185,7 @@ class Nowcast:
             ranks=self._ranks,
             interval=interval,
             max_steps=max_steps,
+            averages=averages,
         )
         self._course = Course(
             parameters=self._parameters,

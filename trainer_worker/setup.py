@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
@@ -205,6 +206,7 @@ def make_trials(
     ranks: Ranks,
     interval: int,
     max_steps: int,
+    averages: Sequence[nn.Module] = (),
 ) -> tuple[Gauge, Trials] | tuple[None, None]:
     """What tries jumps, and what measures for it; None without a guard and a probe.
 
@@ -214,7 +216,7 @@ def make_trials(
     if guard is None and probe is None:
         return None, None
     guard = guard or Guard()
-    kept = KeptState(list(parameters.moving), model=model, optimizer=optimizer, also=guard.also)
+    kept = KeptState(list(parameters.moving), model=model, optimizer=optimizer, also=(*guard.also, *averages))
     recovery = guard.recovery or max(MEASUREMENTS, interval)
     gauge = Gauge(model, probe, ranks=ranks, window=max(MEASUREMENTS, recovery // 4))
     return gauge, Trials(guard, gauge=gauge, kept=kept, interval=interval, max_steps=max_steps)

@@ -1,0 +1,102 @@
+"""Averages of the weights follow a jump, and a rollback."""
+
+import copy
+import math
+
+import pytest
+import torch
+from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network, step
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from trainer_worker import BadArgument, FixedHorizon, Guard, Nowcast
+
+SETTINGS = {"max_steps": 100, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3)}
+
+
+def averaged(model: nn.Module) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+
+
+def train(model: nn.Module, average: AveragedModel, *, steps: int, **options: object) -> Nowcast:
+    """A loop that averages the weights after each step, as users' loops do."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Nowcast(model, optimizer, server=ShiftingEndpoint(shift=1.0), **SETTINGS, **options) as nowcast:  # type: ignore[arg-type]
+        for index in range(steps):
+            step(model, optimizer, index)
+            average.update_parameters(model)
+    return nowcast
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_average_moves_by_what_the_model_moves(*, overlap: bool) -> None:
+    """An average that stays behind mixes weights from before and after a jump, and is worse than either."""
+    apart = {}
+    for follows in (False, True):
+        model = network()
+        average = averaged(model)
+        train(model, average, steps=PERIOD + INTERVAL, overlap=overlap, averages=(average,) if follows else ())
+        apart[follows] = flat(average.module)
+    # a shift of 1 an interval, 3 intervals ahead; later steps have averaged some of it in already where it was left behind
+    assert float((apart[True] - apart[False]).min()) > 0.3
+    model = network()
+    left = averaged(model)
+    train(model, left, steps=PERIOD - 1)
+    assert float((flat(left.module) - flat(model)).abs().max()) < 1
+
+
+def test_at_the_jump_it_is_exactly_the_displacement() -> None:
+    """Rounding or a wrong order of parameters would scatter the average."""
+    model = network()
+    average = copy.deepcopy(model)
+    model[0].bias.requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    with Nowcast(model, optimizer, server=ShiftingEndpoint(shift=1.0), averages=(average,), **SETTINGS):  # type: ignore[arg-type]
+        for index in range(PERIOD):
+            before = flat(average).clone()
+            step(model, optimizer, index)
+    moved = dict(zip([name for name, _ in model.named_parameters()], split(flat(average) - before, model), strict=True))
+    assert not moved.pop("0.bias").any()  # frozen: it never jumps
+    for change in moved.values():
+        torch.testing.assert_close(change, torch.full_like(change, 3.0))
+
+
+def split(vector: torch.Tensor, model: nn.Module) -> tuple[torch.Tensor, ...]:
+    return vector.split([parameter.numel() for parameter in model.parameters()])
+
+
+def test_an_average_goes_back_with_a_rejected_jump() -> None:
+    """After a rollback it would remember weights that were never this run's."""
+    model = network()
+    average = averaged(model)
+    seen: list[tuple[torch.Tensor, int]] = []
+
+    def probe() -> float:
+        return math.nan if seen else 1.0
+
+    def keep(event: object) -> None:
+        seen.append((flat(average.module).clone(), int(average.n_averaged)))
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    endpoint = ShiftingEndpoint(shift=1.0)
+    options = {**SETTINGS, "probe": probe, "guard": Guard(), "averages": (average,)}
+    with Nowcast(model, optimizer, server=endpoint, **options) as nowcast:  # type: ignore[arg-type]
+        for index in range(PERIOD):
+            if index == PERIOD - 1:
+                keep(None)
+            step(model, optimizer, index)
+            if index < PERIOD - 1:
+                average.update_parameters(model)
+    assert [event.outcome for event in nowcast.events if event.kind == "nowcast"] == ["rejected"]
+    assert torch.equal(flat(average.module), seen[0][0])
+    assert int(average.n_averaged) == seen[0][1]
+
+
+def test_what_is_no_average_of_the_model_is_refused() -> None:
+    """The mistake would show in the middle of a run, at the first jump."""
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for wrong, why in ((nn.Linear(3, 3), "no parameter"), (model, "the model itself")):
+        with pytest.raises(BadArgument, match=why) as raised:
+            Nowcast(model, optimizer, server=ShiftingEndpoint(), averages=(wrong,), **SETTINGS)  # type: ignore[arg-type]
+        assert raised.value.argument == "averages"
