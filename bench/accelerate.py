@@ -4,17 +4,19 @@
     python bench/accelerate.py report
 
 Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued.
-Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly to zero over the whole run, over three quarters and
-over half of it), and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is
-judged too, and restarts at a jump (a guarded one's once it is accepted), short at first. `nino+guard` tries its jumps with a
-probe of some 1,000 training examples, which it does not train on: validation data decide over steps to a target, and the probe
-never sees them. `nino+reset` clears the optimizer's moments at jumps, and under
-`nino+decay` the rate falls as under `decay`; `nino+guard+reset` does both.
+Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly to zero over the whole run), and any forecaster:
+`linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it follows jumps, and for an
+interval after one (a guarded one once it is accepted) has a short memory. After a `+` come a nowcast arm's extras, any number of
+them: `guard` tries jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over
+steps to a target, and the probe never sees them); `decay` has the rate fall as under `decay`; `reset` clears the optimizer's
+moments at jumps; `recalibrate` takes batch normalisation's statistics anew over as many training examples. A decayed run that is
+to end earlier is a run of its own: `--portion 0.75`.
 """
 
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,10 +28,10 @@ sys.path[0] = str(Path(__file__).parent / "acceleration")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 OUT = Path("runs/accelerate")
-PORTIONS = (1.0, 0.75, 0.5)
-"""Lengths of decayed runs: a run that ends its decay earlier reaches its best loss earlier."""
 PLAIN = ("adam", "decay")
-EXTRAS = {"guard", "reset", "decay"}
+SHORT = 0.98
+"""Decay of averages after a jump."""
+EXTRAS = {"guard", "decay", "reset", "recalibrate"}
 
 
 @app.command()
@@ -38,7 +40,7 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     arm: Annotated[list[str], typer.Option(help="See above.")],
     seed: Annotated[list[int], typer.Option()],
     rate: Annotated[list[float] | None, typer.Option(help="Learning rates. [default: the problem's]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Of a run. [default: the problem's]")] = None,
+    portion: Annotated[float, typer.Option(help="Of the problem's steps, to which the schedules are fitted.")] = 1.0,
     out: Annotated[Path, typer.Option()] = OUT,
     threads: Annotated[int, typer.Option()] = 1,
     every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 100,
@@ -55,14 +57,13 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
             raise typer.BadParameter(f"{which}: forecasters alone take extras, of {', '.join(sorted(EXTRAS))}", param_hint="--arm")
     for name in problem:
         loaded = load_problem(name)
-        total = steps or loaded.steps
-        for one in seed:
-            for lr in rate or loaded.rates:
-                for which in arm:
-                    for length in [round(total * portion) for portion in PORTIONS] if decays(which) else [total]:
-                        path = out / name / f"{label(which)}-{lr:g}-{length}-{one}.json"
-                        if not path.exists():
-                            _keep(path, train(loaded, which, lr=lr, seed=one, steps=length, every=every, interval=interval))
+        steps = round(loaded.steps * portion)
+        # the first nowcast is due after a tenth of the run, as in the paper
+        settings = {"steps": steps, "every": every, "interval": interval or max(1, steps // 50)}
+        for one, lr, which in product(seed, rate or loaded.rates, arm):
+            path = out / name / f"{label(which)}-{lr:g}-{steps}-{one}.json"
+            if not path.exists():
+                _keep(path, train(loaded, which, lr=lr, seed=one, **settings))
 
 
 def split(arm: str) -> tuple[str, set[str]]:
@@ -82,7 +83,7 @@ def label(arm: str) -> str:
     return "+".join([Path(forecaster).stem, *sorted(extras)])
 
 
-def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int, interval: int | None) -> dict[str, Any]:
+def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int, interval: int) -> dict[str, Any]:
     """One run: its validation curve (step; loss, averaged; share of right answers, averaged), its jumps, its final test results."""
     import torch
     from torch.optim.swa_utils import AveragedModel
@@ -90,19 +91,21 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
     torch.manual_seed(seed)
     model = problem.build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=problem.weight_decay)
-    # after a restart over the last quarter (Shamir & Zhang 2013, eta = 3): the loss right after a jump is no good company
-    averaged = AveragedModel(model, avg_fn=lambda held, new, count: held.lerp(new, 1 - min(problem.ema, count / (count + 4))))
+    averaged = AveragedModel(model, avg_fn=(average := Average(problem.ema)), use_buffers=True)
     nowcast = None if arm in PLAIN else _nowcast(problem, model, optimizer, arm, averaged=averaged, steps=steps, interval=interval)
     spare = "guard" in split(arm)[1]
     curve, started, spent, jumps = [], time.monotonic(), 0.0, 0
     for step in range(1, steps + 1):
         if decays(arm):
             optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / steps)
-        _step(problem, model, optimizer, problem.batch(seed, step - 1, spare=spare))
+        problem.step(model, problem.batch(seed, step - 1, spare=spare))
+        optimizer.step()
+        optimizer.zero_grad()
         if nowcast is not None and len(nowcast.events) > jumps:
             if any(event.outcome == "accepted" for event in nowcast.events[jumps:]):
-                averaged.n_averaged.zero_()
+                average.short_until = step + interval
             jumps = len(nowcast.events)
+        average.step = step
         averaged.update_parameters(model)
         if step % every == 0:
             paused = time.monotonic()
@@ -118,28 +121,41 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
     return result
 
 
-def _step(problem: Any, model: Any, optimizer: Any, batch: Any) -> None:
-    from problems import outputs
+class Average:
+    """Decay of a running average: over the first steps a quarter of them (Shamir & Zhang 2013, eta = 3), then constant, and
+    short for a while after a jump, whose first steps are no good company.
+    """
 
-    inputs, targets = batch
-    problem.loss(outputs(model, inputs), targets).backward()
-    optimizer.step()
-    optimizer.zero_grad()
+    def __init__(self, decay: float) -> None:
+        self.decay, self.step, self.short_until = decay, 0, 0
+
+    def __call__(self, held: Any, new: Any, count: Any) -> Any:
+        if not held.is_floating_point():
+            return new
+        decay = min(self.decay, float(count) / (float(count) + 4))
+        return held.lerp(new, 1 - (min(decay, SHORT) if self.step <= self.short_until else decay))
 
 
-def _nowcast(problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: Any, steps: int, interval: int | None) -> Any:
+def _nowcast(problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: Any, steps: int, interval: int) -> Any:
     from trainer_worker import Guard, Jump, Nowcast
 
     forecaster, extras = split(arm)
-    options: dict[str, Any] = {"jump": Jump(moments="reset")} if "reset" in extras else {}
+
+    def probe() -> float:
+        return float(problem.judge(model, problem.held)[0])
+
+    def run() -> None:  # in the modes that recalibration has set
+        for inputs, _ in problem.held:
+            model(inputs)
+
+    jump = Jump(moments="reset" if "reset" in extras else "keep", recalibrate=run if "recalibrate" in extras else False)
+    options: dict[str, Any] = {"jump": jump, "averages": (averaged,)}
     if "guard" in extras:
-        options |= {"probe": lambda: problem.judge(model, problem.held)[0], "guard": Guard(also=(averaged,))}
+        options |= {"probe": probe, "guard": Guard()}
     if Path(forecaster).suffix:
         from nowcast_server.nino.checkpoint import load_checkpoint
 
         options["checkpoint"], forecaster = forecaster, "nino" if load_checkpoint(forecaster).options.graph else "wnn"
-    # the first nowcast is due after a tenth of the run, as in the paper
-    interval = interval or max(1, steps // 50)
     return Nowcast(model, optimizer, max_steps=steps, interval=interval, forecaster=forecaster, **options).__enter__()
 
 

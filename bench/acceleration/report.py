@@ -12,7 +12,8 @@ SMOOTH = 5
 """Evaluations that a validation loss is averaged over before anything is decided on it."""
 RIGHT = {"fm-16": 0.895, "fm-32": 0.905}
 """The paper's targets, here for the share of validation pictures that are classified rightly, not smoothed."""
-BASELINES = ("adam", "adam+ema", "decay", "decay+ema")
+RIVALS = ("adam", "adam+ema", "decay")
+"""What a nowcast is measured against: where they end."""
 
 Run = dict[str, Any]
 Curves = dict[tuple[str, str, float], list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Run]]]
@@ -33,31 +34,29 @@ def read(folder: Path) -> Curves:
 
 
 def summarise(curves: Curves) -> list[dict[str, Any]]:
-    """One row for each problem and arm, at the arm's best rate."""
+    """One row for each problem and arm: how soon it is where each rival ends, and its own end at its best rate."""
     rows = []
     for problem in sorted({key[0] for key in curves}):
-        target = min(
-            (_final(runs) for (where, arm, _), runs in curves.items() if where == problem and arm in BASELINES), default=None
-        )
-        for arm in sorted({key[1] for key in curves if key[0] == problem}):
-            among = {key[2]: runs for key, runs in curves.items() if key[:2] == (problem, arm)}
-            best = _best(among, target, averaged=arm.endswith("+ema"))
-            rows.append({"problem": problem, "arm": arm, "target": target, **best})
-            rows[-1]["like"] = _like(curves, problem, arm)
+        arms = {arm: _by_rate(curves, problem, arm) for arm in sorted({key[1] for key in curves if key[0] == problem})}
+        goals = {rival: min(_final(runs) for runs in arms[rival].values()) for rival in RIVALS if rival in arms}
+        for arm, among in arms.items():
+            steps = {rival: _fewest(among, goal) for rival, goal in goals.items()}
+            rows.append(
+                {"problem": problem, "arm": arm, "goals": goals, "steps": steps, **_end(among, averaged=arm.endswith("+ema"))}
+            )
             if goal := RIGHT.get(problem):
                 found = {f"{rate:g}": _right(runs, goal, averaged=arm.endswith("+ema")) for rate, runs in among.items()}
                 rows[-1]["right"] = {"target": goal, "steps": found}
     return rows
 
 
-def _like(curves: Curves, problem: str, arm: str) -> float | None:
-    """Like against like: the fewest steps in which the arm is where Adam at its best rate ends, its average where Adam's ends."""
-    rival = "adam+ema" if arm.endswith("+ema") else "adam"
-    finals = [_final(runs) for (where, other, _), runs in curves.items() if (where, other) == (problem, rival)]
-    steps = [
-        _steps(runs, min(finals, default=None)) for (where, other, _), runs in curves.items() if (where, other) == (problem, arm)
-    ]
-    fewest = min(steps)
+def _by_rate(curves: Curves, problem: str, arm: str) -> dict[float, list[Any]]:
+    return {rate: runs for (where, which, rate), runs in curves.items() if (where, which) == (problem, arm)}
+
+
+def _fewest(among: dict[float, list[Any]], goal: float) -> float | None:
+    """Steps to a loss at the rate that needs the fewest."""
+    fewest = min(_steps(runs, goal) for runs in among.values())
     return None if fewest == float("inf") else fewest
 
 
@@ -67,32 +66,29 @@ def _final(runs: list[Any]) -> float:
     return median(float(losses[-1]) for _, losses, run in runs if run["steps"] == longest)
 
 
-def _best(among: dict[float, list[Any]], target: float | None, *, averaged: bool) -> dict[str, Any]:
-    """The figures at the rate that needs the fewest steps, or where none arrives, has the lowest final loss."""
-
-    def rank(rate: float) -> tuple[float, float]:
-        return (_steps(among[rate], target), _final(among[rate]))
-
-    rate = min(among, key=rank)
+def _end(among: dict[float, list[Any]], *, averaged: bool) -> dict[str, Any]:
+    """The figures at the rate with the lowest final loss."""
+    rate = min(among, key=lambda rate: _final(among[rate]))
     runs = among[rate]
-    steps = _steps(runs, target)
-    jumps = [event for *_, run in runs for event in run.get("events", ()) if event["kind"] == "nowcast"]
+    longest = [run for *_, run in runs if run["steps"] == max(run["steps"] for *_, run in runs)]
+    jumps = [event for run in longest for event in run.get("events", ()) if event["kind"] == "nowcast"]
     return {
         "lr": rate,
-        "seeds": len({run["seed"] for *_, run in runs}),
-        "steps": None if steps == float("inf") else steps,
+        "rates": sorted(among),
+        "seeds": len({run["seed"] for run in longest}),
         "final": _final(runs),
-        "test": median(run["test"][averaged] for *_, run in runs),
-        "train_s": median(run["train_s"] for *_, run in runs),
+        "test": median(run["test"][averaged] for run in longest),
+        "test_right": median(run["test_right"][averaged] for run in longest),
+        "train_s": median(run["train_s"] for run in longest),
         "jumps": {outcome: sum(event["outcome"] == outcome for event in jumps) for outcome in ("accepted", "rejected", "skipped")},
     }
 
 
-def _steps(runs: list[Any], target: float | None) -> float:
+def _steps(runs: list[Any], target: float) -> float:
     """Median over seeds of the first step at which the smoothed loss is at the target, of the best length for each seed."""
     by_seed: dict[int, float] = defaultdict(lambda: float("inf"))
     for steps, losses, run in runs:
-        hits = steps[losses <= target] if target is not None else []
+        hits = steps[losses <= target]
         by_seed[run["seed"]] = min(by_seed[run["seed"]], float(hits[0]) if len(hits) else float("inf"))
     return median(by_seed.values())
 
@@ -107,21 +103,30 @@ def _right(runs: list[Any], target: float, *, averaged: bool) -> dict[str, int |
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """With the ratio of steps to the strongest baseline's."""
+    """With the ratio of steps to what each rival itself takes to where it ends."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "problem", "arm", "lr", "seeds", "target", "steps", "vs baseline", "to Adam's end", "final", "test", "train s", "jumps"
-    )
+    own = {(row["problem"], row["arm"]): row["steps"].get(row["arm"]) for row in rows}
+    heads = [f"to {rival}'s end" for rival in RIVALS]
+    table = Table("problem", "arm", "lr (of)", "seeds", *heads, "final", "test", "right", "train s", "jumps")
     for row in rows:
-        rivals = [other["steps"] for other in rows if other["problem"] == row["problem"] and other["arm"] in BASELINES]
-        strongest = min((steps for steps in rivals if steps), default=None)
-        ratio = f"{row['steps'] / strongest - 1:+.0%}" if row["steps"] and strongest else "-"
-        figures = (f"{row['target']:.4f}" if row["target"] else "-", f"{row['steps'] or '-'}", ratio, f"{row['like'] or '-'}")
-        last = (f"{row['final']:.4f}", f"{row['test']:.4f}", f"{row['train_s']:.0f}", "/".join(map(str, row["jumps"].values())))
-        table.add_row(row["problem"], row["arm"], f"{row['lr']:g}", str(row["seeds"]), *figures, *last)
-    console = Console(width=150)
+        figures = []
+        for rival in RIVALS:
+            steps, theirs = row["steps"].get(rival), own.get((row["problem"], rival))
+            figures.append(f"{steps:.0f} ({steps / theirs - 1:+.0%})" if steps and theirs else "-")
+        last = (f"{row['final']:.4f}", f"{row['test']:.4f}", f"{row['test_right']:.1%}" if row["test_right"] else "")
+        table.add_row(
+            row["problem"],
+            row["arm"],
+            f"{row['lr']:g} ({len(row['rates'])})",
+            str(row["seeds"]),
+            *figures,
+            *last,
+            f"{row['train_s']:.0f}",
+            "/".join(map(str, row["jumps"].values())),
+        )
+    console = Console(width=170)
     console.print(table)
     for row in rows:
         if "right" in row:

@@ -2,9 +2,10 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Final
 
 from nowcast_server.metatrain.collect import CollectConfig, collect_study
@@ -18,7 +19,7 @@ MALLOC: Final = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_
 def collect_local(config: CollectConfig) -> None:
     """Train in `config.workers` processes of this machine."""
     os.environ.update(MALLOC)  # for the processes to come
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
         studies = [pool.submit(collect_study, config, number) for number in missing(config)]
         for study in as_completed(studies):
             logger.info("%s", study.result())
@@ -41,7 +42,15 @@ def missing(config: CollectConfig) -> Iterator[int]:
     return (number for number in range(config.first, config.first + config.studies) if not config.home(number).exists())
 
 
-def _one_thread() -> None:
+def _begin() -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool whose process was killed would train on, unheard, what it had been handed."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
