@@ -12,13 +12,25 @@ if TYPE_CHECKING:
     from trainer_worker.guard import Guard
     from trainer_worker.jump import Jump
     from trainer_worker.nowcast import Nowcast
-    from trainer_worker.schedule import AdaptiveHorizon, FixedHorizon, PaperSchedule, Policy
+    from trainer_worker.schedule import AdaptiveHorizon, BestAfterRecovery, FixedHorizon, PaperSchedule, Policy
 
-__all__ = ["AdaptiveHorizon", "BadArgument", "Event", "FixedHorizon", "Guard", "Jump", "Nowcast", "PaperSchedule", "Policy"]
+__all__ = [
+    "AdaptiveHorizon",
+    "BadArgument",
+    "BestAfterRecovery",
+    "Event",
+    "FixedHorizon",
+    "Guard",
+    "Jump",
+    "Nowcast",
+    "PaperSchedule",
+    "Policy",
+]
 
 _HOMES = {
     "AdaptiveHorizon": "schedule",
     "BadArgument": "errors",
+    "BestAfterRecovery": "schedule",
     "Event": "events",
     "FixedHorizon": "schedule",
     "Guard": "guard",

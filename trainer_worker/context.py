@@ -12,6 +12,7 @@ from protos.errors import BadForecast, DeadlineExceeded
 from protos.messages import JobSpec, Outcome, Skill
 from trainer_worker.deadline import Deadline
 from trainer_worker.endpoint import Endpoint
+from trainer_worker.events import Event
 from trainer_worker.flat import FlatParameters
 from trainer_worker.sender import Request, Sender
 from trainer_worker.snapshots import TORCH_DTYPES, SnapshotBuffers
@@ -95,9 +96,18 @@ class Context:
         """Begin the next context."""
         self._sender.reset()
 
-    def report(self, outcome: Outcome) -> None:
+    def report(self, event: Event) -> None:
         """Have the server told what became of a nowcast."""
-        self._sender.report(outcome)
+        outcome = {
+            "step": event.step,
+            "horizon": event.horizon,
+            "outcome": event.outcome,
+            "reason": event.reason,
+            "loss_before": _finite(event.expected_loss),
+            "loss_after": _finite(event.loss),
+            "cost_steps": event.cost_steps,
+        }
+        self._sender.report(Outcome.model_validate(outcome))
 
     def news(self) -> Iterator[tuple[str, BaseException | None]]:
         """The server's comings and goings since the last call."""
@@ -137,3 +147,7 @@ class Context:
         if self._forecasts is None or len(self._forecasts) < rows:
             self._forecasts = torch.empty(rows, self._spec.wiring.size)
         return self._forecasts[:rows]
+
+
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None

@@ -3,16 +3,14 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
-from protos.errors import NowcastError
-from protos.messages import Outcome
 from trainer_worker.average import RunningAverage
+from trainer_worker.candidates import WAITING, Candidates, Mode, Pending
 from trainer_worker.context import Context
-from trainer_worker.distributed import Decision, Ranks
+from trainer_worker.distributed import Ranks
 from trainer_worker.errors import reason_for
 from trainer_worker.events import Event, Journal
 from trainer_worker.flat import FlatParameters
@@ -20,21 +18,8 @@ from trainer_worker.guard import Trials, Verdict
 from trainer_worker.jump import Landing
 from trainer_worker.rates import Rates
 from trainer_worker.schedule import Learner, Policy
-from trainer_worker.sender import Request
 
 log = logging.getLogger(__name__)
-
-Mode = Literal["blocking", "overlap", "shadow"]
-WAITING: Final = "waiting"
-
-
-@dataclass
-class _Pending:
-    """A nowcast that training does not wait for; `request` is made anew after a resume, and on rank 0 alone."""
-
-    step: int
-    horizons: tuple[int, ...]
-    request: Request | None = None
 
 
 class Course:
@@ -72,7 +57,7 @@ class Course:
         quiet: int = 0,
     ) -> None:
         self._parameters, self._context, self._ranks = parameters, context, ranks
-        self._policy, self._rates, self._landing = policy, rates, landing
+        self._policy, self._rates = policy, rates
         self._learner = policy if isinstance(policy, Learner) else None
         self._trials, self._journal = trials, journal
         self._interval, self._period, self._mode = interval, period, mode
@@ -80,11 +65,11 @@ class Course:
         averages = quiet and (context is not None or parameters.sharded)
         self._average = RunningAverage(list(parameters.moving)) if averages else None
         # Added to the noisy weights, a quiet forecast's displacement leaves their noise as it is.
-        self._late = mode == "overlap" or quiet > 0
+        late = mode == "overlap" or quiet > 0
+        self._candidates = Candidates(context, parameters, ranks=ranks, landing=landing, interval=interval, mode=mode, late=late)
         self._origin = 0  # the step after which the present context begins
-        self._pending: _Pending | None = None
-        self._waited_s = 0.0  # for the jump under trial
-        self._asked_at = 0  # step of the nowcast under trial
+        self._waited_s = 0.0  # for the nowcast under trial
+        self._asked_at = 0  # its step
         self._compared = False
         self.step = 0
 
@@ -95,9 +80,9 @@ class Course:
             self._compare()
         self.hear_news()
         if self._trials is not None:
-            self._settle(self._trials.after_step(self.step))
-        if self._pending is not None and self._due(self._pending):
-            self._take_up(self._pending)
+            self._watch(self._trials)
+        if pending := self._candidates.due(self.step):
+            self._take_up(pending)
         steps = self.step - self._origin
         if self._average is not None and steps and -steps % self._interval < self._quiet:
             self._average.add()
@@ -151,7 +136,7 @@ class Course:
         self._origin = self.step
         refusal = self._trials.refusal(self.step) if self._trials is not None and self._mode != "shadow" else ""
         if horizons and not refusal:
-            shortened = self._rates.shorten(horizons, step=self.step)
+            shortened = self._affordable(self._rates.shorten(horizons, step=self.step))
             horizons, refusal = shortened or horizons, "" if shortened else "rate_spent"
         if not horizons or refusal:
             if self._trials is not None:
@@ -160,111 +145,87 @@ class Course:
             if horizons:
                 self._journal.add(Event(self.step, "nowcast", "skipped", reason=refusal))
             return
-        self._pending = _Pending(self.step, horizons)
-        self._ask(self._pending)
+        pending = self._candidates.ask(self.step, horizons)
         if self._mode == "blocking":
-            self._take_up(self._pending)
+            self._take_up(pending)
 
-    def _ask(self, pending: _Pending) -> None:
-        if self._context is not None:
-            pending.request = self._context.ask(pending.step, pending.horizons)
+    def _affordable(self, horizons: tuple[int, ...]) -> tuple[int, ...]:
+        """Those there is room to try one after the other; the rest need not be asked for."""
+        if self._trials is None or self._mode == "shadow":
+            return horizons
+        return tuple(dict.fromkeys(horizons))[: self._trials.room(self.step)]
 
-    def _due(self, pending: _Pending) -> bool:
-        """Whether to look for the answer. One process looks after every step; ranks, who have to look together, after 1, 2, 4,
-        8, ... steps. The last look is one step before the next snapshot.
-        """
-        if self._context is not None and pending.request is None:
-            self._ask(pending)  # resumed
-        since = self.step - pending.step
-        return self._ranks.world == 1 or since & (since - 1) == 0 or since >= self._interval - 1
-
-    def _take_up(self, pending: _Pending) -> None:
+    def _take_up(self, pending: Pending) -> None:
         """Load what was asked for, skip it, or keep waiting."""
         start = time.perf_counter()
-        last_look = self._mode == "blocking" or self.step - pending.step >= self._interval - 1
-        decision, target, detail = self._decide(pending, last_look=last_look)
-        size = None if self._parameters.sharded else self._parameters.size
-        decision, target = self._ranks.share(decision, target, size=size)
-        if decision.reason == WAITING:
+        refusal, detail = self._candidates.collect(pending, self.step)
+        if refusal == WAITING:
             return
-        self._pending = None
         self._next_context()
-        if decision.horizon is not None:
-            self._jump(decision.horizon, target, pending, start)
-            return
-        seconds = time.perf_counter() - start
-        event = Event(pending.step, "nowcast", "skipped", None, decision.reason, detail, seconds)
-        self._journal.add(event)
-        self._report(Outcome(step=pending.step, outcome="skipped", reason=decision.reason))
-
-    def _decide(self, pending: _Pending, *, last_look: bool) -> tuple[Decision | None, Tensor | None, str]:
-        """On rank 0: the decision, the weights to load if it is to jump, and why not in a sentence."""
-        if self._context is None or pending.request is None:
-            return None, None, ""
-        if not last_look and not pending.request.done.is_set():
-            return Decision(None, WAITING), None, ""
-        try:
-            forecasts = self._context.collect(pending.request, wait=self._mode == "blocking")
-            horizon = self._policy.choose(pending.step, pending.horizons)
-            if self._mode == "shadow":
-                return Decision(None, "shadow"), None, f"horizon {horizon} was not loaded"
-            target = forecasts[pending.horizons.index(horizon)]
-            first, last = self._context.ends()
-            self._landing.soften(target, first=first, last=last)
-            self._parameters.displace(target, last=last, late=self._late)
-        except Exception as error:
-            if not isinstance(error, NowcastError):
-                log.exception("the nowcast failed")
-            return Decision(None, reason_for(error)), None, str(error)
-        return Decision(horizon), target, ""
-
-    def _jump(self, horizon: int, target: Tensor | None, pending: _Pending, start: float) -> None:
-        if self._trials is not None:
-            self._trials.begin(self.step, horizon)
-        self._landing.make(target, late=self._late)
-        self._forget_average()
         self._waited_s, self._asked_at = time.perf_counter() - start, pending.step
-        if self._trials is not None:
-            self._settle(self._trials.made())
+        if not refusal:
+            self._jump(pending.horizons)
             return
-        self._journal.add(Event(pending.step, "nowcast", "accepted", horizon, seconds=self._waited_s))
-        self._report(Outcome(step=pending.step, horizon=horizon, outcome="accepted"))
+        self._tell(Event(pending.step, "nowcast", "skipped", None, refusal, detail, self._waited_s))
+
+    def _jump(self, horizons: tuple[int, ...]) -> None:
+        if self._trials is not None:
+            self._trials.begin(self.step, horizons)
+            self._settle(self._try(self._trials))
+            return
+        self._load(horizons[0])
+        self._candidates.drop()
+        self._tell(Event(self._asked_at, "nowcast", "accepted", horizons[0], seconds=self._waited_s))
+
+    def _load(self, horizon: int) -> None:
+        start = time.perf_counter()
+        self._candidates.load(horizon)
+        self._forget_average()
+        self._waited_s += time.perf_counter() - start
+
+    def _try(self, trials: Trials) -> Verdict | None:
+        """Load the candidate whose turn it is; the next as well if it is hopeless at once."""
+        verdict = None
+        while trials.candidate is not None:
+            self._load(trials.candidate)
+            verdict = trials.made(self.step)
+        return verdict
+
+    def _watch(self, trials: Trials) -> None:
+        """See to the trials after a step."""
+        verdict = trials.after_step(self.step)
+        if trials.candidate is not None:
+            self._start_over()
+            verdict = self._try(trials)
+        self._settle(verdict)
+
+    def _start_over(self) -> None:
+        """The weights were put back: what was seen since the jump is not this run's course."""
+        self._origin = self.step
+        self._next_context()
+        self._forget_average()
 
     def _settle(self, verdict: Verdict | None) -> None:
-        """Act on a verdict; the trials have undone a rejected jump already."""
+        """Act on a verdict; the trials have put back already what it takes."""
         if verdict is None:
             return
-        if not verdict.accepted:  # what was seen since the jump is not this run's course
-            self._origin = self.step
-            self._next_context()
-            self._forget_average()
+        self._candidates.drop()
+        if verdict.went_back:
+            self._start_over()
         if self._learner is not None:
             self._learner.learn(accepted=verdict.accepted)
-        outcome: Literal["accepted", "rejected"] = "accepted" if verdict.accepted else "rejected"
-        self._journal.add(
-            Event(
-                self._asked_at,
-                "nowcast",
-                outcome,
-                verdict.horizon,
-                verdict.reason,
-                seconds=self._waited_s,
-                expected_loss=verdict.expected,
-                loss=verdict.loss,
-                cost_steps=verdict.cost_steps,
-            )
+        event = Event(
+            self._asked_at,
+            "nowcast",
+            "accepted" if verdict.accepted else "rejected",
+            verdict.horizon,
+            verdict.reason,
+            seconds=self._waited_s,
+            expected_loss=verdict.expected,
+            loss=verdict.loss,
+            cost_steps=verdict.cost_steps,
         )
-        self._report(
-            Outcome(
-                step=self._asked_at,
-                horizon=verdict.horizon,
-                outcome=outcome,
-                reason=verdict.reason,
-                loss_before=_finite(verdict.expected),
-                loss_after=_finite(verdict.loss),
-                cost_steps=verdict.cost_steps,
-            )
-        )
+        self._tell(event)
 
     def _forget_average(self) -> None:
         if self._average is not None:
@@ -275,23 +236,24 @@ class Course:
         if self._context is not None:
             self._context.reset()
 
-    def _report(self, outcome: Outcome) -> None:
+    def _tell(self, event: Event) -> None:
+        """What became of a nowcast, to journal and server."""
+        self._journal.add(event)
         if self._context is not None:
-            self._context.report(outcome)
+            self._context.report(event)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as plain values and tensors."""
-        pending = self._pending
         return {
             "step": self.step,
             "origin": self._origin,
             "interval": self._interval,
             "period": self._period,
             "quiet": self._quiet,
-            "pending": [pending.step, list(pending.horizons)] if pending else None,
             "waited_s": self._waited_s,
             "asked_at": self._asked_at,
             "context": self._context.state_dict() if self._context else {},
+            "candidates": self._candidates.state_dict(),
             "trials": self._trials.state_dict() if self._trials else None,
             "policy": self._learner.state_dict() if self._learner is not None else {},
             "rates": self._rates.state_dict(),
@@ -302,6 +264,7 @@ class Course:
         """Go on from `state_dict()` of a run with the same interval, period, averages, and kind of policy and trial."""
         if self._context is not None:
             self._context.load_state_dict(state["context"])
+        self._candidates.load_state_dict(state["candidates"])
         if self._trials is not None:
             self._trials.load_state_dict(state["trials"])
         if self._learner is not None:
@@ -311,9 +274,4 @@ class Course:
             self._average.load_state_dict(state["average"])
         self.step, self._origin = state["step"], state["origin"]
         self._waited_s, self._asked_at = state["waited_s"], state["asked_at"]
-        self._pending = _Pending(state["pending"][0], tuple(state["pending"][1])) if state["pending"] else None
         self._compared = False
-
-
-def _finite(loss: float) -> float | None:
-    return loss if abs(loss) < float("inf") else None

@@ -1,10 +1,8 @@
 """Data-parallel training: rank 0 decides, all ranks jump alike."""
 
-import json
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -28,23 +26,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What all ranks are to do at a period's end.
-
-    Args:
-        horizon: of the forecast to load; None to skip.
-        reason: why it is skipped.
-    """
-
-    horizon: int | None
-    reason: str = ""
-
-
 class Ranks:
     """The processes that train one model. One process, or without torch.distributed, there is nothing to agree on.
 
-    Collectives run before training starts, at the first step, at a period's end and when a jump is judged, never at any other step.
+    Collectives run before training starts, at the first step, at a period's end, when a jump is judged and when the next candidate
+    is loaded, never at any other step.
 
     Args:
         group: the process group; None for the default one.
@@ -56,33 +42,38 @@ class Ranks:
         self.rank: int = dist.get_rank(group) if several else 0
         self.world: int = dist.get_world_size(group) if several else 1
 
-    def share(self, decision: Decision | None, vector: Tensor | None, *, size: int | None) -> tuple[Decision, Tensor | None]:
-        """Give rank 0's decision and weights to all ranks.
+    def agree(self, refusal: str | None) -> str:
+        """Tell all ranks why there is to be no jump.
 
         Args:
-            decision: on rank 0; None elsewhere.
-            vector: (size,) float32 on rank 0 if the decision is to jump.
-            size: of the flat vector; None if rank 0 keeps it to itself, and scatters it while it is loaded.
+            refusal: on rank 0, empty to jump; None elsewhere. Its first 64 letters count.
 
         Returns:
-            The same on every rank; the vector on the CPU, None if the decision is to skip or it was kept.
+            The same on every rank.
         """
         if self.world == 1:
-            assert decision is not None
-            return decision, vector
-        device = self._device()
+            assert refusal is not None
+            return refusal
         note = torch.zeros(NOTE_BYTES, dtype=torch.uint8)
-        if decision is not None:
-            text = json.dumps([decision.horizon, decision.reason[:64]]).encode()
+        if refusal:
+            text = refusal[:64].encode()
             note[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        note = self._broadcast(note.to(device)).cpu()
-        horizon, reason = json.loads(note.numpy().tobytes().rstrip(b"\0"))
-        if horizon is None:
-            return Decision(None, reason), None
-        if size is None:
-            return Decision(horizon, reason), vector
+        return self._broadcast(note.to(self._device())).cpu().numpy().tobytes().rstrip(b"\0").decode()
+
+    def share(self, vector: Tensor | None, *, size: int | None) -> Tensor | None:
+        """Give rank 0's vector to all ranks.
+
+        Args:
+            vector: (size,) float32 on rank 0.
+            size: None if rank 0 keeps the vector to itself, and scatters it while it is loaded.
+
+        Returns:
+            The same on every rank, on the CPU; None where it was kept from.
+        """
+        if self.world == 1 or size is None:
+            return vector
         values = vector if vector is not None else torch.empty(size)
-        return Decision(horizon, reason), self._broadcast(values.to(device)).cpu()
+        return self._broadcast(values.to(self._device())).cpu()
 
     @contextmanager
     def failing_alike(self) -> Iterator[None]:

@@ -9,15 +9,19 @@ them. How much is seen in the run's own losses; a jump that is behind by no more
 
 What trials cost is counted in the loss the run is heading for, where a step late in a run is worth little: steps that were undone,
 and what accepted jumps are behind beyond the scatter. Jumps that came out ahead beyond it make up for it, beforehand too.
+
+Of several candidates (`trainer_worker.contest`) the best is judged so, against the same course. What it takes to find it, the
+windows of the others, the user has granted with the budget of steps; of a nowcast that is undone, at most one counts as loss.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from trainer_worker.contest import Contest, Trial
 from trainer_worker.errors import BadArgument
-from trainer_worker.kept import KeptState, Stateful
+from trainer_worker.kept import Stateful
 from trainer_worker.probe import Gauge
 from trainer_worker.trend import Trend
 
@@ -44,14 +48,19 @@ LONGEST_PAUSE: Final = 8
 class Guard:
     """How jumps are tried.
 
-    Rejected jumps undo at most `budget * max_steps` steps in all, or one recovery window if that is more. Rejections that cost
-    steps are followed by pauses of 1, 2, 4, 8, 8, ... periods: a forecaster that never helps is asked ever more seldom.
+    Trials undo at most `budget * max_steps` steps in all, or one recovery window if that is more. Rejections that cost steps are
+    followed by pauses of 1, 2, 4, 8, 8, ... periods: a forecaster that never helps is asked ever more seldom.
+
+    A policy that names several horizons (`BestAfterRecovery`) has them tried one after the other: a nowcast with c candidates may
+    undo c windows, c - 1 if the best of them stays. The same budget pays for that: raise it to have them compared. A candidate
+    after the first is only tried if there is room left to undo its window as well, so a comparison whose best stays leaves enough
+    for the next jump. Steps granted so are not held against `tolerance`, but for one window of each nowcast that is undone.
 
     Args:
         recovery: steps after which a jump is judged; None for one interval.
         tolerance: how much worse, relatively, trials may make the loss the run is heading for, beyond what jumps have gained.
             Once they have, no jump is tried; so the last one can exceed it by its own cost, a recovery window.
-        budget: share of the run's steps that rejected jumps may undo.
+        budget: share of the run's steps that trials may undo.
         also: what else is to go back with the weights: learning-rate schedulers, `GradScaler`, samplers.
     """
 
@@ -70,16 +79,18 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a jump.
+    """What became of a nowcast's jumps.
 
     Args:
-        step: of the jump.
-        horizon: in intervals.
-        accepted: the weights stay; otherwise everything is as it was at `step`.
+        step: of the first jump.
+        horizon: of the best, in intervals; of the last if all were hopeless.
+        accepted: it stays; otherwise everything is as it was at `step`.
         expected: the loss the run was heading for.
         loss: the loss it has.
-        cost_steps: steps that were undone.
+        cost_steps: steps that were undone: those of candidates that were not the best, and of the best if it was rejected.
         reason: of a rejection.
+        went_back: the weights are not those of the step before: they were put back to before the jump, or to the end of an earlier
+            candidate's window.
     """
 
     step: int
@@ -89,19 +100,12 @@ class Verdict:
     loss: float
     cost_steps: int
     reason: str
-
-
-@dataclass
-class _Trial:
-    step: int
-    horizon: int
-    total: float = 0.0  # of the measurements so far
-    count: int = 0
+    went_back: bool
 
 
 @dataclass
 class _Record:
-    """What trials remember besides the kept state; plain values."""
+    """What trials remember from one nowcast to the next; plain values."""
 
     first: float | None = None  # the loss of the first steps
     rejections: int = 0  # in a row
@@ -118,20 +122,20 @@ class Trials:
     Args:
         guard: how.
         gauge: measures the loss.
-        kept: the state that goes back.
+        contest: keeps the states that may be gone back to.
         interval: steps between snapshots.
         max_steps: of the run.
     """
 
-    def __init__(self, guard: Guard, *, gauge: Gauge, kept: KeptState, interval: int, max_steps: int) -> None:
+    def __init__(self, guard: Guard, *, gauge: Gauge, contest: Contest, interval: int, max_steps: int) -> None:
         self.recovery = guard.recovery if guard.recovery is not None else max(MEASUREMENTS, interval)
-        self._guard, self._gauge, self._kept = guard, gauge, kept
+        self._guard, self._gauge, self._contest = guard, gauge, contest
         self._max_steps = max_steps
         self._limit_steps = max(self.recovery, int(guard.budget * max_steps))
         self._spacing = max(1, interval // 2)
         self._levels: list[tuple[int, float]] = []  # (step, loss) before the next jump
-        self._trial: _Trial | None = None
         self._record = _Record()
+        self.candidate: int | None = None  # the horizon that is to be loaded now
 
     @property
     def under_way(self) -> bool:
@@ -139,9 +143,8 @@ class Trials:
         return self._trial is not None
 
     @property
-    def cost_steps(self) -> int:
-        """Steps that rejected jumps have cost so far."""
-        return self._record.cost_steps
+    def _trial(self) -> Trial | None:
+        return self._contest.trial
 
     @property
     def _spent(self) -> bool:
@@ -162,26 +165,34 @@ class Trials:
             return "no_loss"
         return ""
 
+    def room(self, step: int) -> int:
+        """How many recovery windows, one after the other, run and budget have room for from `step` on, if all are undone, those of
+        the nowcast under way as well.
+        """
+        undone = step - self._contest.step if self.under_way else 0
+        return min(self._limit_steps - self._record.cost_steps - undone, self._max_steps - step) // self.recovery
+
     def pass_period(self) -> None:
         """A period ended without a jump because of `refusal`."""
         self._record.pause = max(0, self._record.pause - 1)
 
-    def begin(self, step: int, horizon: int) -> None:
-        """Keep everything: a jump is about to be made."""
-        self._kept.keep()
-        self._trial = _Trial(step, horizon)
+    def begin(self, step: int, horizons: Sequence[int]) -> None:
+        """Keep everything: a jump is about to be made, to the first of `horizons`, or the best of them in the end."""
+        self._contest.begin(step, horizons)
+        self.candidate = horizons[0]
         trend = self._trend()
         if trend is not None and trend.variance is not None:
             self._record.variance += trend.variance
             self._record.trends += 1
 
-    def made(self) -> Verdict | None:
-        """The jump has been made; a verdict at once if it is hopeless."""
+    def made(self, step: int) -> Verdict | None:
+        """The jump to `candidate` has been made; a verdict at once if it is hopeless, and there is no other candidate."""
+        self.candidate = None
         self._gauge.forget()
-        return self._check(0) if self._gauge.immediate else None
+        return self._check(step) if self._gauge.immediate else None
 
     def after_step(self, step: int) -> Verdict | None:
-        """Watch a step; the verdict on the jump under way when it is due."""
+        """Watch a step; the verdict when it is due. If everything went back for the next candidate, `candidate` says so."""
         if self._record.first is None and (self._gauge.immediate or step >= MEASUREMENTS):
             self._record.first = self._gauge.measure()
         trial = self._trial
@@ -190,22 +201,29 @@ class Trials:
                 self._levels = [*self._levels[1 - LEVELS :], (step, self._gauge.measure())]
             return None
         since = step - trial.step
-        if since < self.recovery:
-            return self._check(since) if since % max(1, self.recovery // CHECKS) == 0 else None
-        return self._check(since) or self._weigh(trial, since)
+        if since < self.recovery and since % max(1, self.recovery // CHECKS):
+            return None
+        return self._check(step)
 
-    def _check(self, since: int) -> Verdict | None:
-        """Measure, and give up what is hopeless."""
+    def _check(self, step: int) -> Verdict | None:
+        """Measure. A window ends after its time, or with all hope."""
         trial, trend = self._trial, self._trend()
         assert trial is not None
+        since = step - trial.step
         loss = self._gauge.measure()
         if 2 * since > self.recovery:
             trial.total += loss
             trial.count += 1
-        expected = trend.at(trial.step + since) if trend is not None else math.inf
-        if loss <= self._hope(since, expected):  # false for NaN
+        expected = trend.at(self._contest.step + since) if trend is not None else math.inf
+        hopeless = not loss <= self._hope(since, expected)  # true for NaN
+        if since < self.recovery and not hopeless:
             return None
-        return self._judge(since, loss=loss, expected=expected, reason="hopeless")
+        self._contest.end_window(hopeless=hopeless)
+        if self._contest.waiting and self.room(step) > 0:
+            self.candidate = self._contest.go_on(step)
+            return None
+        best = self._contest.best
+        return self._weigh(best, step) if best else self._judge(trial, step, loss=loss, expected=expected, reason="hopeless")
 
     def _hope(self, since: int, expected: float) -> float:
         """The highest loss so many steps after a jump from which it may recover: an absurd one at once, then half as far from the
@@ -222,53 +240,51 @@ class Trials:
             checks = max(0.0, checks - CHECKS / 4)  # the losses of so long make one measurement
         return expected + max(untrained / 2**checks, SLACK * abs(expected))
 
-    def _weigh(self, trial: _Trial, since: int) -> Verdict:
-        """At the end of the window: which is better, here or back there?"""
-        loss, trend = trial.total / trial.count, self._trend()
+    def _weigh(self, best: Trial, step: int) -> Verdict:
+        """At the end of the windows: which is better, the best of them or back at the start?"""
+        loss, trend = best.loss, self._trend()
         if trend is None:
-            return self._judge(since, loss=loss, expected=math.inf, reason="")
-        middle = trial.step + round(0.75 * self.recovery)
+            return self._judge(best, step, loss=loss, expected=math.inf, reason="")
+        middle = self._contest.step + round(0.75 * self.recovery)
         expected = trend.at(middle)
-        worth = max(trend.at(trial.step) - expected, SMALL * abs(expected))  # what a rollback gives up
+        worth = max(trend.at(self._contest.step) - expected, SMALL * abs(expected))  # what a rollback gives up
         variance = self._record.variance / max(1, self._record.trends)
-        chance = trend.error(middle, measurements=trial.count, variance=variance)
+        chance = trend.error(middle, measurements=best.count, variance=variance)
         behind = loss - expected
         if behind > worth + DOUBT * chance:
-            return self._judge(since, loss=loss, expected=expected, reason="not_recovered")
+            return self._judge(best, step, loss=loss, expected=expected, reason="not_recovered")
         # a lead at step t of a power law is at the end, at T, worth t / T of itself
         sure = behind - max(-chance, min(chance, behind))
         self._record.lost += sure / abs(expected) * middle / self._max_steps if expected else 0.0
-        return self._judge(since, loss=loss, expected=expected, reason="")
+        return self._judge(best, step, loss=loss, expected=expected, reason="")
 
     def _trend(self) -> Trend | None:
         """The run's own course before the jump."""
         return Trend.through(self._levels) if self._levels else None
 
-    def _judge(self, since: int, *, loss: float, expected: float, reason: str) -> Verdict:
-        assert self._trial is not None
-        trial, record = self._trial, self._record
-        self._trial = None
+    def _judge(self, trial: Trial, step: int, *, loss: float, expected: float, reason: str) -> Verdict:
+        start, record = self._contest.step, self._record
+        went_back = self._contest.finish(accepted=not reason)
+        cost_steps = step - start - (0 if reason else self.recovery)
+        record.cost_steps += cost_steps
         if reason:
-            self._kept.restore()
             trend = self._trend()
-            record.lost += trend.worth(since, end=self._max_steps) if trend is not None else 0.0
-            if since:
+            record.lost += trend.worth(min(cost_steps, self.recovery), end=self._max_steps) if trend is not None else 0.0
+            if cost_steps:
                 record.rejections += 1
                 record.pause = min(2 ** (record.rejections - 1), LONGEST_PAUSE)
-            record.cost_steps += since
         else:
             record.rejections = 0
         self._gauge.forget()
         self._levels.clear()
-        return Verdict(trial.step, trial.horizon, not reason, expected, loss, since if reason else 0, reason)
+        return Verdict(start, trial.horizon, not reason, expected, loss, cost_steps, reason, went_back)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, the kept state only while a jump is under way."""
+        """Everything."""
         return {
             "record": asdict(self._record),
             "levels": [list(level) for level in self._levels],
-            "trial": asdict(self._trial) if self._trial else None,
-            "kept": self._kept.state_dict() if self._trial else {},
+            "contest": self._contest.state_dict(),
             "gauge": self._gauge.state_dict(),
         }
 
@@ -276,6 +292,5 @@ class Trials:
         """Go on from `state_dict()`."""
         self._record = _Record(**state["record"])
         self._levels = [(step, loss) for step, loss in state["levels"]]
-        self._trial = _Trial(**state["trial"]) if state["trial"] else None
-        self._kept.load_state_dict(state["kept"])
+        self._contest.load_state_dict(state["contest"])
         self._gauge.load_state_dict(state["gauge"])

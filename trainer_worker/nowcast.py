@@ -42,7 +42,7 @@ from trainer_worker.setup import (
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 2
+STATE_VERSION: Final = 3
 TIMEOUT_S: Final = 30.0
 
 

@@ -8,17 +8,18 @@ from trainer_worker.errors import BadArgument
 
 
 class Policy(Protocol):
-    """Decides which horizons to ask for, and which of the forecasts to load. Asked on rank 0 and on all others alike."""
+    """Decides how far to jump. Asked on rank 0 and on all others alike."""
 
     @property
     def furthest(self) -> int:
         """The largest horizon it may ever ask for, in intervals."""
 
     def horizons(self, step: int) -> tuple[int, ...]:
-        """What to ask for after `step` steps, the end of a period; () for no nowcast. Depends on nothing but its own state."""
+        """The candidates after `step` steps, the end of a period; () for no nowcast. Depends on nothing but its own state.
 
-    def choose(self, step: int, horizons: tuple[int, ...]) -> int:
-        """Which of `horizons`, all of them forecast, to load."""
+        The first is loaded. Where jumps are tried, the others are tried after it, in this order, as far as `Guard.budget` has room
+        for their recovery windows, and the best stays.
+        """
 
 
 @runtime_checkable
@@ -71,11 +72,6 @@ class PaperSchedule:
         index = step // self.period - 1
         return plan[index : index + 1] if index >= 0 and step < self.max_steps else ()
 
-    def choose(self, step: int, horizons: tuple[int, ...]) -> int:
-        """The one there is."""
-        del step
-        return horizons[0]
-
 
 @dataclass(frozen=True)
 class FixedHorizon:
@@ -96,11 +92,6 @@ class FixedHorizon:
     def horizons(self, step: int) -> tuple[int, ...]:
         """Always the same one."""
         return () if self.max_steps is not None and step >= self.max_steps else (self.furthest,)
-
-    def choose(self, step: int, horizons: tuple[int, ...]) -> int:
-        """The one there is."""
-        del step
-        return horizons[0]
 
 
 @dataclass
@@ -126,11 +117,6 @@ class AdaptiveHorizon:
     def horizons(self, step: int) -> tuple[int, ...]:
         """The present one."""
         return () if self.max_steps is not None and step >= self.max_steps else (self._now,)
-
-    def choose(self, step: int, horizons: tuple[int, ...]) -> int:
-        """The one there is."""
-        del step
-        return horizons[0]
 
     def learn(self, *, accepted: bool) -> None:
         """Bolder or more cautious."""
@@ -165,10 +151,6 @@ class Cautious:
         """The policy's, each halved so often, none twice."""
         return tuple(dict.fromkeys(max(1, round(horizon / 2**self._halvings)) for horizon in self._policy.horizons(step)))
 
-    def choose(self, step: int, horizons: tuple[int, ...]) -> int:
-        """The policy's choice."""
-        return self._policy.choose(step, horizons)
-
     def learn(self, *, accepted: bool) -> None:
         """One halving less or more."""
         self._halvings = max(0, self._halvings - 1) if accepted else self._halvings + 1
@@ -180,3 +162,33 @@ class Cautious:
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Go on with it."""
         self._halvings = state["halvings"]
+
+
+class BestAfterRecovery(Cautious):
+    """Short trials of several horizons, of which the best stays.
+
+    Each candidate is jumped to from the same weights and trained for a recovery window; the one with the lowest loss after that is
+    judged as any jump is, and goes on from the end of its window. After one that is undone, all candidates are halved.
+
+    **It costs steps.** The windows of the others are undone: a nowcast may cost as many recovery windows as there are candidates,
+    one less if it is accepted. They must be granted: a candidate after the first is only tried while the windows of the nowcast
+    up to its own fit into what is left of `Guard.budget`; else there are fewer, in the end the first alone. The default of 5% of
+    the steps is soon used up. Three candidates at every nowcast need some 30% where a window is an interval and a context has
+    five: `guard=Guard(budget=0.3)`.
+
+    Args:
+        policy: the horizons to vary, one that knows nothing of outcomes: `PaperSchedule`, `FixedHorizon`.
+        shares: of its horizon, in the order in which they are tried; what comes to the same horizon is tried once.
+    """
+
+    def __init__(self, policy: Policy, *, shares: tuple[float, ...] = (1.0, 0.5, 0.25)) -> None:
+        if isinstance(policy, Learner):
+            raise BadArgument("policy", f"{type(policy).__name__} learns from outcomes by itself: give one that does not")
+        if not shares or not all(0 < share <= 1 for share in shares):
+            raise BadArgument("shares", f"must be above 0 and at most 1, at least one of them, not {shares!r}")
+        super().__init__(policy)
+        self._shares = shares
+
+    def horizons(self, step: int) -> tuple[int, ...]:
+        """The shares of the cautious policy's, at least 1, none twice."""
+        return tuple(dict.fromkeys(max(1, round(horizon * share)) for horizon in super().horizons(step) for share in self._shares))

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from protos.errors import BadWiring
 from protos.messages import Dtype, JobId, JobSpec
 from protos.wiring import Wiring
-from trainer_worker.course import Mode
+from trainer_worker.candidates import Mode
+from trainer_worker.contest import Contest
 from trainer_worker.distributed import Ranks
 from trainer_worker.endpoint import Endpoint
 from trainer_worker.errors import BadArgument
@@ -216,10 +217,11 @@ def make_trials(
     if guard is None and probe is None:
         return None, None
     guard = guard or Guard()
-    kept = KeptState(list(parameters.moving), model=model, optimizer=optimizer, also=(*guard.also, *averages))
+    also = (*guard.also, *averages)
+    start, aside = (KeptState(list(parameters.moving), model=model, optimizer=optimizer, also=also) for _ in range(2))
     recovery = guard.recovery or max(MEASUREMENTS, interval)
     gauge = Gauge(model, probe, ranks=ranks, window=max(MEASUREMENTS, recovery // 4))
-    return gauge, Trials(guard, gauge=gauge, kept=kept, interval=interval, max_steps=max_steps)
+    return gauge, Trials(guard, gauge=gauge, contest=Contest(start, aside), interval=interval, max_steps=max_steps)
 
 
 def claim(parameters: FlatParameters, job: str) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from protos.errors import BadRequest, Unavailable
-from trainer_worker import FixedHorizon, Guard, Jump, Nowcast
+from trainer_worker import BestAfterRecovery, FixedHorizon, Guard, Jump, Nowcast
 from trainer_worker.errors import BadArgument, RanksDiffer
 from trainer_worker.wiring import wire
 
@@ -44,16 +44,24 @@ def _main(rank: int, folder: Path, port: int, world: int, url: str) -> None:
         "failing": train(rank, {"server": ShiftingEndpoint(fail=_fail)}),
         "overlap": train(rank, {**embedded, "overlap": True}),
         "tried": train(rank, {**embedded, "probe": Spoilt(rank), "guard": Guard(recovery=4)}),
+        "compared": train(rank, {**embedded, **compared(rank)}),
         "stopped": train(rank, embedded, steps=PERIOD + 3),
     }
     if rank == 0:
         torch.save(told["stopped"], folder / "checkpoint.pt")
     dist.barrier()
     told["resumed"] = train(rank, embedded, saved=torch.load(folder / "checkpoint.pt", weights_only=True))
+    halfway = train(rank, {**embedded, **compared(rank)}, steps=PERIOD + 6)
+    if rank == 0:
+        torch.save(halfway, folder / "halfway.pt")
+    dist.barrier()
+    saved = torch.load(folder / "halfway.pt", weights_only=True)
+    told["compared resumed"] = train(rank, {**embedded, **compared(rank)}, saved=saved)
     told["apart"] = train_apart(rank)
     told["refused"] = refused(rank)
     told["alone"] = train_alone(rank)
     told["sharded"] = train_sharded(rank)
+    told["sharded compared"] = train_sharded(rank, **compared(rank))
     told["large"] = jump_large(rank)
     torch.save(told, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -68,6 +76,8 @@ def train(
     replica = DistributedDataParallel(model, forward_sync_buffers=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     nowcast = Nowcast(replica if wrapped else model, optimizer, max_steps=STEPS, interval=INTERVAL, context=CONTEXT, **options)
+    if isinstance(probe := options.get("probe"), Preferring):
+        probe.nowcast = nowcast
     broadcasts = []
     broadcast = dist.broadcast
     dist.broadcast = lambda *args, **kwargs: (broadcasts.append(nowcast.step), broadcast(*args, **kwargs))[1]
@@ -139,7 +149,13 @@ def train_alone(rank: int) -> dict[str, Any]:
     return {"forecast": endpoint.sent[PERIOD] + 0.01 * 40, "weights": flat(model)}
 
 
-def train_sharded(rank: int) -> dict[str, Any]:
+def compared(rank: int) -> dict[str, Any]:
+    """The options of a run that compares three horizons; rank 1 finds the second best, rank 0 the third, by less."""
+    policy = BestAfterRecovery(FixedHorizon(4))
+    return {"policy": policy, "probe": Preferring(rank), "guard": Guard(recovery=4, budget=1.0)}
+
+
+def train_sharded(rank: int, **given: Any) -> dict[str, Any]:
     """The same run, data-parallel and split over the ranks by `fully_shard`, with quiet snapshots, jumps and a rollback."""
     told: dict[str, Any] = {"weights": {}, "events": {}}
     for sharded in (False, True):
@@ -161,7 +177,10 @@ def train_sharded(rank: int) -> dict[str, Any]:
         options |= {"quiet": 3, "jump": Jump(scale=0.5, moments="reset"), "guard": Guard(recovery=4)}
         options["probe"] = lambda: 2.0 if rank == 1 and nowcast.step >= 40 and nowcast._course._trials.under_way else 1.0
         weights = []
+        options |= given
         with Nowcast(replica, optimizer, max_steps=100, wiring=wiring, **options) as nowcast:
+            if isinstance(options["probe"], Preferring):
+                options["probe"].nowcast = nowcast
             for index in range(50):
                 inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2 * index + rank))
                 optimizer.zero_grad()
@@ -170,6 +189,7 @@ def train_sharded(rank: int) -> dict[str, Any]:
                 weights.append(torch.cat([whole(parameter).detach().reshape(-1) for parameter in model.parameters()]))
         told["weights"][sharded] = torch.stack(weights)
         told["events"][sharded] = [(event.step, event.outcome) for event in nowcast.events]
+        told["horizons"] = [event.horizon for event in nowcast.events]
     return told
 
 
@@ -213,6 +233,19 @@ class Spoilt:
     def __call__(self) -> float:
         self.calls += 1
         return 3.0 if self.rank == 1 and self.calls > 6 else 1.0
+
+
+class Preferring:
+    """A probe that finds one horizon of three better than the course, and another worse; which ones depends on the rank."""
+
+    def __init__(self, rank: int) -> None:
+        self.losses = {4: 0.98, 2: 1.0, 1: 0.95} if rank == 0 else {4: 0.98, 2: 0.8, 1: 1.0}
+        self.nowcast: Nowcast | None = None
+
+    def __call__(self) -> float:
+        assert self.nowcast is not None
+        trial = self.nowcast._course._trials._trial
+        return self.losses[trial.horizon] if trial else 1.0
 
 
 def _refuse(call: str) -> None:

@@ -54,6 +54,28 @@ def test_ranks_roll_back_alike(ranks: Told) -> None:
     assert (back - before).abs().max() < 0.05
 
 
+def test_ranks_compare_horizons_alike(ranks: Told) -> None:
+    """The later candidates are on rank 0 alone; a rank that keeps to its own, or finds another one best, trains another network."""
+    first, second = (rank["compared"] for rank in ranks)
+    assert torch.equal(first["weights"], second["weights"])
+    for rank in (first, second):
+        event = rank["events"][0]
+        assert (event["step"], event["outcome"], event["horizon"], event["cost_steps"]) == (PERIOD, "accepted", 2, 8)
+        assert rank["broadcasts"] == [PERIOD, PERIOD + 4, PERIOD + 8]
+    assert not torch.equal(first["buffers"], second["buffers"])
+    for rank in ranks:  # rank 0's state, taken in the second candidate's window, holds what is still to be shared
+        assert torch.equal(rank["compared resumed"]["weights"][-1], rank["compared"]["weights"][-1])
+
+
+def test_a_sharded_run_compares_horizons_too(ranks: Told) -> None:
+    """Candidates are scattered one at a time, and the best one's shards have to come back on every rank."""
+    for rank in ranks:
+        told = rank["sharded compared"]
+        assert told["events"][True] == told["events"][False] == [(20, "accepted")]
+        assert told["horizons"] == [2]
+        torch.testing.assert_close(told["weights"][True], told["weights"][False], atol=1e-6, rtol=1e-5)
+
+
 def test_ranks_jump_alike_while_training_goes_on(ranks: Told) -> None:
     """Whoever learns of the forecast first must not jump first; nor may every step cost a collective."""
     first, second = (rank["overlap"] for rank in ranks)

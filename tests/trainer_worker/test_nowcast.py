@@ -11,7 +11,7 @@ from torch import nn
 
 from protos.errors import Unavailable
 from protos.wiring import Parameter, Wiring
-from trainer_worker import AdaptiveHorizon, BadArgument, Event, FixedHorizon, Nowcast
+from trainer_worker import AdaptiveHorizon, BadArgument, BestAfterRecovery, Event, FixedHorizon, Nowcast
 from trainer_worker.wiring import wire
 
 STEPS = 3 * PERIOD
@@ -156,21 +156,18 @@ def test_forecasts_that_are_not_finite_are_never_loaded() -> None:
     assert flat(model).isfinite().all()
 
 
-def test_the_policy_chooses_among_several_forecasts() -> None:
-    """The horizon that was chosen has to be the one that is loaded and reported."""
+def test_where_nothing_is_tried_the_first_of_several_forecasts_is_loaded() -> None:
+    """The policy's first choice has to be the one that is loaded and reported."""
 
-    class Second:
+    class Several:
         furthest = 9
 
         def horizons(self, step: int) -> tuple[int, ...]:
-            return (1, 9, 4) if step == PERIOD else ()
-
-        def choose(self, step: int, horizons: tuple[int, ...]) -> int:
-            return horizons[1]
+            return (9, 1, 4) if step == PERIOD else ()
 
     model, endpoint = network(), ShiftingEndpoint()
     optimizer = adam(model)
-    with make(model, optimizer, endpoint, policy=Second()) as nowcast:
+    with make(model, optimizer, endpoint, policy=Several()) as nowcast:
         for index in range(PERIOD):
             step(model, optimizer, index)
     assert torch.equal(flat(model), endpoint.sent[PERIOD] + 0.01 * 9)
@@ -294,6 +291,7 @@ def _mistakes() -> list[Any]:
         pytest.param("dtype", {"dtype": "float8"}, "float8", id="dtype"),
         pytest.param("quiet", {"quiet": 3}, "from 0 to interval = 2", id="quiet"),
         pytest.param("policy", {"policy": AdaptiveHorizon()}, "give probe= or guard=", id="nothing to learn from"),
+        pytest.param("policy", {"policy": BestAfterRecovery(FixedHorizon(8))}, "give probe= or guard=", id="nothing to compare by"),
         pytest.param("forecaster", {"server": None, "forecaster": "nina"}, "nina", id="forecaster"),
         pytest.param("checkpoint", {"server": None, "forecaster": "nino", "checkpoint": "/nowhere.pt"}, "nowhere", id="checkpoint"),
         pytest.param("server", {"server": "localhost:8440"}, "http://", id="server"),

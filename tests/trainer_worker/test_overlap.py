@@ -26,7 +26,7 @@ class Gated:
 
     def arrive(self, nowcast: Nowcast) -> None:
         """Let the forecast go, and wait until it is there."""
-        pending = nowcast._course._pending
+        pending = nowcast._course._candidates.pending
         assert pending is not None
         assert pending.request is not None
         self.gate.set()
@@ -93,7 +93,7 @@ def test_a_given_up_answer_is_never_mistaken_for_the_next() -> None:
         gated.gate.set()  # too late
         for index in range(PERIOD + INTERVAL + 1, 2 * PERIOD):
             step(model, optimizer, index)
-        pending = nowcast._course._pending
+        pending = nowcast._course._candidates.pending
         assert pending is not None
         assert pending.request is not None
         pending.request.done.wait(10)
@@ -164,7 +164,7 @@ def test_shadow_mode_changes_nothing() -> None:
         for index in range(STEPS):
             step(model, optimizer, index)
             step(plain, other, index)
-            pending = nowcast._course._pending
+            pending = nowcast._course._candidates.pending
             if pending is not None and pending.request is not None:
                 pending.request.done.wait(10)
     assert torch.equal(flat(model), flat(plain))

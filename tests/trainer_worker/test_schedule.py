@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer_worker import AdaptiveHorizon, BadArgument, FixedHorizon, PaperSchedule
+from trainer_worker import AdaptiveHorizon, BadArgument, BestAfterRecovery, FixedHorizon, PaperSchedule
 from trainer_worker.schedule import Cautious, Learner, paper_horizons
 
 
@@ -19,7 +19,6 @@ def test_the_paper_schedule_over_a_run() -> None:
     schedule = PaperSchedule(max_steps=3000, period=1000)
     assert [schedule.horizons(step) for step in (1000, 2000, 3000, 4000)] == [(40,), (13,), (), ()]
     assert PaperSchedule(max_steps=3500, period=1000).horizons(3000) == (1,)
-    assert schedule.choose(1000, (40,)) == 40
 
 
 def test_a_fixed_horizon() -> None:
@@ -58,3 +57,28 @@ def test_any_policy_is_made_cautious() -> None:
     assert policy.furthest == 9
     assert isinstance(policy, Learner)
     assert not isinstance(FixedHorizon(9), Learner)
+
+
+def test_candidates_are_shares_of_a_policys_horizon() -> None:
+    """Candidates of the same horizon would be tried twice for nothing; the longest first is what is tried where only one can be."""
+    policy = BestAfterRecovery(PaperSchedule(max_steps=3000, period=1000))
+    assert [policy.horizons(step) for step in (1000, 2000, 3000)] == [(40, 20, 10), (13, 6, 3), ()]
+    policy.learn(accepted=False)
+    assert policy.horizons(1000) == (20, 10, 5)
+    resumed = BestAfterRecovery(PaperSchedule(max_steps=3000, period=1000))
+    resumed.load_state_dict(policy.state_dict())
+    assert resumed.horizons(1000) == (20, 10, 5)
+    policy.learn(accepted=True)
+    assert policy.horizons(1000) == (40, 20, 10)
+    assert policy.furthest == 40
+    assert BestAfterRecovery(FixedHorizon(2)).horizons(1000) == (2, 1)
+    assert BestAfterRecovery(FixedHorizon(8), shares=(0.5, 1.0)).horizons(1000) == (4, 8)
+
+
+def test_candidates_that_cannot_be() -> None:
+    """A share above 1 would go beyond `furthest`; a policy that learns would never be told of what happened."""
+    for shares in ((), (0.0,), (1.5,)):
+        with pytest.raises(BadArgument, match="shares"):
+            BestAfterRecovery(FixedHorizon(8), shares=shares)
+    with pytest.raises(BadArgument, match="AdaptiveHorizon learns from outcomes by itself"):
+        BestAfterRecovery(AdaptiveHorizon())
