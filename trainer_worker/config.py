@@ -13,7 +13,7 @@ from trainer_worker.tasks import TASKS
 Positive = Annotated[float, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
-Schedule = Literal["paper", "fixed", "adaptive"]
+Schedule = Literal["paper", "fixed", "adaptive", "best-after-recovery"]
 Moments = Literal["keep", "reset", "rescale"]
 
 UNLEARNED = ("last", "linear", "average")
@@ -97,11 +97,14 @@ class NowcastTable(Table):
     schedule: Schedule | None = Field(
         default=None,
         description="horizons that fall over the run (paper), always the same (fixed), or doubled by each jump that stays and "
-        "halved by each that is undone (adaptive; needs a probe); by default fixed for linear, average and last, else paper",
+        "halved by each that is undone (adaptive; needs a probe); or the paper's, its half and its quarter tried one after the "
+        "other, of which the best stays (best-after-recovery; needs a probe, and a budget); by default fixed for linear, average "
+        "and last, else paper",
     )
     furthest: Horizon | None = Field(
         default=None,
-        description="the first (paper), the only (fixed) or the largest (adaptive) horizon, in intervals; 4 if fixed, else 40",
+        description="the first (paper, best-after-recovery), the only (fixed) or the largest (adaptive) horizon, in intervals; "
+        "4 if fixed, else 40",
     )
     quiet: Annotated[int, Field(ge=0, strict=True)] = Field(
         default=0, description="steps before each snapshot whose average it is, at most interval; 0 for the weights of its own step"
@@ -125,6 +128,11 @@ class NowcastTable(Table):
 
     probe: Annotated[int, Field(ge=0, strict=True)] = Field(
         default=0, description="validation examples on which each jump is tried, and undone if it fails; 0 loads every forecast"
+    )
+    budget: Annotated[float, Field(ge=0, le=1, strict=True)] | None = Field(
+        default=None,
+        description="share of the steps that trials may undo, 0.05 by default (needs a probe). Grant more to best-after-recovery: "
+        "a nowcast of it may undo three windows of `interval` steps, and 0.3 is enough to compare three horizons every time",
     )
     overlap: bool = Field(default=False, description="train on while forecasts are made, and add them as displacements")
     shadow: bool = Field(default=False, description="make and score forecasts without ever loading one")
@@ -155,7 +163,9 @@ class NowcastTable(Table):
     def _fits(self) -> Self:
         if self.quiet > self.interval:
             raise ValueError(f"quiet = {self.quiet} is longer than interval = {self.interval}; averages must not overlap")
-        for name, wants in (("schedule = adaptive", self.schedule == "adaptive"), ("recalibrate", self.recalibrate)):
+        tried = self.schedule in ("adaptive", "best-after-recovery")
+        needs = ((f"schedule = {self.schedule}", tried), ("recalibrate", self.recalibrate), ("budget", self.budget is not None))
+        for name, wants in needs:
             if wants and not self.probe:
                 raise ValueError(f"{name} needs a probe: set probe, e.g. to 1000 examples")
         return self

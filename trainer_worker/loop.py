@@ -14,10 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainer_worker.config import NowcastTable, TrainTable
+from trainer_worker.guard import Guard
 from trainer_worker.jump import Jump
 from trainer_worker.nowcast import Nowcast
 from trainer_worker.records import Evaluation, Order, RunRecord, Score
-from trainer_worker.schedule import AdaptiveHorizon, FixedHorizon, PaperSchedule, Policy
+from trainer_worker.schedule import AdaptiveHorizon, BestAfterRecovery, FixedHorizon, PaperSchedule, Policy
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.batches import batch_indices
 from trainer_worker.tasks.task import Task, evaluate
@@ -240,6 +241,7 @@ def _nowcast(order: Order, run: _Run) -> Nowcast | None:
         dtype=table.dtype,
         timeout_s=table.timeout_s,
         probe=_probe(run, examples=table.probe) if table.probe else None,
+        guard=Guard(budget=table.budget) if table.budget is not None else None,
         overlap=table.overlap,
         shadow=table.shadow,
         record=table.record,
@@ -269,4 +271,5 @@ def _policy(table: NowcastTable, *, max_steps: int) -> Policy:
         return AdaptiveHorizon(start=min(FIRST_HORIZON, furthest), furthest=furthest, max_steps=max_steps)
     if schedule == "fixed":
         return FixedHorizon(furthest=furthest, max_steps=max_steps)
-    return PaperSchedule(max_steps=max_steps, period=table.period, furthest=furthest)
+    paper = PaperSchedule(max_steps=max_steps, period=table.period, furthest=furthest)
+    return BestAfterRecovery(paper) if schedule == "best-after-recovery" else paper

@@ -52,6 +52,13 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[nowcast]\nmoments = 'half'", "[nowcast] moments: Input should be 'keep', 'reset' or 'rescale'"),
         ("[nowcast]\nrecalibrate = true", "recalibrate needs a probe"),
         ("[nowcast]\nschedule = 'adaptive'", "schedule = adaptive needs a probe"),
+        ("[nowcast]\nschedule = 'best-after-recovery'", "schedule = best-after-recovery needs a probe: set probe"),
+        (
+            "[nowcast]\nschedule = 'best'",
+            "[nowcast] schedule: Input should be 'paper', 'fixed', 'adaptive' or 'best-after-recovery'",
+        ),
+        ("[nowcast]\nbudget = 0.3", "budget needs a probe: set probe"),
+        ("[nowcast]\nprobe = 9\nbudget = 1.5", "[nowcast] budget: Input should be less than or equal to 1"),
         ("steps = ", "not valid TOML"),
     ],
 )
@@ -104,6 +111,9 @@ def test_the_schedule_follows_the_forecaster(tmp_path: Path) -> None:
     given = load(tmp_path, text + 'forecaster = "nino"\nschedule = "fixed"\nfurthest = 7').nowcast
     assert given is not None
     assert given.plan == ("fixed", 7)
+    compared = load(tmp_path, text + 'forecaster = "linear"\nprobe = 9\nschedule = "best-after-recovery"').nowcast
+    assert compared is not None
+    assert compared.plan == ("best-after-recovery", 40)
 
 
 def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,23 @@ def test_every_option_resumes_exactly(tmp_path: Path) -> None:
         assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
 
 
+def test_a_run_that_compares_horizons_resumes_exactly(tmp_path: Path) -> None:
+    """The schedule and the budget have to arrive, and a comparison under way is part of the checkpoint."""
+    options = {"furthest": 8, "schedule": "best-after-recovery", "probe": 32, "interval": 8, "budget": 1.0}
+    whole = train_in_process(order(tmp_path / "whole", nowcasts=True, steps=44, **options), listen=ignore)
+    (event,) = whole.events
+    windows = 3 if event["outcome"] == "rejected" else 2  # the period is of 16 steps, the comparison of 24
+    assert event["step"] == 16
+    assert 8 < event["cost_steps"] <= 8 * windows
+    for stop in (20, 28, 36):
+        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, steps=44, **options)
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        resumed = train_in_process(stopped, listen=ignore, resume=True)
+        assert resumed.outcomes == whole.outcomes
+        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
 @pytest.mark.parametrize(("rate", "seen"), [("cosine", [1.0, 0.5, 0.0]), ("warmup-stable-decay", [0.05, 1.0, 0.0])])
 def test_the_rate_follows_its_course(tmp_path: Path, rate: str, seen: list[float]) -> None:
     """A decay that ends before the run, or after it, is another baseline."""
