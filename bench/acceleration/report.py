@@ -1,161 +1,199 @@
-"""From runs to a table and a picture."""
+"""From runs to tables and a picture."""
 
 import json
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 SMOOTH = 5
-"""Evaluations that a validation loss is averaged over before anything is decided on it."""
-RIGHT = {"fm-16": 0.895, "fm-32": 0.905}
-"""The paper's targets, here for the share of validation pictures that are classified rightly, not smoothed."""
+"""Evaluations that a validation curve is averaged over before anything is decided on it."""
+TARGETS = {"fm-16": 0.895, "fm-32": 0.905}
+"""The paper's, here for the share of validation pictures that are classified rightly, not smoothed."""
 RIVALS = ("adam", "adam+ema", "decay")
 """What a nowcast is measured against: where they end."""
 
-Run = dict[str, Any]
-Curves = dict[tuple[str, str, float], list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Run]]]
-"""By problem, arm and rate: steps, smoothed losses and the run, for each seed and length."""
+Floats = npt.NDArray[np.float64]
 
 
-def read(folder: Path) -> Curves:
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The course of one run, of its weights or of their average, on validation data.
+
+    Args:
+        run: as it was stored.
+        averaged: whether it is that of the average.
+        steps: (evaluations,)
+        loss: (evaluations,) smoothed.
+        wrong: (evaluations,) share of wrong answers, smoothed; 1 where answers are values.
+    """
+
+    run: dict[str, Any]
+    averaged: bool
+    steps: Floats
+    loss: Floats
+    wrong: Floats
+
+    @classmethod
+    def of(cls, run: dict[str, Any], *, averaged: bool) -> "Curve":
+        steps, loss, right = np.array(run["curve"])[:, [0, 2, 4] if averaged else [0, 1, 3]].T
+        return cls(run, averaged, steps[SMOOTH - 1 :], _smooth(loss), 1 - _smooth(right))
+
+    @property
+    def arm(self) -> str:
+        return f"{self.run['arm']}{'+ema' if self.averaged else ''}"
+
+    def first(self, measure: str, goal: float) -> float:
+        """The first step at which a measure is down at a goal."""
+        hits = self.steps[getattr(self, measure) <= goal]
+        return float(hits[0]) if len(hits) else float("inf")
+
+    def first_right(self, target: float) -> int | None:
+        """The first evaluation with so many right answers, not smoothed."""
+        return next(
+            (step for step, *_, right, averaged in self.run["curve"] if (averaged if self.averaged else right) >= target), None
+        )
+
+
+Arm = dict[float, list[Curve]]
+"""Runs by learning rate."""
+Problems = dict[str, dict[str, Arm]]
+"""By problem and arm."""
+
+
+def _smooth(values: Floats) -> Floats:
+    return np.convolve(values, np.ones(SMOOTH) / SMOOTH, mode="valid")
+
+
+def read(folder: Path) -> Problems:
     """All runs below a folder; each gives two arms, its weights and their average."""
-    found: Curves = defaultdict(list)
+    found: Problems = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for path in sorted(folder.rglob("*.json")):
         run = json.loads(path.read_text())
-        curve = np.array(run["curve"])
-        kernel = np.ones(SMOOTH) / SMOOTH
-        for column, name in ((1, run["arm"]), (2, f"{run['arm']}+ema")):
-            smooth = np.convolve(curve[:, column], kernel, mode="valid")
-            found[run["problem"], name, run["lr"]].append((curve[SMOOTH - 1 :, 0], smooth, run))
+        for averaged in (False, True):
+            curve = Curve.of(run, averaged=averaged)
+            found[run["problem"]][curve.arm][run["lr"]].append(curve)
     return found
 
 
-def summarise(curves: Curves) -> list[dict[str, Any]]:
+def summarise(problems: Problems) -> list[dict[str, Any]]:
     """One row for each problem and arm: how soon it is where each rival ends, and its own end at its best rate."""
     rows = []
-    for problem in sorted({key[0] for key in curves}):
-        arms = {arm: _by_rate(curves, problem, arm) for arm in sorted({key[1] for key in curves if key[0] == problem})}
-        goals = {rival: min(_final(runs) for runs in arms[rival].values()) for rival in RIVALS if rival in arms}
-        for arm, among in arms.items():
-            steps = {rival: _fewest(among, goal) for rival, goal in goals.items()}
-            rows.append(
-                {"problem": problem, "arm": arm, "goals": goals, "steps": steps, **_end(among, averaged=arm.endswith("+ema"))}
-            )
-            if goal := RIGHT.get(problem):
-                found = {f"{rate:g}": _right(runs, goal, averaged=arm.endswith("+ema")) for rate, runs in among.items()}
-                rows[-1]["right"] = {"target": goal, "steps": found}
+    for problem, arms in sorted(problems.items()):
+        for name, arm in sorted(arms.items()):
+            steps = {measure: _to_rivals(arms, arm, measure) for measure in ("loss", "wrong")}
+            rows.append({"problem": problem, "arm": name, "steps": steps, **_end(arm)})
+            if target := TARGETS.get(problem):
+                curves = {f"{rate:g}, seed {curve.run['seed']}": curve for rate, curves in arm.items() for curve in curves}
+                rows[-1]["target"] = {"right": target, "steps": {run: each.first_right(target) for run, each in curves.items()}}
     return rows
 
 
-def _by_rate(curves: Curves, problem: str, arm: str) -> dict[float, list[Any]]:
-    return {rate: runs for (where, which, rate), runs in curves.items() if (where, which) == (problem, arm)}
+def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str) -> dict[str, float | None]:
+    """Steps to where each rival ends, at the rate that needs the fewest; None where none gets there."""
+    found = {}
+    for rival in RIVALS:
+        if rival in arms:
+            goal = min(_final(curves, measure) for curves in arms[rival].values())
+            fewest = min(_steps(curves, measure, goal) for curves in arm.values())
+            found[rival] = None if fewest == float("inf") or goal == 1 else fewest
+    return found
 
 
-def _fewest(among: dict[float, list[Any]], goal: float) -> float | None:
-    """Steps to a loss at the rate that needs the fewest."""
-    fewest = min(_steps(runs, goal) for runs in among.values())
-    return None if fewest == float("inf") else fewest
+def _longest(curves: list[Curve]) -> list[Curve]:
+    return [curve for curve in curves if curve.run["steps"] == max(other.run["steps"] for other in curves)]
 
 
-def _final(runs: list[Any]) -> float:
-    """Median over seeds of the final loss of the longest runs."""
-    longest = max(run["steps"] for *_, run in runs)
-    return median(float(losses[-1]) for _, losses, run in runs if run["steps"] == longest)
+def _final(curves: list[Curve], measure: str) -> float:
+    """Median over seeds of where the longest runs end."""
+    return median(float(getattr(curve, measure)[-1]) for curve in _longest(curves))
 
 
-def _end(among: dict[float, list[Any]], *, averaged: bool) -> dict[str, Any]:
+def _steps(curves: list[Curve], measure: str, goal: float) -> float:
+    """Median over seeds of the steps to a goal, for each seed in the run, of whatever length, that is there first."""
+    by_seed: dict[int, float] = defaultdict(lambda: float("inf"))
+    for curve in curves:
+        by_seed[curve.run["seed"]] = min(by_seed[curve.run["seed"]], curve.first(measure, goal))
+    return median(by_seed.values())
+
+
+def _end(arm: Arm) -> dict[str, Any]:
     """The figures at the rate with the lowest final loss."""
-    rate = min(among, key=lambda rate: _final(among[rate]))
-    runs = among[rate]
-    longest = [run for *_, run in runs if run["steps"] == max(run["steps"] for *_, run in runs)]
-    jumps = [event for run in longest for event in run.get("events", ()) if event["kind"] == "nowcast"]
+    rate = min(arm, key=lambda rate: _final(arm[rate], "loss"))
+    curves = _longest(arm[rate])
+    runs, averaged = [curve.run for curve in curves], curves[0].averaged
+    jumps = [event for run in runs for event in run.get("events", ()) if event["kind"] == "nowcast"]
     return {
         "lr": rate,
-        "rates": sorted(among),
-        "seeds": len({run["seed"] for run in longest}),
-        "final": _final(runs),
-        "test": median(run["test"][averaged] for run in longest),
-        "test_right": median(run["test_right"][averaged] for run in longest),
-        "train_s": median(run["train_s"] for run in longest),
+        "rates": sorted(arm),
+        "seeds": len({run["seed"] for run in runs}),
+        "final": _final(curves, "loss"),
+        "test": median(run["test"][averaged] for run in runs),
+        "test_right": median(run["test_right"][averaged] for run in runs),
+        "train_s": median(run["train_s"] for run in runs),
         "jumps": {outcome: sum(event["outcome"] == outcome for event in jumps) for outcome in ("accepted", "rejected", "skipped")},
     }
 
 
-def _steps(runs: list[Any], target: float) -> float:
-    """Median over seeds of the first step at which the smoothed loss is at the target, of the best length for each seed."""
-    by_seed: dict[int, float] = defaultdict(lambda: float("inf"))
-    for steps, losses, run in runs:
-        hits = steps[losses <= target]
-        by_seed[run["seed"]] = min(by_seed[run["seed"]], float(hits[0]) if len(hits) else float("inf"))
-    return median(by_seed.values())
-
-
-def _right(runs: list[Any], target: float, *, averaged: bool) -> dict[str, int | None]:
-    """By seed, the first step with so many right answers."""
-    found: dict[str, int | None] = {}
-    for *_, run in runs:
-        hits = [step for step, *_, right, smooth in run["curve"] if (smooth if averaged else right) >= target]
-        found[f"{run['seed']}, {run['steps']} steps"] = hits[0] if hits else None
-    return found
-
-
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """With the ratio of steps to what each rival itself takes to where it ends."""
+    """Steps to each rival's end, by loss and by right answers, with the ratio to what the rival itself takes to get there."""
     from rich.console import Console
     from rich.table import Table
 
-    own = {(row["problem"], row["arm"]): row["steps"].get(row["arm"]) for row in rows}
-    heads = [f"to {rival}'s end" for rival in RIVALS]
-    table = Table("problem", "arm", "lr (of)", "seeds", *heads, "final", "test", "right", "train s", "jumps")
-    for row in rows:
-        figures = []
-        for rival in RIVALS:
-            steps, theirs = row["steps"].get(rival), own.get((row["problem"], rival))
-            figures.append(f"{steps:.0f} ({steps / theirs - 1:+.0%})" if steps and theirs else "-")
-        last = (f"{row['final']:.4f}", f"{row['test']:.4f}", f"{row['test_right']:.1%}" if row["test_right"] else "")
-        table.add_row(
-            row["problem"],
-            row["arm"],
-            f"{row['lr']:g} ({len(row['rates'])})",
-            str(row["seeds"]),
-            *figures,
-            *last,
-            f"{row['train_s']:.0f}",
-            "/".join(map(str, row["jumps"].values())),
+    own = {(row["problem"], row["arm"]): row["steps"] for row in rows}
+    console = Console(width=180)
+    for measure, title in (("loss", "loss"), ("wrong", "share of right answers")):
+        heads = [f"to {rival}'s end" for rival in RIVALS]
+        table = Table(
+            "problem", "arm", "lr (of)", "seeds", *heads, "final", "test", "right", "train s", "jumps", title=f"By {title}"
         )
-    console = Console(width=170)
-    console.print(table)
+        for row in rows:
+            figures = [_figure(row, own.get((row["problem"], rival)), measure, rival) for rival in RIVALS]
+            if measure == "loss" or row["test_right"]:
+                table.add_row(
+                    row["problem"], row["arm"], f"{row['lr']:g} ({len(row['rates'])})", str(row["seeds"]), *figures, *_last(row)
+                )
+        console.print(table)
     for row in rows:
-        if "right" in row:
-            console.print(f"{row['problem']}, {row['arm']}: steps to {row['right']['target']:.1%} right: {row['right']['steps']}")
+        if "target" in row:
+            console.print(f"{row['problem']}, {row['arm']}: steps to {row['target']['right']:.1%} right: {row['target']['steps']}")
 
 
-def draw(curves: Curves, path: Path) -> None:
+def _figure(row: dict[str, Any], rival_steps: dict[str, Any] | None, measure: str, rival: str) -> str:
+    steps = row["steps"][measure].get(rival)
+    theirs = rival_steps[measure].get(rival) if rival_steps else None
+    return f"{steps:.0f} ({steps / theirs - 1:+.0%})" if steps and theirs else "-"
+
+
+def _last(row: dict[str, Any]) -> tuple[str, ...]:
+    right = f"{row['test_right']:.1%}" if row["test_right"] else ""
+    return (f"{row['final']:.4f}", f"{row['test']:.4f}", right, f"{row['train_s']:.0f}", "/".join(map(str, row["jumps"].values())))
+
+
+def draw(problems: Problems, path: Path) -> None:
     """Smoothed validation loss, median over seeds, one panel a problem, each arm at its best final loss."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    problems, arms = sorted({key[0] for key in curves}), sorted({key[1] for key in curves})
-    colours = dict(zip(arms, plt.get_cmap("tab20")(range(len(arms))), strict=True))
+    names = sorted({name for arms in problems.values() for name in arms})
+    colours = dict(zip(names, plt.get_cmap("tab20")(np.linspace(0, 1, len(names))), strict=True))
     figure, axes = plt.subplots(1, len(problems), figsize=(5 * len(problems), 4), squeeze=False)
-    for axis, problem in zip(axes[0], problems, strict=True):
-        for arm in sorted({key[1] for key in curves if key[0] == problem}):
-            among = {key[2]: runs for key, runs in curves.items() if key[:2] == (problem, arm)}
-            runs = among[min(among, key=lambda rate: _final(among[rate]))]
-            longest = max(run["steps"] for *_, run in runs)
-            lines = [(steps, losses) for steps, losses, run in runs if run["steps"] == longest]
-            axis.plot(lines[0][0], np.median([losses for _, losses in lines], axis=0), label=arm, linewidth=1, color=colours[arm])
+    for axis, (problem, arms) in zip(axes[0], sorted(problems.items()), strict=True):
+        for name, arm in sorted(arms.items()):
+            curves = _longest(min(arm.values(), key=lambda curves: _final(curves, "loss")))
+            axis.plot(
+                curves[0].steps, np.median([curve.loss for curve in curves], axis=0), label=name, linewidth=1, color=colours[name]
+            )
         # as high as Adam begins: an arm that diverges would flatten all others
-        starts = [
-            losses[0] for (where, arm, _), runs in curves.items() if (where, arm) == (problem, "adam") for _, losses, _ in runs
-        ]
+        starts = [curve.loss[0] for curves in arms.get("adam", {}).values() for curve in curves]
         top = 1.1 * max(starts) if starts else None
         axis.set(title=problem, xlabel="step", ylabel="validation loss, smoothed", yscale="log", ylim=(None, top))
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
