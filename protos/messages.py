@@ -76,12 +76,13 @@ class Outcome(Message):
 
     Args:
         step: of the nowcast.
-        horizon: that was loaded; None if none was.
+        horizon: that was loaded, the best if several were tried; None if none was.
         outcome: `accepted` (the weights stayed), `rejected` (rolled back) or `skipped` (never loaded).
         reason: a short stable word or sentence, e.g. `server_unavailable`.
         loss_before: on the probe before the jump.
         loss_after: on the probe when the jump was judged.
-        cost_steps: that a rejected jump has undone: so many steps later the weights are again those of before it.
+        cost_steps: that were undone. After a rejected jump the weights are so many steps later again those of before it; with an
+            accepted one it is what trying other horizons took.
     """
 
     step: Step

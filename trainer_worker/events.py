@@ -25,7 +25,7 @@ class Event:
         seconds: for which training waited.
         expected_loss: where the run was heading, when a jump was judged.
         loss: what it had come to then.
-        cost_steps: that were undone with a rejected jump.
+        cost_steps: that were undone: with a rejected jump, or with horizons that were tried and were not the best.
     """
 
     step: int

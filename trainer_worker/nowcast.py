@@ -76,6 +76,7 @@ class Nowcast:
         context: snapshots a forecast is made from.
         interval: optimizer steps between two of them.
         policy: how far to jump; None for the paper's schedule. Where jumps are tried, it is made more cautious by each that fails.
+            `BestAfterRecovery` tries several horizons and keeps the best, for steps that `guard` has to grant.
         lr_scheduler: the optimizer's, to look ahead on: under a falling learning rate jumps are shortened by as much as the rate
             to come is lower than the context's. None has the rates seen over the context drawn on.
         quiet: steps before each snapshot whose average it is, from 0 to `interval`: the noise of single steps is not forecast.

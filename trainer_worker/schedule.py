@@ -170,11 +170,11 @@ class BestAfterRecovery(Cautious):
     Each candidate is jumped to from the same weights and trained for a recovery window; the one with the lowest loss after that is
     judged as any jump is, and goes on from the end of its window. After one that is undone, all candidates are halved.
 
-    **It costs steps.** The windows of the others are undone: a nowcast may cost as many recovery windows as there are candidates,
-    one less if it is accepted. They must be granted: a candidate after the first is only tried while the windows of the nowcast
-    up to its own fit into what is left of `Guard.budget`; else there are fewer, in the end the first alone. The default of 5% of
-    the steps is soon used up. Three candidates at every nowcast need some 30% where a window is an interval and a context has
-    five: `guard=Guard(budget=0.3)`.
+    That costs steps, as the windows of the others are undone: with c candidates a nowcast costs up to c recovery windows, c - 1 if
+    the best stays. They have to be granted: a candidate after the first is only tried while its window fits, with those before it,
+    into what is left of `Guard.budget`. Else there are fewer, in the end the first alone, and the default, 5% of the steps, is soon
+    used up. `guard=Guard(budget=0.3)` is enough for three candidates at every nowcast, if a window is an interval and a context
+    has five. It takes memory for the weights and the optimizer's state twice: before the jump, and of the best so far.
 
     Args:
         policy: the horizons to vary, one that knows nothing of outcomes: `PaperSchedule`, `FixedHorizon`.
