@@ -21,8 +21,12 @@ def collect_local(config: CollectConfig) -> None:
     os.environ.update(MALLOC)  # for the processes to come
     with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
         studies = [pool.submit(collect_study, config, number) for number in missing(config)]
-        for study in as_completed(studies):
-            logger.info("%s", study.result())
+        try:
+            for study in as_completed(studies):
+                logger.info("%s", study.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else it would train all that is left before it says what went wrong
+            raise
 
 
 def collect_on_ray(config: CollectConfig) -> None:
