@@ -54,7 +54,8 @@ class Guard:
     A policy that names several horizons (`BestAfterRecovery`) has them tried one after the other: a nowcast with c candidates may
     undo c windows, c - 1 if the best of them stays. The same budget pays for that: raise it to have them compared. A candidate
     after the first is only tried if there is room left to undo its window as well, so a comparison whose best stays leaves enough
-    for the next jump. Steps granted so are not held against `tolerance`, but for one window of each nowcast that is undone.
+    for the next jump. Steps granted so are not held against `tolerance`, but for one window of each nowcast that is undone: with a
+    forecaster that never helps, a run may end as far behind as they would have brought it.
 
     Args:
         recovery: steps after which a jump is judged; None for one interval.

@@ -26,13 +26,13 @@ class Run:
     """A run whose batches and dropout come from torch's global random state, and whose jumps are judged by horizon.
 
     Args:
-        losses: that the probe gives while a horizon is tried, relative to the run's course; one for the whole window, or one for
-            the jump itself and one thereafter. None for a run without nowcasts.
+        losses: that the probe gives while a horizon is tried, relative to the run's course; one for the whole window, or one a
+            step from the jump on, the last for all the rest. None for a run without nowcasts.
         slope: of the course, a power law.
     """
 
     def __init__(
-        self, losses: Mapping[int, float | tuple[float, float]] | None = None, *, slope: float = 0.0, **options: Any
+        self, losses: Mapping[int, float | tuple[float, ...]] | None = None, *, slope: float = 0.0, **options: Any
     ) -> None:
         torch.manual_seed(7)
         self.model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
@@ -58,8 +58,8 @@ class Run:
             return self.course(self.nowcast.step)
         since = self.nowcast.step - contest.trial.step
         loss = self.losses[contest.trial.horizon]
-        at_once, later = loss if isinstance(loss, tuple) else (loss, loss)
-        return (later if since else at_once) * self.course(contest.step + since)
+        losses = loss if isinstance(loss, tuple) else (loss,)
+        return losses[min(since, len(losses) - 1)] * self.course(contest.step + since)
 
     def course(self, step: int) -> float:
         return 2.0 * max(1, step) ** -self.slope
@@ -153,6 +153,7 @@ def test_without_a_good_candidate_the_run_is_what_it_would_have_been() -> None:
     [
         ({8: math.nan, 4: 1.0, 2: 1.01}, (PERIOD, "accepted", 4, "", RECOVERY), 2 * RECOVERY),
         ({8: (1.0, 50.0), 4: 0.9, 2: 1.0}, (PERIOD, "accepted", 4, "", 1 + RECOVERY), 1 + 2 * RECOVERY),
+        ({8: (0.8, 0.8, 0.8, math.nan), 4: 1.0, 2: 1.01}, (PERIOD, "accepted", 4, "", 3 + RECOVERY), 3 + 2 * RECOVERY),
         ({8: 0.9, 4: 1.0, 2: (1.0, 50.0)}, (PERIOD, "accepted", 8, "", RECOVERY + 1), 2 * RECOVERY + 1),
         ({8: 1.0, 4: math.inf, 2: math.inf}, (PERIOD, "accepted", 8, "", 0), RECOVERY),
         ({8: math.nan, 4: math.nan, 2: math.nan}, (PERIOD, "rejected", 2, "hopeless", 0), 0),
@@ -160,7 +161,7 @@ def test_without_a_good_candidate_the_run_is_what_it_would_have_been() -> None:
     ],
 )
 def test_a_hopeless_candidate_is_out_and_the_next_is_tried(
-    losses: dict[int, float | tuple[float, float]], expected: tuple[int, str, int, str, int], steps: int
+    losses: dict[int, float | tuple[float, ...]], expected: tuple[int, str, int, str, int], steps: int
 ) -> None:
     """One absurd forecast must neither end the comparison nor cost a window, nor be what stays."""
     run = Run(losses).go(PERIOD + steps + AFTER)
