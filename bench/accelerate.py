@@ -8,9 +8,9 @@ Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly t
 `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it follows jumps, and for an
 interval after one (a guarded one once it is accepted) has a short memory. After a `+` come a nowcast arm's extras, any number of
 them: `guard` tries jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over
-steps to a target, and the probe never sees them); `decay` has the rate fall as under `decay`; `reset` clears the optimizer's
-moments at jumps; `recalibrate` takes batch normalisation's statistics anew over as many training examples. A decayed run that is
-to end earlier is a run of its own: `--portion 0.75`.
+steps to a target, and the probe never sees them); `best` tries two horizons each time, the schedule's and half of it; `decay` has
+the rate fall as under `decay`; `reset` clears the optimizer's moments at jumps; `recalibrate` takes batch normalisation's
+statistics anew over as many training examples. A decayed run that is to end earlier is a run of its own: `--portion 0.75`.
 """
 
 import json
@@ -31,7 +31,7 @@ OUT = Path("runs/accelerate")
 PLAIN = ("adam", "decay")
 SHORT = 0.98
 """Decay of averages after a jump."""
-EXTRAS = {"guard", "decay", "reset", "recalibrate"}
+EXTRAS = {"guard", "best", "decay", "reset", "recalibrate"}
 
 
 @app.command()
@@ -93,7 +93,7 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=problem.weight_decay)
     averaged = AveragedModel(model, avg_fn=(average := Average(problem.ema)), use_buffers=True)
     nowcast = None if arm in PLAIN else _nowcast(problem, model, optimizer, arm, averaged=averaged, steps=steps, interval=interval)
-    spare = "guard" in split(arm)[1]
+    spare = bool({"guard", "best"} & split(arm)[1])
     curve, started, spent, jumps = [], time.monotonic(), 0.0, 0
     for step in range(1, steps + 1):
         if decays(arm):
@@ -137,7 +137,7 @@ class Average:
 
 
 def _nowcast(problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: Any, steps: int, interval: int) -> Any:
-    from trainer_worker import Guard, Jump, Nowcast
+    from trainer_worker import BestAfterRecovery, Guard, Jump, Nowcast, PaperSchedule
 
     forecaster, extras = split(arm)
 
@@ -150,8 +150,10 @@ def _nowcast(problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: An
 
     jump = Jump(moments="reset" if "reset" in extras else "keep", recalibrate=run if "recalibrate" in extras else False)
     options: dict[str, Any] = {"jump": jump, "averages": (averaged,)}
-    if "guard" in extras:
-        options |= {"probe": probe, "guard": Guard()}
+    if extras & {"guard", "best"}:
+        options |= {"probe": probe, "guard": Guard(budget=0.3 if "best" in extras else Guard().budget)}
+    if "best" in extras:
+        options["policy"] = BestAfterRecovery(PaperSchedule(max_steps=steps, period=5 * interval), shares=(1.0, 0.5))
     if Path(forecaster).suffix:
         from nowcast_server.nino.checkpoint import load_checkpoint
 
