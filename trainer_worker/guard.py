@@ -167,11 +167,10 @@ class Trials:
         return ""
 
     def room(self, step: int) -> int:
-        """How many recovery windows, one after the other, run and budget have room for from `step` on, if all are undone, those of
-        the nowcast under way as well.
+        """How many recovery windows, one after the other, there is room for from `step` on in the run, and in the budget before the
+        nowcast: so many candidates it may have.
         """
-        undone = step - self._contest.step if self.under_way else 0
-        return min(self._limit_steps - self._record.cost_steps - undone, self._max_steps - step) // self.recovery
+        return min(self._limit_steps - self._record.cost_steps, self._max_steps - step) // self.recovery
 
     def pass_period(self) -> None:
         """A period ended without a jump because of `refusal`."""
@@ -220,7 +219,7 @@ class Trials:
         if since < self.recovery and not hopeless:
             return None
         self._contest.end_window(hopeless=hopeless)
-        if self._contest.waiting and self.room(step) > 0:
+        if self._contest.waiting and self.room(step) > 0:  # forecasts may have come so late that time has run out
             self.candidate = self._contest.go_on(step)
             return None
         best = self._contest.best
