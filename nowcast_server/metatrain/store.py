@@ -157,9 +157,10 @@ class TrajectoryWriter:
 
 
 def trajectories(folder: Path) -> Iterator[Trajectory]:
-    """All trajectories below `folder`, in the order of their paths."""
+    """All trajectories below `folder`, in the order of their paths; those of drafts, whose folders are hidden, are not."""
     for path in sorted(folder.rglob(f"*{SUFFIX}")):
-        yield Trajectory.open(path)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield Trajectory.open(path)
 
 
 def _create(path: Path, first: Floats, header: dict[str, Any]) -> None:

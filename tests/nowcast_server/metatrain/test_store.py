@@ -76,3 +76,10 @@ def test_refuses_what_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "c.trajectory").write_bytes(b"something else")
     with pytest.raises(BadTrajectory, match="no trajectory"):
         Trajectory.open(tmp_path / "c.trajectory")
+
+
+def test_drafts_are_not_read(tmp_path: Path) -> None:
+    """A fit that begins beside a collection, or after one that was stopped, would take half a run, or one twice."""
+    write(tmp_path / "1-00000" / "00.trajectory")
+    write(tmp_path / ".1-00001" / "00.trajectory", range(2))
+    assert [run.path.parent.name for run in trajectories(tmp_path)] == ["1-00000"]
