@@ -171,6 +171,17 @@ def test_a_hopeless_candidate_is_out_and_the_next_is_tried(
     assert torch.equal(run.bits(), kept.bits())
 
 
+@pytest.mark.parametrize("last", [1.0, 50.0])
+def test_all_candidates_are_held_against_the_same_course(last: float) -> None:
+    """They start from the same weights: steps that were undone have brought the later ones nowhere."""
+    run = Run({horizon: (1.0, last + 0.01 * horizon) for horizon in (8, 4, 2)}, slope=0.1)  # the last one is the best
+    run.go(PERIOD + 3 * RECOVERY)
+    assert run.nowcast is not None
+    (event,) = run.nowcast.events
+    since = 0.75 * RECOVERY if last == 1.0 else 1
+    assert event.expected_loss == pytest.approx(run.course(PERIOD + round(since)))
+
+
 @pytest.mark.parametrize("loss", [0.9, 1.03])
 @pytest.mark.parametrize("budget", [0.0, 0.02, 0.05, 0.3])
 def test_comparing_costs_no_more_than_was_granted(loss: float, budget: float) -> None:
