@@ -36,9 +36,8 @@ metatrain: $(READY)
 	$(BIN)/nowcast-server metatrain fit deploy/metatrain/wnn-base-more.toml
 	$(BIN)/nowcast-server metatrain collect deploy/metatrain/collect-leaping.toml
 	$(BIN)/nowcast-server metatrain fit deploy/metatrain/nino-base-leaping.toml
-	$(BIN)/nowcast-server metatrain fit deploy/metatrain/wnn-base-leaping.toml
 	$(BIN)/nowcast-server metatrain collect deploy/metatrain/collect-judging.toml
-	$(BIN)/nowcast-server metatrain judge runs/metatrain runs/metatrain/nino-base-leaping/nino-base.safetensors runs/metatrain/wnn-base-leaping/wnn-base.safetensors
+	$(BIN)/nowcast-server metatrain judge runs/metatrain runs/metatrain/nino-base-leaping/nino-base.safetensors runs/metatrain/wnn-base-more/wnn-base.safetensors
 
 # The environment is pinned by requirements.lock; the project itself is installed in place.
 $(READY): requirements.lock pyproject.toml

@@ -72,6 +72,21 @@ def test_a_fit_can_begin_with_another_ones_weights(runs: Path, tmp_path: Path) -
         fit(config(runs, tmp_path / "wider", start=first, hidden=16))
 
 
+def test_a_share_of_the_start_is_kept(runs: Path, tmp_path: Path) -> None:
+    """The shipped weights, half of them those before the last fit, could not be made again."""
+    first = fit(config(runs, tmp_path / "first"))
+    fitted, half, all_of_it = (
+        load_checkpoint(fit(config(runs, tmp_path / f"{keep}", start=first, keep=keep))).tensors for keep in (0.0, 0.5, 1.0)
+    )
+    start = load_checkpoint(first).tensors
+    for name, tensor in start.items():
+        torch.testing.assert_close(half[name], (fitted[name] + tensor) / 2)
+        assert torch.equal(all_of_it[name], tensor)
+    assert not all(torch.equal(fitted[name], tensor) for name, tensor in start.items())
+    with pytest.raises(ValidationError, match="keep is a share of start"):
+        config(runs, tmp_path, keep=0.5)
+
+
 def test_tasks_that_are_held_judge_and_teach_nothing(runs: Path) -> None:
     """A team could not tell whether the forecaster fitted to its recordings is better on runs it has not seen."""
     usual, held = Library.open(runs), Library.open(runs, held=("mlp/friedman-2",))
