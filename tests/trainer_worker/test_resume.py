@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network, step
+from waiting import until
 
 from trainer_worker import BadArgument, Nowcast
 
@@ -95,6 +96,7 @@ def test_a_resumed_job_makes_the_server_forget() -> None:
         first.train(PERIOD + 3)
         saved = first.save()
         first.train(4)
+        until(lambda: first.nowcast.in_flight == 0)
     assert max(endpoint.history) == PERIOD + 6
     second = Run(server=endpoint)
     second.load(saved)
