@@ -6,7 +6,7 @@
 Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued.
 Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly to zero over the whole run), and any forecaster:
 `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it follows jumps, and for an
-interval after one (a guarded one once it is accepted) has a short memory. After a `+` come a nowcast arm's extras, any number of
+interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of
 them: `guard` tries jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over
 steps to a target, and the probe never sees them); `best` tries two horizons each time, the schedule's and half of it; `decay` has
 the rate fall as under `decay`; `reset` clears the optimizer's moments at jumps; `recalibrate` takes batch normalisation's
@@ -29,8 +29,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 
 OUT = Path("runs/accelerate")
 PLAIN = ("adam", "decay")
-SHORT = 0.98
-"""Decay of averages after a jump."""
 EXTRAS = {"guard", "best", "decay", "reset", "recalibrate"}
 
 
@@ -86,26 +84,22 @@ def label(arm: str) -> str:
 def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int, interval: int) -> dict[str, Any]:
     """One run: its validation curve (step; loss, averaged; share of right answers, averaged), its jumps, its final test results."""
     import torch
-    from torch.optim.swa_utils import AveragedModel
+
+    from trainer_worker import WeightAverage
 
     torch.manual_seed(seed)
     model = problem.build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=problem.weight_decay)
-    averaged = AveragedModel(model, avg_fn=(average := Average(problem.ema)), use_buffers=True)
+    averaged = WeightAverage(model, decay=problem.ema, spell=interval)
     nowcast = None if arm in PLAIN else _nowcast(problem, model, optimizer, arm, averaged=averaged, steps=steps, interval=interval)
     spare = bool({"guard", "best"} & split(arm)[1])
-    curve, started, spent, jumps = [], time.monotonic(), 0.0, 0
+    curve, started, spent = [], time.monotonic(), 0.0
     for step in range(1, steps + 1):
         if decays(arm):
             optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / steps)
         problem.step(model, problem.batch(seed, step - 1, spare=spare))
         optimizer.step()
         optimizer.zero_grad()
-        if nowcast is not None and len(nowcast.events) > jumps:
-            if any(event.outcome == "accepted" for event in nowcast.events[jumps:]):
-                average.short_until = step + interval
-            jumps = len(nowcast.events)
-        average.step = step
         averaged.update_parameters(model)
         if step % every == 0:
             paused = time.monotonic()
@@ -119,21 +113,6 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
         nowcast.__exit__(None, None, None)
         result["events"] = [event.to_dict() for event in nowcast.events]
     return result
-
-
-class Average:
-    """Decay of a running average: over the first steps a quarter of them (Shamir & Zhang 2013, eta = 3), then constant, and
-    short for a while after a jump, whose first steps are no good company.
-    """
-
-    def __init__(self, decay: float) -> None:
-        self.decay, self.step, self.short_until = decay, 0, 0
-
-    def __call__(self, held: Any, new: Any, count: Any) -> Any:
-        if not held.is_floating_point():
-            return new
-        decay = min(self.decay, float(count) / (float(count) + 4))
-        return held.lerp(new, 1 - (min(decay, SHORT) if self.step <= self.short_until else decay))
 
 
 def _nowcast(problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: Any, steps: int, interval: int) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer_worker.errors import BadArgument
     from trainer_worker.events import Event
+    from trainer_worker.followers import WeightAverage
     from trainer_worker.guard import Guard
     from trainer_worker.jump import Jump
     from trainer_worker.nowcast import Nowcast
@@ -25,6 +26,7 @@ __all__ = [
     "Nowcast",
     "PaperSchedule",
     "Policy",
+    "WeightAverage",
 ]
 
 _HOMES = {
@@ -38,6 +40,7 @@ _HOMES = {
     "Nowcast": "nowcast",
     "PaperSchedule": "schedule",
     "Policy": "schedule",
+    "WeightAverage": "followers",
 }
 
 

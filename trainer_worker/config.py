@@ -69,6 +69,10 @@ class TrainTable(Table):
         description="its course: cosine falls to 0; the other rises for 5% of the steps and falls for the last 20%",
     )
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    average: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
+        default=0.0,
+        description="decay of an average of the weights that is evaluated besides them, e.g. 0.998; it follows jumps. 0: none",
+    )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = [1000]
     eval_every: Count = Field(default=200, description="steps between two evaluations on validation and test data")
     checkpoint_every: Count = Field(default=1000, description="steps between two checkpoints")

@@ -14,10 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainer_worker.config import NowcastTable, TrainTable
+from trainer_worker.followers import WeightAverage
 from trainer_worker.guard import Guard
 from trainer_worker.jump import Jump
 from trainer_worker.nowcast import Nowcast
-from trainer_worker.records import Evaluation, Order, RunRecord, Score
+from trainer_worker.records import Evaluation, Order, RunRecord, Score, Scores
 from trainer_worker.schedule import AdaptiveHorizon, BestAfterRecovery, FixedHorizon, PaperSchedule, Policy
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.batches import batch_indices
@@ -91,6 +92,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.schedule = LambdaLR(self.optimizer, lambda step: _rate(settings, step))
         self.replica: nn.Module = DistributedDataParallel(self.model) if harness.world > 1 else self.model
+        self.average = WeightAverage(self.model, decay=settings.average) if settings.average else None
         self.nowcast: Nowcast | None = _nowcast(order, self)
         self.step = 0
         self.restores = 0
@@ -120,6 +122,8 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         self.losses += loss.detach()
         self.batches += 1
         self.step += 1
@@ -129,31 +133,31 @@ class _Run:
     def evaluate(self) -> None:
         """Measure on validation and test data; every worker takes a share."""
         self._stop_clock()
-        share = {"rank": self.harness.rank, "world": self.harness.world}
-        validation = evaluate(self.model, self.task.validation, **share)
-        test = evaluate(self.model, self.task.test, **share)
         train = torch.stack([self.losses.double().cpu(), torch.tensor(float(self.batches), dtype=torch.float64)])
-        sums = self._over_all_workers(torch.cat([validation, test, train])).tolist()
-        self.evaluations.append(
-            Evaluation(
-                step=self.step,
-                train_loss=sums[6] / sums[7],
-                validation=Score(loss=sums[0] / sums[2], accuracy=sums[1] / sums[2]),
-                test=Score(loss=sums[3] / sums[5], accuracy=sums[4] / sums[5]),
-                train_s=self.train_s,
-            )
-        )
+        total, batches = self._over_all_workers(train).tolist()
+        scores = self._scores(self.model)
+        averaged = self._scores(self.average) if self.average is not None else None
+        evaluation = Evaluation(step=self.step, train_loss=total / batches, **dict(scores), averaged=averaged, train_s=self.train_s)
+        self.evaluations.append(evaluation)
         if self.harness.rank == 0:
             self.harness.tell({"step": self.step, "evaluation": self.evaluations[-1].model_dump()})
         self.losses.zero_()
         self.batches = 0
         self.started = time.perf_counter()
 
+    def _scores(self, model: nn.Module) -> Scores:
+        share = {"rank": self.harness.rank, "world": self.harness.world}
+        parts = [evaluate(model, split, **share) for split in (self.task.validation, self.task.test)]
+        sums = self._over_all_workers(torch.stack(parts)).tolist()
+        validation, test = (Score(loss=loss / count, accuracy=right / count) for loss, right, count in sums)
+        return Scores(validation=validation, test=test)
+
     def save(self) -> None:
         """Hand a checkpoint to the harness."""
         self._stop_clock()
         shared = {
             "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "step": self.step,
@@ -176,6 +180,8 @@ class _Run:
         if checkpoint is not None:
             shared, own = checkpoint.shared, checkpoint.own
             self.model.load_state_dict(shared["model"])
+            if self.average is not None:
+                self.average.load_state_dict(shared["average"])
             self.optimizer.load_state_dict(shared["optimizer"])
             self.schedule.load_state_dict(shared["schedule"])
             self.step, self.train_s = shared["step"], shared["train_s"]
@@ -242,6 +248,7 @@ def _nowcast(order: Order, run: _Run) -> Nowcast | None:
         timeout_s=table.timeout_s,
         probe=_probe(run, examples=table.probe) if table.probe else None,
         guard=Guard(budget=table.budget) if table.budget is not None else None,
+        averages=() if run.average is None else (run.average,),
         overlap=table.overlap,
         shadow=table.shadow,
         record=table.record,

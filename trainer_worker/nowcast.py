@@ -91,8 +91,8 @@ class Nowcast:
             it each jump is a trial, undone exactly if the loss has not recovered in time (`trainer_worker.guard`).
         guard: how jumps are tried; None for the defaults, if there is a probe. With a guard and no probe, the training losses
             given to `observe` are the measure.
-        averages: averages of the weights that the loop keeps (`torch.optim.swa_utils.AveragedModel`, an EMA): a jump moves them by
-            as much as the model. What it gains shows in them, without the noise.
+        averages: averages of the weights that the loop keeps (`WeightAverage`, `torch.optim.swa_utils.AveragedModel`): a jump moves
+            them by as much as the model. What it gains shows in them, without the noise.
         overlap: training goes on while forecasts are made; what arrives before the next snapshot is added as a displacement.
         shadow: forecasts are made and never loaded.
         on_event: called with each `Event`, on the training thread.

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from trainer_worker.records import RunRecord
+from trainer_worker.records import AVERAGED, RunRecord
 from trainer_worker.summary import Summary, smooth
 
 COLOURS = ("#64748b", "#ea580c", "#0d9488", "#7c3aed", "#be123c")
@@ -23,10 +23,11 @@ def draw(summary: Summary, path: Path) -> None:
     figure = Figure(figsize=(13, 5.6), dpi=140, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy = figure.subplots(1, 2)
-    for arm, colour in zip(summary.arms, COLOURS, strict=False):
-        runs = [run for run in summary.runs if run.arm == arm.arm]
-        _curves(loss, runs, "validation", "loss", colour=colour, label=arm.arm)
-        _curves(accuracy, runs, "test", "accuracy", colour=colour, label=arm.arm)
+    colours = _colours(summary)
+    for name, colour in colours.items():
+        runs = [run for run in summary.runs if run.arm == name]
+        _curves(loss, runs, "validation", "loss", colour=colour)
+        _curves(accuracy, runs, "test", "accuracy", colour=colour)
     _style(loss, "Validation loss")
     _style(accuracy, "Test accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -35,27 +36,36 @@ def draw(summary: Summary, path: Path) -> None:
         (accuracy, _values(summary.runs, "test", "accuracy")),
     ):
         _zoom(axes, values)
-    for arm, colour in zip(summary.arms, COLOURS, strict=False):
+    for name, colour in colours.items():
         for axes in (loss, accuracy):
-            _jumps(axes, [run for run in summary.runs if run.arm == arm.arm], colour=colour)
+            _jumps(axes, [run for run in summary.runs if run.arm == name], colour=colour)
     _target(loss if summary.config.train.target is None else accuracy, summary)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside upper right", ncols=5, frameon=False, fontsize=10.5)
     figure.suptitle(_title(summary), x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
     figure.savefig(path)
 
 
+def _colours(summary: Summary) -> dict[str, str]:
+    """By arm; an average has the colour of what it is the average of."""
+    names = dict.fromkeys(arm.arm.removesuffix(AVERAGED) for arm in summary.arms)
+    found = dict(zip(names, COLOURS, strict=False))
+    return {arm.arm: colour for arm in summary.arms if (colour := found.get(arm.arm.removesuffix(AVERAGED)))}
+
+
 def _values(runs: Sequence[RunRecord], split: str, metric: str) -> list[float]:
     return [getattr(getattr(evaluation, split), metric) for run in runs for evaluation in run.evaluations]
 
 
-def _curves(axes: Axes, runs: Sequence[RunRecord], split: str, metric: str, *, colour: str, label: str) -> None:
-    """Every evaluation faintly, the smoothed median over the seeds boldly."""
+def _curves(axes: Axes, runs: Sequence[RunRecord], split: str, metric: str, *, colour: str) -> None:
+    """Every evaluation faintly, the smoothed median over the seeds boldly; only that of averages, dashed."""
+    averaged = runs[0].averaged
     steps = [evaluation.step for evaluation in runs[0].evaluations]
     rows = [_values([run], split, metric) for run in runs]
-    for row in rows:
+    for row in () if averaged else rows:
         axes.plot(steps, row, color=colour, alpha=0.28, linewidth=0.9)
     middle = [median(column) for column in zip(*(smooth(row) for row in rows), strict=True)]
-    axes.plot(steps, middle, color=colour, linewidth=2.2, label=label, solid_capstyle="round")
+    style: Any = (0, (4, 1.5)) if averaged else "-"
+    axes.plot(steps, middle, color=colour, linewidth=1.6 if averaged else 2.2, label=runs[0].arm, linestyle=style)
 
 
 def _zoom(axes: Axes, values: Sequence[float]) -> None:
@@ -87,7 +97,7 @@ def _jumps(axes: Axes, runs: Sequence[RunRecord], *, colour: str) -> None:
 
 
 def _target(axes: Axes, summary: Summary) -> None:
-    targets = [figures.target for figures in summary.figures]
+    targets = [figures.target for figures in summary.figures if not figures.arm.endswith(AVERAGED)]
     axes.axhline(median(targets), color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.annotate("target", (0.006, median(targets)), xycoords=axes.get_yaxis_transform(), va="bottom", fontsize=8, color=INK)
 

@@ -3,12 +3,15 @@
 from collections import Counter
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from protos.messages import Skill
 from trainer_worker.config import Config, NowcastTable
+
+AVERAGED: Final = ", averaged"
+"""Ends the name of an arm that is the average of another's weights."""
 
 
 class Record(BaseModel):
@@ -56,20 +59,26 @@ class Score(Record):
     accuracy: float
 
 
-class Evaluation(Record):
+class Scores(Record):
+    """Over the whole splits."""
+
+    validation: Score
+    test: Score
+
+
+class Evaluation(Scores):
     """The network at one step.
 
     Args:
         step: optimizer steps done.
         train_loss: mean over the batches since the last evaluation.
-        validation, test: over the whole splits.
+        averaged: the same of the average of the weights; None if there is none.
         train_s: seconds of training up to here, evaluations and checkpoints not counted.
     """
 
     step: int
     train_loss: float
-    validation: Score
-    test: Score
+    averaged: Scores | None = None
     train_s: float
 
 
@@ -94,6 +103,23 @@ class RunRecord(Record):
     events: list[dict[str, Any]]
     nowcast: dict[str, Any] | None
     wall_s: float = 0.0
+
+    @property
+    def averaged(self) -> bool:
+        """Whether these are the figures of an average of the weights."""
+        return self.arm.endswith(AVERAGED)
+
+    @property
+    def average(self) -> "RunRecord | None":
+        """The same run as the average of its weights saw it, as an arm of its own; None if it kept none."""
+        evaluations = [
+            evaluation.model_copy(update={**dict(evaluation.averaged), "averaged": None})
+            for evaluation in self.evaluations
+            if evaluation.averaged is not None
+        ]
+        if not evaluations:
+            return None
+        return self.model_copy(update={"arm": f"{self.arm}{AVERAGED}", "evaluations": evaluations, "events": [], "nowcast": None})
 
     @property
     def step_s(self) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from trainer_worker.records import AVERAGED
 from trainer_worker.summary import ArmFigures, Summary
 
 
@@ -28,9 +29,10 @@ def show(summary: Summary, console: Console) -> None:
     for arm in summary.arms:
         table.add_row(*_row(arm))
     console.print(table)
-    targets = sorted(figures.target for figures in summary.figures)
+    targets = sorted(figures.target for figures in summary.figures if not figures.arm.endswith(AVERAGED))
     reached = f"{targets[0]:.3f}" if targets[0] == targets[-1] else f"{targets[0]:.3f} to {targets[-1]:.3f} by seed"
-    rule = "" if train.target else ", the plain run's best"
+    averaged = len(targets) < len(summary.figures)
+    rule = "" if train.target else ", the plain run's best" + (" (of averages: its average's)" if averaged else "")
     console.print(
         f"[dim]target: {summary.metric} {reached}{rule}; test figures at the step that is best on validation; medians over seeds[/]"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from protos.messages import Skill
 from trainer_worker.config import Config
-from trainer_worker.records import Record, RunRecord, Score
+from trainer_worker.records import AVERAGED, Record, RunRecord, Score
 
 SMOOTHING = 5
 """Evaluations of which a smoothed curve is the median, the current one and those before it.
@@ -87,7 +87,7 @@ class Summary(Record):
         server: `GET /v1/info` of the nowcast server; None if forecasts were embedded.
         wall_s: seconds of the whole command.
         arms, figures: by arm; by arm and seed.
-        runs: the curves and events behind them.
+        runs: the curves and events behind them; of runs that averaged their weights, the averages' curves too.
     """
 
     name: str
@@ -113,11 +113,15 @@ def smooth_scores(scores: Sequence[Score]) -> list[Score]:
 
 
 def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, Any] | None, wall_s: float) -> Summary:
-    """Work out a comparison; the first run of each seed is the plain one, which sets the target if the configuration has none."""
-    plain = {run.seed: run for run in reversed(runs)}
-    figures = [_figures(run, plain=plain[run.seed], accuracy=config.train.target) for run in runs]
-    names = list(dict.fromkeys(run.arm for run in runs))
+    """Work out a comparison; the first run of each seed is the plain one, which sets the target if the configuration has none: its
+    weights for weights, its average for averages.
+    """
+    curves = [*runs, *(average for run in runs if (average := run.average) is not None)]
+    plain = {(run.seed, run.averaged): run for run in reversed(curves)}
+    figures = [_figures(run, plain=plain[run.seed, run.averaged], accuracy=config.train.target) for run in curves]
+    names = list(dict.fromkeys(run.arm for run in curves))
     by_arm = {name: [figure for figure in figures if figure.arm == name] for name in names}
+    first = {run.averaged: run.arm for run in reversed(curves)}
     return Summary(
         name=config.output.folder.name,
         config=config,
@@ -125,9 +129,9 @@ def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, An
         versions=_versions(),
         server=server,
         wall_s=wall_s,
-        arms=[_over_seeds(by_arm[name], plain=by_arm[names[0]]) for name in names],
+        arms=[_over_seeds(by_arm[name], plain=by_arm[first[name.endswith(AVERAGED)]]) for name in names],
         figures=figures,
-        runs=list(runs),
+        runs=curves,
     )
 
 

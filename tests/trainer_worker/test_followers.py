@@ -9,7 +9,7 @@ from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, networ
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trainer_worker import BadArgument, FixedHorizon, Guard, Nowcast
+from trainer_worker import BadArgument, FixedHorizon, Guard, Nowcast, WeightAverage
 
 SETTINGS = {"max_steps": 100, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3)}
 
@@ -25,6 +25,9 @@ def train(model: nn.Module, average: AveragedModel, *, steps: int, **options: ob
         for index in range(steps):
             step(model, optimizer, index)
             average.update_parameters(model)
+            pending = nowcast._course._candidates.pending
+            if pending is not None and pending.request is not None:
+                assert pending.request.done.wait(60)  # in a few steps of so small a network no answer may have come
     return nowcast
 
 
@@ -94,3 +97,40 @@ def test_what_is_no_average_of_the_model_is_refused() -> None:
         with pytest.raises(BadArgument, match=why) as raised:
             Nowcast(model, optimizer, server=ShiftingEndpoint(), averages=(wrong,), **SETTINGS)  # type: ignore[arg-type]
         assert raised.value.argument == "averages"
+
+
+def test_memory_is_short_at_first_and_after_a_jump() -> None:
+    """An average would hold the initial weights, or the steps that repair a jump, for hundreds of steps."""
+    model = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, decay=0.9, short=0.5, spell=3)
+    held, seen = [], []
+    for index in range(60):
+        if index == 50:
+            average.jumped()
+        nn.init.constant_(model.weight, index % 7)
+        average.update_parameters(model)
+        held.append(float(average.module.weight.detach()))
+        seen.append(float(index % 7))
+    decays = [(held[i] - seen[i]) / (held[i - 1] - seen[i]) for i in range(1, 60) if abs(held[i - 1] - seen[i]) > 0.1]
+    kept = [i for i in range(1, 60) if abs(held[i - 1] - seen[i]) > 0.1]
+    for index, decay in zip(kept, decays, strict=True):
+        expected = 0.5 if index in (50, 51, 52) else min(0.9, index / (index + 4))
+        assert decay == pytest.approx(expected, abs=1e-3), index
+    assert {50, 51, 52} & set(kept)
+
+
+def test_statistics_are_averaged_too_and_come_back() -> None:
+    """Batch normalisation's statistics are those of the weights they were taken with."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    average = WeightAverage(model, decay=0.5)
+    for _ in range(20):
+        model(torch.randn(8, 4) + 2)
+        average.update_parameters(model)
+    assert not torch.equal(average.module[1].running_mean, model[1].running_mean)
+    assert int(average.module[1].num_batches_tracked) == 20
+    again = WeightAverage(model)
+    again.load_state_dict(average.state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(again.buffers(), average.buffers(), strict=True))
+    with pytest.raises(BadArgument, match="decay"):
+        WeightAverage(model, decay=1.0)

@@ -36,11 +36,13 @@ def _loaded_once(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer_worker.loop.load_task", lambda *args, **kwargs: small_task)
 
 
-def order(folder: Path, *, nowcasts: bool, steps: int = 20, checkpoint_every: int = 1, **options: object) -> Order:
+def order(
+    folder: Path, *, nowcasts: bool, steps: int = 20, checkpoint_every: int = 1, average: float = 0.0, **options: object
+) -> Order:
     config = Config.model_validate(
         {
             "task": {"name": "fm-16"},
-            "train": {"steps": steps, "batch_size": 8, "eval_every": 5, "checkpoint_every": checkpoint_every},
+            "train": {"steps": steps, "batch_size": 8, "eval_every": 5, "checkpoint_every": checkpoint_every, "average": average},
             "workers": {"count": 0, "threads": 1},
             "output": {"folder": folder},
         }
@@ -91,6 +93,23 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(tmp_path: P
         assert without_times(resumed) == without_times(whole), stop
         assert [event["step"] for event in resumed.events] == [event["step"] for event in whole.events]
         assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+def test_an_average_of_the_weights_is_judged_besides_them(tmp_path: Path) -> None:
+    """The strongest rival of a nowcast, and what most people evaluate, would be missing from a comparison."""
+    without = train_in_process(order(tmp_path / "without", nowcasts=True), listen=ignore)
+    record = train_in_process(order(tmp_path / "with", nowcasts=True, average=0.9), listen=ignore)
+    assert without.average is None
+    averaged = record.average
+    assert averaged is not None
+    assert averaged.averaged
+    assert [evaluation.model_copy(update={"averaged": None}) for evaluation in record.evaluations] != averaged.evaluations
+    assert [evaluation.validation for evaluation in record.evaluations] == [each.validation for each in without.evaluations]
+    for stop in (4, 7, 12):
+        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, average=0.9)
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        assert without_times(train_in_process(stopped, listen=ignore, resume=True)) == without_times(record), stop
 
 
 def test_a_run_that_tries_its_jumps_resumes_exactly_too(tmp_path: Path) -> None:

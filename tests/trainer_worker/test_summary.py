@@ -13,7 +13,7 @@ from rich.console import Console
 
 from trainer_worker import report
 from trainer_worker.config import Config
-from trainer_worker.records import Evaluation, RunRecord, Score
+from trainer_worker.records import Evaluation, RunRecord, Score, Scores
 from trainer_worker.summary import smooth, summarise
 
 
@@ -68,6 +68,32 @@ def test_smoothing_looks_back_only(values: list[float]) -> None:
     assert len(smoothed) == len(values)
     for end in range(1, len(values) + 1):
         assert smoothed[end - 1] == pytest.approx(np.median(values[max(0, end - 5) : end]))
+
+
+def test_an_average_is_an_arm_of_its_own_measured_against_the_plain_ones_average(tmp_path: Path) -> None:
+    """Averaging alone would pass for what nowcasts gain, or the other way round."""
+
+    def averaging(arm: str, losses: list[float], averages: list[float], events: list[dict[str, Any]] | None = None) -> RunRecord:
+        record, other = run(arm, 1, losses, events=events), run(arm, 1, averages)
+        pairs = zip(record.evaluations, other.evaluations, strict=True)
+        evaluations = [one.model_copy(update={"averaged": Scores(validation=two.validation, test=two.test)}) for one, two in pairs]
+        return record.model_copy(update={"evaluations": evaluations})
+
+    faster = [0.8, 0.6, 0.4, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2]
+    runs = [averaging("adam", SLOW, FAST), averaging("adam+x", FAST, faster, events=[event(30, "accepted")])]
+    summary = summarise(config(tmp_path), runs, server=None, wall_s=1.0)
+    names = ["adam", "adam+x", "adam, averaged", "adam+x, averaged"]
+    assert [arm.arm for arm in summary.arms] == names
+    assert [figures.target for figures in summary.figures] == pytest.approx([0.4, 0.4, 0.3, 0.3])
+    assert [arm.steps_to_target for arm in summary.arms] == [80, 60, 70, 60]
+    assert [arm.fewer_steps for arm in summary.arms] == pytest.approx([0, 1 / 4, 0, 1 / 7])
+    assert [arm.jumps for arm in summary.arms] == [{}, {"accepted": 1}, {}, {}]
+    report.write(summary)
+    console = Console(file=io.StringIO(), width=160)
+    report.show(summary, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(name in text for name in names)
+    assert "0.400, the plain run's best (of averages: its average's)" in text
 
 
 def test_a_single_spike_leaves_no_trace() -> None:
