@@ -1,0 +1,88 @@
+"""The benchmark's figures: what every claim about saved steps is read from."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    """bench/ is a folder of scripts, no package."""
+    path = Path(__file__).parents[2] / "bench" / "acceleration" / "report.py"
+    spec = importlib.util.spec_from_file_location("acceleration_report", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module  # dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def store(folder: Path, arm: str, losses: list[float], *, seed: int = 1, lr: float = 1e-3, steps: int | None = None) -> None:
+    """A run evaluated every 100 steps; its average is always 0.1 lower, its share of right answers 1 - loss."""
+    curve = [[100 * (i + 1), loss, loss - 0.1, 1 - loss, 1.1 - loss] for i, loss in enumerate(losses)]
+    run: dict[str, Any] = {"problem": "p", "arm": arm, "lr": lr, "seed": seed, "steps": steps or 100 * len(losses)}
+    run |= {"train_s": 1.0, "curve": curve, "test": [0.3, 0.2], "test_right": [0.7, 0.8]}
+    (folder / f"{arm}-{lr}-{run['steps']}-{seed}.json").write_text(json.dumps(run))
+
+
+def rows(report: ModuleType, folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["arm"]: row for row in report.summarise(report.read(folder))}
+
+
+FALLING = [1.0 - 0.05 * i for i in range(15)]  # smoothed 0.4 at the end, 1500 steps
+
+
+def test_steps_to_where_a_rival_ends(report: ModuleType, tmp_path: Path) -> None:
+    """The headline figure: a mean that looked ahead, or a target of another arm, would make it up."""
+    store(tmp_path, "adam", FALLING)
+    store(tmp_path, "nino", [max(0.35, 1.0 - 0.1 * i) for i in range(15)])
+    found = rows(report, tmp_path)
+    # the mean of five evaluations is 0.44 at step 900 (0.6 0.5 0.4 0.35 0.35) and 0.39 at 1000
+    assert found["nino"]["steps"]["loss"] == {"adam": 1000.0, "adam+ema": None}
+    assert found["nino+ema"]["steps"]["loss"]["adam+ema"] == 1000.0
+    assert found["nino"]["steps"]["wrong"]["adam"] == 1000.0
+    assert found["adam"]["steps"]["loss"]["adam"] == 1500.0
+    assert found["adam"]["final"] == pytest.approx(0.4)
+
+
+def test_medians_over_seeds_and_the_length_that_is_first(report: ModuleType, tmp_path: Path) -> None:
+    """One lucky seed, or a shorter run of another seed, would pass for the arm."""
+    for seed in (1, 2, 3):
+        store(tmp_path, "decay", FALLING, seed=seed)
+    for seed, shift in ((1, 0), (2, 2), (3, 4)):
+        store(tmp_path, "nino+decay", [1.0, *[1.0] * shift, *[0.1] * (14 - shift)], seed=seed)
+    first = rows(report, tmp_path)["nino+decay"]["steps"]["loss"]["decay"]
+    store(tmp_path, "nino+decay", [0.1] * 10, seed=2, steps=1000)
+    second = rows(report, tmp_path)["nino+decay"]["steps"]["loss"]["decay"]
+    assert (first, second) == (700.0, 500.0)
+
+
+def test_each_arm_has_its_best_rate(report: ModuleType, tmp_path: Path) -> None:
+    """A rival at a poor rate is no rival."""
+    store(tmp_path, "adam", FALLING, lr=1e-3)
+    store(tmp_path, "adam", [0.2] * 15, lr=1e-2)
+    store(tmp_path, "nino", FALLING, lr=1e-3)
+    found = rows(report, tmp_path)
+    assert found["adam"]["lr"] == 1e-2
+    assert found["adam"]["rates"] == [1e-3, 1e-2]
+    assert found["nino"]["steps"]["loss"]["adam"] is None
+
+
+def test_a_table_and_a_picture_come_of_it(report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The benchmark would fail at its last line, after hours."""
+    store(tmp_path, "adam", FALLING)
+    store(tmp_path, "nino", [max(0.35, 1.0 - 0.1 * i) for i in range(15)])
+    problems = report.read(tmp_path)
+    summary = report.summarise(problems)
+    json.dumps(summary)
+    report.print_table(summary)
+    report.draw(problems, tmp_path / "picture.png")
+    assert "1000 (-33%)" in capsys.readouterr().out
+    assert (tmp_path / "picture.png").stat().st_size > 1000
