@@ -153,11 +153,12 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = OUT,
     picture: Annotated[Path | None, typer.Option(help="PNG of the validation curves.")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,
+    share: Annotated[float, typer.Option(help="Of the rivals' runs: where they are then is what others have to reach.")] = 1.0,
 ) -> None:
-    """Print the table: steps each arm needs to reach the best that Adam, its EMA and rate decay reach."""
+    """Print the table: steps each arm needs to be where Adam, its average and rate decay are at the end of their runs."""
     from report import draw, print_table, read, summarise
 
-    rows = summarise(read(out))
+    rows = summarise(read(out), share=share)
     print_table(rows)
     if save:
         save.write_text(json.dumps(rows, indent=1))

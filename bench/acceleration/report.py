@@ -80,25 +80,27 @@ def read(folder: Path) -> Problems:
     return found
 
 
-def summarise(problems: Problems) -> list[dict[str, Any]]:
-    """One row for each problem and arm: how soon it is where each rival ends, and its own end at its best rate."""
+def summarise(problems: Problems, *, share: float = 1.0) -> list[dict[str, Any]]:
+    """One row for each problem and arm: how soon it is where each rival is after a share of its run, and its own end at its best
+    rate.
+    """
     rows = []
     for problem, arms in sorted(problems.items()):
         for name, arm in sorted(arms.items()):
-            steps = {measure: _to_rivals(arms, arm, measure) for measure in ("loss", "wrong")}
-            rows.append({"problem": problem, "arm": name, "steps": steps, **_end(arm)})
+            steps = {measure: _to_rivals(arms, arm, measure, share) for measure in ("loss", "wrong")}
+            rows.append({"problem": problem, "arm": name, "share": share, "steps": steps, **_end(arm)})
             if target := TARGETS.get(problem):
                 curves = {f"{rate:g}, seed {curve.run['seed']}": curve for rate, curves in arm.items() for curve in curves}
                 rows[-1]["target"] = {"right": target, "steps": {run: each.first_right(target) for run, each in curves.items()}}
     return rows
 
 
-def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str) -> dict[str, float | None]:
-    """Steps to where each rival ends, at the rate that needs the fewest; None where none gets there."""
+def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str, share: float) -> dict[str, float | None]:
+    """Steps to where each rival is, at the rate that needs the fewest; None where none gets there."""
     found = {}
     for rival in RIVALS:
         if rival in arms:
-            goal = min(_final(curves, measure) for curves in arms[rival].values())
+            goal = min(_level(curves, measure, share) for curves in arms[rival].values())
             fewest = min(_steps(curves, measure, goal) for curves in arm.values())
             found[rival] = None if fewest == float("inf") or goal == 1 else fewest
     return found
@@ -108,9 +110,9 @@ def _longest(curves: list[Curve]) -> list[Curve]:
     return [curve for curve in curves if curve.run["steps"] == max(other.run["steps"] for other in curves)]
 
 
-def _final(curves: list[Curve], measure: str) -> float:
-    """Median over seeds of where the longest runs end."""
-    return median(float(getattr(curve, measure)[-1]) for curve in _longest(curves))
+def _level(curves: list[Curve], measure: str, share: float = 1.0) -> float:
+    """Median over seeds of where the longest runs are after a share of them."""
+    return median(float(getattr(curve, measure)[curve.steps <= share * curve.steps[-1]][-1]) for curve in _longest(curves))
 
 
 def _steps(curves: list[Curve], measure: str, goal: float) -> float:
@@ -123,7 +125,7 @@ def _steps(curves: list[Curve], measure: str, goal: float) -> float:
 
 def _end(arm: Arm) -> dict[str, Any]:
     """The figures at the rate with the lowest final loss."""
-    rate = min(arm, key=lambda rate: _final(arm[rate], "loss"))
+    rate = min(arm, key=lambda rate: _level(arm[rate], "loss"))
     curves = _longest(arm[rate])
     runs, averaged = [curve.run for curve in curves], curves[0].averaged
     jumps = [event for run in runs for event in run.get("events", ()) if event["kind"] == "nowcast"]
@@ -131,7 +133,7 @@ def _end(arm: Arm) -> dict[str, Any]:
         "lr": rate,
         "rates": sorted(arm),
         "seeds": len({run["seed"] for run in runs}),
-        "final": _final(curves, "loss"),
+        "final": _level(curves, "loss"),
         "test": median(run["test"][averaged] for run in runs),
         "test_right": median(run["test_right"][averaged] for run in runs),
         "train_s": median(run["train_s"] for run in runs),
@@ -146,8 +148,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
     own = {(row["problem"], row["arm"]): row["steps"] for row in rows}
     console = Console(width=180)
+    where = "'s end" if rows[0]["share"] == 1 else f" at {rows[0]['share']:.0%}"
     for measure, title in (("loss", "loss"), ("wrong", "share of right answers")):
-        heads = [f"to {rival}'s end" for rival in RIVALS]
+        heads = [f"to {rival}{where}" for rival in RIVALS]
         table = Table(
             "problem", "arm", "lr (of)", "seeds", *heads, "final", "test", "right", "train s", "jumps", title=f"By {title}"
         )
@@ -186,7 +189,7 @@ def draw(problems: Problems, path: Path) -> None:
     figure, axes = plt.subplots(1, len(problems), figsize=(5 * len(problems), 4), squeeze=False)
     for axis, (problem, arms) in zip(axes[0], sorted(problems.items()), strict=True):
         for name, arm in sorted(arms.items()):
-            curves = _longest(min(arm.values(), key=lambda curves: _final(curves, "loss")))
+            curves = _longest(min(arm.values(), key=lambda curves: _level(curves, "loss")))
             axis.plot(
                 curves[0].steps, np.median([curve.loss for curve in curves], axis=0), label=name, linewidth=1, color=colours[name]
             )

@@ -64,6 +64,15 @@ def test_medians_over_seeds_and_the_length_that_is_first(report: ModuleType, tmp
     assert (first, second) == (700.0, 500.0)
 
 
+def test_where_a_rival_is_on_the_way(report: ModuleType, tmp_path: Path) -> None:
+    """At the end of a run, where all curves are flat, little tells arms apart."""
+    store(tmp_path, "adam", FALLING)
+    store(tmp_path, "nino", [max(0.35, 1.0 - 0.1 * i) for i in range(15)])
+    found = {row["arm"]: row for row in report.summarise(report.read(tmp_path), share=0.75)}
+    assert found["adam"]["steps"]["loss"]["adam"] == 1100.0  # 0.75 * 1500, as far as it was evaluated
+    assert found["nino"]["steps"]["loss"]["adam"] == 700.0  # 0.6 in both
+
+
 def test_each_arm_has_its_best_rate(report: ModuleType, tmp_path: Path) -> None:
     """A rival at a poor rate is no rival."""
     store(tmp_path, "adam", FALLING, lr=1e-3)
