@@ -6,11 +6,12 @@
 Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued.
 Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly to zero over the whole run), and any forecaster:
 `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it follows jumps, and for an
-interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of
-them: `guard` tries jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over
-steps to a target, and the probe never sees them); `best` tries two horizons each time, the schedule's and half of it; `decay` has
-the rate fall as under `decay`; `reset` clears the optimizer's moments at jumps; `recalibrate` takes batch normalisation's
-statistics anew over as many training examples. A decayed run that is to end earlier is a run of its own: `--portion 0.75`.
+interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of them: `guard` tries jumps with a
+probe of some 1,000 training examples, which it does not train on (validation data decide over steps to a target, and the probe
+never sees them); `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's jumps in the
+first 70% of the run; `decay` has the rate fall as under `decay`; `reset` clears the optimizer's moments at jumps; `recalibrate`
+takes batch normalisation's statistics anew over as many training examples. A decayed run that is to end earlier is a run of its
+own: `--portion 0.75`.
 """
 
 import json
@@ -29,7 +30,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 
 OUT = Path("runs/accelerate")
 PLAIN = ("adam", "decay")
-EXTRAS = {"guard", "best", "decay", "reset", "recalibrate"}
+EXTRAS = {"guard", "best", "early", "decay", "reset", "recalibrate"}
 
 
 @app.command()
@@ -131,6 +132,8 @@ def _nowcast(problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: An
     options: dict[str, Any] = {"jump": jump, "averages": (averaged,)}
     if extras & {"guard", "best"}:
         options |= {"probe": probe, "guard": Guard(budget=0.3 if "best" in extras else Guard().budget)}
+    if "early" in extras:
+        options["policy"] = PaperSchedule(max_steps=round(0.7 * steps), period=5 * interval)
     if "best" in extras:
         options["policy"] = BestAfterRecovery(PaperSchedule(max_steps=steps, period=5 * interval), shares=(1.0, 0.5))
     if Path(forecaster).suffix:
