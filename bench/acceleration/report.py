@@ -96,13 +96,16 @@ def summarise(problems: Problems, *, share: float = 1.0) -> list[dict[str, Any]]
 
 
 def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str, share: float) -> dict[str, float | None]:
-    """Steps to where each rival is, at the rate that needs the fewest; None where none gets there."""
+    """Steps to where each rival at its best rate is, seed by seed, at the arm's rate that needs the fewest; None where none gets
+    there, or no seed is common.
+    """
     found = {}
     for rival in RIVALS:
         if rival in arms:
-            goal = min(_level(curves, measure, share) for curves in arms[rival].values())
-            fewest = min(_steps(curves, measure, goal) for curves in arm.values())
-            found[rival] = None if fewest == float("inf") or goal == 1 else fewest
+            best = min(arms[rival].values(), key=lambda curves: _level(curves, measure, share))
+            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(best)}
+            fewest = min(_steps(curves, measure, goals) for curves in arm.values())
+            found[rival] = None if fewest == float("inf") or 1 in goals.values() else fewest
     return found
 
 
@@ -110,17 +113,23 @@ def _longest(curves: list[Curve]) -> list[Curve]:
     return [curve for curve in curves if curve.run["steps"] == max(other.run["steps"] for other in curves)]
 
 
+def _at(curve: Curve, measure: str, share: float) -> float:
+    return float(getattr(curve, measure)[curve.steps <= share * curve.steps[-1]][-1])
+
+
 def _level(curves: list[Curve], measure: str, share: float = 1.0) -> float:
     """Median over seeds of where the longest runs are after a share of them."""
-    return median(float(getattr(curve, measure)[curve.steps <= share * curve.steps[-1]][-1]) for curve in _longest(curves))
+    return median(_at(curve, measure, share) for curve in _longest(curves))
 
 
-def _steps(curves: list[Curve], measure: str, goal: float) -> float:
-    """Median over seeds of the steps to a goal, for each seed in the run, of whatever length, that is there first."""
-    by_seed: dict[int, float] = defaultdict(lambda: float("inf"))
+def _steps(curves: list[Curve], measure: str, goals: dict[int, float]) -> float:
+    """Median over seeds of the steps to each seed's goal, for each seed in the run, of whatever length, that is there first."""
+    by_seed: dict[int, float] = {}
     for curve in curves:
-        by_seed[curve.run["seed"]] = min(by_seed[curve.run["seed"]], curve.first(measure, goal))
-    return median(by_seed.values())
+        seed = curve.run["seed"]
+        if seed in goals:
+            by_seed[seed] = min(by_seed.get(seed, float("inf")), curve.first(measure, goals[seed]))
+    return median(by_seed.values()) if by_seed else float("inf")
 
 
 def _end(arm: Arm) -> dict[str, Any]:
