@@ -17,6 +17,9 @@ TARGETS = {"fm-16": 0.895, "fm-32": 0.905}
 RIVALS = ("adam", "adam+ema", "decay")
 """What a nowcast is measured against: where they end."""
 
+COLUMNS = 4
+"""Of the picture."""
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -195,8 +198,12 @@ def draw(problems: Problems, path: Path) -> None:
 
     names = sorted({name for arms in problems.values() for name in arms})
     colours = dict(zip(names, plt.get_cmap("tab20")(np.linspace(0, 1, len(names))), strict=True))
-    figure, axes = plt.subplots(1, len(problems), figsize=(5 * len(problems), 4), squeeze=False)
-    for axis, (problem, arms) in zip(axes[0], sorted(problems.items()), strict=True):
+    columns = min(len(problems), COLUMNS)
+    rows = -(-len(problems) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 4 * rows), squeeze=False)
+    for axis in axes.flat[len(problems) :]:
+        axis.axis("off")
+    for axis, (problem, arms) in zip(axes.flat, sorted(problems.items()), strict=False):
         for name, arm in sorted(arms.items()):
             curves = _longest(min(arm.values(), key=lambda curves: _level(curves, "loss")))
             axis.plot(
