@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from trainer_worker.records import AVERAGED, RunRecord
+from trainer_worker.records import AVERAGED, RunRecord, is_average
 from trainer_worker.summary import Summary, smooth
 
 COLOURS = ("#64748b", "#ea580c", "#0d9488", "#7c3aed", "#be123c")
@@ -58,7 +58,7 @@ def _values(runs: Sequence[RunRecord], split: str, metric: str) -> list[float]:
 
 def _curves(axes: Axes, runs: Sequence[RunRecord], split: str, metric: str, *, colour: str) -> None:
     """Every evaluation faintly, the smoothed median over the seeds boldly; only that of averages, dashed."""
-    averaged = runs[0].averaged
+    averaged = is_average(runs[0].arm)
     steps = [evaluation.step for evaluation in runs[0].evaluations]
     rows = [_values([run], split, metric) for run in runs]
     for row in () if averaged else rows:
@@ -97,7 +97,7 @@ def _jumps(axes: Axes, runs: Sequence[RunRecord], *, colour: str) -> None:
 
 
 def _target(axes: Axes, summary: Summary) -> None:
-    targets = [figures.target for figures in summary.figures if not figures.arm.endswith(AVERAGED)]
+    targets = [figures.target for figures in summary.figures if not is_average(figures.arm)]
     axes.axhline(median(targets), color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.annotate("target", (0.006, median(targets)), xycoords=axes.get_yaxis_transform(), va="bottom", fontsize=8, color=INK)
 

@@ -14,6 +14,11 @@ AVERAGED: Final = ", averaged"
 """Ends the name of an arm that is the average of another's weights."""
 
 
+def is_average(arm: str) -> bool:
+    """Whether an arm is the average of another's weights, by its name."""
+    return arm.endswith(AVERAGED)
+
+
 class Record(BaseModel):
     """Base: frozen, strict about its fields."""
 
@@ -103,11 +108,6 @@ class RunRecord(Record):
     events: list[dict[str, Any]]
     nowcast: dict[str, Any] | None
     wall_s: float = 0.0
-
-    @property
-    def averaged(self) -> bool:
-        """Whether these are the figures of an average of the weights."""
-        return self.arm.endswith(AVERAGED)
 
     @property
     def average(self) -> "RunRecord | None":

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trainer_worker.records import AVERAGED
+from trainer_worker.records import is_average
 from trainer_worker.summary import ArmFigures, Summary
 
 
@@ -29,7 +29,7 @@ def show(summary: Summary, console: Console) -> None:
     for arm in summary.arms:
         table.add_row(*_row(arm))
     console.print(table)
-    targets = sorted(figures.target for figures in summary.figures if not figures.arm.endswith(AVERAGED))
+    targets = sorted(figures.target for figures in summary.figures if not is_average(figures.arm))
     reached = f"{targets[0]:.3f}" if targets[0] == targets[-1] else f"{targets[0]:.3f} to {targets[-1]:.3f} by seed"
     averaged = len(targets) < len(summary.figures)
     rule = "" if train.target else ", the plain run's best" + (" (of averages: its average's)" if averaged else "")

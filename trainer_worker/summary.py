@@ -11,7 +11,7 @@ from typing import Any
 
 from protos.messages import Skill
 from trainer_worker.config import Config
-from trainer_worker.records import AVERAGED, Record, RunRecord, Score
+from trainer_worker.records import Record, RunRecord, Score, is_average
 
 SMOOTHING = 5
 """Evaluations of which a smoothed curve is the median, the current one and those before it.
@@ -117,11 +117,11 @@ def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, An
     weights for weights, its average for averages.
     """
     curves = [*runs, *(average for run in runs if (average := run.average) is not None)]
-    plain = {(run.seed, run.averaged): run for run in reversed(curves)}
-    figures = [_figures(run, plain=plain[run.seed, run.averaged], accuracy=config.train.target) for run in curves]
+    plain = {(run.seed, is_average(run.arm)): run for run in reversed(curves)}
+    figures = [_figures(run, plain=plain[run.seed, is_average(run.arm)], accuracy=config.train.target) for run in curves]
     names = list(dict.fromkeys(run.arm for run in curves))
     by_arm = {name: [figure for figure in figures if figure.arm == name] for name in names}
-    first = {run.averaged: run.arm for run in reversed(curves)}
+    first = {is_average(run.arm): run.arm for run in reversed(curves)}
     return Summary(
         name=config.output.folder.name,
         config=config,
@@ -129,7 +129,7 @@ def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, An
         versions=_versions(),
         server=server,
         wall_s=wall_s,
-        arms=[_over_seeds(by_arm[name], plain=by_arm[first[name.endswith(AVERAGED)]]) for name in names],
+        arms=[_over_seeds(by_arm[name], plain=by_arm[first[is_average(name)]]) for name in names],
         figures=figures,
         runs=curves,
     )

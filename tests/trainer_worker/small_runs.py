@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from waiting import until
 
 from protos.messages import JobSpec, Outcome, Skill
+from trainer_worker import Nowcast
 from trainer_worker.deadline import Deadline
 
 INTERVAL, CONTEXT = 2, 5
@@ -80,3 +82,11 @@ class ShiftingEndpoint:
 
     def close(self) -> None:
         self.closed = True
+
+
+def wait_for_forecasts(nowcast: Nowcast) -> None:
+    """Wait until what was asked for has come: a few steps of so small a network are over before that."""
+    pending = nowcast._course._candidates.pending
+    assert pending is not None
+    assert pending.request is not None
+    until(pending.request.done.is_set)

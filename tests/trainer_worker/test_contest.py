@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONTEXT, ShiftingEndpoint, flat
+from small_runs import CONTEXT, ShiftingEndpoint, flat, wait_for_forecasts
 from torch import nn
 from torch.nn import functional
-from waiting import until
 
 from trainer_worker import BadArgument, BestAfterRecovery, FixedHorizon, Guard, Nowcast
 from trainer_worker.schedule import Policy
@@ -258,10 +257,7 @@ def test_late_candidates_start_from_the_same_weights() -> None:
         for _ in range(PERIOD):
             run.train(1)
             after.append(flat(run.model))
-        pending = run.nowcast._course._candidates.pending
-        assert pending is not None
-        assert pending.request is not None
-        until(pending.request.done.is_set)
+        wait_for_forecasts(run.nowcast)
         for _ in range(3 * RECOVERY + 1):
             run.train(1)
             after.append(flat(run.model))
@@ -279,10 +275,7 @@ def test_late_candidates_end_with_the_run() -> None:
     assert run.nowcast is not None
     with run.nowcast:
         run.train(PERIOD)
-        pending = run.nowcast._course._candidates.pending
-        assert pending is not None
-        assert pending.request is not None
-        until(pending.request.done.is_set)
+        wait_for_forecasts(run.nowcast)
         run.train(2 * RECOVERY)
     assert run.asked == [(8, 4)]
     assert run.told == [(PERIOD, "accepted", 8, "", 0)]
@@ -295,10 +288,7 @@ def test_in_shadow_mode_candidates_are_only_forecast() -> None:
     torch.manual_seed(1)
     with run.nowcast:
         run.train(PERIOD)
-        pending = run.nowcast._course._candidates.pending
-        assert pending is not None
-        assert pending.request is not None
-        until(pending.request.done.is_set)
+        wait_for_forecasts(run.nowcast)
         run.train(AFTER)
     assert run.asked == [(8, 4, 2)]
     assert run.nowcast.summary()["reasons"] == {"shadow": 1}

@@ -10,7 +10,7 @@ from trainer_worker.config import Config
 from trainer_worker.datasets import DataMissing
 from trainer_worker.in_process import FolderHarness, train_in_process
 from trainer_worker.loop import Checkpoint, _rate, train
-from trainer_worker.records import Arm, Order, RunRecord
+from trainer_worker.records import Arm, Order, RunRecord, is_average
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.task import Task
 
@@ -102,7 +102,7 @@ def test_an_average_of_the_weights_is_judged_besides_them(tmp_path: Path) -> Non
     assert without.average is None
     averaged = record.average
     assert averaged is not None
-    assert averaged.averaged
+    assert is_average(averaged.arm)
     assert [evaluation.model_copy(update={"averaged": None}) for evaluation in record.evaluations] != averaged.evaluations
     assert [evaluation.validation for evaluation in record.evaluations] == [each.validation for each in without.evaluations]
     for stop in (4, 7, 12):
