@@ -4,19 +4,22 @@
     python bench/accelerate.py report
 
 Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued.
-Arms: `adam` (its EMA is judged along with it), `decay` (rate falling linearly to zero over the whole run), and any forecaster:
-`linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it follows jumps, and for an
-interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of them: `guard` tries jumps with a
-probe of some 1,000 training examples, which it does not train on (validation data decide over steps to a target, and the probe
-never sees them); `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's jumps in the
-first 70% of the run; `decay` has the rate fall as under `decay`; `reset` clears the optimizer's moments at jumps; `recalibrate`
-takes batch normalisation's statistics anew over as many training examples. A decayed run that is to end earlier is a run of its
-own: `--portion 0.75`.
+Arms: `adam` (its EMA is judged along with it), Adam under a schedule of the learning rate (`decay`: falling linearly to zero over
+the whole run; `cosine`: along half a cosine; `wsd`: rising for 2% of the run, constant, and falling linearly in the last fifth),
+and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it follows
+jumps, and for an interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of them: `guard` tries
+jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over steps to a target, and
+the probe never sees them); `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's jumps
+in the first 70% of the run; a schedule's name has the rate follow it, horizons being shortened accordingly; `reset` clears the
+optimizer's moments at jumps; `recalibrate` takes batch normalisation's statistics anew over as many training examples. A decayed
+run that is to end earlier is a run of its own: `--portion 0.75`.
 """
 
 import json
+import math
 import sys
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,8 +32,14 @@ sys.path[0] = str(Path(__file__).parent / "acceleration")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 OUT = Path("runs/accelerate")
-PLAIN = ("adam", "decay")
-EXTRAS = {"guard", "best", "early", "decay", "reset", "recalibrate"}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "decay": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "wsd": lambda done: min(1.0, (done + 0.0001) / 0.02, (1 - done) / 0.2),
+}
+"""Of the learning rate, as a share of its highest, after a share of the run."""
+PLAIN = ("adam", *SCHEDULES)
+EXTRAS = {"guard", "best", "early", "reset", "recalibrate", *SCHEDULES}
 
 
 @app.command()
@@ -71,9 +80,9 @@ def split(arm: str) -> tuple[str, set[str]]:
     return forecaster, set(extras)
 
 
-def decays(arm: str) -> bool:
-    """Whether the arm's rate falls to zero."""
-    return arm == "decay" or "decay" in split(arm)[1]
+def schedule(arm: str) -> Callable[[float], float] | None:
+    """What the arm's rate follows; None if it is constant."""
+    return next((SCHEDULES[name] for name in arm.split("+") if name in SCHEDULES), None)
 
 
 def label(arm: str) -> str:
@@ -91,15 +100,18 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
     torch.manual_seed(seed)
     model = problem.build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=problem.weight_decay)
+    course = schedule(arm)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step / steps)) if course else None
     averaged = WeightAverage(model, decay=problem.ema, spell=interval)
-    nowcast = None if arm in PLAIN else _nowcast(problem, model, optimizer, arm, averaged=averaged, steps=steps, interval=interval)
+    about_run = {"averaged": averaged, "scheduler": scheduler, "steps": steps, "interval": interval}
+    nowcast = None if arm in PLAIN else _nowcast(problem, model, optimizer, arm, **about_run)
     spare = bool({"guard", "best"} & split(arm)[1])
     curve, started, spent = [], time.monotonic(), 0.0
     for step in range(1, steps + 1):
-        if decays(arm):
-            optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / steps)
         problem.step(model, problem.batch(seed, step - 1, spare=spare))
         optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
         optimizer.zero_grad()
         averaged.update_parameters(model)
         if step % every == 0:
@@ -116,7 +128,9 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
     return result
 
 
-def _nowcast(problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: Any, steps: int, interval: int) -> Any:
+def _nowcast(
+    problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: Any, scheduler: Any, steps: int, interval: int
+) -> Any:
     from trainer_worker import BestAfterRecovery, Guard, Jump, Nowcast, PaperSchedule
 
     forecaster, extras = split(arm)
@@ -129,8 +143,9 @@ def _nowcast(problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: An
             model(inputs)
 
     jump = Jump(moments="reset" if "reset" in extras else "keep", recalibrate=run if "recalibrate" in extras else False)
-    options: dict[str, Any] = {"jump": jump, "averages": (averaged,)}
+    options: dict[str, Any] = {"jump": jump, "averages": (averaged,), "lr_scheduler": scheduler}
     if extras & {"guard", "best"}:
+        # the schedule does not go back with the weights: it is of this loop's steps, and ends with them
         options |= {"probe": probe, "guard": Guard(budget=0.3 if "best" in extras else Guard().budget)}
     if "early" in extras:
         options["policy"] = PaperSchedule(max_steps=round(0.7 * steps), period=5 * interval)

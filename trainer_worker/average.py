@@ -1,10 +1,11 @@
-"""Running averages of weights in training: snapshots without the noise of single steps."""
+"""Running averages of weights in training: without the noise of single steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_worker.sharded import local
 
@@ -13,10 +14,10 @@ class RunningAverage:
     """The mean of parameters over the steps since `forget`, on their device, in float32 at least; one `lerp` a step.
 
     Args:
-        parameters: to average; with a sharded one, each rank averages its shard.
+        parameters: to average, buffers as well; with a sharded one, each rank averages its shard.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = list(parameters)
         self._means = [
             torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False)
@@ -40,7 +41,31 @@ class RunningAverage:
         self._count = 0
 
     @property
-    def means(self) -> Mapping[nn.Parameter, Tensor]:
+    def count(self) -> int:
+        """Steps taken in."""
+        return self._count
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """While it is open, the parameters are the average; then they are what they were, bit for bit. Takes no memory but for one
+        parameter at a time.
+        """
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, mean in zip(self._parameters, self._means, strict=True):
+            weights, average = local(parameter), local(mean)
+            held = weights.clone()
+            weights.copy_(average)
+            average.copy_(held)
+
+    @property
+    def means(self) -> Mapping[Tensor, Tensor]:
         """The average of each parameter; none before the first step."""
         return dict(zip(self._parameters, self._means, strict=True)) if self._count else {}
 

@@ -5,6 +5,7 @@ window everything goes back, the next is made, and so on. At the end the best ha
 nothing is trained twice, but the windows of the others are steps that were undone. A single candidate is a contest of one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,19 +20,12 @@ class Trial:
     Args:
         step: of the jump.
         horizon: in intervals.
-        total: of the losses measured so far in the second half of the window.
-        count: how many they are.
+        loss: the latest; at the end of the window, what is judged.
     """
 
     step: int
     horizon: int
-    total: float = 0.0
-    count: int = 0
-
-    @property
-    def loss(self) -> float:
-        """What is judged."""
-        return self.total / self.count
+    loss: float = math.inf
 
 
 class Contest:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protos.errors import BadForecast, DeadlineExceeded
 from protos.messages import JobSpec, Outcome, Skill
@@ -53,7 +53,7 @@ class Context:
         """Stop sending; returns within seconds."""
         self._sender.stop()
 
-    def snapshot(self, step: int, *, means: Mapping[nn.Parameter, Tensor]) -> bool:
+    def snapshot(self, step: int, *, means: Mapping[Tensor, Tensor]) -> bool:
         """Take one, of averages where there are `means`; False if there is no memory to take it into, as the last contexts are
         still on their way.
         """

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_worker.average import RunningAverage
 from trainer_worker.candidates import WAITING, Candidates, Mode, Pending
@@ -118,7 +118,7 @@ class Course:
             self._parameters.copy_to(None, means=means)
         self._forget_average()
 
-    def _take_down(self, context: Context, means: Mapping[nn.Parameter, Tensor]) -> None:
+    def _take_down(self, context: Context, means: Mapping[Tensor, Tensor]) -> None:
         try:
             taken = context.snapshot(self.step, means=means)
         except Exception as error:

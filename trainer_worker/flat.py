@@ -81,7 +81,7 @@ class FlatParameters:
         return (piece.parameter for piece in self._slices if piece.moves)
 
     @torch.no_grad()
-    def copy_to(self, vector: Tensor | None, *, means: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> None:
+    def copy_to(self, vector: Tensor | None, *, means: Mapping[Tensor, Tensor] = MappingProxyType({})) -> None:
         """Write the parameters into `vector` (n,), rounded to its dtype.
 
         Args:

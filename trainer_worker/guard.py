@@ -1,11 +1,12 @@
 """Every jump a trial: judged after a recovery window, undone exactly if it failed.
 
 A good jump makes the loss worse at first, far worse than an untrained network's for some steps, so it is not judged at once,
-unless it is hopeless: absurdly bad, or not on its way back, by halves. After the recovery window the loss is compared with the
-run's own course, the losses before the jump drawn on (`trainer_worker.trend`). A jump that fell behind that course is undone only
-if the run is better off where it was: a rollback costs the window's steps, so a jump that has lost less than those stays. And it is
-undone only if that is no chance: the losses of a run at a constant rate scatter by some percent, and so does what is drawn through
-them. How much is seen in the run's own losses; a jump that is behind by no more than that is given the benefit of the doubt.
+unless it is hopeless: absurdly bad, or not on its way back. After the recovery window the loss is compared with the run's own
+course, the losses before the jump drawn on (`trainer_worker.trend`). Both are losses of averaged weights (`trainer_worker.probe`),
+as the losses of single ones scatter too far. A jump that fell behind that course is undone only if the run is better off where it
+was: a rollback costs the window's steps, so a jump that has lost less than those stays. And it is undone only if that is no chance:
+the losses scatter by a percent or two still, and so does what is drawn through them. How much is seen in the run's own losses; a
+jump that is behind by no more than that is given the benefit of the doubt.
 
 What trials cost is counted in the loss the run is heading for, where a step late in a run is worth little: steps that were undone,
 and what accepted jumps are behind beyond the scatter. Jumps that came out ahead beyond it make up for it, beforehand too.
@@ -28,14 +29,19 @@ from trainer_worker.trend import Trend
 LEVELS: Final = 6
 """Measurements before a jump that its course is drawn through, two each interval."""
 CHECKS: Final = 8
-"""Times the loss is taken in a recovery window. The average of its second half is judged."""
-MEASUREMENTS: Final = 4
-"""Of them in the second half; a window has at least as many steps."""
+"""Times the loss is taken in a recovery window: up to its middle each time of the steps since the last time, then of all since the
+middle. The last one is judged."""
+SHORTEST: Final = 4
+"""Steps in a recovery window."""
 ABSURD: Final = 10
-"""How many times as far above its course as an untrained network a jump may be at once. (Of nino-base's first jump on FM-16, which
-is back on its course after 60 steps, it is 1.6.)"""
+"""How many times as far above its course as an untrained network a jump may be at once. (Of nino-base's first jumps on FM-16, with
+and without batch normalisation, which are back on their course after 60 steps, it is 3.3 and 1.6.)"""
+RETURN: Final = 2.5
+"""By how much that falls from check to check."""
 SLACK: Final = 0.1
-"""How far above its course, relative to it, a jump that is halfway back may be in the last checks."""
+"""How far above its course, relative to it, a jump that is on its way back may be at any check,"""
+SCATTER: Final = 2
+"""or how many standard errors, if that is more."""
 SMALL: Final = 0.01
 """A difference in loss, relative to it, that is always worth a recovery window: less is lost in the noise of the measure."""
 DOUBT: Final = 1.5
@@ -49,7 +55,8 @@ class Guard:
     """How jumps are tried.
 
     Trials undo at most `budget * max_steps` steps in all, or one recovery window if that is more. Rejections that cost steps are
-    followed by pauses of 1, 2, 4, 8, 8, ... periods: a forecaster that never helps is asked ever more seldom.
+    followed by pauses of 1, 2, 4, 8, 8, ... periods: a forecaster that never helps is asked ever more seldom. It costs memory for
+    weights, optimizer state and buffers, to go back to, and for an average of the weights, which takes a pass over them each step.
 
     A policy that names several horizons (`BestAfterRecovery`) has them tried one after the other: a nowcast with c candidates may
     undo c windows, c - 1 if the best of them stays. The same budget pays for that: raise it to have them compared. A candidate
@@ -71,8 +78,8 @@ class Guard:
     also: tuple[Stateful, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.recovery is not None and self.recovery < MEASUREMENTS:
-            raise BadArgument("guard", f"recovery must be at least {MEASUREMENTS} steps, not {self.recovery}")
+        if self.recovery is not None and self.recovery < SHORTEST:
+            raise BadArgument("guard", f"recovery must be at least {SHORTEST} steps, not {self.recovery}")
         for name in ("tolerance", "budget"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadArgument("guard", f"{name} must be from 0 to 1, not {getattr(self, name)}")
@@ -117,6 +124,16 @@ class _Record:
     trends: int = 0  # over so many
 
 
+def recovery_steps(guard: Guard, interval: int) -> int:
+    """Steps after which a jump is judged."""
+    return guard.recovery if guard.recovery is not None else max(SHORTEST, interval)
+
+
+def stretch_steps(guard: Guard, interval: int) -> int:
+    """Steps that make one measurement: half of a recovery window, and no more than between two levels."""
+    return max(1, min(interval, recovery_steps(guard, interval)) // 2)
+
+
 class Trials:
     """Tries jumps. Alike on all ranks, as its measurements are.
 
@@ -129,11 +146,12 @@ class Trials:
     """
 
     def __init__(self, guard: Guard, *, gauge: Gauge, contest: Contest, interval: int, max_steps: int) -> None:
-        self.recovery = guard.recovery if guard.recovery is not None else max(MEASUREMENTS, interval)
+        self.recovery = recovery_steps(guard, interval)
         self._guard, self._gauge, self._contest = guard, gauge, contest
         self._max_steps = max_steps
         self._limit_steps = max(self.recovery, int(guard.budget * max_steps))
         self._spacing = max(1, interval // 2)
+        self._stretch = stretch_steps(guard, interval)
         self._levels: list[tuple[int, float]] = []  # (step, loss) before the next jump
         self._record = _Record()
         self.candidate: int | None = None  # the horizon that is to be loaded now
@@ -193,27 +211,41 @@ class Trials:
 
     def after_step(self, step: int) -> Verdict | None:
         """Watch a step; the verdict when it is due. If everything went back for the next candidate, `candidate` says so."""
-        if self._record.first is None and (self._gauge.immediate or step >= MEASUREMENTS):
+        if self._record.first is None and (self._gauge.immediate or step >= SHORTEST):
             self._record.first = self._gauge.measure()
         trial = self._trial
         if trial is None:
-            if step % self._spacing == 0 and not self._record.pause and not self._spent:
-                self._levels = [*self._levels[1 - LEVELS :], (step, self._gauge.measure())]
+            self._note_level(step)
             return None
+        self._gauge.follow()
         since = step - trial.step
         if since < self.recovery and since % max(1, self.recovery // CHECKS):
             return None
         return self._check(step)
+
+    def _note_level(self, step: int) -> None:
+        """Before a jump: where the run is, of the steps up to a measurement."""
+        if self._record.pause or self._spent:
+            return
+        before = -step % self._spacing
+        if before < self._stretch:
+            self._gauge.follow()
+        if not before:
+            self._levels = [*self._levels[1 - LEVELS :], (self._middle(step), self._gauge.measure())]
+            self._gauge.forget()
+
+    def _middle(self, step: int) -> int:
+        """Of the stretch that ends at `step`."""
+        return max(1, step - self._stretch // 2)
 
     def _check(self, step: int) -> Verdict | None:
         """Measure. A window ends after its time, or with all hope."""
         trial, trend = self._trial, self._trend()
         assert trial is not None
         since = step - trial.step
-        loss = self._gauge.measure()
-        if 2 * since > self.recovery:
-            trial.total += loss
-            trial.count += 1
+        trial.loss = loss = self._gauge.measure()
+        if since <= self.recovery - self._stretch:
+            self._gauge.forget()
         expected = trend.at(self._contest.step + since) if trend is not None else math.inf
         hopeless = not loss <= self._hope(since, expected)  # true for NaN
         if since < self.recovery and not hopeless:
@@ -226,30 +258,26 @@ class Trials:
         return self._weigh(best, step) if best else self._judge(trial, step, loss=loss, expected=expected, reason="hopeless")
 
     def _hope(self, since: int, expected: float) -> float:
-        """The highest loss so many steps after a jump from which it may recover: an absurd one at once, then half as far from the
-        course at each check, as if an untrained network's were where it began.
+        """The highest loss so many steps after a jump from which it may recover: an absurd one at once, then ever less far from the
+        course, in the end as far as it may be by chance.
         """
-        first = self._record.first
-        if first is None or not math.isfinite(first):
+        first, trend = self._record.first, self._trend()
+        if trend is None or first is None or not math.isfinite(first):
             return math.inf
+        error = trend.error(self._contest.step + since, variance=self._variance)
         untrained = max(first - expected, abs(expected))
-        if not since:
-            return expected + ABSURD * untrained
-        checks = CHECKS * since / self.recovery
-        if not self._gauge.immediate:
-            checks = max(0.0, checks - CHECKS / 4)  # the losses of so long make one measurement
-        return expected + max(untrained / 2**checks, SLACK * abs(expected))
+        absurd = untrained * ABSURD / math.pow(RETURN, CHECKS * since / self.recovery)
+        return expected + max(absurd, SLACK * abs(expected), SCATTER * error)
 
     def _weigh(self, best: Trial, step: int) -> Verdict:
         """At the end of the windows: which is better, the best of them or back at the start?"""
         loss, trend = best.loss, self._trend()
         if trend is None:
             return self._judge(best, step, loss=loss, expected=math.inf, reason="")
-        middle = self._contest.step + round(0.75 * self.recovery)
+        middle = self._middle(self._contest.step + self.recovery)
         expected = trend.at(middle)
         worth = max(trend.at(self._contest.step) - expected, SMALL * abs(expected))  # what a rollback gives up
-        variance = self._record.variance / max(1, self._record.trends)
-        chance = trend.error(middle, measurements=best.count, variance=variance)
+        chance = trend.error(middle, variance=self._variance)
         behind = loss - expected
         if behind > worth + DOUBT * chance:
             return self._judge(best, step, loss=loss, expected=expected, reason="not_recovered")
@@ -257,6 +285,11 @@ class Trials:
         sure = behind - max(-chance, min(chance, behind))
         self._record.lost += sure / abs(expected) * middle / self._max_steps if expected else 0.0
         return self._judge(best, step, loss=loss, expected=expected, reason="")
+
+    @property
+    def _variance(self) -> float:
+        """Of one loss about the course, in the mean over all courses so far."""
+        return self._record.variance / max(1, self._record.trends)
 
     def _trend(self) -> Trend | None:
         """The run's own course before the jump."""

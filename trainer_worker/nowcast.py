@@ -42,7 +42,7 @@ from trainer_worker.setup import (
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 3
+STATE_VERSION: Final = 4
 TIMEOUT_S: Final = 30.0
 
 

@@ -1,14 +1,16 @@
-"""Measuring how good the weights are: on held batches, or by the running training loss."""
+"""Measuring how well a run is doing: on held batches, or by the running training loss."""
 
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer_worker.average import RunningAverage
 from trainer_worker.distributed import Ranks
 from trainer_worker.kept import random_states, restore_random_states
 
@@ -17,18 +19,28 @@ Probe = Callable[[], "float | Tensor"]
 
 
 class Gauge:
-    """One number for the weights as they are; lower is better. The same on every rank.
+    """One number for a stretch of training; lower is better. The same on every rank.
+
+    The loss of single weights says little: they are some step's, and scatter about their course. With a probe it is therefore that
+    of their average over the steps since `forget`, with the average of their normalisation statistics, taken on each rank by
+    itself. (On convnets, an MLP and a network with batch normalisation this scatters by 0.6-2% where single weights' do by 3-10%;
+    docs/log.md, 2026-11-25.) Without a probe it is the mean of the training losses.
 
     Args:
         model: put into evaluation mode while the probe runs.
+        parameters: what jumps.
         probe: gives the loss on held batches, the same each time; None to use the losses that `observe` is told.
         ranks: over which to average.
-        window: how many of the latest losses make a measurement.
+        window: the longest stretch, in steps.
     """
 
-    def __init__(self, model: nn.Module, probe: Probe | None, *, ranks: Ranks, window: int) -> None:
+    def __init__(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter], probe: Probe | None, *, ranks: Ranks, window: int
+    ) -> None:
         self._model, self._probe, self._ranks = model, probe, ranks
         self._losses: deque[Tensor] = deque(maxlen=window)
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._average = RunningAverage([*parameters, *buffers]) if probe is not None else None
         self._failed = False
 
     @property
@@ -40,39 +52,54 @@ class Gauge:
         """Take a training loss; it stays on its device, and nothing waits for it."""
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss)))
 
+    def follow(self) -> None:
+        """Take in the weights after a step."""
+        if self._average is not None:
+            self._average.add()
+
     def forget(self) -> None:
-        """Weights have changed at once: earlier losses say nothing about them."""
+        """The next stretch begins."""
         self._losses.clear()
+        if self._average is not None:
+            self._average.forget()
 
     @torch.no_grad()
     def measure(self) -> float:
-        """The loss, averaged over the ranks; NaN if there is nothing to go by. Leaves no trace in model and random states."""
-        if self._probe is not None:
-            mine = self._ask(self._probe)
+        """The loss, averaged over the ranks; that of the weights as they are if they were not followed since `forget`, and NaN if
+        there is nothing to go by. Leaves no trace in model and random states.
+        """
+        if self._average is not None:
+            mine = self._ask(self._average)
         elif self._losses:
             mine = float(torch.stack([loss.float().reshape(()) for loss in self._losses]).mean())
         else:
             mine = math.nan
         return self._ranks.mean(mine)
 
-    def _ask(self, probe: Probe) -> float:
+    def _ask(self, average: RunningAverage) -> float:
+        assert self._probe is not None
         try:
-            with undisturbed(self._model):
-                return float(probe())
+            with undisturbed(self._model), average.loaded() if average.count else nullcontext():
+                return float(self._probe())
         except Exception:
             # the whole story once: it will be the same at every measurement
             log.warning("the probe failed; without it no jump is made", exc_info=not self._failed)
             self._failed = True
             return math.nan
 
-    def state_dict(self) -> list[float]:
-        """The losses of the window."""
-        return [float(loss) for loss in self._losses]
+    def state_dict(self) -> dict[str, Any]:
+        """The stretch so far."""
+        return {
+            "losses": [float(loss) for loss in self._losses],
+            "average": self._average.state_dict() if self._average is not None else None,
+        }
 
-    def load_state_dict(self, losses: list[float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
         self._losses.clear()
-        self._losses.extend(torch.tensor(loss) for loss in losses)
+        self._losses.extend(torch.tensor(loss) for loss in state["losses"])
+        if self._average is not None and state["average"] is not None:
+            self._average.load_state_dict(state["average"])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from trainer_worker.distributed import Ranks
 from trainer_worker.endpoint import Endpoint
 from trainer_worker.errors import BadArgument
 from trainer_worker.flat import FlatParameters
-from trainer_worker.guard import MEASUREMENTS, Guard, Trials
+from trainer_worker.guard import SHORTEST, Guard, Trials, stretch_steps
 from trainer_worker.kept import KeptState
 from trainer_worker.probe import Gauge, Probe
 from trainer_worker.schedule import Cautious, Learner, PaperSchedule, Policy
@@ -219,8 +219,8 @@ def make_trials(
     guard = guard or Guard()
     also = (*guard.also, *averages)
     start, aside = (KeptState(list(parameters.moving), model=model, optimizer=optimizer, also=also) for _ in range(2))
-    recovery = guard.recovery or max(MEASUREMENTS, interval)
-    gauge = Gauge(model, probe, ranks=ranks, window=max(MEASUREMENTS, recovery // 4))
+    window = max(SHORTEST, stretch_steps(guard, interval))
+    gauge = Gauge(model, list(parameters.moving), probe, ranks=ranks, window=window)
     return gauge, Trials(guard, gauge=gauge, contest=Contest(start, aside), interval=interval, max_steps=max_steps)
 
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_worker.flat import FlatParameters
 
@@ -59,7 +59,7 @@ class SnapshotBuffers:
         """Which row a snapshot lies in."""
         return int(snapshot.values.storage_offset() // max(1, self._rows.shape[1]))
 
-    def take(self, step: int, *, busy: set[int], means: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> Snapshot | None:
+    def take(self, step: int, *, busy: set[int], means: Mapping[Tensor, Tensor] = MappingProxyType({})) -> Snapshot | None:
         """Copy the parameters, or the `means` of some, into a row that is not `busy`; None if there is none."""
         values = self._free(busy)
         if values is None:
@@ -80,7 +80,7 @@ class SnapshotBuffers:
     def _free(self, busy: set[int]) -> Tensor | None:
         return next((row for index, row in enumerate(self._rows) if index not in busy), None)
 
-    def _copy_beside(self, values: Tensor, means: Mapping[nn.Parameter, Tensor]) -> torch.Event:
+    def _copy_beside(self, values: Tensor, means: Mapping[Tensor, Tensor]) -> torch.Event:
         assert self._staging is not None
         assert self._stream is not None
         main = torch.accelerator.current_stream(self._staging.device)

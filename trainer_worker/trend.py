@@ -45,16 +45,15 @@ class Trend:
         found = self.level + self.slope * (math.log(step) - self.centre)
         return math.exp(found) if self.power else found
 
-    def error(self, step: int, *, measurements: int, variance: float) -> float:
-        """Standard error of what so many losses about `step` are, in the mean, above the course.
+    def error(self, step: int, *, variance: float) -> float:
+        """Standard error of what the loss at `step` is above the course.
 
         Args:
             step: where the course is drawn on to.
-            measurements: how many losses.
             variance: of one loss about the course, as in `variance`.
         """
         far = (math.log(step) - self.centre) ** 2 / self.width if self.width else 0.0
-        error = math.sqrt(variance * (1 / self.count + far + 1 / measurements))
+        error = math.sqrt(variance * (1 / self.count + far + 1))
         return error * self.at(step) if self.power else error
 
     def worth(self, steps: int, *, end: int) -> float:

@@ -1,4 +1,4 @@
-"""Quiet contexts: snapshots that are averages over the steps before them."""
+"""Quiet contexts, snapshots that are averages over the steps before them, and averages to look at."""
 
 import io
 import threading
@@ -9,6 +9,7 @@ import torch
 from small_runs import CONTEXT, ShiftingEndpoint, flat, network, step
 
 from trainer_worker import BadArgument, FixedHorizon, Nowcast
+from trainer_worker.average import RunningAverage
 
 INTERVAL = 4
 PERIOD = INTERVAL * CONTEXT
@@ -100,3 +101,23 @@ def test_what_cannot_be_averaged_is_refused(quiet: Any) -> None:
     """A window longer than the interval would average into the last snapshot's."""
     with pytest.raises(BadArgument, match="from 0 to interval = 4"):
         Run(quiet=quiet)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_average_is_loaded_for_a_while(dtype: torch.dtype) -> None:
+    """Weights that came back rounded would change the run that is looked at, and the average as well."""
+    weights = [torch.nn.Parameter(torch.randn(7, dtype=dtype)), torch.randn(3, dtype=dtype)]
+    average, seen = RunningAverage(weights), []
+    for _ in range(5):
+        for weight in weights:
+            weight.data.add_(torch.randn_like(weight))
+        seen.append([weight.detach().clone() for weight in weights])
+        average.add()
+    assert average.count == 5
+    for _ in range(2):
+        with average.loaded():
+            for index, weight in enumerate(weights):
+                mean = torch.stack([each[index].float() for each in seen]).mean(0)
+                tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype != torch.bfloat16 else {"atol": 2e-2, "rtol": 1e-2}
+                torch.testing.assert_close(weight.detach().float(), mean, **tolerance)
+        assert all(torch.equal(weight, last) for weight, last in zip(weights, seen[-1], strict=True))

@@ -171,6 +171,40 @@ def test_a_spike_is_no_verdict() -> None:
     assert next(nowcasts(nowcast)) == (PERIOD, "accepted", "")
 
 
+def swinging(step: int) -> float:
+    """How far a weight is from its course: nothing in the mean over two steps, as far as the course is high in each."""
+    return (-1.0) ** step
+
+
+@pytest.mark.parametrize(("jump", "outcome"), [(0.0, "accepted"), (0.1, "rejected")])
+def test_a_run_is_judged_by_its_averages(jump: float, outcome: str) -> None:
+    """The loss of single weights scatters so far that neither good nor bad jumps could be told; at a high rate, or with batch
+    normalisation, all would be undone.
+    """
+    model = nn.Linear(1, 1, bias=False).double()
+    model.register_buffer("statistic", torch.zeros((), dtype=torch.float64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    looks: list[float] = []
+
+    def probe() -> float:
+        looks.append(float((model.weight.detach() - 1).abs() + model.statistic.abs()))  # type: ignore[operator, union-attr]
+        return 1 + looks[-1]
+
+    options: dict[str, Any] = {"interval": INTERVAL, "policy": FixedHorizon(1), "max_steps": 99, "guard": Guard(recovery=16)}
+    with Nowcast(model, optimizer, server=ShiftingEndpoint(shift=jump), probe=probe, **options) as nowcast:
+        weight = 1.0
+        for step in range(1, PERIOD + 16 + 1):
+            nn.init.constant_(model.weight, weight + swinging(step))
+            model.statistic.fill_(5 * swinging(step))  # type: ignore[operator, union-attr]
+            before = model.weight.item()
+            model(torch.ones(1, 1, dtype=torch.float64)).sum().backward()
+            optimizer.step()
+            weight += model.weight.item() - before  # the jump
+    assert [event.outcome for event in nowcast.events] == [outcome]
+    levels = looks[1 : 1 + PERIOD // (INTERVAL // 2)]  # after that of the first step
+    assert max(levels) < 1e-6
+
+
 @pytest.mark.parametrize(("scatter", "outcome"), [(0.0, "rejected"), (0.03, "accepted")])
 def test_what_may_be_chance_is_no_reason_to_undo(scatter: float, outcome: str) -> None:
     """The losses of one run scatter; verdicts that follow the scatter undo good jumps as often as bad ones."""
