@@ -9,10 +9,11 @@ the whole run; `cosine`: along half a cosine; `wsd`: rising for 2% of the run, c
 and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it follows
 jumps, and for an interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of them: `guard` tries
 jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over steps to a target, and
-the probe never sees them); `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's jumps
-in the first 70% of the run; a schedule's name has the rate follow it, horizons being shortened accordingly; `reset` clears the
-optimizer's moments at jumps; `recalibrate` takes batch normalisation's statistics anew over as many training examples. A decayed
-run that is to end earlier is a run of its own: `--portion 0.75`.
+the probe never sees them); `spare`, for `adam` and the schedules as well, leaves these examples out too, so that runs can be
+compared; `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's jumps in the first 70% of
+the run; a schedule's name has the rate follow it, horizons being shortened accordingly; `reset` clears the optimizer's moments at
+jumps; `recalibrate` takes batch normalisation's statistics anew over as many training examples. A decayed run that is to end
+earlier is a run of its own: `--portion 0.75`.
 """
 
 import json
@@ -39,7 +40,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 """Of the learning rate, as a share of its highest, after a share of the run."""
 PLAIN = ("adam", *SCHEDULES)
-EXTRAS = {"guard", "best", "early", "reset", "recalibrate", *SCHEDULES}
+EXTRAS = {"guard", "best", "early", "spare", "reset", "recalibrate", *SCHEDULES}
 
 
 @app.command()
@@ -61,8 +62,9 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     torch.set_num_threads(threads)
     for which in arm:
         forecaster, extras = split(which)
-        if extras - EXTRAS or (extras and forecaster in PLAIN):
-            raise typer.BadParameter(f"{which}: forecasters alone take extras, of {', '.join(sorted(EXTRAS))}", param_hint="--arm")
+        if extras - EXTRAS or (extras - {"spare"} and forecaster in PLAIN):
+            detail = f"{which}: forecasters take extras, of {', '.join(sorted(EXTRAS))}, and other arms spare alone"
+            raise typer.BadParameter(detail, param_hint="--arm")
     for name in problem:
         loaded = load_problem(name)
         steps = round(loaded.steps * portion)
@@ -104,8 +106,8 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step / steps)) if course else None
     averaged = WeightAverage(model, decay=problem.ema, spell=interval)
     about_run = {"averaged": averaged, "scheduler": scheduler, "steps": steps, "interval": interval}
-    nowcast = None if arm in PLAIN else _nowcast(problem, model, optimizer, arm, **about_run)
-    spare = bool({"guard", "best"} & split(arm)[1])
+    nowcast = None if split(arm)[0] in PLAIN else _nowcast(problem, model, optimizer, arm, **about_run)
+    spare = bool({"guard", "best", "spare"} & split(arm)[1])
     curve, started, spent = [], time.monotonic(), 0.0
     for step in range(1, steps + 1):
         problem.step(model, problem.batch(seed, step - 1, spare=spare))

@@ -40,29 +40,17 @@ class RunningAverage:
         """Begin anew: the weights have changed at once, or the next snapshot's average begins."""
         self._count = 0
 
-    @property
-    def count(self) -> int:
-        """Steps taken in."""
-        return self._count
-
     @contextmanager
     def loaded(self) -> Iterator[None]:
-        """While it is open, the parameters are the average; then they are what they were, bit for bit. Takes no memory but for one
-        parameter at a time.
-        """
-        self._swap()
+        """While it is open, the parameters are the average; then they are what they were, bit for bit. Takes a copy of them."""
+        weights = [local(parameter) for parameter in self._parameters]
+        with torch.no_grad():
+            held = [weight.clone() for weight in weights]
         try:
+            _write(weights, [local(mean) for mean in self._means])
             yield
         finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for parameter, mean in zip(self._parameters, self._means, strict=True):
-            weights, average = local(parameter), local(mean)
-            held = weights.clone()
-            weights.copy_(average)
-            average.copy_(held)
+            _write(weights, held)
 
     @property
     def means(self) -> Mapping[Tensor, Tensor]:
@@ -78,3 +66,9 @@ class RunningAverage:
         self._count = state["count"]
         for mean, saved in zip(self._means, state["means"], strict=False):
             mean.copy_(saved)
+
+
+@torch.no_grad()
+def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)

@@ -29,8 +29,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 class Ranks:
     """The processes that train one model. One process, or without torch.distributed, there is nothing to agree on.
 
-    Collectives run before training starts, at the first step, at a period's end, when a jump is judged and when the next candidate
-    is loaded, never at any other step.
+    Collectives run before training starts, at the first step and at a period's end; with a guard also when the loss is measured
+    (twice an interval before a jump, some eight times in its recovery window), when a jump is judged and when the next candidate is
+    loaded. Never at any other step.
 
     Args:
         group: the process group; None for the default one.

@@ -29,8 +29,8 @@ from trainer_worker.trend import Trend
 LEVELS: Final = 6
 """Measurements before a jump that its course is drawn through, two each interval."""
 CHECKS: Final = 8
-"""Times the loss is taken in a recovery window: up to its middle each time of the steps since the last time, then of all since the
-middle. The last one is judged."""
+"""Times the loss is taken in a recovery window: of the steps since the last time, until the stretch begins that is judged in the
+end; from then on of that, as far as it has come."""
 SHORTEST: Final = 4
 """Steps in a recovery window."""
 ABSURD: Final = 10
@@ -180,9 +180,17 @@ class Trials:
             return "paused"
         if self._spent:
             return "budget_spent"
-        if self._levels and not all(math.isfinite(loss) for _, loss in self._levels):
+        return self._no_way_ahead()
+
+    def _no_way_ahead(self) -> str:
+        """Why the course is not to be followed further: it is not known, or it leads upwards, as where a run overfits."""
+        if not all(math.isfinite(loss) for _, loss in self._levels):
             return "no_loss"
-        return ""
+        trend = self._trend()
+        if trend is None or trend.variance is None or trend.count < LEVELS:
+            return ""
+        variance = (self._record.variance + trend.variance) / (self._record.trends + 1)
+        return "loss_rising" if trend.rises(SCATTER, variance=variance) else ""
 
     def room(self, step: int) -> int:
         """How many recovery windows, one after the other, there is room for from `step` on in the run, and in the budget before the
@@ -220,6 +228,8 @@ class Trials:
         self._gauge.follow()
         since = step - trial.step
         if since < self.recovery and since % max(1, self.recovery // CHECKS):
+            if since == self.recovery - self._stretch:
+                self._gauge.forget()
             return None
         return self._check(step)
 
@@ -231,7 +241,8 @@ class Trials:
         if before < self._stretch:
             self._gauge.follow()
         if not before:
-            self._levels = [*self._levels[1 - LEVELS :], (self._middle(step), self._gauge.measure())]
+            if self._gauge.steps == self._stretch:  # otherwise it began in the middle, after a verdict or a pause
+                self._levels = [*self._levels[1 - LEVELS :], (self._middle(step), self._gauge.measure())]
             self._gauge.forget()
 
     def _middle(self, step: int) -> int:

@@ -87,8 +87,9 @@ class Nowcast:
         wiring: the model's neural graph; None to have `wire(model, example_inputs)` make it.
         example_inputs: what the model's `forward` takes, to trace it with; guessed if None.
         timeout_s: how long training may wait for one nowcast. (Forecasts in this process are never cut short.)
-        probe: gives the loss on held batches, the same each time; called in evaluation mode, without gradients, on every rank. With
-            it each jump is a trial, undone exactly if the loss has not recovered in time (`trainer_worker.guard`).
+        probe: gives the model's loss on held batches, the same each time; called in evaluation mode, without gradients, on every
+            rank, while the model has the average of its latest weights. With it each jump is a trial, undone exactly if the loss
+            has not recovered in time (`trainer_worker.guard`).
         guard: how jumps are tried; None for the defaults, if there is a probe. With a guard and no probe, the training losses
             given to `observe` are the measure.
         averages: averages of the weights that the loop keeps (`WeightAverage`, `torch.optim.swa_utils.AveragedModel`): a jump moves

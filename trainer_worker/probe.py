@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from trainer_worker.average import RunningAverage
 from trainer_worker.distributed import Ranks
 from trainer_worker.kept import random_states, restore_random_states
+from trainer_worker.sharded import let_go
 
 log = logging.getLogger(__name__)
 Probe = Callable[[], "float | Tensor"]
@@ -39,8 +41,8 @@ class Gauge:
     ) -> None:
         self._model, self._probe, self._ranks = model, probe, ranks
         self._losses: deque[Tensor] = deque(maxlen=window)
-        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._average = RunningAverage([*parameters, *buffers]) if probe is not None else None
+        self._average = RunningAverage([*parameters, *_statistics(model)]) if probe is not None else None
+        self._steps = 0
         self._failed = False
 
     @property
@@ -52,13 +54,20 @@ class Gauge:
         """Take a training loss; it stays on its device, and nothing waits for it."""
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss)))
 
+    @property
+    def steps(self) -> int:
+        """Followed since `forget`."""
+        return self._steps
+
     def follow(self) -> None:
         """Take in the weights after a step."""
+        self._steps += 1
         if self._average is not None:
             self._average.add()
 
     def forget(self) -> None:
         """The next stretch begins."""
+        self._steps = 0
         self._losses.clear()
         if self._average is not None:
             self._average.forget()
@@ -71,7 +80,7 @@ class Gauge:
         if self._average is not None:
             mine = self._ask(self._average)
         elif self._losses:
-            mine = float(torch.stack([loss.float().reshape(()) for loss in self._losses]).mean())
+            mine = float(torch.stack([loss.float().reshape(()).cpu() for loss in self._losses]).mean())
         else:
             mine = math.nan
         return self._ranks.mean(mine)
@@ -79,7 +88,7 @@ class Gauge:
     def _ask(self, average: RunningAverage) -> float:
         assert self._probe is not None
         try:
-            with undisturbed(self._model), average.loaded() if average.count else nullcontext():
+            with undisturbed(self._model), average.loaded() if self._steps else nullcontext():
                 return float(self._probe())
         except Exception:
             # the whole story once: it will be the same at every measurement
@@ -90,16 +99,24 @@ class Gauge:
     def state_dict(self) -> dict[str, Any]:
         """The stretch so far."""
         return {
+            "steps": self._steps,
             "losses": [float(loss) for loss in self._losses],
             "average": self._average.state_dict() if self._average is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
+        self._steps = state["steps"]
         self._losses.clear()
         self._losses.extend(torch.tensor(loss) for loss in state["losses"])
         if self._average is not None and state["average"] is not None:
             self._average.load_state_dict(state["average"])
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """Of normalisation layers."""
+    norms = (module for module in model.modules() if isinstance(module, _NormBase))
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 @contextmanager
@@ -113,4 +130,5 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+            let_go(module)
         restore_random_states(states)

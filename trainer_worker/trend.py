@@ -15,15 +15,17 @@ class Trend:
         level: log(loss), or the loss itself, at `centre`.
         centre: mean of log(step).
         slope: b.
+        incline: what the slope would be if it could be upwards.
         width: sum of squares of log(step) about `centre`.
         count: how many losses.
-        variance: of log(loss), or the loss itself, about the course; None where the losses are too few to tell.
+        variance: of log(loss), or the loss itself, about the line of that incline; None where the losses are too few to tell.
     """
 
     power: bool
     level: float
     centre: float
     slope: float
+    incline: float
     width: float
     count: int
     variance: float | None
@@ -36,9 +38,10 @@ class Trend:
         ys = [math.log(loss) if power else loss for _, loss in losses]
         centre, level = sum(xs) / len(xs), sum(ys) / len(ys)
         width = sum((x - centre) ** 2 for x in xs)
-        slope = min(0.0, sum((x - centre) * (y - level) for x, y in zip(xs, ys, strict=True)) / width) if width else 0.0
-        rest = sum((y - level - slope * (x - centre)) ** 2 for x, y in zip(xs, ys, strict=True))
-        return cls(power, level, centre, slope, width, len(xs), rest / (len(xs) - 2) if len(xs) > 2 else None)
+        incline = sum((x - centre) * (y - level) for x, y in zip(xs, ys, strict=True)) / width if width else 0.0
+        slope = min(0.0, incline)
+        rest = sum((y - level - incline * (x - centre)) ** 2 for x, y in zip(xs, ys, strict=True))
+        return cls(power, level, centre, slope, incline, width, len(xs), rest / (len(xs) - 2) if len(xs) > 2 else None)
 
     def at(self, step: int) -> float:
         """The loss at `step`."""
@@ -55,6 +58,10 @@ class Trend:
         far = (math.log(step) - self.centre) ** 2 / self.width if self.width else 0.0
         error = math.sqrt(variance * (1 / self.count + far + 1))
         return error * self.at(step) if self.power else error
+
+    def rises(self, errors: float, *, variance: float) -> bool:
+        """Whether the losses rise, by more than so many standard errors."""
+        return self.incline * math.sqrt(self.width) > errors * math.sqrt(variance)
 
     def worth(self, steps: int, *, end: int) -> float:
         """What so many steps less make of the loss at step `end`, relative to the loss."""

@@ -1,6 +1,5 @@
 """The benchmark's problems: networks and data that no forecaster of ours was fitted to, and FM-16, whose training data was."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -208,7 +207,6 @@ def _bible() -> Problem:
 
 
 def _wikipedia() -> Problem:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # ties between pairs might be broken as threads happen to finish
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel

@@ -14,7 +14,7 @@ SMOOTH = 5
 """Evaluations that a validation curve is averaged over before anything is decided on it."""
 TARGETS = {"fm-16": 0.895, "fm-32": 0.905}
 """The paper's, here for the share of validation pictures that are classified rightly, not smoothed."""
-RIVALS = ("adam", "adam+ema", "decay")
+RIVALS = ("adam", "adam+ema", "decay", "cosine")
 """What a nowcast is measured against: where they end."""
 
 COLUMNS = 4

@@ -113,7 +113,6 @@ def test_an_average_is_loaded_for_a_while(dtype: torch.dtype) -> None:
             weight.data.add_(torch.randn_like(weight))
         seen.append([weight.detach().clone() for weight in weights])
         average.add()
-    assert average.count == 5
     for _ in range(2):
         with average.loaded():
             for index, weight in enumerate(weights):

@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from trainer_worker import BadArgument, FixedHorizon, Guard, Nowcast
+from trainer_worker.guard import stretch_steps
 from trainer_worker.kept import KeptState
+from trainer_worker.probe import Gauge
 
 INTERVAL = 4
 PERIOD = CONTEXT * INTERVAL
@@ -182,12 +184,13 @@ def test_a_run_is_judged_by_its_averages(jump: float, outcome: str) -> None:
     normalisation, all would be undone.
     """
     model = nn.Linear(1, 1, bias=False).double()
-    model.register_buffer("statistic", torch.zeros((), dtype=torch.float64))
+    model.norm = nn.BatchNorm1d(1, dtype=torch.float64)
+    model.norm.requires_grad_(requires_grad=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     looks: list[float] = []
 
     def probe() -> float:
-        looks.append(float((model.weight.detach() - 1).abs() + model.statistic.abs()))  # type: ignore[operator, union-attr]
+        looks.append(float((model.weight.detach() - 1).abs() + model.norm.running_mean.abs()))
         return 1 + looks[-1]
 
     options: dict[str, Any] = {"interval": INTERVAL, "policy": FixedHorizon(1), "max_steps": 99, "guard": Guard(recovery=16)}
@@ -195,7 +198,7 @@ def test_a_run_is_judged_by_its_averages(jump: float, outcome: str) -> None:
         weight = 1.0
         for step in range(1, PERIOD + 16 + 1):
             nn.init.constant_(model.weight, weight + swinging(step))
-            model.statistic.fill_(5 * swinging(step))  # type: ignore[operator, union-attr]
+            model.norm.running_mean.fill_(5 * swinging(step))
             before = model.weight.item()
             model(torch.ones(1, 1, dtype=torch.float64)).sum().backward()
             optimizer.step()
@@ -203,6 +206,34 @@ def test_a_run_is_judged_by_its_averages(jump: float, outcome: str) -> None:
     assert [event.outcome for event in nowcast.events] == [outcome]
     levels = looks[1 : 1 + PERIOD // (INTERVAL // 2)]  # after that of the first step
     assert max(levels) < 1e-6
+
+
+@pytest.mark.parametrize(("interval", "recovery"), [(8, 8), (8, 24), (2, 9), (8, 7), (9, 5), (1, 4)])
+def test_what_is_compared_is_as_long(interval: int, recovery: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a longer average is lower: a jump would win by the measure, or a stump of a stretch lose it for the course."""
+    steps: dict[int, int] = {}
+    measure = Gauge.measure
+
+    def noting(gauge: Gauge) -> float:
+        steps[run.step] = gauge.steps
+        return measure(gauge)
+
+    monkeypatch.setattr(Gauge, "measure", noting)
+    period = CONTEXT * interval
+    length = 4 * period + recovery
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    options: dict[str, Any] = {"interval": interval, "policy": FixedHorizon(8, length), "max_steps": length}
+    with Nowcast(model, optimizer, server=ShiftingEndpoint(), probe=lambda: 1.0, guard=Guard(recovery), **options) as run:
+        for _ in range(length):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    jumps = [event.step for event in run.events if event.outcome == "accepted"]
+    assert len(jumps) > 1
+    trials = {step for jump in jumps for step in range(jump, jump + recovery + 1)}
+    judged = {steps[jump + recovery] for jump in jumps}
+    levels = {count for step, count in steps.items() if step not in trials and step > 1}
+    assert judged == levels == {stretch_steps(Guard(recovery), interval)}
 
 
 @pytest.mark.parametrize(("scatter", "outcome"), [(0.0, "rejected"), (0.03, "accepted")])
@@ -311,6 +342,13 @@ def test_no_jump_without_time_to_recover_or_without_a_loss() -> None:
         raise ValueError
 
     assert [reason for _, _, reason in nowcasts(play(broken, steps=2 * PERIOD))] == ["no_loss"]
+
+
+@pytest.mark.parametrize(("slope", "scatter", "reason"), [(0.2, 0.0, "loss_rising"), (0.2, 0.5, ""), (-0.2, 0.0, "")])
+def test_no_jump_where_the_loss_rises(slope: float, scatter: float, reason: str) -> None:
+    """A forecast sees where the weights are heading; where held data say that this is the wrong way, it would get there sooner."""
+    nowcast = play(lambda step, since: step**slope * (1 + scatter * (-1) ** (step // 2 % 2)), steps=PERIOD + RECOVERY)
+    assert next(nowcasts(nowcast)) == (PERIOD, "skipped" if reason else "accepted", reason)
 
 
 def test_training_losses_serve_where_there_is_no_probe() -> None:
