@@ -2,7 +2,7 @@
 
 A good jump makes the loss worse at first, far worse than an untrained network's for some steps, so it is not judged at once,
 unless it is hopeless: absurdly bad, or not on its way back. After the recovery window the loss is compared with the run's own
-course, the losses before the jump drawn on (`trainer_worker.trend`). Both are losses of averaged weights (`trainer_worker.probe`),
+course, the losses before the jump drawn on (`trainer_worker.levels`). Both are losses of averaged weights (`trainer_worker.probe`),
 as the losses of single ones scatter too far. A jump that fell behind that course is undone only if the run is better off where it
 was: a rollback costs the window's steps, so a jump that has lost less than those stays. And it is undone only if that is no chance:
 the losses scatter by a percent or two still, and so does what is drawn through them. How much is seen in the run's own losses; a
@@ -23,11 +23,9 @@ from typing import Any, Final
 from trainer_worker.contest import Contest, Trial
 from trainer_worker.errors import BadArgument
 from trainer_worker.kept import Stateful
+from trainer_worker.levels import Levels
 from trainer_worker.probe import Gauge
-from trainer_worker.trend import Trend
 
-LEVELS: Final = 6
-"""Measurements before a jump that its course is drawn through, two each interval."""
 CHECKS: Final = 8
 """Times the loss is taken in a recovery window: of the steps since the last time, until the stretch begins that is judged in the
 end; from then on of that, as far as it has come."""
@@ -120,8 +118,6 @@ class _Record:
     pause: int = 0  # periods still to sit out
     cost_steps: int = 0
     lost: float = 0.0  # of the loss the run is heading for, relative to it; negative where jumps gained
-    variance: float = 0.0  # of losses about their course, added up
-    trends: int = 0  # over so many
 
 
 def recovery_steps(guard: Guard, interval: int) -> int:
@@ -150,9 +146,8 @@ class Trials:
         self._guard, self._gauge, self._contest = guard, gauge, contest
         self._max_steps = max_steps
         self._limit_steps = max(self.recovery, int(guard.budget * max_steps))
-        self._spacing = max(1, interval // 2)
         self._stretch = stretch_steps(guard, interval)
-        self._levels: list[tuple[int, float]] = []  # (step, loss) before the next jump
+        self._levels = Levels(gauge, interval=interval, stretch=self._stretch)
         self._record = _Record()
         self.candidate: int | None = None  # the horizon that is to be loaded now
 
@@ -180,17 +175,7 @@ class Trials:
             return "paused"
         if self._spent:
             return "budget_spent"
-        return self._no_way_ahead()
-
-    def _no_way_ahead(self) -> str:
-        """Why the course is not to be followed further: it is not known, or it leads upwards, as where a run overfits."""
-        if not all(math.isfinite(loss) for _, loss in self._levels):
-            return "no_loss"
-        trend = self._trend()
-        if trend is None or trend.variance is None or trend.count < LEVELS:
-            return ""
-        variance = (self._record.variance + trend.variance) / (self._record.trends + 1)
-        return "loss_rising" if trend.rises(SCATTER, variance=variance) else ""
+        return self._levels.no_way_ahead()
 
     def room(self, step: int) -> int:
         """How many recovery windows, one after the other, there is room for from `step` on in the run, and in the budget before the
@@ -206,10 +191,7 @@ class Trials:
         """Keep everything: a jump is about to be made, to the first of `horizons`, or the best of them in the end."""
         self._contest.begin(step, horizons)
         self.candidate = horizons[0]
-        trend = self._trend()
-        if trend is not None and trend.variance is not None:
-            self._record.variance += trend.variance
-            self._record.trends += 1
+        self._levels.count()
 
     def made(self, step: int) -> Verdict | None:
         """The jump to `candidate` has been made; a verdict at once if it is hopeless, and there is no other candidate."""
@@ -223,7 +205,8 @@ class Trials:
             self._record.first = self._gauge.measure()
         trial = self._trial
         if trial is None:
-            self._note_level(step)
+            if not self._record.pause and not self._spent:
+                self._levels.after_step(step)
             return None
         self._gauge.follow()
         since = step - trial.step
@@ -233,31 +216,15 @@ class Trials:
             return None
         return self._check(step)
 
-    def _note_level(self, step: int) -> None:
-        """Before a jump: where the run is, of the steps up to a measurement."""
-        if self._record.pause or self._spent:
-            return
-        before = -step % self._spacing
-        if before < self._stretch:
-            self._gauge.follow()
-        if not before:
-            if self._gauge.steps == self._stretch:  # otherwise it began in the middle, after a verdict or a pause
-                self._levels = [*self._levels[1 - LEVELS :], (self._middle(step), self._gauge.measure())]
-            self._gauge.forget()
-
-    def _middle(self, step: int) -> int:
-        """Of the stretch that ends at `step`."""
-        return max(1, step - self._stretch // 2)
-
     def _check(self, step: int) -> Verdict | None:
         """Measure. A window ends after its time, or with all hope."""
-        trial, trend = self._trial, self._trend()
+        trial, course = self._trial, self._levels.course
         assert trial is not None
         since = step - trial.step
         trial.loss = loss = self._gauge.measure()
         if since <= self.recovery - self._stretch:
             self._gauge.forget()
-        expected = trend.at(self._contest.step + since) if trend is not None else math.inf
+        expected = course.at(self._contest.step + since) if course is not None else math.inf
         hopeless = not loss <= self._hope(since, expected)  # true for NaN
         if since < self.recovery and not hopeless:
             return None
@@ -272,23 +239,23 @@ class Trials:
         """The highest loss so many steps after a jump from which it may recover: an absurd one at once, then ever less far from the
         course, in the end as far as it may be by chance.
         """
-        first, trend = self._record.first, self._trend()
-        if trend is None or first is None or not math.isfinite(first):
+        first, course = self._record.first, self._levels.course
+        if course is None or first is None or not math.isfinite(first):
             return math.inf
-        error = trend.error(self._contest.step + since, variance=self._variance)
+        error = course.error(self._contest.step + since, variance=self._levels.variance)
         untrained = max(first - expected, abs(expected))
         absurd = untrained * ABSURD / math.pow(RETURN, CHECKS * since / self.recovery)
         return expected + max(absurd, SLACK * abs(expected), SCATTER * error)
 
     def _weigh(self, best: Trial, step: int) -> Verdict:
         """At the end of the windows: which is better, the best of them or back at the start?"""
-        loss, trend = best.loss, self._trend()
-        if trend is None:
+        loss, course = best.loss, self._levels.course
+        if course is None:
             return self._judge(best, step, loss=loss, expected=math.inf, reason="")
-        middle = self._middle(self._contest.step + self.recovery)
-        expected = trend.at(middle)
-        worth = max(trend.at(self._contest.step) - expected, SMALL * abs(expected))  # what a rollback gives up
-        chance = trend.error(middle, variance=self._variance)
+        middle = self._levels.middle(self._contest.step + self.recovery)
+        expected = course.at(middle)
+        worth = max(course.at(self._contest.step) - expected, SMALL * abs(expected))  # what a rollback gives up
+        chance = course.error(middle, variance=self._levels.variance)
         behind = loss - expected
         if behind > worth + DOUBT * chance:
             return self._judge(best, step, loss=loss, expected=expected, reason="not_recovered")
@@ -297,37 +264,28 @@ class Trials:
         self._record.lost += sure / abs(expected) * middle / self._max_steps if expected else 0.0
         return self._judge(best, step, loss=loss, expected=expected, reason="")
 
-    @property
-    def _variance(self) -> float:
-        """Of one loss about the course, in the mean over all courses so far."""
-        return self._record.variance / max(1, self._record.trends)
-
-    def _trend(self) -> Trend | None:
-        """The run's own course before the jump."""
-        return Trend.through(self._levels) if self._levels else None
-
     def _judge(self, trial: Trial, step: int, *, loss: float, expected: float, reason: str) -> Verdict:
         start, record = self._contest.step, self._record
         went_back = self._contest.finish(accepted=not reason)
         cost_steps = step - start - (0 if reason else self.recovery)
         record.cost_steps += cost_steps
         if reason:
-            trend = self._trend()
-            record.lost += trend.worth(min(cost_steps, self.recovery), end=self._max_steps) if trend is not None else 0.0
+            course = self._levels.course
+            record.lost += course.worth(min(cost_steps, self.recovery), end=self._max_steps) if course is not None else 0.0
             if cost_steps:
                 record.rejections += 1
                 record.pause = min(2 ** (record.rejections - 1), LONGEST_PAUSE)
         else:
             record.rejections = 0
         self._gauge.forget()
-        self._levels.clear()
+        self._levels.forget()
         return Verdict(start, trial.horizon, not reason, expected, loss, cost_steps, reason, went_back)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything."""
         return {
             "record": asdict(self._record),
-            "levels": [list(level) for level in self._levels],
+            "levels": self._levels.state_dict(),
             "contest": self._contest.state_dict(),
             "gauge": self._gauge.state_dict(),
         }
@@ -335,6 +293,6 @@ class Trials:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
         self._record = _Record(**state["record"])
-        self._levels = [(step, loss) for step, loss in state["levels"]]
+        self._levels.load_state_dict(state["levels"])
         self._contest.load_state_dict(state["contest"])
         self._gauge.load_state_dict(state["gauge"])

@@ -24,9 +24,9 @@ class Gauge:
     """One number for a stretch of training; lower is better. The same on every rank.
 
     The loss of single weights says little: they are some step's, and scatter about their course. With a probe it is therefore that
-    of their average over the steps since `forget`, with the average of their normalisation statistics, taken on each rank by
-    itself. (On convnets, an MLP and a network with batch normalisation this scatters by 0.6-2% where single weights' do by 3-10%;
-    docs/log.md, 2026-11-25.) Without a probe it is the mean of the training losses.
+    of their average over the steps since `forget`, with the average of batch normalisation's statistics, which each rank takes by
+    itself. (Half an interval of averaged weights is off a run's course by 1-3% of the loss, single weights by 5-14%; docs/log.md,
+    2026-11-25.) Without a probe it is the mean of the training losses.
 
     Args:
         model: put into evaluation mode while the probe runs.
