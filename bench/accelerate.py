@@ -3,17 +3,18 @@
     python bench/accelerate.py run --problem diamonds --arm adam --arm nino --seed 1 --seed 2
     python bench/accelerate.py report
 
-Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued.
-Arms: `adam` (its EMA is judged along with it), Adam under a schedule of the learning rate (`decay`: falling linearly to zero over
-the whole run; `cosine`: along half a cosine; `wsd`: rising for 2% of the run, constant, and falling linearly in the last fifth),
-and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it follows
-jumps, and for an interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of them: `guard` tries
-jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over steps to a target, and
-the probe never sees them); `spare`, for `adam` and the schedules as well, leaves these examples out too, so that runs can be
-compared; `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's jumps in the first 70% of
-the run; a schedule's name has the rate follow it, horizons being shortened accordingly; `reset` clears the optimizer's moments at
-jumps; `recalibrate` takes batch normalisation's statistics anew over as many training examples. A decayed run that is to end
-earlier is a run of its own: `--portion 0.75`.
+Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued. Arms:
+`adam` (its EMA is judged along with it), Adam under a schedule of the learning rate (`decay`: falling linearly to zero over the
+whole run; `cosine`: along half a cosine; `wsd`: rising for 2% of the run, constant, and falling linearly in the last fifth),
+and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it
+follows jumps, and for an interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of them:
+`guard` tries jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over steps
+to a target, and the probe never sees them); `spare`, for `adam` and the schedules as well, leaves these examples out too, so
+that runs can be compared; `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's
+jumps in the first 70% of the run; `near` jumps 4 intervals every time, as suits `linear`; a schedule's name has the rate follow
+it, horizons being shortened accordingly; `reset` clears the optimizer's moments at jumps; `recalibrate` takes batch
+normalisation's statistics anew over as many training examples. A decayed run that is to end earlier is a run of its own:
+`--portion 0.75`.
 """
 
 import json
@@ -40,7 +41,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 """Of the learning rate, as a share of its highest, after a share of the run."""
 PLAIN = ("adam", *SCHEDULES)
-EXTRAS = {"guard", "best", "early", "spare", "reset", "recalibrate", *SCHEDULES}
+EXTRAS = {"guard", "best", "early", "near", "spare", "reset", "recalibrate", *SCHEDULES}
 
 
 @app.command()
@@ -133,7 +134,7 @@ def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: in
 def _nowcast(
     problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: Any, scheduler: Any, steps: int, interval: int
 ) -> Any:
-    from trainer_worker import BestAfterRecovery, Guard, Jump, Nowcast, PaperSchedule
+    from trainer_worker import BestAfterRecovery, FixedHorizon, Guard, Jump, Nowcast, PaperSchedule
 
     forecaster, extras = split(arm)
 
@@ -151,6 +152,8 @@ def _nowcast(
         options |= {"probe": probe, "guard": Guard(budget=0.3 if "best" in extras else Guard().budget)}
     if "early" in extras:
         options["policy"] = PaperSchedule(max_steps=round(0.7 * steps), period=5 * interval)
+    if "near" in extras:
+        options["policy"] = FixedHorizon(4, steps)
     if "best" in extras:
         options["policy"] = BestAfterRecovery(PaperSchedule(max_steps=steps, period=5 * interval), shares=(1.0, 0.5))
     if Path(forecaster).suffix:
