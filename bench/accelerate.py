@@ -175,6 +175,7 @@ def _keep(path: Path, result: dict[str, Any]) -> None:
 def report(
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = OUT,
     picture: Annotated[Path | None, typer.Option(help="PNG of the validation curves.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Arm to draw, `+ema` for its average. [default: all]")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,
     share: Annotated[float, typer.Option(help="Of the rivals' runs: where they are then is what others have to reach.")] = 1.0,
 ) -> None:
@@ -186,7 +187,7 @@ def report(
     if save:
         save.write_text(json.dumps(rows, indent=1))
     if picture:
-        draw(read(out), picture)
+        draw(read(out), picture, only=only or ())
 
 
 if __name__ == "__main__":

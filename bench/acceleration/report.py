@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -189,30 +190,36 @@ def _last(row: dict[str, Any]) -> tuple[str, ...]:
     return (f"{row['final']:.4f}", f"{row['test']:.4f}", right, f"{row['train_s']:.0f}", "/".join(map(str, row["jumps"].values())))
 
 
-def draw(problems: Problems, path: Path) -> None:
-    """Smoothed validation loss, median over seeds, one panel a problem, each arm at its best final loss."""
+def draw(problems: Problems, path: Path, *, only: Sequence[str] = ()) -> None:
+    """Smoothed validation loss, median over seeds, one panel a problem, each arm at its best final loss.
+
+    Args:
+        problems: as read.
+        path: of the PNG.
+        only: the arms to draw; all if empty.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = sorted({name for arms in problems.values() for name in arms})
-    colours = dict(zip(names, plt.get_cmap("tab20")(np.linspace(0, 1, len(names))), strict=True))
+    names = list(only) or sorted({name for arms in problems.values() for name in arms})
+    colours = dict(zip(names, plt.get_cmap("tab10" if len(names) <= 10 else "tab20").colors, strict=False))  # type: ignore[attr-defined]
     columns = min(len(problems), COLUMNS)
     rows = -(-len(problems) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 4 * rows), squeeze=False)
     for axis in axes.flat[len(problems) :]:
         axis.axis("off")
+    lines = {}
     for axis, (problem, arms) in zip(axes.flat, sorted(problems.items()), strict=False):
-        for name, arm in sorted(arms.items()):
-            curves = _longest(min(arm.values(), key=lambda curves: _level(curves, "loss")))
-            axis.plot(
-                curves[0].steps, np.median([curve.loss for curve in curves], axis=0), label=name, linewidth=1, color=colours[name]
-            )
+        for name in [name for name in names if name in arms]:
+            curves = _longest(min(arms[name].values(), key=lambda curves: _level(curves, "loss")))
+            losses = np.median([curve.loss for curve in curves], axis=0)
+            (lines[name],) = axis.plot(curves[0].steps, losses, linewidth=1, color=colours.get(name, "grey"))
         # as high as Adam begins: an arm that diverges would flatten all others
         starts = [curve.loss[0] for curves in arms.get("adam", {}).values() for curve in curves]
         top = 1.1 * max(starts) if starts else None
         axis.set(title=problem, xlabel="step", ylabel="validation loss, smoothed", yscale="log", ylim=(None, top))
-        axis.legend(fontsize=6)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.03 + 0.02 * (len(lines) // 8), 1, 1))
+    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=8, fontsize=8)
     figure.savefig(path, dpi=130)
