@@ -208,6 +208,23 @@ def test_a_run_is_judged_by_its_averages(jump: float, outcome: str) -> None:
     assert max(levels) < 1e-6
 
 
+@pytest.mark.parametrize("buffer", [torch.full((2,), -math.inf), torch.zeros(1).expand(3), torch.eye(2).to_sparse()])
+def test_buffers_that_are_no_statistics_are_let_be(buffer: torch.Tensor) -> None:
+    """The mean of a causal mask is NaN, and no jump would be made; that of a sparse adjacency stops the training."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Identity())
+    model[1].register_buffer("other", buffer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    options: dict[str, Any] = {"interval": INTERVAL, "policy": FixedHorizon(1), "max_steps": 99, "guard": Guard(RECOVERY)}
+    with Nowcast(
+        model, optimizer, server=ShiftingEndpoint(shift=0.0), probe=lambda: model(torch.ones(1, 2)).sum(), **options
+    ) as run:
+        for _ in range(PERIOD + RECOVERY):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    assert [event.outcome for event in run.events] == ["accepted"]
+    assert torch.equal(model[1].other.to_dense(), buffer.to_dense())
+
+
 @pytest.mark.parametrize(("interval", "recovery"), [(8, 8), (8, 24), (2, 9), (8, 7), (9, 5), (1, 4)])
 def test_what_is_compared_is_as_long(interval: int, recovery: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a longer average is lower: a jump would win by the measure, or a stump of a stretch lose it for the course."""
