@@ -215,9 +215,8 @@ def test_buffers_that_are_no_statistics_are_let_be(buffer: torch.Tensor) -> None
     model[1].register_buffer("other", buffer)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     options: dict[str, Any] = {"interval": INTERVAL, "policy": FixedHorizon(1), "max_steps": 99, "guard": Guard(RECOVERY)}
-    with Nowcast(
-        model, optimizer, server=ShiftingEndpoint(shift=0.0), probe=lambda: model(torch.ones(1, 2)).sum(), **options
-    ) as run:
+    probe = lambda: model(torch.ones(1, 2)).sum() + model[1].other.to_dense().exp().sum()  # noqa: E731
+    with Nowcast(model, optimizer, server=ShiftingEndpoint(shift=0.0), probe=probe, **options) as run:
         for _ in range(PERIOD + RECOVERY):
             model(torch.ones(1, 2)).sum().backward()
             optimizer.step()
