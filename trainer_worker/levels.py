@@ -53,7 +53,7 @@ class Levels:
         """Of one level about the course, in the mean over all courses that counted."""
         return self._variance / max(1, self._courses)
 
-    def count(self) -> None:
+    def note_scatter(self) -> None:
         """A jump will be judged by the present course: its scatter counts."""
         course = self.course
         if course is not None and course.variance is not None:

@@ -14,17 +14,15 @@ class Trend:
         power: which of the two.
         level: log(loss), or the loss itself, at `centre`.
         centre: mean of log(step).
-        slope: b.
-        incline: what the slope would be if it could be upwards.
+        incline: of the best line through them, upwards too.
         width: sum of squares of log(step) about `centre`.
         count: how many losses.
-        variance: of log(loss), or the loss itself, about the line of that incline; None where the losses are too few to tell.
+        variance: of log(loss), or the loss itself, about that line; None where the losses are too few to tell.
     """
 
     power: bool
     level: float
     centre: float
-    slope: float
     incline: float
     width: float
     count: int
@@ -39,9 +37,13 @@ class Trend:
         centre, level = sum(xs) / len(xs), sum(ys) / len(ys)
         width = sum((x - centre) ** 2 for x in xs)
         incline = sum((x - centre) * (y - level) for x, y in zip(xs, ys, strict=True)) / width if width else 0.0
-        slope = min(0.0, incline)
         rest = sum((y - level - incline * (x - centre)) ** 2 for x, y in zip(xs, ys, strict=True))
-        return cls(power, level, centre, slope, incline, width, len(xs), rest / (len(xs) - 2) if len(xs) > 2 else None)
+        return cls(power, level, centre, incline, width, len(xs), rest / (len(xs) - 2) if len(xs) > 2 else None)
+
+    @property
+    def slope(self) -> float:
+        """Of the course: never upwards."""
+        return min(0.0, self.incline)
 
     def at(self, step: int) -> float:
         """The loss at `step`."""
