@@ -11,7 +11,8 @@ follows jumps, and for an interval after one has a short memory. After a `+` com
 `guard` tries jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over steps
 to a target, and the probe never sees them); `spare`, for `adam` and the schedules as well, leaves these examples out too, so
 that runs can be compared; `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's
-jumps in the first 70% of the run; `near` jumps 4 intervals every time, as suits `linear`; a schedule's name has the rate follow
+jumps in the first 70% of the run; `near` jumps 4 intervals every time, as suits `linear`; `grown` makes all of the growth
+of weights that is forecast, as the paper does, and `turned` none; a schedule's name has the rate follow
 it, horizons being shortened accordingly; `reset` clears the optimizer's moments at jumps; `recalibrate` takes batch
 normalisation's statistics anew over as many training examples. A decayed run that is to end earlier is a run of its own:
 `--portion 0.75`.
@@ -41,7 +42,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 """Of the learning rate, as a share of its highest, after a share of the run."""
 PLAIN = ("adam", *SCHEDULES)
-EXTRAS = {"guard", "best", "early", "near", "spare", "reset", "recalibrate", *SCHEDULES}
+EXTRAS = {"guard", "best", "early", "near", "grown", "turned", "spare", "reset", "recalibrate", *SCHEDULES}
 
 
 @app.command()
@@ -145,7 +146,11 @@ def _nowcast(
         for inputs, _ in problem.held:
             model(inputs)
 
-    jump = Jump(moments="reset" if "reset" in extras else "keep", recalibrate=run if "recalibrate" in extras else False)
+    jump = Jump(
+        growth=1.0 if "grown" in extras else 0.0 if "turned" in extras else None,
+        moments="reset" if "reset" in extras else "keep",
+        recalibrate=run if "recalibrate" in extras else False,
+    )
     options: dict[str, Any] = {"jump": jump, "averages": (averaged,), "lr_scheduler": scheduler}
     if extras & {"guard", "best"}:
         # the schedule does not go back with the weights: it is of this loop's steps, and ends with them

@@ -98,6 +98,24 @@ class FlatParameters:
         parts = (end[piece.start : piece.stop] - start[piece.start : piece.stop] for piece in self._slices if piece.moves)
         return math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts))
 
+    @torch.no_grad()
+    def hold_norms(self, forecast: Tensor, *, last: Tensor, growth: float) -> None:
+        """Scale a forecast's weights, in place: of what it makes of each tensor's norm, only the power `growth` is left.
+
+        Tensors of one dimension, biases and normalisation, stay as they are, and so does one whose norm is zero or becomes zero.
+
+        Args:
+            forecast: (n,) float32.
+            last: (n,) the snapshot it starts from.
+            growth: 0 for the norms of `last`, 1 for the forecast's own.
+        """
+        for piece in self._slices:
+            if piece.moves and piece.parameter.dim() > 1:
+                new, old = (vector[piece.start : piece.stop].float() for vector in (forecast, last))
+                shrink = (old.norm() / new.norm()) ** (1 - growth)
+                if 0 < shrink < math.inf:  # not for NaN either
+                    new.mul_(shrink)
+
     def displace(self, forecast: Tensor, *, last: Tensor, late: bool = False) -> None:
         """Make a forecast into what `load` takes.
 

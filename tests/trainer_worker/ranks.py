@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network
+from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat, network
 from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
@@ -141,7 +141,7 @@ def train_alone(rank: int) -> dict[str, Any]:
     model = network(seed=rank)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     endpoint = ShiftingEndpoint()
-    with Nowcast(model, optimizer, server=endpoint, max_steps=STEPS, interval=INTERVAL, process_group=groups[rank]):
+    with Nowcast(model, optimizer, server=endpoint, max_steps=STEPS, interval=INTERVAL, jump=WHOLE, process_group=groups[rank]):
         for _ in range(PERIOD):
             optimizer.zero_grad()
             model(torch.ones(1, 8)).sum().backward()
@@ -207,7 +207,9 @@ def jump_large(rank: int) -> dict[str, Any]:
     fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     endpoint = ShiftingEndpoint()
-    with Nowcast(model, optimizer, server=endpoint, max_steps=100, interval=1, context=2, wiring=wiring, policy=FixedHorizon(1)):
+    with Nowcast(
+        model, optimizer, server=endpoint, max_steps=100, interval=1, context=2, wiring=wiring, jump=WHOLE, policy=FixedHorizon(1)
+    ):
         model(torch.zeros(1, 1024)).sum().backward()
         optimizer.step()
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far

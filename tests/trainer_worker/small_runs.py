@@ -9,11 +9,13 @@ from torch.nn import functional
 from waiting import until
 
 from protos.messages import JobSpec, Outcome, Skill
-from trainer_worker import Nowcast
+from trainer_worker import Jump, Nowcast
 from trainer_worker.deadline import Deadline
 
 INTERVAL, CONTEXT = 2, 5
 PERIOD = INTERVAL * CONTEXT
+WHOLE = Jump(growth=1)
+"""Loads the forecast as it is."""
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:

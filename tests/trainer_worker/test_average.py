@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONTEXT, ShiftingEndpoint, flat, network, step
+from small_runs import CONTEXT, WHOLE, ShiftingEndpoint, flat, network, step
 
 from trainer_worker import BadArgument, FixedHorizon, Nowcast
 from trainer_worker.average import RunningAverage
@@ -22,7 +22,7 @@ class Run:
     def __init__(self, *, dtype: torch.dtype = torch.float32, **options: Any) -> None:
         self.model, self.endpoint = network(dtype=dtype), ShiftingEndpoint()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
-        defaults = {"max_steps": 1000, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3)}
+        defaults = {"max_steps": 1000, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3), "jump": WHOLE}
         self.nowcast = Nowcast(self.model, self.optimizer, server=self.endpoint, **{**defaults, **options})
         self.weights: list[torch.Tensor] = []
 

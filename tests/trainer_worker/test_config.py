@@ -49,6 +49,7 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[nowcast]\nquiet = 201", "quiet = 201 is longer than interval = 200"),
         ("[nowcast]\nscale = 1.5", "[nowcast] scale: Input should be less than or equal to 1"),
         ("[nowcast]\nlimit = 0.0", "[nowcast] limit: Input should be greater than 0"),
+        ("[nowcast]\ngrowth = 2.0", "[nowcast] growth: Input should be less than or equal to 1"),
         ("[nowcast]\nmoments = 'half'", "[nowcast] moments: Input should be 'keep', 'reset' or 'rescale'"),
         ("[nowcast]\nrecalibrate = true", "recalibrate needs a probe"),
         ("[nowcast]\nschedule = 'adaptive'", "schedule = adaptive needs a probe"),

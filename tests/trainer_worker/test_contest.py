@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONTEXT, ShiftingEndpoint, flat, wait_for_forecasts
+from small_runs import CONTEXT, WHOLE, ShiftingEndpoint, flat, wait_for_forecasts
 from torch import nn
 from torch.nn import functional
 
@@ -43,7 +43,7 @@ class Run:
         if losses is None:
             return
         steps = options.setdefault("max_steps", 1000)
-        defaults = {"interval": INTERVAL, "context": CONTEXT, "probe": self.held, "server": self.endpoint}
+        defaults = {"interval": INTERVAL, "context": CONTEXT, "probe": self.held, "server": self.endpoint, "jump": WHOLE}
         policy = BestAfterRecovery(FixedHorizon(8, steps))
         guard = Guard(RECOVERY, budget=1.0, also=(self.schedule,))
         self.nowcast = Nowcast(self.model, self.optimizer, **{**defaults, "policy": policy, "guard": guard, **options})

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network, step, wait_for_forecasts
+from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat, network, step, wait_for_forecasts
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer_worker import BadArgument, FixedHorizon, Guard, Nowcast, WeightAverage
 
-SETTINGS = {"max_steps": 100, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3)}
+SETTINGS = {"max_steps": 100, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3), "jump": WHOLE}
 
 
 def averaged(model: nn.Module) -> AveragedModel:

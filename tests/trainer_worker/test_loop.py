@@ -131,7 +131,7 @@ def test_every_option_resumes_exactly(tmp_path: Path) -> None:
     """Averages, horizons learnt, moments and a learning rate under way are part of the checkpoint as well."""
     options: dict[str, Any] = {
         "forecaster": "linear", "furthest": 8, "schedule": "adaptive", "probe": 32, "interval": 8,
-        "quiet": 5, "scale": 0.5, "limit": 2.0, "moments": "rescale", "recalibrate": True,
+        "quiet": 5, "scale": 0.5, "growth": 0.25, "limit": 2.0, "moments": "rescale", "recalibrate": True,
     }  # fmt: skip
 
     def job(folder: Path) -> Order:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network, step
+from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat, network, step
 from torch import nn
 
 from protos.errors import Unavailable
@@ -18,7 +18,8 @@ STEPS = 3 * PERIOD
 
 
 def make(model: nn.Module, optimizer: torch.optim.Optimizer, endpoint: Any, **options: Any) -> Nowcast:
-    defaults = {"server": endpoint, "max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3, STEPS)}
+    timing = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT}
+    defaults = {**timing, "server": endpoint, "policy": FixedHorizon(3, STEPS), "jump": WHOLE}
     return Nowcast(model, optimizer, **{**defaults, **options})
 
 

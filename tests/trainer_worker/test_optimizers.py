@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat
+from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn import functional
@@ -149,7 +149,7 @@ class Loop:
         self.scaler = GradScaler("cpu", init_scale=8.0, growth_interval=3)
         self.nowcast = endpoint and Nowcast(
             self.model, self.optimizer, server=endpoint, max_steps=1000, interval=INTERVAL, context=CONTEXT, policy=FixedHorizon(3),
-            probe=probe, guard=Guard(recovery=RECOVERY, also=(self.scaler,)) if probe else None,
+            jump=WHOLE, probe=probe, guard=Guard(recovery=RECOVERY, also=(self.scaler,)) if probe else None,
         )  # fmt: skip
         self.index = 0
         self.seen: list[Tensor] = []  # weights after each step that was made

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import ShiftingEndpoint, flat, network, step
+from small_runs import WHOLE, ShiftingEndpoint, flat, network, step
 from waiting import until
 
 from trainer_worker import BadArgument, FixedHorizon, Guard, Nowcast
@@ -37,7 +37,8 @@ class Gated:
 def start(gated: Gated, **options: Any) -> tuple[Any, torch.optim.Optimizer, Nowcast]:
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    defaults = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3, STEPS), "overlap": True}
+    timing = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT}
+    defaults = {**timing, "policy": FixedHorizon(3, STEPS), "jump": WHOLE, "overlap": True}
     return model, optimizer, Nowcast(model, optimizer, server=gated.endpoint, **{**defaults, **options})
 
 
