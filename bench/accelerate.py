@@ -12,10 +12,9 @@ follows jumps, and for an interval after one has a short memory. After a `+` com
 to a target, and the probe never sees them); `spare`, for `adam` and the schedules as well, leaves these examples out too, so
 that runs can be compared; `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's
 jumps in the first 70% of the run; `near` jumps 4 intervals every time, as suits `linear`; `grown` makes all of the growth
-of weights that is forecast, as the paper does, and `turned` none; a schedule's name has the rate follow
-it, horizons being shortened accordingly; `reset` clears the optimizer's moments at jumps; `recalibrate` takes batch
-normalisation's statistics anew over as many training examples. A decayed run that is to end earlier is a run of its own:
-`--portion 0.75`.
+of weights that is forecast, as the paper does, `half` half of it; a schedule's name has the rate follow it, horizons being
+shortened accordingly; `reset` clears the optimizer's moments at jumps; `recalibrate` takes batch normalisation's statistics
+anew over as many training examples. A decayed run that is to end earlier is a run of its own: `--portion 0.75`.
 """
 
 import json
@@ -42,7 +41,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 """Of the learning rate, as a share of its highest, after a share of the run."""
 PLAIN = ("adam", *SCHEDULES)
-EXTRAS = {"guard", "best", "early", "near", "grown", "turned", "spare", "reset", "recalibrate", *SCHEDULES}
+EXTRAS = {"guard", "best", "early", "near", "grown", "half", "spare", "reset", "recalibrate", *SCHEDULES}
 
 
 @app.command()
@@ -147,7 +146,7 @@ def _nowcast(
             model(inputs)
 
     jump = Jump(
-        growth=1.0 if "grown" in extras else 0.0 if "turned" in extras else None,
+        growth=1.0 if "grown" in extras else 0.5 if "half" in extras else 0.0,
         moments="reset" if "reset" in extras else "keep",
         recalibrate=run if "recalibrate" in extras else False,
     )

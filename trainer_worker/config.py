@@ -116,10 +116,8 @@ class NowcastTable(Table):
     scale: Annotated[float, Field(gt=0, le=1, strict=True)] = Field(
         default=1.0, description="share of the forecast displacement to make"
     )
-    growth: Annotated[float, Field(ge=0, le=1, strict=True)] | None = Field(
-        default=None,
-        description="how much of the growth of weight tensors' norms a jump makes: 1 all that is forecast, 0 none; by default 0 "
-        "with layer normalisation, else 0.5",
+    growth: Annotated[float, Field(ge=0, le=1, strict=True)] = Field(
+        default=0.0, description="how much of the growth of weight tensors' norms a jump makes: 1 all that is forecast, 0 none"
     )
     limit: Positive | None = Field(
         default=None, description="longest displacement, in distances travelled over the context; by default there is no limit"

@@ -26,10 +26,10 @@ class Jump:
 
     Args:
         scale: share of the displacement, forecast minus last snapshot, that is made; 1 is the forecast itself.
-        growth: how much of a weight tensor's growth is made: the power of what the forecast makes of its norm. 1 takes the
-            forecast as it is, 0 turns the weights and leaves their norm. The larger weights are, the less a step of Adam turns
-            them (van Laarhoven 2017), so a jump that makes all of the growth has the run learn less afterwards. None for 0 in
-            networks with layer normalisation and 0.5 in others (bench/acceleration/results). Of tensors of two dimensions or more.
+        growth: how much of a weight tensor's growth is made: the power of what the forecast makes of its norm. 0 turns the weights
+            and leaves their norm, 1 takes the forecast as it is, as the paper does. The larger weights are, the less a step of Adam
+            turns them (van Laarhoven 2017): a jump that makes all of the growth has the run learn less afterwards, and overfit
+            sooner (bench/acceleration/results). Tensors of one dimension go where they are forecast.
         limit: the longest displacement, as a multiple of the distance from the first to the last snapshot of the context; longer
             ones are shortened to it. A straight line drawn on by k intervals has k / (context - 1). None for no limit.
         moments: the optimizer's state after a jump. `keep` leaves it; `reset` clears it, and the optimizer starts as at its first
@@ -41,7 +41,7 @@ class Jump:
     """
 
     scale: float = 1.0
-    growth: float | None = None
+    growth: float = 0.0
     limit: float | None = None
     moments: Moments = "keep"
     recalibrate: bool | Callable[[], Any] = False
@@ -49,8 +49,8 @@ class Jump:
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
             raise BadArgument("jump", f"scale must be above 0 and at most 1, not {self.scale!r}")
-        if self.growth is not None and not 0 <= self.growth <= 1:
-            raise BadArgument("jump", f"growth must be from 0 to 1, or None, not {self.growth!r}")
+        if not 0 <= self.growth <= 1:
+            raise BadArgument("jump", f"growth must be from 0 to 1, not {self.growth!r}")
         if self.limit is not None and not self.limit > 0:
             raise BadArgument("jump", f"limit must be positive, or None, not {self.limit!r}")
         if self.moments not in get_args(Moments):
@@ -92,7 +92,6 @@ class Landing:
             raise BadArgument("jump", "recalibrate=True runs the probe, and there is none; give probe=, or a callable here")
         self._jump, self._parameters, self._optimizer, self._interval = jump, parameters, optimizer, interval
         self._model = model
-        self._growth = growth_for(model) if jump.growth is None else jump.growth
         self._followers = Followers(averages, model=model, moving=list(parameters.moving))
         self._run = probe if jump.recalibrate is True else jump.recalibrate or None
 
@@ -104,8 +103,8 @@ class Landing:
             first: (n,) the oldest snapshot of the context.
             last: (n,) the newest.
         """
-        if self._growth != 1:
-            self._parameters.hold_norms(forecast, last=last, growth=self._growth)
+        if self._jump.growth != 1:
+            self._parameters.hold_norms(forecast, last=last, growth=self._jump.growth)
         factor = self._jump.scale
         if self._jump.limit is not None:
             longest = self._jump.limit * self._parameters.distance(first, last)
@@ -124,12 +123,6 @@ class Landing:
             _make_younger(self._optimizer, list(self._parameters.moving), steps=self._interval)
         if self._run is not None:
             recalibrate(self._model, self._run)
-
-
-def growth_for(model: nn.Module) -> float:
-    """`Jump.growth` where it is not given. Layer normalisation is known by its name, as many models have classes of their own."""
-    names = (type(module).__name__ for module in model.modules())
-    return 0.0 if any(name.endswith(("LayerNorm", "RMSNorm")) for name in names) else 0.5
 
 
 @torch.no_grad()

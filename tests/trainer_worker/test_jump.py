@@ -9,7 +9,7 @@ from torch import nn
 
 from trainer_worker import BadArgument, FixedHorizon, Guard, Jump, Nowcast
 from trainer_worker.flat import FlatParameters
-from trainer_worker.jump import growth_for, recalibrate
+from trainer_worker.jump import recalibrate
 
 
 def run(model: nn.Module, optimizer: torch.optim.Optimizer, endpoint: Any, *, steps: int = PERIOD, **options: Any) -> Nowcast:
@@ -72,19 +72,6 @@ def test_what_a_jump_may_not_move_is_not_scaled() -> None:
     parameters.hold_norms(forecast, last=last, growth=0.0)
     assert torch.equal(forecast[:144], 2 * flat(model)[:144])
     torch.testing.assert_close(forecast[144:176], last[144:176].float(), atol=0.0, rtol=1e-3)
-
-
-class OwnRMSNorm(nn.Module):
-    """As models of transformers have."""
-
-
-@pytest.mark.parametrize(
-    ("part", "growth"),
-    [(nn.Identity(), 0.5), (nn.BatchNorm1d(3), 0.5), (nn.LayerNorm(3), 0.0), (nn.RMSNorm(3), 0.0), (OwnRMSNorm(), 0.0)],
-)
-def test_layer_normalisation_decides_how_much_growth_is_made(part: nn.Module, growth: float) -> None:
-    """Measured: GPTs come out ahead only if norms stay, convnets and MLPs are faster with half of the growth."""
-    assert growth_for(nn.Sequential(nn.Linear(3, 3), nn.Sequential(part))) == growth
 
 
 def test_a_bound_counts_what_a_jump_may_move() -> None:
