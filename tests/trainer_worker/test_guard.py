@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONTEXT, ShiftingEndpoint, flat
+from small_runs import CONTEXT, WHOLE, ShiftingEndpoint, flat
 from torch import nn
 from torch.nn import functional
 
@@ -193,7 +193,13 @@ def test_a_run_is_judged_by_its_averages(jump: float, outcome: str) -> None:
         looks.append(float((model.weight.detach() - 1).abs() + model.norm.running_mean.abs()))
         return 1 + looks[-1]
 
-    options: dict[str, Any] = {"interval": INTERVAL, "policy": FixedHorizon(1), "max_steps": 99, "guard": Guard(recovery=16)}
+    options: dict[str, Any] = {
+        "interval": INTERVAL,
+        "policy": FixedHorizon(1),
+        "max_steps": 99,
+        "jump": WHOLE,
+        "guard": Guard(recovery=16),
+    }
     with Nowcast(model, optimizer, server=ShiftingEndpoint(shift=jump), probe=probe, **options) as nowcast:
         weight = 1.0
         for step in range(1, PERIOD + 16 + 1):
