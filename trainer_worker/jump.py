@@ -1,4 +1,6 @@
-"""Taking a forecast over: how much of it, and what becomes of the optimizer's moments and the normalisation statistics."""
+"""Taking a forecast over: how much of it and of its growth, and what becomes of the optimizer's moments and the normalisation
+statistics.
+"""
 
 import logging
 from collections.abc import Callable, Sequence

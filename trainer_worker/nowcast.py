@@ -82,7 +82,8 @@ class Nowcast:
         quiet: steps before each snapshot whose average it is, from 0 to `interval`: the noise of single steps is not forecast.
             Costs a copy of the weights on their device, and a pass over them in each of these steps. The displacement that is
             forecast is added to the weights as they are.
-        jump: how a forecast is taken over: how much of it, and what becomes of moments and normalisation statistics.
+        jump: how a forecast is taken over: how much of it, by default its direction and not the growth of weights, and what becomes
+            of moments and normalisation statistics.
         dtype: `float32`, `float16` or `bfloat16`: in which snapshots are kept and sent. Forecasts come back in float32.
         wiring: the model's neural graph; None to have `wire(model, example_inputs)` make it.
         example_inputs: what the model's `forward` takes, to trace it with; guessed if None.
