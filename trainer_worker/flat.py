@@ -96,7 +96,7 @@ class FlatParameters:
     def distance(self, start: Tensor, end: Tensor) -> float:
         """Euclidean distance between two vectors (n,), over the parameters a jump may change."""
         parts = (end[piece.start : piece.stop] - start[piece.start : piece.stop] for piece in self._slices if piece.moves)
-        return math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts))
+        return math.sqrt(sum(_norm(part) ** 2 for part in parts))
 
     @torch.no_grad()
     def hold_norms(self, forecast: Tensor, *, last: Tensor, growth: float) -> None:
@@ -111,10 +111,10 @@ class FlatParameters:
         """
         for piece in self._slices:
             if piece.moves and piece.parameter.dim() > 1:
-                new, old = (vector[piece.start : piece.stop].float() for vector in (forecast, last))
-                shrink = (old.norm() / new.norm()) ** (1 - growth)
-                if 0 < shrink < math.inf:  # not for NaN either
-                    new.mul_(shrink)
+                new = forecast[piece.start : piece.stop]
+                before, after = _norm(last[piece.start : piece.stop]), _norm(new)
+                if before and after:
+                    new *= (before / after) ** (1 - growth)
 
     def displace(self, forecast: Tensor, *, last: Tensor, late: bool = False) -> None:
         """Make a forecast into what `load` takes.
@@ -144,6 +144,11 @@ class FlatParameters:
                 local(piece.parameter).copy_(mine)
             else:
                 local(piece.parameter).add_(mine)
+
+
+def _norm(part: Tensor) -> float:
+    """Euclidean norm, summed in float64: in float32 that of 67 million weights is off by 3%."""
+    return float(torch.linalg.vector_norm(part, dtype=torch.float64))
 
 
 def _check(name: str, parameter: nn.Parameter) -> None:

@@ -63,6 +63,16 @@ def test_a_tensor_that_is_zero_goes_where_it_is_forecast() -> None:
         assert torch.equal(forecast[-34:], (other if last is zero else zero)[-34:])
 
 
+def test_norms_of_large_tensors_are_exact() -> None:
+    """Squares summed in float32 lose the small ones: a large embedding would shrink at every jump."""
+    model = nn.Linear(2048, 2048, bias=False)
+    parameters = FlatParameters(model, torch.optim.Adam(model.parameters()), dtype=torch.float32)
+    last, forecast = torch.zeros(parameters.size), torch.full((parameters.size,), 0.02)
+    last[0] = 2048 * 0.02  # one weight, of the same norm
+    parameters.hold_norms(forecast, last=last, growth=0.0)
+    assert float(forecast[0]) == pytest.approx(0.02, rel=1e-6)
+
+
 def test_what_a_jump_may_not_move_is_not_scaled() -> None:
     """Only loading passes frozen weights over: a forecast of theirs that was scaled would be counted in a bound."""
     model = network()
