@@ -63,8 +63,8 @@ class Guard:
     forecaster that never helps, a run may end as far behind as they would have brought it.
 
     Args:
-        recovery: steps after which a jump is judged; None for one interval. Networks without layer normalisation are slow to
-            recover where norms are kept (`Jump.growth`): two intervals suit them better (docs/log.md).
+        recovery: steps after which a jump is judged; None for one interval. An MLP was slow to recover where
+            norms are kept (`Jump.growth`): two intervals suited it better (docs/log.md).
         tolerance: how much worse, relatively, trials may make the loss the run is heading for, beyond what jumps have gained.
             Once they have, no jump is tried; so the last one can exceed it by its own cost, a recovery window.
         budget: share of the run's steps that trials may undo.
