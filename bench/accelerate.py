@@ -9,13 +9,13 @@ whole run; `cosine`: along half a cosine; `wsd`: rising for 2% of the run, const
 and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it
 follows jumps, and for an interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of them:
 `guard` tries jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over steps
-to a target, and the probe never sees them), `patient` with it judges them after
-two intervals instead of one; `spare`, for `adam` and the schedules as well, leaves these examples out too, so that runs can be
-compared; `best` tries two horizons each time, the schedule's and half of it; `early` makes the schedule's
-jumps in the first 70% of the run; `near` jumps 4 intervals every time, as suits `linear`; `grown` makes all of the growth
-of weights that is forecast, as the paper does, `half` half of it; a schedule's name has the rate follow it, horizons being
-shortened accordingly; `reset` clears the optimizer's moments at jumps; `recalibrate` takes batch normalisation's statistics
-anew over as many training examples. A decayed run that is to end earlier is a run of its own: `--portion 0.75`.
+to a target, and the probe never sees them), `hasty` with it judges them after one interval instead of two; `spare`, for `adam`
+and the schedules as well, leaves these examples out too, so that runs can be compared; `best` tries two horizons each time, the
+schedule's and half of it; `early` makes the schedule's jumps in the first 70% of the run; `near` jumps 4 intervals every time,
+as suits `linear`; `grown` makes all of the growth of weights that is forecast, as the paper does, `half` half of it; a
+schedule's name has the rate follow it, horizons being shortened accordingly; `reset` clears the optimizer's moments at jumps;
+`recalibrate` takes batch normalisation's statistics anew over as many training examples. A decayed run that is to end earlier
+is a run of its own: `--portion 0.75`.
 """
 
 import json
@@ -42,7 +42,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 """Of the learning rate, as a share of its highest, after a share of the run."""
 PLAIN = ("adam", *SCHEDULES)
-EXTRAS = {"guard", "patient", "best", "early", "near", "grown", "half", "spare", "reset", "recalibrate", *SCHEDULES}
+EXTRAS = {"guard", "hasty", "best", "early", "near", "grown", "half", "spare", "reset", "recalibrate", *SCHEDULES}
 
 
 @app.command()
@@ -154,7 +154,7 @@ def _nowcast(
     options: dict[str, Any] = {"jump": jump, "averages": (averaged,), "lr_scheduler": scheduler}
     if extras & {"guard", "best"}:
         # the schedule does not go back with the weights: it is of this loop's steps, and ends with them
-        recovery = 2 * interval if "patient" in extras else None
+        recovery = interval if "hasty" in extras else None
         options |= {"probe": probe, "guard": Guard(recovery, budget=0.3 if "best" in extras else Guard().budget)}
     if "early" in extras:
         options["policy"] = PaperSchedule(max_steps=round(0.7 * steps), period=5 * interval)

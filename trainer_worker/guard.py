@@ -23,7 +23,7 @@ from typing import Any, Final
 from trainer_worker.contest import Contest, Trial
 from trainer_worker.errors import BadArgument
 from trainer_worker.kept import Stateful
-from trainer_worker.levels import Levels
+from trainer_worker.levels import COURSE, Levels
 from trainer_worker.probe import Gauge
 
 CHECKS: Final = 8
@@ -63,8 +63,8 @@ class Guard:
     forecaster that never helps, a run may end as far behind as they would have brought it.
 
     Args:
-        recovery: steps after which a jump is judged; None for one interval. An MLP was slow to recover where
-            norms are kept (`Jump.growth`): two intervals suited it better (docs/log.md).
+        recovery: steps after which a jump is judged; None for two intervals, or one where contexts are shorter than five snapshots
+            or a policy names several horizons (`recovery_steps`).
         tolerance: how much worse, relatively, trials may make the loss the run is heading for, beyond what jumps have gained.
             Once they have, no jump is tried; so the last one can exceed it by its own cost, a recovery window.
         budget: share of the run's steps that trials may undo.
@@ -121,14 +121,19 @@ class _Record:
     lost: float = 0.0  # of the loss the run is heading for, relative to it; negative where jumps gained
 
 
-def recovery_steps(guard: Guard, interval: int) -> int:
-    """Steps after which a jump is judged."""
-    return guard.recovery if guard.recovery is not None else max(SHORTEST, interval)
+def recovery_steps(guard: Guard, *, interval: int, period: int, candidates: int = 1) -> int:
+    """Steps after which a jump is judged. By default two intervals: after one, some good jumps are not back yet (an MLP's, where
+    norms stay). But the windows of all candidates have to leave the next course its levels, so fewer, down to one interval.
+    """
+    if guard.recovery is not None:
+        return guard.recovery
+    room = period - COURSE * interval
+    return max(SHORTEST, interval, min(2 * interval, room // max(1, candidates)))
 
 
-def stretch_steps(guard: Guard, interval: int) -> int:
+def stretch_steps(recovery: int, interval: int) -> int:
     """Steps that make one measurement: half of a recovery window, and no more than between two levels."""
-    return max(1, min(interval, recovery_steps(guard, interval)) // 2)
+    return max(1, min(interval, recovery) // 2)
 
 
 class Trials:
@@ -138,16 +143,17 @@ class Trials:
         guard: how.
         gauge: measures the loss.
         contest: keeps the states that may be gone back to.
+        recovery: steps after which a jump is judged.
         interval: steps between snapshots.
         max_steps: of the run.
     """
 
-    def __init__(self, guard: Guard, *, gauge: Gauge, contest: Contest, interval: int, max_steps: int) -> None:
-        self.recovery = recovery_steps(guard, interval)
+    def __init__(self, guard: Guard, *, gauge: Gauge, contest: Contest, recovery: int, interval: int, max_steps: int) -> None:
+        self.recovery = recovery
         self._guard, self._gauge, self._contest = guard, gauge, contest
         self._max_steps = max_steps
         self._limit_steps = max(self.recovery, int(guard.budget * max_steps))
-        self._stretch = stretch_steps(guard, interval)
+        self._stretch = stretch_steps(recovery, interval)
         self._levels = Levels(gauge, interval=interval, stretch=self._stretch)
         self._record = _Record()
         self.candidate: int | None = None  # the horizon that is to be loaded now

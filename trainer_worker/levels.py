@@ -7,8 +7,10 @@ from typing import Any, Final
 from trainer_worker.probe import Gauge
 from trainer_worker.trend import Trend
 
-COUNT: Final = 6
-"""Levels that a course is drawn through, two each interval."""
+COURSE: Final = 3
+"""Intervals that a course is drawn through,"""
+COUNT: Final = 2 * COURSE
+"""and its levels, two each interval."""
 RISING: Final = 2
 """Standard errors by which a course has to lead upwards to be believed."""
 

@@ -186,7 +186,9 @@ class Nowcast:
             parameters=self._parameters,
             optimizer=optimizer,
             ranks=self._ranks,
+            policy=policy,
             interval=interval,
+            period=self._period,
             max_steps=max_steps,
             averages=averages,
         )

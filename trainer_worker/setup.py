@@ -20,7 +20,7 @@ from trainer_worker.distributed import Ranks
 from trainer_worker.endpoint import Endpoint
 from trainer_worker.errors import BadArgument
 from trainer_worker.flat import FlatParameters
-from trainer_worker.guard import SHORTEST, Guard, Trials, stretch_steps
+from trainer_worker.guard import SHORTEST, Guard, Trials, recovery_steps, stretch_steps
 from trainer_worker.kept import KeptState
 from trainer_worker.probe import Gauge, Probe
 from trainer_worker.schedule import Cautious, Learner, PaperSchedule, Policy
@@ -205,7 +205,9 @@ def make_trials(
     parameters: FlatParameters,
     optimizer: Optimizer,
     ranks: Ranks,
+    policy: Policy,
     interval: int,
+    period: int,
     max_steps: int,
     averages: Sequence[nn.Module] = (),
 ) -> tuple[Gauge, Trials] | tuple[None, None]:
@@ -219,9 +221,11 @@ def make_trials(
     guard = guard or Guard()
     also = (*guard.also, *averages)
     start, aside = (KeptState(list(parameters.moving), model=model, optimizer=optimizer, also=also) for _ in range(2))
-    window = max(SHORTEST, stretch_steps(guard, interval))
+    recovery = recovery_steps(guard, interval=interval, period=period, candidates=len(policy.horizons(period)))
+    window = max(SHORTEST, stretch_steps(recovery, interval))
     gauge = Gauge(model, list(parameters.moving), probe, ranks=ranks, window=window)
-    return gauge, Trials(guard, gauge=gauge, contest=Contest(start, aside), interval=interval, max_steps=max_steps)
+    contest = Contest(start, aside)
+    return gauge, Trials(guard, gauge=gauge, contest=contest, recovery=recovery, interval=interval, max_steps=max_steps)
 
 
 def claim(parameters: FlatParameters, job: str) -> None:

@@ -12,7 +12,7 @@ from small_runs import CONTEXT, WHOLE, ShiftingEndpoint, flat
 from torch import nn
 from torch.nn import functional
 
-from trainer_worker import BadArgument, FixedHorizon, Guard, Nowcast
+from trainer_worker import BadArgument, BestAfterRecovery, FixedHorizon, Guard, Nowcast
 from trainer_worker.guard import stretch_steps
 from trainer_worker.kept import KeptState
 from trainer_worker.probe import Gauge
@@ -163,6 +163,23 @@ def test_a_jump_that_looks_bad_at_first_is_accepted_once_it_has_recovered() -> N
     assert event.loss < event.expected_loss
 
 
+@pytest.mark.parametrize(
+    ("context", "candidates", "intervals"), [(5, 1, 2), (9, 1, 2), (4, 1, 1), (3, 1, 1), (5, 2, 1), (5, 3, 1), (9, 2, 2), (9, 3, 2)]
+)
+def test_a_jump_has_two_intervals_where_they_fit(context: int, candidates: int, intervals: int) -> None:
+    """Three intervals of the next period are for its course, or the next jump would be judged by fewer levels."""
+    period = context * INTERVAL
+    nowcast = play(
+        lambda step, since: curve(step) if since is None else 1.09 * curve(period + since),
+        steps=2 * period,
+        guard=Guard(budget=1.0),
+        context=context,
+        policy=BestAfterRecovery(FixedHorizon(8, 2 * period), shares=(1.0, 0.5, 0.25)[:candidates]),
+    )
+    assert next(nowcasts(nowcast)) == (period, "rejected", "not_recovered")
+    assert nowcast.summary()["cost_steps"] == candidates * intervals * INTERVAL
+
+
 def test_a_spike_is_no_verdict() -> None:
     """nino-base's first jump on FM-16 stands at 6.5 times the loss, 1.5 times an untrained network's; 60 steps on it is ahead."""
 
@@ -255,7 +272,7 @@ def test_what_is_compared_is_as_long(interval: int, recovery: int, monkeypatch: 
     trials = {step for jump in jumps for step in range(jump, jump + recovery + 1)}
     judged = {steps[jump + recovery] for jump in jumps}
     levels = {count for step, count in steps.items() if step not in trials and step > 1}
-    assert judged == levels == {stretch_steps(Guard(recovery), interval)}
+    assert judged == levels == {stretch_steps(recovery, interval)}
 
 
 @pytest.mark.parametrize(("scatter", "outcome"), [(0.0, "rejected"), (0.03, "accepted")])
