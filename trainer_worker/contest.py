@@ -21,11 +21,13 @@ class Trial:
         step: of the jump.
         horizon: in intervals.
         loss: the latest; at the end of the window, what is judged.
+        steps: since the jump, when `loss` was measured; at the end, the window.
     """
 
     step: int
     horizon: int
     loss: float = math.inf
+    steps: int = 0
 
 
 class Contest:
@@ -47,6 +49,11 @@ class Contest:
     def waiting(self) -> bool:
         """Whether there are candidates after the present one."""
         return bool(self._waiting)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the present candidate is the only one."""
+        return self.trial is not None and self.trial.step == self.step and not self._waiting
 
     def begin(self, step: int, horizons: Sequence[int]) -> None:
         """Keep everything: the jump to the first of `horizons` is about to be made."""

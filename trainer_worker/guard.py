@@ -153,7 +153,7 @@ class Trials:
         self._guard, self._gauge, self._contest = guard, gauge, contest
         self._max_steps = max_steps
         self._limit_steps = max(self.recovery, int(guard.budget * max_steps))
-        self._stretch = stretch_steps(recovery, interval)
+        self._interval, self._stretch = interval, stretch_steps(recovery, interval)
         self._levels = Levels(gauge, interval=interval, stretch=self._stretch)
         self._record = _Record()
         self.candidate: int | None = None  # the horizon that is to be loaded now
@@ -217,23 +217,30 @@ class Trials:
             return None
         self._gauge.follow()
         since = step - trial.step
-        if since < self.recovery and since % max(1, self.recovery // CHECKS):
-            if since == self.recovery - self._stretch:
+        look = self._look(since)
+        if since != look and since % max(1, self.recovery // CHECKS):
+            if since == look - self._stretch:
                 self._gauge.forget()
             return None
         return self._check(step)
+
+    def _look(self, since: int) -> int:
+        """How many steps after the jump it may stay next: whenever an interval is over, in the end when the window is."""
+        return min(self.recovery, max(1, math.ceil(since / self._interval)) * self._interval)
 
     def _check(self, step: int) -> Verdict | None:
         """Measure. A window ends after its time, or with all hope."""
         trial, course = self._trial, self._levels.course
         assert trial is not None
-        since = step - trial.step
+        trial.steps = since = step - trial.step
         trial.loss = loss = self._gauge.measure()
-        if since <= self.recovery - self._stretch:
+        look = self._look(since)
+        if since == look or since <= look - self._stretch:
             self._gauge.forget()
         expected = course.at(self._contest.step + since) if course is not None else math.inf
         hopeless = not loss <= self._hope(since, expected)  # true for NaN
-        if since < self.recovery and not hopeless:
+        back = since == look and self._contest.alone and (course is None or loss <= course.at(self._middle(trial)))
+        if since < self.recovery and not hopeless and not back:
             return None
         self._contest.end_window(hopeless=hopeless)
         if self._contest.waiting and self.room(step) > 0:  # forecasts may have come so late that time has run out
@@ -259,7 +266,7 @@ class Trials:
         loss, course = best.loss, self._levels.course
         if course is None:
             return self._judge(best, step, loss=loss, expected=math.inf, reason="")
-        middle = self._levels.middle(self._contest.step + self.recovery)
+        middle = self._middle(best)
         expected = course.at(middle)
         worth = max(course.at(self._contest.step) - expected, SMALL * abs(expected))  # what a rollback gives up
         chance = course.error(middle, variance=self._levels.variance)
@@ -271,10 +278,14 @@ class Trials:
         self._record.lost += sure / abs(expected) * middle / self._max_steps if expected else 0.0
         return self._judge(best, step, loss=loss, expected=expected, reason="")
 
+    def _middle(self, trial: Trial) -> int:
+        """Where the loss stands that a trial has in the end, counted from the start as if it had been the only one."""
+        return self._levels.middle(self._contest.step + trial.steps)
+
     def _judge(self, trial: Trial, step: int, *, loss: float, expected: float, reason: str) -> Verdict:
         start, record = self._contest.step, self._record
         went_back = self._contest.finish(accepted=not reason)
-        cost_steps = step - start - (0 if reason else self.recovery)
+        cost_steps = step - start - (0 if reason else trial.steps)
         record.cost_steps += cost_steps
         if reason:
             course = self._levels.course

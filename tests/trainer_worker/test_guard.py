@@ -180,6 +180,22 @@ def test_a_jump_has_two_intervals_where_they_fit(context: int, candidates: int, 
     assert nowcast.summary()["cost_steps"] == candidates * intervals * INTERVAL
 
 
+@pytest.mark.parametrize(
+    ("late", "outcome", "judged"), [(0, "accepted", 4), (6, "accepted", 8), (9, "accepted", 12), (13, "rejected", 12)]
+)
+def test_a_jump_that_is_back_is_not_kept_waiting(late: int, outcome: str, judged: int) -> None:
+    """It may be back after any interval; one that is not has all of the window."""
+    asked: list[int] = []
+
+    def loss(step: int, since: int | None) -> float:
+        asked.append(since or 0)
+        return curve(step) * (1.0 if since is None else 0.98 if since >= late else 1.09)
+
+    nowcast = play(loss, steps=2 * PERIOD, guard=Guard(recovery=12))
+    assert next(nowcasts(nowcast))[1] == outcome
+    assert max(asked) == judged
+
+
 def test_a_spike_is_no_verdict() -> None:
     """nino-base's first jump on FM-16 stands at 6.5 times the loss, 1.5 times an untrained network's; 60 steps on it is ahead."""
 
@@ -310,11 +326,11 @@ def falling(step: int) -> float:
 @pytest.mark.parametrize(("share", "outcome"), [(-0.5, "accepted"), (0.5, "accepted"), (1.5, "rejected")])
 def test_a_jump_is_undone_only_if_the_run_is_better_off_where_it_was(share: float, outcome: str) -> None:
     """A rollback costs the steps of the window: to undo a jump that has lost less than they gained makes it worse."""
-    gained = falling(PERIOD) - falling(PERIOD + 9)  # by the course, until the middle of what is judged
+    gained = falling(PERIOD) - falling(PERIOD + 3)  # by the course, until the middle of what is judged
     nowcast = play(
-        lambda step, since: falling(step) if since is None else falling(PERIOD + 9) + share * gained,
+        lambda step, since: falling(step) if since is None else falling(PERIOD + 3) + share * gained,
         steps=4 * PERIOD,
-        guard=Guard(recovery=12, tolerance=0.0, budget=1.0),
+        guard=Guard(RECOVERY, tolerance=0.0, budget=1.0),
     )
     (_, first, reason), (_, second, refusal), *_ = nowcasts(nowcast)
     assert (first, reason) == (outcome, "not_recovered" if outcome == "rejected" else "")
