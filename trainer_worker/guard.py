@@ -3,10 +3,11 @@
 A good jump makes the loss worse at first, far worse than an untrained network's for some steps, so it is not judged at once,
 unless it is hopeless: absurdly bad, or not on its way back. After the recovery window the loss is compared with the run's own
 course, the losses before the jump drawn on (`trainer_worker.levels`). Both are losses of averaged weights (`trainer_worker.probe`),
-as the losses of single ones scatter too far. A jump that fell behind that course is undone only if the run is better off where it
-was: a rollback costs the window's steps, so a jump that has lost less than those stays. And it is undone only if that is no chance:
-the losses scatter by a percent or two still, and so does what is drawn through them. How much is seen in the run's own losses; a
-jump that is behind by no more than that is given the benefit of the doubt.
+as the losses of single ones scatter too far. A jump that is ahead of its course by the end of an interval is not kept waiting: only
+one that is behind takes the whole window, by default another interval. A jump that fell behind that course is undone only if the run
+is better off where it was: a rollback costs the window's steps, so a jump that has lost less than those stays. And it is undone only
+if that is no chance: the losses scatter by a percent or two still, and so does what is drawn through them. How much is seen in the
+run's own losses; a jump that is behind by no more than that is given the benefit of the doubt.
 
 What trials cost is counted in the loss the run is heading for, where a step late in a run is worth little: steps that were undone,
 and what accepted jumps are behind beyond the scatter. Jumps that came out ahead beyond it make up for it, beforehand too.
@@ -27,8 +28,8 @@ from trainer_worker.levels import COURSE, Levels
 from trainer_worker.probe import Gauge
 
 CHECKS: Final = 8
-"""Times the loss is taken in a recovery window: of the steps since the last time, until the stretch begins that is judged in the
-end; from then on of that, as far as it has come."""
+"""Times the loss is taken in a recovery window: of the steps since the last time, until the stretch begins by which a jump may
+pass next; from then on of that, as far as it has come."""
 SHORTEST: Final = 4
 """Steps in a recovery window."""
 ABSURD: Final = 10
@@ -63,7 +64,7 @@ class Guard:
     forecaster that never helps, a run may end as far behind as they would have brought it.
 
     Args:
-        recovery: steps after which a jump is judged; None for two intervals, or one where contexts are shorter than five snapshots
+        recovery: steps that a jump has to recover in; None for two intervals, or one where contexts are shorter than five snapshots
             or a policy names several horizons (`recovery_steps`).
         tolerance: how much worse, relatively, trials may make the loss the run is heading for, beyond what jumps have gained.
             Once they have, no jump is tried; so the last one can exceed it by its own cost, a recovery window.
@@ -122,7 +123,7 @@ class _Record:
 
 
 def recovery_steps(guard: Guard, *, interval: int, period: int, candidates: int = 1) -> int:
-    """Steps after which a jump is judged. By default two intervals: after one, some good jumps are not back yet (an MLP's, where
+    """Steps that a jump has to recover in. By default two intervals: after one, some good jumps are not back yet (an MLP's, where
     norms stay). But the windows of all candidates have to leave the next course its levels, so fewer, down to one interval.
     """
     if guard.recovery is not None:
@@ -143,7 +144,7 @@ class Trials:
         guard: how.
         gauge: measures the loss.
         contest: keeps the states that may be gone back to.
-        recovery: steps after which a jump is judged.
+        recovery: steps that a jump has to recover in.
         interval: steps between snapshots.
         max_steps: of the run.
     """
@@ -225,7 +226,7 @@ class Trials:
         return self._check(step)
 
     def _look(self, since: int) -> int:
-        """How many steps after the jump it may stay next: whenever an interval is over, in the end when the window is."""
+        """After how many steps a jump may pass next: whenever an interval is over, and in the end when the window is."""
         return min(self.recovery, max(1, math.ceil(since / self._interval)) * self._interval)
 
     def _check(self, step: int) -> Verdict | None:
