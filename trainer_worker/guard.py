@@ -3,11 +3,11 @@
 A good jump makes the loss worse at first, far worse than an untrained network's for some steps, so it is not judged at once,
 unless it is hopeless: absurdly bad, or not on its way back. After the recovery window the loss is compared with the run's own
 course, the losses before the jump drawn on (`trainer_worker.levels`). Both are losses of averaged weights (`trainer_worker.probe`),
-as the losses of single ones scatter too far. A jump that is ahead of its course by the end of an interval is not kept waiting: only
-one that is behind takes the whole window, by default another interval. A jump that fell behind that course is undone only if the run
-is better off where it was: a rollback costs the window's steps, so a jump that has lost less than those stays. And it is undone only
-if that is no chance: the losses scatter by a percent or two still, and so does what is drawn through them. How much is seen in the
-run's own losses; a jump that is behind by no more than that is given the benefit of the doubt.
+as the losses of single ones scatter too far. A jump that is ahead of its course by the end of an interval is not kept waiting:
+only one that is behind takes the whole window, by default another interval. A jump that fell behind that course is undone only
+if the run is better off where it was: a rollback costs the window's steps, so a jump that has lost less than those stays. And
+it is undone only if that is no chance: the losses scatter by a percent or two still, and so does what is drawn through them.
+How much is seen in the run's own losses; a jump that is behind by no more than that is given the benefit of the doubt.
 
 What trials cost is counted in the loss the run is heading for, where a step late in a run is worth little: steps that were undone,
 and what accepted jumps are behind beyond the scatter. Jumps that came out ahead beyond it make up for it, beforehand too.
