@@ -178,18 +178,21 @@ def _keep(path: Path, result: dict[str, Any]) -> None:
 
 
 @app.command()
-def report(
+def report(  # noqa: PLR0917 -- typer passes every option by name
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = OUT,
     picture: Annotated[Path | None, typer.Option(help="PNG of the validation curves.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Arm to draw, `+ema` for its average. [default: all]")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,
     share: Annotated[float, typer.Option(help="Of the rivals' runs: where they are then is what others have to reach.")] = 1.0,
+    arm: Annotated[str, typer.Option(help="The verdict is on this one,")] = "nino+ema",
+    rival: Annotated[str, typer.Option(help="against this one.")] = "adam+ema",
 ) -> None:
     """Print the table: steps each arm needs to be where Adam, its average and rate decay are at the end of their runs."""
-    from report import draw, print_table, read, summarise
+    from report import draw, print_table, print_verdict, read, summarise
 
     rows = summarise(read(out), share=share)
     print_table(rows)
+    print_verdict(rows, arm, rival=rival, without=["fm-16"])  # whose shape nino-base was fitted to
     if save:
         save.write_text(json.dumps(rows, indent=1))
     if picture:

@@ -15,6 +15,8 @@ SMOOTH = 5
 """Evaluations that a validation curve is averaged over before anything is decided on it."""
 TARGETS = {"fm-16": 0.895, "fm-32": 0.905}
 """The paper's, here for the share of validation pictures that are classified rightly, not smoothed."""
+PICTURES = ("fm-16", "fm-32", "fm-bn", "animals")
+"""Problems whose own measure is the share of right answers, as in the paper; that of the others is loss."""
 RIVALS = ("adam", "adam+ema", "decay", "cosine")
 """What a nowcast is measured against: where they end."""
 
@@ -106,11 +108,17 @@ def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str, share: float) -> di
     found = {}
     for rival in RIVALS:
         if rival in arms:
-            best = min(arms[rival].values(), key=lambda curves: _level(curves, measure, share))
+            best = min(_tuned(arms[rival]).values(), key=lambda curves: _level(curves, measure, share))
             goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(best)}
-            fewest = min(_steps(curves, measure, goals) for curves in arm.values())
+            fewest = min(_steps(curves, measure, goals) for curves in _tuned(arm).values())
             found[rival] = None if fewest == float("inf") or 1 in goals.values() else fewest
     return found
+
+
+def _tuned(arm: Arm) -> Arm:
+    """The rates that compete: those with the most seeds. One lucky seed at a rate that was merely looked at is no median."""
+    seeds = {rate: len({curve.run["seed"] for curve in curves}) for rate, curves in arm.items()}
+    return {rate: curves for rate, curves in arm.items() if seeds[rate] == max(seeds.values())}
 
 
 def _longest(curves: list[Curve]) -> list[Curve]:
@@ -138,13 +146,13 @@ def _steps(curves: list[Curve], measure: str, goals: dict[int, float]) -> float:
 
 def _end(arm: Arm) -> dict[str, Any]:
     """The figures at the rate with the lowest final loss."""
-    rate = min(arm, key=lambda rate: _level(arm[rate], "loss"))
+    rate = min(_tuned(arm), key=lambda rate: _level(arm[rate], "loss"))
     curves = _longest(arm[rate])
     runs, averaged = [curve.run for curve in curves], curves[0].averaged
     jumps = [event for run in runs for event in run.get("events", ()) if event["kind"] == "nowcast"]
     return {
         "lr": rate,
-        "rates": sorted(arm),
+        "rates": {each: _by_seed(_longest(arm[each])) for each in sorted(arm)},
         "seeds": len({run["seed"] for run in runs}),
         "final": _level(curves, "loss"),
         "test": median(run["test"][averaged] for run in runs),
@@ -152,6 +160,49 @@ def _end(arm: Arm) -> dict[str, Any]:
         "train_s": median(run["train_s"] for run in runs),
         "jumps": {outcome: sum(event["outcome"] == outcome for event in jumps) for outcome in ("accepted", "rejected", "skipped")},
     }
+
+
+def _by_seed(curves: list[Curve]) -> dict[int, float]:
+    """Final losses."""
+    return {curve.run["seed"]: _at(curve, "loss", 1.0) for curve in curves}
+
+
+def verdict(rows: list[dict[str, Any]], arm: str, *, rival: str) -> dict[str, dict[str, float | None]]:
+    """What an arm's steps are relative to a rival's, less 1, for each problem: by loss, and by the problem's own measure. None
+    where it never gets to where the rival is.
+    """
+    own = {row["problem"]: row["steps"] for row in rows if row["arm"] == rival}
+    found = {}
+    for row in rows:
+        if row["arm"] == arm and row["problem"] in own:
+            ratios = {}
+            for name, measure in (("loss", "loss"), ("own", "wrong" if row["problem"] in PICTURES else "loss")):
+                mine, theirs = row["steps"][measure].get(rival), own[row["problem"]][measure].get(rival)
+                ratios[name] = mine / theirs - 1 if mine and theirs else None
+            found[row["problem"]] = ratios
+    return found
+
+
+def print_verdict(rows: list[dict[str, Any]], arm: str, *, rival: str, without: Sequence[str] = ()) -> None:
+    """A line for each problem, and the median over those that are not in `without`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = verdict(rows, arm, rival=rival)
+    where = "its end" if rows[0]["share"] == 1 else f"where it is at {rows[0]['share']:.0%} of its run"
+    table = Table("problem", "by loss", "by its own measure", title=f"{arm} against {rival}: steps to {where}")
+    counted = [ratios for problem, ratios in found.items() if problem not in without]
+    medians = {
+        name: median(ratios[name] if ratios[name] is not None else float("inf") for ratios in counted) for name in ("loss", "own")
+    }
+    for problem, ratios in found.items():
+        table.add_row(f"({problem})" if problem in without else problem, *(_percent(ratios[name]) for name in ("loss", "own")))
+    table.add_row("median", *(_percent(value if value < float("inf") else None) for value in medians.values()))
+    Console(width=180).print(table)
+
+
+def _percent(ratio: float | None) -> str:
+    return "never" if ratio is None else f"{ratio:+.1%}"
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -175,6 +226,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
                 )
         console.print(table)
     for row in rows:
+        if len(row["rates"]) > 1:
+            console.print(f"{row['problem']}, {row['arm']}: final loss by rate and seed: {row['rates']}")
         if "target" in row:
             console.print(f"{row['problem']}, {row['arm']}: steps to {row['target']['right']:.1%} right: {row['target']['steps']}")
 

@@ -80,8 +80,51 @@ def test_each_arm_has_its_best_rate(report: ModuleType, tmp_path: Path) -> None:
     store(tmp_path, "nino", FALLING, lr=1e-3)
     found = rows(report, tmp_path)
     assert found["adam"]["lr"] == 1e-2
-    assert found["adam"]["rates"] == [1e-3, 1e-2]
+    assert list(found["adam"]["rates"]) == [1e-3, 1e-2]
     assert found["nino"]["steps"]["loss"]["adam"] is None
+
+
+def test_a_rate_that_was_merely_looked_at_does_not_compete(report: ModuleType, tmp_path: Path) -> None:
+    """Its one lucky seed would stand against the median of the others."""
+    for seed in (1, 2, 3):
+        store(tmp_path, "adam", FALLING, seed=seed)
+        store(tmp_path, "nino", FALLING, seed=seed)
+    store(tmp_path, "nino", [0.1] * 15, lr=1e-2)
+    found = rows(report, tmp_path)["nino"]
+    assert found["lr"] == 1e-3
+    assert found["steps"]["loss"]["adam"] == 1500.0
+    assert found["rates"][1e-2] == {1: pytest.approx(0.1)}
+
+
+def test_the_verdict_is_by_each_problems_own_measure(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pictures are overfitted the loss rises while right answers become more."""
+    curves = {"q": ("nino", [max(0.35, 1.0 - 0.1 * i) for i in range(15)]), "r": ("nino", FALLING)}
+    monkeypatch.setattr(report, "PICTURES", ("q",))
+    for problem, (arm, losses) in curves.items():
+        for name, values in (("adam", FALLING), (arm, losses)):
+            store(tmp_path, name, values)
+            path = tmp_path / f"{name}-0.001-1500-1.json"
+            run = json.loads(path.read_text()) | {"problem": problem}
+            if problem == "q" and name == "nino":  # right answers alone are there sooner
+                run["curve"] = [[step, 1.0, smooth, right, averaged] for step, _, smooth, right, averaged in run["curve"]]
+            (tmp_path / f"{problem}-{name}.json").write_text(json.dumps(run))
+            path.unlink()
+    summary = report.summarise(report.read(tmp_path))
+    found = report.verdict(summary, "nino", rival="adam")
+    assert found == {"q": {"loss": None, "own": pytest.approx(-1 / 3)}, "r": {"loss": 0.0, "own": 0.0}}
+
+
+@pytest.mark.parametrize(("without", "median"), [((), "-16.7%"), (("r",), "-33.3%")])
+def test_the_verdicts_median(report: ModuleType, capsys: pytest.CaptureFixture[str], without: tuple[str, ...], median: str) -> None:
+    """What the forecaster was fitted to would flatter it."""
+    goal = {"loss": {"adam": 1500.0}, "wrong": {"adam": 1500.0}}
+    table = [{"problem": name, "arm": "adam", "share": 1.0, "steps": goal} for name in ("q", "r")]
+    for name, steps in (("q", 1000.0), ("r", 1500.0)):
+        table.append({"problem": name, "arm": "nino", "share": 1.0, "steps": {"loss": {"adam": steps}, "wrong": {"adam": steps}}})
+    report.print_verdict(table, "nino", rival="adam", without=without)
+    shown = capsys.readouterr().out
+    assert next(line for line in shown.splitlines() if "median" in line).count(median) == 2
+    assert ("(r)" in shown) == bool(without)
 
 
 def test_a_table_and_a_picture_come_of_it(report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
