@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from itertools import pairwise
 from typing import Any
 
@@ -108,6 +109,76 @@ def _normalised_convolutions() -> nn.Module:
         convolution = nn.Conv2d(channels, width, 3, stride=stride, padding=0 if stride > 1 else 1, bias=False)
         layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
+def _colour() -> Problem:
+    """Fashion-MNIST in colour, for a small residual network: the difference between a picture and a piece of a photograph, as in
+    MNIST-M (Ganin et al. 2016).
+    """
+    task, photographs = load_task("fm-16"), _photographs()
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for split in (task.train, task.validation, task.test):
+        pictures = (split.inputs - split.inputs.amin()) / (split.inputs.amax() - split.inputs.amin())
+        parts.append((2 * (pictures - _pieces(photographs, len(pictures), generator)).abs() - 1, split.targets))
+    build, rates = partial(ResidualNetwork, (16, 32)), (3e-3, 6e-3, 1e-2)
+    return _examples("colour", build, *parts, loss=cross_entropy, rates=rates, batch_size=128, steps=6000, autocast=True)
+
+
+def _photographs() -> list[Tensor]:
+    """Two photographs that scikit-learn carries (CC BY), each (3, height, width), from 0 to 1."""
+    from PIL import Image
+
+    from trainer_worker.datasets.dataset import DataFile, Dataset, read
+    from trainer_worker.datasets.wheel import PythonWheel
+
+    files = (
+        DataFile("china.jpg", "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29"),
+        DataFile("flower.jpg", "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638"),
+    )
+    members = {file.name: f"sklearn/datasets/images/{file.name}" for file in files}
+    found = read(Dataset("photographs", "CC-BY", files, (PythonWheel("scikit-learn==1.9.1", members),)))
+    pixels = [np.asarray(Image.open(BytesIO(content)).convert("RGB"), dtype=np.float32) for content in found.contents.values()]
+    return [torch.from_numpy(values / 255).permute(2, 0, 1) for values in pixels]
+
+
+def _pieces(photographs: list[Tensor], count: int, generator: torch.Generator) -> Tensor:
+    """(count, 3, 28, 28) from anywhere in them."""
+    found = torch.empty(count, 3, 28, 28)
+    for index, draw in enumerate(torch.rand(count, 3, generator=generator).tolist()):
+        photograph = photographs[int(draw[0] * len(photographs))]
+        top, left = (int(share * (size - 28)) for share, size in zip(draw[1:], photograph.shape[1:], strict=True))
+        found[index] = photograph[:, top : top + 28, left : left + 28]
+    return found
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with batch normalisation, and the inputs added to them."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        stride = 1 if inputs == width else 2
+        self.first, self.second = nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width)])
+        self.short = nn.Conv2d(inputs, width, 1, stride, bias=False) if stride > 1 else nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inner = functional.relu(self.norms[0](self.first(inputs)))
+        found: Tensor = functional.relu(self.norms[1](self.second(inner)) + self.short(inputs))
+        return found
+
+
+class ResidualNetwork(nn.Sequential):
+    """Of colour pictures (batch, 3, 28, 28), ten classes.
+
+    Args:
+        widths: of the blocks; all but the first halve the picture.
+    """
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        stem = [nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        blocks = [ResidualBlock(before, width) for before, width in pairwise((widths[0], *widths))]
+        super().__init__(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
 
 
 def _animals() -> Problem:
@@ -259,6 +330,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "fm-16": partial(_fashion, "fm-16", (3e-3, 6e-3, 1e-2), autocast=True),
     "fm-32": partial(_fashion, "fm-32", (3e-3, 6e-3, 1e-2), steps=6000, autocast=True),
     "fm-bn": partial(_fashion, "fm-bn", (3e-3, 6e-3, 1e-2), build=_normalised_convolutions, steps=6000, autocast=True),
+    "colour": _colour,
     "animals": _animals,
     "bible": _bible,
     "wikipedia": _wikipedia,
