@@ -159,7 +159,7 @@ def _nowcast(
     if "early" in extras:
         options["policy"] = PaperSchedule(max_steps=round(0.7 * steps), period=5 * interval)
     if "near" in extras:
-        options["policy"] = FixedHorizon(4, steps)
+        options["policy"] = FixedHorizon(4)
     if "best" in extras:
         options["policy"] = BestAfterRecovery(PaperSchedule(max_steps=steps, period=5 * interval), shares=(1.0, 0.5))
     if Path(forecaster).suffix:

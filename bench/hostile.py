@@ -197,7 +197,7 @@ def train(task: str, kind: str, *, seed: int, steps: int, guarded: bool = True, 
         max_steps=steps,
         interval=steps // (PERIODS * CONTEXT),
         context=CONTEXT,
-        policy=None if horizon is None else FixedHorizon(horizon, steps),
+        policy=None if horizon is None else FixedHorizon(horizon),
         probe=(lambda: probe.loss(model)) if guarded else None,
     )
     with nowcast:

@@ -122,7 +122,7 @@ def train(task: Task, seed: int, *, given: argparse.Namespace, nowcasts: bool, l
             interval=given.interval,
             context=CONTEXT,
             forecaster=given.forecaster,
-            policy=FixedHorizon(given.horizon, steps),
+            policy=FixedHorizon(given.horizon),
             overlap=late is not None,
         )
         nowcast.__enter__()

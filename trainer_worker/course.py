@@ -36,6 +36,7 @@ class Course:
         journal: hears of everything.
         interval: steps between snapshots.
         period: steps between nowcasts.
+        max_steps: of the run; on the last one and after it there is no nowcast.
         mode: whether training waits for forecasts, goes on meanwhile, or never loads them.
         quiet: steps before a snapshot that are averaged for it; 0 for none.
     """
@@ -53,6 +54,7 @@ class Course:
         journal: Journal,
         interval: int,
         period: int,
+        max_steps: int,
         mode: Mode,
         quiet: int = 0,
     ) -> None:
@@ -60,7 +62,7 @@ class Course:
         self._policy, self._rates = policy, rates
         self._learner = policy if isinstance(policy, Learner) else None
         self._trials, self._journal = trials, journal
-        self._interval, self._period, self._mode = interval, period, mode
+        self._interval, self._period, self._max_steps, self._mode = interval, period, max_steps, mode
         self._quiet = quiet
         averages = quiet and (context is not None or parameters.sharded)
         self._average = RunningAverage(list(parameters.moving)) if averages else None
@@ -93,7 +95,11 @@ class Course:
 
     def _wanted(self) -> bool:
         """Whether a snapshot is of use: for the next nowcast, or as the future of one that is only scored."""
-        return self._mode == "shadow" or bool(self._policy.horizons(self._origin + self._period))
+        return self._mode == "shadow" or bool(self._horizons(self._origin + self._period))
+
+    def _horizons(self, step: int) -> tuple[int, ...]:
+        """What the policy says, while steps remain to repair what a jump breaks at first."""
+        return self._policy.horizons(step) if step < self._max_steps else ()
 
     def hear_news(self) -> None:
         """Note the server's comings and goings."""
@@ -132,7 +138,7 @@ class Course:
 
     def _end_period(self) -> None:
         """Ask and jump, or have the forecasts made meanwhile; the next context begins."""
-        horizons = self._policy.horizons(self.step)
+        horizons = self._horizons(self.step)
         self._origin = self.step
         refusal = self._trials.refusal(self.step) if self._trials is not None and self._mode != "shadow" else ""
         if horizons and not refusal:

@@ -281,8 +281,8 @@ def _probe(run: _Run, *, examples: int) -> Callable[[], Tensor]:
 def _policy(table: NowcastTable, *, max_steps: int) -> Policy:
     schedule, furthest = table.plan
     if schedule == "adaptive":
-        return AdaptiveHorizon(start=min(FIRST_HORIZON, furthest), furthest=furthest, max_steps=max_steps)
+        return AdaptiveHorizon(start=min(FIRST_HORIZON, furthest), furthest=furthest)
     if schedule == "fixed":
-        return FixedHorizon(furthest=furthest, max_steps=max_steps)
+        return FixedHorizon(furthest)
     paper = PaperSchedule(max_steps=max_steps, period=table.period, furthest=furthest)
     return BestAfterRecovery(paper) if schedule == "best-after-recovery" else paper

@@ -203,6 +203,7 @@ class Nowcast:
             journal=self._journal,
             interval=interval,
             period=self._period,
+            max_steps=max_steps,
             mode=check_mode(overlap=overlap, shadow=shadow, interval=interval),
             quiet=quiet,
         )

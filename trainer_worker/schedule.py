@@ -15,7 +15,8 @@ class Policy(Protocol):
         """The largest horizon it may ever ask for, in intervals."""
 
     def horizons(self, step: int) -> tuple[int, ...]:
-        """The candidates after `step` steps, the end of a period; () for no nowcast. Depends on nothing but its own state.
+        """The candidates after `step` steps, the end of a period; () for no nowcast. Depends on nothing but its own state. The last
+        step of a run is not asked about: no step would remain to repair what a jump breaks at first.
 
         The first is loaded. Where jumps are tried, the others are tried after it, in this order, as far as `Guard.budget` has room
         for their recovery windows, and the best stays.
@@ -50,13 +51,12 @@ def paper_horizons(nowcasts: int, *, furthest: int = 40, power: float = 2.0) -> 
 
 @dataclass(frozen=True)
 class PaperSchedule:
-    """The paper's horizons over a run: 40 33 26 21 16 11 8 5 3 1 for ten periods.
-
-    The nowcast that would fall on the last step is left out: no step would remain to repair what a jump breaks at first.
+    """The paper's horizons over a run: 40 33 26 21 16 11 8 5 3 1 for ten periods, of which the last falls on the run's end and is
+    not made.
 
     Args:
         max_steps: optimizer steps of the whole run.
-        period: steps between nowcasts.
+        period: steps between nowcasts, the run's own: context * interval.
         furthest: the first horizon, in intervals.
         power: of the decay.
     """
@@ -79,11 +79,9 @@ class FixedHorizon:
 
     Args:
         furthest: the horizon, in intervals.
-        max_steps: of the run; there is no nowcast on its last step or after it. None for no end.
     """
 
     furthest: int
-    max_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.furthest < 1:
@@ -91,7 +89,8 @@ class FixedHorizon:
 
     def horizons(self, step: int) -> tuple[int, ...]:
         """Always the same one."""
-        return () if self.max_steps is not None and step >= self.max_steps else (self.furthest,)
+        del step
+        return (self.furthest,)
 
 
 @dataclass
@@ -101,12 +100,10 @@ class AdaptiveHorizon:
     Args:
         start: the first horizon, in intervals.
         furthest: the largest.
-        max_steps: of the run; there is no nowcast on its last step or after it. None for no end.
     """
 
     start: int = 4
     furthest: int = 40
-    max_steps: int | None = None
     _now: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -116,7 +113,8 @@ class AdaptiveHorizon:
 
     def horizons(self, step: int) -> tuple[int, ...]:
         """The present one."""
-        return () if self.max_steps is not None and step >= self.max_steps else (self._now,)
+        del step
+        return (self._now,)
 
     def learn(self, *, accepted: bool) -> None:
         """Bolder or more cautious."""
@@ -146,6 +144,11 @@ class Cautious:
     def furthest(self) -> int:
         """The policy's own."""
         return self._policy.furthest
+
+    @property
+    def period(self) -> int | None:
+        """Steps between nowcasts that the policy counts on; None if it does not."""
+        return getattr(self._policy, "period", None)
 
     def horizons(self, step: int) -> tuple[int, ...]:
         """The policy's, each halved so often, none twice."""

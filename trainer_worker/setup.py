@@ -163,9 +163,14 @@ def make_policy(policy: Policy | None, *, max_steps: int, period: int, tried: bo
     """The policy to follow: by default the paper's; one that knows nothing of outcomes is made cautious where there are some.
 
     Raises:
-        BadArgument: it learns from outcomes, and there are none.
+        BadArgument: it learns from outcomes, and there are none; or it is for another period.
     """
     policy = policy or PaperSchedule(max_steps=max_steps, period=period)
+    counted_on = getattr(policy, "period", None)
+    if counted_on not in (None, period):
+        raise BadArgument(
+            "policy", f"is for a nowcast every {counted_on} steps; here there is one every {period}, context * interval"
+        )
     if isinstance(policy, Learner):
         if not tried:
             raise BadArgument("policy", f"{type(policy).__name__} learns from jumps that are tried: give probe= or guard=")

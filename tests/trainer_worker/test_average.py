@@ -50,7 +50,7 @@ def test_a_quiet_snapshot_is_the_mean_of_the_steps_before_it(quiet: int, dtype: 
 
 def test_the_displacement_is_added_to_the_weights_as_they_are() -> None:
     """Loading the forecast itself would also jump back to the middle of the averaged steps."""
-    plain, quiet = Run(quiet=0, policy=FixedHorizon(3, PERIOD)), Run(quiet=INTERVAL)
+    plain, quiet = Run(quiet=0, max_steps=PERIOD), Run(quiet=INTERVAL)
     for run in (plain, quiet):
         with run.nowcast:
             run.train(PERIOD)

@@ -115,7 +115,7 @@ def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
     network = CutNetwork(server.port)
     ports = server.port, network.port
     chaos = Chaos(server, network, seed=0)
-    options = {"server": network.url, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(1, steps), "timeout_s": 0.3}
+    options = {"server": network.url, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(1), "timeout_s": 0.3}
     guard = Guard(budget=1.0, tolerance=1.0)
     struck, summary = train({**options, "guard": guard}, steps=steps, strike=chaos.strike)
     network.close()

@@ -42,9 +42,15 @@ class Run:
         self.nowcast: Nowcast | None = None
         if losses is None:
             return
-        steps = options.setdefault("max_steps", 1000)
-        defaults = {"interval": INTERVAL, "context": CONTEXT, "probe": self.held, "server": self.endpoint, "jump": WHOLE}
-        policy = BestAfterRecovery(FixedHorizon(8, steps))
+        defaults = {
+            "max_steps": 1000,
+            "interval": INTERVAL,
+            "context": CONTEXT,
+            "probe": self.held,
+            "server": self.endpoint,
+            "jump": WHOLE,
+        }
+        policy = BestAfterRecovery(FixedHorizon(8))
         guard = Guard(RECOVERY, budget=1.0, also=(self.schedule,))
         self.nowcast = Nowcast(self.model, self.optimizer, **{**defaults, "policy": policy, "guard": guard, **options})
 

@@ -19,7 +19,7 @@ STEPS = 3 * PERIOD
 def start(server: FaultyServer, **options: Any) -> tuple[Any, torch.optim.Optimizer, Nowcast]:
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    defaults = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3, STEPS), "timeout_s": 15.0}
+    defaults = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3), "timeout_s": 15.0}
     return model, optimizer, Nowcast(model, optimizer, server=server.url, **{**defaults, **options})
 
 

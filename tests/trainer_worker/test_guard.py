@@ -32,7 +32,7 @@ class Run:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 500)
         self.nowcast = None
         if endpoint is not None:
-            defaults = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(8, max_steps)}
+            defaults = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(8)}
             guard = Guard(recovery=RECOVERY, also=(self.schedule,))
             options = {**defaults, "guard": guard, "probe": self.held, "server": endpoint, **options}
             self.nowcast = Nowcast(self.model, self.optimizer, max_steps=max_steps, **options)
@@ -129,7 +129,7 @@ def play(loss: Callable[[int, int | None], float], *, steps: int, guard: Guard |
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     probe = Scripted(loss)
-    defaults = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(8, steps), "max_steps": steps}
+    defaults = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(8), "max_steps": steps}
     guard = guard or Guard(recovery=RECOVERY)
     probe.nowcast = Nowcast(model, optimizer, server=ShiftingEndpoint(), probe=probe, guard=guard, **{**defaults, **options})
     with probe.nowcast:
@@ -174,7 +174,7 @@ def test_a_jump_has_two_intervals_where_they_fit(context: int, candidates: int, 
         steps=2 * period,
         guard=Guard(budget=1.0),
         context=context,
-        policy=BestAfterRecovery(FixedHorizon(8, 2 * period), shares=(1.0, 0.5, 0.25)[:candidates]),
+        policy=BestAfterRecovery(FixedHorizon(8), shares=(1.0, 0.5, 0.25)[:candidates]),
     )
     assert next(nowcasts(nowcast)) == (period, "rejected", "not_recovered")
     assert nowcast.summary()["cost_steps"] == candidates * intervals * INTERVAL
@@ -278,7 +278,7 @@ def test_what_is_compared_is_as_long(interval: int, recovery: int, monkeypatch: 
     length = 4 * period + recovery
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    options: dict[str, Any] = {"interval": interval, "policy": FixedHorizon(8, length), "max_steps": length}
+    options: dict[str, Any] = {"interval": interval, "policy": FixedHorizon(8), "max_steps": length}
     with Nowcast(model, optimizer, server=ShiftingEndpoint(), probe=lambda: 1.0, guard=Guard(recovery), **options) as run:
         for _ in range(length):
             model(torch.ones(1, 2)).sum().backward()

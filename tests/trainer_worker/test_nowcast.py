@@ -11,7 +11,7 @@ from torch import nn
 
 from protos.errors import Unavailable
 from protos.wiring import Parameter, Wiring
-from trainer_worker import AdaptiveHorizon, BadArgument, BestAfterRecovery, Event, FixedHorizon, Nowcast
+from trainer_worker import AdaptiveHorizon, BadArgument, BestAfterRecovery, Event, FixedHorizon, Guard, Nowcast, PaperSchedule
 from trainer_worker.wiring import wire
 
 STEPS = 3 * PERIOD
@@ -19,7 +19,7 @@ STEPS = 3 * PERIOD
 
 def make(model: nn.Module, optimizer: torch.optim.Optimizer, endpoint: Any, **options: Any) -> Nowcast:
     timing = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT}
-    defaults = {**timing, "server": endpoint, "policy": FixedHorizon(3, STEPS), "jump": WHOLE}
+    defaults = {**timing, "server": endpoint, "policy": FixedHorizon(3), "jump": WHOLE}
     return Nowcast(model, optimizer, **{**defaults, **options})
 
 
@@ -48,6 +48,18 @@ def test_a_jump_loads_exactly_the_forecast_and_begins_a_new_context() -> None:
     ]
     assert [outcome.outcome for outcome in endpoint.outcomes] == ["accepted", "accepted"]
     assert nowcast.step == STEPS
+
+
+@pytest.mark.parametrize("options", [{}, {"overlap": True}, {"shadow": True}])
+def test_there_is_no_nowcast_on_the_last_step_or_after_it(options: dict[str, Any]) -> None:
+    """It would leave the run with the spike that no step repairs, whatever the policy; a loop may go on for longer than it said."""
+    model, endpoint = network(), ShiftingEndpoint()
+    optimizer = adam(model)
+    with make(model, optimizer, endpoint, **options) as nowcast:
+        for index in range(2 * STEPS):
+            step(model, optimizer, index)
+    assert max(step for step, _ in endpoint.asked) == STEPS - PERIOD
+    assert max(event.step for event in nowcast.events if event.kind == "nowcast") == STEPS - PERIOD
 
 
 def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
@@ -291,6 +303,8 @@ def _mistakes() -> list[Any]:
         pytest.param("timeout_s", {"timeout_s": 0}, "positive", id="timeout"),
         pytest.param("dtype", {"dtype": "float8"}, "float8", id="dtype"),
         pytest.param("quiet", {"quiet": 3}, "from 0 to interval = 2", id="quiet"),
+        pytest.param("policy", {"policy": PaperSchedule(STEPS, 7)}, "every 7 steps; here there is one every 10", id="period"),
+        pytest.param("policy", {"policy": BestAfterRecovery(PaperSchedule(STEPS, 7)), "guard": Guard()}, "every 7", id="wrapped"),
         pytest.param("policy", {"policy": AdaptiveHorizon()}, "give probe= or guard=", id="nothing to learn from"),
         pytest.param("policy", {"policy": BestAfterRecovery(FixedHorizon(8))}, "give probe= or guard=", id="nothing to compare by"),
         pytest.param("forecaster", {"server": None, "forecaster": "nina"}, "nina", id="forecaster"),

@@ -38,7 +38,7 @@ def start(gated: Gated, **options: Any) -> tuple[Any, torch.optim.Optimizer, Now
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     timing = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT}
-    defaults = {**timing, "policy": FixedHorizon(3, STEPS), "jump": WHOLE, "overlap": True}
+    defaults = {**timing, "policy": FixedHorizon(3), "jump": WHOLE, "overlap": True}
     return model, optimizer, Nowcast(model, optimizer, server=gated.endpoint, **{**defaults, **options})
 
 

@@ -47,7 +47,7 @@ def horizons(
         max_steps=STEPS,
         interval=INTERVAL,
         context=CONTEXT,
-        policy=FixedHorizon(furthest, STEPS),
+        policy=FixedHorizon(furthest),
         lr_scheduler=schedule if known else None,
     ) as nowcast:
         for index in range(STEPS):

@@ -21,7 +21,7 @@ class Run:
         self.model = network(seed)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
         self.index = 0
-        options: dict[str, Any] = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3, STEPS), "max_steps": STEPS}
+        options: dict[str, Any] = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3), "max_steps": STEPS}
         self.nowcast = Nowcast(
             self.model, self.optimizer, server=server.url, job="shared", forecaster="linear", timeout_s=10, **options
         )

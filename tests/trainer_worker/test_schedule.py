@@ -22,8 +22,7 @@ def test_the_paper_schedule_over_a_run() -> None:
 
 
 def test_a_fixed_horizon() -> None:
-    """It has to end with the run as well."""
-    assert [FixedHorizon(7, 2000).horizons(step) for step in (1000, 2000)] == [(7,), ()]
+    """What baselines are measured with."""
     assert FixedHorizon(7).horizons(10**9) == (7,)
     with pytest.raises(BadArgument, match="at least 1"):
         FixedHorizon(0)
@@ -31,16 +30,15 @@ def test_a_fixed_horizon() -> None:
 
 def test_an_adaptive_horizon_follows_its_outcomes() -> None:
     """A horizon that does not grow with success gives gains away; one that does not fall after failure pays for each again."""
-    policy = AdaptiveHorizon(start=4, furthest=10, max_steps=900)
+    policy = AdaptiveHorizon(start=4, furthest=10)
     seen = []
     for accepted in (True, True, True, False, False, False, False, True):
         policy.learn(accepted=accepted)
         seen += policy.horizons(100)
     assert seen == [8, 10, 10, 5, 2, 1, 1, 2]
-    resumed = AdaptiveHorizon(start=4, furthest=10, max_steps=900)
+    resumed = AdaptiveHorizon(start=4, furthest=10)
     resumed.load_state_dict(policy.state_dict())
     assert resumed.horizons(100) == (2,)
-    assert resumed.horizons(900) == ()
     for start in (0, 11):
         with pytest.raises(BadArgument, match="from 1 to furthest = 10"):
             AdaptiveHorizon(start=start, furthest=10)

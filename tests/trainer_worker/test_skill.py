@@ -21,7 +21,7 @@ def trained(server: str | None, **options: Any) -> tuple[dict[int, torch.Tensor]
     """The weights every `INTERVAL` steps, and the summary."""
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    defaults = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(HORIZON, STEPS)}
+    defaults = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(HORIZON)}
     seen: dict[int, torch.Tensor] = {}
     optimizer.register_step_post_hook(lambda *_: seen.update({len(seen) + 1: flat(model)}))  # before any jump of the step
     nowcast = Nowcast(model, optimizer, server=server or "embedded", forecaster="linear", **{**defaults, **options})
@@ -67,7 +67,7 @@ def test_shadow_mode_tells_what_forecasts_are_worth(server: ServerProcess, where
 def test_undone_jumps_are_scored_and_those_that_stay_are_not(server: ServerProcess, where: str) -> None:
     """Steps that were undone are no future; and a run after a jump is not the future that was forecast."""
     recovery = 4
-    losses = iter([1.0] * 15 + [9.0] * 100)  # worse at some point after the jump
+    losses = iter([1.0] * 12 + [9.0] * 100)  # worse at some point after the jump
     options = {"probe": lambda: next(losses), "guard": Guard(recovery=recovery, budget=0.0)}
     seen, summary = trained(server.url if where == "server" else None, **options)
     assert summary["nowcasts"]["rejected"] == 1

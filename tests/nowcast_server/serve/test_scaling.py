@@ -53,7 +53,7 @@ class Run:
         self.job, self.seed = job, seed
         self.model = network(seed)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        options: dict[str, Any] = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3, 10**6), "wiring": WIRING}
+        options: dict[str, Any] = {"interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3), "wiring": WIRING}
         self.nowcast = Nowcast(self.model, self.optimizer, server=server, job=job, max_steps=10**6, timeout_s=120, **options)
         self.periods = 0
         self._enough = threading.Event()
