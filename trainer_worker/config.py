@@ -138,8 +138,9 @@ class NowcastTable(Table):
     )
     budget: Annotated[float, Field(ge=0, le=1, strict=True)] | None = Field(
         default=None,
-        description="share of the steps that trials may undo, 0.05 by default (needs a probe). Grant more to best-after-recovery: "
-        "a nowcast of it may undo three windows of `interval` steps, and 0.3 is enough to compare three horizons every time",
+        description="share of the steps that trials may undo, 0.08 by default (needs a probe). Grant more to best-after-recovery: "
+        "with a context of five a nowcast may undo three windows of `interval` steps, and 0.3 is enough to compare three horizons "
+        "every time",
     )
     overlap: bool = Field(default=False, description="train on while forecasts are made, and add them as displacements")
     shadow: bool = Field(default=False, description="make and score forecasts without ever loading one")

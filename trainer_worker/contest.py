@@ -52,8 +52,8 @@ class Contest:
 
     @property
     def alone(self) -> bool:
-        """Whether the present candidate is the only one."""
-        return self.trial is not None and self.trial.step == self.step and not self._waiting
+        """Whether there is nothing to compare the present candidate with: it is the only one, or the others had no chance."""
+        return self.trial is not None and self.best is None and not self._waiting
 
     def begin(self, step: int, horizons: Sequence[int]) -> None:
         """Keep everything: the jump to the first of `horizons` is about to be made."""

@@ -3,8 +3,8 @@
 A good jump makes the loss worse at first, far worse than an untrained network's for some steps, so it is not judged at once,
 unless it is hopeless: absurdly bad, or not on its way back. After the recovery window the loss is compared with the run's own
 course, the losses before the jump drawn on (`trainer_worker.levels`). Both are losses of averaged weights (`trainer_worker.probe`),
-as the losses of single ones scatter too far. A jump that is ahead of its course by the end of an interval is not kept waiting:
-only one that is behind takes the whole window, by default another interval. A jump that fell behind that course is undone only
+as the losses of single ones scatter too far. A jump that is ahead of its course in the middle of the window, by default after an
+interval, is not kept waiting; one that is behind has the rest of it. A jump that fell behind that course is undone only
 if the run is better off where it was: a rollback costs the window's steps, so a jump that has lost less than those stays. And
 it is undone only if that is no chance: the losses scatter by a percent or two still, and so does what is drawn through them.
 How much is seen in the run's own losses; a jump that is behind by no more than that is given the benefit of the doubt.
@@ -31,7 +31,7 @@ CHECKS: Final = 8
 """Times the loss is taken in a recovery window: of the steps since the last time, until the stretch begins by which a jump may
 pass next; from then on of that, as far as it has come."""
 SHORTEST: Final = 4
-"""Steps in a recovery window."""
+"""Steps in a recovery window, and in half of one."""
 ABSURD: Final = 10
 """How many times as far above its course as an untrained network a jump may be at once. (Of nino-base's first jumps on FM-16, with
 and without batch normalisation, one run each, which come out ahead of their course, it is 3.3 and 0.9.)"""
@@ -64,8 +64,8 @@ class Guard:
     forecaster that never helps, a run may end as far behind as they would have brought it.
 
     Args:
-        recovery: steps that a jump has to recover in; None for two intervals, or one where contexts are shorter than five snapshots
-            or a policy names several horizons (`recovery_steps`).
+        recovery: steps that a jump has to recover in, though in a window of two intervals or more it may pass in the middle; None
+            for two intervals, or one where contexts are short or a policy names several horizons (`recovery_steps`).
         tolerance: how much worse, relatively, trials may make the loss the run is heading for, beyond what jumps have gained.
             Once they have, no jump is tried; so the last one can exceed it by its own cost, a recovery window.
         budget: share of the run's steps that trials may undo.
@@ -74,7 +74,7 @@ class Guard:
 
     recovery: int | None = None
     tolerance: float = 0.0025
-    budget: float = 0.05
+    budget: float = 0.08
     also: tuple[Stateful, ...] = ()
 
     def __post_init__(self) -> None:
@@ -124,12 +124,13 @@ class _Record:
 
 def recovery_steps(guard: Guard, *, interval: int, period: int, candidates: int = 1) -> int:
     """Steps that a jump has to recover in. By default two intervals: after one, some good jumps are not back yet (an MLP's, where
-    norms stay). But the windows of all candidates have to leave the next course its levels, so fewer, down to one interval.
+    norms stay). One where the next course would be left without its levels, in a short context, and for each of several
+    candidates, as all but one of their windows are undone.
     """
     if guard.recovery is not None:
         return guard.recovery
-    room = period - COURSE * interval
-    return max(SHORTEST, interval, min(2 * interval, room // max(1, candidates)))
+    room = period // interval - COURSE
+    return max(SHORTEST, interval * max(1, min(2, room // max(1, candidates))))
 
 
 def stretch_steps(recovery: int, interval: int) -> int:
@@ -155,6 +156,7 @@ class Trials:
         self._max_steps = max_steps
         self._limit_steps = max(self.recovery, int(guard.budget * max_steps))
         self._interval, self._stretch = interval, stretch_steps(recovery, interval)
+        self._apart = max(1, recovery // CHECKS)
         self._levels = Levels(gauge, interval=interval, stretch=self._stretch)
         self._record = _Record()
         self.candidate: int | None = None  # the horizon that is to be loaded now
@@ -218,16 +220,16 @@ class Trials:
             return None
         self._gauge.follow()
         since = step - trial.step
-        look = self._look(since)
-        if since != look and since % max(1, self.recovery // CHECKS):
-            if since == look - self._stretch:
+        if since < self.recovery and since % self._apart:
+            if since == self._due(since) - self._stretch:
                 self._gauge.forget()
             return None
         return self._check(step)
 
-    def _look(self, since: int) -> int:
-        """After how many steps a jump may pass next: whenever an interval is over, and in the end when the window is."""
-        return min(self.recovery, max(1, math.ceil(since / self._interval)) * self._interval)
+    def _due(self, since: int) -> int:
+        """After how many steps a jump may pass next: in the middle of a window of two intervals or more, or at its end."""
+        middle = self.recovery // 2 // self._apart * self._apart
+        return middle if since <= middle and self.recovery >= 2 * max(self._interval, SHORTEST) else self.recovery
 
     def _check(self, step: int) -> Verdict | None:
         """Measure. A window ends after its time, or with all hope."""
@@ -235,12 +237,12 @@ class Trials:
         assert trial is not None
         trial.steps = since = step - trial.step
         trial.loss = loss = self._gauge.measure()
-        look = self._look(since)
-        if since == look or since <= look - self._stretch:
+        due = self._due(since)
+        if since == due or since <= due - self._stretch:
             self._gauge.forget()
         expected = course.at(self._contest.step + since) if course is not None else math.inf
         hopeless = not loss <= self._hope(since, expected)  # true for NaN
-        back = since == look and self._contest.alone and (course is None or loss <= course.at(self._middle(trial)))
+        back = since == due and self._contest.alone and (course is None or loss <= course.at(self._middle(trial)))
         if since < self.recovery and not hopeless and not back:
             return None
         self._contest.end_window(hopeless=hopeless)

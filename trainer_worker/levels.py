@@ -12,7 +12,9 @@ COURSE: Final = 3
 COUNT: Final = 2 * COURSE
 """and its levels, two each interval."""
 RISING: Final = 2
-"""Standard errors by which a course has to lead upwards to be believed."""
+"""Standard errors by which a course has to lead upwards to be believed,"""
+ENOUGH: Final = 4
+"""and its levels; where jumps come late (overlap) there are fewer than `COUNT`."""
 
 
 class Levels:
@@ -69,7 +71,7 @@ class Levels:
         if not all(math.isfinite(loss) for _, loss in self._levels):
             return "no_loss"
         course = self.course
-        if course is None or course.variance is None or len(self._levels) < COUNT:
+        if course is None or course.variance is None or len(self._levels) < ENOUGH:
             return ""
         variance = (self._variance + course.variance) / (self._courses + 1)
         return "loss_rising" if course.rises(RISING, variance=variance) else ""

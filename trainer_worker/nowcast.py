@@ -42,7 +42,7 @@ from trainer_worker.setup import (
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 4
+STATE_VERSION: Final = 5
 TIMEOUT_S: Final = 30.0
 
 

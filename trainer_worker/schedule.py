@@ -175,7 +175,7 @@ class BestAfterRecovery(Cautious):
 
     That costs steps, as the windows of the others are undone: with c candidates a nowcast costs up to c recovery windows, c - 1 if
     the best stays. They have to be granted: a candidate after the first is only tried while its window fits, with those before it,
-    into what is left of `Guard.budget`. Else there are fewer, in the end the first alone, and the default, 5% of the steps, is soon
+    into what is left of `Guard.budget`. Else there are fewer, in the end the first alone, and the default, 8% of the steps, is soon
     used up. `guard=Guard(budget=0.3)` is enough for three candidates at every nowcast, where a context has five snapshots (and a
     window is an interval: `recovery_steps`). It takes memory for the weights and the optimizer's state twice: before the jump, and
     of the best so far.

@@ -167,7 +167,7 @@ def test_a_jump_that_looks_bad_at_first_is_accepted_once_it_has_recovered() -> N
     ("context", "candidates", "intervals"), [(5, 1, 2), (9, 1, 2), (4, 1, 1), (3, 1, 1), (5, 2, 1), (5, 3, 1), (9, 2, 2), (9, 3, 2)]
 )
 def test_a_jump_has_two_intervals_where_they_fit(context: int, candidates: int, intervals: int) -> None:
-    """Three intervals of the next period are for its course, or the next jump would be judged by fewer levels."""
+    """Three intervals of the next period are for its course; of several candidates' windows all but one are undone."""
     period = context * INTERVAL
     nowcast = play(
         lambda step, since: curve(step) if since is None else 1.09 * curve(period + since),
@@ -181,17 +181,18 @@ def test_a_jump_has_two_intervals_where_they_fit(context: int, candidates: int, 
 
 
 @pytest.mark.parametrize(
-    ("late", "outcome", "judged"), [(0, "accepted", 4), (6, "accepted", 8), (9, "accepted", 12), (13, "rejected", 12)]
+    ("recovery", "late", "outcome", "judged"),
+    [(12, 0, "accepted", 6), (12, 6, "accepted", 6), (12, 7, "accepted", 12), (12, 13, "rejected", 12), (7, 0, "accepted", 7)],
 )
-def test_a_jump_that_is_back_is_not_kept_waiting(late: int, outcome: str, judged: int) -> None:
-    """It may be back after any interval; one that is not has all of the window."""
+def test_a_jump_that_is_back_is_not_kept_waiting(recovery: int, late: int, outcome: str, judged: int) -> None:
+    """It may be back by the middle of the window; one that is not has all of it."""
     asked: list[int] = []
 
     def loss(step: int, since: int | None) -> float:
         asked.append(since or 0)
         return curve(step) * (1.0 if since is None else 0.98 if since >= late else 1.09)
 
-    nowcast = play(loss, steps=2 * PERIOD, guard=Guard(recovery=12))
+    nowcast = play(loss, steps=2 * PERIOD, guard=Guard(recovery=recovery))
     assert next(nowcasts(nowcast))[1] == outcome
     assert max(asked) == judged
 
@@ -263,8 +264,12 @@ def test_buffers_that_are_no_statistics_are_let_be(buffer: torch.Tensor) -> None
     assert torch.equal(model[1].other.to_dense(), buffer.to_dense())
 
 
-@pytest.mark.parametrize(("interval", "recovery"), [(8, 8), (8, 24), (2, 9), (8, 7), (9, 5), (1, 4)])
-def test_what_is_compared_is_as_long(interval: int, recovery: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(
+    ("interval", "recovery"),
+    [(8, 8), (8, 24), (2, 9), (8, 7), (9, 5), (1, 4), (8, 10), (8, 19), (9, 18), (6, 12), (5, 17), (3, 6)],
+)
+def test_what_is_compared_is_as_long(interval: int, recovery: int, behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
     """The loss of a longer average is lower: a jump would win by the measure, or a stump of a stretch lose it for the course."""
     steps: dict[int, int] = {}
     measure = Gauge.measure
@@ -276,17 +281,25 @@ def test_what_is_compared_is_as_long(interval: int, recovery: int, monkeypatch: 
     monkeypatch.setattr(Gauge, "measure", noting)
     period = CONTEXT * interval
     length = 4 * period + recovery
+    middle = recovery // 2 // max(1, recovery // 8) * max(1, recovery // 8) if recovery >= 2 * max(interval, 4) else recovery
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    options: dict[str, Any] = {"interval": interval, "policy": FixedHorizon(8), "max_steps": length}
-    with Nowcast(model, optimizer, server=ShiftingEndpoint(), probe=lambda: 1.0, guard=Guard(recovery), **options) as run:
+    options: dict[str, Any] = {"interval": interval, "policy": FixedHorizon(8), "max_steps": length + 1}
+    judged_at: list[int] = []
+    options |= {"guard": Guard(recovery, tolerance=1.0), "on_event": lambda event: judged_at.append(run.step)}
+
+    def probe() -> float:
+        return 1.005 if behind and run._course._trials._trial else 1.0  # type: ignore[union-attr]
+
+    with Nowcast(model, optimizer, server=ShiftingEndpoint(), probe=probe, **options) as run:
         for _ in range(length):
             model(torch.ones(1, 2)).sum().backward()
             optimizer.step()
     jumps = [event.step for event in run.events if event.outcome == "accepted"]
     assert len(jumps) > 1
     trials = {step for jump in jumps for step in range(jump, jump + recovery + 1)}
-    judged = {steps[jump + recovery] for jump in jumps}
+    assert [step - jump for step, jump in zip(judged_at, jumps, strict=True)] == [recovery if behind else middle] * len(jumps)
+    judged = {steps[step] for step in judged_at}
     levels = {count for step, count in steps.items() if step not in trials and step > 1}
     assert judged == levels == {stretch_steps(recovery, interval)}
 
