@@ -50,12 +50,12 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     problem: Annotated[list[str], typer.Option(help="Of acceleration/problems.py.")],
     arm: Annotated[list[str], typer.Option(help="See above.")],
     seed: Annotated[list[int], typer.Option()],
-    rate: Annotated[list[float] | None, typer.Option(help="Learning rates. [default: the problem's]")] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Learning rates.", show_default="the problem's")] = None,
     portion: Annotated[float, typer.Option(help="Of the problem's steps, to which the schedules are fitted.")] = 1.0,
     out: Annotated[Path, typer.Option()] = OUT,
     threads: Annotated[int, typer.Option()] = 1,
     every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 100,
-    interval: Annotated[int | None, typer.Option(help="Steps between snapshots. [default: a fiftieth of the run]")] = None,
+    interval: Annotated[int | None, typer.Option(help="Steps between snapshots.", show_default="a fiftieth of the run")] = None,
 ) -> None:
     """Make the runs that are missing."""
     import torch
@@ -181,7 +181,7 @@ def _keep(path: Path, result: dict[str, Any]) -> None:
 def report(  # noqa: PLR0917 -- typer passes every option by name
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = OUT,
     picture: Annotated[Path | None, typer.Option(help="PNG of the validation curves.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Arm to draw, `+ema` for its average. [default: all]")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Arm to draw, `+ema` for its average.", show_default="all")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,
     share: Annotated[float, typer.Option(help="Of the rivals' runs: where they are then is what others have to reach.")] = 1.0,
     arm: Annotated[str, typer.Option(help="The verdict is on this one,")] = "nino+ema",

@@ -10,34 +10,41 @@ from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
 from nowcast_server.metatrain.cli import app as metatrain
 from nowcast_server.serve_cli import serve_on_ray
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Serve nowcasts, make tokens, look at checkpoints, fit forecasters.",
+    pretty_exceptions_enable=False,
+)
 
 Option = typer.Option
 
 
 @app.command()
 def run(  # noqa: PLR0917 -- typer passes every option by name
-    host: Annotated[str | None, Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one. [default: 8440]")] = None,
-    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, … [default: auto]")] = None,
+    host: Annotated[str | None, Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one.", show_default="8440")] = None,
+    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, …", show_default="auto")] = None,
     checkpoint: Annotated[list[str] | None, Option(help=CHECKPOINT_HELP, metavar="[NAME=]FILE")] = None,
-    memory: Annotated[str | None, Option(help="For all histories, e.g. 8GiB. [default: 8GiB]")] = None,
+    memory: Annotated[str | None, Option(help="For all histories, e.g. 8GiB.", show_default="8GiB")] = None,
     spill: Annotated[Path | None, Option(help="Folder for histories of idle jobs when memory is full.")] = None,
-    max_snapshot: Annotated[str | None, Option(help="Largest snapshot. [default: 4GiB]")] = None,
-    forecast_memory: Annotated[str | None, Option(help="For forecasts in flight. [default: 8GiB]")] = None,
+    max_snapshot: Annotated[str | None, Option(help="Largest snapshot.", show_default="4GiB")] = None,
+    forecast_memory: Annotated[str | None, Option(help="For forecasts in flight.", show_default="8GiB")] = None,
     token_file: Annotated[Path | None, Option(help="Lines tenant:token or tenant:sha256:HEX.")] = None,
     tls_cert: Annotated[Path | None, Option(help="Certificate for HTTPS.")] = None,
     tls_key: Annotated[Path | None, Option(help="Its key, unless it is in the same file.")] = None,
     tls_ca: Annotated[Path | None, Option(help="Only clients with a certificate of this authority may connect.")] = None,
     allow_anonymous: Annotated[bool | None, Option("--allow-anonymous", help="Listen beyond loopback without tokens.")] = None,
-    idle_s: Annotated[float | None, Option(help="Forget jobs nobody calls for so long. [default: 21600]")] = None,
-    drain_s: Annotated[float | None, Option(help="After SIGTERM, time for work in flight. [default: 60]")] = None,
-    threads: Annotated[int | None, Option(help="Of torch; 0 is torch's own choice. [default: 0]")] = None,
-    log_level: Annotated[str | None, Option(help="debug, info, warning or error. [default: info]")] = None,
-    log_format: Annotated[str | None, Option(help="text or json. [default: text]")] = None,
+    idle_s: Annotated[float | None, Option(help="Forget jobs nobody calls for so long.", show_default="21600")] = None,
+    drain_s: Annotated[float | None, Option(help="After SIGTERM, time for work in flight.", show_default="60")] = None,
+    threads: Annotated[int | None, Option(help="Of torch; 0 is torch's own choice.", show_default="0")] = None,
+    log_level: Annotated[str | None, Option(help="debug, info, warning or error.", show_default="info")] = None,
+    log_format: Annotated[str | None, Option(help="text or json.", show_default="text")] = None,
     record: Annotated[Path | None, Option(help="Keep what jobs stream that allow it, to fit a forecaster to.")] = None,
 ) -> None:
-    """Serve nowcasts until SIGTERM. Every option can also be set as NOWCAST_OPTION in the environment."""
+    """Serve nowcasts until SIGTERM. Every option can also be set in the environment, --host as NOWCAST_HOST (--checkpoint as
+    NOWCAST_CHECKPOINTS).
+    """
     given: dict[str, Any] = {**locals(), "checkpoints": checkpoint and tuple(checkpoint)}
     del given["checkpoint"]
     settings = settings_of(given)

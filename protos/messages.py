@@ -79,8 +79,8 @@ class Outcome(Message):
         horizon: that was loaded, the best if several were tried; None if none was.
         outcome: `accepted` (the weights stayed), `rejected` (rolled back) or `skipped` (never loaded).
         reason: a short stable word or sentence, e.g. `server_unavailable`.
-        loss_before: on the probe before the jump.
-        loss_after: on the probe when the jump was judged.
+        loss_before: on the probe, where the run was heading without the jump when that was judged.
+        loss_after: on the probe, what it was then.
         cost_steps: that were undone. After a rejected jump the weights are so many steps later again those of before it; with an
             accepted one it is what trying other horizons took.
     """

@@ -1,4 +1,4 @@
-"""The command `nowcast`: train, compare, wire, data. Heavy imports come after the arguments are parsed."""
+"""The command `nowcast`: train, compare, wire, keys, data, jobs on a cluster. Heavy imports come after the arguments are parsed."""
 
 import signal
 import sys
@@ -24,7 +24,7 @@ data_app = typer.Typer(help="The data sets of the tasks.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(submit_app)
 
-ConfigFile = Annotated[Path, typer.Argument(help="TOML file; see deploy/demo.toml", show_default=False)]
+ConfigFile = Annotated[Path, typer.Argument(help="TOML file; see deploy/demo.toml and `nowcast keys`", show_default=False)]
 Server = Annotated[str | None, typer.Option(help="URL of a nowcast server, `own` for one of this command's own, or `embedded`")]
 Forecaster = Annotated[str | None, typer.Option(help="e.g. nino, wnn, linear, average, last")]
 CheckpointFile = Annotated[Path | None, typer.Option(help="weights of the forecaster")]
@@ -110,6 +110,16 @@ def wire(
         wire_module(module, Console(), picture=draw)
     except (ValueError, BadWiring) as error:
         _fail(str(error))
+
+
+@app.command()
+def keys() -> None:
+    """Show every key of a configuration, its default, and what it means."""
+    from rich.console import Console
+
+    from trainer_worker.keys import show_keys
+
+    show_keys(Console())
 
 
 @data_app.command("fetch")

@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -40,7 +40,7 @@ class Table(BaseModel):
 class TaskTable(Table):
     """`[task]`: what is trained."""
 
-    name: str = Field(description="one of the tasks that `nowcast train --help` lists")
+    name: str = Field(description=f"one of {', '.join(TASKS)}")
     data: Path | None = Field(default=None, description="folder that holds the data set; by default it is looked for and fetched")
 
     examples: Count | None = Field(default=None, description="at most so many in each split, for quick trials")
@@ -68,12 +68,14 @@ class TrainTable(Table):
         default="constant",
         description="its course: cosine falls to 0; the other rises for 5% of the steps and falls for the last 20%",
     )
-    weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = Field(default=0.0, description="AdamW's")
     average: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
         default=0.0,
         description="decay of an average of the weights that is evaluated besides them, e.g. 0.998; it follows jumps. 0: none",
     )
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = [1000]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = Field(
+        default=[1000], description="one run each: of weights, batches and dropout"
+    )
     eval_every: Count = Field(default=200, description="steps between two evaluations on validation and test data")
     checkpoint_every: Count = Field(default=1000, description="steps between two checkpoints")
     target: Annotated[float, Field(gt=0, le=1, strict=True)] | None = Field(
@@ -94,9 +96,11 @@ class NowcastTable(Table):
     server: str = Field(
         default="own", description="`own`: a server process for this command alone; `embedded`: in the worker; or a URL"
     )
-    forecaster: str = "average"
+    forecaster: str = Field(default="nino", description="nino, wnn, linear, average, last; or a checkpoint's name at the server")
     checkpoint: Path | None = Field(default=None, description="weights of the forecaster, read by the own or embedded server")
-    context: Annotated[int, Field(ge=2, le=64, strict=True)] = 5
+    context: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
+        default=5, description="snapshots that a forecast is made from; nino and wnn were fitted to 5"
+    )
     interval: Count = Field(default=200, description="steps between two snapshots; a nowcast every context * interval steps")
     schedule: Schedule | None = Field(
         default=None,
@@ -134,7 +138,9 @@ class NowcastTable(Table):
     timeout_s: Positive = Field(default=30.0, description="longest wait for a nowcast; then training goes on without it")
 
     probe: Annotated[int, Field(ge=0, strict=True)] = Field(
-        default=0, description="validation examples on which each jump is tried, and undone if it fails; 0 loads every forecast"
+        default=0,
+        description="validation examples on which each jump is tried, and undone if it fails; they do not count in validation "
+        "scores, of runs without nowcasts either. 0 loads every forecast",
     )
     budget: Annotated[float, Field(ge=0, le=1, strict=True)] | None = Field(
         default=None,
@@ -165,6 +171,8 @@ class NowcastTable(Table):
     def _whose_checkpoint(self) -> Self:
         if self.checkpoint is not None and self.server not in ("own", "embedded"):
             raise ValueError("checkpoint is for the own or embedded server; the one at a URL has its own weights")
+        if self.checkpoint is not None and self.forecaster in UNLEARNED:
+            raise ValueError(f"checkpoint holds weights, and the forecaster {self.forecaster} has none; choose nino or wnn")
         return self
 
     @model_validator(mode="after")
@@ -194,7 +202,7 @@ class WorkersTable(Table):
     """`[workers]`: the data-parallel processes of the Ray job."""
 
     count: Annotated[int, Field(ge=0, strict=True)] = Field(default=2, description="0: no Ray, train in this process")
-    gpus_per_worker: Annotated[float, Field(ge=0, strict=True)] = 0
+    gpus_per_worker: Annotated[float, Field(ge=0, strict=True)] = Field(default=0, description="GPUs of each; 0 trains on CPUs")
     threads: Count | None = Field(default=None, description="torch threads a worker; by default the machine's cores are shared out")
     max_failures: Annotated[int, Field(ge=0, strict=True)] = Field(
         default=3, description="restarts from the latest checkpoint before giving up"
@@ -205,7 +213,7 @@ class WorkersTable(Table):
 class OutputTable(Table):
     """`[output]`: where results go."""
 
-    folder: Path = Path("runs/job")
+    folder: Path = Field(default=Path("runs/job"), description="for summary.json, report.png and, by default, checkpoints")
     checkpoints: str | None = Field(
         default=None,
         description="where checkpoints go: a path all nodes share, or s3://, gs://, …; by default a folder in `folder`",
@@ -247,6 +255,15 @@ class Config(Table):
         return self
 
 
+TABLES: Final[dict[str, type[Table]]] = {
+    "task": TaskTable,
+    "train": TrainTable,
+    "nowcast": NowcastTable,
+    "workers": WorkersTable,
+    "output": OutputTable,
+}
+
+
 def load_config(path: Path, *, overrides: dict[str, Any] | None = None) -> Config:
     """Read and check a configuration.
 
@@ -280,7 +297,7 @@ def _explain(mistake: Any) -> str:
     if mistake["type"] == "extra_forbidden":
         if len(place) == 1:
             return f"unknown table [{table}]{_nearest(table, Config.model_fields)}"
-        return f"[{table}] {place[1]}: unknown key{_nearest(place[1], _keys(table))}"
+        return f"[{table}] {place[1]}: unknown key{_nearest(place[1], TABLES[table].model_fields)}"
     if mistake["type"] == "missing" and len(place) == 1:
         return f"the table [{table}] is missing"
     why = mistake["msg"].removeprefix("Value error, ")
@@ -288,17 +305,6 @@ def _explain(mistake: Any) -> str:
     shown = f" (it is {mistake['input']!r})" if key and not isinstance(mistake["input"], dict) else ""
     where = f"[{table}] {key}".strip() if table else ""
     return f"{where}: {why}{shown}" if where else why
-
-
-def _keys(table: str) -> tuple[str, ...]:
-    tables: dict[str, type[Table]] = {
-        "task": TaskTable,
-        "train": TrainTable,
-        "nowcast": NowcastTable,
-        "workers": WorkersTable,
-        "output": OutputTable,
-    }
-    return tuple(tables[table].model_fields)
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -162,11 +162,6 @@ class Trials:
         self.candidate: int | None = None  # the horizon that is to be loaded now
 
     @property
-    def under_way(self) -> bool:
-        """A jump has been made and not been judged."""
-        return self._trial is not None
-
-    @property
     def _trial(self) -> Trial | None:
         return self._contest.trial
 

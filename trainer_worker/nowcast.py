@@ -66,10 +66,11 @@ class Nowcast:
     Args:
         model: what is trained; may be wrapped by `DistributedDataParallel`, `DataParallel` or `torch.compile`.
         optimizer: its `step` is counted. A jump changes only parameters that it trains.
-        server: URL of a nowcast server, or any `Endpoint`; None to forecast in this process.
+        server: URL of a nowcast server, `embedded` to forecast in this process, or any `Endpoint`; None for the URL in
+            NOWCAST_SERVER, which `nowcast submit` sets, else `embedded`.
         max_steps: optimizer steps of the whole run.
-        job: id at the server, unique among running jobs; None for a random one.
-        token: bearer token for the server.
+        job: id at the server, unique among running jobs; None for a random one, which begins with NOWCAST_JOB.
+        token: bearer token for the server; None for that in NOWCAST_TOKEN.
         forecaster: which forecaster to use.
         record: allow a server that records (`--record`) to keep the snapshots, to fit forecasters to.
         checkpoint: weights of the forecaster, in this process only; None for those that are shipped.

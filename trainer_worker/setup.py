@@ -151,9 +151,13 @@ def make_endpoint(
 
 
 def _embedded(spec: JobSpec, *, checkpoint: str | None, device: torch.device) -> "EmbeddedEndpoint":
-    from trainer_worker.embedded import EmbeddedEndpoint, load_embedded
+    try:
+        from trainer_worker.embedded import EmbeddedEndpoint, load_embedded
 
-    forecaster = load_embedded(spec.forecaster, checkpoint=checkpoint, device=device)
+        forecaster = load_embedded(spec.forecaster, checkpoint=checkpoint, device=device)
+    except ImportError as error:
+        detail = f"forecasts in this process need the extra nowcast[server] ({error}); install it, or give the URL of a server"
+        raise BadArgument("server", detail) from error
     if forecaster.context not in (None, spec.context):
         raise BadArgument("context", f"{forecaster.name} needs {forecaster.context} snapshots, not {spec.context}")
     return EmbeddedEndpoint(forecaster)

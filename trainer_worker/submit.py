@@ -18,7 +18,7 @@ app = typer.Typer(pretty_exceptions_enable=False)
 Option = typer.Option
 Address = Annotated[
     str | None,
-    Option(help="Of the cluster: http://HEAD:8265, or auto. [default: RAY_ADDRESS, or this machine's]", show_default=False),
+    Option(help="Of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's"),
 ]
 Id = Annotated[str, typer.Argument(help="As submit printed it; nowcast jobs lists them.", metavar="ID", show_default=False)]
 
@@ -33,8 +33,10 @@ def submit(
     ] = None,
     *,
     address: Address = None,
-    server: Annotated[str, Option(help="URL of a nowcast server, serve:NAME of one on the cluster, or none.")] = "serve:nowcast",
-    name: Annotated[str | None, Option(help="Of the job; unique on the cluster. [default: made from the file's]")] = None,
+    server: Annotated[
+        str, Option(help="URL of a nowcast server, serve:NAME of one on the cluster, or embedded.")
+    ] = "serve:nowcast",
+    name: Annotated[str | None, Option(help="Of the job; unique on the cluster.", show_default="made from the file's")] = None,
     workers: Annotated[str, Option(help="Processes that run the script: 4, or 2:8 for as many as there is room for.")] = "1",
     driver: Annotated[bool, Option("--driver", help="Run the script once; it starts its Ray workers itself.")] = False,
     gpus: Annotated[float, Option(help="Of each worker.")] = 0,
@@ -43,7 +45,7 @@ def submit(
     storage: Annotated[
         str | None, Option(help="For checkpoints, and results of a configuration: a path all nodes share, or s3://, gs://, …")
     ] = None,
-    working_dir: Annotated[Path | None, Option(help="Folder to upload. [default: the script's]", show_default=False)] = None,
+    working_dir: Annotated[Path | None, Option(help="Folder to upload.", show_default="the script's")] = None,
     pip: Annotated[list[str] | None, Option(help="Package the script needs; may be repeated.", show_default=False)] = None,
     env: Annotated[list[str] | None, Option(help="NAME=VALUE for script and workers; may be repeated.", show_default=False)] = None,
     follow: Annotated[bool, Option("--follow", "-f", help="Print the log until the job ends; exit as it does.")] = False,

@@ -76,13 +76,15 @@ def _smooth(values: Floats) -> Floats:
 
 
 def read(folder: Path) -> Problems:
-    """All runs below a folder; each gives two arms, its weights and their average."""
+    """All runs below a folder; each gives two arms, its weights and their average. Without any the program ends."""
     found: Problems = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for path in sorted(folder.rglob("*.json")):
         run = json.loads(path.read_text())
         for averaged in (False, True):
             curve = Curve.of(run, averaged=averaged)
             found[run["problem"]][curve.arm][run["lr"]].append(curve)
+    if not found:
+        raise SystemExit(f"there are no runs in {folder}: make some with `run`, or read bench/acceleration/results/README.md")
     return found
 
 

@@ -35,18 +35,20 @@ def load_forecaster(
     Args:
         name: a key of `FORECASTERS`.
         checkpoint: weights for `nino` and `wnn`, a published `.pt` or our `.safetensors`; None for the ones the package ships.
-            The others need none and ignore it.
+            The others have none.
         device: where `nino` and `wnn` compute.
         engine: what computes them: `streaming`, `streaming-bfloat16` (faster, approximate) or `reference`, the plain model.
 
     Raises:
         UnknownForecaster: no such forecaster.
-        CheckpointError: no checkpoint, or not one for this forecaster.
+        CheckpointError: no checkpoint, or none for this forecaster.
     """
     if name not in FORECASTERS:
         raise UnknownForecaster(f"forecaster {name!r} is not one of {', '.join(FORECASTERS)}", field="forecaster")
     cls = FORECASTERS[name]
     if not issubclass(cls, LearnedForecaster):
+        if checkpoint is not None:
+            raise CheckpointError(f"{name!r} has no weights that {checkpoint} could hold; choose nino or wnn", field="checkpoint")
         return cls()
     return cls(load_checkpoint(checkpoint or _shipped(name)), device=device, engine=engine)
 

@@ -1,10 +1,13 @@
 """Configurations: read strictly, with errors that say where and what instead."""
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from trainer_worker.config import Config, ConfigError, load_config
+from trainer_worker.config import TABLES, Config, ConfigError, load_config
+from trainer_worker.keys import show_keys
 
 DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo.toml"
 
@@ -20,6 +23,18 @@ def test_only_the_task_must_be_given(tmp_path: Path) -> None:
     config = load(tmp_path, '[task]\nname = "fm-16"')
     assert (config.train.lr, config.train.batch_size, config.train.weight_decay) == (6e-3, 128, 0.0)
     assert config.nowcast is None
+
+
+def test_every_key_is_explained() -> None:
+    """`nowcast keys` is all the documentation they have."""
+    unexplained = [
+        f"{name}.{key}" for name, table in TABLES.items() for key, field in table.model_fields.items() if not field.description
+    ]
+    assert unexplained == []
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_keys(console)
+    shown = console.export_text()
+    assert all(f"[{name}]" in shown and all(key in shown for key in table.model_fields) for name, table in TABLES.items())
 
 
 def test_the_demo_is_a_valid_configuration() -> None:
@@ -44,6 +59,7 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[workers]\ncount = 3", "train.batch_size 128 does not split evenly over 3 workers"),
         ("[nowcast]\nserver = 'localhost:8440'", "[nowcast] server: must be own, embedded, or an address"),
         ("[nowcast]\ncheckpoint = 'nowhere.pt'", "[nowcast] checkpoint: there is no file"),
+        (f"[nowcast]\nforecaster = 'linear'\ncheckpoint = '{DEMO}'", "the forecaster linear has none; choose nino or wnn"),
         ("[nowcast]\n[workers]\naddress = 'auto'", "cannot reach a server of this command's own; give its URL"),
         ("[train]\nrate = 'linear'", "[train] rate: Input should be 'constant', 'cosine' or 'warmup-stable-decay'"),
         ("[nowcast]\nquiet = 201", "quiet = 201 is longer than interval = 200"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer_worker.config import Config
+from trainer_worker.config import Config, NowcastTable
 from trainer_worker.datasets import DataMissing
 from trainer_worker.in_process import FolderHarness, train_in_process
 from trainer_worker.loop import Checkpoint, _rate, train
@@ -62,6 +62,25 @@ def without_times(record: RunRecord) -> list[dict[str, Any]]:
 
 def ignore(news: dict[str, Any]) -> None:
     pass
+
+
+def test_what_jumps_are_tried_on_does_not_judge_them(tmp_path: Path, small_task: Task) -> None:
+    """Jumps are kept by their loss there, so a run with them would look better than it is; one without is judged by the same."""
+    tried = train(order(tmp_path / "tried", nowcasts=True, probe=200, shadow=True), FolderHarness(tmp_path / "tried", ignore))
+    config = order(tmp_path / "plain", nowcasts=False)
+    table = NowcastTable.model_validate({**NOWCAST, "probe": 200})
+    config = config.model_copy(update={"config": config.config.model_copy(update={"nowcast": table})})
+    plain = train(config, FolderHarness(tmp_path / "plain", ignore))
+    whole = train(order(tmp_path / "whole", nowcasts=False), FolderHarness(tmp_path / "whole", ignore))
+    assert [(each.validation, each.test) for each in tried.evaluations] == [
+        (each.validation, each.test) for each in plain.evaluations
+    ]
+    for one, other in zip(plain.evaluations, whole.evaluations, strict=True):
+        assert one.test == other.test
+        assert one.validation != other.validation
+        assert one.validation.accuracy * 56 == pytest.approx(round(one.validation.accuracy * 56))  # of the other 56 examples
+    with pytest.raises(ValueError, match="takes all 256 validation examples"):
+        train(order(tmp_path / "none", nowcasts=True, probe=256), FolderHarness(tmp_path / "none", ignore))
 
 
 class Harness(FolderHarness):

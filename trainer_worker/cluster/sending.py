@@ -15,7 +15,7 @@ from trainer_worker.cluster.finding import BY_NAME, server_url
 from trainer_worker.cluster.following import MARK, SERVER_KEY
 from trainer_worker.cluster.packaging import Submission, Workers, environment, folder_of, locate, new_id, script_command
 
-NO_SERVER: Final = "none"
+NO_SERVER: Final = ("embedded", "none")
 READY_S: Final = 60.0
 
 
@@ -118,10 +118,10 @@ def _check_config(path: Path) -> None:
 
 
 def _server(server: str, client: JobSubmissionClient) -> str | None:
-    if server == NO_SERVER:
+    if server in NO_SERVER:
         return None
     if server.startswith(BY_NAME):
         return server_url(server, serve_details(client))
     if not server.startswith(("http://", "https://")):
-        raise ClusterError(f"--server {server!r}: give a URL, serve:NAME, or none")
+        raise ClusterError(f"--server {server!r}: give a URL, serve:NAME, or embedded")
     return server

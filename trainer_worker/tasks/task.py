@@ -91,15 +91,16 @@ class Task:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, rank: int = 0, world: int = 1) -> Tensor:
-    """Sums over this rank's share of a split: (loss, correct, examples), float64, ready to be summed over the ranks.
+def evaluate(model: nn.Module, split: Split, *, after: int = 0, batch_size: int = 500, rank: int = 0, world: int = 1) -> Tensor:
+    """Sums over this rank's share of a split but its first `after` examples: (loss, correct, examples), float64, ready to be summed
+    over the ranks.
 
     The batches are the same whatever the number of ranks; rank r takes every `world`-th of them from r on.
     """
     training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)
-    for start in range(rank * batch_size, len(split), world * batch_size):
+    for start in range(after + rank * batch_size, len(split), world * batch_size):
         inputs, targets = split.take(torch.arange(start, min(start + batch_size, len(split))))
         outputs = model(inputs)
         mean = torch.stack([Task.loss(outputs, targets), Task.correct(outputs, targets)]).double().cpu()
