@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from trainer_worker.errors import DECISIONS
+
 log = logging.getLogger(__name__)
 
 Kind = Literal["nowcast", "snapshot", "server"]
@@ -20,7 +22,7 @@ class Event:
         kind: `nowcast`, `snapshot` (one that could not be taken) or `server` (its coming and going).
         outcome: of a nowcast `accepted`, `rejected` or `skipped`; of a snapshot `dropped`; of the server `lost` or `back`.
         horizon: of the forecast that was loaded, in intervals; None if none was.
-        reason: a stable word (`trainer_worker.errors.reason_for`); empty if all went well.
+        reason: a stable word (`trainer_worker.errors`: `DECISIONS`, `reason_for`; docs/metrics.md); empty if all went well.
         detail: the same as a sentence.
         seconds: for which training waited.
         expected_loss: where the run was heading, when a jump was judged.
@@ -103,7 +105,7 @@ class Journal:
         """Take note of an event."""
         self.events.append(event)
         self.tally.count(event)
-        log.log(logging.WARNING if event.reason else logging.INFO, "%s: %s", self._job, event)
+        log.log(logging.WARNING if event.reason and event.reason not in DECISIONS else logging.INFO, "%s: %s", self._job, event)
         if self._on_event is not None:
             try:
                 self._on_event(event)
