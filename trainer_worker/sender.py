@@ -91,6 +91,7 @@ class Sender:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._registered = self._replace = False
+        self._restarts = 0
         self._context: dict[int, Snapshot] = {}
         self._held: set[int] = set()  # steps the endpoint has
         self._sending: Snapshot | None = None
@@ -179,6 +180,7 @@ class Sender:
         """Begin anew after a checkpoint was loaded: the endpoint forgets what it holds."""
         with self._changed:
             self._registered, self._replace = False, True
+            self._restarts += 1
             self._held.clear()
             self._changed.notify()
 
@@ -256,9 +258,13 @@ class Sender:
         return self._report if self._outcomes else None
 
     def _register(self) -> None:
+        with self._changed:
+            replace, restarts = self._replace, self._restarts
         with self._failures_of("register"):
-            steps = self._endpoint.register(self._spec, replace=self._replace, deadline=Deadline(self._timeout_s))
+            steps = self._endpoint.register(self._spec, replace=replace, deadline=Deadline(self._timeout_s))
             with self._changed:
+                if restarts != self._restarts:
+                    return  # begun anew meanwhile: what the endpoint holds is still to be forgotten
                 self._registered, self._replace = True, False
                 self._held = set(steps)
                 if self._down is not None:

@@ -1,0 +1,81 @@
+"""The background thread by itself, with an endpoint in this process."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from small_runs import ShiftingEndpoint
+from waiting import until
+
+from protos.errors import UnknownJob
+from protos.messages import JobSpec
+from protos.wiring import Parameter, Wiring
+from trainer_worker.deadline import Deadline
+from trainer_worker.sender import Request, Sender
+from trainer_worker.snapshots import Snapshot
+
+INTERVAL = 10
+SPEC = JobSpec(wiring=Wiring((Parameter("w", (4,)),), 1, ()), context=2, interval=INTERVAL, forecaster="last")
+
+
+@contextmanager
+def sending(endpoint: ShiftingEndpoint) -> Iterator[Sender]:
+    """A sender at work."""
+    sender = Sender(endpoint, SPEC, timeout_s=30.0)
+    sender.open(resumed=False)
+    try:
+        yield sender
+    finally:
+        sender.stop()
+
+
+def offer(sender: Sender, *steps: int, value: float = 0.0) -> None:
+    """Snapshots that hold `value` throughout."""
+    for step in steps:
+        sender.offer(Snapshot(step, torch.full((4,), value)))
+
+
+def ask(sender: Sender, step: int) -> Request:
+    """Ask for the next interval, and wait for the answer."""
+    request = Request(step, (1,), torch.empty(1, 4), Deadline(20.0))
+    sender.ask(request)
+    assert request.done.wait(20.0)
+    return request
+
+
+class Fails:
+    """What the next calls of each name meet: an error, or a gate that holds them up until it is opened."""
+
+    def __init__(self, **calls: list[Exception | threading.Event]) -> None:
+        self.calls = calls
+        self.begun: list[str] = []
+
+    def __call__(self, call: str) -> None:
+        self.begun.append(call)
+        if not self.calls.get(call):
+            return
+        met = self.calls[call].pop(0)
+        if isinstance(met, Exception):
+            raise met
+        assert met.wait(20.0)
+
+
+def test_a_rollback_while_the_job_registers_again_is_not_lost() -> None:
+    """The forecast would be made from the course that the run has gone back from, and nothing would tell."""
+    fails = Fails()
+    endpoint = ShiftingEndpoint(fail=fails)
+    with sending(endpoint) as sender:
+        offer(sender, 10, 20)
+        until(lambda: sender.in_flight == 0)
+        gate = threading.Event()
+        fails.calls = {"forecast": [UnknownJob("restarted")], "register": [gate]}
+        sender.ask(Request(20, (1,), torch.empty(1, 4), Deadline(20.0)))
+        until(lambda: fails.begun.count("register") == 2)
+        sender.reset()
+        sender.restart()
+        gate.set()
+        until(lambda: sender._registered)
+        offer(sender, 10, 20, value=1.0)
+        assert ask(sender, 20).error is None
+    assert endpoint.history[10].tolist() == endpoint.history[20].tolist() == [1.0] * 4
