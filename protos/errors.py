@@ -4,6 +4,7 @@ The code, not the text, is the contract. A server renders an error as RFC 9457 p
 `protos.messages`); a client rebuilds the same error with `error_from_problem`, so both sides raise and catch one set of types.
 """
 
+import math
 from typing import Any, ClassVar
 
 
@@ -162,8 +163,21 @@ ERRORS: dict[str, type[NowcastError]] = {cls.code: cls for cls in _all_subclasse
 
 
 def error_from_problem(problem: dict[str, Any]) -> NowcastError:
-    """Rebuild the error a problem+json body describes; unknown codes become a plain `NowcastError`."""
+    """Rebuild the error a problem+json body describes; unknown codes become a plain `NowcastError`, and members that are not of
+    their type are left out.
+    """
     known = ("type", "title", "status", "detail", "code", "field")
-    extra = {key: value for key, value in problem.items() if key not in known}
+    field = problem.get("field")
     cls = ERRORS.get(str(problem.get("code")), NowcastError)
-    return cls(str(problem.get("detail", "")), field=problem.get("field"), **extra)
+    error = cls(str(problem.get("detail", "")), field=field if isinstance(field, str) else None)
+    error.extra = {key: value for key, value in problem.items() if key not in known and _is_of_its_type(key, value)}
+    return error
+
+
+def _is_of_its_type(member: str, value: Any) -> bool:
+    """Whether clients can act on it: a server that is wrong must not break them."""
+    if member == "retry_after_s":
+        return isinstance(value, int | float) and 0 <= value < math.inf
+    if member == "missing":
+        return isinstance(value, list) and all(isinstance(step, int) for step in value)
+    return True
