@@ -317,6 +317,8 @@ class Sender:
             log.error("%s; this run goes on without nowcasts", error)
             self._lost, self._registered = error, False
             self._news.append(("lost", error))
+        elif call == "register":
+            self._pause(error)
         elif isinstance(error, UnknownJob):
             self._registered = False
             self._repairs += 1
@@ -326,7 +328,7 @@ class Sender:
         elif isinstance(error, SnapshotConflict):
             self._registered, self._replace = False, True
             self._repairs += 1
-        elif isinstance(error, Unavailable) or call == "register" or (call == "send" and _passes(error)):
+        elif isinstance(error, Unavailable) or (call == "send" and _passes(error)):
             self._pause(error)
         elif call == "send":
             self._spoilt = error

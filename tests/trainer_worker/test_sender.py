@@ -1,14 +1,16 @@
 """The background thread by itself, with an endpoint in this process."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 from small_runs import ShiftingEndpoint
 from waiting import until
 
-from protos.errors import UnknownJob
+from protos.errors import HistoryMissing, NowcastError, SnapshotConflict, UnknownJob
 from protos.messages import JobSpec
 from protos.wiring import Parameter, Wiring
 from trainer_worker.deadline import Deadline
@@ -79,3 +81,15 @@ def test_a_rollback_while_the_job_registers_again_is_not_lost() -> None:
         offer(sender, 10, 20, value=1.0)
         assert ask(sender, 20).error is None
     assert endpoint.history[10].tolist() == endpoint.history[20].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("error", [UnknownJob("?"), SnapshotConflict("?"), HistoryMissing("?", missing=[10])])
+def test_a_registration_is_not_repeated_without_a_pause(error: NowcastError) -> None:
+    """An address that leads to another service would be called as fast as a core can, for as long as the run lasts."""
+    fails = Fails(forecast=[UnknownJob("restarted")])
+    with sending(ShiftingEndpoint(fail=fails)) as sender:
+        offer(sender, 10, 20)
+        fails.calls["register"] = [error] * 1000
+        assert ask(sender, 20).error is error
+        time.sleep(0.5)
+        assert fails.begun.count("register") <= 5
