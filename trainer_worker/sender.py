@@ -339,7 +339,8 @@ class Sender:
 
     def _pause(self, error: BaseException) -> None:
         """Leave the endpoint alone for a while. It may be another process when it comes back, so the job registers again."""
-        pause_s = min(FIRST_PAUSE_S * 2**self._failures, LONGEST_PAUSE_S) * self._jitter.uniform(0.75, 1.0)
+        doublings = min(self._failures, 32)  # of an outage of hours 2**failures is no float any more
+        pause_s = min(FIRST_PAUSE_S * 2**doublings, LONGEST_PAUSE_S) * self._jitter.uniform(0.75, 1.0)
         if isinstance(error, NowcastError):
             pause_s = max(pause_s, min(error.extra.get("retry_after_s", 0.0), LONGEST_RETRY_AFTER_S))
         if self._down is None:

@@ -10,7 +10,7 @@ import torch
 from small_runs import ShiftingEndpoint
 from waiting import until
 
-from protos.errors import HistoryMissing, NowcastError, SnapshotConflict, UnknownJob
+from protos.errors import HistoryMissing, NowcastError, SnapshotConflict, Unavailable, UnknownJob
 from protos.messages import JobSpec
 from protos.wiring import Parameter, Wiring
 from trainer_worker.deadline import Deadline
@@ -93,3 +93,13 @@ def test_a_registration_is_not_repeated_without_a_pause(error: NowcastError) -> 
         assert ask(sender, 20).error is error
         time.sleep(0.5)
         assert fails.begun.count("register") <= 5
+
+
+def test_a_server_that_was_down_for_a_night_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread would end after some 75 minutes of an outage, and the run go without nowcasts from then on."""
+    monkeypatch.setattr("trainer_worker.sender.LONGEST_PAUSE_S", 0.0)
+    fails = Fails(register=[Unavailable("down")] * 1100)
+    with sending(ShiftingEndpoint(fail=fails)) as sender:
+        until(lambda: sender._registered)
+        offer(sender, 10, 20)
+        assert ask(sender, 20).error is None
