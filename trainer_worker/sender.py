@@ -308,7 +308,11 @@ class Sender:
             level = logging.DEBUG if isinstance(error, NowcastError) else logging.ERROR
             log.log(level, "%s failed: %s", call, error, exc_info=error if level == logging.ERROR else None)
             with self._changed:
-                self._mend(call, error)
+                try:
+                    self._mend(call, error)
+                except Exception as mistake:  # an error may hold anything, and nobody starts this thread again
+                    log.exception("no way was found to mend it")
+                    self._pause(mistake)
                 self._settle()
 
     def _mend(self, call: str, error: BaseException) -> None:

@@ -103,3 +103,15 @@ def test_a_server_that_was_down_for_a_night_is_found_again(monkeypatch: pytest.M
         until(lambda: sender._registered)
         offer(sender, 10, 20)
         assert ask(sender, 20).error is None
+
+
+@pytest.mark.parametrize("error", [Unavailable("gone", retry_after_s="5"), HistoryMissing("lost", missing=10)])
+def test_an_error_that_cannot_be_mended_does_not_end_the_thread(error: NowcastError) -> None:
+    """Each nowcast to come would hold up training for its whole timeout, and nothing would tell why."""
+    with sending(ShiftingEndpoint(fail=Fails(forecast=[error]))) as sender:
+        offer(sender, 10, 20)
+        failed = ask(sender, 20).error
+        assert isinstance(failed, TypeError)
+        assert ("lost", failed) in list(sender.news())
+        until(lambda: sender._registered)
+        assert ask(sender, 20).error is None
