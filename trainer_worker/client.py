@@ -28,6 +28,8 @@ from trainer_worker.deadline import Deadline
 from trainer_worker.tls import verification
 
 CONNECT_S: Final = 2.0
+LONGEST_S: Final = 86_400.0
+"""Of one call: a deadline may be infinite, and the time a socket waits may not."""
 ATTEMPTS: Final = 3
 FIRST_WAIT_S: Final = 0.1
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
@@ -127,7 +129,7 @@ class HttpEndpoint:
             wait_jitter=0,  # jitter would draw from the process's random state, which is the training's
         ):
             with attempt, _transport_errors(f"{method} {path}"):
-                left_s = deadline.check(f"{method} {path}")
+                left_s = min(deadline.check(f"{method} {path}"), LONGEST_S)
                 with self._client.stream(
                     method,
                     path,

@@ -1,6 +1,7 @@
 """Rank 0's side of a nowcast: takes snapshots, has them sent, fetches forecasts."""
 
 import math
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -77,7 +78,7 @@ class Context:
             NowcastError: there are none; the error says why. The request is over.
         """
         patience_s = max(0.0, request.deadline.left_s + GRACE_S) if wait else 0.0
-        if not request.done.wait(None if math.isinf(patience_s) else patience_s):
+        if not request.done.wait(min(patience_s, threading.TIMEOUT_MAX)):
             self._sender.give_up(request)
             self._forecasts = None  # the thread may still be writing to it
             raise DeadlineExceeded("no forecast came in time")

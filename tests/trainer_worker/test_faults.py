@@ -1,6 +1,7 @@
 """Servers that break: training goes on, and the summary says what was skipped and why."""
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from small_runs import CONTEXT, INTERVAL, PERIOD, flat, network, step
 from waiting import until
 
 from protos.messages import DEADLINE_HEADER, SESSION_HEADER
-from trainer_worker import BadArgument, FixedHorizon, Nowcast
+from trainer_worker import BadArgument, FixedHorizon, Nowcast, client
 
 STEPS = 3 * PERIOD
 
@@ -42,6 +43,13 @@ def test_the_headers_of_every_call(faulty: FaultyServer) -> None:
     assert all(0 < float(headers[DEADLINE_HEADER]) <= 15 for headers in faulty.headers)
     assert faulty.calls.count("send") == 2 * CONTEXT
     assert [outcome["outcome"] for outcome in faulty.outcomes] == ["accepted", "accepted"]
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e10])
+def test_a_timeout_may_be_longer_than_sockets_wait(faulty: FaultyServer, timeout_s: float) -> None:
+    """Who would rather wait than miss a nowcast would get none."""
+    assert run(faulty, timeout_s=timeout_s)["nowcasts"]["accepted"] == 2
+    assert all(0 < float(headers[DEADLINE_HEADER]) <= client.LONGEST_S for headers in faulty.headers)
 
 
 @pytest.mark.parametrize(
