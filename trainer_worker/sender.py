@@ -275,15 +275,13 @@ class Sender:
         snapshot = self._sending
         assert snapshot is not None
         with self._failures_of("send"):
-            try:
-                self._endpoint.send(snapshot.step, snapshot.wait(), deadline=Deadline(self._timeout_s))
-            finally:
-                with self._changed:
-                    self._sending = None
+            self._endpoint.send(snapshot.step, snapshot.wait(), deadline=Deadline(self._timeout_s))
             with self._changed:
                 self.sent += 1
                 if snapshot.step in self._context:
                     self._held.add(snapshot.step)
+        with self._changed:
+            self._sending = None
 
     def _forecast(self) -> None:
         with self._changed:
@@ -334,7 +332,7 @@ class Sender:
             self._repairs += 1
         elif isinstance(error, Unavailable) or (call == "send" and _passes(error)):
             self._pause(error)
-        elif call == "send":
+        elif call == "send" and self._sending in self._context.values():  # no other context's
             self._spoilt = error
         elif call == "forecast" and self._answering is not None:
             self._answering.finish(error)

@@ -10,7 +10,7 @@ import torch
 from small_runs import ShiftingEndpoint
 from waiting import until
 
-from protos.errors import HistoryMissing, NowcastError, SnapshotConflict, Unavailable, UnknownJob
+from protos.errors import BadValue, HistoryMissing, NowcastError, SnapshotConflict, Unavailable, UnknownJob
 from protos.messages import JobSpec
 from protos.wiring import Parameter, Wiring
 from trainer_worker.deadline import Deadline
@@ -115,3 +115,22 @@ def test_an_error_that_cannot_be_mended_does_not_end_the_thread(error: NowcastEr
         assert ("lost", failed) in list(sender.news())
         until(lambda: sender._registered)
         assert ask(sender, 20).error is None
+
+
+def test_a_refused_snapshot_of_the_last_context_does_not_spoil_the_next() -> None:
+    """A nowcast would be skipped for a snapshot that it is not made from."""
+    reached, gate = threading.Event(), threading.Event()
+
+    def fail(call: str) -> None:
+        if call == "send" and not reached.is_set():
+            reached.set()
+            assert gate.wait(20.0)
+            raise BadValue("NaN")
+
+    with sending(ShiftingEndpoint(fail=fail)) as sender:
+        offer(sender, 10)
+        assert reached.wait(20.0)
+        sender.reset()
+        offer(sender, 30, 40)
+        gate.set()
+        assert ask(sender, 40).error is None
