@@ -98,6 +98,7 @@ class Sender:
         self._request: Request | None = None
         self._answering: Request | None = None  # may have been given up
         self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
+        self._retried: Outcome | None = None
         self._repairs = 0
         self._spoilt: BaseException | None = None  # why this context cannot be sent
         self._down: BaseException | None = None  # why the endpoint is left alone until `_retry_at`
@@ -296,7 +297,19 @@ class Sender:
         with self._changed:
             outcome = self._outcomes.popleft()
         with self._failures_of("report"):
-            self._endpoint.report(outcome, deadline=Deadline(self._timeout_s))
+            try:
+                self._endpoint.report(outcome, deadline=Deadline(self._timeout_s))
+            except NowcastError as error:
+                if _passes(error) or isinstance(error, UnknownJob):
+                    self._put_back(outcome)
+                raise
+
+    def _put_back(self, outcome: Outcome) -> None:
+        """Have an outcome told once more, and only once: a server that takes none must not be held to be down for ever."""
+        with self._changed:
+            if outcome is not self._retried and len(self._outcomes) < MAX_OUTCOMES:
+                self._outcomes.appendleft(outcome)
+            self._retried = outcome
 
     @contextmanager
     def _failures_of(self, call: str) -> Iterator[None]:
@@ -323,7 +336,7 @@ class Sender:
             self._pause(error)
         elif isinstance(error, UnknownJob):
             self._registered = False
-            self._repairs += 1
+            self._repairs += call != "report"  # no nowcast waits for it
         elif isinstance(error, HistoryMissing):
             self._held -= set(error.extra.get("missing", self._held))
             self._repairs += 1

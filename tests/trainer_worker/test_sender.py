@@ -10,8 +10,17 @@ import torch
 from small_runs import ShiftingEndpoint
 from waiting import until
 
-from protos.errors import BadValue, HistoryMissing, NowcastError, SnapshotConflict, Unavailable, UnknownJob
-from protos.messages import JobSpec
+from protos.errors import (
+    BadRequest,
+    BadValue,
+    DeadlineExceeded,
+    HistoryMissing,
+    NowcastError,
+    SnapshotConflict,
+    Unavailable,
+    UnknownJob,
+)
+from protos.messages import JobSpec, Outcome
 from protos.wiring import Parameter, Wiring
 from trainer_worker.deadline import Deadline
 from trainer_worker.sender import Request, Sender
@@ -134,3 +143,28 @@ def test_a_refused_snapshot_of_the_last_context_does_not_spoil_the_next() -> Non
         offer(sender, 30, 40)
         gate.set()
         assert ask(sender, 40).error is None
+
+
+@pytest.mark.parametrize("error", [Unavailable("gone"), UnknownJob("restarted"), DeadlineExceeded("slow"), NowcastError("broken")])
+def test_an_outcome_outlives_an_outage(error: NowcastError) -> None:
+    """Which jumps failed before a server went away would be missing from what it shows and fits forecasters to."""
+    fails = Fails(report=[error])
+    endpoint = ShiftingEndpoint(fail=fails)
+    with sending(endpoint) as sender:
+        for step in (10, 20):
+            sender.report(Outcome(step=step, outcome="rejected", horizon=1))
+        until(lambda: len(endpoint.outcomes) == 2)
+    assert [outcome.step for outcome in endpoint.outcomes] == [10, 20]
+
+
+@pytest.mark.parametrize("error", [Unavailable("gone"), UnknownJob("restarted"), BadRequest("no outcomes here")])
+def test_an_outcome_that_is_never_taken_is_given_up(error: NowcastError) -> None:
+    """The server would be held to be down for ever, and its forecasts lost, for something that training does not need."""
+    fails = Fails(report=[error] * 1000)
+    with sending(ShiftingEndpoint(fail=fails)) as sender:
+        for step in (10, 20):
+            sender.report(Outcome(step=step, outcome="rejected", horizon=1))
+        until(lambda: not sender._outcomes)
+        offer(sender, 30, 40)
+        until(lambda: ask(sender, 40).error is None)
+    assert fails.begun.count("report") <= 4
