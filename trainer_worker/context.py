@@ -46,7 +46,7 @@ class Context:
         """Reach for the endpoint and start to send.
 
         Raises:
-            BadArgument: the server refuses the job.
+            BadArgument: the server refuses the job, of a run that no state was loaded for.
         """
         self._sender.open(resumed=self._resumed)
 

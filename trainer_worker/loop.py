@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -66,8 +66,8 @@ def train(order: Order, harness: Harness) -> RunRecord:
     """
     run = _Run(order, harness)
     settings = order.config.train
+    run.restore(harness.latest())  # first, so that a server that refuses the job now does not end the run
     with run.watching():
-        run.restore(harness.latest())
         while run.step < settings.steps:
             run.advance()
             last = run.step == settings.steps
@@ -107,9 +107,12 @@ class _Run:
         self.losses = torch.zeros((), device=harness.device)
         self.batches = 0
 
-    def watching(self) -> AbstractContextManager[Any]:
-        """Nowcasts while it is open, if the order has any."""
-        return self.nowcast or nullcontext()
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Nowcasts while it is open, if the order has any; the clock starts once they are ready."""
+        with self.nowcast or nullcontext():
+            self.started = time.perf_counter()
+            yield
 
     def advance(self) -> None:
         """One optimizer step; a jump happens in the optimizer's hook."""
@@ -199,7 +202,6 @@ class _Run:
                 self.nowcast.load_state_dict(shared["nowcast"])
             self.losses.copy_(own["losses"])
             self.batches = own["batches"]
-        self.started = time.perf_counter()
 
     def record(self) -> RunRecord:
         """What the run leaves behind."""

@@ -102,7 +102,9 @@ class Nowcast:
         process_group: the ranks that train this model together; None for all.
 
     Raises:
-        BadArgument: an argument that cannot work, by name; also when the `with` block is entered. On every rank if on one.
+        BadArgument: an argument that cannot work, by name; also when the `with` block is entered. On every rank if on one. A server
+            that refuses the job is one, unless a state was loaded before: a resumed run goes on, without nowcasts until the server
+            takes it.
     """
 
     def __init__(
@@ -288,7 +290,8 @@ class Nowcast:
         return {"version": STATE_VERSION, "job": self._job, **self._course.state_dict(), "journal": self._journal.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`, before or after the `with` block is entered. The job's id stays as it is.
+        """Go on from `state_dict()`, before or after the `with` block is entered; if before, a server that refuses the job by now
+        does not end the run. The job's id stays as it is.
 
         Raises:
             BadArgument: the state is of another kind of run.

@@ -116,10 +116,11 @@ class Sender:
         """Register the job, waiting `OPEN_S` at most, and start the thread. A server that is down is left to the thread.
 
         Args:
-            resumed: the server may hold snapshots of steps that are going to be taken again; it has to forget them.
+            resumed: the server may hold snapshots of steps that are going to be taken again; it has to forget them. One that
+                refuses the job now, being full or having other tokens, is left to the thread as well.
 
         Raises:
-            BadArgument: the server is there and refuses the job.
+            BadArgument: the server is there and refuses the job of a run that begins.
         """
         deadline = Deadline(min(self._timeout_s, OPEN_S))
         self._replace = True
@@ -129,7 +130,7 @@ class Sender:
                 log.warning("the server knows this job from an earlier run, whose %d snapshots it is told to forget", len(steps))
                 self._endpoint.register(self._spec, replace=True, deadline=deadline)
         except NowcastError as error:
-            if not _passes(error):
+            if not resumed and not _passes(error):
                 raise BadArgument(error.field or "server", f"the server refuses the job ({error.code}): {error.detail}") from error
             self._pause(error)
         else:

@@ -173,6 +173,23 @@ def test_a_server_that_refuses_the_job_says_so_at_the_start(faulty: FaultyServer
         pass
 
 
+@pytest.mark.parametrize("fault", ["unauthorized", "out_of_memory_budget", "unknown_forecaster", "not_found"])
+def test_a_server_that_refuses_a_resumed_job_does_not_end_the_run(faulty: FaultyServer, fault: str) -> None:
+    """A run is resumed because a node was lost, in the night; that the server filled up meanwhile must not be its end."""
+    _, _, first = start(faulty, job="mine")
+    faulty.faults["register"].append(fault)
+    model, optimizer, nowcast = start(faulty, job="mine")
+    nowcast.load_state_dict(first.state_dict())
+    with nowcast:
+        step(model, optimizer, 0)
+        assert [(event.outcome, event.reason) for event in nowcast.events] == [("lost", fault)]
+        until(lambda: nowcast._context._sender._registered)
+        for index in range(1, STEPS):
+            step(model, optimizer, index)
+    assert nowcast.summary()["nowcasts"]["accepted"] == 2
+    assert nowcast.summary()["server"] == {"lost": 1, "back": 1}
+
+
 def test_another_service_on_the_port_is_no_nowcast_server(faulty: FaultyServer) -> None:
     """An address that is off by one must not look like success."""
     faulty.faults["register"].extend(["not_found"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from faulty_server import FaultyServer
 
 from trainer_worker.config import Config, NowcastTable
 from trainer_worker.datasets import DataMissing
@@ -112,6 +113,18 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(tmp_path: P
         assert without_times(resumed) == without_times(whole), stop
         assert [event["step"] for event in resumed.events] == [event["step"] for event in whole.events]
         assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+def test_a_run_is_resumed_before_the_server_is_asked(tmp_path: Path, faulty: FaultyServer) -> None:
+    """The server would take it for a run that begins, and end it when it has no room for one."""
+    job = order(tmp_path, nowcasts=True).model_copy(update={"server": faulty.url})
+    with pytest.raises(Stopped):
+        train(job, Harness(job.config.output.folder / "checkpoints" / job.name, stop_after=7))
+    faulty.faults["register"].append("out_of_memory_budget")
+    record = train_in_process(job, listen=ignore, resume=True)
+    assert record.restores == 1
+    assert record.evaluations[-1].step == 20
+    assert ("lost", "out_of_memory_budget") in [(event["outcome"], event["reason"]) for event in record.events]
 
 
 def test_an_average_of_the_weights_is_judged_besides_them(tmp_path: Path) -> None:
