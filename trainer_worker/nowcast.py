@@ -13,19 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from protos.messages import Dtype
 from protos.wiring import Wiring
-from trainer_worker.context import Context
-from trainer_worker.course import Course
-from trainer_worker.distributed import Ranks, unwrap
-from trainer_worker.endpoint import Endpoint
-from trainer_worker.errors import BadArgument
-from trainer_worker.events import Event, Journal
-from trainer_worker.flat import FlatParameters
-from trainer_worker.guard import Guard
-from trainer_worker.jump import Jump, Landing
-from trainer_worker.probe import Gauge, Probe
-from trainer_worker.rates import Rates
-from trainer_worker.schedule import Policy
-from trainer_worker.setup import (
+from trainer_worker.assembly import (
     check_dtype,
     check_mode,
     check_policy,
@@ -39,6 +27,18 @@ from trainer_worker.setup import (
     new_job,
     release,
 )
+from trainer_worker.context import Context
+from trainer_worker.cycle import Cycle
+from trainer_worker.distributed import Ranks, unwrap
+from trainer_worker.endpoint import Endpoint
+from trainer_worker.errors import BadArgument
+from trainer_worker.events import Event, Journal
+from trainer_worker.flat import FlatParameters
+from trainer_worker.guard import Guard
+from trainer_worker.jump import Jump, Landing
+from trainer_worker.probe import Gauge, Probe
+from trainer_worker.rates import Rates
+from trainer_worker.schedule import Policy
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Nowcast:
             max_steps=max_steps,
             averages=averages,
         )
-        self._course = Course(
+        self._cycle = Cycle(
             parameters=self._parameters,
             context=self._context,
             ranks=self._ranks,
@@ -236,12 +236,12 @@ class Nowcast:
         release(self._parameters)
         if self._context is not None:
             self._context.close()
-            self._course.hear_news()
+            self._cycle.hear_news()
 
     @property
     def step(self) -> int:
         """Optimizer steps counted so far."""
-        return self._course.step
+        return self._cycle.step
 
     @property
     def events(self) -> list[Event]:
@@ -287,7 +287,7 @@ class Nowcast:
         Take it after `optimizer.step()`, with the states of model and optimizer. In data-parallel training rank 0's will do
         for all ranks.
         """
-        return {"version": STATE_VERSION, "job": self._job, **self._course.state_dict(), "journal": self._journal.state_dict()}
+        return {"version": STATE_VERSION, "job": self._job, **self._cycle.state_dict(), "journal": self._journal.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`, before or after the `with` block is entered; if before, a server that refuses the job by now
@@ -303,11 +303,11 @@ class Nowcast:
                 raise BadArgument("state", f"was saved with {name} = {state[name]}, this run has {mine}")
         if (state["trials"] is None) != (self._gauge is None):
             raise BadArgument("state", "of two runs one tries its jumps (probe= or guard=) and one does not")
-        self._course.load_state_dict(state)
+        self._cycle.load_state_dict(state)
         self._journal.load_state_dict(state["journal"])
 
     def _after_step(self, *_: Any) -> None:
         # a GradScaler has fused optimizers look at this themselves, and calls no other's step at all if it is set
         skipped = getattr(self._optimizer, "found_inf", None)
         if skipped is None or not float(skipped):
-            self._course.after_step()
+            self._cycle.after_step()

@@ -178,7 +178,7 @@ def train_sharded(rank: int, **given: Any) -> dict[str, Any]:
 
         def probe(replica: nn.Module = replica) -> float:
             replica(torch.ones(4, 8))  # as probes do; what FSDP gathers for it, the average, must not stay
-            return 2.0 if rank == 1 and nowcast.step >= 40 and nowcast._course._trials._trial else 1.0
+            return 2.0 if rank == 1 and nowcast.step >= 40 and nowcast._cycle._trials._trial else 1.0
 
         options["probe"] = probe
         weights = []
@@ -251,7 +251,7 @@ class Preferring:
 
     def __call__(self) -> float:
         assert self.nowcast is not None
-        trial = self.nowcast._course._trials._trial
+        trial = self.nowcast._cycle._trials._trial
         return self.losses[trial.horizon] if trial else 1.0
 
 

@@ -88,7 +88,7 @@ class ShiftingEndpoint:
 
 def wait_for_forecasts(nowcast: Nowcast) -> None:
     """Wait until what was asked for has come: a few steps of so small a network are over before that."""
-    pending = nowcast._course._candidates.pending
+    pending = nowcast._cycle._candidates.pending
     assert pending is not None
     assert pending.request is not None
     until(pending.request.done.is_set)

@@ -64,7 +64,7 @@ def test_no_average_spans_a_jump() -> None:
     run.endpoint.fail = lambda call: gate.wait() if call == "forecast" else None
     with run.nowcast:
         run.train(PERIOD + 1)
-        pending = run.nowcast._course._candidates.pending
+        pending = run.nowcast._cycle._candidates.pending
         assert pending is not None
         assert pending.request is not None
         gate.set()

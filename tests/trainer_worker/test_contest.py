@@ -72,7 +72,7 @@ class Run:
     @property
     def trials(self) -> Any:
         assert self.nowcast is not None
-        return self.nowcast._course._trials
+        return self.nowcast._cycle._trials
 
     def train(self, steps: int) -> None:
         for _ in range(steps):

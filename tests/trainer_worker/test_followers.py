@@ -25,7 +25,7 @@ def train(model: nn.Module, average: AveragedModel, *, steps: int, **options: ob
         for index in range(steps):
             step(model, optimizer, index)
             average.update_parameters(model)
-            if nowcast._course._candidates.pending is not None:
+            if nowcast._cycle._candidates.pending is not None:
                 wait_for_forecasts(nowcast)
     return nowcast
 

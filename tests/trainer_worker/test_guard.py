@@ -41,7 +41,7 @@ class Run:
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(256, 8, generator=generator)
         torch.rand(1)  # a probe may draw numbers
-        trials = self.nowcast and self.nowcast._course._trials
+        trials = self.nowcast and self.nowcast._cycle._trials
         trial = trials._trial if trials else None
         penalty = 9.0 if trial and self.nowcast and self.nowcast.step - trial.step == RECOVERY else 0.0  # no jump is good enough
         return penalty + float(functional.cross_entropy(self.model(inputs), (inputs.sum(1) > 0).long()))
@@ -118,7 +118,7 @@ class Scripted:
 
     def __call__(self) -> float:
         assert self.nowcast is not None
-        jumped = self.nowcast._course._trials
+        jumped = self.nowcast._cycle._trials
         under_way = jumped is not None and jumped._trial is not None
         since = self.nowcast.step - jumped._trial.step if jumped is not None and jumped._trial is not None else None
         return self.loss(self.nowcast.step, since if under_way else None)
@@ -289,7 +289,7 @@ def test_what_is_compared_is_as_long(interval: int, recovery: int, behind: bool,
     options |= {"guard": Guard(recovery, tolerance=1.0), "on_event": lambda event: judged_at.append(run.step)}
 
     def probe() -> float:
-        return 1.005 if behind and run._course._trials._trial else 1.0  # type: ignore[union-attr]
+        return 1.005 if behind and run._cycle._trials._trial else 1.0  # type: ignore[union-attr]
 
     with Nowcast(model, optimizer, server=ShiftingEndpoint(), probe=probe, **options) as run:
         for _ in range(length):

@@ -196,7 +196,7 @@ def test_steps_are_counted_and_jumps_land(case: Case) -> None:
 def test_a_rollback_leaves_no_trace(case: Case) -> None:
     """Some state kept outside `optimizer.state` would make every later step another one."""
     loops: list[Loop] = []
-    probe = lambda: 1.5 if loops and loops[0].nowcast._course._trials._trial else 1.0  # type: ignore[union-attr]  # noqa: E731
+    probe = lambda: 1.5 if loops and loops[0].nowcast._cycle._trials._trial else 1.0  # type: ignore[union-attr]  # noqa: E731
     tried, usual = Loop(case, ShiftingEndpoint(shift=0.05), probe=probe), Loop(case, None)
     loops.append(tried)
     assert tried.nowcast is not None

@@ -26,7 +26,7 @@ class Gated:
 
     def arrive(self, nowcast: Nowcast) -> None:
         """Let the forecast go, and wait until it is there."""
-        pending = nowcast._course._candidates.pending
+        pending = nowcast._cycle._candidates.pending
         assert pending is not None
         assert pending.request is not None
         self.gate.set()
@@ -94,7 +94,7 @@ def test_a_given_up_answer_is_never_mistaken_for_the_next() -> None:
         gated.gate.set()  # too late
         for index in range(PERIOD + INTERVAL + 1, 2 * PERIOD):
             step(model, optimizer, index)
-        pending = nowcast._course._candidates.pending
+        pending = nowcast._cycle._candidates.pending
         assert pending is not None
         assert pending.request is not None
         pending.request.done.wait(10)
@@ -165,7 +165,7 @@ def test_shadow_mode_changes_nothing() -> None:
         for index in range(STEPS):
             step(model, optimizer, index)
             step(plain, other, index)
-            pending = nowcast._course._candidates.pending
+            pending = nowcast._cycle._candidates.pending
             if pending is not None and pending.request is not None:
                 pending.request.done.wait(10)
     assert torch.equal(flat(model), flat(plain))

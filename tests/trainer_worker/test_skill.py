@@ -28,7 +28,7 @@ def trained(server: str | None, **options: Any) -> tuple[dict[int, torch.Tensor]
     with nowcast:
         for index in range(STEPS):
             step(model, optimizer, index)
-            pending = nowcast._course._candidates.pending
+            pending = nowcast._cycle._candidates.pending
             if pending is not None and pending.request is not None:
                 assert pending.request.done.wait(10)  # else a busy machine skips it
             until(lambda: nowcast.in_flight == 0)

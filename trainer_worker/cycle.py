@@ -22,8 +22,8 @@ from trainer_worker.schedule import Learner, Policy
 log = logging.getLogger(__name__)
 
 
-class Course:
-    """One run's way from snapshot to jump. The same on every rank, but that rank 0 alone has a `context`.
+class Cycle:
+    """One run's cycles, each from snapshots to a jump. The same on every rank, but that rank 0 alone has a `context`.
 
     Args:
         parameters: what jumps.
