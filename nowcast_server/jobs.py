@@ -56,6 +56,7 @@ class Job:
     seen: float = field(default_factory=time.monotonic)
     users: int = 0  # uploads and forecasts in flight
     closed: bool = False
+    ended: bool = False  # closed, and its memory given back
     saved: Saved | None = None  # the history while it is away
     moving: asyncio.Task[bool] | None = None  # between memory and disk
     snapshots: int = 0
@@ -208,6 +209,9 @@ class Jobs:
             self._end(job)
 
     def _end(self, job: Job) -> None:
+        if job.ended:
+            return
+        job.ended = True
         job.budget.give(job.memory_bytes)
         self._memory.give(job.memory_bytes - job.history.size_bytes)
         job.place.give(job.history.size_bytes)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -222,6 +223,37 @@ def test_a_job_in_use_does_not_expire() -> None:
     jobs.leave(job)
     assert jobs.expire(0.0) == [job]
     assert len(jobs) == 0
+
+
+def test_memory_is_given_back_once() -> None:
+    """Each use of a deleted job that ends would give its memory back again: the budget would take in any number of jobs."""
+    budget = Budget(10**6)
+    jobs = Jobs(budget, settings=Settings())
+    job, _ = jobs.register("tenant", "job", spec=JobSpec(wiring=dense()))
+    jobs.remove(job)
+    with jobs.using(job):
+        assert budget.used_bytes == 0
+    assert budget.used_bytes == 0
+
+
+def test_a_nowcast_asked_for_when_its_job_is_gone(listen: Start) -> None:
+    """A call whose body comes after its job was deleted would forecast from a history whose memory others have."""
+    caller = listen()
+    assert caller.register().status_code == 201
+    (job,) = caller.service.jobs.of("anonymous")
+    seen, body = job.seen, b'{"step": 30, "horizons": [1]}'
+    connection = HTTPConnection(caller.client.base_url.host, caller.client.base_url.port or 0, timeout=20)
+    connection.putrequest("POST", "/v1/jobs/job/nowcasts")
+    for name, value in {**JSON, "content-length": str(len(body))}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    until(lambda: job.seen > seen)  # the call has found its job
+    assert caller.client.delete("/v1/jobs/job").status_code == 204
+    connection.send(body)
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())["code"]) == (404, "unknown_job")
+    assert caller.service.histories.used_bytes == 0
+    connection.close()
 
 
 def test_no_memory_after_all(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
