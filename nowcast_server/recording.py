@@ -9,13 +9,14 @@ from pathlib import Path
 from nowcast_server.jobs import Job
 from nowcast_server.logs import log
 from nowcast_server.metatrain.record import Recorder
+from nowcast_server.metatrain.store import BadTrajectory
 from protos.messages import Outcome
 
 
 class Recording:
     """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant. Used on the event loop.
 
-    A disk that fails costs the record, never the job: it is logged, and the job is not recorded any further.
+    A disk that fails, or whatever else, costs the record, never the job: it is logged, and the job is not recorded any further.
 
     Args:
         folder: below which the trajectories lie; None records nothing.
@@ -63,9 +64,11 @@ class Recording:
     async def _do(self, job: Job, work: Callable[[], object]) -> None:
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, work)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the snapshot is stored, and the job shall go on
             self._failed.add(job)
-            log.error("the job is not recorded any further: %s", error, extra={"tenant": job.tenant, "job": job.id})
+            expected = isinstance(error, OSError | BadTrajectory)
+            whose = {"tenant": job.tenant, "job": job.id}
+            log.error("the job is not recorded any further: %s", error, exc_info=not expected, extra=whose)
 
 
 def _name(job: Job) -> str:

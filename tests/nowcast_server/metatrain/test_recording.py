@@ -48,17 +48,20 @@ def test_a_nowcast_cuts_the_run_unless_it_is_skipped(start: Start, tmp_path: Pat
     assert [piece.steps.tolist() for piece in run.pieces()] == pieces
 
 
-def test_a_full_disk_costs_the_record_not_the_job(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), ValueError("the dtype is too large")])
+def test_a_failure_costs_the_record_not_the_job(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
     """Training would stop for the sake of a record."""
     caller = start(record=tmp_path)
     caller.register(record=True)
     caller.fill(10)
 
-    def full(*arguments: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*arguments: object, **options: object) -> None:
+        raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrajectoryWriter, "append", full)
+        patch.setattr(TrajectoryWriter, "append", fail)
         caller.fill(20)
     caller.fill(30)
     assert caller.steps() == [10, 20, 30]
