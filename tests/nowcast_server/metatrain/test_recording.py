@@ -1,12 +1,22 @@
 """`nowcast-server run --record`: what is kept of which job."""
 
+import asyncio
+import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from server_kit import Start
 
+from nowcast_server.budget import Budget
+from nowcast_server.history import History
+from nowcast_server.jobs import Job
 from nowcast_server.metatrain.store import TrajectoryWriter, trajectories
+from nowcast_server.recording import Recording
+from protos.messages import JobSpec
+from protos.wiring import Parameter, Wiring
 
 OUTCOME = {"step": 30, "horizon": 5}
 
@@ -67,3 +77,44 @@ def test_a_failure_costs_the_record_not_the_job(
     assert caller.steps() == [10, 20, 30]
     (run,) = trajectories(tmp_path)
     assert run.steps.tolist() == [10]
+
+
+def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path) -> None:
+    """A slow disk and a caller that hangs up would put the values of later steps into the record."""
+    history = History(4, context=2, dtype="float32")
+    spec = JobSpec(wiring=Wiring((Parameter("w", (4,)),), 1, ()), context=2, interval=10, record=True)
+    job = Job("tenant", "job", spec, history, Budget(0), 0, place=Budget(0))
+    begun, released = threading.Event(), threading.Event()
+
+    async def store(step: int) -> None:
+        row = await history.take()
+        history.row(row).fill_(step)
+        history.commit(step, row)
+        history.drop(row)
+
+    def slow(*arguments: Any, add: Any, **options: Any) -> None:
+        begun.set()
+        assert released.wait(10)
+        add(*arguments, **options)
+
+    async def run() -> None:
+        recording = Recording(tmp_path)
+        assert recording._recorder is not None
+        recording._recorder.add = partial(slow, add=recording._recorder.add)  # type: ignore[method-assign]
+        await store(10)
+        upload = asyncio.create_task(recording.snapshot(job, 10))
+        await asyncio.to_thread(begun.wait, 10)
+        upload.cancel()
+        await asyncio.gather(upload, return_exceptions=True)
+        await store(20)
+        await store(30)  # and 10 is no longer held
+        later = asyncio.create_task(store(40))
+        await asyncio.sleep(0.05)
+        released.set()
+        await later
+        await recording.close()
+        assert not history.in_use
+
+    asyncio.run(run())
+    (recorded,) = trajectories(tmp_path)
+    assert (recorded.steps.tolist(), recorded.states(slice(None)).tolist()) == ([10], [[10.0] * 4])
