@@ -13,6 +13,7 @@ from nowcast_server.budget import Budget
 from nowcast_server.jobs import Jobs
 from nowcast_server.settings import Settings
 from protos.messages import JobSpec
+from protos.wiring import MAX_NAME
 
 JSON = {"content-type": "application/json"}
 
@@ -147,6 +148,18 @@ def test_memory_budget(start: Start) -> None:
     assert 28_800 < problem["needed_bytes"] < problem["limit_bytes"] == 70_000
     caller.client.delete("/v1/jobs/a")
     assert caller.as_job("c").register().status_code == 201
+
+
+def test_names_are_counted(start: Start) -> None:
+    """Names of parameters, which may be far larger than the parameters, would fill memory that is on nobody's books."""
+    caller = start(memory=800_000)
+    names = [f"\U0001f600{index:03}".ljust(MAX_NAME, "a") for index in range(100)]  # four bytes for each character
+    wiring = {"parameters": [[name, [1]] for name in names], "neurons": 1, "blocks": []}
+    assert caller.as_job("a").register(wiring=wiring).status_code == 201
+    assert caller.service.histories.used_bytes > 4 * 100 * MAX_NAME
+    refused(caller.as_job("b").register(wiring=wiring), 507, "out_of_memory_budget")
+    long = {"parameters": [["v", [1]], ["w" * (MAX_NAME + 1), [1]]], "neurons": 1, "blocks": []}
+    refused(caller.as_job("c").register(wiring=long), 422, "bad_wiring", "parameters[1]")
 
 
 def test_snapshot_limit(start: Start) -> None:
