@@ -13,6 +13,7 @@ class Budget:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self._kept_bytes = 0  # of those used: never given back
 
     @property
     def left_bytes(self) -> int:
@@ -24,9 +25,10 @@ class Budget:
         Raises:
             OutOfMemoryBudget: there will never be so many.
         """
-        if size_bytes > self.limit_bytes:
-            detail = f"{what} needs {size_bytes} bytes; this server has {self.limit_bytes}"
-            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
+        most_bytes = self.limit_bytes - self._kept_bytes
+        if size_bytes > most_bytes:
+            detail = f"{what} needs {size_bytes} bytes; this server has {most_bytes}"
+            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=most_bytes)
 
     def check_left(self, size_bytes: int, *, what: str) -> None:
         """Could so many bytes be had now? Raises as `take` does."""
@@ -43,6 +45,11 @@ class Budget:
         self.check_left(size_bytes, what=what)
         self.used_bytes += size_bytes
 
+    def keep(self, size_bytes: int, *, what: str) -> None:
+        """Set bytes aside for good. Raises as `take` does."""
+        self.take(size_bytes, what=what)
+        self._kept_bytes += size_bytes
+
     def borrow(self, size_bytes: int, *, what: str, retry_after_s: float) -> None:
         """Set bytes aside for a short while.
 
@@ -50,7 +57,8 @@ class Budget:
             OutOfMemoryBudget: there will never be so many.
             Busy: others have borrowed them; come again.
         """
-        if size_bytes <= self.limit_bytes < self.used_bytes + size_bytes:
+        self.check(size_bytes, what=what)
+        if size_bytes > self.left_bytes:
             raise Busy(f"{what} needs {size_bytes} bytes that others are using; come again", retry_after_s=retry_after_s)
         self.take(size_bytes, what=what)
 

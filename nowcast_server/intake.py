@@ -14,7 +14,9 @@ from typing import Any, Final, Protocol
 import httptools
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from nowcast_server.request_head import LimitedProtocol
 
 EXTENSION: Final = "nowcast.receive_into"
 _REFUSE_BYTES: Final = 256 * 1024
@@ -42,7 +44,7 @@ def receive_into(scope: Scope) -> ReceiveInto | None:
     return offered
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(LimitedProtocol):
     """uvicorn's protocol with the extension."""
 
     def on_headers_complete(self) -> None:

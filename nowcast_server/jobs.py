@@ -1,6 +1,7 @@
 """The jobs a server knows, each with its history; what they may take is settled when they register."""
 
 import asyncio
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from protos.messages import RUN_HEADER, JobSpec, JobStatus, Outcome
 from protos.wiring import Wiring
 
 ROW_BYTES: Final = 512
-"""What a block or a parameter of a wiring takes as Python objects, about."""
+"""What a block of a wiring, or a parameter without its name, takes as Python objects, about."""
 STRUCTURE_PER_NEURON: Final = 64
 """Edges without weights a neuron may have, besides as many as there are weights. They cost a forecast time but no upload, so
 they need a bound of their own."""
@@ -56,6 +57,7 @@ class Job:
     seen: float = field(default_factory=time.monotonic)
     users: int = 0  # uploads and forecasts in flight
     closed: bool = False
+    ended: bool = False  # closed, and its memory given back
     saved: Saved | None = None  # the history while it is away
     moving: asyncio.Task[bool] | None = None  # between memory and disk
     snapshots: int = 0
@@ -184,6 +186,7 @@ class Jobs:
         wiring = spec.wiring
         memory_bytes = history_bytes(wiring.size, context=spec.context, dtype=spec.dtype)
         memory_bytes += track_bytes(wiring.size) + ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters))
+        memory_bytes += sum(sys.getsizeof(parameter.name) for parameter in wiring.parameters)
         for budget in (self._memory, self._budget_of(tenant)):
             budget.check(memory_bytes, what=_promise(spec))
         self._budget_of(tenant).check_left(memory_bytes, what=_promise(spec))
@@ -208,6 +211,9 @@ class Jobs:
             self._end(job)
 
     def _end(self, job: Job) -> None:
+        if job.ended:
+            return
+        job.ended = True
         job.budget.give(job.memory_bytes)
         self._memory.give(job.memory_bytes - job.history.size_bytes)
         job.place.give(job.history.size_bytes)
@@ -249,7 +255,7 @@ class Jobs:
 
 
 def _promise(spec: JobSpec) -> str:
-    return f"a history of {spec.context} snapshots of {spec.wiring.size} {spec.dtype} values"
+    return f"a history of {spec.context} snapshots of {spec.wiring.size} {spec.dtype} values, with its wiring,"
 
 
 def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:

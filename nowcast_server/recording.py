@@ -1,21 +1,22 @@
 """Recording the jobs that allow it, off the event loop: what they stream becomes trajectories for `metatrain fit`."""
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nowcast_server.jobs import Job
 from nowcast_server.logs import log
 from nowcast_server.metatrain.record import Recorder
+from nowcast_server.metatrain.store import BadTrajectory
 from protos.messages import Outcome
 
 
 class Recording:
     """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant. Used on the event loop.
 
-    A disk that fails costs the record, never the job: it is logged, and the job is not recorded any further.
+    A disk that fails, or whatever else, costs the record, never the job: it is logged, and the job is not recorded any further.
 
     Args:
         folder: below which the trajectories lie; None records nothing.
@@ -30,23 +31,23 @@ class Recording:
         """Keep a snapshot that the job's history holds; while it is written, its row is not given away."""
         if self._recorder is None or not job.spec.record or job in self._failed or not job.history.holds(step):
             return
-        row = job.history.hold(step)
-        try:
-            state = job.history.row(row).float().numpy()
-            add = partial(self._recorder.add, _name(job), wiring=job.spec.wiring, interval=job.spec.interval)
-            await self._do(job, partial(add, step=step, state=state))
-        finally:
-            job.history.drop(row)
+        row, loop = job.history.hold(step), asyncio.get_running_loop()
+        add = partial(self._recorder.add, _name(job), wiring=job.spec.wiring, interval=job.spec.interval)
+        state = job.history.row(row)
+        writing = self._writer.submit(lambda: add(step=step, state=state.float().numpy()))
+        # not when this call ends, which may be given up while the writer reads on
+        writing.add_done_callback(lambda _: loop.call_soon_threadsafe(job.history.drop, row))
+        await self._written(job, writing)
 
     async def nowcast(self, job: Job) -> None:
         """A nowcast was made: unless it turns out to be skipped, what follows does not continue what came before."""
         if self._recorder is not None and job.spec.record:
-            await self._do(job, partial(self._recorder.jumped, _name(job)))
+            await self._written(job, self._writer.submit(self._recorder.jumped, _name(job)))
 
     async def outcome(self, job: Job, outcome: Outcome) -> None:
         """What became of it."""
         if self._recorder is not None and job.spec.record and outcome.outcome == "skipped":
-            await self._do(job, partial(self._recorder.stayed, _name(job)))
+            await self._written(job, self._writer.submit(self._recorder.stayed, _name(job)))
 
     def end(self, job: Job) -> None:
         """The job is gone."""
@@ -60,12 +61,14 @@ class Recording:
             await asyncio.get_running_loop().run_in_executor(self._writer, self._recorder.close)
         self._writer.shutdown()
 
-    async def _do(self, job: Job, work: Callable[[], object]) -> None:
+    async def _written(self, job: Job, writing: Future[Any]) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._writer, work)
-        except OSError as error:
+            await asyncio.wrap_future(writing)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the snapshot is stored, and the job shall go on
             self._failed.add(job)
-            log.error("the job is not recorded any further: %s", error, extra={"tenant": job.tenant, "job": job.id})
+            expected = isinstance(error, OSError | BadTrajectory)
+            whose = {"tenant": job.tenant, "job": job.id}
+            log.error("the job is not recorded any further: %s", error, exc_info=not expected, extra=whose)
 
 
 def _name(job: Job) -> str:

@@ -109,7 +109,7 @@ class Service:
         start = time.perf_counter()
         try:
             forecasters = await asyncio.to_thread(self._loader)
-            self.forecasts.take(sum(each.weights_bytes for each in forecasters.values()), what="the weights of the forecasters")
+            self.forecasts.keep(sum(each.weights_bytes for each in forecasters.values()), what="the weights of the forecasters")
             self.forecasters = forecasters
         except Exception as error:  # noqa: BLE001 -- whatever it is, the server is of no use without forecasters
             self.failure = error

@@ -13,7 +13,7 @@ from nowcast_server.logs import log
 from nowcast_server.metrics import Metrics
 from nowcast_server.saved import Saved, open_nameless
 from nowcast_server.settings import Settings
-from protos.errors import Busy, OutOfMemoryBudget
+from protos.errors import Busy, OutOfMemoryBudget, UnknownJob
 
 RETRY_AFTER_S: Final = 2.0
 """A job that cannot come back now waits for another to rest."""
@@ -53,8 +53,11 @@ class Spill:
         """An upload or forecast of the job: as long as the context lasts, the history is in memory.
 
         Raises:
+            UnknownJob: it was deleted, or has expired, while the call came.
             Busy: it is on disk, and there is no room for it now.
         """
+        if job.closed:
+            raise UnknownJob(f"job {job.id!r} is gone: register it again and resend its snapshots", field="job")
         with self._jobs.using(job):
             while job.moving is not None or job.history.away:
                 await (asyncio.shield(job.moving) if job.moving is not None else self._move(job, self._bring_back(job)))

@@ -25,6 +25,8 @@ STRUCTURE = -1
 
 MAX_NEURONS = 2**31 - 1
 MAX_BLOCKS = 2**20
+MAX_NAME = 1024
+"""Characters of a parameter's name."""
 
 
 class EdgeType(IntEnum):
@@ -232,6 +234,9 @@ def _check_parameters(parameters: Sequence[Parameter]) -> None:
         raise BadWiring("a wiring needs at least one parameter", field="parameters")
     names: set[str] = set()
     for index, parameter in enumerate(parameters):
+        if len(parameter.name) > MAX_NAME:
+            detail = f"parameters[{index}]: a name has at most {MAX_NAME} characters, not {len(parameter.name)}; shorten it"
+            raise BadWiring(detail, field=f"parameters[{index}]")
         if parameter.name in names:
             raise BadWiring(f"two parameters are named {parameter.name!r}", field=f"parameters[{index}]")
         if any(size < 0 for size in parameter.shape) or parameter.size >= 2**48:

@@ -72,14 +72,19 @@ class Recorder:
         return self._open[job]
 
     def _free_path(self, name: str, step: int) -> Path:
-        """The run's file, or the next number if that has come further than `step`: another run under the same name."""
+        """The run's file; or the next number, if that is damaged or has come further than `step`: another run of the same name."""
         number = 0
-        while (path := self.folder / f"{name}-{number}{SUFFIX}").exists():
-            steps = Trajectory.open(path).steps
-            if not len(steps) or steps[-1] < step:
-                break
+        while (path := self.folder / f"{name}-{number}{SUFFIX}").exists() and not _continues(path, step):
             number += 1
         return path
+
+
+def _continues(path: Path, step: int) -> bool:
+    try:
+        steps = Trajectory.open(path).steps
+    except BadTrajectory:
+        return False
+    return not len(steps) or int(steps[-1]) < step
 
 
 def _last_segment(path: Path) -> int:

@@ -28,6 +28,8 @@ import numpy.typing as npt
 MAGIC: Final = b"NOWTRAJ1"
 SUFFIX: Final = ".trajectory"
 ALIGNMENT: Final = 64
+MAX_PARAMETERS: Final = (2**31 - 1 - 24) // 2
+"""NumPy counts the bytes of a record in a C int, and beyond that raises or goes on below 0."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -37,6 +39,8 @@ class BadTrajectory(Exception):
 
 
 def _record(size: int) -> np.dtype[Any]:
+    if not 0 <= size <= MAX_PARAMETERS:
+        raise BadTrajectory(f"a trajectory is of at most {MAX_PARAMETERS} parameters, not {size}")
     return np.dtype(
         [("step", "<u8"), ("loss", "<f4"), ("segment", "<u4"), ("crc", "<u4"), ("zero", "<u4"), ("deltas", "<f2", (size,))]
     )
@@ -106,11 +110,11 @@ class TrajectoryWriter:
             `interval`, the training steps between snapshots.
 
     Raises:
-        BadTrajectory: the file there holds another network's run.
+        BadTrajectory: the file there holds another network's run, or a snapshot is too large for any.
     """
 
     def __init__(self, path: Path, first: Floats, *, header: dict[str, Any]) -> None:
-        self.path, self._size = path, len(first)
+        self.path, self._size, self._record = path, len(first), _record(len(first))
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _create(path, first, header)
@@ -121,7 +125,7 @@ class TrajectoryWriter:
         self.last_step = int(kept.steps[-1]) if len(kept.steps) else -1
         _, start = _read_header(path)
         self._file: BinaryIO = path.open("r+b")
-        self._file.truncate(start + 4 * self._size + len(kept.steps) * _record(self._size).itemsize)
+        self._file.truncate(start + 4 * self._size + len(kept.steps) * self._record.itemsize)
         self._file.seek(0, os.SEEK_END)
 
     def append(self, step: int, state: Floats, *, loss: float = float("nan"), segment: int = 0) -> None:
@@ -132,7 +136,7 @@ class TrajectoryWriter:
         """
         if step <= self.last_step:
             raise BadTrajectory(f"step {step} is not after step {self.last_step}")
-        row = np.zeros(1, dtype=_record(self._size))
+        row = np.zeros(1, dtype=self._record)
         with np.errstate(over="ignore"):
             row["deltas"] = state - self._base
         if not np.isfinite(row["deltas"]).all():

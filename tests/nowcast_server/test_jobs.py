@@ -2,6 +2,7 @@
 
 import json
 import time
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from nowcast_server.budget import Budget
 from nowcast_server.jobs import Jobs
 from nowcast_server.settings import Settings
 from protos.messages import JobSpec
+from protos.wiring import MAX_NAME
 
 JSON = {"content-type": "application/json"}
 
@@ -148,6 +150,18 @@ def test_memory_budget(start: Start) -> None:
     assert caller.as_job("c").register().status_code == 201
 
 
+def test_names_are_counted(start: Start) -> None:
+    """Names of parameters, which may be far larger than the parameters, would fill memory that is on nobody's books."""
+    caller = start(memory=800_000)
+    names = [f"\U0001f600{index:03}".ljust(MAX_NAME, "a") for index in range(100)]  # four bytes for each character
+    wiring = {"parameters": [[name, [1]] for name in names], "neurons": 1, "blocks": []}
+    assert caller.as_job("a").register(wiring=wiring).status_code == 201
+    assert caller.service.histories.used_bytes > 4 * 100 * MAX_NAME
+    refused(caller.as_job("b").register(wiring=wiring), 507, "out_of_memory_budget")
+    long = {"parameters": [["v", [1]], ["w" * (MAX_NAME + 1), [1]]], "neurons": 1, "blocks": []}
+    refused(caller.as_job("c").register(wiring=long), 422, "bad_wiring", "parameters[1]")
+
+
 def test_snapshot_limit(start: Start) -> None:
     """One job could take all the memory there is."""
     caller = start(max_snapshot=799, wiring=dense(10, 20))
@@ -222,6 +236,37 @@ def test_a_job_in_use_does_not_expire() -> None:
     jobs.leave(job)
     assert jobs.expire(0.0) == [job]
     assert len(jobs) == 0
+
+
+def test_memory_is_given_back_once() -> None:
+    """Each use of a deleted job that ends would give its memory back again: the budget would take in any number of jobs."""
+    budget = Budget(10**6)
+    jobs = Jobs(budget, settings=Settings())
+    job, _ = jobs.register("tenant", "job", spec=JobSpec(wiring=dense()))
+    jobs.remove(job)
+    with jobs.using(job):
+        assert budget.used_bytes == 0
+    assert budget.used_bytes == 0
+
+
+def test_a_nowcast_asked_for_when_its_job_is_gone(listen: Start) -> None:
+    """A call whose body comes after its job was deleted would forecast from a history whose memory others have."""
+    caller = listen()
+    assert caller.register().status_code == 201
+    (job,) = caller.service.jobs.of("anonymous")
+    seen, body = job.seen, b'{"step": 30, "horizons": [1]}'
+    connection = HTTPConnection(caller.client.base_url.host, caller.client.base_url.port or 0, timeout=20)
+    connection.putrequest("POST", "/v1/jobs/job/nowcasts")
+    for name, value in {**JSON, "content-length": str(len(body))}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    until(lambda: job.seen > seen)  # the call has found its job
+    assert caller.client.delete("/v1/jobs/job").status_code == 204
+    connection.send(body)
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())["code"]) == (404, "unknown_job")
+    assert caller.service.histories.used_bytes == 0
+    connection.close()
 
 
 def test_no_memory_after_all(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,21 @@ def test_a_job_that_could_never_be_forecast(start: Start) -> None:
     assert (problem["needed_bytes"], problem["limit_bytes"]) == (context + row + 5000, context + row + 4999)
 
 
+def test_memory_of_weights_is_not_waited_for(start: Start) -> None:
+    """A job would be told for ever to come again for memory that the forecasters' own weights have."""
+    one = 12 * 4 * (3 + 1)
+    refused(start(Last(weights_bytes=5000), forecast_memory=5000 + one - 1).register(), 507, "out_of_memory_budget")
+    caller = start(Last(weights_bytes=5000), forecast_memory=5000 + one)
+    assert caller.register().status_code == 201
+    caller.fill()
+    assert caller.nowcast(horizons=(1,)).status_code == 200
+    problem = refused(caller.nowcast(horizons=(1, 2)), 507, "out_of_memory_budget")
+    assert problem["limit_bytes"] == one
+    figures = caller.client.get("/metrics").text.splitlines()
+    assert 'nowcast_memory_bytes{use="forecasts"} 5000.0' in figures
+    assert f'nowcast_memory_limit_bytes{{use="forecasts"}} {5000.0 + one}' in figures
+
+
 def test_a_slow_forecast_is_in_nobodys_way(listen: Start) -> None:
     """While one job's forecast runs, health checks and other jobs' uploads would wait for it."""
     held = Held()

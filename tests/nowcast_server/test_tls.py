@@ -1,5 +1,6 @@
 """HTTPS with real certificates: who gets in, and that snapshots and forecasts pass as they do without."""
 
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,6 +11,7 @@ import pytest
 import torch
 from server_kit import Last, dense, listening
 
+from nowcast_server import request_head
 from nowcast_server.app import create_app
 from nowcast_server.settings import Settings
 from protos.errors import Unavailable
@@ -77,6 +79,18 @@ def test_mutual_tls_lets_in_clients_of_the_authority_alone(https: Https, files: 
         for context in (files.context(), files.context(files.stranger)):
             with pytest.raises(httpx2.TransportError):
                 httpx2.get(f"{url}/livez", verify=context)
+
+
+def test_a_connection_that_asks_for_nothing_ends(https: Https, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle connections, or headers without an end, would do behind a certificate what they cannot do without."""
+    endless = b"GET /livez HTTP/1.1\r\nhost: x\r\nz: ".ljust(request_head.MAX_HEAD_BYTES, b"z")
+    with https(mutual=False) as url:
+        monkeypatch.setattr(request_head, "HEAD_S", 0.3)
+        for sent, answer in ((b"", b""), (endless, b"HTTP/1.1 431 ")):
+            plain = socket.create_connection(("127.0.0.1", httpx2.URL(url).port or 0), timeout=10)
+            with files.context().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+                connection.sendall(sent)
+                assert connection.recv(13) == answer
 
 
 def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

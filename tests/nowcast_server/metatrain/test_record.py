@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from nowcast_server.metatrain.library import Library
 from nowcast_server.metatrain.record import Recorder
-from nowcast_server.metatrain.store import trajectories
+from nowcast_server.metatrain.store import Trajectory, trajectories
 from trainer_worker.wiring import wire
 
 WIRING = wire(nn.Linear(3, 2))
@@ -50,6 +51,22 @@ def test_a_restarted_server_goes_on_and_a_restarted_job_begins_anew(tmp_path: Pa
         assert all(add(recorder, step) for step in steps)
         recorder.close()
     assert [run.steps.tolist() for run in trajectories(tmp_path)] == [[0, 10, 20, 30], [0, 10]]
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10, 100])
+def test_a_damaged_file_is_left_alone(tmp_path: Path, kept_bytes: int) -> None:
+    """A file that a crash left empty would keep its job from ever being recorded again."""
+    recorder = Recorder(tmp_path)
+    assert add(recorder, 0)
+    recorder.close()
+    (damaged,) = tmp_path.iterdir()
+    damaged.write_bytes(damaged.read_bytes()[:kept_bytes])
+    recorder = Recorder(tmp_path)
+    assert [add(recorder, step) for step in (10, 20)] == [True, True]
+    recorder.close()
+    assert damaged.stat().st_size == kept_bytes
+    (other,) = set(tmp_path.iterdir()) - {damaged}
+    assert Trajectory.open(other).steps.tolist() == [10, 20]
 
 
 def test_a_fit_reads_them_by_their_wiring(tmp_path: Path) -> None:

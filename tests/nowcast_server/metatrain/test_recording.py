@@ -1,12 +1,22 @@
 """`nowcast-server run --record`: what is kept of which job."""
 
+import asyncio
+import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from server_kit import Start
 
+from nowcast_server.budget import Budget
+from nowcast_server.history import History
+from nowcast_server.jobs import Job
 from nowcast_server.metatrain.store import TrajectoryWriter, trajectories
+from nowcast_server.recording import Recording
+from protos.messages import JobSpec
+from protos.wiring import Parameter, Wiring
 
 OUTCOME = {"step": 30, "horizon": 5}
 
@@ -48,19 +58,63 @@ def test_a_nowcast_cuts_the_run_unless_it_is_skipped(start: Start, tmp_path: Pat
     assert [piece.steps.tolist() for piece in run.pieces()] == pieces
 
 
-def test_a_full_disk_costs_the_record_not_the_job(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), ValueError("the dtype is too large")])
+def test_a_failure_costs_the_record_not_the_job(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
     """Training would stop for the sake of a record."""
     caller = start(record=tmp_path)
     caller.register(record=True)
     caller.fill(10)
 
-    def full(*arguments: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*arguments: object, **options: object) -> None:
+        raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrajectoryWriter, "append", full)
+        patch.setattr(TrajectoryWriter, "append", fail)
         caller.fill(20)
     caller.fill(30)
     assert caller.steps() == [10, 20, 30]
     (run,) = trajectories(tmp_path)
     assert run.steps.tolist() == [10]
+
+
+def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path) -> None:
+    """A slow disk and a caller that hangs up would put the values of later steps into the record."""
+    history = History(4, context=2, dtype="float32")
+    spec = JobSpec(wiring=Wiring((Parameter("w", (4,)),), 1, ()), context=2, interval=10, record=True)
+    job = Job("tenant", "job", spec, history, Budget(0), 0, place=Budget(0))
+    begun, released = threading.Event(), threading.Event()
+
+    async def store(step: int) -> None:
+        row = await history.take()
+        history.row(row).fill_(step)
+        history.commit(step, row)
+        history.drop(row)
+
+    def slow(*arguments: Any, add: Any, **options: Any) -> None:
+        begun.set()
+        assert released.wait(10)
+        add(*arguments, **options)
+
+    async def run() -> None:
+        recording = Recording(tmp_path)
+        assert recording._recorder is not None
+        recording._recorder.add = partial(slow, add=recording._recorder.add)  # type: ignore[method-assign]
+        await store(10)
+        upload = asyncio.create_task(recording.snapshot(job, 10))
+        await asyncio.to_thread(begun.wait, 10)
+        upload.cancel()
+        await asyncio.gather(upload, return_exceptions=True)
+        await store(20)
+        await store(30)  # and 10 is no longer held
+        later = asyncio.create_task(store(40))
+        await asyncio.sleep(0.05)
+        released.set()
+        await later
+        await recording.close()
+        assert not history.in_use
+
+    asyncio.run(run())
+    (recorded,) = trajectories(tmp_path)
+    assert (recorded.steps.tolist(), recorded.states(slice(None)).tolist()) == ([10], [[10.0] * 4])

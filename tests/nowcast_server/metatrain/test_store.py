@@ -1,11 +1,13 @@
 """Trajectories on disk."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nowcast_server.metatrain.store import BadTrajectory, Trajectory, TrajectoryWriter, trajectories
+from nowcast_server.metatrain import store
+from nowcast_server.metatrain.store import MAGIC, MAX_PARAMETERS, BadTrajectory, Trajectory, TrajectoryWriter, trajectories
 
 RNG = np.random.default_rng(0)
 STATES = RNG.normal(size=(6, 40)).astype(np.float32)
@@ -76,6 +78,25 @@ def test_refuses_what_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "c.trajectory").write_bytes(b"something else")
     with pytest.raises(BadTrajectory, match="no trajectory"):
         Trajectory.open(tmp_path / "c.trajectory")
+
+
+@pytest.mark.parametrize("size", [MAX_PARAMETERS + 1, 2**40, -1])
+def test_no_file_is_of_more_parameters_than_it_can_hold(tmp_path: Path, size: int) -> None:
+    """A snapshot too large for a record would be written, gigabytes of it, and the file not be readable; or NumPy would raise."""
+    path = tmp_path / "a.trajectory"
+    if size == MAX_PARAMETERS + 1:
+        with pytest.raises(BadTrajectory, match=f"at most {MAX_PARAMETERS} parameters"):
+            TrajectoryWriter(path, np.broadcast_to(np.float32(0), (size,)), header={})
+        assert not path.exists()
+    header = json.dumps({"format": 1, "parameters": size}).encode()
+    path.write_bytes(MAGIC + len(header).to_bytes(8, "little") + header)
+    with pytest.raises(BadTrajectory, match="at most"):
+        Trajectory.open(path)
+
+
+def test_the_largest_record() -> None:
+    """The limit would be another than NumPy's, which beyond it gives a record a size below 0."""
+    assert store._record(MAX_PARAMETERS).itemsize == 24 + 2 * MAX_PARAMETERS > 2**31 - 4
 
 
 def test_drafts_are_not_read(tmp_path: Path) -> None:
