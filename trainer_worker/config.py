@@ -8,13 +8,13 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from protos.messages import Dtype, Horizon
+from trainer_worker.jump import Moments
 from trainer_worker.tasks import TASKS
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 Schedule = Literal["paper", "fixed", "adaptive", "best-after-recovery"]
-Moments = Literal["keep", "reset", "rescale"]
 
 UNLEARNED = ("last", "linear", "average")
 """Forecasters without weights. All others are learned: `nino`, `wnn`, and checkpoints that a server has under names of its own."""
