@@ -380,7 +380,7 @@ def test_eight_jobs_at_once_get_what_each_gets_alone(listen: Start, start: Start
     from nowcast_server.forecasters import load_forecaster
 
     checkpoint = shared / "checkpoints" / "nino_no_posw.pt"
-    forecasters = [load_forecaster(name, checkpoint=checkpoint) for name in ("nino", "linear", "average", "last")]
+    forecasters = [load_forecaster("nino", checkpoint=checkpoint), *map(load_forecaster, ("linear", "average", "last"))]
     together = listen(*forecasters)
     barrier = threading.Barrier(8)
 
