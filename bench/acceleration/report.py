@@ -89,9 +89,7 @@ def read(folder: Path) -> Problems:
 
 
 def summarise(problems: Problems, *, share: float = 1.0) -> list[dict[str, Any]]:
-    """One row for each problem and arm: how soon it is where each rival is after a share of its run, and its own end at its best
-    rate.
-    """
+    """One row for each problem and arm at its best rate: how soon it is where each rival is after a share of its run, and its end."""
     rows = []
     for problem, arms in sorted(problems.items()):
         for name, arm in sorted(arms.items()):
@@ -104,23 +102,21 @@ def summarise(problems: Problems, *, share: float = 1.0) -> list[dict[str, Any]]
 
 
 def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str, share: float) -> dict[str, float | None]:
-    """Steps to where each rival at its best rate is, seed by seed, at the arm's rate that needs the fewest; None where none gets
-    there, or no seed is common.
-    """
+    """Steps to where each rival is, seed by seed, both at their best rates; None where it does not get there, or shares no seed."""
     found = {}
     for rival in RIVALS:
         if rival in arms:
-            best = min(_tuned(arms[rival]).values(), key=lambda curves: _level(curves, measure, share))
-            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(best)}
-            fewest = min(_steps(curves, measure, goals) for curves in _tuned(arm).values())
-            found[rival] = None if fewest == float("inf") or 1 in goals.values() else fewest
+            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(_tuned(arms[rival], measure, share))}
+            steps = _steps(_tuned(arm, measure, share), measure, goals)
+            found[rival] = None if steps == float("inf") or 1 in goals.values() else steps
     return found
 
 
-def _tuned(arm: Arm) -> Arm:
-    """The rates that compete: those with the most seeds. One lucky seed at a rate that was merely looked at is no median."""
+def _tuned(arm: Arm, measure: str, share: float) -> list[Curve]:
+    """The runs at the best rate of those with the most seeds: one lucky seed at a rate that was merely looked at is no median."""
     seeds = {rate: len({curve.run["seed"] for curve in curves}) for rate, curves in arm.items()}
-    return {rate: curves for rate, curves in arm.items() if seeds[rate] == max(seeds.values())}
+    tried = [curves for rate, curves in arm.items() if seeds[rate] == max(seeds.values())]
+    return min(tried, key=lambda curves: _level(curves, measure, share))
 
 
 def _longest(curves: list[Curve]) -> list[Curve]:
@@ -148,8 +144,8 @@ def _steps(curves: list[Curve], measure: str, goals: dict[int, float]) -> float:
 
 def _end(arm: Arm) -> dict[str, Any]:
     """The figures at the rate with the lowest final loss."""
-    rate = min(_tuned(arm), key=lambda rate: _level(arm[rate], "loss"))
-    curves = _longest(arm[rate])
+    curves = _longest(_tuned(arm, "loss", 1.0))
+    rate = curves[0].run["lr"]
     runs, averaged = [curve.run for curve in curves], curves[0].averaged
     jumps = [event for run in runs for event in run.get("events", ()) if event["kind"] == "nowcast"]
     return {
