@@ -89,7 +89,7 @@ def read(folder: Path) -> Problems:
 
 
 def summarise(problems: Problems, *, share: float = 1.0) -> list[dict[str, Any]]:
-    """One row for each problem and arm at its best rate: how soon it is where each rival is after a share of its run, and its end."""
+    """One row for each problem and arm at its best rate: how soon it is where each rival is after a share of its run; its end."""
     rows = []
     for problem, arms in sorted(problems.items()):
         for name, arm in sorted(arms.items()):
