@@ -106,17 +106,17 @@ def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str, share: float) -> di
     found = {}
     for rival in RIVALS:
         if rival in arms:
-            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(_tuned(arms[rival], measure, share))}
-            steps = _steps(_tuned(arm, measure, share), measure, goals)
+            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(_tuned(arms[rival], measure))}
+            steps = _steps(_tuned(arm, measure), measure, goals)
             found[rival] = None if steps == float("inf") or 1 in goals.values() else steps
     return found
 
 
-def _tuned(arm: Arm, measure: str, share: float) -> list[Curve]:
-    """The runs at the best rate of those with the most seeds: one lucky seed at a rate that was merely looked at is no median."""
+def _tuned(arm: Arm, measure: str) -> list[Curve]:
+    """The runs at the rate with the best end, of those with the most seeds: one lucky seed at a rate merely looked at is no median."""
     seeds = {rate: len({curve.run["seed"] for curve in curves}) for rate, curves in arm.items()}
     tried = [curves for rate, curves in arm.items() if seeds[rate] == max(seeds.values())]
-    return min(tried, key=lambda curves: _level(curves, measure, share))
+    return min(tried, key=lambda curves: _level(curves, measure))
 
 
 def _longest(curves: list[Curve]) -> list[Curve]:
@@ -144,7 +144,7 @@ def _steps(curves: list[Curve], measure: str, goals: dict[int, float]) -> float:
 
 def _end(arm: Arm) -> dict[str, Any]:
     """The figures at the rate with the lowest final loss."""
-    curves = _longest(_tuned(arm, "loss", 1.0))
+    curves = _longest(_tuned(arm, "loss"))
     rate = curves[0].run["lr"]
     runs, averaged = [curve.run for curve in curves], curves[0].averaged
     jumps = [event for run in runs for event in run.get("events", ()) if event["kind"] == "nowcast"]
