@@ -113,7 +113,7 @@ def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str, share: float) -> di
 
 
 def _tuned(arm: Arm, measure: str) -> list[Curve]:
-    """The runs at the rate with the best end, of those with the most seeds: one lucky seed at a rate merely looked at is no median."""
+    """The runs at the rate with the best end, of those with the most seeds: one lucky seed is no median."""
     seeds = {rate: len({curve.run["seed"] for curve in curves}) for rate, curves in arm.items()}
     tried = [curves for rate, curves in arm.items() if seeds[rate] == max(seeds.values())]
     return min(tried, key=lambda curves: _level(curves, measure))
