@@ -166,6 +166,22 @@ def test_names_that_refer_to_each_other_agree(rendered: list[Any]) -> None:
         assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
+def test_the_network_policy_is_about_the_server_alone(rendered: list[Any]) -> None:
+    """Trainers and Ray nodes of the namespace would be cut off from everything, or the server from those who call it."""
+    for policy in (each for each in rendered if each["kind"] == "NetworkPolicy"):
+        (deployment,) = (each for each in rendered if each["kind"] == "Deployment")
+        template = deployment["spec"]["template"]
+        selected = policy["spec"]["podSelector"]["matchLabels"]
+        assert selected["app.kubernetes.io/name"] == "nowcast-server"
+        assert selected.items() <= template["metadata"]["labels"].items()
+        assert "egress" not in policy["spec"]
+        (rule,) = policy["spec"]["ingress"]
+        assert {"podSelector": {}} in rule["from"]
+        assert {"namespaceSelector": {"matchLabels": {"nowcast.dev/trainers": "true"}}} in rule["from"]
+        (port,) = rule["ports"]
+        assert port["port"] in {each["containerPort"] for each in template["spec"]["containers"][0]["ports"]}
+
+
 def test_the_gpu_overlay_asks_for_a_gpu() -> None:
     """The server would run on the CPU of an expensive node."""
     patch = yaml.safe_load(yaml.safe_load((FOLDER / "gpu" / "kustomization.yaml").read_text())["patches"][0]["patch"])
