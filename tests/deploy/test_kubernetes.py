@@ -126,6 +126,13 @@ def test_commands_are_what_our_programs_understand() -> None:
     assert parse(job["spec"]["entrypoint"])["server"].startswith("http://nowcast-serve-svc:8440")
 
 
+def test_a_job_that_is_tried_again_goes_on() -> None:
+    """`nowcast train` refuses a folder that holds an unfinished run: every retry would fail at once."""
+    (job,) = (each for each in sources("ray") if each["kind"] == "RayJob")
+    assert job["spec"]["backoffLimit"] > 0
+    assert parse(job["spec"]["entrypoint"])["resume"]
+
+
 def test_memory_of_the_pod_covers_what_the_server_may_promise() -> None:
     """The kernel would kill a server that keeps to its own budget."""
     (deployment,) = (each for each in sources("base") if each["kind"] == "Deployment")
