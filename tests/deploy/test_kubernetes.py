@@ -30,9 +30,14 @@ JOB = {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes
 @pytest.fixture(scope="module", params=OVERLAYS)
 def rendered(request: pytest.FixtureRequest) -> list[Any]:
     """What `kubectl apply --kustomize` would send."""
+    return render(FOLDER / request.param)
+
+
+def render(folder: Path) -> list[Any]:
+    """The resources of a kustomization."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    done = subprocess.run(["kubectl", "kustomize", FOLDER / request.param], capture_output=True, text=True, check=False)
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
@@ -193,3 +198,16 @@ def test_the_gpu_overlay_asks_for_a_gpu() -> None:
     """The server would run on the CPU of an expensive node."""
     patch = yaml.safe_load(yaml.safe_load((FOLDER / "gpu" / "kustomization.yaml").read_text())["patches"][0]["patch"])
     assert {"op": "add", "path": "/spec/template/spec/containers/0/resources/limits/nvidia.com~1gpu", "value": "1"} in patch
+
+
+def test_the_gpu_overlay_keeps_its_image_when_base_is_given_a_registry(tmp_path: Path) -> None:
+    """A server with a GPU would run the CPU's image, and nothing would say so."""
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    base = tmp_path / "base" / "kustomization.yaml"
+    base.write_text(base.read_text().replace("newName: nowcast-server", "newName: registry.example.com:5000/team/nowcast"))
+    images = {}
+    for overlay in ("base", "gpu"):
+        (deployment,) = (each for each in render(tmp_path / overlay) if each["kind"] == "Deployment")
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        images[overlay] = container["image"]
+    assert images == {"base": "registry.example.com:5000/team/nowcast:cpu", "gpu": "nowcast-server:gpu"}
