@@ -101,3 +101,19 @@ def test_the_images_packages_hold_what_was_copied(path: Path, tmp_path: Path) ->
     packages = {str(each.relative_to(context)): each.read_bytes() for each in copied if each.parent != context}
     assert len(packages) > 10
     assert held == packages
+
+
+def test_the_launcher_can_start_the_clusters_image(tmp_path: Path) -> None:
+    """`ray up` would stop: its container would not live, its shells not find `ray`, or its head not reach the other nodes."""
+    build, _, final = (ROOT / "deploy/cluster.Dockerfile").read_text().rpartition("\nFROM ")
+    assert not re.search(r"^ENTRYPOINT ", final, re.MULTILINE)  # the container's command is `bash`
+    assert "boto3" in build
+    (installed,) = re.findall(r"apt-get install .*", final)
+    assert {"rsync", "openssh-client"} <= {word.partition("=")[0] for word in installed.split()}
+    (line,) = re.findall(r"echo .* > /etc/profile\.d/\S+\.sh", final)
+    subprocess.run(line.replace("/etc/profile.d", str(tmp_path)), shell=True, check=True)
+    (profile,) = tmp_path.iterdir()
+    done = subprocess.run(
+        ["bash", "-c", f'PATH=/usr/local/bin:/usr/bin:/bin; . {profile}; echo "$PATH"'], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "/opt/nowcast/bin:/usr/local/bin:/usr/bin:/bin"
