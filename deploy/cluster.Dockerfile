@@ -6,17 +6,20 @@ WORKDIR /src
 RUN python -m venv /opt/nowcast && /opt/nowcast/bin/pip install --no-cache-dir "${TORCH}"
 COPY requirements.lock pyproject.toml README.md LICENSE ./
 RUN mkdir protos nowcast_server trainer_worker && touch protos/__init__.py nowcast_server/__init__.py trainer_worker/__init__.py \
- && /opt/nowcast/bin/pip install --no-cache-dir --constraint requirements.lock ".[server,worker]" "ray[serve]"
+ && /opt/nowcast/bin/pip install --no-cache-dir --constraint requirements.lock ".[server,worker]" "ray[serve]" "boto3==1.*" \
+ && rm -rf build ./*.egg-info protos nowcast_server trainer_worker
 COPY protos protos
 COPY nowcast_server nowcast_server
 COPY trainer_worker trainer_worker
 RUN /opt/nowcast/bin/pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM python:3.11-slim
-# wget: KubeRay's probes of a Ray node call it
+# wget: KubeRay's probes of a Ray node call it. rsync and ssh, and boto3 above: with them `ray up`'s head starts the other nodes.
+# The profile: the launcher's login shells would have Debian's PATH.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends wget=1.* \
+ && apt-get install --yes --no-install-recommends wget=1.* rsync=3.* openssh-client=1:* \
  && rm -rf /var/lib/apt/lists/* \
+ && echo "PATH=/opt/nowcast/bin:\$PATH" > /etc/profile.d/nowcast.sh \
  && useradd --create-home --uid 10001 nowcast && install --directory --owner nowcast /runs /home/nowcast/.cache
 COPY --from=build /opt/nowcast /opt/nowcast
 COPY deploy/demo.toml deploy/serve.yaml /home/nowcast/
@@ -28,5 +31,5 @@ ENV PATH=/opt/nowcast/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0 \
 USER 10001
 WORKDIR /home/nowcast
 HEALTHCHECK --interval=10s --timeout=10s --start-period=60s CMD ["ray", "health-check"]
-ENTRYPOINT ["ray"]
-CMD ["start", "--head", "--block"]
+# no ENTRYPOINT: the launcher runs the image with `bash`
+CMD ["ray", "start", "--head", "--block"]

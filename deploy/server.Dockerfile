@@ -9,8 +9,10 @@ WORKDIR /src
 RUN python -m venv /opt/nowcast && /opt/nowcast/bin/pip install --no-cache-dir "${TORCH}"
 COPY requirements.lock pyproject.toml README.md LICENSE ./
 # the libraries first: a change of our own code does not install them again
+# (what stood in for it goes: files in build/ that are newer than our own would be packed in their place)
 RUN mkdir protos nowcast_server trainer_worker && touch protos/__init__.py nowcast_server/__init__.py trainer_worker/__init__.py \
- && /opt/nowcast/bin/pip install --no-cache-dir --constraint requirements.lock ".[server]"
+ && /opt/nowcast/bin/pip install --no-cache-dir --constraint requirements.lock ".[server]" \
+ && rm -rf build ./*.egg-info protos nowcast_server trainer_worker
 COPY protos protos
 COPY nowcast_server nowcast_server
 RUN /opt/nowcast/bin/pip install --no-cache-dir --no-deps --force-reinstall .

@@ -6,7 +6,8 @@ WORKDIR /src
 RUN python -m venv /opt/nowcast && /opt/nowcast/bin/pip install --no-cache-dir "${TORCH}"
 COPY requirements.lock pyproject.toml README.md LICENSE ./
 RUN mkdir protos nowcast_server trainer_worker && touch protos/__init__.py nowcast_server/__init__.py trainer_worker/__init__.py \
- && /opt/nowcast/bin/pip install --no-cache-dir --constraint requirements.lock ".[worker]"
+ && /opt/nowcast/bin/pip install --no-cache-dir --constraint requirements.lock ".[worker]" \
+ && rm -rf build ./*.egg-info protos nowcast_server trainer_worker
 COPY protos protos
 COPY trainer_worker trainer_worker
 RUN /opt/nowcast/bin/pip install --no-cache-dir --no-deps --force-reinstall .

@@ -1,16 +1,23 @@
 """The Dockerfiles, without a Docker engine."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
+LONG_AGO = 1_600_000_000
+# Stands in for the image's python and pip: builds the wheel of what would be installed from the folder.
+PIP = f"""#!/bin/sh
+case "$*" in *" ."|*" .["*) exec {sys.executable} -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir wheels . ;; esac
+"""
 by_name = pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
 
 
@@ -63,3 +70,50 @@ def test_image_has_the_packages_its_command_needs(path: Path) -> None:
     text = path.read_text()
     needed = {"server": {"nowcast_server"}, "worker": {"trainer_worker"}, "cluster": {"nowcast_server", "trainer_worker"}}
     assert needed[path.name.partition(".")[0]] | {"protos"} <= set(re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE))
+
+
+@by_name
+def test_the_images_packages_hold_what_was_copied(path: Path, tmp_path: Path) -> None:
+    """A file of the build's earlier steps would be newer than ours and stay in its place: an empty package."""
+    pip, context = tmp_path / "bin", tmp_path / "src"
+    pip.write_text(PIP)
+    pip.chmod(0o755)
+    context.mkdir()
+    text = path.read_text().rpartition("\nFROM ")[0].replace("\\\n", "")
+    copied = []
+    for instruction, rest in re.findall(r"^(COPY|RUN) (.+)$", text, re.MULTILINE):
+        if instruction == "RUN":
+            command = rest.replace("python -m venv", "true").replace("/opt/nowcast/bin/pip", str(pip))
+            subprocess.run(command, shell=True, cwd=context, check=True, stdout=subprocess.DEVNULL)
+            continue
+        *names, target = rest.split()
+        for source in (ROOT / name for name in names):
+            if source.is_dir():
+                made = shutil.copytree(source, context / target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+                copied += [each for each in made.rglob("*") if each.is_file()]
+            else:
+                copied.append(Path(shutil.copy(source, context / target)))
+        for each in copied:
+            os.utime(each, (LONG_AGO, LONG_AGO))  # a COPY keeps a file's time
+    (wheel,) = (context / "wheels").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+    packages = {str(each.relative_to(context)): each.read_bytes() for each in copied if each.parent != context}
+    assert len(packages) > 10
+    assert held == packages
+
+
+def test_the_launcher_can_start_the_clusters_image(tmp_path: Path) -> None:
+    """`ray up` would stop: its container would not live, its shells not find `ray`, or its head not reach the other nodes."""
+    build, _, final = (ROOT / "deploy/cluster.Dockerfile").read_text().rpartition("\nFROM ")
+    assert not re.search(r"^ENTRYPOINT ", final, re.MULTILINE)  # the container's command is `bash`
+    assert "boto3" in build
+    (installed,) = re.findall(r"apt-get install .*", final)
+    assert {"rsync", "openssh-client"} <= {word.partition("=")[0] for word in installed.split()}
+    (line,) = re.findall(r"echo .* > /etc/profile\.d/\S+\.sh", final)
+    subprocess.run(line.replace("/etc/profile.d", str(tmp_path)), shell=True, check=True)
+    (profile,) = tmp_path.iterdir()
+    done = subprocess.run(
+        ["bash", "-c", f'PATH=/usr/local/bin:/usr/bin:/bin; . {profile}; echo "$PATH"'], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "/opt/nowcast/bin:/usr/local/bin:/usr/bin:/bin"

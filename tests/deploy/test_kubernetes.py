@@ -30,9 +30,14 @@ JOB = {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes
 @pytest.fixture(scope="module", params=OVERLAYS)
 def rendered(request: pytest.FixtureRequest) -> list[Any]:
     """What `kubectl apply --kustomize` would send."""
+    return render(FOLDER / request.param)
+
+
+def render(folder: Path) -> list[Any]:
+    """The resources of a kustomization."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    done = subprocess.run(["kubectl", "kustomize", FOLDER / request.param], capture_output=True, text=True, check=False)
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
@@ -126,6 +131,13 @@ def test_commands_are_what_our_programs_understand() -> None:
     assert parse(job["spec"]["entrypoint"])["server"].startswith("http://nowcast-serve-svc:8440")
 
 
+def test_a_job_that_is_tried_again_goes_on() -> None:
+    """`nowcast train` refuses a folder that holds an unfinished run: every retry would fail at once."""
+    (job,) = (each for each in sources("ray") if each["kind"] == "RayJob")
+    assert job["spec"]["backoffLimit"] > 0
+    assert parse(job["spec"]["entrypoint"])["resume"]
+
+
 def test_memory_of_the_pod_covers_what_the_server_may_promise() -> None:
     """The kernel would kill a server that keeps to its own budget."""
     (deployment,) = (each for each in sources("base") if each["kind"] == "Deployment")
@@ -166,7 +178,36 @@ def test_names_that_refer_to_each_other_agree(rendered: list[Any]) -> None:
         assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
+def test_the_network_policy_is_about_the_server_alone(rendered: list[Any]) -> None:
+    """Trainers and Ray nodes of the namespace would be cut off from everything, or the server from those who call it."""
+    for policy in (each for each in rendered if each["kind"] == "NetworkPolicy"):
+        (deployment,) = (each for each in rendered if each["kind"] == "Deployment")
+        template = deployment["spec"]["template"]
+        selected = policy["spec"]["podSelector"]["matchLabels"]
+        assert selected["app.kubernetes.io/name"] == "nowcast-server"
+        assert selected.items() <= template["metadata"]["labels"].items()
+        assert "egress" not in policy["spec"]
+        (rule,) = policy["spec"]["ingress"]
+        assert {"podSelector": {}} in rule["from"]
+        assert {"namespaceSelector": {"matchLabels": {"nowcast.dev/trainers": "true"}}} in rule["from"]
+        (port,) = rule["ports"]
+        assert port["port"] in {each["containerPort"] for each in template["spec"]["containers"][0]["ports"]}
+
+
 def test_the_gpu_overlay_asks_for_a_gpu() -> None:
     """The server would run on the CPU of an expensive node."""
     patch = yaml.safe_load(yaml.safe_load((FOLDER / "gpu" / "kustomization.yaml").read_text())["patches"][0]["patch"])
     assert {"op": "add", "path": "/spec/template/spec/containers/0/resources/limits/nvidia.com~1gpu", "value": "1"} in patch
+
+
+def test_the_gpu_overlay_keeps_its_image_when_base_is_given_a_registry(tmp_path: Path) -> None:
+    """A server with a GPU would run the CPU's image, and nothing would say so."""
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    base = tmp_path / "base" / "kustomization.yaml"
+    base.write_text(base.read_text().replace("newName: nowcast-server", "newName: registry.example.com:5000/team/nowcast"))
+    images = {}
+    for overlay in ("base", "gpu"):
+        (deployment,) = (each for each in render(tmp_path / overlay) if each["kind"] == "Deployment")
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        images[overlay] = container["image"]
+    assert images == {"base": "registry.example.com:5000/team/nowcast:cpu", "gpu": "nowcast-server:gpu"}

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 Documents = Callable[[str], list[Any]]
+INSTANCES = {"m6i.xlarge": (4, 16), "g5.2xlarge": (8, 32), "c6i.2xlarge": (8, 16)}  # vCPUs and GiB, as AWS lists them
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,20 @@ def test_the_nodes_have_time_to_drain(documents: Documents, serve_config: Any) -
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (options,) = serve_config["applications"][0]["deployments"]
     assert group["template"]["spec"]["terminationGracePeriodSeconds"] > options["graceful_shutdown_timeout_s"]
+
+
+def test_the_nodes_have_the_memory_a_replica_may_promise(documents: Documents, serve_config: Any) -> None:
+    """The kernel would kill a replica that keeps to its own budget, in the middle of everybody's forecasts."""
+    from nowcast_server.settings import Settings
+
+    settings = Settings(memory=serve_config["applications"][0]["args"]["memory"])
+    needed = (settings.memory + settings.forecast_memory) / 2**30 + 4  # torch's own, and Ray's
+    (cluster,) = documents("deploy/cloud/aws.yaml")
+    nodes = {name: INSTANCES[node["node_config"]["InstanceType"]] for name, node in cluster["available_node_types"].items()}
+    for name, node in cluster["available_node_types"].items():
+        assert node["resources"]["CPU"] <= nodes[name][0], name
+    assert nodes["serve"][1] >= needed
+    (service,) = documents("deploy/kubernetes/ray/rayservice.yaml")
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert int(container["resources"]["limits"]["memory"].removesuffix("Gi")) >= needed
