@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Listener = Callable[[dict[str, Any]], None]
 POLL_S = 0.3
@@ -29,8 +31,13 @@ class Mailbox:
 
 @contextmanager
 def open_mailbox(listen: Listener) -> Iterator[Any]:
-    """An actor handle for workers to `put.remote` their news to; `listen` hears it, on another thread, until the end."""
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    """An actor handle for workers to `put.remote` their news to; `listen` hears it, on another thread, until the end.
+
+    The actor lives on this process's node, so that no other can take it along; if it is lost nevertheless, so is progress, and
+    nothing else.
+    """
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # Any: ray annotates less
+    mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     over = threading.Event()
 
     def poll() -> None:
@@ -38,8 +45,9 @@ def open_mailbox(listen: Listener) -> Iterator[Any]:
             deliver()
 
     def deliver() -> None:
-        for news in ray.get(mailbox.take.remote()):
-            listen(news)
+        with suppress(RayActorError):
+            for news in ray.get(mailbox.take.remote()):
+                listen(news)
 
     thread = threading.Thread(target=poll, name="nowcast-progress", daemon=True)
     thread.start()

@@ -18,7 +18,7 @@ from trainer_worker import report, room
 from trainer_worker.compare import arm_with, compare
 from trainer_worker.config import Config
 from trainer_worker.datasets import DataMissing
-from trainer_worker.mailbox import Mailbox
+from trainer_worker.mailbox import Mailbox, open_mailbox
 from trainer_worker.own_server import own_server
 from trainer_worker.ray_train import TrainingFailed, train_on_ray
 from trainer_worker.records import Order, RunRecord
@@ -156,3 +156,21 @@ def test_a_run_that_cannot_begin_or_cannot_work_says_why(
             train_on_ray(order, listen=lambda news: None)
     assert "CPU: 2 x 1 asked for, 1.5 of 2 free" in caplog.messages[0]
     assert ray.is_initialized()
+
+
+def test_a_lost_mailbox_costs_progress_alone(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has finished would fail with the node that carried its progress, and that could be any."""
+    options: dict[str, Any] = {}
+    remote = ray.remote
+    monkeypatch.setattr(ray, "remote", lambda **given: options.update(given) or remote(**given))
+    heard: list[dict[str, Any]] = []
+    with open_mailbox(heard.append) as mailbox:
+        ray.get(mailbox.put.remote({"step": 1}))
+        while not heard:
+            time.sleep(0.05)
+        ray.kill(mailbox)
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(mailbox.put.remote({"step": 2}))
+    assert heard == [{"step": 1}]
+    here = options["scheduling_strategy"]
+    assert (here.node_id, here.soft) == (ray.get_runtime_context().get_node_id(), False)
