@@ -1,5 +1,6 @@
 """The picture of a comparison: loss and accuracy of every arm, with the jumps marked."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -70,7 +71,9 @@ def _curves(axes: Axes, runs: Sequence[RunRecord], split: str, metric: str, *, c
 
 def _zoom(axes: Axes, values: Sequence[float]) -> None:
     """Leave the first fall and the tops of spikes out of the picture: the arms differ where the curves are flat."""
-    ranked = sorted(values)
+    ranked = sorted(filter(math.isfinite, values))
+    if not ranked:  # all runs diverged
+        return
     low, high = ranked[int(0.02 * len(ranked))], ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))]
     if axes.get_title(loc="left").endswith("accuracy"):
         low, high = ranked[int(0.05 * len(ranked))], ranked[-1]
@@ -97,9 +100,11 @@ def _jumps(axes: Axes, runs: Sequence[RunRecord], *, colour: str) -> None:
 
 
 def _target(axes: Axes, summary: Summary) -> None:
-    targets = [figures.target for figures in summary.figures if not is_average(figures.arm)]
-    axes.axhline(median(targets), color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    axes.annotate("target", (0.006, median(targets)), xycoords=axes.get_yaxis_transform(), va="bottom", fontsize=8, color=INK)
+    target = median(figures.target for figures in summary.figures if not is_average(figures.arm))
+    if math.isinf(target):  # the plain runs diverged
+        return
+    axes.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.annotate("target", (0.006, target), xycoords=axes.get_yaxis_transform(), va="bottom", fontsize=8, color=INK)
 
 
 def _style(axes: Axes, title: str) -> None:

@@ -20,9 +20,9 @@ def is_average(arm: str) -> bool:
 
 
 class Record(BaseModel):
-    """Base: frozen, strict about its fields."""
+    """Base: frozen, strict about its fields. In JSON a loss that is no number is the string "NaN", which can be read back."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Arm(Record):

@@ -1,5 +1,6 @@
 """What a comparison showed, in figures. Decided on validation data, reported on test data."""
 
+import math
 import os
 import platform
 import sys
@@ -102,8 +103,9 @@ class Summary(Record):
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Median of each value and up to `SMOOTHING` - 1 before it."""
-    return [median(values[max(0, end - SMOOTHING) : end]) for end in range(1, len(values) + 1)]
+    """Median of each value and up to `SMOOTHING` - 1 before it; the NaN of a run that diverged is as bad as can be, infinity."""
+    ranked = [math.inf if math.isnan(value) else value for value in values]
+    return [median(ranked[max(0, end - SMOOTHING) : end]) for end in range(1, len(ranked) + 1)]
 
 
 def smooth_scores(scores: Sequence[Score]) -> list[Score]:
@@ -140,7 +142,7 @@ def _figures(run: RunRecord, *, plain: RunRecord, accuracy: float | None) -> Run
     test = smooth_scores([evaluation.test for evaluation in run.evaluations])
     if accuracy is None:
         target = min(smooth([evaluation.validation.loss for evaluation in plain.evaluations]))
-        hits = [index for index, score in enumerate(validation) if score.loss <= target]
+        hits = [index for index, score in enumerate(validation) if score.loss <= target < math.inf]
     else:
         target = accuracy
         hits = [index for index, score in enumerate(validation) if score.accuracy >= target]

@@ -1,6 +1,7 @@
 """Figures of a comparison: smoothing, targets, medians; the table and the picture."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from trainer_worker import report
 from trainer_worker.config import Config
 from trainer_worker.records import Evaluation, RunRecord, Score, Scores
-from trainer_worker.summary import smooth, summarise
+from trainer_worker.summary import Summary, smooth, summarise
 
 
 def run(
@@ -147,6 +148,51 @@ def test_runs_that_never_arrive_count_as_slowest(tmp_path: Path) -> None:
     ]
     arm = summarise(config(tmp_path, seeds=(1, 2, 3)), runs, server=None, wall_s=1.0).arms[1]
     assert (arm.reached, arm.steps_to_target, arm.fewer_steps) == (1, None, None)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("losses", "target", "reached"),
+    [
+        ((SLOW, [0.9, 0.8, *[NAN] * 8]), 0.4, [80, None]),
+        (([0.9, 0.8, *[NAN] * 8], FAST), 0.85, [20, 20]),
+        (([NAN] * 10, FAST), math.inf, [None, None]),
+        (([NAN] * 10, [NAN] * 10), math.inf, [None, None]),
+    ],
+    ids=["with nowcasts", "plain", "plain, at once", "all"],
+)
+def test_a_run_that_diverged_is_reported(
+    tmp_path: Path, losses: tuple[list[float], list[float]], target: float, reached: list[int | None]
+) -> None:
+    """It would take the report of all runs along, count as the best of them, or make the comparison impossible to resume."""
+    runs = [run("adam", 1, losses[0]), run("adam+x", 1, losses[1], events=[event(60, "accepted")])]
+    for each in runs:
+        back = RunRecord.model_validate_json(each.model_dump_json())
+        assert [evaluation.train_loss for evaluation in back.evaluations] == pytest.approx(
+            [evaluation.train_loss for evaluation in each.evaluations], nan_ok=True
+        )
+    summary = summarise(config(tmp_path), runs, server=None, wall_s=1.0)
+    assert summary.figures[0].target == pytest.approx(target)
+    assert [figures.steps_to_target for figures in summary.figures] == reached
+    for figures, each in zip(summary.figures, losses, strict=True):
+        assert figures.best_validation.loss == pytest.approx(min(smooth(each)))
+    path, picture = report.write(summary)
+    report.show(summary, Console(file=io.StringIO(), width=150))
+    assert picture.stat().st_size > 1000
+    back_again = Summary.model_validate_json(path.read_text())
+    assert back_again.figures == summary.figures
+
+
+def test_a_diverged_seed_counts_as_slowest(tmp_path: Path) -> None:
+    """A median over NaN is whichever value happens to stand in the middle."""
+    runs = [
+        run(arm, seed, [NAN] * 10 if (arm, seed) == ("adam+x", 1) else SLOW) for seed in (1, 2, 3) for arm in ("adam", "adam+x")
+    ]
+    arm = summarise(config(tmp_path, seeds=(1, 2, 3)), runs, server=None, wall_s=1.0).arms[1]
+    assert (arm.reached, arm.steps_to_target) == (2, 80)
+    assert arm.final.loss == pytest.approx(0.5)
 
 
 def test_the_table_says_what_was_skipped_and_why(tmp_path: Path) -> None:
