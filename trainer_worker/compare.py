@@ -10,10 +10,12 @@ from typing import Any
 import httpx2
 from rich.console import Console
 
+from protos.messages import API
 from trainer_worker.config import Config, NowcastTable
 from trainer_worker.progress import Display
 from trainer_worker.records import Arm, Order, RunRecord
 from trainer_worker.summary import Summary, summarise
+from trainer_worker.tls import verification
 
 PLAIN = "adam"
 
@@ -45,10 +47,11 @@ def run_arms(config: Config, arms: Sequence[Arm], *, console: Console, resume: b
     load_task(config.task.name, data=config.task.data)  # fetched once here, read from disk by the workers
     runs: list[RunRecord] = []
     with _server_for(arms, config) as server, _workers(config) as train, Display(console) as display:
-        info = _info(server)
+        token = _token(arms)
+        info = _info(server, token=token)
         for seed in config.train.seeds:
             for arm in arms:
-                order = _order(config, arm, seed, server=server)
+                order = _order(config, arm, seed, server=server, token=token)
                 runs.append(_finish(order, train, display, resume=resume))
     return summarise(config, runs, server=info, wall_s=time.perf_counter() - started)
 
@@ -68,11 +71,16 @@ def _finish(order: Order, train: Callable[..., RunRecord], display: Display, *, 
     return record
 
 
-def _order(config: Config, arm: Arm, seed: int, *, server: str | None) -> Order:
+def _order(config: Config, arm: Arm, seed: int, *, server: str | None, token: str | None) -> Order:
     if arm.nowcast is None or server is None:
         return Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed))
-    token = None if arm.nowcast.server == "own" else os.environ.get("NOWCAST_TOKEN")
     return Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed), server=server, token=token)
+
+
+def _token(arms: Sequence[Arm]) -> str | None:
+    """That of the environment, which is not for a server of this command's own."""
+    own = any(arm.nowcast and arm.nowcast.server == "own" for arm in arms)
+    return None if own else os.environ.get("NOWCAST_TOKEN")
 
 
 def _job(config: Config, arm: Arm, seed: int) -> str:
@@ -111,12 +119,13 @@ def _workers(config: Config) -> Iterator[Callable[..., RunRecord]]:
             yield train_on_ray
 
 
-def _info(server: str | None) -> dict[str, Any] | None:
+def _info(server: str | None, *, token: str | None) -> dict[str, Any] | None:
     """What the server says of itself; a server that is down now may be up when it is needed."""
     if server is None:
         return None
+    headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = httpx2.get(f"{server}/v1/info", timeout=5.0)
-    except httpx2.TransportError as error:
+        answer = httpx2.get(f"{server}{API}/info", headers=headers, timeout=5.0, verify=verification())
+    except (httpx2.TransportError, OSError) as error:
         return {"url": server, "unavailable": str(error)}
     return {"url": server, **answer.json()} if answer.is_success else {"url": server, "unavailable": f"status {answer.status_code}"}
