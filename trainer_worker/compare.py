@@ -12,6 +12,7 @@ from rich.console import Console
 
 from protos.messages import API
 from trainer_worker.config import Config, NowcastTable
+from trainer_worker.names import LONGEST, plain_name
 from trainer_worker.progress import Display
 from trainer_worker.records import Arm, Order, RunRecord
 from trainer_worker.summary import Summary, summarise
@@ -84,9 +85,9 @@ def _token(arms: Sequence[Arm]) -> str | None:
 
 
 def _job(config: Config, arm: Arm, seed: int) -> str:
-    """Unlike any other run's, so that a shared server never mixes two of them up."""
-    name = "".join(letter if letter.isalnum() else "-" for letter in f"{config.output.folder.name}-{arm.name}")
-    return f"{name[:80].strip('-') or 'job'}-{seed}-{uuid.uuid4().hex[:8]}"
+    """Unlike any other run's, so that a shared server never mixes two of them up; by its start `nowcast status` knows it."""
+    submission = os.environ.get("NOWCAST_JOB", config.output.folder.name)
+    return f"{plain_name(f'{submission}-{arm.name}', most=LONGEST)}-{seed}-{uuid.uuid4().hex[:8]}"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Never
+from typing import TYPE_CHECKING, Annotated, Final, Never
 
 import typer
 
@@ -23,8 +23,21 @@ Address = Annotated[
 Id = Annotated[str, typer.Argument(help="As submit printed it; nowcast jobs lists them.", metavar="ID", show_default=False)]
 
 
+INSTEAD: Final = {
+    "workers": "set workers.count in it",
+    "gpus": "set workers.gpus_per_worker in it",
+    "cpus": "its workers take one CPU each; set workers.count in it, or workers.threads",
+    "max_failures": "set workers.max_failures in it",
+    "driver": "it starts its workers itself, workers.count of them",
+    "working_dir": "nothing but itself is uploaded",
+    "arguments": "set what they would change in it",
+}
+"""Options of scripts, and what stands for them in a configuration."""
+
+
 @app.command(context_settings={"allow_interspersed_args": True})
 def submit(
+    context: typer.Context,
     what: Annotated[
         Path, typer.Argument(help="CONFIG.toml, or a SCRIPT.py of your own that uses Nowcast.", metavar="WHAT", show_default=False)
     ],
@@ -58,9 +71,8 @@ def submit(
     except ValueError:
         raise typer.BadParameter("give a number, or LEAST:MOST", param_hint="--workers") from None
     variables = dict(_variable(text) for text in env or ())
-    script = what.suffix != ".toml"
-    if not script and (arguments or working_dir):
-        raise typer.BadParameter("a configuration takes no arguments and no --working-dir", param_hint="WHAT")
+    if what.suffix == ".toml":
+        _refuse_options_of_scripts(context)
     started = None if driver else Workers(least, most, gpus, cpus, max_failures, storage)
     with _errors():
         from trainer_worker.cluster import sending
@@ -129,6 +141,14 @@ def stop(job: Id, *, address: Address = None) -> None:
         from trainer_worker.cluster.connection import connect
 
         typer.echo(f"{job}: {following.stop(connect(address), job).status}")
+
+
+def _refuse_options_of_scripts(context: typer.Context) -> None:
+    for name, instead in INSTEAD.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            hint = "ARGS" if name == "arguments" else f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"not for a configuration: {instead}", param_hint=hint)
 
 
 def _follow(address: str | None, job: str) -> None:

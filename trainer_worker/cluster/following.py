@@ -14,6 +14,7 @@ from protos.messages import API, JobList
 from protos.messages import JobStatus as NowcastJob
 from trainer_worker.cluster.connection import cluster_errors
 from trainer_worker.cluster.errors import ClusterError
+from trainer_worker.names import LONGEST, plain_name
 from trainer_worker.tls import verification
 
 POLL_S: Final = 0.5
@@ -78,7 +79,8 @@ def nowcast_jobs(found: State, *, token: str | None) -> list[NowcastJob]:
         jobs = JobList.model_validate_json(answer.content).jobs if answer.is_success else []
     except (httpx2.HTTPError, httpx2.InvalidURL, ValidationError, OSError):
         return []
-    return [job for job in jobs if job.job.startswith(found.id)]
+    start = plain_name(found.id, most=LONGEST)
+    return [job for job in jobs if plain_name(job.job, most=LONGEST).startswith(start)]
 
 
 def logs(client: JobSubmissionClient, submission: str, *, follow: bool) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer_worker.cluster.errors import ClusterError
+from trainer_worker.names import plain_name
 
 EXCLUDES: Final = (
     ".git",
@@ -93,8 +94,7 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 def new_id(what: Path) -> str:
     """A name nobody has, that says what runs."""
-    stem = "".join(letter if letter.isalnum() else "-" for letter in what.stem).strip("-")[:40] or "job"
-    return f"{stem}-{uuid.uuid4().hex[:8]}"
+    return f"{plain_name(what.stem, most=40)}-{uuid.uuid4().hex[:8]}"
 
 
 def environment(submission_id: str, *, server: str | None, token: str | None, extra: Mapping[str, str]) -> dict[str, str]:

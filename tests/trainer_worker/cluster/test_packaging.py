@@ -5,13 +5,16 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from typer.testing import CliRunner
 
+from trainer_worker.assembly import new_job
 from trainer_worker.cli import app
 from trainer_worker.cluster.connection import connect
 from trainer_worker.cluster.errors import ClusterError
 from trainer_worker.cluster.finding import server_url
+from trainer_worker.cluster.following import State, nowcast_jobs
 from trainer_worker.cluster.packaging import (
     Submission,
     Workers,
@@ -24,6 +27,9 @@ from trainer_worker.cluster.packaging import (
 )
 from trainer_worker.cluster.script import _parser
 from trainer_worker.cluster.sending import config_command
+from trainer_worker.compare import _job
+from trainer_worker.config import Config
+from trainer_worker.records import Arm
 
 
 def test_a_scripts_command_line_survives_the_shell() -> None:
@@ -163,6 +169,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+JOB = {
+    "wiring_hash": "", "parameters": 1, "neurons": 1, "edges": 1, "context": 5, "interval": 1, "dtype": "float32",
+    "forecaster": "nino", "created_at": 0, "seen_at": 0, "steps": [], "history_bytes": 0, "snapshots": 0, "nowcasts": 0,
+    "outcomes": {}, "last_outcomes": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["my_run.1", "fm-16", "a" * 90])
+def test_the_runs_of_a_submission_are_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nowcast status` would say nothing of a configuration's nowcasts: without storage its folder has another name."""
+    monkeypatch.setenv("NOWCAST_JOB", name)
+    config = Config.model_validate({"task": {"name": "fm-16"}, "output": {"folder": tmp_path / "demo"}})
+    mine = [_job(config, Arm(name="adam+nino"), 1000), new_job()]
+    jobs = [{**JOB, "job": job} for job in (*mine, "other-run-1000-12345678")]
+    monkeypatch.setattr(httpx2, "get", lambda *_, **__: httpx2.Response(200, json={"jobs": jobs}))
+    found = nowcast_jobs(State(name, "running", "", "", None, None, "http://a:1"), token=None)
+    assert [each.job for each in found] == mine
+
+
 @pytest.mark.parametrize("command", [["jobs"], ["status", "x"], ["logs", "x"], ["stop", "x"], ["submit", __file__]])
 def test_no_cluster_is_one_clear_sentence(command: list[str]) -> None:
     """A traceback of Ray's, or minutes of waiting."""
@@ -186,7 +211,13 @@ def test_the_address_on_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -
     [
         (["none.py"], "there is no file none.py"),
         ([__file__, "--env", "A"], "NAME=VALUE"),
-        (["{config}", "--", "x"], "no arguments"),
+        (["{config}", "--", "x"], "ARGS: not for a configuration"),
+        (["{config}", "--workers", "1"], "set workers.count in it"),
+        (["{config}", "--gpus", "2"], "set workers.gpus_per_worker in it"),
+        (["{config}", "--cpus", "2"], "workers take one CPU each"),
+        (["{config}", "--max-failures", "0"], "set workers.max_failures in it"),
+        (["{config}", "--driver"], "starts its workers itself"),
+        (["{config}", "--working-dir", "."], "nothing but itself is uploaded"),
         (["{bad}"], "unknown"),
     ],
 )
@@ -195,6 +226,7 @@ def test_mistakes_are_found_before_anything_is_sent(options: list[str], says: st
     config, bad = tmp_path / "c.toml", tmp_path / "bad.toml"
     config.write_text('[task]\nname = "fm-16"\n')
     bad.write_text('[task]\nname = "fm-16"\n[trian]\nsteps = 3\n')
-    result = CliRunner().invoke(app, ["submit", *(option.format(config=config, bad=bad) for option in options)])
+    given = [option.format(config=config, bad=bad) for option in options]
+    result = CliRunner().invoke(app, ["submit", *given], env={"COLUMNS": "140"})
     assert result.exit_code == 2
     assert says in result.output
