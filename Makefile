@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test test-cluster lint bench metatrain lock clean
 
 demo: $(READY)
-	$(BIN)/nowcast compare deploy/demo.toml
+	$(BIN)/nowcast compare deploy/demo.toml --fresh
 
 test: $(READY)
 	$(BIN)/python -m pytest

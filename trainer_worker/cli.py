@@ -69,9 +69,7 @@ def train(
 ) -> None:
     """Train the job of CONFIG, with nowcasts if it has a table `nowcast` or an option asks for them."""
     settings = _load(config, options=locals())
-    if not (resume or fresh) and (unfinished := _unfinished(settings)):
-        _fail(f"{unfinished} holds an unfinished run: go on with --resume, start anew with --fresh, or choose another --out")
-    _run(settings, compared=False, resume=resume)
+    _run(settings, compared=False, resume=resume, fresh=fresh)
 
 
 @app.command()
@@ -88,10 +86,11 @@ def compare(
     copies: Copies = None,
     address: Address = None,
     resume: Resume = False,
+    fresh: Fresh = False,
 ) -> None:
     """Train the job of CONFIG without and with nowcasts, same seeds and batches, and report the difference."""
     settings = _load(config, options=locals())
-    _run(settings, compared=True, resume=resume)
+    _run(settings, compared=True, resume=resume, fresh=fresh)
 
 
 @app.command()
@@ -153,9 +152,11 @@ def _load(path: Path, *, options: Mapping[str, Any]) -> "Config":
         _fail(str(error))
 
 
-def _run(config: "Config", *, compared: bool, resume: bool) -> None:
+def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None:
     from rich.console import Console
 
+    if not (resume or fresh) and (unfinished := _unfinished(config)):
+        _fail(f"{unfinished} holds an unfinished run: go on with --resume, start anew with --fresh, or choose another --out")
     console = Console()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server's process is stopped as well
     with console.status("starting"):
@@ -166,6 +167,7 @@ def _run(config: "Config", *, compared: bool, resume: bool) -> None:
         from trainer_worker.own_server import ServerFailed
         from trainer_worker.ray_train import TrainingFailed
         from trainer_worker.records import Arm
+        from trainer_worker.resuming import CannotResume
         from trainer_worker.storage import StorageUnusable, put, resolve
     try:
         if config.output.copies:
@@ -175,7 +177,7 @@ def _run(config: "Config", *, compared: bool, resume: bool) -> None:
         else:
             arm = arm_with(config.nowcast) if config.nowcast else Arm(name=PLAIN)
             summary = run_arms(config, [arm], console=console, resume=resume)
-    except (DataMissing, ServerFailed, StorageUnusable, TrainingFailed) as error:
+    except (CannotResume, DataMissing, ServerFailed, StorageUnusable, TrainingFailed) as error:
         _fail(str(error))
     paths = report.write(summary)
     report.show(summary, console)

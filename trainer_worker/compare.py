@@ -15,6 +15,7 @@ from trainer_worker.config import Config, NowcastTable
 from trainer_worker.names import LONGEST, plain_name
 from trainer_worker.progress import Display
 from trainer_worker.records import Arm, Order, RunRecord
+from trainer_worker.resuming import begin, check, finished, keep
 from trainer_worker.summary import Summary, summarise
 from trainer_worker.tls import verification
 
@@ -25,7 +26,7 @@ def compare(config: Config, *, console: Console, resume: bool = False) -> Summar
     """Train every seed without and with nowcasts.
 
     Raises:
-        DataMissing, ServerFailed, TrainingFailed
+        CannotResume, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
     """
     table = config.nowcast or NowcastTable()
     return run_arms(config, [Arm(name=PLAIN), arm_with(table)], console=console, resume=resume)
@@ -39,43 +40,39 @@ def arm_with(table: NowcastTable) -> Arm:
 def run_arms(config: Config, arms: Sequence[Arm], *, console: Console, resume: bool = False) -> Summary:
     """Train the arms, seed by seed, one after the other, so that each has the whole machine.
 
-    With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint.
+    With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint; without, they are deleted.
     """
     from trainer_worker.tasks import load_task
 
     started = time.perf_counter()
+    orders = [Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed)) for seed in config.train.seeds for arm in arms]
+    if resume:
+        check(orders)
     config.output.folder.mkdir(parents=True, exist_ok=True)
     load_task(config.task.name, data=config.task.data)  # fetched once here, read from disk by the workers
-    runs: list[RunRecord] = []
     with _server_for(arms, config) as server, _workers(config) as train, Display(console) as display:
         token = _token(arms)
         info = _info(server, token=token)
-        for seed in config.train.seeds:
-            for arm in arms:
-                order = _order(config, arm, seed, server=server, token=token)
-                runs.append(_finish(order, train, display, resume=resume))
+        begin(orders, resume=resume)
+        runs = [_finish(_sent_to(server, order, token=token), train, display) for order in orders]
     return summarise(config, runs, server=info, wall_s=time.perf_counter() - started)
 
 
-def _finish(order: Order, train: Callable[..., RunRecord], display: Display, *, resume: bool) -> RunRecord:
-    kept = order.config.output.folder / "runs" / f"{order.name}.json"
-    if resume and kept.exists():
-        record = RunRecord.model_validate_json(kept.read_bytes())
-        if record.evaluations[-1].step == order.config.train.steps:  # else the run is to be longer now
-            return record
-    kept.unlink(missing_ok=True)
+def _finish(order: Order, train: Callable[..., RunRecord], display: Display) -> RunRecord:
+    if kept := finished(order):
+        return kept
     started = time.perf_counter()
-    record = train(order, listen=display.follow(order), resume=resume)
+    record = train(order, listen=display.follow(order), resume=True)  # what was not to be gone on with is deleted
     record = record.model_copy(update={"wall_s": time.perf_counter() - started})
-    kept.parent.mkdir(parents=True, exist_ok=True)  # Ray may have unpacked a job's working directory anew meanwhile
-    kept.write_text(record.model_dump_json(), encoding="utf-8")
+    keep(order, record)
     return record
 
 
-def _order(config: Config, arm: Arm, seed: int, *, server: str | None, token: str | None) -> Order:
-    if arm.nowcast is None or server is None:
-        return Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed))
-    return Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed), server=server, token=token)
+def _sent_to(server: str | None, order: Order, *, token: str | None) -> Order:
+    """The order with the server it is for, if it wants one."""
+    if order.arm.nowcast is None or server is None:
+        return order
+    return order.model_copy(update={"server": server, "token": token})
 
 
 def _token(arms: Sequence[Arm]) -> str | None:

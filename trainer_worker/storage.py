@@ -69,6 +69,34 @@ def put(place: str, files: Collection[Path]) -> list[str]:
     return [f"{place.rstrip('/')}/{file.name}" for file in files]
 
 
+def write(place: str, name: str, data: bytes) -> None:
+    """Write a small file, `folder/file`, into a place; both folders are made if they are not there.
+
+    Raises:
+        StorageUnusable: see `resolve`.
+    """
+    filesystem, path = resolve(place)
+    with _errors(place):
+        filesystem.create_dir(f"{path}/{name}".rpartition("/")[0], recursive=True)
+        with filesystem.open_output_stream(f"{path}/{name}") as file:
+            file.write(data)
+
+
+def read(place: str, name: str) -> bytes | None:
+    """What `write` wrote; None if it did not.
+
+    Raises:
+        StorageUnusable: see `resolve`.
+    """
+    filesystem, path = resolve(place)
+    with _errors(place):
+        if filesystem.get_file_info(f"{path}/{name}").type != FileType.File:
+            return None
+        with filesystem.open_input_stream(f"{path}/{name}") as file:
+            held: bytes = file.read()
+            return held
+
+
 @contextmanager
 def _errors(place: str) -> Iterator[None]:
     try:

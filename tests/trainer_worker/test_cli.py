@@ -66,14 +66,33 @@ def test_options_are_checked_like_the_file(job: Path, options: list[str]) -> Non
     assert call("compare", job, *options).exit_code == 2
 
 
-def test_an_unfinished_run_is_not_deleted(job: Path) -> None:
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_an_unfinished_run_is_not_deleted(job: Path, command: str) -> None:
     """Forgetting `--resume` once must not cost the checkpoints of a long run."""
     kept = job.parent / "runs" / "job" / "checkpoints" / "adam-seed1000"
     kept.mkdir(parents=True)
-    result = call("train", job)
+    result = call(command, job)
     assert result.exit_code == 2
     assert "go on with --resume, start anew with --fresh" in result.stderr
     assert kept.exists()
+
+
+def test_a_run_of_another_configuration_is_not_resumed(job: Path) -> None:
+    """One sentence that names the key, and nothing is deleted."""
+    order = job.parent / "runs" / "job" / "checkpoints" / "adam-seed1000" / "order.json"
+    order.parent.mkdir(parents=True)
+    order.write_text('{"train.lr": 0.5}')
+    result = call("compare", job, "--resume")
+    assert result.exit_code == 2
+    assert "adam-seed1000 was begun with " in result.stderr
+    assert "train.lr = 0.5, not 0.006" in result.stderr
+    assert order.exists()
+
+
+def test_the_demo_runs_again_after_it_was_interrupted() -> None:
+    """`make demo` would ask for an option that make does not have."""
+    recipe = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
+    assert "nowcast compare deploy/demo.toml --fresh\n" in recipe
 
 
 def test_results_go_where_they_are_asked_to(job: Path) -> None:

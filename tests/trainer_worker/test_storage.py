@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_worker.storage import StorageUnusable, folders, forget, put, resolve
+from trainer_worker.storage import StorageUnusable, folders, forget, put, read, resolve, write
 
 
 @pytest.mark.parametrize("kind", ["", "file://", "local://", "memory://"], ids=lambda kind: kind or "path")
@@ -39,6 +39,18 @@ def test_results_arrive(tmp_path: Path, kind: str) -> None:
         for file in files:
             with filesystem.open_input_stream(f"{path}/{file.name}") as stream:
                 assert stream.read() == content + file.name.encode()
+
+
+@pytest.mark.parametrize("kind", ["", "local://", "memory://"], ids=lambda kind: kind or "path")
+def test_a_small_file_is_read_back(tmp_path: Path, kind: str) -> None:
+    """A run would not know what it was ordered with; or the file of one that was never begun would be an error."""
+    place = f"{kind}{tmp_path}/{uuid.uuid4().hex}"
+    assert read(place, "run/order.json") is None
+    for data in (b"first", b"second"):
+        write(place, "run/order.json", data)
+        assert read(place, "run/order.json") == data
+    assert folders(place) == ["run"]
+    assert read(place, "run") is None
 
 
 @pytest.mark.parametrize("place", ["nosuch://bucket/runs", "s4://x"])
