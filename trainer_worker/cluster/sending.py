@@ -97,7 +97,7 @@ def _submit(client: JobSubmissionClient, submission: Submission) -> None:
 
 
 def config_command(config: Path, *, name: str, server: str | None, storage: str | None) -> str:
-    """The command line that trains a configuration on the cluster it runs on."""
+    """The command line that trains a configuration on the cluster it runs on; sent again, it goes on from its storage."""
     import shlex
 
     options = ["--address", "auto", "--server", server or "embedded"]
@@ -105,6 +105,7 @@ def config_command(config: Path, *, name: str, server: str | None, storage: str 
         options += ["--out", f"runs/{name}", "--checkpoints", f"{storage}/{name}/checkpoints", "--copies", f"{storage}/{name}"]
     elif storage:
         options += ["--out", f"{storage}/{name}"]
+    options += ["--resume"] if storage else []
     return shlex.join(["python", "-m", "trainer_worker", "train", config.name, *options])
 
 

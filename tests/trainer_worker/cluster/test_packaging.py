@@ -63,6 +63,13 @@ def test_a_configurations_command_line_is_valid() -> None:
         assert places == ["s3://bucket/runs/x/checkpoints", "s3://bucket/runs/x", "runs/x"]
 
 
+@pytest.mark.parametrize(("storage", "resume"), [("/runs", True), ("s3://bucket/runs", True), (None, False)])
+def test_a_configuration_that_is_sent_again_goes_on(storage: str | None, *, resume: bool) -> None:
+    """Its log would ask for an option that `nowcast submit` does not have."""
+    words = shlex.split(config_command(Path("c.toml"), name="x", server=None, storage=storage))
+    assert ("--resume" in words) == resume
+
+
 def test_only_the_configuration_is_uploaded(tmp_path: Path) -> None:
     """The whole folder it lies in, perhaps a home directory, would travel to the cluster."""
     (tmp_path / "secret").write_text("x")
