@@ -18,7 +18,7 @@ from torch import Tensor
 
 VARIABLE: Final = "NOWCAST_FEATURES"
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Part of the names: to be raised whenever the same wiring gets other features."""
 
 MOST_BYTES: Final = 2**30
