@@ -94,7 +94,8 @@ def _store(study: Study, lane: int, snapshots: list[Snapshots], path: Path) -> b
     path.unlink(missing_ok=True)  # of an interrupted attempt
     first = snapshots[0].states[lane].numpy()
     header = {**study.header(lane), "final_loss": float(snapshots[-1].losses[lane])}
-    if not math.isfinite(header["final_loss"]) or (snapshots[-1].states[lane] - snapshots[0].states[lane]).abs().max() > MOST_MOVED:
+    moved = [float((snapshot.states[lane] - snapshots[0].states[lane]).abs().max()) for snapshot in snapshots]
+    if not (math.isfinite(header["final_loss"]) and all(distance <= MOST_MOVED for distance in moved)):  # NaN is not
         return False
     with TrajectoryWriter(path, first, header=header) as writer:
         for snapshot in snapshots:
