@@ -97,6 +97,10 @@ class Trajectory:
         starts = [0, *ends[:-1]]
         return [replace(self, records=self.records[start:end]) for start, end in zip(starts, ends, strict=True)]
 
+    def first(self, count: int) -> Self:
+        """The run as it was when it had `count` snapshots."""
+        return replace(self, records=self.records[:count])
+
     def states(self, index: npt.NDArray[np.int64] | slice) -> Floats:
         """Snapshots by position: (len(index), n) float32."""
         deltas: Floats = self.records["deltas"][index].astype(np.float32)
