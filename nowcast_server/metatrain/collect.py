@@ -1,9 +1,11 @@
 """Collecting trajectories: train study after study and store what every lane went through."""
 
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Self
+from uuid import uuid4
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -72,16 +74,25 @@ def collect_study(config: CollectConfig, number: int) -> str:
 def run(study: Study, home: Path, *, forecaster: Path | None = None) -> int:
     """Train a study and store its runs in the folder `home`, which appears when they are complete. Returns how many there are.
 
-    Runs that diverged are left out.
+    Runs that diverged are left out. Where another process has stored the same study meanwhile, its runs stay.
     """
     settings = {"batch_size": study.batch_size, "steps": study.steps, "every": study.every}
     leap = _leaper(study, forecaster)
     snapshots = list(train(study.design, study.lanes, study.feed(), **settings, seed=study.number, leap=leap))
-    draft = home.with_name(f".{home.name}")
-    draft.mkdir(parents=True, exist_ok=True)
-    kept = sum(_store(study, lane, snapshots, draft / f"{lane:02d}{SUFFIX}") for lane in range(len(study.lanes)))
-    draft.replace(home)
-    return kept
+    draft = home.with_name(f".{home.name}.{uuid4().hex}")
+    draft.mkdir(parents=True)
+    try:
+        for lane in range(len(study.lanes)):
+            _store(study, lane, snapshots, draft / f"{lane:02d}{SUFFIX}")
+        draft.replace(home)
+    except OSError:
+        if not home.exists():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    for other in home.parent.glob(f".{home.name}.*"):
+        shutil.rmtree(other, ignore_errors=True)  # a killed process left it, or one that will find `home` there
+    return len(list(home.glob(f"*{SUFFIX}")))
 
 
 def _leaper(study: Study, forecaster: Path | None) -> Leaper | None:
@@ -90,14 +101,13 @@ def _leaper(study: Study, forecaster: Path | None) -> Leaper | None:
     return Leaper(study.leaps, forecaster_of(forecaster), wiring_of(study.design))
 
 
-def _store(study: Study, lane: int, snapshots: list[Snapshots], path: Path) -> bool:
-    path.unlink(missing_ok=True)  # of an interrupted attempt
+def _store(study: Study, lane: int, snapshots: list[Snapshots], path: Path) -> None:
     first = snapshots[0].states[lane].numpy()
     header = {**study.header(lane), "final_loss": float(snapshots[-1].losses[lane])}
-    if not math.isfinite(header["final_loss"]) or (snapshots[-1].states[lane] - snapshots[0].states[lane]).abs().max() > MOST_MOVED:
-        return False
+    moved = [float((snapshot.states[lane] - snapshots[0].states[lane]).abs().max()) for snapshot in snapshots]
+    if not (math.isfinite(header["final_loss"]) and all(distance <= MOST_MOVED for distance in moved)):  # NaN is not
+        return
     with TrajectoryWriter(path, first, header=header) as writer:
         for snapshot in snapshots:
             state, loss = np.asarray(snapshot.states[lane]), float(snapshot.losses[lane])
             writer.append(snapshot.step, state, loss=loss, segment=snapshot.segment)
-    return True

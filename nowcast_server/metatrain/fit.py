@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Self, cast
 
@@ -18,6 +18,7 @@ from nowcast_server.metatrain.library import Group, Library
 from nowcast_server.metatrain.loss import loss, predict
 from nowcast_server.metatrain.progress import Progress
 from nowcast_server.metatrain.skill import RIVALS, of_model, skill
+from nowcast_server.metatrain.store import Trajectory, trajectories
 from nowcast_server.metatrain.windows import Windows, draw_cuts, draw_horizons, read_windows
 from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nowcast_server.nino.model import NiNo
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 MOST_SKIPPED = 50
 """So many steps in a row without a finite gradient end a fit."""
 
+MOST_NAMED = 20
+"""Of new trajectories."""
 
 OTHER_KINDS = 0.25
 TYPE_STD = 0.5
@@ -108,13 +111,18 @@ class FitConfig(BaseModel):
 
 @dataclass(slots=True)
 class _State:
-    """Everything a fit needs to go on: saved whole, restored whole."""
+    """Everything a fit needs to go on: saved whole, restored whole.
+
+    Args:
+        runs: the trajectories it draws from, by their paths in the store, and how many snapshots each had when the fit began.
+    """
 
     model: nn.Module
     average: nn.Module
     optimizer: torch.optim.AdamW
     step: int = 0
     skipped: int = 0
+    runs: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def fresh(cls, config: FitConfig) -> "_State":
@@ -131,7 +139,7 @@ class _State:
     def save(self, path: Path) -> None:
         draft = path.with_suffix(".draft")
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
-        torch.save({**parts, "step": self.step, "skipped": self.skipped}, draft)
+        torch.save({**parts, "step": self.step, "skipped": self.skipped, "runs": self.runs}, draft)
         draft.replace(path)
 
     def load(self, path: Path) -> None:
@@ -139,6 +147,7 @@ class _State:
         for name in ("model", "average", "optimizer"):
             getattr(self, name).load_state_dict(content[name])
         self.step, self.skipped = content["step"], content["skipped"]
+        self.runs = content.get("runs", {})  # earlier versions kept none
 
 
 def _start(path: Path, options: ModelOptions) -> Checkpoint:
@@ -171,18 +180,19 @@ def fit(config: FitConfig) -> Path:
     """Fit from the start or from the last saved state to the end; returns the checkpoint.
 
     Raises:
-        ValueError: the store has no runs to fit to, or `start` is a model of another shape.
+        ValueError: the store has no runs to fit to, or no longer those that the fit began with, or `start` is a model of another
+            shape.
         CheckpointError: `start` is no checkpoint.
         FloatingPointError: the loss has stopped being finite.
     """
     torch.set_num_threads(config.threads)
-    library = Library.open(config.trajectories, without=config.without, held=config.held)
-    if not library.training:
-        raise ValueError(f"{config.trajectories} holds no training runs: `nowcast-server metatrain collect` makes some")
-    config.out.mkdir(parents=True, exist_ok=True)
     state, saved = _State.fresh(config), config.out / "state.pt"
     if saved.exists():
         state.load(saved)
+    library = Library.of(_runs(config, state), without=config.without, held=config.held)
+    if not library.training:
+        raise ValueError(f"{config.trajectories} holds no training runs: `nowcast-server metatrain collect` makes some")
+    config.out.mkdir(parents=True, exist_ok=True)
     with Progress(config.out, about=json.loads(config.model_dump_json())) as progress:
         while state.step < config.steps:
             _advance(state, config, library, progress)
@@ -193,6 +203,23 @@ def fit(config: FitConfig) -> Path:
     path = config.out / f"{config.name}.safetensors"
     save_checkpoint(Checkpoint(config.options(), _kept(config, state.average), config.name, _note(config, library)), path)
     return path
+
+
+def _runs(config: FitConfig, state: _State) -> list[Trajectory]:
+    """What the store held when the fit began, to the snapshot: what has come since would change every draw that is left."""
+    found = {str(run.path.relative_to(config.trajectories)): run for run in trajectories(config.trajectories)}
+    if not state.runs:
+        state.runs = {name: len(run.steps) for name, run in found.items()}
+    for name, count in state.runs.items():
+        if name not in found or len(found[name].steps) < count:
+            raise ValueError(
+                f"{config.out} holds a fit to {config.trajectories / name}, which is missing or damaged: bring it back, "
+                "or begin anew in another folder (out)"
+            )
+    if new := [name for name in found if name not in state.runs]:
+        named = ", ".join(new[:MOST_NAMED]) + (", ..." if len(new) > MOST_NAMED else "")
+        logger.info("%d trajectories have come since the fit began and are left for the next: %s", len(new), named)
+    return [found[name].first(count) for name, count in state.runs.items()]
 
 
 def _advance(state: _State, config: FitConfig, library: Library, progress: Progress) -> None:
@@ -229,7 +256,7 @@ def _average(state: _State, config: FitConfig) -> None:
 
 
 def draw_batch(config: FitConfig, library: Library, step: int) -> Iterator[tuple[Windows, Tensor]]:
-    """The windows of a step and the signs of their Laplacian features: a function of seed and step alone."""
+    """The windows of a step and the signs of their Laplacian features: a function of seed, step and what the fit began with."""
     rng = np.random.Generator(np.random.PCG64([config.seed, step]))
     kinds = sorted({group.kind for group in library.training})
     weights = np.array([config.kinds.get(kind, OTHER_KINDS) for kind in kinds])

@@ -52,4 +52,9 @@ class Leaper:
         contexts = torch.stack(self._context, dim=1)  # (lanes, context, n)
         horizon = self._horizons.pop(0)
         self._context.clear()
-        return torch.cat([self._forecaster.forecast(self._wiring, context, (horizon,)) for context in contexts])
+        return torch.stack([self._target(context, horizon) for context in contexts])
+
+    def _target(self, context: Tensor, horizon: int) -> Tensor:
+        if not context.isfinite().all():
+            return context[-1]  # the lane has diverged, which ends no other
+        return self._forecaster.forecast(self._wiring, context, (horizon,))[0]

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -48,16 +49,23 @@ class Library:
 
     @classmethod
     def open(cls, folder: Path, *, least: int = 20, without: tuple[str, ...] = (), held: tuple[str, ...] = ()) -> "Library":
-        """Runs below `folder`, cut where they jumped, of at least `least` snapshots.
+        """`of` what lies below `folder`."""
+        return cls.of(trajectories(folder), least=least, without=without, held=held)
+
+    @classmethod
+    def of(
+        cls, runs: Iterable[Trajectory], *, least: int = 20, without: tuple[str, ...] = (), held: tuple[str, ...] = ()
+    ) -> "Library":
+        """Runs cut where they jumped, into pieces of at least `least` snapshots.
 
         Args:
-            folder: of the store.
+            runs: whole.
             least: snapshots.
             without: tasks to leave out, by the start of their names.
             held: tasks that only judge, by the start of their names, besides those collected for it.
         """
         found: dict[tuple[bool, str, str], list[Trajectory]] = defaultdict(list)
-        for run in (piece for whole in trajectories(folder) for piece in whole.pieces()):
+        for run in (piece for whole in runs for piece in whole.pieces()):
             task = str(run.header.get("task", "recorded"))
             if len(run.steps) < least or task.startswith(without or ("\0",)):
                 continue

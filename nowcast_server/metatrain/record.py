@@ -66,25 +66,28 @@ class Recorder:
 
     def _begin(self, job: str, wiring: Wiring, interval: int, step: int, state: Floats) -> _Recording:
         header = {"task": f"{self.kind}/{job}", "interval": interval, "wiring": wiring.to_dict()}
-        path = self._free_path(f"{job}-{wiring.hash[:12]}", step)
+        path = self._free_path(f"{job}-{wiring.hash[:12]}", interval, step)
         segment = _last_segment(path) + 1 if path.exists() else 0
         self._open[job] = _Recording(TrajectoryWriter(path, state, header=header), segment, segment)
         return self._open[job]
 
-    def _free_path(self, name: str, step: int) -> Path:
-        """The run's file; or the next number, if that is damaged or has come further than `step`: another run of the same name."""
+    def _free_path(self, name: str, interval: int, step: int) -> Path:
+        """The run's file; or the next number, if that is damaged or another run's of the same name.
+
+        Another run has another interval, or has come further than `step`.
+        """
         number = 0
-        while (path := self.folder / f"{name}-{number}{SUFFIX}").exists() and not _continues(path, step):
+        while (path := self.folder / f"{name}-{number}{SUFFIX}").exists() and not _continues(path, interval, step):
             number += 1
         return path
 
 
-def _continues(path: Path, step: int) -> bool:
+def _continues(path: Path, interval: int, step: int) -> bool:
     try:
-        steps = Trajectory.open(path).steps
+        run = Trajectory.open(path)
     except BadTrajectory:
         return False
-    return not len(steps) or int(steps[-1]) < step
+    return run.header.get("interval") == interval and (not len(run.steps) or int(run.steps[-1]) < step)
 
 
 def _last_segment(path: Path) -> int:

@@ -13,6 +13,7 @@ a crash, ends the trajectory; a writer that opens the file again continues from 
 """
 
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from typing import Any, BinaryIO, Final, Self
 
 import numpy as np
 import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
 
 MAGIC: Final = b"NOWTRAJ1"
 SUFFIX: Final = ".trajectory"
@@ -72,10 +75,10 @@ class Trajectory:
         header, start = _read_header(path)
         size = header["parameters"]
         record = _record(size)
-        count = max(path.stat().st_size - start - 4 * size, 0) // record.itemsize
-        base = np.fromfile(path, dtype="<f4", count=size, offset=start)
-        if len(base) < size:
+        room = path.stat().st_size - start - 4 * size
+        if room < 0:
             raise BadTrajectory(f"{path} ends within its base")
+        base, count = np.fromfile(path, dtype="<f4", count=size, offset=start), room // record.itemsize
         if count == 0:
             return cls(path, header, base, np.empty(0, dtype=record))
         records = np.memmap(path, dtype=record, mode="r", offset=start + 4 * size, shape=(count,))
@@ -93,6 +96,10 @@ class Trajectory:
         ends = [*(np.flatnonzero((gaps != usual) | (segments != 0)) + 1).tolist(), len(self.steps)]
         starts = [0, *ends[:-1]]
         return [replace(self, records=self.records[start:end]) for start, end in zip(starts, ends, strict=True)]
+
+    def first(self, count: int) -> Self:
+        """The run as it was when it had `count` snapshots."""
+        return replace(self, records=self.records[:count])
 
     def states(self, index: npt.NDArray[np.int64] | slice) -> Floats:
         """Snapshots by position: (len(index), n) float32."""
@@ -161,10 +168,17 @@ class TrajectoryWriter:
 
 
 def trajectories(folder: Path) -> Iterator[Trajectory]:
-    """All trajectories below `folder`, in the order of their paths; those of drafts, whose folders are hidden, are not."""
+    """All trajectories below `folder`, in the order of their paths; those of drafts, whose folders are hidden, are not.
+
+    A damaged one is left out and logged.
+    """
     for path in sorted(folder.rglob(f"*{SUFFIX}")):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        try:
             yield Trajectory.open(path)
+        except BadTrajectory as error:
+            logger.warning("left out: %s", error)
 
 
 def _create(path: Path, first: Floats, header: dict[str, Any]) -> None:
@@ -182,7 +196,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(min(length, 2**30)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadTrajectory(f"{path}: its header is not JSON") from error
     if not isinstance(header, dict) or header.get("format") != 1 or not isinstance(header.get("parameters"), int):
         raise BadTrajectory(f"{path}: this version reads format 1 alone")

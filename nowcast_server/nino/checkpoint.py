@@ -67,17 +67,19 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a published `.pt` or one of our `.safetensors`; the content says which it is.
 
     Raises:
-        CheckpointError: the file is missing, is neither, or contradicts itself.
+        CheckpointError: the file is missing, is neither, or contradicts itself; the detail names it.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(9)
+        return _load_safetensors(path) if start[8:9] == b"{" else _load_published(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.detail}", field=error.field) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}", field="checkpoint") from error
-    if start[8:9] == b"{":
-        return _load_safetensors(path)
-    return _load_published(path)
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}", field="checkpoint") from error
+    except Exception as error:  # a file made to, or damaged, can make the libraries that read it raise nearly anything
+        raise CheckpointError(f"{path}: holds no checkpoint: {type(error).__name__}: {error}", field="checkpoint") from error
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
@@ -126,23 +128,23 @@ def _load_safetensors(path: Path) -> Checkpoint:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = _read_header(path, file.metadata() or {})
+            header = _read_header(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file: {error}", field="checkpoint") from error
+        raise CheckpointError(f"this is no safetensors file: {error}", field="checkpoint") from error
     options = ModelOptions.from_dict(header.get("options"))
     return Checkpoint(options, dict(_as_float32(tensors)), str(header.get("name", path.stem)), str(header.get("note", "")))
 
 
-def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _read_header(metadata: Mapping[str, str]) -> dict[str, Any]:
     if HEADER not in metadata:
-        raise CheckpointError(f"{path} has no {HEADER!r} header: it holds no model of this project", field="checkpoint")
+        raise CheckpointError(f"it has no {HEADER!r} header: it holds no model of this project", field="checkpoint")
     try:
         header = json.loads(metadata[HEADER])
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: its header is not JSON: {error}", field="checkpoint") from error
+        raise CheckpointError(f"its header is not JSON: {error}", field="checkpoint") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: this version of nowcast reads format {FORMAT} alone", field="format")
+        raise CheckpointError(f"this version of nowcast reads format {FORMAT} alone", field="format")
     return header
 
 
@@ -152,12 +154,12 @@ def _load_published(path: Path) -> Checkpoint:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything for a file that is not its own
-        raise CheckpointError(f"{path} is neither a .safetensors nor a published .pt checkpoint", field="checkpoint") from error
+        raise CheckpointError("this is neither a .safetensors nor a published .pt checkpoint", field="checkpoint") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict", field="checkpoint")
+        raise CheckpointError(f"it holds a {type(content).__name__}, not a state_dict", field="checkpoint")
     tensors = content.get("state_dict", content)
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds no state_dict of a NiNo model", field="state_dict")
+        raise CheckpointError("it holds no state_dict of a NiNo model", field="state_dict")
     options = published_options(content.get("model_args", {}) if "state_dict" in content else {})
     ours = {tensor_name(name): tensor for name, tensor in tensors.items()}
     return Checkpoint(options, dict(_as_float32(ours)), path.stem, "published by the authors of arXiv 2409.04434")

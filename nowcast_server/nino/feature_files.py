@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 VARIABLE: Final = "NOWCAST_FEATURES"
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Part of the names: to be raised whenever the same wiring gets other features."""
 
 MOST_BYTES: Final = 2**30
@@ -48,14 +49,18 @@ def kept(key: str, shape: tuple[int, int], compute: Callable[[], Tensor]) -> Ten
 def _folder() -> Path | None:
     chosen = os.environ.get(VARIABLE)
     if chosen is None:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nowcast" / "features"
+        try:
+            return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nowcast" / "features"
+        except RuntimeError:  # a user without a name, as containers have them, has no home
+            return None
     return Path(chosen) if chosen else None
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
     try:
         features = np.load(path, allow_pickle=False)
-        path.touch()
+        with suppress(OSError):  # another's file, or a read-only folder: it cannot be said to be in use, but read
+            path.touch()
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:

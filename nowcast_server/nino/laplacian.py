@@ -10,6 +10,7 @@ solver happens to return, and so on no machine. The eigenvector left out is alwa
 pieces needs to have said.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,7 +20,7 @@ import torch
 from scipy.linalg import eigh
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from nowcast_server.nino.cache import LruCache
@@ -27,8 +28,11 @@ from nowcast_server.nino.classes import Floats, Ints, NeuronClasses
 from nowcast_server.nino.feature_files import kept
 from protos.wiring import Wiring
 
-DENSE: Final = 600
-"""Up to so many classes a matrix is diagonalised whole; beyond, Lanczos finds the few eigenvectors needed."""
+DENSE: Final = 2000
+"""Up to so many classes a matrix is diagonalised whole, in 1.4 s of one core; beyond, Lanczos finds the few eigenvectors needed."""
+
+DENSEST: Final = 5000
+"""Up to so many classes it is diagonalised whole, in 20 s and 1 GB, if Lanczos does not find them."""
 
 SAME: Final = 1e-8
 """Eigenvalues closer than this count as one repeated eigenvalue."""
@@ -37,16 +41,20 @@ SPARE: Final = 16
 """Eigenvectors that one round of Lanczos finds beyond those needed."""
 
 MOST: Final = 300
-"""Eigenvectors after which Lanczos gives up completing a repeated eigenvalue; its basis then depends on the solver."""
+"""Eigenvectors after which Lanczos gives up completing a repeated eigenvalue."""
 
 WORTH_KEEPING: Final = 20_000
 """Neurons from which on features are kept on disk: below, they are the work of milliseconds."""
+
+_LOG: Final = logging.getLogger(__name__)
 
 _CACHE: Final = LruCache[Tensor](8_000_000, weigh=Tensor.numel)
 
 
 def laplacian_features(wiring: Wiring, *, count: int = 8) -> Tensor:
     """The `count` Laplacian features of each neuron: (neurons, count) float32, zero where the graph has too few eigenvectors.
+
+    Zero too from an eigenvalue on that is repeated too often to be completed in a graph of more than `DENSEST` classes.
 
     Cached by the wiring's hash, those of large networks on disk too (`feature_files.py`); not to be written to.
     """
@@ -68,6 +76,9 @@ def compute_features(wiring: Wiring, *, count: int) -> Tensor:
         found += basis
         if len(found) == wanted:
             break
+    if len(found) < wanted:
+        held = max(len(found) - 1, 0)
+        _LOG.warning("wiring %s has %d of %d Laplacian features, the rest are 0: an eigenvalue repeats", wiring.hash, held, count)
     features = np.zeros((wiring.neurons, count), dtype=np.float32)
     for index, vector in enumerate(found[1:]):
         features[:, index] = vector
@@ -88,6 +99,15 @@ def _orthonormal(vector: Floats, basis: list[Floats]) -> Floats:
         for other in basis:
             vector = vector - (other @ vector) * other
     return vector / np.linalg.norm(vector)
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """Eigenpairs of a matrix, `values` (m,) and `vectors` (size, m): all whose eigenvalues are above `floor`."""
+
+    values: Floats
+    vectors: Floats
+    floor: float = -np.inf
 
 
 @dataclass(frozen=True)
@@ -126,12 +146,19 @@ class _Eigenspace:
 
 
 def _eigenspaces(classes: NeuronClasses, wanted: int) -> Iterator[_Eigenspace]:
-    """Eigenspaces of the normalised adjacency by falling eigenvalue: by rising eigenvalue of the Laplacian."""
-    values, vectors = _largest(classes.quotient, wanted)
-    chains = list(_chains(classes, wanted))
+    """Eigenspaces of the normalised adjacency by falling eigenvalue: by rising eigenvalue of the Laplacian.
+
+    They end where one could not be completed.
+    """
+    quotient = _largest(classes.quotient, wanted)
+    values, vectors, floor = quotient.values, quotient.vectors, quotient.floor
+    chains: list[_Chain] = []
+    for members, spectrum in _differences(classes, wanted):
+        floor = max(floor, spectrum.floor)
+        pairs = zip(spectrum.values, spectrum.vectors.T, strict=True)
+        chains += [_Chain(float(value), members, vector) for value, vector in pairs]
     levels = np.concatenate((values, [chain.value for chain in chains]))
-    while levels.size:
-        top = levels.max()
+    while levels.size and (top := levels.max()) > floor:
         yield _Eigenspace(
             classes, vectors[:, values >= top - SAME], [chain for chain in chains if top - SAME <= chain.value <= top]
         )
@@ -140,28 +167,29 @@ def _eigenspaces(classes: NeuronClasses, wanted: int) -> Iterator[_Eigenspace]:
         levels = levels[levels < top - SAME]
 
 
-def _chains(classes: NeuronClasses, wanted: int) -> Iterator[_Chain]:
+def _differences(classes: NeuronClasses, wanted: int) -> Iterator[tuple[Ints, _Spectrum]]:
+    """Classes that diagonals join, and the eigenpairs on their vectors that sum to zero within classes."""
     several = np.flatnonzero(classes.sizes > 1)  # a single neuron has no differences
     differences = classes.differences[several][:, several]
     count, label = connected_components(differences, directed=False)
     order = np.argsort(label, kind="stable")
     for members in np.split(order, np.cumsum(np.bincount(label, minlength=count))[:-1]) if count else ():
-        values, vectors = _largest(differences[members][:, members], wanted)
-        for value, vector in zip(values, vectors.T, strict=True):
-            yield _Chain(float(value), several[members], vector)
+        yield several[members], _largest(differences[members][:, members], wanted)
 
 
-def _largest(matrix: csr_array[Any], wanted: int) -> tuple[Floats, Floats]:
-    """At least `wanted` eigenpairs of the largest eigenvalues, if there are so many: (m,) and (size, m)."""
+def _largest(matrix: csr_array[Any], wanted: int) -> _Spectrum:
+    """The eigenpairs of the `wanted` largest eigenvalues or more; fewer if a repeated one is not to be had."""
     size = matrix.shape[0]
     if size == 1:
-        return matrix.toarray()[0], np.ones((1, 1))
-    if size <= DENSE:
-        return eigh(matrix.toarray())
-    return _lanczos(matrix, wanted)
+        return _Spectrum(matrix.toarray()[0], np.ones((1, 1)))
+    if size > DENSE:
+        found = _lanczos(matrix, wanted)
+        if len(found.values) >= wanted or size > DENSEST:
+            return found
+    return _Spectrum(*eigh(matrix.toarray()))
 
 
-def _lanczos(matrix: csr_array[Any], wanted: int) -> tuple[Floats, Floats]:
+def _lanczos(matrix: csr_array[Any], wanted: int) -> _Spectrum:
     """`_largest` for a large matrix.
 
     Lanczos may overlook copies of a repeated eigenvalue. So what was found is moved to the far end of the spectrum and the search
@@ -176,9 +204,15 @@ def _lanczos(matrix: csr_array[Any], wanted: int) -> tuple[Floats, Floats]:
             return np.asarray(matrix @ x - vectors @ ((values + 1.0) * (vectors.T @ x)))  # eigenvalues lie in -1..1
 
         operator = LinearOperator(matrix.shape, matvec=deflated, dtype=np.float64)
-        more, found = eigsh(operator, k=wanted + SPARE, which="LA", v0=start)
-        last = np.sort(values)[-wanted] if values.size else -np.inf  # the least that belongs among the largest
-        if more.max() < last - SAME or len(values) >= MOST:
-            return values, vectors
+        try:
+            # the generator is for new vectors when those from `start` are used up: always the same ones
+            more, found = eigsh(operator, k=wanted + SPARE, which="LA", v0=start, rng=np.random.Generator(np.random.PCG64(size)))
+        except ArpackError as error:  # eigenvalues repeated hundreds of times
+            _LOG.info("Lanczos found no eigenvectors of a matrix of %d classes: %s", size, error)
+            return _Spectrum(np.empty(0), np.empty((size, 0)), np.inf)
+        floor = float(more.max()) + SAME
+        complete = values > floor
+        if complete.sum() >= wanted or len(values) >= MOST:
+            return _Spectrum(values[complete], vectors[:, complete], floor)
         vectors, _ = np.linalg.qr(np.hstack((vectors, found)))
         values = np.einsum("nk,nk->k", vectors, matrix @ vectors)

@@ -61,9 +61,9 @@ class ModelOptions:
     update_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise CheckpointError(f"option {name} = {getattr(self, name)}: must be at least {least}", field=name)
+        for name, (least, most) in _LIMITS.items():
+            if not least <= getattr(self, name) <= most:  # NaN neither
+                raise CheckpointError(f"option {name} = {getattr(self, name)}: must be {least} to {most}", field=name)
         if self.hidden % self.towers:
             raise CheckpointError(f"option towers = {self.towers} must divide hidden = {self.hidden}", field="towers")
         if 0 < self.edge_types <= EdgeType.SELF_LOOP:
@@ -106,17 +106,19 @@ class ModelOptions:
         return cls(**data)
 
 
-_LEAST: Final = {
-    "context": 2,
-    "max_horizon": 1,
-    "hidden": 1,
-    "layers": 1,
-    "towers": 1,
-    "slots": 1,
-    "edge_types": 0,
-    "laplacian": 0,
-    "vocabulary": 0,
+_LIMITS: Final[dict[str, tuple[float, float]]] = {
+    "context": (2, 1000),
+    "max_horizon": (1, 100_000),
+    "hidden": (1, 100_000),
+    "layers": (1, 100),
+    "towers": (1, 100),
+    "slots": (1, 1000),
+    "edge_types": (0, 1000),
+    "laplacian": (0, 256),
+    "vocabulary": (0, 10_000_000),
+    "update_scale": (-1e6, 1e6),
 }
+"""Of every number. A hundred bytes of a header could otherwise ask for a model that fills the memory."""
 
 
 def tensor_shapes(options: ModelOptions) -> dict[str, Shape]:

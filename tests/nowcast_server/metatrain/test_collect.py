@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from nowcast_server.metatrain import collect, corpus, workers
 from nowcast_server.metatrain.cli import app
 from nowcast_server.metatrain.collect import CollectConfig, collect_study
-from nowcast_server.metatrain.draw import draw
+from nowcast_server.metatrain.draw import Study, draw
 from nowcast_server.metatrain.feeds import TableFeed
 from nowcast_server.metatrain.store import TrajectoryWriter, trajectories
 
@@ -71,6 +72,28 @@ def test_an_interrupted_study_leaves_nothing_half(small: None, tmp_path: Path, m
     found = list(trajectories(config.home(0)))
     assert found
     assert all(run.steps.tolist() == [0, 25] for run in found)
+
+
+@pytest.mark.parametrize("how", ["slower", "swept"])
+def test_two_collectors_of_one_folder_do_not_mix(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A study would hold runs that one process had written in part when the other was done, or the slower one would end."""
+    config = CollectConfig(folder=tmp_path, studies=1, lanes=1)
+    store = collect._store
+
+    def overtaken(study: Study, lane: int, *rest: Any) -> None:
+        if lane == 1:
+            monkeypatch.setattr(collect, "_store", store)
+            collect_study(config, 0)  # by another process
+            if how == "swept":
+                raise FileNotFoundError(*rest)
+        store(study, lane, *rest)
+
+    (tmp_path / f".{config.home(0).name}.killed").mkdir()
+    monkeypatch.setattr(collect, "_store", overtaken)
+    assert "2 runs" in collect_study(config, 0)
+    assert [run.path.parent for run in trajectories(tmp_path)] == 2 * [config.home(0)]
+    assert all(run.steps.tolist() == [0, 25] for run in trajectories(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [config.home(0).name]
 
 
 def test_collecting_again_gives_the_same_weights(small: None, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Fitting: it learns, it resumes, it does not swallow NaN."""
 
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from nowcast_server.metatrain.cli import app
 from nowcast_server.metatrain.fit import FitConfig, fit
 from nowcast_server.metatrain.library import Library
 from nowcast_server.metatrain.skill import RIVALS, linear, load_predictor, skill
+from nowcast_server.metatrain.store import Trajectory, TrajectoryWriter
 from nowcast_server.metatrain.windows import Cut, read_windows
 from nowcast_server.nino.checkpoint import load_checkpoint
 
@@ -28,14 +31,8 @@ class Interrupted(Exception):
     """Stands for a power cut."""
 
 
-@pytest.mark.parametrize("model", ["nino", "wnn"])
-@pytest.mark.parametrize("when", [3, 5, 8])
-def test_interrupted_and_resumed_gives_the_same_weights(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, when: int
-) -> None:
-    """Hours of fitting would be lost with a machine, or end in other weights than the recipe gives."""
-    straight = fit(config(runs, tmp_path / "a", model=model))
-    settings = config(runs, tmp_path / "b", model=model)
+def interrupt(settings: FitConfig, when: int) -> None:
+    """Fit up to a step."""
     advance = fitting._advance
 
     def fail(state: fitting._State, *rest: object) -> None:
@@ -43,13 +40,52 @@ def test_interrupted_and_resumed_gives_the_same_weights(
             raise Interrupted
         advance(state, *rest)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "_advance", fail)
         with pytest.raises(Interrupted):
             fit(settings)
+
+
+@pytest.mark.parametrize("model", ["nino", "wnn"])
+@pytest.mark.parametrize("when", [3, 5, 8])
+def test_interrupted_and_resumed_gives_the_same_weights(runs: Path, tmp_path: Path, model: str, when: int) -> None:
+    """Hours of fitting would be lost with a machine, or end in other weights than the recipe gives."""
+    straight = fit(config(runs, tmp_path / "a", model=model))
+    settings = config(runs, tmp_path / "b", model=model)
+    interrupt(settings, when)
     resumed = fit(settings)
     ours, theirs = load_checkpoint(straight), load_checkpoint(resumed)
     assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
+
+
+def test_a_resumed_fit_draws_from_what_it_began_with(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A collection or a server that goes on beside a fit would change the weights that come out of it if it is interrupted."""
+    straight = fit(config(runs, tmp_path / "a"))
+    store = tmp_path / "store"
+    shutil.copytree(runs, store)
+    settings = config(store, tmp_path / "b")
+    interrupt(settings, 8)
+    shutil.copytree(runs / "0", store / "9")
+    old = Trajectory.open(store / "0" / "00.trajectory")
+    with TrajectoryWriter(old.path, old.base, header={}) as writer:
+        for step in range(310, 500, 10):
+            writer.append(step, old.base)
+    with caplog.at_level(logging.INFO):
+        resumed = fit(settings)
+    ours, theirs = load_checkpoint(straight), load_checkpoint(resumed)
+    assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
+    assert "2 trajectories have come since the fit began and are left for the next: 9/00.trajectory, 9/01.trajectory" in caplog.text
+
+
+def test_a_resumed_fit_misses_what_is_gone(runs: Path, tmp_path: Path) -> None:
+    """It would go on with other draws and end in other weights, without a word."""
+    store = tmp_path / "store"
+    shutil.copytree(runs, store)
+    settings = config(store, tmp_path / "out")
+    interrupt(settings, 8)
+    (store / "1" / "01.trajectory").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1/01.trajectory, which is missing or damaged"):
+        fit(settings)
 
 
 def test_learns_to_beat_last_on_runs_it_was_not_fitted_to(runs: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 
 from nowcast_server.forecasters import load_forecaster
+from nowcast_server.metatrain import collect
 from nowcast_server.metatrain.collect import CollectConfig, run
-from nowcast_server.metatrain.draw import draw
+from nowcast_server.metatrain.draw import Study, draw
 from nowcast_server.metatrain.feeds import TableFeed
 from nowcast_server.metatrain.leaps import Leaper, Leaps
 from nowcast_server.metatrain.library import wiring_of
@@ -20,6 +21,18 @@ from nowcast_server.metatrain.store import trajectories
 
 MLP = Design(kind="mlp", inputs=5, outputs=1, widths=(7,))
 LANES = tuple(Lane(lr=lr, weight_decay=0.0, beta1=0.9, beta2=0.999, warmup=0, seed=seed) for lr, seed in ((1e-2, 1), (3e-3, 2)))
+TABLE = Study(
+    number=0,
+    data="friedman-1",
+    validation=False,
+    design=replace(MLP, inputs=10),
+    size=0,
+    views=(),
+    lanes=LANES,
+    batch_size=16,
+    steps=20,
+    every=10,
+)
 SHIPPED = Path(__file__).parents[3] / "nowcast_server" / "checkpoints" / "wnn-base.safetensors"
 
 
@@ -51,6 +64,24 @@ def test_after_its_jumps_a_run_is_left_alone() -> None:
     """The long plain stretch is what a fit takes its futures from."""
     jumped = leaping_run(Leaps(stride=1, horizons=(3,)))
     assert [snapshot.segment for snapshot in jumped] == [0] * 6 + [1] * 15
+
+
+def test_a_lane_that_diverges_is_left_out_alone(tmp_path: Path) -> None:
+    """One bad learning rate would end the collection, and again each time it is started."""
+    lanes = (LANES[0], replace(LANES[1], lr=1e30), LANES[1])
+    study = replace(TABLE, lanes=lanes, steps=100, leaps=Leaps(stride=1, horizons=(4,)))
+    assert run(study, tmp_path / "study", forecaster=SHIPPED) == 2
+    assert sorted(run.path.name for run in trajectories(tmp_path)) == ["00.trajectory", "02.trajectory"]
+
+
+@pytest.mark.parametrize("states", [(0.0, 1.0, torch.nan), (0.0, 1e6, 1.0)])
+def test_weights_that_cannot_be_stored_end_no_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: tuple[float, ...]
+) -> None:
+    """A study would be trained anew at each start, to the same refusal by the writer."""
+    went = [Snapshots(step, torch.full((1, 4), state), torch.zeros(1)) for step, state in enumerate(states)]
+    monkeypatch.setattr(collect, "train", lambda *arguments, **options: went)
+    assert run(replace(TABLE, lanes=LANES[:1]), tmp_path / "study") == 0
 
 
 def test_only_some_studies_leap_and_the_rest_stay_what_they_were() -> None:

@@ -94,6 +94,22 @@ def test_no_file_is_of_more_parameters_than_it_can_hold(tmp_path: Path, size: in
         Trajectory.open(path)
 
 
+@pytest.mark.parametrize(
+    ("length", "text"),
+    [(2**63, b'{"format":1,"parameters":3}'), (200_000, b"[" * 200_000), (0, b""), (30, b'{"format":1,"parameters":3}   ')],
+)
+def test_a_damaged_file_costs_its_run_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int, text: bytes) -> None:
+    """What a power cut leaves of one file would keep a fit from all the others, and `metatrain show` from saying which it is."""
+    for name in ("a", "c"):
+        write(tmp_path / f"{name}.trajectory")
+    damaged = tmp_path / "b.trajectory"
+    damaged.write_bytes(MAGIC + length.to_bytes(8, "little") + text if text else b"")
+    assert [run.path.stem for run in trajectories(tmp_path)] == ["a", "c"]
+    assert str(damaged) in caplog.text
+    with pytest.raises(BadTrajectory):
+        Trajectory.open(damaged)
+
+
 def test_the_largest_record() -> None:
     """The limit would be another than NumPy's, which beyond it gives a record a size below 0."""
     assert store._record(MAX_PARAMETERS).itemsize == 24 + 2 * MAX_PARAMETERS > 2**31 - 4

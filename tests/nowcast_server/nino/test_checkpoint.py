@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,48 @@ def test_headers_that_are_wrong(header: str | None, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "a.safetensors", metadata={} if header is None else {"nowcast": header})
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        '{"layers": 1000000}',
+        '{"hidden": 1000000, "towers": 1000000}',
+        '{"update_scale": NaN}',
+        '{"update_scale": -Infinity}',
+        '{"hidden": ' + "9" * 5000 + "}",
+        "[" * 20_000 + "]" * 20_000,
+    ],
+)
+def test_hostile_headers_are_refused_at_once(options: str, tmp_path: Path) -> None:
+    """A tiny file would fill the server's memory, end it with a traceback, or forecast NaN."""
+    path = tmp_path / "a.safetensors"
+    tensors = dict(random_checkpoint().tensors)
+    save_file(tensors, path, metadata={"nowcast": f'{{"format": 1, "options": {options}}}'})
+    started = time.perf_counter()
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert caught.value.detail.startswith(f"{path}: ")
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"a": torch.zeros(1)}, "model_args": None},
+        {"state_dict": {"a": torch.zeros(1)}, "model_args": {"dropout": torch.zeros(2)}},
+        {"state_dict": {"a": torch.zeros(1)}, "model_args": {"lpe": "x"}},
+        {"state_dict": {"a": torch.zeros(1)}, "model_args": argparse.Namespace(hid=3)},
+        {"state_dict": {"a": torch.zeros(1)}, "model_args": {"upd_scale": float("nan")}},
+        {0: torch.zeros(1)},
+    ],
+)
+def test_hostile_published_files_are_refused_by_name(content: dict[Any, Any], tmp_path: Path) -> None:
+    """One of many `--checkpoint` files would end the server with a traceback that does not say which it is."""
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path / "a.pt")
+    assert caught.value.detail.startswith(f"{tmp_path / 'a.pt'}: ")
 
 
 def test_only_safetensors_are_written(tmp_path: Path) -> None:

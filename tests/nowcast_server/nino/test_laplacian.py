@@ -37,6 +37,19 @@ def layered(*widths: int, residual: bool = False) -> Wiring:
     return Wiring((BIAS,), sum(widths), tuple(blocks))
 
 
+def attention(heads: int, *, width: int = 3) -> Wiring:
+    """Heads of a layer, all alike."""
+    blocks = [structure(EdgeType.HEAD, 0, 2, 2, heads * width)]
+    blocks += [structure(EdgeType.HEAD, 2 + head * width, width, 2 + (heads + head) * width, width) for head in range(heads)]
+    blocks.append(structure(EdgeType.HEAD, 2 + heads * width, heads * width, 2 + 2 * heads * width, 5))
+    return Wiring((BIAS,), 7 + 2 * heads * width, tuple(blocks))
+
+
+def outputs(count: int) -> Wiring:
+    """So many outputs, each a layer of its own, of one layer."""
+    return Wiring((BIAS,), 32 + count, tuple(structure(EdgeType.HEAD, 0, 32, 32 + index, 1) for index in range(count)))
+
+
 def joined(wiring: Wiring) -> np.ndarray:
     """The binary adjacency, edge by edge, undirected, without self loops."""
     adjacency = np.zeros((wiring.neurons, wiring.neurons))
@@ -173,16 +186,48 @@ def test_a_wide_network_costs_its_neurons_not_its_edges() -> None:
 
 def test_lanczos_finds_every_copy_of_a_repeated_eigenvalue(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads are alike, so a large transformer's eigenvalues repeat; Lanczos by itself overlooks copies."""
-    heads, width = 40, 3
-    blocks = [structure(EdgeType.HEAD, 0, 2, 2, heads * width)]
-    blocks += [structure(EdgeType.HEAD, 2 + head * width, width, 2 + (heads + head) * width, width) for head in range(heads)]
-    blocks.append(structure(EdgeType.HEAD, 2 + heads * width, heads * width, 2 + 2 * heads * width, 5))
-    wiring = Wiring((BIAS,), 7 + 2 * heads * width, tuple(blocks))
+    wiring = attention(40)
     features = compute_features(wiring, count=8)
     monkeypatch.setattr(laplacian, "DENSE", 20)
     monkeypatch.setattr(laplacian, "SPARE", 4)
     assert torch.allclose(compute_features(wiring, count=8), features, atol=1e-4)
     check(wiring)
+
+
+@pytest.mark.parametrize("wiring", [attention(60), outputs(300)])
+def test_what_lanczos_does_not_find_is_diagonalised(wiring: Wiring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of experts or outputs repeat an eigenvalue so often that their network would have no features, or other ones."""
+    features = compute_features(wiring, count=8)
+    check(wiring)
+    monkeypatch.setattr(laplacian, "DENSE", 20)
+    monkeypatch.setattr(laplacian, "MOST", 30)
+    again = compute_features(wiring, count=8)
+    assert torch.allclose(again, features, atol=1e-4)
+    assert torch.equal(compute_features(wiring, count=8), again)
+
+
+@pytest.mark.parametrize("heads", [30, 300])
+def test_lanczos_finds_the_same_each_time(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas, and a server started again, would forecast something else for the same network."""
+    monkeypatch.setattr(laplacian, "DENSE", 20)
+    wiring = attention(heads)
+    assert torch.equal(compute_features(wiring, count=8), compute_features(wiring, count=8))
+
+
+def test_what_cannot_be_found_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A network too large to diagonalise would get the part of an eigenspace that a solver came upon, or end in an error."""
+    wiring = Wiring((BIAS,), 372, (*attention(60).blocks, *(Block(10, 367 + i, 1, 368 + i, 1) for i in range(4))))
+    features = compute_features(wiring, count=8)
+    monkeypatch.setattr(laplacian, "DENSE", 20)
+    monkeypatch.setattr(laplacian, "DENSEST", 20)
+    monkeypatch.setattr(laplacian, "MOST", 30)
+    found = compute_features(wiring, count=8)
+    held = int(found.any(dim=0).sum())
+    assert 0 < held < 8
+    assert torch.allclose(found[:, :held], features[:, :held], atol=1e-4)
+    assert not found[:, held:].any()
+    assert f"has {held} of 8 Laplacian features" in caplog.text
+    assert not compute_features(outputs(300), count=8).any()
 
 
 def test_a_deep_network_has_few_classes() -> None:

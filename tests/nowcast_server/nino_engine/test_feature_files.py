@@ -66,6 +66,33 @@ def test_without_a_folder_they_are_computed(tmp_path: Path, monkeypatch: pytest.
         assert torch.equal(kept("a", (2, 2), lambda: features), features)
 
 
+def test_a_file_of_another_user_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas on a read-only volume of features would compute them all again."""
+    compute, calls = counted(torch.randn(7, 3))
+    kept("a", (7, 3), compute)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert torch.equal(kept("a", (7, 3), compute), compute())
+    assert len(calls) == 2
+
+
+def test_a_user_without_a_home_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that runs as a number, without HOME, could not forecast for a large network."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NOWCAST_FEATURES", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    compute, calls = counted(torch.randn(2, 2))
+    assert torch.equal(kept("a", (2, 2), compute), kept("a", (2, 2), compute))
+    assert len(calls) == 2
+
+
 def test_old_files_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder would grow without bound."""
     monkeypatch.setattr(feature_files, "MOST_BYTES", 5000)
