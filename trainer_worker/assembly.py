@@ -232,7 +232,7 @@ def make_trials(
     start, aside = (KeptState(list(parameters.moving), model=model, optimizer=optimizer, also=also) for _ in range(2))
     recovery = recovery_steps(guard, interval=interval, period=period, candidates=len(policy.horizons(period)))
     window = max(SHORTEST, stretch_steps(recovery, interval))
-    gauge = Gauge(model, list(parameters.moving), probe, ranks=ranks, window=window)
+    gauge = Gauge(model, list(parameters.trained), probe, ranks=ranks, window=window)
     contest = Contest(start, aside)
     return gauge, Trials(guard, gauge=gauge, contest=contest, recovery=recovery, interval=interval, max_steps=max_steps)
 
@@ -243,14 +243,14 @@ def claim(parameters: FlatParameters, job: str) -> None:
     Raises:
         BadArgument: another job has one of them.
     """
-    for parameter in parameters.moving:
+    for parameter in parameters.trained:
         if id(parameter) in _claims:
             detail = f"its parameters are nowcast by {_claims[id(parameter)]!r} already; leave that `with` block first"
             raise BadArgument("model", detail)
-    _claims.update((id(parameter), job) for parameter in parameters.moving)
+    _claims.update((id(parameter), job) for parameter in parameters.trained)
 
 
 def release(parameters: FlatParameters) -> None:
     """Give the parameters free."""
-    for parameter in parameters.moving:
+    for parameter in parameters.trained:
         _claims.pop(id(parameter), None)

@@ -65,7 +65,7 @@ class Cycle:
         self._interval, self._period, self._max_steps, self._mode = interval, period, max_steps, mode
         self._quiet = quiet
         averages = quiet and (context is not None or parameters.sharded)
-        self._average = RunningAverage(list(parameters.moving)) if averages else None
+        self._average = RunningAverage(list(parameters.trained)) if averages else None
         # Added to the noisy weights, a quiet forecast's displacement leaves their noise as it is.
         late = mode == "overlap" or quiet > 0
         self._candidates = Candidates(context, parameters, ranks=ranks, landing=landing, interval=interval, mode=mode, late=late)
@@ -111,7 +111,7 @@ class Cycle:
 
     def _compare(self) -> None:
         facts = {"step": self.step, "origin": self._origin, "interval": self._interval, "period": self._period, "mode": self._mode}
-        self._ranks.check_alike(facts, () if self._parameters.sharded else self._parameters.moving)
+        self._ranks.check_alike(facts, () if self._parameters.sharded else self._parameters.trained)
         self._rates.begin(self.step)
         self._compared = True
 

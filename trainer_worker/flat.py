@@ -28,15 +28,21 @@ class _Slice:
     parameter: nn.Parameter
     start: int
     stop: int
-    moves: bool  # a jump may change it
+    trained: bool  # when the run began
     exact: bool  # snapshots hold it without rounding
+
+    @property
+    def moves(self) -> bool:
+        """A jump at this moment may change it."""
+        return self.trained and self.parameter.requires_grad
 
 
 class FlatParameters:
     """The flat parameter vector of a model: `named_parameters()` one after the other, tied ones once.
 
     Parameters that the optimizer does not train, frozen ones and those of another optimizer, are part of the vector (the
-    forecaster sees the whole network), but no jump ever changes them.
+    forecaster sees the whole network), but no jump ever changes them: neither those it did not train when the vector was made nor
+    those that have been frozen since.
 
     Of a model that is split over ranks (FSDP2) rank 0 holds the vector; every rank takes part in `copy_to` and `load`, parameter
     by parameter, and none holds more than one whole parameter besides.
@@ -57,8 +63,8 @@ class FlatParameters:
         for name, parameter in model.named_parameters():
             _check(name, parameter)
             stop = start + parameter.numel()
-            moves = parameter.requires_grad and id(parameter) in trained
-            self._slices.append(_Slice(name, parameter, start, stop, moves, parameter.dtype in EXACT[dtype]))
+            trains = parameter.requires_grad and id(parameter) in trained
+            self._slices.append(_Slice(name, parameter, start, stop, trains, parameter.dtype in EXACT[dtype]))
             start = stop
         self.size = start
         if not self._slices:
@@ -76,8 +82,13 @@ class FlatParameters:
         return [(piece.name, tuple(piece.parameter.shape)) for piece in self._slices]
 
     @property
+    def trained(self) -> Iterator[nn.Parameter]:
+        """The parameters a jump may change unless they are frozen by then."""
+        return (piece.parameter for piece in self._slices if piece.trained)
+
+    @property
     def moving(self) -> Iterator[nn.Parameter]:
-        """The parameters a jump may change."""
+        """The parameters a jump at this moment may change."""
         return (piece.parameter for piece in self._slices if piece.moves)
 
     @torch.no_grad()
@@ -110,7 +121,7 @@ class FlatParameters:
             growth: 0 for the norms of `last`, 1 for the forecast's own.
         """
         for piece in self._slices:
-            if piece.moves and piece.parameter.dim() > 1:
+            if piece.trained and piece.parameter.dim() > 1:
                 new = forecast[piece.start : piece.stop]
                 before, after = _norm(last[piece.start : piece.stop]), _norm(new)
                 if before and after:
@@ -129,7 +140,7 @@ class FlatParameters:
                 by the displacement.
         """
         for piece in self._slices:
-            if piece.moves and (late or not piece.exact):
+            if piece.trained and (late or not piece.exact):
                 forecast[piece.start : piece.stop] -= last[piece.start : piece.stop]
 
     @torch.no_grad()

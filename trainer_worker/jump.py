@@ -94,7 +94,7 @@ class Landing:
             raise BadArgument("jump", "recalibrate=True runs the probe, and there is none; give probe=, or a callable here")
         self._jump, self._parameters, self._optimizer, self._interval = jump, parameters, optimizer, interval
         self._model = model
-        self._followers = Followers(averages, model=model, moving=list(parameters.moving))
+        self._followers = Followers(averages, model=model, moving=list(parameters.trained))
         self._run = probe if jump.recalibrate is True else jump.recalibrate or None
 
     def soften(self, forecast: Tensor, *, first: Tensor, last: Tensor) -> None:

@@ -3,7 +3,7 @@
 import copy
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +29,7 @@ class KeptState:
 
     Args:
         parameters: the tensors to keep, those a jump may change.
-        model: whose buffers to keep.
+        model: whose buffers to keep, those it has at the time.
         optimizer: whose state of `parameters` to keep.
         also: further objects to keep the state of.
     """
@@ -43,8 +43,7 @@ class KeptState:
                     "guard", f"also[{index}] is a {type(thing).__name__}, which has no state_dict and load_state_dict"
                 )
         self._parameters = list(parameters)
-        self._tensors: list[Tensor] = [*self._parameters, *model.buffers()]
-        self._optimizer = optimizer
+        self._model, self._optimizer = model, optimizer
         self._also = list(also)
         self._scheduled = any(isinstance(thing, LRScheduler) for thing in also)
         self._kept: dict[str, Any] | None = None
@@ -52,10 +51,12 @@ class KeptState:
     @torch.no_grad()
     def keep(self) -> None:
         """Take the state as it is now; memory of an earlier one is used again."""
-        old: dict[str, Any] = self._kept or {"tensors": [None] * len(self._tensors), "optimizer": [{}] * len(self._parameters)}
+        empty = {"weights": [None] * len(self._parameters), "optimizer": [{}] * len(self._parameters), "buffers": {}}
+        old: dict[str, Any] = self._kept or empty
         groups = [{name: value for name, value in group.items() if name != "params"} for group in self._optimizer.param_groups]
         self._kept = {
-            "tensors": [_copy(tensor, into) for tensor, into in zip(self._tensors, old["tensors"], strict=True)],
+            "weights": [_copy(parameter, into) for parameter, into in zip(self._parameters, old["weights"], strict=True)],
+            "buffers": {name: _copy(buffer, old["buffers"].get(name)) for name, buffer in self._buffers()},
             "optimizer": [
                 {name: _copy(value, into.get(name)) for name, value in self._optimizer.state.get(parameter, {}).items()}
                 for parameter, into in zip(self._parameters, old["optimizer"], strict=True)
@@ -69,8 +70,12 @@ class KeptState:
     def restore(self) -> None:
         """Make everything as it was, bit for bit, in the same tensors."""
         assert self._kept is not None
-        for tensor, kept in zip(self._tensors, self._kept["tensors"], strict=True):
-            tensor.copy_(kept)
+        for parameter, kept in zip(self._parameters, self._kept["weights"], strict=True):
+            parameter.copy_(kept)
+        for name, kept in self._kept["buffers"].items():
+            path, _, own = name.rpartition(".")
+            module = self._model.get_submodule(path)
+            setattr(module, own, _copy(kept, getattr(module, own)))
         for parameter, kept in zip(self._parameters, self._kept["optimizer"], strict=True):
             state = self._optimizer.state[parameter]
             for name in state.keys() - kept.keys():
@@ -83,6 +88,10 @@ class KeptState:
         for thing, kept in zip(self._also, self._kept["also"], strict=True):
             thing.load_state_dict(copy.deepcopy(kept))
         restore_random_states(self._kept["random"])
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """By name: `forward` may put another tensor in a buffer's place, and what was one tensor may have become two."""
+        return self._model.named_buffers(remove_duplicate=False)
 
     def state_dict(self) -> dict[str, Any]:
         """What is kept, as plain values and tensors of its own."""

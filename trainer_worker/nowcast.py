@@ -42,7 +42,7 @@ from trainer_worker.schedule import Policy
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 5
+STATE_VERSION: Final = 6
 TIMEOUT_S: Final = 30.0
 
 

@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 class Rates:
     """The rates of the context, and those to come.
 
-    With a scheduler they are looked up, by stepping a copy of it. Without one they are drawn on as the straight line through the
-    context's, never upwards: exact for a linear decay under way and close for a cosine, and it cannot see a decay that has not
-    begun.
+    With a scheduler they are looked up, by stepping a copy of it. Without one, or with one that cannot be copied, they are drawn on
+    as the straight line through the context's, never upwards: exact for a linear decay under way and close for a cosine, and it
+    cannot see a decay that has not begun.
 
     Args:
         optimizer: whose groups have the rates; their sum counts.
@@ -75,8 +75,12 @@ class Rates:
         middles = [min(round((index + 0.5) * self._interval), max(0, self._max_steps - step)) for index in range(intervals)]
         if self._scheduler is not None and self._start is not None and step > self._start[0]:
             pace = (_epoch(self._scheduler.state_dict()) - self._start[1]) / (step - self._start[0])
-            known = _look_ahead(self._scheduler, self._optimizer, round(pace * middles[-1]))
-            return [known[min(round(pace * middle), len(known) - 1)] for middle in middles]
+            try:
+                known = _look_ahead(self._scheduler, self._optimizer, round(pace * middles[-1]))
+                return [known[min(round(pace * middle), len(known) - 1)] for middle in middles]
+            except Exception:  # a user's own scheduler may hold anything
+                log.warning("the scheduler cannot be copied to look ahead on; from now on rates are drawn on", exc_info=True)
+                self._scheduler = None
         last = self._context[-1]
         slope = min(0.0, (last - self._context[0]) / max(1, len(self._context) - 1) / self._interval)
         return [max(0.0, last + slope * middle) for middle in middles]
@@ -100,7 +104,9 @@ def _look_ahead(scheduler: LRScheduler, optimizer: Optimizer, steps: int) -> lis
     """The rates now and after each of the scheduler's next steps, as far as it goes; the scheduler itself is left alone."""
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     stand_in = SimpleNamespace(param_groups=copy.deepcopy(groups), defaults=dict(optimizer.defaults), step=lambda: None)
-    future = copy.deepcopy(scheduler, memo={id(optimizer): stand_in})  # schedulers inside it get the stand-in too
+    # Schedulers inside it get the stand-in too. Of functions copies are shallow: behind a method may stand the whole trainer.
+    memo: dict[int, Any] = {id(function): copy.copy(function) for function in _functions(scheduler)}
+    future = copy.deepcopy(scheduler, memo={**memo, id(optimizer): stand_in})
     rates = [_sum(stand_in.param_groups)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of steps out of order
@@ -112,6 +118,13 @@ def _look_ahead(scheduler: LRScheduler, optimizer: Optimizer, steps: int) -> lis
                 break
             rates.append(_sum(stand_in.param_groups))
     return rates
+
+
+def _functions(scheduler: LRScheduler) -> Iterator[Callable[[int], float]]:
+    """The user's functions that a scheduler, or one inside it, calls."""
+    yield from getattr(scheduler, "lr_lambdas", ())
+    for inside in getattr(scheduler, "_schedulers", ()):
+        yield from _functions(inside)
 
 
 def _sum(groups: list[dict[str, Any]]) -> float:

@@ -26,6 +26,39 @@ def test_the_order_does_not_depend_on_the_memory_format() -> None:
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_what_has_been_frozen_since_does_not_move() -> None:
+    """A layer frozen in the middle of a run is meant to stay as it is; a bound on what moves does not count it either."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight.requires_grad_(False)
+    vector = FlatParameters(model, torch.optim.SGD(model.parameters(), lr=1.0), dtype=torch.float32)
+    model[0].weight.requires_grad_(False)
+    model[1].weight.requires_grad_(True)  # nothing that belongs to jumps knows of it
+    before = [parameter.clone() for parameter in model.parameters()]
+    vector.load(torch.ones(8))
+    assert all(torch.equal(parameter, old) for parameter, old in zip(model.parameters(), before, strict=True))
+    assert vector.distance(torch.zeros(8), torch.ones(8)) == 0
+    model[0].weight.requires_grad_(True)
+    vector.load(torch.ones(8))
+    assert torch.equal(model[0].weight, torch.ones(2, 2))
+    assert torch.equal(model[1].weight, before[1])
+
+
+@pytest.mark.parametrize("thawed", [False, True])
+def test_frozen_while_a_forecast_is_made_ready(*, thawed: bool) -> None:
+    """The whole forecast, not its displacement, would be added to a layer that is thawed before the jump."""
+    model = nn.Linear(2, 2, bias=False)
+    vector = parameters(model)
+    last = torch.empty(4)
+    vector.copy_to(last)
+    forecast = last + 1
+    model.weight.requires_grad_(False)
+    vector.displace(forecast, last=last, late=True)
+    if thawed:
+        model.weight.requires_grad_(True)
+    vector.load(forecast, late=True)
+    torch.testing.assert_close(model.weight.detach().flatten(), last + thawed)
+
+
 def test_rows_are_reused_and_never_while_in_use() -> None:
     """A row that is overwritten on its way to the server would arrive with valid checksums and the wrong values."""
     model = nn.Linear(2, 1)

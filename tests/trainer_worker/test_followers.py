@@ -133,3 +133,49 @@ def test_statistics_are_averaged_too_and_come_back() -> None:
     assert all(torch.equal(one, other) for one, other in zip(again.buffers(), average.buffers(), strict=True))
     with pytest.raises(BadArgument, match="decay"):
         WeightAverage(model, decay=1.0)
+
+
+def drift(model: nn.Module, average: WeightAverage, steps: range) -> None:
+    """Weights that move as slowly as late in a run."""
+    for index in steps:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(1 + index / 1024)
+        average.update_parameters(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_average_of_narrow_weights_moves(dtype: torch.dtype) -> None:
+    """Steps of 1 - decay of the way are lost in rounding: the average would stand at the weights of the beginning."""
+    narrow, wide = nn.Linear(2, 2).to(dtype), nn.Linear(2, 2)
+    averages = WeightAverage(narrow), WeightAverage(wide)
+    for model, average in zip((narrow, wide), averages, strict=True):
+        drift(model, average, range(0, 1024, 8))  # bfloat16 has every eighth
+    for mine, theirs in zip(averages[0].means.values(), averages[1].module.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-6, atol=0.0)
+    assert all(torch.equal(tensor, mean.to(dtype)) for tensor, mean in averages[0].means.items())
+    assert len(averages[1].state_dict()) == 4  # weights that are not narrow are averaged in place
+
+
+def test_a_narrow_average_goes_on_from_its_state() -> None:
+    """Begun anew at the rounded average, a resumed run would not be the run it was; an older state has no more than that."""
+    model = network(dtype=torch.bfloat16)
+    average, again, older = (WeightAverage(model) for _ in range(3))
+    drift(model, average, range(0, 256, 8))
+    state = average.state_dict()
+    again.load_state_dict(state)
+    older.load_state_dict({name: value for name, value in state.items() if not name.startswith("float32")})
+    for each in (average, again, older):
+        drift(model, each, range(256, 512, 8))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in average.state_dict().items())
+    torch.testing.assert_close(flat(older.module), flat(average.module), rtol=0.01, atol=0.0)
+
+
+def test_a_narrow_average_follows_a_jump() -> None:
+    """Only the rounded one moved: at the next step it would be where it was before the jump."""
+    models = [network(dtype=torch.bfloat16) for _ in range(2)]
+    followed, left = (WeightAverage(model) for model in models)
+    train(models[0], followed, steps=PERIOD + 1, averages=(followed,))
+    train(models[1], left, steps=PERIOD + 1)
+    assert float((flat(followed.module) - flat(left.module)).min()) > 0.3
+    assert all(torch.equal(tensor, mean.bfloat16()) for tensor, mean in followed.means.items())

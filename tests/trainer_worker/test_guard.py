@@ -480,6 +480,47 @@ def test_every_optimizer_of_torch_can_be_kept(name: str, steps_before: int) -> N
     assert torch.equal(train(4), first)  # what was kept is not used up
 
 
+class Reassigning(nn.Module):
+    """Keeps its statistics as many do: with a new tensor at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("before", self.mean)
+        self.register_buffer("seen", torch.zeros(0, 4))
+        self.mean: torch.Tensor
+        self.seen: torch.Tensor
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.layer(inputs)
+        self.before = self.mean
+        self.mean = 0.9 * self.mean + 0.1 * hidden.detach().mean(0)
+        self.seen = torch.cat((self.seen, hidden.detach()[:1]))
+        return hidden - self.mean
+
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_buffers_that_forward_replaces_go_back(steps_before: int) -> None:
+    """What was kept would be written to tensors that the model no longer has, and statistics of a rejected jump stay."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Reassigning())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kept = KeptState(list(model.parameters()), model=model, optimizer=optimizer)
+    for _ in range(steps_before):
+        model(torch.randn(8, 4))
+    kept.keep()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert len(before) == 5
+    for _ in range(2):
+        for _ in range(3):
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+        kept.restore()
+        now = model.state_dict()
+        assert all(torch.equal(now[name], value) for name, value in before.items())  # and what was kept is not used up
+
+
 @pytest.mark.parametrize(
     ("options", "word"), [({"recovery": 1}, "recovery"), ({"tolerance": -1.0}, "tolerance"), ({"budget": 2.0}, "budget")]
 )

@@ -359,6 +359,17 @@ def test_a_model_belongs_to_one_job_at_a_time() -> None:
     assert caught.value.argument == "model"
 
 
+def test_a_layer_frozen_meanwhile_can_be_nowcast_again() -> None:
+    """The next run in the process would be refused for a claim that nobody gave free."""
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    with Nowcast(model, optimizer, server=ShiftingEndpoint(), max_steps=100):
+        model[0].requires_grad_(False)
+    model[0].requires_grad_(True)
+    with Nowcast(model, optimizer, server=ShiftingEndpoint(), max_steps=100):
+        pass
+
+
 def test_a_horizon_beyond_the_forecaster_is_refused(shared: Any) -> None:
     """The server would refuse every nowcast of the run."""
     model = network()

@@ -1,6 +1,7 @@
 """Horizons under a learning rate that changes."""
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,79 @@ def test_looking_ahead_leaves_scheduler_and_optimizer_alone() -> None:
     before = (str(schedule.state_dict()), optimizer.param_groups[0]["lr"], warm.last_epoch)
     assert rates.shorten((40,), step=40)[0] < 10
     assert (str(schedule.state_dict()), optimizer.param_groups[0]["lr"], warm.last_epoch) == before
+
+
+class Trainer:
+    """Has a method for a schedule, and what cannot be copied, or must not be at every nowcast."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.model = network()
+        self.loss = self.model(torch.randn(2, 8)).mean()  # with its graph
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        self.calls = 0
+
+    def rate(self, epoch: int) -> float:
+        return 0.9**epoch
+
+    def __call__(self, epoch: int) -> float:
+        self.calls += 1
+        return self.rate(epoch)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Trainer":
+        raise AssertionError
+
+
+def looking_ahead(optimizer: torch.optim.Optimizer, schedule: lr_scheduler.LRScheduler) -> Rates:
+    """Twenty steps into a run."""
+    rates = Rates(optimizer, schedule, interval=10, max_steps=1000)
+    for at in range(1, 21):
+        optimizer.step()
+        rates.begin(at)
+        if at % 10 == 0:
+            rates.note()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize("nested", ["", "chained", "sequential"])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_a_trainer_whose_method_is_the_schedule_is_not_copied(nested: str, *, stateful: bool) -> None:
+    """A lock in it would end the run at the first nowcast; a model in it would be there twice at each."""
+    trainer = Trainer()
+    optimizer = trainer.optimizer
+    schedule: Any = lr_scheduler.LambdaLR(optimizer, trainer if stateful else trainer.rate)
+    if nested == "chained":
+        schedule = lr_scheduler.ChainedScheduler([schedule])
+    elif nested == "sequential":
+        schedule = lr_scheduler.SequentialLR(optimizer, [lr_scheduler.ConstantLR(optimizer, 1.0), schedule], milestones=[2])
+    rates = looking_ahead(optimizer, schedule)
+    calls = trainer.calls
+    assert rates.shorten((40,), step=20) == ()  # 0.9 ** 10 an interval, and of a context already 3 times that: all is spent
+    assert rates._scheduler is not None
+    assert trainer.calls == calls  # a schedule that counts has not gone on
+
+
+class Opaque(lr_scheduler.LRScheduler):
+    """A user's own, with a file or a lock."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.lock = threading.Lock()
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        return [0.01 - 0.0001 * self.last_epoch]
+
+
+def test_a_scheduler_that_cannot_be_copied_is_drawn_on(caplog: pytest.LogCaptureFixture) -> None:
+    """Nowcasts are an aid: what they cannot see must not end the training, nor fill its log."""
+    optimizer = torch.optim.SGD(network().parameters(), lr=0.01)
+    rates = looking_ahead(optimizer, Opaque(optimizer))
+    plain = Rates(optimizer, None, interval=10, max_steps=1000)
+    plain.load_state_dict(rates.state_dict())
+    assert rates.shorten((5, 40), step=20) == plain.shorten((5, 40), step=20)
+    assert rates.shorten((40,), step=20)[0] < 10
+    assert len([record for record in caplog.records if "cannot be copied" in record.message]) == 1
 
 
 def test_a_schedule_that_ends_stays_at_its_last_rate() -> None:

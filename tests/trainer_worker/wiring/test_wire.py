@@ -110,6 +110,14 @@ def test_empty_and_frozen_parameters() -> None:
     assert wire(model).size == 8
 
 
+def test_the_example_inputs_stay_as_they_are() -> None:
+    """The caller trains on them: a first layer that works in place would have written into a few of a large batch."""
+    batch = torch.randn(8192, 16)
+    before = batch.clone()
+    wire(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(16, 4)), batch)
+    assert torch.equal(batch, before)
+
+
 def test_table() -> None:
     """Users could not see how their model was wired, nor what was not understood."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))

@@ -155,9 +155,10 @@ def _few_examples(arguments: Arguments) -> Arguments | None:
 
 
 def _trial(module: nn.Module, arguments: Arguments) -> str:
-    """Why the module does not take the arguments; "" if it does."""
+    """Why the module does not take the arguments, of which it gets copies: it may write into them; "" if it does."""
+    args, kwargs = tree_map_only(Tensor, torch.clone, arguments)
     try:
-        module.eval()(*arguments[0], **arguments[1])
+        module.eval()(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  (it is the user's code, and may raise anything)
         return _sentence(error)
     return ""
