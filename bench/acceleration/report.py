@@ -225,7 +225,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         console.print(table)
     for row in rows:
         if len(row["rates"]) > 1:
-            console.print(f"{row['problem']}, {row['arm']}: final loss by rate and seed: {row['rates']}")
+            ends = "; ".join(
+                f"{rate:g}: {', '.join(f'{loss:.4f}' for loss in by_seed.values())}" for rate, by_seed in row["rates"].items()
+            )
+            console.print(f"{row['problem']}, {row['arm']}: final loss by rate, of each seed: {ends}")
         if "target" in row:
             console.print(f"{row['problem']}, {row['arm']}: steps to {row['target']['right']:.1%} right: {row['target']['steps']}")
 
