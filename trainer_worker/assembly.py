@@ -229,7 +229,7 @@ def make_trials(
         return None, None
     guard = guard or Guard()
     also = (*guard.also, *averages)
-    start, aside = (KeptState(list(parameters.moving), model=model, optimizer=optimizer, also=also) for _ in range(2))
+    start, aside = (KeptState(model=model, optimizer=optimizer, also=also) for _ in range(2))
     recovery = recovery_steps(guard, interval=interval, period=period, candidates=len(policy.horizons(period)))
     window = max(SHORTEST, stretch_steps(recovery, interval))
     gauge = Gauge(model, list(parameters.trained), probe, ranks=ranks, window=window)

@@ -4,6 +4,7 @@ import copy
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -27,22 +28,21 @@ class KeptState:
     Learning rates and other hyperparameters of the optimizer go back only together with a scheduler in `also`: without it a
     schedule would fall behind the loop that drives it.
 
+    Weights are those of every parameter the optimizer holds at the time, but for those that are frozen and that it never stepped: a
+    backbone would take as much memory again, for nothing.
+
     Args:
-        parameters: the tensors to keep, those a jump may change.
         model: whose buffers to keep, those it has at the time.
-        optimizer: whose state of `parameters` to keep.
+        optimizer: whose parameters to keep, and its state of them.
         also: further objects to keep the state of.
     """
 
-    def __init__(
-        self, parameters: Sequence[nn.Parameter], *, model: nn.Module, optimizer: Optimizer, also: Sequence[Stateful] = ()
-    ) -> None:
+    def __init__(self, *, model: nn.Module, optimizer: Optimizer, also: Sequence[Stateful] = ()) -> None:
         for index, thing in enumerate(also):
             if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
                 raise BadArgument(
                     "guard", f"also[{index}] is a {type(thing).__name__}, which has no state_dict and load_state_dict"
                 )
-        self._parameters = list(parameters)
         self._model, self._optimizer = model, optimizer
         self._also = list(also)
         self._scheduled = any(isinstance(thing, LRScheduler) for thing in also)
@@ -51,16 +51,15 @@ class KeptState:
     @torch.no_grad()
     def keep(self) -> None:
         """Take the state as it is now; memory of an earlier one is used again."""
-        empty = {"weights": [None] * len(self._parameters), "optimizer": [{}] * len(self._parameters), "buffers": {}}
-        old: dict[str, Any] = self._kept or empty
+        old: dict[str, Any] = self._kept or {"parameters": {}, "buffers": {}}
         groups = [{name: value for name, value in group.items() if name != "params"} for group in self._optimizer.param_groups]
         self._kept = {
-            "weights": [_copy(parameter, into) for parameter, into in zip(self._parameters, old["weights"], strict=True)],
+            "parameters": {
+                place: self._one(parameter, old["parameters"].get(place, {"state": {}}))
+                for place, parameter in self._parameters()
+                if parameter.requires_grad or parameter in self._optimizer.state
+            },
             "buffers": {name: _copy(buffer, old["buffers"].get(name)) for name, buffer in self._buffers()},
-            "optimizer": [
-                {name: _copy(value, into.get(name)) for name, value in self._optimizer.state.get(parameter, {}).items()}
-                for parameter, into in zip(self._parameters, old["optimizer"], strict=True)
-            ],
             "groups": copy.deepcopy(groups) if self._scheduled else [],
             "also": [copy.deepcopy(thing.state_dict()) for thing in self._also],
             "random": random_states(),
@@ -70,24 +69,37 @@ class KeptState:
     def restore(self) -> None:
         """Make everything as it was, bit for bit, in the same tensors."""
         assert self._kept is not None
-        for parameter, kept in zip(self._parameters, self._kept["weights"], strict=True):
-            parameter.copy_(kept)
+        for place, parameter in self._parameters():
+            if (kept := self._kept["parameters"].get(place)) is None:
+                continue
+            parameter.copy_(kept["weights"])
+            state = self._optimizer.state[parameter]
+            for name in state.keys() - kept["state"].keys():
+                del state[name]
+            state.update({name: _copy(value, state.get(name)) for name, value in kept["state"].items()})
+            if not state:
+                del self._optimizer.state[parameter]
         for name, kept in self._kept["buffers"].items():
             path, _, own = name.rpartition(".")
             module = self._model.get_submodule(path)
             setattr(module, own, _copy(kept, getattr(module, own)))
-        for parameter, kept in zip(self._parameters, self._kept["optimizer"], strict=True):
-            state = self._optimizer.state[parameter]
-            for name in state.keys() - kept.keys():
-                del state[name]
-            state.update({name: _copy(value, state.get(name)) for name, value in kept.items()})
-            if not state:
-                del self._optimizer.state[parameter]
         for group, kept in zip(self._optimizer.param_groups, self._kept["groups"], strict=False):
             group.update(copy.deepcopy(kept))
         for thing, kept in zip(self._also, self._kept["also"], strict=True):
             thing.load_state_dict(copy.deepcopy(kept))
         restore_random_states(self._kept["random"])
+
+    def _one(self, parameter: nn.Parameter, into: Mapping[str, Any]) -> dict[str, Any]:
+        state = self._optimizer.state.get(parameter, {})
+        return {
+            "weights": _copy(parameter, into.get("weights")),
+            "state": {name: _copy(value, into["state"].get(name)) for name, value in state.items()},
+        }
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The optimizer's, each by its place: groups may be added to it."""
+        parameters = chain.from_iterable(group["params"] for group in self._optimizer.param_groups)
+        return ((str(place), parameter) for place, parameter in enumerate(parameters))
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         """By name: `forward` may put another tensor in a buffer's place, and what was one tensor may have become two."""

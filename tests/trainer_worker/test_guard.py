@@ -471,13 +471,46 @@ def test_every_optimizer_of_torch_can_be_kept(name: str, steps_before: int) -> N
         return flat(model)
 
     train(steps_before)
-    kept = KeptState(list(model.parameters()), model=model, optimizer=optimizer)
+    kept = KeptState(model=model, optimizer=optimizer)
     kept.keep()
     first = train(4)
     kept.restore()
     assert torch.equal(train(4), first)
     kept.restore()
     assert torch.equal(train(4), first)  # what was kept is not used up
+
+
+def test_layers_thawed_in_the_middle_of_a_run_go_back() -> None:
+    """Half of a network would go back with a rejected jump, and the other half stay where no training has led."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1))
+    model[:2].requires_grad_(False)
+    optimizer = torch.optim.Adam([{"params": model[1:].parameters()}], lr=0.1)
+
+    def train(steps: int) -> torch.Tensor:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+        return flat(model)
+
+    kept = KeptState(model=model, optimizer=optimizer)
+    train(2)
+    kept.keep()
+    saved = kept.state_dict()["parameters"]
+    assert list(saved) == ["2", "3"]  # what is frozen takes no memory
+    optimizer.add_param_group({"params": model[0].parameters()})
+    model.requires_grad_(True)
+    train(2)
+    kept.keep()
+    assert len(kept.state_dict()["parameters"]) == 6
+    first = train(2)
+    kept.restore()
+    assert torch.equal(train(2), first)
+    kept.restore()
+    model[1].requires_grad_(False)  # it keeps its moments, and may come back
+    kept.keep()
+    assert len(kept.state_dict()["parameters"]) == 6
 
 
 class Reassigning(nn.Module):
@@ -506,7 +539,7 @@ def test_buffers_that_forward_replaces_go_back(steps_before: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Reassigning())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    kept = KeptState(list(model.parameters()), model=model, optimizer=optimizer)
+    kept = KeptState(model=model, optimizer=optimizer)
     for _ in range(steps_before):
         model(torch.randn(8, 4))
     kept.keep()
