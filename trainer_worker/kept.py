@@ -76,13 +76,15 @@ class KeptState:
             state = self._optimizer.state[parameter]
             for name in state.keys() - kept["state"].keys():
                 del state[name]
-            state.update({name: _copy(value, state.get(name)) for name, value in kept["state"].items()})
+            for name, value in kept["state"].items():
+                state[name] = _put_back(value, state.get(name), device=None if name == "step" else parameter.device)
             if not state:
                 del self._optimizer.state[parameter]
         for name, kept in self._kept["buffers"].items():
             path, _, own = name.rpartition(".")
             module = self._model.get_submodule(path)
-            setattr(module, own, _copy(kept, getattr(module, own)))
+            buffer = getattr(module, own)
+            setattr(module, own, _put_back(kept, buffer, device=buffer.device if isinstance(buffer, Tensor) else None))
         for group, kept in zip(self._optimizer.param_groups, self._kept["groups"], strict=False):
             group.update(copy.deepcopy(kept))
         for thing, kept in zip(self._also, self._kept["also"], strict=True):
@@ -120,6 +122,21 @@ def _copy(value: Any, into: Any) -> Any:
         return copy.deepcopy(value)
     fits = isinstance(into, Tensor) and (into.shape, into.dtype, into.device) == (value.shape, value.dtype, value.device)
     return into.copy_(value) if fits else value.detach().clone()
+
+
+def _put_back(kept: Any, into: Any, *, device: torch.device | None) -> Any:
+    """What was kept, maybe by another process and on its device: written to the tensor `into` if that is one like it, or a copy.
+
+    Args:
+        kept: any value.
+        into: the present one; None if there is none.
+        device: of a copy; None to leave it where it was kept. (An optimizer's count of steps is often on the CPU.)
+    """
+    if not isinstance(kept, Tensor):
+        return copy.deepcopy(kept)
+    if isinstance(into, Tensor) and (into.shape, into.dtype) == (kept.shape, kept.dtype):
+        return into.copy_(kept)
+    return kept.to(device, copy=True)
 
 
 def random_states() -> dict[str, Any]:

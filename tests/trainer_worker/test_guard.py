@@ -513,6 +513,33 @@ def test_layers_thawed_in_the_middle_of_a_run_go_back() -> None:
     assert len(kept.state_dict()["parameters"]) == 6
 
 
+@pytest.mark.parametrize("stepped", [False, True])
+def test_what_another_device_kept_goes_back_here(*, stepped: bool) -> None:
+    """Ranks that resume from one file would have the first rank's moments on its device, and fail at the next step."""
+
+    def make(device: str) -> tuple[nn.Module, torch.optim.Optimizer, KeptState]:
+        model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(device)
+        optimizer = torch.optim.Adam(model.parameters())
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        return model, optimizer, KeptState(model=model, optimizer=optimizer)
+
+    _, optimizer, kept = make("cpu")
+    optimizer.step()
+    kept.keep()
+    model, other, resumed = make("meta")  # as good as a second GPU
+    if stepped:
+        other.step()
+    resumed.load_state_dict(kept.state_dict())
+    resumed.restore()
+    for state in other.state.values():
+        assert {name: value.device.type for name, value in state.items()} == {
+            "step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta",
+        }  # fmt: skip
+    assert len(other.state) == 4
+    assert all(buffer.is_meta for buffer in model.buffers())
+
+
 class Reassigning(nn.Module):
     """Keeps its statistics as many do: with a new tensor at each step."""
 
