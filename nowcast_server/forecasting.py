@@ -97,7 +97,7 @@ def forecast(
 
 
 def _forecast(forecaster: Forecaster, spec: JobSpec, context: Context, horizons: tuple[int, ...]) -> torch.Tensor:
-    states = torch.empty(len(context.states), spec.wiring.size)  # (context, n) float32
+    states = torch.empty(len(context.states), spec.wiring.size, dtype=torch.float32)  # (context, n)
     for row, state in zip(states, context.states, strict=True):
         row.copy_(state)
     values = forecaster.forecast(spec.wiring, states, horizons=horizons)

@@ -146,7 +146,7 @@ class Context:
 
     def _forecast_memory(self, rows: int) -> Tensor:
         if self._forecasts is None or len(self._forecasts) < rows:
-            self._forecasts = torch.empty(rows, self._spec.wiring.size)
+            self._forecasts = torch.empty(rows, self._spec.wiring.size, dtype=torch.float32)
         return self._forecasts[:rows]
 
 

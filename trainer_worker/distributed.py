@@ -73,7 +73,7 @@ class Ranks:
         """
         if self.world == 1 or size is None:
             return vector
-        values = vector if vector is not None else torch.empty(size)
+        values = vector if vector is not None else torch.empty(size, dtype=torch.float32)
         return self._broadcast(values.to(self._device())).cpu()
 
     @contextmanager

@@ -69,7 +69,7 @@ class EmbeddedEndpoint:
         missing = [needed for needed in steps if needed not in self._history]
         if missing:
             raise HistoryMissing(f"the history lacks {missing}", field="step", missing=missing)
-        states = torch.empty(len(steps), spec.wiring.size)  # (context, n) float32, as a server hands them over
+        states = torch.empty(len(steps), spec.wiring.size, dtype=torch.float32)  # (context, n), as a server hands them over
         for row, needed in zip(states, steps, strict=True):
             row.copy_(self._history[needed])
         with torch.no_grad():

@@ -52,7 +52,7 @@ class Gauge:
 
     def observe(self, loss: "Tensor | float") -> None:
         """Take a training loss; it stays on its device, and nothing waits for it."""
-        self._losses.append(loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss)))
+        self._losses.append(loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float32))
 
     @property
     def steps(self) -> int:
@@ -108,7 +108,7 @@ class Gauge:
         """Go on from `state_dict()`."""
         self._steps = state["steps"]
         self._losses.clear()
-        self._losses.extend(torch.tensor(loss) for loss in state["losses"])
+        self._losses.extend(torch.tensor(loss, dtype=torch.float32) for loss in state["losses"])
         if self._average is not None and state["average"] is not None:
             self._average.load_state_dict(state["average"])
 

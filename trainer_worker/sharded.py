@@ -40,5 +40,5 @@ def part_of(values: Tensor | None, like: Tensor) -> Tensor:
         assert values is not None
         return values.to(like.device)
     if values is None:
-        values = torch.empty(like.shape)
+        values = torch.empty(like.shape, dtype=torch.float32)
     return local(distribute_tensor(values.to(like.device), like.device_mesh, like.placements))

@@ -63,6 +63,8 @@ def _main(rank: int, folder: Path, port: int, world: int, url: str) -> None:
     told["sharded"] = train_sharded(rank)
     told["sharded compared"] = train_sharded(rank, **compared(rank))
     told["large"] = jump_large(rank)
+    torch.set_default_dtype(torch.float64)
+    told["double"], told["sharded double"] = train(rank, embedded), train_sharded(rank)
     torch.save(told, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -23,7 +23,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    ("scenario", "outcome"), [("wrapped", "accepted"), ("bare", "accepted"), ("http", "accepted"), ("failing", "skipped")]
+    ("scenario", "outcome"),
+    [("wrapped", "accepted"), ("bare", "accepted"), ("http", "accepted"), ("failing", "skipped"), ("double", "accepted")],
 )
 def test_ranks_jump_or_skip_alike(ranks: Told, scenario: str, outcome: str) -> None:
     """Ranks that hold different weights average gradients of different networks; one that waits alone waits for ever."""
@@ -108,14 +109,15 @@ def test_ranks_may_train_a_model_each(ranks: Told) -> None:
         assert torch.equal(rank["alone"]["weights"], rank["alone"]["forecast"])
 
 
-def test_a_sharded_run_is_the_same_run(ranks: Told) -> None:
+@pytest.mark.parametrize("scenario", ["sharded", "sharded double"])
+def test_a_sharded_run_is_the_same_run(ranks: Told, scenario: str) -> None:
     """Shards gathered in another order than they are scattered, or padded, would shuffle the weights at the first jump."""
     for rank in ranks:
-        told = rank["sharded"]
+        told = rank[scenario]
         assert told["events"][True] == told["events"][False] == [(20, "accepted"), (40, "rejected")]
         torch.testing.assert_close(told["weights"][True], told["weights"][False], atol=1e-6, rtol=1e-5)
         assert "before fully_shard" in told["refused"]
-    parts = [rank["sharded"]["parts"] for rank in ranks]
+    parts = [rank[scenario]["parts"] for rank in ranks]
     assert [part[0] for part in parts] == [(9, 8), (8, 8)]
 
 

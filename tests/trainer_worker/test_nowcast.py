@@ -370,6 +370,29 @@ def test_a_layer_frozen_meanwhile_can_be_nowcast_again() -> None:
         pass
 
 
+@pytest.mark.parametrize("forecaster", ["linear", "wnn", "nino"])
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_whatever_torchs_default_dtype(forecaster: str, default: torch.dtype) -> None:
+    """A script that sets one would train without nowcasts, or load forecasts that were rounded to it."""
+    jumped = []
+    for dtype in (torch.float32, default):
+        model = network()
+        optimizer = adam(model)
+        try:
+            torch.set_default_dtype(dtype)
+            with make(model, optimizer, None, forecaster=forecaster) as nowcast:
+                for index in range(PERIOD):
+                    inputs = torch.randn(8, 8, generator=torch.Generator().manual_seed(index), dtype=torch.float32)
+                    optimizer.zero_grad()
+                    model(inputs).square().mean().backward()
+                    optimizer.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert [event.outcome for event in nowcast.events] == ["accepted"]
+        jumped.append(flat(model))
+    assert torch.equal(*jumped)
+
+
 def test_a_horizon_beyond_the_forecaster_is_refused(shared: Any) -> None:
     """The server would refuse every nowcast of the run."""
     model = network()

@@ -24,7 +24,7 @@ class Neurons:
     def __init__(self, folded: Folded, plan: Plan, placement: Placement, node_pe: Tensor) -> None:
         self._folded, self._plan, self._placement = folded, plan, placement
         self._activate = ACTIVATE[folded.options.activation]
-        self.x = torch.zeros(plan.neurons, folded.options.hidden, device=placement.device)
+        self.x = torch.zeros(plan.neurons, folded.options.hidden, dtype=torch.float32, device=placement.device)
         """(N, H)."""
         placement.each(lambda rows: self._embed(rows, node_pe), plan.neurons)
 

@@ -43,7 +43,7 @@ class Placement:
 
     def pack(self, views: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
         """Stack `views`, one for each snapshot, along axis 1: `shape` float32 on the device."""
-        packed = torch.empty(shape)
+        packed = torch.empty(shape, dtype=torch.float32)
         for index, view in enumerate(views):
             packed[:, index] = view
         return packed
@@ -86,7 +86,7 @@ class CudaPlacement(Placement):
     def fetch(self, forecasts: Tensor, device: torch.device) -> Tensor:
         if device.type == "cuda":
             return forecasts.to(device)
-        host = torch.empty(forecasts.shape, pin_memory=True).copy_(forecasts, non_blocking=True)
+        host = torch.empty(forecasts.shape, dtype=forecasts.dtype, pin_memory=True).copy_(forecasts, non_blocking=True)
         torch.cuda.current_stream(self.device).synchronize()
         return host
 

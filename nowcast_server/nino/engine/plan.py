@@ -211,7 +211,7 @@ def _plan_graph(wiring: Wiring, sizes: Sizes) -> Plan:
     small = [block for block in wiring.blocks if not _is_large(block, sizes)]
     structure = [block for block in small if block.parameter == STRUCTURE]
     bundles = [*_bundles(wiring, small, sizes), *_structure(wiring, structure, sizes)]
-    counts = torch.zeros(TYPES, wiring.neurons)
+    counts = torch.zeros(TYPES, wiring.neurons, dtype=torch.float32)
     for block in wiring.blocks:
         counts[block.edge_type, block.target : block.target + block.targets] += 1 if block.diagonal else block.sources
     counts[EdgeType.SELF_LOOP] += 1
@@ -229,7 +229,7 @@ def _plan_parameters(wiring: Wiring, sizes: Sizes) -> Plan:
     blocks = [slot for block in wiring.blocks if block.parameter != STRUCTURE for slot in _split_slots(block)]
     panels = [panel for block in blocks if _is_large(block, sizes) for panel in _cut(wiring, block, sizes)]
     bundles = list(_bundles(wiring, [block for block in blocks if not _is_large(block, sizes)], sizes))
-    nothing = torch.zeros(0, TYPES)
+    nothing = torch.zeros(0, TYPES, dtype=torch.float32)
     return Plan((*_group(panels), *_group(bundles)), 0, 1, nothing, torch.zeros(0).long(), _uncovered(wiring))
 
 
@@ -322,7 +322,7 @@ def _structure(wiring: Wiring, blocks: Sequence[Block], sizes: Sizes) -> Iterato
     edges = torch.cat([*(block_edges(block) for block in blocks), loops], dim=1)
     counts = torch.tensor([*(block.edges for block in blocks), wiring.neurons])
     kinds = torch.tensor([*(block.edge_type for block in blocks), int(EdgeType.SELF_LOOP)])
-    features = torch.tensor([*(STRUCTURE_FEATURE for _ in blocks), SELF_LOOP_FEATURE])
+    features = torch.tensor([*(STRUCTURE_FEATURE for _ in blocks), SELF_LOOP_FEATURE], dtype=torch.float32)
     yield from _chop(edges, kinds.repeat_interleave(counts), feature=features.repeat_interleave(counts), most=sizes.bundle)
 
 
@@ -349,7 +349,7 @@ def _chop(
             row,
             torch.empty(0, dtype=torch.int64) if parameter is None else parameter[part],
             torch.empty(0, 0, dtype=torch.int64) if position is None else position[part],
-            torch.empty(0) if feature is None else feature[part],
+            torch.empty(0, dtype=torch.float32) if feature is None else feature[part],
         )
 
 

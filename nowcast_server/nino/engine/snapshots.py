@@ -75,7 +75,7 @@ class Snapshots:
     def _panel(self, panel: Panel) -> Read:
         shape = (panel.slots, self.context, panel.outer, panel.inner)
         if panel.parameter == STRUCTURE:
-            return _constant(torch.ones(shape, device=self._placement.device))
+            return _constant(torch.ones(shape, dtype=torch.float32, device=self._placement.device))
         z = self._placement.pack([panel_view(row, panel) for row in self.rows], shape)
         if self._per_weight:
             return _by_weight(z)
@@ -98,7 +98,7 @@ def panel_view(row: Tensor, panel: Panel) -> Tensor:
 
 
 def _constant(z: Tensor) -> Read:
-    return Read(z, torch.tensor(0.0), torch.tensor(1.0))
+    return Read(z, torch.tensor(0.0, dtype=torch.float32), torch.tensor(1.0, dtype=torch.float32))
 
 
 def _standardise(z: Tensor, mean: Tensor, scale: Tensor) -> Read:
@@ -152,7 +152,7 @@ def _range(states: Sequence[Tensor], spans: Sequence[Span], count: int, threads:
         chunk = torch.stack([row[span[1] : span[2]].float() for row in states])
         return torch.stack((chunk.amin(), chunk.amax())).cpu()
 
-    low, high = torch.full((count,), torch.inf), torch.full((count,), -torch.inf)
+    low, high = (torch.full((count,), bound, dtype=torch.float32) for bound in (torch.inf, -torch.inf))
     for (index, _, _), (least, most) in zip(spans, in_order(extremes, spans, threads=threads), strict=True):
         low[index], high[index] = torch.minimum(low[index], least), torch.maximum(high[index], most)
-    return torch.zeros(count), (high - low).clamp_(min=LEAST_SCALE)
+    return torch.zeros(count, dtype=torch.float32), (high - low).clamp_(min=LEAST_SCALE)

@@ -41,7 +41,7 @@ class _Scratch(threading.local):
         """Room `slot` as (rows, width) float32, with whatever it held."""
         kept = self._kept.get((slot, device))
         if kept is None or kept.numel() < rows * width:
-            kept = self._kept[slot, device] = torch.empty(rows * width, device=device)
+            kept = self._kept[slot, device] = torch.empty(rows * width, dtype=torch.float32, device=device)
         return kept[: rows * width].view(rows, width)
 
 

@@ -46,6 +46,31 @@ def test_any_number_of_threads(*, graph: bool) -> None:
     assert all(torch.equal(forecasts[0], other) for other in forecasts[1:])
 
 
+@pytest.fixture(params=[torch.float64, torch.bfloat16])
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A function that makes it torch's default dtype."""
+    before = torch.get_default_dtype()
+    yield lambda: torch.set_default_dtype(request.param)
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("scaling", ["std", "std-param", "min-max"])
+def test_any_default_dtype(default_dtype: Any, scaling: str, *, graph: bool) -> None:
+    """An embedded engine runs in whatever the training has set; it would fail, or count a neuron's 300 edges as 256."""
+    checkpoint = random_checkpoint(graph=graph, hidden=32, scaling=scaling)
+    wirings = [transformer_wiring(width=64, vocabulary=300), drawn_wiring(1)]
+    given = [(wiring, random_states(wiring, seed=0), node_pe(wiring)) for wiring in wirings]
+
+    def forecasts() -> list[Tensor]:
+        engine = StreamingEngine(checkpoint)
+        return [engine.forecast(wiring, states, horizons=(1, 40), node_pe=features) for wiring, states, features in given]
+
+    expected = forecasts()
+    default_dtype()
+    assert all(torch.equal(one, other) for one, other in zip(forecasts(), expected, strict=True))
+
+
 @pytest.mark.usefixtures("threads")
 def test_torchs_own_threads_are_left_alone() -> None:
     """Training in the same process would slow down to one thread after the first embedded forecast."""
