@@ -127,6 +127,29 @@ class FlatParameters:
                 if before and after:
                     new *= (before / after) ** (1 - growth)
 
+    @torch.no_grad()
+    def shorten(self, forecast: Tensor, *, last: Tensor, factor: float, growth: float) -> None:
+        """Make a share of a forecast's displacement only, in place.
+
+        A straight way between two directions cuts inside: a tensor that turns would come out smaller than either end. So where
+        norms are held, halfway is halfway in norm too. In between, the power `growth` of what the straight way makes is left.
+
+        Args:
+            forecast: (n,) float32, of norms as `hold_norms` left them.
+            last: (n,) the snapshot it starts from.
+            factor: the share.
+            growth: as for `hold_norms`; 1 for the straight way.
+        """
+        for piece in self._slices:
+            if not piece.trained:
+                continue
+            old, new = last[piece.start : piece.stop].to(forecast.dtype), forecast[piece.start : piece.stop]
+            held = growth != 1 and piece.parameter.dim() > 1
+            norm = (1 - factor) * _norm(old) + factor * _norm(new) if held else 0.0
+            torch.lerp(old, new, factor, out=new)
+            if norm and (straight := _norm(new)):
+                new *= (norm / straight) ** (1 - growth)
+
     def displace(self, forecast: Tensor, *, last: Tensor, late: bool = False) -> None:
         """Make a forecast into what `load` takes.
 

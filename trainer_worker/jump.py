@@ -27,13 +27,15 @@ class Jump:
     """How a forecast is taken over. What is undone with a rejected jump includes all of it.
 
     Args:
-        scale: share of the displacement, forecast minus last snapshot, that is made; 1 is the forecast itself.
+        scale: share of the displacement, forecast minus last snapshot, that is made once growth is held back; 1 is all of it. The
+            way is bent then, so that a share of a turn leaves norms as they are too.
         growth: how much of a weight tensor's growth is made: the power of what the forecast makes of its norm. 0 turns the weights
             and leaves their norm, 1 takes the forecast as it is, as the paper does. The larger weights are, the less a step of Adam
             turns them (van Laarhoven 2017): a jump that makes all of the growth has the run learn less afterwards, and overfit
             sooner (bench/acceleration/results). Tensors of one dimension go where they are forecast.
         limit: the longest displacement, as a multiple of the distance from the first to the last snapshot of the context; longer
-            ones are shortened to it. A straight line drawn on by k intervals has k / (context - 1). None for no limit.
+            ones are shortened to it, measured before the way is bent. A straight line drawn on by k intervals has
+            k / (context - 1). None for no limit.
         moments: the optimizer's state after a jump. `keep` leaves it; `reset` clears it, and the optimizer starts as at its first
             step; `rescale` (Adam, AdamW) keeps the estimates, but makes them give way to new gradients as fast as if they were
             only `interval` steps old.
@@ -112,7 +114,7 @@ class Landing:
             longest = self._jump.limit * self._parameters.distance(first, last)
             factor = min(factor, longest / max(self._parameters.distance(last, forecast), 1e-30))
         if factor != 1:
-            torch.lerp(last.to(forecast.dtype), forecast, factor, out=forecast)
+            self._parameters.shorten(forecast, last=last, factor=factor, growth=self._jump.growth)
 
     def make(self, target: Tensor | None, *, late: bool) -> None:
         """Load `target` (`FlatParameters.load`) and set right what hangs on the weights."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from trainer_worker import BadArgument, FixedHorizon, Guard, Jump, Nowcast
 from trainer_worker.flat import FlatParameters
-from trainer_worker.jump import recalibrate
+from trainer_worker.jump import Landing, recalibrate
 
 
 def run(model: nn.Module, optimizer: torch.optim.Optimizer, endpoint: Any, *, steps: int = PERIOD, **options: Any) -> Nowcast:
@@ -73,6 +73,28 @@ def test_norms_of_large_tensors_are_exact() -> None:
     assert float(forecast[0]) == pytest.approx(0.02, rel=1e-6)
 
 
+@pytest.mark.parametrize("growth", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("jump", [{"scale": 0.5}, {"scale": 0.999_999}, {"limit": 0.4}])
+def test_a_share_of_a_turn_is_a_turn(jump: dict[str, float], growth: float) -> None:
+    """The straight way to a quarter turn has weights at 0.7 of their norm halfway: a shrinking that nobody forecast."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    parameters = FlatParameters(model, optimizer, dtype=torch.float32)
+    landing = Landing(Jump(**jump, growth=growth), parameters=parameters, model=model, optimizer=optimizer, interval=1, probe=None)
+    last, whole = torch.tensor([2.0, 0, 0, 0, 1, 1]), torch.tensor([0.0, 8, 0, 0, 3, 1])
+    forecast = whole.clone()
+    landing.soften(forecast, first=-last, last=last)
+    held = whole.clone()
+    parameters.hold_norms(held, last=last, growth=growth)
+    share = jump.get("scale") or 0.4 * float((2 * last).norm()) / float((held - last).norm())
+    straight = last + share * (held - last)
+    torch.testing.assert_close(forecast[4:], straight[4:])
+    torch.testing.assert_close(forecast[:4] / forecast[:4].norm(), straight[:4] / straight[:4].norm())
+    norms = {0.0: 2.0, 1.0: float(straight[:4].norm())}
+    between = (float(straight[:4].norm()) * (2 + share * 2)) ** 0.5  # half of the growth is a norm of 4
+    assert float(forecast[:4].norm()) == pytest.approx(norms.get(growth, between), rel=1e-5)
+
+
 def test_what_a_jump_may_not_move_is_not_scaled() -> None:
     """Only loading passes frozen weights over: a forecast of theirs that was scaled would be counted in a bound."""
     model = network()
@@ -88,7 +110,7 @@ def test_a_bound_counts_what_a_jump_may_move() -> None:
     """A frozen backbone does not travel: with its part of the forecast counted no jump would ever be short enough."""
     model, endpoint = network(), ShiftingEndpoint(shift=1.0)
     model[0].requires_grad_(False)
-    run(model, torch.optim.Adam(model.parameters(), lr=1e-2), endpoint, jump=Jump(limit=0.5))
+    run(model, torch.optim.Adam(model.parameters(), lr=1e-2), endpoint, jump=Jump(limit=0.5, growth=1))
     moved = (flat(model) - endpoint.sent[PERIOD])[-34:]
     assert float(moved.norm()) == pytest.approx(
         0.5 * float((endpoint.sent[PERIOD] - endpoint.sent[INTERVAL])[-34:].norm()), rel=1e-4
