@@ -148,7 +148,7 @@ def _again(error: Exception, deadline: Deadline) -> bool | float:
     if not isinstance(error, Unavailable | Busy):
         return False
     wait_s = error.extra.get("retry_after_s")
-    if not isinstance(wait_s, int | float):
+    if wait_s is None:
         return deadline.left_s > 10 * FIRST_WAIT_S
     return max(float(wait_s), FIRST_WAIT_S) if wait_s < deadline.left_s else False
 

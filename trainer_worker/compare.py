@@ -62,7 +62,7 @@ def _finish(order: Order, train: Callable[..., RunRecord], display: Display) -> 
     if kept := finished(order):
         return kept
     started = time.perf_counter()
-    record = train(order, listen=display.follow(order), resume=True)  # what was not to be gone on with is deleted
+    record = train(order, listen=display.follow(order))  # what was not to be gone on with is deleted
     record = record.model_copy(update={"wall_s": time.perf_counter() - started})
     keep(order, record)
     return record

@@ -23,17 +23,10 @@ class RanksDiffer(RuntimeError):
     """The data-parallel workers do not train the same thing: weights, steps or settings differ between ranks."""
 
 
-DECISIONS: Final = {
-    "shadow": "the run only scores forecasts (`shadow`)",
-    "paused": "the run sits periods out after jumps that were undone: 1, 2, 4, 8, 8, ...",
-    "budget_spent": "trials may not cost more: `Guard.budget` in steps, or `Guard.tolerance` in loss",
-    "under_trial": "the jump before is not judged yet",
-    "no_time_to_recover": "the run ends before a jump could be judged",
-    "loss_rising": "the held loss rises, as where a run overfits: further along that course it would rise further",
-    "no_loss": "the held loss is not finite",
-    "rate_spent": "so little is left of a falling learning rate that no horizon is worth it",
-}
-"""Why a run itself decides to load no forecast."""
+DECISIONS: Final = frozenset(
+    {"shadow", "paused", "budget_spent", "under_trial", "no_time_to_recover", "loss_rising", "no_loss", "rate_spent"}
+)
+"""Why a run itself decides to load no forecast; docs/metrics.md says what they mean."""
 
 _REASONS: Final = {"unavailable": "server_unavailable", "deadline_exceeded": "timeout", "internal": "server_error"}
 

@@ -1,7 +1,6 @@
 """Runs of the training loop in this process: no Ray, one worker, checkpoints in a folder."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from trainer_worker.loop import Checkpoint, train
 from trainer_worker.records import Order, RunRecord
 
 
-def train_in_process(order: Order, *, listen: Callable[[dict[str, Any]], None], resume: bool = False) -> RunRecord:
+def train_in_process(order: Order, *, listen: Callable[[dict[str, Any]], None]) -> RunRecord:
     """Train one run here and now; the arguments are those of `train_on_ray`."""
     folder = order.config.output.folder / "checkpoints" / order.name
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
     if order.config.workers.threads:
         torch.set_num_threads(order.config.workers.threads)
     return train(order, FolderHarness(folder, listen))

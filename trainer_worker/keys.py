@@ -5,6 +5,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trainer_worker.config import TABLES
@@ -13,12 +14,12 @@ from trainer_worker.config import TABLES
 def show_keys(console: Console) -> None:
     """Print a table for each of the configuration's tables."""
     for name, table in TABLES.items():
-        shown = Table("key", "default", "meaning", title=f"[{name}]".replace("[", r"\["), title_justify="left")
+        shown = Table("key", "default", "meaning", title=escape(f"[{name}]"), title_justify="left")
         for key, field in table.model_fields.items():
-            shown.add_row(key, _default(field), (field.description or "").replace("[", r"\["))
+            shown.add_row(key, _default(field), escape(field.description or ""))
         console.print(shown)
 
 
 def _default(field: FieldInfo) -> str:
     value: Any = field.default
-    return "must be given" if value is PydanticUndefined else "" if value is None else str(value).replace("[", r"\[")
+    return "must be given" if value is PydanticUndefined else "" if value is None else escape(str(value))

@@ -93,9 +93,7 @@ class _Run:
         self.schedule = LambdaLR(self.optimizer, lambda step: _rate(settings, step))
         self.replica: nn.Module = DistributedDataParallel(self.model) if harness.world > 1 else self.model
         self.average = WeightAverage(self.model, decay=settings.average) if settings.average else None
-        # what jumps are chosen by must not judge them, and runs without them are judged by the same
-        self.probed = max((table.probe for table in (order.config.nowcast, order.arm.nowcast) if table), default=0)
-        if self.probed >= len(self.task.validation):
+        if order.probed >= len(self.task.validation):
             detail = f"[nowcast] probe takes all {len(self.task.validation)} validation examples; leave some to judge the run by"
             raise ValueError(detail)
         self.nowcast: Nowcast | None = _nowcast(order, self)
@@ -155,7 +153,7 @@ class _Run:
 
     def _scores(self, model: nn.Module) -> Scores:
         share = {"rank": self.harness.rank, "world": self.harness.world}
-        parts = [evaluate(model, self.task.validation, after=self.probed, **share), evaluate(model, self.task.test, **share)]
+        parts = [evaluate(model, self.task.validation, after=self.order.probed, **share), evaluate(model, self.task.test, **share)]
         sums = self._over_all_workers(torch.stack(parts)).tolist()
         validation, test = (Score(loss=loss / count, accuracy=right / count) for loss, right, count in sums)
         return Scores(validation=validation, test=test)

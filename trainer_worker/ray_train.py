@@ -18,7 +18,7 @@ from trainer_worker.loop import Checkpoint, train
 from trainer_worker.mailbox import Listener, open_mailbox
 from trainer_worker.records import Order, RunRecord
 from trainer_worker.room import warned_without_room
-from trainer_worker.storage import forget, resolve
+from trainer_worker.storage import resolve
 
 __all__ = ["cluster", "start_local_cluster", "train_on_ray"]
 
@@ -43,20 +43,17 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
         ray.shutdown()
 
 
-def train_on_ray(order: Order, *, listen: Listener, resume: bool = False) -> RunRecord:
-    """Train one run on the connected cluster.
+def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
+    """Train one run on the connected cluster, from its newest checkpoint if it has one.
 
     Args:
         order: the run; its checkpoints go to `order.config.output.place`.
         listen: called with the workers' progress, from another thread.
-        resume: go on from the run's checkpoints; without it they are deleted first.
 
     Raises:
         StorageUnusable: checkpoints cannot go where they should.
         TrainingFailed: the workers failed more often than `workers.max_failures` allows.
     """
-    if not resume:
-        forget(order.config.output.place, order.name)
     with open_mailbox(listen) as mailbox:
         trainer: Any = TorchTrainer(  # Any: ray annotates its previous API
             _worker,

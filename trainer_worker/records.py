@@ -56,6 +56,11 @@ class Order(Record):
         """As folder name and in progress lines."""
         return f"{self.arm.name}-seed{self.seed}"
 
+    @property
+    def probed(self) -> int:
+        """Validation examples that jumps are chosen by: they must not judge them, and runs without jumps are judged by the same."""
+        return max((table.probe for table in (self.config.nowcast, self.arm.nowcast) if table), default=0)
+
 
 class Score(Record):
     """Mean loss and accuracy over a split."""

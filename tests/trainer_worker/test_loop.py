@@ -12,6 +12,7 @@ from trainer_worker.datasets import DataMissing
 from trainer_worker.in_process import FolderHarness, train_in_process
 from trainer_worker.loop import Checkpoint, _rate, train
 from trainer_worker.records import Arm, Order, RunRecord, is_average
+from trainer_worker.resuming import begin
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.task import Task
 
@@ -108,7 +109,7 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(tmp_path: P
         stopped = order(tmp_path / f"stopped-{stop}", nowcasts=nowcasts)
         with pytest.raises(Stopped):
             train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
-        resumed = train_in_process(stopped, listen=ignore, resume=True)
+        resumed = train_in_process(stopped, listen=ignore)
         assert resumed.restores == 1
         assert without_times(resumed) == without_times(whole), stop
         assert [event["step"] for event in resumed.events] == [event["step"] for event in whole.events]
@@ -121,7 +122,7 @@ def test_a_run_is_resumed_before_the_server_is_asked(tmp_path: Path, faulty: Fau
     with pytest.raises(Stopped):
         train(job, Harness(job.config.output.folder / "checkpoints" / job.name, stop_after=7))
     faulty.faults["register"].append("out_of_memory_budget")
-    record = train_in_process(job, listen=ignore, resume=True)
+    record = train_in_process(job, listen=ignore)
     assert record.restores == 1
     assert record.evaluations[-1].step == 20
     assert ("lost", "out_of_memory_budget") in [(event["outcome"], event["reason"]) for event in record.events]
@@ -141,7 +142,7 @@ def test_an_average_of_the_weights_is_judged_besides_them(tmp_path: Path) -> Non
         stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, average=0.9)
         with pytest.raises(Stopped):
             train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
-        assert without_times(train_in_process(stopped, listen=ignore, resume=True)) == without_times(record), stop
+        assert without_times(train_in_process(stopped, listen=ignore)) == without_times(record), stop
 
 
 def test_a_run_that_tries_its_jumps_resumes_exactly_too(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_run_that_tries_its_jumps_resumes_exactly_too(tmp_path: Path) -> None:
         stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, steps=44, **tried)
         with pytest.raises(Stopped):
             train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
-        resumed = train_in_process(stopped, listen=ignore, resume=True)
+        resumed = train_in_process(stopped, listen=ignore)
         assert resumed.outcomes == whole.outcomes
         assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
 
@@ -177,7 +178,7 @@ def test_every_option_resumes_exactly(tmp_path: Path) -> None:
         stopped = job(tmp_path / f"stopped-{stop}")
         with pytest.raises(Stopped):
             train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
-        resumed = train_in_process(stopped, listen=ignore, resume=True)
+        resumed = train_in_process(stopped, listen=ignore)
         assert resumed.outcomes == whole.outcomes
         assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
 
@@ -194,7 +195,7 @@ def test_a_run_that_compares_horizons_resumes_exactly(tmp_path: Path) -> None:
         stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, steps=44, **options)
         with pytest.raises(Stopped):
             train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
-        resumed = train_in_process(stopped, listen=ignore, resume=True)
+        resumed = train_in_process(stopped, listen=ignore)
         assert resumed.outcomes == whole.outcomes
         assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
 
@@ -221,6 +222,7 @@ def test_a_fresh_run_does_not_go_on_from_an_old_one(tmp_path: Path) -> None:
     """Without `resume` the second run of the same name starts at step 0."""
     job = order(tmp_path, nowcasts=False, steps=6)
     first = train_in_process(job, listen=ignore)
+    begin([job], resume=False)
     second = train_in_process(job, listen=ignore)
     assert second.restores == 0
     assert without_times(second) == without_times(first)

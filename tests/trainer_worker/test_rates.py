@@ -130,10 +130,10 @@ class Trainer:
         raise AssertionError
 
 
-def looking_ahead(optimizer: torch.optim.Optimizer, schedule: lr_scheduler.LRScheduler) -> Rates:
-    """Twenty steps into a run."""
-    rates = Rates(optimizer, schedule, interval=10, max_steps=1000)
-    for at in range(1, 21):
+def looking_ahead(optimizer: torch.optim.Optimizer, schedule: lr_scheduler.LRScheduler, *, steps: int = 20) -> Rates:
+    """Some steps into a run."""
+    rates = Rates(optimizer, schedule, interval=10, max_steps=10_000)
+    for at in range(1, steps + 1):
         optimizer.step()
         rates.begin(at)
         if at % 10 == 0:
@@ -175,7 +175,7 @@ def test_a_scheduler_that_cannot_be_copied_is_drawn_on(caplog: pytest.LogCapture
     """Nowcasts are an aid: what they cannot see must not end the training, nor fill its log."""
     optimizer = torch.optim.SGD(network().parameters(), lr=0.01)
     rates = looking_ahead(optimizer, Opaque(optimizer))
-    plain = Rates(optimizer, None, interval=10, max_steps=1000)
+    plain = Rates(optimizer, None, interval=10, max_steps=10_000)
     plain.load_state_dict(rates.state_dict())
     assert rates.shorten((5, 40), step=20) == plain.shorten((5, 40), step=20)
     assert rates.shorten((40,), step=20)[0] < 10
@@ -187,13 +187,7 @@ def test_a_schedule_that_ends_stays_at_its_last_rate() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     schedule = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=60)
-    rates = Rates(optimizer, schedule, interval=10, max_steps=10_000)
-    for at in range(1, 51):
-        optimizer.step()
-        rates.begin(at)
-        if at % 10 == 0:
-            rates.note()
-        schedule.step()
+    rates = looking_ahead(optimizer, schedule, steps=50)
     assert sum(rates.shorten((500,), step=50)) <= 1
 
 
