@@ -24,7 +24,7 @@ from torch.nn import functional
 from nowcast_server.forecasters import load_forecaster
 from protos.messages import JobSpec, Outcome, Skill
 from trainer_worker import FixedHorizon, Nowcast
-from trainer_worker.deadline import Deadline
+from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.convnet import convnet
 

@@ -35,8 +35,8 @@ from torch import nn
 
 from protos.errors import Busy, DeadlineExceeded, HistoryMissing, NowcastError, Unavailable, UnknownJob
 from protos.messages import JobSpec, Outcome
-from trainer_worker.client import HttpEndpoint
-from trainer_worker.deadline import Deadline
+from trainer_worker.endpoints.client import HttpEndpoint
+from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.wiring import wire
 
 INTERVAL, CONTEXT, HORIZONS = 10, 5, (1, 5, 40)
@@ -136,7 +136,7 @@ class Job:
             self.record.recovered[error.code] += 1
 
     def recover(self, error: NowcastError, steps: list[int], missing: list[int]) -> None:
-        """As `trainer_worker.sender` does."""
+        """As `trainer_worker.endpoints.sender` does."""
         self.record.recovered[error.code] += 1
         if isinstance(error, UnknownJob):
             self.registered = False
@@ -254,7 +254,7 @@ def run_jobs(
 ) -> list[Record]:
     """All jobs at once; a replica dies halfway."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "trainer_worker.client", "trainer_worker.wiring"])
+    context.set_forkserver_preload(["torch", "trainer_worker.endpoints.client", "trainer_worker.wiring"])
     with tempfile.TemporaryDirectory() as folder:
         given = [(record, url, specs[record.size], until, folder) for record in records]
         processes = [context.Process(target=job_process, args=each) for each in given]

@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer_worker import FixedHorizon, Nowcast
-from trainer_worker.deadline import Deadline
-from trainer_worker.embedded import EmbeddedEndpoint, load_embedded
+from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.batches import batch_indices
 from trainer_worker.tasks.convnet import convnet

@@ -7,11 +7,11 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from nowcast_server import problems
 from nowcast_server.forecasting import Forecaster, load_forecasters
-from nowcast_server.routes import health, jobs, nowcasts, snapshots
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
+from nowcast_server.web import problems
+from nowcast_server.web.routes import health, jobs, nowcasts, snapshots
 from protos.messages import API
 
 

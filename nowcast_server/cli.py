@@ -8,7 +8,7 @@ import typer
 
 from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
 from nowcast_server.metatrain.cli import app as metatrain
-from nowcast_server.serve_cli import serve_on_ray
+from nowcast_server.serve.cli import serve_on_ray
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,8 +48,8 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     given: dict[str, Any] = {**locals(), "checkpoints": checkpoint and tuple(checkpoint)}
     del given["checkpoint"]
     settings = settings_of(given)
-    from nowcast_server.tls import tls_options
     from nowcast_server.tokens import Tokens, check_exposure
+    from nowcast_server.web.tls import tls_options
 
     try:
         check_exposure(settings, Tokens.load(settings))  # before torch is imported: a mistake is told at once
@@ -77,7 +77,7 @@ app.command(name="serve-on-ray")(serve_on_ray)
 
 def _mount_checkpoints() -> None:
     try:
-        from nowcast_server.checkpoint_cli import app as checkpoints
+        from nowcast_server.nino.cli import app as checkpoints
     except ImportError:
         return
     app.add_typer(checkpoints, name="checkpoint")

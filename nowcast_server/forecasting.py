@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from nowcast_server.finite import first_not_finite
-from nowcast_server.history import TORCH_DTYPES, Context
+from nowcast_server.jobs.finite import first_not_finite
+from nowcast_server.jobs.history import TORCH_DTYPES, Context
 from nowcast_server.nino.options import CheckpointError
 from nowcast_server.settings import Settings
 from nowcast_server.wanted import wanted_until

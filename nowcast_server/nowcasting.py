@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nowcast_server.budget import Budget
 from nowcast_server.device import Device
 from nowcast_server.forecasting import Forecaster, Forecasts, forecast, forecast_bytes
-from nowcast_server.history import Context
-from nowcast_server.jobs import Job, Jobs
+from nowcast_server.jobs.budget import Budget
+from nowcast_server.jobs.history import Context
+from nowcast_server.jobs.registry import Job, Jobs
+from nowcast_server.jobs.spill import Spill
 from nowcast_server.metrics import Metrics
-from nowcast_server.spill import Spill
 from protos.errors import BadRequest, DeadlineExceeded, NowcastError
 from protos.messages import DEADLINE_HEADER, JobSpec, NowcastRequest
 

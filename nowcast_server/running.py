@@ -12,11 +12,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from nowcast_server.app import create_app
-from nowcast_server.intake import HttpProtocol
 from nowcast_server.logs import configure_logging, log
 from nowcast_server.service import Service
 from nowcast_server.settings import MIB, Settings
-from nowcast_server.tls import tls_options
+from nowcast_server.web.intake import HttpProtocol
+from nowcast_server.web.tls import tls_options
 
 KEEP_ALIVE_S: Final = 75
 SWITCH_INTERVAL_S: Final = 0.001

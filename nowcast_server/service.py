@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
-from nowcast_server.budget import Budget
 from nowcast_server.device import Device
 from nowcast_server.forecasting import Forecaster, forecast_bytes
-from nowcast_server.jobs import Job, Jobs, check_size
+from nowcast_server.jobs.budget import Budget
+from nowcast_server.jobs.registry import Job, Jobs, check_size
+from nowcast_server.jobs.spill import Spill
 from nowcast_server.logs import audit, log
+from nowcast_server.metatrain.recording import Recording
 from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
-from nowcast_server.recording import Recording
 from nowcast_server.settings import Settings
-from nowcast_server.spill import Spill
 from nowcast_server.tokens import Tokens
 from protos.errors import BadRequest, NowcastError, Unavailable, UnknownForecaster
 from protos.messages import JobSpec, NowcastRequest

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("trainer_worker", "nowcast_server")
 
 
 def imports(folder: str, *, but: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
@@ -30,7 +31,7 @@ def imports(folder: str, *, but: tuple[str, ...] = ()) -> Iterator[tuple[str, st
         ("protos", (), {"torch", "numpy", "ray", "fastapi", "nowcast_server", "trainer_worker"}),
         ("nowcast_server", ("nowcast_server/metatrain", "nowcast_server/serve"), {"trainer_worker", "ray"}),
         ("trainer_worker", (), {"fastapi", "starlette", "uvicorn", "torch_geometric"}),
-        ("trainer_worker", ("trainer_worker/embedded.py",), {"nowcast_server"}),
+        ("trainer_worker", ("trainer_worker/endpoints/embedded.py",), {"nowcast_server"}),
         (".", (".venv", "build"), {"pickle", "cloudpickle", "dill"}),
     ],
     ids=["protos", "server", "worker", "embedded-only", "no-pickle"],
@@ -38,6 +39,45 @@ def imports(folder: str, *, but: tuple[str, ...] = ()) -> Iterator[tuple[str, st
 def test_packages_import_only_what_they_may(folder: str, but: tuple[str, ...], banned: set[str]) -> None:
     """A server image would need ray, a worker image FastAPI; or bytes from the network would meet pickle."""
     assert [(where, name) for where, name in imports(folder, but=but) if name in banned] == []
+
+
+ROOMS = {
+    "trainer_worker/weights": set(),
+    "trainer_worker/wiring": set(),
+    "trainer_worker/datasets": set(),
+    "trainer_worker/endpoints": {"weights"},
+    "trainer_worker/trials": {"weights"},
+    "trainer_worker/tasks": {"datasets"},
+    "trainer_worker/runs": {"weights", "trials", "tasks"},
+    "trainer_worker/comparison": {"endpoints", "tasks", "runs"},
+    "trainer_worker/cluster": {"endpoints", "runs"},
+    "nowcast_server/nino": set(),
+    "nowcast_server/forecasters": {"nino"},
+    "nowcast_server/jobs": {"forecasters"},
+    "nowcast_server/metatrain": {"forecasters", "jobs", "nino"},
+    "nowcast_server/web": {"jobs"},
+    "nowcast_server/serve": {"web"},
+}
+"""Folders, and what they import of the folders beside them: no circles."""
+
+
+def test_every_folder_has_its_walls() -> None:
+    folders = {path.parent.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py")}
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_folders_import_only_what_they_may(room: str) -> None:
+    """Whoever reads one folder need not read those above it."""
+    package, name = room.split("/")
+    beside = {other.split("/")[1] for other in ROOMS if other.startswith(package)} - {name}
+    found = set()
+    for path in (ROOT / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+                modules = (node.module or "").split(".")[1:]
+                found |= {modules[0]} if modules else {alias.name for alias in node.names}
+    assert found & beside == ROOMS[room]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer_worker.errors import BadArgument
     from trainer_worker.events import Event
-    from trainer_worker.followers import WeightAverage
-    from trainer_worker.guard import Guard
     from trainer_worker.jump import Jump
     from trainer_worker.nowcast import Nowcast
     from trainer_worker.schedule import AdaptiveHorizon, BestAfterRecovery, FixedHorizon, PaperSchedule, Policy
+    from trainer_worker.trials.guard import Guard
+    from trainer_worker.weights.followers import WeightAverage
 
 __all__ = [
     "AdaptiveHorizon",
@@ -35,12 +35,12 @@ _HOMES = {
     "BestAfterRecovery": "schedule",
     "Event": "events",
     "FixedHorizon": "schedule",
-    "Guard": "guard",
+    "Guard": "trials.guard",
     "Jump": "jump",
     "Nowcast": "nowcast",
     "PaperSchedule": "schedule",
     "Policy": "schedule",
-    "WeightAverage": "followers",
+    "WeightAverage": "weights.followers",
 }
 
 

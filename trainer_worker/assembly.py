@@ -15,20 +15,20 @@ from protos.errors import BadWiring
 from protos.messages import Dtype, JobId, JobSpec
 from protos.wiring import Wiring
 from trainer_worker.candidates import Mode
-from trainer_worker.contest import Contest
-from trainer_worker.distributed import Ranks
-from trainer_worker.endpoint import Endpoint
+from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.errors import BadArgument
-from trainer_worker.flat import FlatParameters
-from trainer_worker.guard import SHORTEST, Guard, Trials, recovery_steps, stretch_steps
-from trainer_worker.kept import KeptState
-from trainer_worker.probe import Gauge, Probe
 from trainer_worker.schedule import Cautious, Learner, PaperSchedule, Policy
-from trainer_worker.snapshots import TORCH_DTYPES
+from trainer_worker.trials.contest import Contest
+from trainer_worker.trials.guard import SHORTEST, Guard, Trials, recovery_steps, stretch_steps
+from trainer_worker.trials.kept import KeptState
+from trainer_worker.trials.probe import Gauge, Probe
+from trainer_worker.weights.distributed import Ranks
+from trainer_worker.weights.flat import FlatParameters
+from trainer_worker.weights.snapshots import TORCH_DTYPES
 from trainer_worker.wiring import wire
 
 if TYPE_CHECKING:
-    from trainer_worker.embedded import EmbeddedEndpoint
+    from trainer_worker.endpoints.embedded import EmbeddedEndpoint
 
 EMBEDDED: Final = "embedded"
 _claims: Final[dict[int, str]] = {}
@@ -142,7 +142,7 @@ def make_endpoint(
         raise BadArgument("server", f"{server!r} is no URL: {error}") from error
     if url.scheme not in ("http", "https") or not url.host:
         raise BadArgument("server", f"{server!r} is no URL like http://127.0.0.1:8440")
-    from trainer_worker.client import HttpEndpoint
+    from trainer_worker.endpoints.client import HttpEndpoint
 
     try:
         return HttpEndpoint(server, job=job, token=token or os.environ.get("NOWCAST_TOKEN"))
@@ -152,7 +152,7 @@ def make_endpoint(
 
 def _embedded(spec: JobSpec, *, checkpoint: str | None, device: torch.device) -> "EmbeddedEndpoint":
     try:
-        from trainer_worker.embedded import EmbeddedEndpoint, load_embedded
+        from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
 
         forecaster = load_embedded(spec.forecaster, checkpoint=checkpoint, device=device)
     except ImportError as error:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from protos.errors import NowcastError
 from trainer_worker.context import Context
-from trainer_worker.distributed import Ranks
+from trainer_worker.endpoints.sender import Request
 from trainer_worker.errors import reason_for
-from trainer_worker.flat import FlatParameters
 from trainer_worker.jump import Landing
-from trainer_worker.sender import Request
+from trainer_worker.weights.distributed import Ranks
+from trainer_worker.weights.flat import FlatParameters
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Never
 
 import typer
 
-from trainer_worker.submit import app as submit_app
+from trainer_worker.cluster.cli import app as submit_app
 
 if TYPE_CHECKING:
-    from trainer_worker.config import Config
+    from trainer_worker.runs.config import Config
 
 app = typer.Typer(
     name="nowcast",
@@ -103,7 +103,7 @@ def wire(
     from rich.console import Console
 
     from protos.errors import BadWiring
-    from trainer_worker.wire_command import wire_module
+    from trainer_worker.wiring.cli import wire_module
 
     try:
         wire_module(module, Console(), picture=draw)
@@ -116,7 +116,7 @@ def keys() -> None:
     """Show every key of a configuration, its default, and what it means."""
     from rich.console import Console
 
-    from trainer_worker.keys import show_keys
+    from trainer_worker.runs.keys import show_keys
 
     show_keys(Console())
 
@@ -142,7 +142,7 @@ def fetch(
 
 def _load(path: Path, *, options: Mapping[str, Any]) -> "Config":
     """The configuration with the command's options in place of its values."""
-    from trainer_worker.config import ConfigError, load_config
+    from trainer_worker.runs.config import ConfigError, load_config
 
     given = {place: options[name] for name, place in PLACES.items() if options[name] not in (None, [])}
     overrides = {place: str(value) if isinstance(value, Path) else value for place, value in given.items()}
@@ -160,15 +160,15 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     console = Console()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server's process is stopped as well
     with console.status("starting"):
-        from trainer_worker import report
-        from trainer_worker.compare import PLAIN, arm_with, run_arms
-        from trainer_worker.compare import compare as compare_arms
+        from trainer_worker.comparison import report
+        from trainer_worker.comparison.compare import PLAIN, arm_with, run_arms
+        from trainer_worker.comparison.compare import compare as compare_arms
         from trainer_worker.datasets import DataMissing
-        from trainer_worker.own_server import ServerFailed
-        from trainer_worker.ray_train import TrainingFailed
-        from trainer_worker.records import Arm
-        from trainer_worker.resuming import CannotResume
-        from trainer_worker.storage import StorageUnusable, put, resolve
+        from trainer_worker.runs.own_server import ServerFailed
+        from trainer_worker.runs.ray_train import TrainingFailed
+        from trainer_worker.runs.records import Arm
+        from trainer_worker.runs.resuming import CannotResume
+        from trainer_worker.runs.storage import StorageUnusable, put, resolve
     try:
         if config.output.copies:
             resolve(config.output.copies)  # a mistake is told now, not after hours
@@ -192,7 +192,7 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
 
 def _unfinished(config: "Config") -> str | None:
     """The checkpoints that a fresh start would delete."""
-    from trainer_worker.storage import StorageUnusable, folders
+    from trainer_worker.runs.storage import StorageUnusable, folders
 
     try:
         there = folders(config.output.place)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from protos.errors import BadForecast, DeadlineExceeded
 from protos.messages import JobSpec, Outcome, Skill
-from trainer_worker.deadline import Deadline
-from trainer_worker.endpoint import Endpoint
+from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Endpoint
+from trainer_worker.endpoints.sender import Request, Sender
 from trainer_worker.events import Event
-from trainer_worker.flat import FlatParameters
-from trainer_worker.sender import Request, Sender
-from trainer_worker.snapshots import TORCH_DTYPES, SnapshotBuffers
+from trainer_worker.weights.flat import FlatParameters
+from trainer_worker.weights.snapshots import TORCH_DTYPES, SnapshotBuffers
 
 SPARE_ROWS: Final = 1
 GRACE_S: Final = 0.5

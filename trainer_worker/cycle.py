@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer_worker.average import RunningAverage
 from trainer_worker.candidates import WAITING, Candidates, Mode, Pending
 from trainer_worker.context import Context
-from trainer_worker.distributed import Ranks
 from trainer_worker.errors import reason_for
 from trainer_worker.events import Event, Journal
-from trainer_worker.flat import FlatParameters
-from trainer_worker.guard import Trials, Verdict
 from trainer_worker.jump import Landing
 from trainer_worker.rates import Rates
 from trainer_worker.schedule import Learner, Policy
+from trainer_worker.trials.guard import Trials, Verdict
+from trainer_worker.weights.average import RunningAverage
+from trainer_worker.weights.distributed import Ranks
+from trainer_worker.weights.flat import FlatParameters
 
 log = logging.getLogger(__name__)
 

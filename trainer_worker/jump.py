@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, Optimizer
 
 from trainer_worker.errors import BadArgument
-from trainer_worker.flat import FlatParameters
-from trainer_worker.followers import Followers
-from trainer_worker.probe import undisturbed
+from trainer_worker.trials.probe import undisturbed
+from trainer_worker.weights.flat import FlatParameters
+from trainer_worker.weights.followers import Followers
 
 log = logging.getLogger(__name__)
 Moments = Literal["keep", "reset", "rescale"]

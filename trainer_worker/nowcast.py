@@ -29,16 +29,16 @@ from trainer_worker.assembly import (
 )
 from trainer_worker.context import Context
 from trainer_worker.cycle import Cycle
-from trainer_worker.distributed import Ranks, unwrap
-from trainer_worker.endpoint import Endpoint
+from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
-from trainer_worker.flat import FlatParameters
-from trainer_worker.guard import Guard
 from trainer_worker.jump import Jump, Landing
-from trainer_worker.probe import Gauge, Probe
 from trainer_worker.rates import Rates
 from trainer_worker.schedule import Policy
+from trainer_worker.trials.guard import Guard
+from trainer_worker.trials.probe import Gauge, Probe
+from trainer_worker.weights.distributed import Ranks, unwrap
+from trainer_worker.weights.flat import FlatParameters
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Nowcast:
         timeout_s: how long training may wait for one nowcast. (Forecasts in this process are never cut short.)
         probe: gives the model's loss on held batches, the same each time; called in evaluation mode, without gradients, on every
             rank, while the model has the average of its latest weights. With it each jump is a trial, undone exactly if the loss
-            has not recovered in time (`trainer_worker.guard`).
+            has not recovered in time (`trainer_worker.trials.guard`).
         guard: how jumps are tried; None for the defaults, if there is a probe. With a guard and no probe, the training losses
             given to `observe` are the measure.
         averages: averages of the weights that the loop keeps (`WeightAverage`, `torch.optim.swa_utils.AveragedModel`): a jump moves

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nowcast_server.jobs.skill import skill as skill_of
 from nowcast_server.metatrain.library import Group
 from nowcast_server.metatrain.loss import mean_error, predict
 from nowcast_server.metatrain.windows import Cut, Windows, read_windows
-from nowcast_server.skill import skill as skill_of
 
 HORIZONS = (5, 10, 20, 40)
 STARTS = (0.0, 0.3, 0.6)

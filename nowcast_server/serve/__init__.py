@@ -1,5 +1,1 @@
 """The nowcast server on Ray Serve: the same app in several replicas, one device each, behind a router that keeps a job on one."""
-
-from nowcast_server.serve.application import application
-
-__all__ = ["application"]

@@ -1,4 +1,4 @@
-"""The Serve application: what a Serve config names as `import_path: nowcast_server.serve:application`."""
+"""The Serve application: what a Serve config names as `import_path: nowcast_server.serve.application:application`."""
 
 from typing import Any, Final
 

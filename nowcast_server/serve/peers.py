@@ -17,10 +17,10 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from nowcast_server.logs import log
-from nowcast_server.routes import health, jobs
-from nowcast_server.routes.calls import PROBLEMS, Run, Tenant, TheJobId, TheService, json_body
 from nowcast_server.serve.scrape import render
 from nowcast_server.service import Service
+from nowcast_server.web.routes import health, jobs
+from nowcast_server.web.routes.calls import PROBLEMS, Run, Tenant, TheJobId, TheService, json_body
 from protos.errors import RunConflict, Unavailable, UnknownJob
 from protos.messages import API, RUN_HEADER, JobList, JobSpec, JobStatus
 

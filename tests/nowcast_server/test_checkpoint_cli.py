@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nowcast_server.checkpoint_cli import app
+from nowcast_server.nino.cli import app
 
 RUNNER = CliRunner()
 

@@ -24,7 +24,8 @@ Run = Callable[..., "Process"]
 
 SLOW_FORECASTER = """
 import sys, time
-from nowcast_server import app, running
+from nowcast_server import app
+from nowcast_server import running
 from nowcast_server.settings import Settings
 
 class Slow:

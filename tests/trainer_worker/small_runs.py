@@ -10,7 +10,7 @@ from waiting import until
 
 from protos.messages import JobSpec, Outcome, Skill
 from trainer_worker import Jump, Nowcast
-from trainer_worker.deadline import Deadline
+from trainer_worker.endpoints.deadline import Deadline
 
 INTERVAL, CONTEXT = 2, 5
 PERIOD = INTERVAL * CONTEXT

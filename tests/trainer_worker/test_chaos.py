@@ -15,7 +15,8 @@ from faulty_server import FaultyServer
 from teacher_task import PROBE, VALIDATION, batch, loss, student
 from waiting import until
 
-from trainer_worker import FixedHorizon, Guard, Nowcast, client, sender
+from trainer_worker import FixedHorizon, Guard, Nowcast
+from trainer_worker.endpoints import client, sender
 
 FAULTS = int(os.environ.get("NOWCAST_CHAOS", "200"))
 """How many; a few thousand for a night."""

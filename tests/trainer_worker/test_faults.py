@@ -12,7 +12,8 @@ from small_runs import CONTEXT, INTERVAL, PERIOD, flat, network, step
 from waiting import until
 
 from protos.messages import DEADLINE_HEADER, SESSION_HEADER
-from trainer_worker import BadArgument, FixedHorizon, Nowcast, client
+from trainer_worker import BadArgument, FixedHorizon, Nowcast
+from trainer_worker.endpoints import client
 
 STEPS = 3 * PERIOD
 

@@ -8,8 +8,8 @@ from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat,
 from torch import nn
 
 from trainer_worker import BadArgument, FixedHorizon, Guard, Jump, Nowcast
-from trainer_worker.flat import FlatParameters
 from trainer_worker.jump import Landing, recalibrate
+from trainer_worker.weights.flat import FlatParameters
 
 
 def run(model: nn.Module, optimizer: torch.optim.Optimizer, endpoint: Any, *, steps: int = PERIOD, **options: Any) -> Nowcast:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from server_kit import Start
 
-from nowcast_server.budget import Budget
-from nowcast_server.history import History
-from nowcast_server.jobs import Job
+from nowcast_server.jobs.budget import Budget
+from nowcast_server.jobs.history import History
+from nowcast_server.jobs.registry import Job
+from nowcast_server.metatrain.recording import Recording
 from nowcast_server.metatrain.store import TrajectoryWriter, trajectories
-from nowcast_server.recording import Recording
 from protos.messages import JobSpec
 from protos.wiring import Parameter, Wiring
 

@@ -22,8 +22,8 @@ from nowcast_server.forecasters import load_forecaster
 from protos.errors import HistoryMissing, NowcastError, UnknownJob
 from protos.messages import JobSpec
 from trainer_worker import FixedHorizon, Nowcast
-from trainer_worker.client import HttpEndpoint
-from trainer_worker.deadline import Deadline
+from trainer_worker.endpoints.client import HttpEndpoint
+from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.wiring import wire
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]

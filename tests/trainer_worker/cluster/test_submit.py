@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from trainer_worker.cluster.connection import connect
+from trainer_worker.comparison.summary import Summary
 from trainer_worker.datasets import DataMissing
-from trainer_worker.summary import Summary
 from trainer_worker.tasks import load_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]

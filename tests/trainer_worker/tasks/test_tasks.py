@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainer_worker.config import TaskTable
 from trainer_worker.datasets import DataMissing
+from trainer_worker.runs.config import TaskTable
 from trainer_worker.tasks import TASKS, load_task
 from trainer_worker.tasks.convnet import convnet
 from trainer_worker.tasks.task import Task, TensorSplit, evaluate

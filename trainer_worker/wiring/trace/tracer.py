@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from trainer_worker.wiring.trace.labels import UNKNOWN, Labels, squash
 from trainer_worker.wiring.trace.shadows import Flow, Held, Pairing, Shadow
-from trainer_worker.wiring.trace.uses import Uses
+from trainer_worker.wiring.trace.uses import Uses, as_flow
 
 LARGEST_LABELLED_INPUT = 2**18
 """Elements up to which an input's features get labels at once; larger ones get them from the first layer that reads them."""
@@ -130,9 +130,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         """The activation's shadow; weights used as an activation become one."""
         shadow = self.get(value)
         if isinstance(shadow, Held):
-            from trainer_worker.wiring.trace.weights import as_flow
-
-            shadow = as_flow(self, shadow)
+            shadow = as_flow(shadow, self.uses, self.labels)
             self.put(value, shadow)
         return shadow or Flow()
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from protos.wiring import EdgeType
 from trainer_worker.wiring.trace.labels import UNKNOWN, Labels, squash, varying
-from trainer_worker.wiring.trace.shadows import Held
+from trainer_worker.wiring.trace.shadows import Flow, Held
 
 
 @dataclass
@@ -132,3 +132,16 @@ def depends_on(labels: Tensor, dims: set[int]) -> bool:
     """The labels vary along some of the dimensions and along no other."""
     found = varying(labels)
     return bool(found) and found <= dims
+
+
+def as_flow(held: Held, uses: Uses, labels: Labels) -> Flow:
+    """Weights as an activation (class tokens, prompts): the last dimension's neurons are theirs, the others tell the rows."""
+    moving = {dim for dim in range(held.view.dim()) if held.view.size(dim) > 1 and held.view.stride(dim) > 0}
+    found = uses.find(held)
+    if found is None:
+        target = spread_over(labels, held.shape, {max(moving)} if moving else set())
+        source = spread_over(labels, held.shape, moving - {max(moving)} if moving else set())
+        uses.add(held, source, target, EdgeType.WORD_EMBEDDING if moving else EdgeType.OTHER)
+    else:
+        source, target = labels.settle(found.source), labels.settle(found.target)
+    return Flow(tuple(end for end in (target, source) if varying(end)), learnt=True)

@@ -125,16 +125,3 @@ def _attach_scalar(tracer: Tracer, held: Held, flow: Flow, kind: EdgeType) -> Fl
         if single is None:
             tracer.residuals.extend(broadcast(target, labels) for labels in flow.identities[:1])
     return flow
-
-
-def as_flow(tracer: Tracer, held: Held) -> Flow:
-    """Weights as an activation (class tokens, prompts): the last dimension's neurons are theirs, the others tell the rows."""
-    moving = {dim for dim in range(held.view.dim()) if held.view.size(dim) > 1 and held.view.stride(dim) > 0}
-    found = tracer.uses.find(held)
-    if found is None:
-        target = spread_over(tracer.labels, held.shape, {max(moving)} if moving else set())
-        source = spread_over(tracer.labels, held.shape, moving - {max(moving)} if moving else set())
-        tracer.uses.add(held, source, target, EdgeType.WORD_EMBEDDING if moving else EdgeType.OTHER)
-    else:
-        source, target = tracer.labels.settle(found.source), tracer.labels.settle(found.target)
-    return Flow(tuple(labels for labels in (target, source) if varying(labels)), learnt=True)

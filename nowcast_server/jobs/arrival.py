@@ -1,0 +1,106 @@
+"""One snapshot on its way from the socket into its row of the history, checked as it comes."""
+
+import asyncio
+from bisect import bisect_right
+
+import torch
+
+from nowcast_server.jobs.finite import PIECE, first_not_finite
+from nowcast_server.jobs.history import History
+from protos.errors import BadFrame, BadValue, SnapshotConflict
+from protos.frames import FrameReader, Header
+from protos.messages import JobSpec
+
+
+class Arrival:
+    """Reads the frames of one snapshot.
+
+    Checksums and finiteness are checked on the event loop piece by piece, while the piece is in cache: about 0.2 ms for the 256 kB
+    that a socket delivers at once. A thread would cost more than it saves.
+
+    Args:
+        spec: of the job; says what must arrive.
+        step: of the snapshot, from the path.
+        values: the row to fill, (n,).
+    """
+
+    def __init__(self, spec: JobSpec, *, step: int, values: torch.Tensor) -> None:
+        self._spec = spec
+        self._step = step
+        self._values = values
+        self._checked = 0  # values known to be finite
+        self._reader = FrameReader(self._allocate)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body.
+
+        Raises:
+            BadFrame, UnsupportedMedia, BadValue: naming what is wrong.
+        """
+        self._reader.feed(data)
+        self._check_received()
+
+    def window(self) -> memoryview:
+        """Where the next bytes of the body belong; `FrameReader.window`."""
+        return self._reader.window()
+
+    def advance(self, received: int) -> None:
+        """So many bytes are in the window.
+
+        Raises:
+            BadFrame, UnsupportedMedia, BadValue: as in `feed`.
+        """
+        self._reader.advance(received)
+        self._check_received()
+
+    def close(self) -> None:
+        """The body is over.
+
+        Raises:
+            BadFrame: too early.
+        """
+        self._reader.close()
+        self._check_finite(self._values.numel())
+
+    def _check_received(self) -> None:
+        received = self._reader.received_bytes // self._values.element_size()
+        if received - self._checked >= PIECE:
+            self._check_finite(received)
+
+    def _allocate(self, header: Header) -> memoryview:
+        expected = Header("snapshot", self._spec.dtype, (self._spec.wiring.size,), self._step)
+        for name in ("kind", "dtype", "shape", "step"):
+            given, wanted = getattr(header, name), getattr(expected, name)
+            if given != wanted:
+                raise BadFrame(
+                    f"the header's {name} is {given!r}; this snapshot of this job needs {wanted!r}", field=f"header.{name}"
+                )
+        return self._values.view(torch.uint8).numpy().data
+
+    def _check_finite(self, received: int) -> None:
+        wrong = first_not_finite(self._values[self._checked : received])
+        if wrong is not None:
+            wiring, position = self._spec.wiring, self._checked + wrong
+            parameter = wiring.parameters[bisect_right(wiring.offsets, position) - 1]
+            value = self._values[position].item()
+            raise BadValue(f"value {position} of the snapshot, in {parameter.name!r}, is {value}", field=parameter.name)
+        self._checked = received
+
+
+async def store(history: History, *, step: int, row: int) -> bool:
+    """Make a received row visible; False if the very same snapshot was there already.
+
+    Raises:
+        SnapshotConflict: the step is held with other values, or has become too old.
+    """
+    if not history.holds(step):
+        history.commit(step, row)
+        return True
+    held = history.hold(step)
+    try:
+        ours, theirs = (history.row(each).view(torch.uint8) for each in (row, held))
+        if not await asyncio.to_thread(torch.equal, ours, theirs):
+            raise SnapshotConflict(f"step {step} is held with other values", field="step", steps=history.steps)
+    finally:
+        history.drop(held)
+    return False

@@ -1,0 +1,174 @@
+"""The last snapshots of one job, in memory taken once: an upload streams into a free row, and becomes visible when it is whole."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from protos.errors import HistoryMissing, OutOfMemoryBudget, SnapshotConflict
+from protos.frames import DTYPE_BYTES
+
+TORCH_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SPARE_ROWS: Final = 1
+"""Rows beyond the context: one to receive into while a forecast reads all the others."""
+
+
+def history_bytes(size: int, *, context: int, dtype: str) -> int:
+    """Memory of a history of snapshots of `size` values."""
+    return (context + SPARE_ROWS) * size * DTYPE_BYTES[dtype]
+
+
+@dataclass(frozen=True)
+class Context:
+    """The snapshots of one forecast, held in place until `History.release`.
+
+    Args:
+        step: of the last of them.
+        rows: where they lie in the history, oldest first.
+        states: `context` tensors (n,) in the job's dtype, oldest first.
+    """
+
+    step: int
+    rows: tuple[int, ...]
+    states: tuple[torch.Tensor, ...]
+
+
+class History:
+    """The newest `context` snapshots by step, received in any order. Used on the event loop only.
+
+    A row is in use while a snapshot in it is held, while an upload fills it, and while a forecast reads it; only then is it
+    free for the next upload. So a forecast never sees a row change, and nobody sees half a snapshot.
+
+    Args:
+        size: n, values of one snapshot.
+        context: snapshots kept.
+        dtype: of the values.
+
+    Raises:
+        OutOfMemoryBudget: the machine has not the memory the budget promised.
+    """
+
+    def __init__(self, size: int, *, context: int, dtype: str) -> None:
+        self.size_bytes = history_bytes(size, context=context, dtype=dtype)
+        self._shape = (context + SPARE_ROWS, size)
+        self._dtype = TORCH_DTYPES[dtype]
+        self._context = context
+        self._held: dict[int, int] = {}  # step -> row
+        self._uses = [0] * self._shape[0]
+        self._free = asyncio.Semaphore(self._shape[0])
+        self._rows: torch.Tensor | None = self.allocate()
+
+    def allocate(self) -> torch.Tensor:
+        """Memory of this history's size, (context + SPARE_ROWS, n).
+
+        Raises:
+            OutOfMemoryBudget: there is none.
+        """
+        try:
+            return torch.empty(self._shape, dtype=self._dtype, pin_memory=torch.cuda.is_available())
+        except RuntimeError as error:
+            raise OutOfMemoryBudget(f"no memory for a history of {self._shape} {self._dtype} values") from error
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """All rows, (context + SPARE_ROWS, n); not while they are `away`."""
+        assert self._rows is not None
+        return self._rows
+
+    @property
+    def away(self) -> bool:
+        """Are the values elsewhere, in what `nowcast_server.jobs.spill` has saved? Steps are known all the same."""
+        return self._rows is None
+
+    @property
+    def held(self) -> dict[int, int]:
+        """Rows of the steps held."""
+        return dict(self._held)
+
+    def part(self) -> None:
+        """Let go of the memory; nothing uses a row."""
+        self._rows = None
+
+    def put_back(self, rows: torch.Tensor, *, lost: Sequence[int]) -> None:
+        """Have memory again, filled as it was but for the steps that are lost."""
+        self._rows = rows
+        for step in lost:
+            self.drop(self._held.pop(step))
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps held, oldest first."""
+        return sorted(self._held)
+
+    @property
+    def in_use(self) -> bool:
+        """Does an upload or a forecast use a row now?"""
+        return sum(self._uses) > len(self._held)
+
+    def holds(self, step: int) -> bool:
+        return step in self._held
+
+    def check_step(self, step: int) -> None:
+        """May a snapshot of this step come?
+
+        Raises:
+            SnapshotConflict: it is older than all of a full history.
+        """
+        if len(self._held) == self._context and step < min(self._held):
+            detail = f"step {step} is older than the {self._context} snapshots held; delete the job to start again from there"
+            raise SnapshotConflict(detail, field="step", steps=self.steps)
+
+    async def take(self) -> int:
+        """A row to receive into, once there is a free one; give it back by `drop`."""
+        await self._free.acquire()
+        row = self._uses.index(0)
+        self._uses[row] = 1
+        return row
+
+    def row(self, row: int) -> torch.Tensor:
+        """The values of a row, (n,)."""
+        return self.rows[row]
+
+    def drop(self, row: int) -> None:
+        """End one use of a row."""
+        self._uses[row] -= 1
+        if not self._uses[row]:
+            self._free.release()
+
+    def hold(self, step: int) -> int:
+        """Use the row of a held step; give it back by `drop`."""
+        row = self._held[step]
+        self._uses[row] += 1
+        return row
+
+    def commit(self, step: int, row: int) -> None:
+        """Make a received row the snapshot of `step`, and forget the oldest beyond the context.
+
+        Raises:
+            SnapshotConflict: meanwhile newer snapshots have filled the history.
+        """
+        self.check_step(step)
+        self._held[step] = row
+        self._uses[row] += 1
+        if len(self._held) > self._context:
+            self.drop(self._held.pop(min(self._held)))
+
+    def read(self, steps: Sequence[int]) -> Context:
+        """Hold the snapshots of these steps in place for a forecast.
+
+        Raises:
+            HistoryMissing: some are not here; `missing` says which.
+        """
+        missing = [step for step in steps if step not in self._held]
+        if missing:
+            detail = f"the history lacks the steps {missing}: send them and ask again"
+            raise HistoryMissing(detail, missing=missing, steps=self.steps)
+        rows = tuple(self.hold(step) for step in steps)
+        return Context(steps[-1], rows, tuple(self.rows[row] for row in rows))
+
+    def release(self, context: Context) -> None:
+        """The forecast is made."""
+        for row in context.rows:
+            self.drop(row)

@@ -1,0 +1,75 @@
+"""Recording the jobs that allow it, off the event loop: what they stream becomes trajectories for `metatrain fit`."""
+
+import asyncio
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nowcast_server.jobs.registry import Job
+from nowcast_server.logs import log
+from nowcast_server.metatrain.recorder import Recorder
+from nowcast_server.metatrain.store import BadTrajectory
+from protos.messages import Outcome
+
+
+class Recording:
+    """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant. Used on the event loop.
+
+    A disk that fails, or whatever else, costs the record, never the job: it is logged, and the job is not recorded any further.
+
+    Args:
+        folder: below which the trajectories lie; None records nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._recorder = Recorder(folder) if folder else None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="recording")  # one file is written by one thread, in order
+        self._failed: set[Job] = set()
+
+    async def snapshot(self, job: Job, step: int) -> None:
+        """Keep a snapshot that the job's history holds; while it is written, its row is not given away."""
+        if self._recorder is None or not job.spec.record or job in self._failed or not job.history.holds(step):
+            return
+        row, loop = job.history.hold(step), asyncio.get_running_loop()
+        add = partial(self._recorder.add, _name(job), wiring=job.spec.wiring, interval=job.spec.interval)
+        state = job.history.row(row)
+        writing = self._writer.submit(lambda: add(step=step, state=state.float().numpy()))
+        # not when this call ends, which may be given up while the writer reads on
+        writing.add_done_callback(lambda _: loop.call_soon_threadsafe(job.history.drop, row))
+        await self._written(job, writing)
+
+    async def nowcast(self, job: Job) -> None:
+        """A nowcast was made: unless it turns out to be skipped, what follows does not continue what came before."""
+        if self._recorder is not None and job.spec.record:
+            await self._written(job, self._writer.submit(self._recorder.jumped, _name(job)))
+
+    async def outcome(self, job: Job, outcome: Outcome) -> None:
+        """What became of it."""
+        if self._recorder is not None and job.spec.record and outcome.outcome == "skipped":
+            await self._written(job, self._writer.submit(self._recorder.stayed, _name(job)))
+
+    def end(self, job: Job) -> None:
+        """The job is gone."""
+        self._failed.discard(job)
+        if self._recorder is not None and job.spec.record:
+            self._writer.submit(self._recorder.end, _name(job))
+
+    async def close(self) -> None:
+        """The server stops."""
+        if self._recorder is not None:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._recorder.close)
+        self._writer.shutdown()
+
+    async def _written(self, job: Job, writing: Future[Any]) -> None:
+        try:
+            await asyncio.wrap_future(writing)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the snapshot is stored, and the job shall go on
+            self._failed.add(job)
+            expected = isinstance(error, OSError | BadTrajectory)
+            whose = {"tenant": job.tenant, "job": job.id}
+            log.error("the job is not recorded any further: %s", error, exc_info=not expected, extra=whose)
+
+
+def _name(job: Job) -> str:
+    return f"{job.tenant}/{job.id}"

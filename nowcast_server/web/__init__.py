@@ -1,0 +1,1 @@
+"""HTTP around the service: routes, errors, TLS, and how bodies come in."""

@@ -1,0 +1,131 @@
+"""What calls have in common: whose they are, which job they are about, what their body may be."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from email.message import Message as MimeMessage
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import Depends, Header, Path, Request
+from pydantic import BaseModel, ValidationError
+
+from nowcast_server.jobs.registry import Job
+from nowcast_server.service import Service
+from nowcast_server.web.problems import invalid
+from protos.errors import BadRequest, DeadlineExceeded, TooLarge, UnsupportedMedia
+from protos.messages import DEADLINE_HEADER, RUN_HEADER, SESSION_HEADER, JobId, Problem, RunId
+
+JSON: Final = "application/json"
+MAX_MESSAGE_BYTES: Final = 64 * 1024
+"""Of the small JSON bodies: nowcasts and outcomes."""
+
+# dependencies are coroutines, though they wait for nothing: FastAPI would call plain functions in a thread each
+Model = TypeVar("Model", bound=BaseModel)
+
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    "default": {"description": "The call failed; `code` says why", "model": Problem, "content": {"application/problem+json": {}}}
+}
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _tenant(service: Annotated[Service, Depends(_service)], authorization: Annotated[str | None, Header()] = None) -> str:
+    return service.tokens.tenant(authorization)
+
+
+async def _job_id(
+    job: Annotated[JobId, Path()],
+    _tenant: Annotated[str, Depends(_tenant)],
+    session: Annotated[str | None, Header(alias=SESSION_HEADER)] = None,
+) -> str:
+    if session not in (None, job):
+        raise BadRequest(f"{SESSION_HEADER} must name the job of the path", field=SESSION_HEADER)
+    return job
+
+
+async def _job(
+    service: Annotated[Service, Depends(_service)],
+    tenant: Annotated[str, Depends(_tenant)],
+    job: Annotated[str, Depends(_job_id)],
+) -> Job:
+    return service.jobs.get(tenant, job)
+
+
+async def _run(run: Annotated[RunId | None, Header(alias=RUN_HEADER)] = None) -> str | None:
+    return run
+
+
+async def _own_job(job: Annotated[Job, Depends(_job)], run: Annotated[str | None, Depends(_run)]) -> Job:
+    job.check_run(run)
+    return job
+
+
+async def _deadline_s(deadline: Annotated[float | None, Header(alias=DEADLINE_HEADER)] = None) -> float | None:
+    if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
+        raise BadRequest("the deadline must be a number of seconds above 0", field=DEADLINE_HEADER)
+    return deadline
+
+
+TheService = Annotated[Service, Depends(_service)]
+Tenant = Annotated[str, Depends(_tenant)]
+TheJobId = Annotated[str, Depends(_job_id)]
+Run = Annotated[str | None, Depends(_run)]
+TheJob = Annotated[Job, Depends(_job)]
+OwnJob = Annotated[Job, Depends(_own_job)]
+"""The job, if it is the calling run's."""
+DeadlineS = Annotated[float | None, Depends(_deadline_s)]
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI description of a body that `read_message` reads."""
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": model.model_json_schema()}}}}
+
+
+def check_body(headers: Mapping[str, str], *, media_type: str, max_bytes: int) -> None:
+    """What the headers say of the body, before any of it is read.
+
+    Raises:
+        UnsupportedMedia: another type, or compressed.
+        TooLarge: longer than it may be.
+    """
+    given = MimeMessage()
+    given["content-type"] = headers.get("content-type", "")
+    if given.get_content_type() != media_type or not headers.get("content-type"):
+        raise UnsupportedMedia(f"send the body as {media_type}", field="content-type")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMedia("send the body as it is, not compressed", field="content-encoding")
+    length = headers.get("content-length", "0")
+    if not length.isdigit() or int(length) > max_bytes:
+        raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
+
+
+async def read_message(request: Request, model: type[Model], *, max_bytes: int, limit_s: float) -> Model:
+    """Read and validate a JSON body; large ones off the event loop.
+
+    Raises:
+        UnsupportedMedia, TooLarge, DeadlineExceeded: before it is parsed.
+        BadRequest, BadWiring: naming the field.
+    """
+    check_body(request.headers, media_type=JSON, max_bytes=max_bytes)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limit_s):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > max_bytes:
+                    raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the body did not come within {limit_s:.0f} s") from None
+    if len(body) <= MAX_MESSAGE_BYTES:
+        return _parse(model, bytes(body))
+    return await asyncio.to_thread(_parse, model, bytes(body))
+
+
+def _parse(model: type[Model], body: bytes) -> Model:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error.errors(include_input=False, include_url=False)) from None

@@ -1,0 +1,59 @@
+"""Is the server well, what does it offer, what has it done."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from nowcast_server.forecasting import pick_device
+from nowcast_server.tokens import OPERATOR
+from nowcast_server.web.routes.calls import PROBLEMS, Tenant, TheService
+from protos.errors import Forbidden, Unavailable
+from protos.frames import VERSION
+from protos.messages import API, Info
+
+router = APIRouter(tags=["health"], responses=PROBLEMS)
+
+
+@router.get("/livez")
+async def live(service: TheService) -> dict[str, str]:
+    """The process answers, and restarting it would not help."""
+    if service.failure is not None:
+        raise Unavailable("the forecasters could not be loaded; see the server's log")
+    return {"status": "live"}
+
+
+@router.get("/readyz")
+async def ready(service: TheService) -> dict[str, str]:
+    """Work may come: the forecasters are loaded, and the server is not draining."""
+    service.admit()
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(tenant: Tenant, service: TheService) -> Response:
+    """Prometheus metrics. With tokens, for the tenant `operator` alone, as they count over all tenants."""
+    if service.tokens.tenants and tenant != OPERATOR:
+        raise Forbidden(f"the metrics are for the token of {OPERATOR!r}", field="authorization")
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get(f"{API}/info")
+async def info(_: Tenant, service: TheService) -> Info:
+    """Versions, limits and forecasters."""
+    return Info(
+        version=version("nowcast"),
+        protocol=VERSION,
+        device=pick_device(service.settings.device),
+        forecasters=list(service.forecasters),
+        max_snapshot_bytes=service.settings.max_snapshot,
+        max_memory_bytes=service.settings.memory,
+    )
+
+
+@router.get("/", response_class=HTMLResponse)
+async def page(service: TheService) -> str:
+    """A sign of life for a browser."""
+    state = "ready" if service.ready else "not ready"
+    return f"<!doctype html><title>Nowcast</title><h1>Nowcast server</h1><p>Version {version('nowcast')}, {state}.</p>"

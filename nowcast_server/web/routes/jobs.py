@@ -1,0 +1,63 @@
+"""Jobs: register, look at, forget; and what became of their nowcasts."""
+
+from fastapi import APIRouter, Request, Response
+
+from nowcast_server.web.routes.calls import (
+    MAX_MESSAGE_BYTES,
+    PROBLEMS,
+    OwnJob,
+    Run,
+    Tenant,
+    TheJob,
+    TheJobId,
+    TheService,
+    json_body,
+    read_message,
+)
+from protos.messages import JobList, JobSpec, JobStatus, Outcome
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEMS)
+
+
+@router.put("/{job}", openapi_extra=json_body(JobSpec), responses={201: {"description": "Registered", "model": JobStatus}})
+async def register(  # noqa: PLR0917 -- FastAPI passes them by name
+    job: TheJobId, tenant: Tenant, run: Run, service: TheService, request: Request, response: Response
+) -> JobStatus:
+    """Register a job; 201 if it is new, 200 if the very same is known."""
+    service.admit()
+    limit_bytes = service.settings.max_registration
+    limit_s = service.settings.transfer_limit_s(limit_bytes)
+    spec = await read_message(request, JobSpec, max_bytes=limit_bytes, limit_s=limit_s)
+    registered, created = await service.register(tenant, job, spec=spec, run=run)
+    response.status_code = 201 if created else 200
+    return registered.status()
+
+
+@router.get("")
+async def list_jobs(tenant: Tenant, service: TheService) -> JobList:
+    """The caller's jobs."""
+    return JobList(jobs=[job.status() for job in service.jobs.of(tenant)])
+
+
+@router.get("/{job}")
+async def status(job: TheJob) -> JobStatus:
+    """What the server knows of a job."""
+    return job.status()
+
+
+@router.delete("/{job}", status_code=204)
+async def delete(job: TheJob, service: TheService) -> None:
+    """Forget a job and its history."""
+    service.remove(job)
+
+
+@router.post("/{job}/outcomes", status_code=204, openapi_extra=json_body(Outcome))
+async def report(job: OwnJob, service: TheService, request: Request) -> None:
+    """Hear what became of a nowcast."""
+    limit_s = service.settings.upload_grace_s
+    outcome = await read_message(request, Outcome, max_bytes=MAX_MESSAGE_BYTES, limit_s=limit_s)
+    if not job.report(outcome):
+        return
+    service.metrics.outcomes.labels(outcome.outcome).inc()
+    service.metrics.scored(job.track.told(outcome))
+    await service.recording.outcome(job, outcome)

@@ -1,0 +1,73 @@
+"""Nowcasts: asked for in JSON, answered as a stream of frames."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+from starlette.types import Receive, Scope, Send
+
+from nowcast_server.forecasting import Forecasts
+from nowcast_server.logs import log
+from nowcast_server.web.routes.calls import MAX_MESSAGE_BYTES, PROBLEMS, DeadlineS, OwnJob, TheService, json_body, read_message
+from protos.frames import MEDIA_TYPE, framed_bytes, write_frames
+from protos.messages import NowcastRequest
+
+router = APIRouter(prefix="/jobs/{job}/nowcasts", tags=["nowcasts"])
+
+BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    **PROBLEMS,
+    200: {"description": "The forecasts, (len(horizons), n)", "content": {MEDIA_TYPE: BINARY}},
+}
+
+
+class FramesResponse(Response):
+    """Sends forecasts from the memory they were made in, and then lets go of it.
+
+    Args:
+        forecasts: to send.
+        held: closed once they are sent, or not wanted any more.
+        limit_s: the client may take so long to fetch them.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, forecasts: Forecasts, *, held: AsyncExitStack, limit_s: float) -> None:
+        super().__init__(headers={"content-length": str(framed_bytes(forecasts.header))})
+        self._forecasts = forecasts
+        self._held = held
+        self._limit_s = limit_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI
+        async with self._held, asyncio.timeout(self._limit_s):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for piece in write_frames(self._forecasts.header, self._forecasts.payload):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@router.post("", status_code=200, response_class=FramesResponse, responses=RESPONSES, openapi_extra=json_body(NowcastRequest))
+async def nowcast(job: OwnJob, service: TheService, request: Request, deadline_s: DeadlineS) -> FramesResponse:
+    """Forecast the weights for one or more horizons."""
+    service.admit()
+    limit_s = service.settings.upload_grace_s
+    asked = await read_message(request, NowcastRequest, max_bytes=MAX_MESSAGE_BYTES, limit_s=limit_s)
+    asking = service.nowcasting.ask(
+        job, asked, forecaster=service.forecasters[job.spec.forecaster], gone=partial(_gone, request), deadline_s=deadline_s
+    )
+    async with AsyncExitStack() as stack:
+        forecasts = await stack.enter_async_context(asking)
+        await service.recording.nowcast(job)
+        held = stack.pop_all()
+    log.info(
+        "nowcast",
+        extra={"tenant": job.tenant, "job": job.id, "step": asked.step, "horizons": asked.horizons, "seconds": forecasts.seconds},
+    )
+    return FramesResponse(forecasts, held=held, limit_s=service.settings.transfer_limit_s(forecasts.payload.nbytes))
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,96 @@
+"""Snapshots: streamed straight into the job's history."""
+
+import asyncio
+import time
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Path, Request
+
+from nowcast_server.jobs.arrival import Arrival, store
+from nowcast_server.jobs.registry import Job
+from nowcast_server.logs import log
+from nowcast_server.service import Service
+from nowcast_server.web.intake import receive_into
+from nowcast_server.web.routes.calls import PROBLEMS, DeadlineS, OwnJob, TheService, check_body
+from protos.errors import DeadlineExceeded, NowcastError, TooLarge, UnknownJob
+from protos.frames import DTYPE_BYTES, MAX_HEADER_BYTES, MEDIA_TYPE
+from protos.messages import JobSpec, SnapshotReceipt, Step
+
+router = APIRouter(prefix="/jobs/{job}/snapshots", tags=["snapshots"], responses=PROBLEMS)
+
+SMALLEST_CHUNK: Final = 1024
+"""Chunks must have at least so many bytes on the whole; their preludes count against the length of the body."""
+
+BODY = {"requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
+
+
+def max_body_bytes(spec: JobSpec) -> int:
+    """The longest stream one snapshot of the job needs."""
+    payload = spec.wiring.size * DTYPE_BYTES[spec.dtype]
+    return MAX_HEADER_BYTES + payload + 20 * (payload // SMALLEST_CHUNK + 2)
+
+
+@router.put("/{step}", openapi_extra=BODY)
+async def upload(
+    job: OwnJob, step: Annotated[Step, Path()], service: TheService, request: Request, deadline_s: DeadlineS
+) -> SnapshotReceipt:
+    """Take in one snapshot. Sent again with the same values it is a no-op."""
+    service.admit()
+    start = time.perf_counter()
+    try:
+        stored = await _within_limits(job, step, service, request, deadline_s)
+    except NowcastError as error:
+        service.metrics.uploads.labels(error.code).inc()
+        raise
+    job.snapshots += stored
+    if stored:
+        await service.recording.snapshot(job, step)
+    seconds = time.perf_counter() - start
+    service.metrics.uploads.labels("stored" if stored else "replayed").inc()
+    service.metrics.upload_seconds.observe(seconds)
+    log.debug("snapshot", extra={"tenant": job.tenant, "job": job.id, "step": step, "stored": stored, "seconds": seconds})
+    return SnapshotReceipt(step=step, steps=job.history.steps)
+
+
+async def _within_limits(job: Job, step: int, service: Service, request: Request, deadline_s: float | None) -> bool:
+    max_bytes = max_body_bytes(job.spec)
+    check_body(request.headers, media_type=MEDIA_TYPE, max_bytes=max_bytes)
+    job.history.check_step(step)
+    limit_s = min(service.settings.transfer_limit_s(max_bytes), deadline_s or float("inf"))
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _receive(job, step, service, request, max_bytes)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the snapshot did not come within {limit_s:.0f} s") from None
+
+
+async def _receive(job: Job, step: int, service: Service, request: Request, max_bytes: int) -> bool:
+    async with service.spill.using(job):
+        row = await job.history.take()
+        try:
+            arrival = Arrival(job.spec, step=step, values=job.history.row(row))
+            await _read(request, arrival, max_bytes, service)
+            arrival.close()
+            if job.closed:
+                raise UnknownJob(f"job {job.id!r} was deleted while its snapshot came", field="job")
+            stored = await store(job.history, step=step, row=row)
+            if stored:
+                service.metrics.scored(job.track.came(step, job.history.row(row)))
+            return stored
+        finally:
+            job.history.drop(row)
+
+
+async def _read(request: Request, arrival: Arrival, max_bytes: int, service: Service) -> None:
+    read_into = receive_into(request.scope)
+    if read_into is not None:  # the body has a length, and `check_body` has found it good
+        await read_into(arrival)
+        service.metrics.upload_bytes.inc(int(request.headers["content-length"]))
+        return
+    received = 0
+    async for piece in request.stream():
+        received += len(piece)
+        service.metrics.upload_bytes.inc(len(piece))
+        if received > max_bytes:
+            raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
+        arrival.feed(piece)

@@ -1,0 +1,121 @@
+"""The history as a data structure: whatever comes in whatever order, its rows are never confused."""
+
+import asyncio
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nowcast_server.jobs.arrival import store
+from nowcast_server.jobs.history import History, history_bytes
+from protos.errors import HistoryMissing, SnapshotConflict
+
+CONTEXT = 3
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("upload"), st.integers(0, 9), st.integers(0, 2)),
+        st.tuples(st.just("abort"), st.just(0), st.just(0)),
+        st.tuples(st.just("read"), st.just(0), st.just(0)),
+        st.tuples(st.just("release"), st.just(0), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ACTIONS)
+def test_rows_are_never_confused(actions: list[tuple[str, int, int]]) -> None:
+    """An upload would write into a row that is held or read, or a row would be lost for good."""
+    asyncio.run(_play(actions))
+
+
+async def _play(actions: list[tuple[str, int, int]]) -> None:
+    history = History(4, context=CONTEXT, dtype="float32")
+    model: dict[int, float] = {}
+    reads = []
+    for action, step, version in actions:
+        if action == "release" and reads:
+            history.release(reads.pop()[0])
+        elif action == "read" and model:
+            context = history.read(sorted(model))
+            reads.append((context, [model[each] for each in sorted(model)]))
+        elif action in {"upload", "abort"}:
+            if all(history._uses):  # every row is held or read: an upload would wait here
+                while reads:
+                    history.release(reads.pop()[0])
+            row = await asyncio.wait_for(history.take(), 1)
+            history.row(row).fill_(step + version / 10)
+            if action == "upload":
+                await _store(history, model, step, row, step + version / 10)
+            history.drop(row)
+        for context, values in reads:
+            assert [float(state[0]) for state in context.states] == pytest.approx(values)
+        assert history.steps == sorted(model)
+        assert [float(history.row(history._held[each])[3]) for each in sorted(model)] == pytest.approx(
+            [model[each] for each in sorted(model)]
+        )
+    for context, _ in reads:
+        history.release(context)
+    assert not history.in_use
+    assert sum(history._uses) == len(model)
+
+
+async def _store(history: History, model: dict[int, float], step: int, row: int, value: float) -> None:
+    try:
+        stored = await store(history, step=step, row=row)
+    except SnapshotConflict:
+        too_old = len(model) == CONTEXT and step < min(model)
+        assert too_old or abs(model[step] - value) > 0.01
+        return
+    assert stored == (step not in model)
+    model[step] = value
+    if len(model) > CONTEXT:
+        del model[min(model)]
+
+
+def test_a_waiting_upload_gets_the_row_that_becomes_free() -> None:
+    """An upload that waits while a forecast reads everything would wait for ever."""
+
+    async def play() -> None:
+        history = History(2, context=2, dtype="float32")
+        for step in (1, 2):
+            row = await history.take()
+            history.commit(step, row)
+            history.drop(row)
+        context = history.read([1, 2])
+        row = await history.take()
+        history.commit(3, row)  # forgets step 1, whose row is still read
+        history.drop(row)
+        waiting = [asyncio.ensure_future(history.take()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(each.done() for each in waiting)
+        waiting[0].cancel()
+        history.release(context)
+        assert await asyncio.wait_for(waiting[1], 1) == context.rows[0]
+
+    asyncio.run(play())
+
+
+def test_missing_steps_are_named() -> None:
+    """A worker could not tell what to resend."""
+
+    async def play() -> None:
+        history = History(2, context=3, dtype="float32")
+        row = await history.take()
+        history.commit(20, row)
+        history.drop(row)
+        with pytest.raises(HistoryMissing) as missing:
+            history.read([10, 20, 30])
+        assert missing.value.extra == {"missing": [10, 30], "steps": [20]}
+        assert not history.in_use
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+def test_the_promise_is_kept(dtype: str, size: int) -> None:
+    """The memory budget would be about other bytes than those taken."""
+    history = History(1000, context=5, dtype=dtype)
+    assert history._rows.nbytes == history_bytes(1000, context=5, dtype=dtype) == 6 * 1000 * size
+    assert history.row(0).dtype == getattr(torch, dtype)

@@ -1,0 +1,292 @@
+"""Registering, looking at and forgetting jobs."""
+
+import json
+import time
+from http.client import HTTPConnection
+from typing import Any
+
+import pytest
+import torch
+from server_kit import Caller, Last, Start, dense, refused, until
+
+from nowcast_server.jobs.budget import Budget
+from nowcast_server.jobs.registry import Jobs
+from nowcast_server.settings import Settings
+from protos.messages import JobSpec
+from protos.wiring import MAX_NAME
+
+JSON = {"content-type": "application/json"}
+
+
+def test_register_twice(caller: Caller) -> None:
+    """A worker that resumes or retries could not register again, or would lose its history."""
+    caller.fill(10)
+    again = caller.register()
+    assert again.status_code == 200
+    assert again.json()["steps"] == [10]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"context": 4}, "context"), ({"interval": 11}, "interval"), ({"dtype": "float16"}, "dtype")],
+)
+def test_conflicting_job(caller: Caller, change: dict[str, Any], field: str) -> None:
+    """Two runs under one id would mix their snapshots."""
+    refused(caller.register(**change), 409, "job_conflict", field)
+
+
+def test_conflicting_wiring(caller: Caller) -> None:
+    """Another network under the same id would be forecast with the wrong graph."""
+    refused(caller.register(wiring=dense(4, 3).to_dict()), 409, "job_conflict", "wiring")
+    assert caller.status()["wiring_hash"] == caller.wiring.hash
+
+
+def test_unknown_job(start: Start) -> None:
+    """After a restart a worker would not learn that it must register again."""
+    caller = start()
+    for response in (
+        caller.upload(10),
+        caller.nowcast(),
+        caller.client.get("/v1/jobs/job"),
+        caller.client.delete("/v1/jobs/job"),
+        caller.client.post("/v1/jobs/job/outcomes", json={"step": 1, "outcome": "skipped"}),
+    ):
+        refused(response, 404, "unknown_job", "job")
+    assert caller.client.get("/v1/jobs").json() == {"jobs": []}
+
+
+def test_delete(caller: Caller) -> None:
+    """A forgotten job would keep its memory, or its id."""
+    caller.fill(10)
+    assert caller.service.histories.used_bytes > 0
+    assert caller.client.delete("/v1/jobs/job").status_code == 204
+    assert caller.service.histories.used_bytes == 0
+    refused(caller.upload(20), 404, "unknown_job")
+    assert caller.register(context=2).status_code == 201
+    assert caller.steps() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({"dtype": "float64"}, "bad_request", "dtype"),
+        ({"context": 1}, "bad_request", "context"),
+        ({"interval": 0}, "bad_request", "interval"),
+        ({"intervall": 10}, "bad_request", "intervall"),
+        ({"forecaster": "crystal ball"}, "unknown_forecaster", "forecaster"),
+        ({"wiring": None}, "bad_wiring", "wiring"),
+        ({"wiring": {"parameters": [["w", [2]]], "neurons": 2, "blocks": [[1] * 3]}}, "bad_wiring", "blocks[0]"),
+        ({"wiring": {"parameters": [["w", [0]]], "neurons": 2, "blocks": []}}, "bad_wiring", "wiring.parameters"),
+    ],
+)
+def test_bad_spec(start: Start, change: dict[str, Any], code: str, field: str) -> None:
+    """A typing error in a job would be taken for something else, or half a job would stay."""
+    caller = start()
+    refused(caller.register(**change), 422, code, field)
+    assert caller.client.get("/v1/jobs").json() == {"jobs": []}
+    assert caller.service.histories.used_bytes == 0
+
+
+def test_forecaster_wants_another_context(start: Start) -> None:
+    """A job would be taken in that its forecaster can never serve."""
+    caller = start(Last(context=5))
+    refused(caller.register(context=3), 422, "bad_request", "context")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"{", JSON, 422, "bad_request"),
+        (b"[" * 60_000, JSON, 422, "bad_request"),
+        (b'{"context": NaN}', JSON, 422, "bad_request"),
+        (b'"\xff"', JSON, 422, "bad_request"),
+        (b"", JSON, 422, "bad_request"),
+        (b"{}", {}, 415, "unsupported_media"),
+        (b"{}", {"content-type": "text/plain"}, 415, "unsupported_media"),
+        (b"{}", {**JSON, "content-encoding": "gzip"}, 415, "unsupported_media"),
+        (b" " * 2000, JSON, 413, "too_large"),
+        (iter([b" " * 2000]), JSON, 413, "too_large"),
+    ],
+)
+def test_bad_bodies(start: Start, body: Any, headers: dict[str, str], status: int, code: str) -> None:
+    """A malformed registration would raise inside the server, or be read without end."""
+    caller = start(max_registration=1000 if status == 413 else 100_000)
+    refused(caller.client.put("/v1/jobs/job", content=body, headers=headers), status, code)
+    refused(caller.client.get("/v1/jobs/job"), 404, "unknown_job")
+
+
+@pytest.mark.parametrize("job", ["-x", ".hidden", "a" * 129, "a b", "é", "a%00", "%2e%2e", "a\u202eb"])
+def test_bad_job_ids(start: Start, job: str) -> None:
+    """Ids that look like paths or hide characters would reach logs and tables."""
+    caller = start()
+    refused(caller.as_job(job).register(), 422, "bad_request", "job")
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/../../etc", "/v1/jobs/a%2Fb", "/v2/jobs", "/v1/jobs/", "/static/x"])
+def test_unknown_paths(start: Start, path: str) -> None:
+    """A wrong path would be answered as something other than a problem."""
+    refused(start().client.put(path, json={}), 404, "not_found")
+
+
+def test_wrong_method(caller: Caller) -> None:
+    """A wrong method would be answered as something other than a problem."""
+    refused(caller.client.post("/v1/jobs/job", json={}), 405, "method_not_allowed")
+
+
+def test_session_header(caller: Caller) -> None:
+    """A router would send the job's calls to a replica that does not have it."""
+    assert caller.upload(10, x_session_id="job").status_code == 200
+    refused(caller.upload(20, x_session_id="other"), 422, "bad_request", "x-session-id")
+
+
+def test_memory_budget(start: Start) -> None:
+    """The server would take in jobs until the machine kills it."""
+    caller = start(memory=70_000, wiring=dense(10, 20))  # 200 values: 3,200 bytes with a context of 3, 25,600 of skill, the wiring
+    assert caller.as_job("a").register().status_code == 201
+    assert caller.as_job("b").register().status_code == 201
+    problem = refused(caller.as_job("c").register(), 507, "out_of_memory_budget")
+    assert 28_800 < problem["needed_bytes"] < problem["limit_bytes"] == 70_000
+    caller.client.delete("/v1/jobs/a")
+    assert caller.as_job("c").register().status_code == 201
+
+
+def test_names_are_counted(start: Start) -> None:
+    """Names of parameters, which may be far larger than the parameters, would fill memory that is on nobody's books."""
+    caller = start(memory=800_000)
+    names = [f"\U0001f600{index:03}".ljust(MAX_NAME, "a") for index in range(100)]  # four bytes for each character
+    wiring = {"parameters": [[name, [1]] for name in names], "neurons": 1, "blocks": []}
+    assert caller.as_job("a").register(wiring=wiring).status_code == 201
+    assert caller.service.histories.used_bytes > 4 * 100 * MAX_NAME
+    refused(caller.as_job("b").register(wiring=wiring), 507, "out_of_memory_budget")
+    long = {"parameters": [["v", [1]], ["w" * (MAX_NAME + 1), [1]]], "neurons": 1, "blocks": []}
+    refused(caller.as_job("c").register(wiring=long), 422, "bad_wiring", "parameters[1]")
+
+
+def test_snapshot_limit(start: Start) -> None:
+    """One job could take all the memory there is."""
+    caller = start(max_snapshot=799, wiring=dense(10, 20))
+    refused(caller.register(), 413, "too_large", "wiring.parameters")
+    assert caller.register(dtype="float16").status_code == 201
+
+
+def test_graph_out_of_proportion(start: Start) -> None:
+    """A few bytes of JSON could ask for a graph of 10^18 edges, or 2^31 neurons."""
+    caller = start()
+    many = {"parameters": [["w", [1]]], "neurons": 2**31 - 1, "blocks": []}
+    refused(caller.register(wiring=many), 413, "too_large", "wiring.neurons")
+    rows = [[10, 0, 60, 0, 60, 0, -1, 0, 0, 0, 1, 0]] * 3
+    refused(caller.register(wiring={"parameters": [["w", [1]]], "neurons": 60, "blocks": rows}), 413, "too_large", "wiring.blocks")
+
+
+def test_number_of_jobs(start: Start) -> None:
+    """The table of jobs would grow without end."""
+    caller = start(max_jobs=1)
+    assert caller.register().status_code == 201
+    problem = refused(caller.as_job("other").register(), 429, "busy")
+    assert problem["retry_after_s"] == 60
+
+
+def test_outcomes(caller: Caller) -> None:
+    """What workers report would be lost, or an odd report would break the status."""
+    for index in range(25):
+        report = {"step": index, "outcome": "skipped", "reason": "server_unavailable"}
+        assert caller.client.post("/v1/jobs/job/outcomes", json=report).status_code == 204
+    report = {"step": 30, "horizon": 5, "outcome": "accepted", "loss_before": 0.5, "loss_after": 0.4}
+    assert caller.client.post("/v1/jobs/job/outcomes", json=report).status_code == 204
+    status = caller.status()
+    assert status["outcomes"] == {"skipped": 25, "accepted": 1}
+    assert len(status["last_outcomes"]) == 20
+    assert status["last_outcomes"][-1] == {"reason": "", "cost_steps": 0, **report}
+    bad = caller.client.post("/v1/jobs/job/outcomes", content=b'{"step":1,"outcome":"accepted","loss_before":1e999}', headers=JSON)
+    refused(bad, 422, "bad_request", "loss_before")
+    refused(caller.client.post("/v1/jobs/job/outcomes", json={"step": 1, "outcome": "won"}), 422, "bad_request", "outcome")
+    assert caller.status()["outcomes"] == {"skipped": 25, "accepted": 1}
+
+
+def test_status_figures(caller: Caller) -> None:
+    """The status would show figures that nobody measured."""
+    empty = caller.status()
+    assert (empty["snapshots"], empty["nowcasts"], empty["forecast_s"]) == (0, 0, None)
+    caller.fill()
+    assert caller.nowcast().status_code == 200
+    status = caller.status()
+    assert (status["parameters"], status["neurons"], status["edges"]) == (12, 7, 19)
+    assert status["history_bytes"] == 4 * 12 * 4
+    assert (status["snapshots"], status["nowcasts"], status["steps"]) == (3, 1, [10, 20, 30])
+    assert 0 < status["forecast_s"] < 5
+    assert time.time() - 60 < status["created_at"] < status["seen_at"] <= time.time()
+    assert caller.client.get("/v1/jobs").json()["jobs"][0]["job"] == "job"
+
+
+def test_idle_jobs_expire(start: Start) -> None:
+    """Memory of runs that ended without a word would never come back."""
+    caller = start(idle_s=0.2)
+    assert caller.register().status_code == 201
+    until(lambda: not len(caller.service.jobs))
+    assert caller.service.histories.used_bytes == 0
+    refused(caller.upload(10), 404, "unknown_job")
+
+
+def test_a_job_in_use_does_not_expire() -> None:
+    """A forecast longer than the idle time would have its history taken away."""
+    jobs = Jobs(Budget(10**6), settings=Settings())
+    job, _ = jobs.register("tenant", "job", spec=JobSpec(wiring=dense()))
+    jobs.enter(job)
+    assert jobs.expire(0.0) == []
+    jobs.leave(job)
+    assert jobs.expire(0.0) == [job]
+    assert len(jobs) == 0
+
+
+def test_memory_is_given_back_once() -> None:
+    """Each use of a deleted job that ends would give its memory back again: the budget would take in any number of jobs."""
+    budget = Budget(10**6)
+    jobs = Jobs(budget, settings=Settings())
+    job, _ = jobs.register("tenant", "job", spec=JobSpec(wiring=dense()))
+    jobs.remove(job)
+    with jobs.using(job):
+        assert budget.used_bytes == 0
+    assert budget.used_bytes == 0
+
+
+def test_a_nowcast_asked_for_when_its_job_is_gone(listen: Start) -> None:
+    """A call whose body comes after its job was deleted would forecast from a history whose memory others have."""
+    caller = listen()
+    assert caller.register().status_code == 201
+    (job,) = caller.service.jobs.of("anonymous")
+    seen, body = job.seen, b'{"step": 30, "horizons": [1]}'
+    connection = HTTPConnection(caller.client.base_url.host, caller.client.base_url.port or 0, timeout=20)
+    connection.putrequest("POST", "/v1/jobs/job/nowcasts")
+    for name, value in {**JSON, "content-length": str(len(body))}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    until(lambda: job.seen > seen)  # the call has found its job
+    assert caller.client.delete("/v1/jobs/job").status_code == 204
+    connection.send(body)
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())["code"]) == (404, "unknown_job")
+    assert caller.service.histories.used_bytes == 0
+    connection.close()
+
+
+def test_no_memory_after_all(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with less memory than the budget promised would answer `internal`, and keep the promise on its books."""
+    used = caller.service.histories.used_bytes
+
+    def no_memory(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", no_memory)
+    refused(caller.as_job("other").register(), 507, "out_of_memory_budget")
+    assert caller.service.histories.used_bytes == used
+
+
+def test_big_registration(start: Start) -> None:
+    """A wiring of many blocks, parsed off the event loop, would not come through."""
+    caller = start()
+    size = 20_000
+    parameters = [["w", [size]]]
+    blocks = [[2, index % 5, 1, index % 5, 1, 1, 0, index, 1, 1, 1, 0] for index in range(size)]
+    spec = {"wiring": {"parameters": parameters, "neurons": 5, "blocks": blocks}, "forecaster": "last"}
+    response = caller.client.put("/v1/jobs/job", content=json.dumps(spec), headers=JSON)
+    assert response.status_code == 201, response.text

@@ -1,0 +1,90 @@
+"""Trajectories of jobs that a server sees."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nowcast_server.metatrain.library import Library
+from nowcast_server.metatrain.recorder import Recorder
+from nowcast_server.metatrain.store import Trajectory, trajectories
+from trainer_worker.wiring import wire
+
+WIRING = wire(nn.Linear(3, 2))
+RNG = np.random.default_rng(0)
+
+
+def snapshot() -> np.ndarray:
+    return RNG.normal(size=8).astype(np.float32)
+
+
+def add(recorder: Recorder, step: int, job: str = "team.job-1", *, interval: int = 10) -> bool:
+    return recorder.add(job, wiring=WIRING, interval=interval, step=step, state=snapshot())
+
+
+def test_a_jump_starts_a_new_piece(tmp_path: Path) -> None:
+    """A forecaster would learn that training leaps by itself."""
+    recorder = Recorder(tmp_path)
+    for step in range(0, 60, 10):
+        assert add(recorder, step)
+    recorder.jumped("team.job-1")
+    for step in (60, 70, 90, 100):  # 80 was lost on the way
+        assert add(recorder, step)
+    (run,) = trajectories(tmp_path)  # readable while the recorder goes on
+    assert [piece.steps.tolist() for piece in run.pieces()] == [[0, 10, 20, 30, 40, 50], [60, 70], [90, 100]]
+    recorder.close()
+
+
+def test_a_snapshot_sent_again_is_kept_once(tmp_path: Path) -> None:
+    """A worker resends its context after a server restart; the run would go back in time."""
+    recorder = Recorder(tmp_path)
+    assert [add(recorder, step) for step in (0, 10, 10, 0, 20)] == [True, True, False, False, True]
+    recorder.close()
+
+
+def test_a_restarted_server_goes_on_and_a_restarted_job_begins_anew(tmp_path: Path) -> None:
+    """Runs would be mixed into each other, or the first part of one lost."""
+    for steps in ((0, 10), (20, 30), (0, 10)):
+        recorder = Recorder(tmp_path)
+        assert all(add(recorder, step) for step in steps)
+        recorder.close()
+    assert [run.steps.tolist() for run in trajectories(tmp_path)] == [[0, 10, 20, 30], [0, 10]]
+
+
+def test_another_interval_begins_anew(tmp_path: Path) -> None:
+    """Every snapshot would be a piece of its own, as far from the next as none of the run's, and a fit would use nothing of it."""
+    for steps, interval in (((0, 10), 10), ((15, 20, 25), 5), ((30, 40), 10)):
+        recorder = Recorder(tmp_path)
+        assert all(add(recorder, step, interval=interval) for step in steps)
+        recorder.close()
+    pieces = [[piece.steps.tolist() for piece in run.pieces()] for run in trajectories(tmp_path)]
+    assert pieces == [[[0, 10], [30, 40]], [[15, 20, 25]]]
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10, 100])
+def test_a_damaged_file_is_left_alone(tmp_path: Path, kept_bytes: int) -> None:
+    """A file that a crash left empty would keep its job from ever being recorded again."""
+    recorder = Recorder(tmp_path)
+    assert add(recorder, 0)
+    recorder.close()
+    (damaged,) = tmp_path.iterdir()
+    damaged.write_bytes(damaged.read_bytes()[:kept_bytes])
+    recorder = Recorder(tmp_path)
+    assert [add(recorder, step) for step in (10, 20)] == [True, True]
+    recorder.close()
+    assert damaged.stat().st_size == kept_bytes
+    (other,) = set(tmp_path.iterdir()) - {damaged}
+    assert Trajectory.open(other).steps.tolist() == [10, 20]
+
+
+def test_a_fit_reads_them_by_their_wiring(tmp_path: Path) -> None:
+    """Recorded jobs have no design to wire anew: without their wiring they would be useless."""
+    recorder = Recorder(tmp_path)
+    for step in range(0, 250, 10):
+        add(recorder, step)
+    recorder.close()
+    (group,) = Library.open(tmp_path).training
+    assert (group.kind, group.wiring.hash) == ("recorded", WIRING.hash)
+    assert torch.from_numpy(group.runs[0].states(slice(0, 2))).shape == (2, 8)

@@ -1,0 +1,111 @@
+"""HTTPS with real certificates: who gets in, and that snapshots and forecasts pass as they do without."""
+
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+import torch
+from server_kit import Last, dense, listening
+
+from nowcast_server.app import create_app
+from nowcast_server.settings import Settings
+from nowcast_server.web import request_head
+from protos.errors import Unavailable
+from protos.messages import JobSpec
+from trainer_worker.endpoints.client import HttpEndpoint
+from trainer_worker.endpoints.deadline import Deadline
+
+trustme = pytest.importorskip("trustme")
+
+Https = Callable[..., AbstractContextManager[str]]
+
+
+class Files:
+    """Certificates on disk: an authority, a server's and a client's of it, and a client's of another authority."""
+
+    def __init__(self, folder: Path) -> None:
+        ours, others = trustme.CA(), trustme.CA()
+        self.ca, self.server, self.client, self.stranger = (folder / name for name in ("ca", "server", "client", "stranger"))
+        ours.cert_pem.write_to_path(self.ca)
+        ours.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(self.server)
+        ours.issue_cert("worker@example.org").private_key_and_cert_chain_pem.write_to_path(self.client)
+        others.issue_cert("worker@example.org").private_key_and_cert_chain_pem.write_to_path(self.stranger)
+
+    def context(self, certificate: Path | None = None) -> ssl.SSLContext:
+        """A client's that trusts our authority."""
+        context = ssl.create_default_context(cafile=self.ca)
+        if certificate:
+            context.load_cert_chain(certificate)
+        return context
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Made once: keys take time."""
+    return Files(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def https(files: Files) -> Https:
+    """A server that speaks HTTPS; with `mutual` only to clients of our authority. Its address."""
+
+    @contextmanager
+    def start(*, mutual: bool) -> Iterator[str]:
+        settings = Settings(tls_cert=files.server, tls_ca=files.ca if mutual else None)
+        with listening(create_app(settings, forecasters={"last": Last()}), settings, verify=files.context(files.client)) as client:
+            yield str(client.base_url)
+
+    return start
+
+
+def test_only_those_who_know_the_authority_talk_to_the_server(https: Https, files: Files) -> None:
+    """The server would answer in plain text; or a client would take any server for ours."""
+    with https(mutual=False) as url:
+        assert httpx2.get(f"{url}/livez", verify=files.context()).status_code == 200
+        with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx2.get(f"{url}/livez")
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(f"{url}/livez".replace("https", "http"))
+
+
+def test_mutual_tls_lets_in_clients_of_the_authority_alone(https: Https, files: Files) -> None:
+    """Whoever reaches the port would get in; or those who may would not."""
+    with https(mutual=True) as url:
+        assert httpx2.get(f"{url}/livez", verify=files.context(files.client)).status_code == 200
+        for context in (files.context(), files.context(files.stranger)):
+            with pytest.raises(httpx2.TransportError):
+                httpx2.get(f"{url}/livez", verify=context)
+
+
+def test_a_connection_that_asks_for_nothing_ends(https: Https, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle connections, or headers without an end, would do behind a certificate what they cannot do without."""
+    endless = b"GET /livez HTTP/1.1\r\nhost: x\r\nz: ".ljust(request_head.MAX_HEAD_BYTES, b"z")
+    with https(mutual=False) as url:
+        monkeypatch.setattr(request_head, "HEAD_S", 0.3)
+        for sent, answer in ((b"", b""), (endless, b"HTTP/1.1 431 ")):
+            plain = socket.create_connection(("127.0.0.1", httpx2.URL(url).port or 0), timeout=10)
+            with files.context().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+                connection.sendall(sent)
+                assert connection.recv(13) == answer
+
+
+def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's way of receiving bodies would not work on encrypted connections; or a worker could not show its certificate."""
+    spec = JobSpec(wiring=dense(1000, 1000), context=2, interval=1, forecaster="last")
+    snapshots, out = torch.randn(2, spec.wiring.size), torch.empty(1, spec.wiring.size)
+    with https(mutual=True) as url:
+        monkeypatch.setenv("NOWCAST_TLS_CA", str(files.ca))
+        with pytest.raises(Unavailable):
+            HttpEndpoint(url, job="nobody").register(spec, replace=False, deadline=Deadline(5))
+        monkeypatch.setenv("NOWCAST_TLS_CERT", str(files.client))
+        worker = HttpEndpoint(url, job="mine")
+        worker.register(spec, replace=False, deadline=Deadline(20))
+        for step, snapshot in enumerate(snapshots):
+            worker.send(step, snapshot, deadline=Deadline(20))
+        worker.forecast(1, (1,), out, deadline=Deadline(20))
+        worker.close()
+    assert torch.equal(out[0], snapshots[1])

@@ -1,0 +1,140 @@
+"""Configurations: read strictly, with errors that say where and what instead."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from trainer_worker.runs.config import TABLES, Config, ConfigError, load_config
+from trainer_worker.runs.keys import show_keys
+
+DEMO = Path(__file__).resolve().parents[3] / "deploy" / "demo.toml"
+
+
+def load(folder: Path, text: str, **overrides: object) -> Config:
+    path = folder / "job.toml"
+    path.write_text(text)
+    return load_config(path, overrides={name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def test_only_the_task_must_be_given(tmp_path: Path) -> None:
+    """Defaults are the paper's; a two-line file is a whole job."""
+    config = load(tmp_path, '[task]\nname = "fm-16"')
+    assert (config.train.lr, config.train.batch_size, config.train.weight_decay) == (6e-3, 128, 0.0)
+    assert config.nowcast is None
+
+
+def test_every_key_is_explained() -> None:
+    """`nowcast keys` is all the documentation they have."""
+    unexplained = [
+        f"{name}.{key}" for name, table in TABLES.items() for key, field in table.model_fields.items() if not field.description
+    ]
+    assert unexplained == []
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_keys(console)
+    shown = console.export_text()
+    assert all(f"[{name}]" in shown and all(key in shown for key in table.model_fields) for name, table in TABLES.items())
+
+
+def test_the_demo_is_a_valid_configuration() -> None:
+    """`make demo` would stop at its first line."""
+    config = load_config(DEMO)
+    assert config.nowcast is not None
+    assert config.workers.count == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[train]\nbatchsize = 8", "[train] batchsize: unknown key; did you mean batch_size?"),
+        ("[nowcast]\nforcaster = 'linear'", "[nowcast] forcaster: unknown key; did you mean forecaster?"),
+        ("[trian]\nsteps = 8", "unknown table [trian]; did you mean train?"),
+        ("[workers]\nzebra = 1", "[workers] zebra: unknown key (known: count, gpus_per_worker, threads, max_failures, address)"),
+        ("[train]\nlr = -1.0", "[train] lr: Input should be greater than 0 (it is -1.0)"),
+        ("[train]\nlr = nan", "[train] lr: "),
+        ("[train]\nsteps = '9'", "[train] steps: Input should be a valid integer (it is '9')"),
+        ("[train]\nseeds = [1, 1]", "[train] seeds: every seed must be given once (it is [1, 1])"),
+        ("[workers]\ncount = true", "[workers] count: Input should be a valid integer (it is True)"),
+        ("[workers]\ncount = 3", "train.batch_size 128 does not split evenly over 3 workers"),
+        ("[nowcast]\nserver = 'localhost:8440'", "[nowcast] server: must be own, embedded, or an address"),
+        ("[nowcast]\ncheckpoint = 'nowhere.pt'", "[nowcast] checkpoint: there is no file"),
+        (f"[nowcast]\nforecaster = 'linear'\ncheckpoint = '{DEMO}'", "the forecaster linear has none; choose nino or wnn"),
+        ("[nowcast]\n[workers]\naddress = 'auto'", "cannot reach a server of this command's own; give its URL"),
+        ("[train]\nrate = 'linear'", "[train] rate: Input should be 'constant', 'cosine' or 'warmup-stable-decay'"),
+        ("[nowcast]\nquiet = 201", "quiet = 201 is longer than interval = 200"),
+        ("[nowcast]\nscale = 1.5", "[nowcast] scale: Input should be less than or equal to 1"),
+        ("[nowcast]\nlimit = 0.0", "[nowcast] limit: Input should be greater than 0"),
+        ("[nowcast]\ngrowth = 2.0", "[nowcast] growth: Input should be less than or equal to 1"),
+        ("[nowcast]\nmoments = 'half'", "[nowcast] moments: Input should be 'keep', 'reset' or 'rescale'"),
+        ("[nowcast]\nrecalibrate = true", "recalibrate needs a probe"),
+        ("[nowcast]\nschedule = 'adaptive'", "schedule = adaptive needs a probe"),
+        ("[nowcast]\nschedule = 'best-after-recovery'", "schedule = best-after-recovery needs a probe: set probe"),
+        (
+            "[nowcast]\nschedule = 'best'",
+            "[nowcast] schedule: Input should be 'paper', 'fixed', 'adaptive' or 'best-after-recovery'",
+        ),
+        ("[nowcast]\nbudget = 0.3", "budget needs a probe: set probe"),
+        ("[nowcast]\nprobe = 9\nbudget = 1.5", "[nowcast] budget: Input should be less than or equal to 1"),
+        ("steps = ", "not valid TOML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, expected: str) -> None:
+    """A misspelt key that is silently ignored costs a whole run; the message names file, table, key and the way out."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f'{text}\n[task]\nname = "fm-16"')
+    assert f"{tmp_path / 'job.toml'}: " in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    """Nobody wants to mend a file one error at a time."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, '[task]\nname = "fm16"\n[train]\nsteps = 0\nsed = [1]')
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "no such task; did you mean fm-16?" in lines[0]
+
+
+def test_a_missing_file_or_table_is_named(tmp_path: Path) -> None:
+    """The two mistakes everyone makes first."""
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: No such file or directory"):
+        load_config(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"the table \[task\] is missing"):
+        load(tmp_path, "[train]\nsteps = 5")
+
+
+def test_options_replace_values_and_are_checked_alike(tmp_path: Path) -> None:
+    """`--steps 0` must fail like `steps = 0`, and an option may create the table it belongs to."""
+    text = '[task]\nname = "fm-16"'
+    config = load(tmp_path, text, train__steps=7, nowcast__forecaster="linear", nowcast__server=None)
+    assert config.train.steps == 7
+    assert config.nowcast is not None
+    assert (config.nowcast.forecaster, config.nowcast.server) == ("linear", "own")
+    with pytest.raises(ConfigError, match=r"\[train\] steps"):
+        load(tmp_path, text, train__steps=0)
+
+
+def test_the_schedule_follows_the_forecaster(tmp_path: Path) -> None:
+    """`--forecaster nino` on the demo must get the paper's horizons, and a straight line must never be drawn 40 intervals on."""
+    text = '[task]\nname = "fm-16"\n[nowcast]\n'
+    plans = {name: load(tmp_path, text, nowcast__forecaster=name).nowcast for name in ("nino", "wnn", "linear", "vision")}
+    assert {name: table and table.plan for name, table in plans.items()} == {
+        "nino": ("paper", 40),
+        "wnn": ("paper", 40),
+        "linear": ("fixed", 4),
+        "vision": ("paper", 40),
+    }
+    given = load(tmp_path, text + 'forecaster = "nino"\nschedule = "fixed"\nfurthest = 7').nowcast
+    assert given is not None
+    assert given.plan == ("fixed", 7)
+    compared = load(tmp_path, text + 'forecaster = "linear"\nprobe = 9\nschedule = "best-after-recovery"').nowcast
+    assert compared is not None
+    assert compared.plan == ("best-after-recovery", 40)
+
+
+def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's workers run in other folders than the command did."""
+    monkeypatch.chdir(tmp_path)
+    config = load(tmp_path, '[task]\nname = "fm-16"\ndata = "d"\n[output]\nfolder = "o"')
+    assert (config.task.data, config.output.folder) == (tmp_path / "d", tmp_path / "o")

@@ -1,0 +1,253 @@
+"""The training loop in one process: exact resume, the same batches in both arms, what it tells and records."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faulty_server import FaultyServer
+
+from trainer_worker.datasets import DataMissing
+from trainer_worker.runs.config import Config, NowcastTable
+from trainer_worker.runs.in_process import FolderHarness, train_in_process
+from trainer_worker.runs.loop import Checkpoint, _rate, train
+from trainer_worker.runs.records import Arm, Order, RunRecord, is_average
+from trainer_worker.runs.resuming import begin
+from trainer_worker.tasks import load_task
+from trainer_worker.tasks.task import Task
+
+NOWCAST = {"server": "embedded", "forecaster": "average", "context": 2, "interval": 3, "schedule": "fixed", "furthest": 1}
+
+
+class Stopped(Exception):
+    """The process is gone."""
+
+
+@pytest.fixture(scope="module")
+def small_task() -> Task:
+    """FM-16 with few real pictures."""
+    try:
+        return load_task("fm-16", examples=256)
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading 70,000 pictures takes longer than these runs."""
+    monkeypatch.setattr("trainer_worker.runs.loop.load_task", lambda *args, **kwargs: small_task)
+
+
+def order(
+    folder: Path, *, nowcasts: bool, steps: int = 20, checkpoint_every: int = 1, average: float = 0.0, **options: object
+) -> Order:
+    config = Config.model_validate(
+        {
+            "task": {"name": "fm-16"},
+            "train": {"steps": steps, "batch_size": 8, "eval_every": 5, "checkpoint_every": checkpoint_every, "average": average},
+            "workers": {"count": 0, "threads": 1},
+            "output": {"folder": folder},
+        }
+    )
+    arm = Arm.model_validate({"name": "with", "nowcast": {**NOWCAST, **options}}) if nowcasts else Arm(name="without")
+    return Order(config=config, arm=arm, seed=7, job="test")
+
+
+def weights(folder: Path) -> torch.Tensor:
+    (path,) = folder.glob("checkpoints/*/checkpoint.pt")
+    return torch.cat([value.flatten() for value in torch.load(path, weights_only=True)["shared"]["model"].values()])
+
+
+def without_times(record: RunRecord) -> list[dict[str, Any]]:
+    return [evaluation.model_dump(exclude={"train_s"}) for evaluation in record.evaluations]
+
+
+def ignore(news: dict[str, Any]) -> None:
+    pass
+
+
+def test_what_jumps_are_tried_on_does_not_judge_them(tmp_path: Path, small_task: Task) -> None:
+    """Jumps are kept by their loss there, so a run with them would look better than it is; one without is judged by the same."""
+    tried = train(order(tmp_path / "tried", nowcasts=True, probe=200, shadow=True), FolderHarness(tmp_path / "tried", ignore))
+    config = order(tmp_path / "plain", nowcasts=False)
+    table = NowcastTable.model_validate({**NOWCAST, "probe": 200})
+    config = config.model_copy(update={"config": config.config.model_copy(update={"nowcast": table})})
+    plain = train(config, FolderHarness(tmp_path / "plain", ignore))
+    whole = train(order(tmp_path / "whole", nowcasts=False), FolderHarness(tmp_path / "whole", ignore))
+    assert [(each.validation, each.test) for each in tried.evaluations] == [
+        (each.validation, each.test) for each in plain.evaluations
+    ]
+    for one, other in zip(plain.evaluations, whole.evaluations, strict=True):
+        assert one.test == other.test
+        assert one.validation != other.validation
+        assert one.validation.accuracy * 56 == pytest.approx(round(one.validation.accuracy * 56))  # of the other 56 examples
+    with pytest.raises(ValueError, match="takes all 256 validation examples"):
+        train(order(tmp_path / "none", nowcasts=True, probe=256), FolderHarness(tmp_path / "none", ignore))
+
+
+class Harness(FolderHarness):
+    """Stops the process right after the checkpoint of one step."""
+
+    def __init__(self, folder: Path, *, stop_after: int) -> None:
+        super().__init__(folder, ignore)
+        self.stop_after = stop_after
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        super().save(checkpoint)
+        if checkpoint.shared["step"] == self.stop_after:
+            raise Stopped
+
+
+@pytest.mark.parametrize("nowcasts", [False, True], ids=["plain", "nowcasts"])
+def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(tmp_path: Path, *, nowcasts: bool) -> None:
+    """Within a context, at a snapshot, at a jump, between evaluations: a restart must leave no trace in weights or curves."""
+    whole = train_in_process(order(tmp_path / "whole", nowcasts=nowcasts), listen=ignore)
+    assert whole.restores == 0
+    if nowcasts:
+        assert whole.outcomes == {"accepted": 3}
+    for stop in (1, 3, 4, 6, 7, 11, 12, 19):
+        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=nowcasts)
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        resumed = train_in_process(stopped, listen=ignore)
+        assert resumed.restores == 1
+        assert without_times(resumed) == without_times(whole), stop
+        assert [event["step"] for event in resumed.events] == [event["step"] for event in whole.events]
+        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+def test_a_run_is_resumed_before_the_server_is_asked(tmp_path: Path, faulty: FaultyServer) -> None:
+    """The server would take it for a run that begins, and end it when it has no room for one."""
+    job = order(tmp_path, nowcasts=True).model_copy(update={"server": faulty.url})
+    with pytest.raises(Stopped):
+        train(job, Harness(job.config.output.folder / "checkpoints" / job.name, stop_after=7))
+    faulty.faults["register"].append("out_of_memory_budget")
+    record = train_in_process(job, listen=ignore)
+    assert record.restores == 1
+    assert record.evaluations[-1].step == 20
+    assert ("lost", "out_of_memory_budget") in [(event["outcome"], event["reason"]) for event in record.events]
+
+
+def test_an_average_of_the_weights_is_judged_besides_them(tmp_path: Path) -> None:
+    """The strongest rival of a nowcast, and what most people evaluate, would be missing from a comparison."""
+    without = train_in_process(order(tmp_path / "without", nowcasts=True), listen=ignore)
+    record = train_in_process(order(tmp_path / "with", nowcasts=True, average=0.9), listen=ignore)
+    assert without.average is None
+    averaged = record.average
+    assert averaged is not None
+    assert is_average(averaged.arm)
+    assert [evaluation.model_copy(update={"averaged": None}) for evaluation in record.evaluations] != averaged.evaluations
+    assert [evaluation.validation for evaluation in record.evaluations] == [each.validation for each in without.evaluations]
+    for stop in (4, 7, 12):
+        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, average=0.9)
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        assert without_times(train_in_process(stopped, listen=ignore)) == without_times(record), stop
+
+
+def test_a_run_that_tries_its_jumps_resumes_exactly_too(tmp_path: Path) -> None:
+    """In the middle of a trial the kept weights, the optimizer's state and the verdict to come are part of the checkpoint."""
+    tried = {"forecaster": "linear", "furthest": 2, "probe": 32, "interval": 8}
+    job = order(tmp_path / "whole", nowcasts=True, steps=44, **tried)
+    whole = train_in_process(job, listen=ignore)
+    assert whole.outcomes == {"accepted": 1, "rejected": 1}
+    for stop in (16, 19, 24, 32, 37, 40):
+        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, steps=44, **tried)
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        resumed = train_in_process(stopped, listen=ignore)
+        assert resumed.outcomes == whole.outcomes
+        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+def test_every_option_resumes_exactly(tmp_path: Path) -> None:
+    """Averages, horizons learnt, moments and a learning rate under way are part of the checkpoint as well."""
+    options: dict[str, Any] = {
+        "forecaster": "linear", "furthest": 8, "schedule": "adaptive", "probe": 32, "interval": 8,
+        "quiet": 5, "scale": 0.5, "growth": 0.25, "limit": 2.0, "moments": "rescale", "recalibrate": True,
+    }  # fmt: skip
+
+    def job(folder: Path) -> Order:
+        made = order(folder, nowcasts=True, steps=44, **options)
+        train = made.config.train.model_copy(update={"rate": "warmup-stable-decay"})
+        return made.model_copy(update={"config": made.config.model_copy(update={"train": train})})
+
+    whole = train_in_process(job(tmp_path / "whole"), listen=ignore)
+    assert sum(whole.outcomes.values()) == 2
+    for stop in (20, 35):
+        stopped = job(tmp_path / f"stopped-{stop}")
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        resumed = train_in_process(stopped, listen=ignore)
+        assert resumed.outcomes == whole.outcomes
+        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+def test_a_run_that_compares_horizons_resumes_exactly(tmp_path: Path) -> None:
+    """The schedule and the budget have to arrive, and a comparison under way is part of the checkpoint."""
+    options = {"furthest": 8, "schedule": "best-after-recovery", "probe": 32, "interval": 8, "budget": 1.0}
+    whole = train_in_process(order(tmp_path / "whole", nowcasts=True, steps=44, **options), listen=ignore)
+    (event,) = whole.events
+    windows = 3 if event["outcome"] == "rejected" else 2  # the period is of 16 steps, the comparison of 24
+    assert event["step"] == 16
+    assert 8 < event["cost_steps"] <= 8 * windows
+    for stop in (20, 28, 36):
+        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, steps=44, **options)
+        with pytest.raises(Stopped):
+            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        resumed = train_in_process(stopped, listen=ignore)
+        assert resumed.outcomes == whole.outcomes
+        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
+
+
+@pytest.mark.parametrize(("rate", "seen"), [("cosine", [1.0, 0.5, 0.0]), ("warmup-stable-decay", [0.05, 1.0, 0.0])])
+def test_the_rate_follows_its_course(tmp_path: Path, rate: str, seen: list[float]) -> None:
+    """A decay that ends before the run, or after it, is another baseline."""
+    made = order(tmp_path, nowcasts=False, steps=400)
+    settings = made.config.train.model_copy(update={"rate": rate})
+    assert [_rate(settings, at) for at in (0, 200, 400)] == pytest.approx(seen)
+    assert 0 < _rate(settings, 399) < 0.02
+
+
+def test_nowcasts_change_nothing_before_the_first_jump(tmp_path: Path) -> None:
+    """Both arms must see the same weights and batches, or their difference is not the nowcasts'."""
+    plain = train_in_process(order(tmp_path / "plain", nowcasts=False), listen=ignore)
+    jumping = train_in_process(order(tmp_path / "jumping", nowcasts=True), listen=ignore)
+    assert jumping.events[0]["step"] == 6
+    assert without_times(jumping)[0] == without_times(plain)[0]  # at step 5
+    assert without_times(jumping)[1] != without_times(plain)[1]  # at step 10
+
+
+def test_a_fresh_run_does_not_go_on_from_an_old_one(tmp_path: Path) -> None:
+    """Without `resume` the second run of the same name starts at step 0."""
+    job = order(tmp_path, nowcasts=False, steps=6)
+    first = train_in_process(job, listen=ignore)
+    begin([job], resume=False)
+    second = train_in_process(job, listen=ignore)
+    assert second.restores == 0
+    assert without_times(second) == without_times(first)
+
+
+def test_the_last_step_is_evaluated_and_kept(tmp_path: Path) -> None:
+    """A run whose length is no multiple of anything must not lose its end."""
+    record = train_in_process(order(tmp_path, nowcasts=False, steps=7, checkpoint_every=100), listen=ignore)
+    assert [evaluation.step for evaluation in record.evaluations] == [5, 7]
+    state = torch.load(tmp_path / "checkpoints" / "without-seed7" / "checkpoint.pt", weights_only=True)
+    assert state["shared"]["step"] == 7
+
+
+def test_progress_tells_evaluations_and_jumps(tmp_path: Path) -> None:
+    """The progress display lives on this news."""
+    heard: list[dict[str, Any]] = []
+    record = train_in_process(order(tmp_path, nowcasts=True), listen=heard.append)
+    told = [news["evaluation"] for news in heard if "evaluation" in news]
+    assert told == [evaluation.model_dump() for evaluation in record.evaluations]
+    assert [news["event"] for news in heard if "event" in news] == record.events
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """Were gradients dropped, or batches not shuffled with their labels, everything else could still pass."""
+    record = train_in_process(order(tmp_path, nowcasts=False, steps=120, checkpoint_every=1000), listen=ignore)
+    assert record.evaluations[-1].train_loss < 0.8 * record.evaluations[0].train_loss
+    assert record.parameters == 14_378
+    assert 0 < record.step_s < 1

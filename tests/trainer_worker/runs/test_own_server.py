@@ -1,0 +1,43 @@
+"""The server process a command starts for itself."""
+
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from trainer_worker.runs.own_server import ServerFailed, own_server
+
+
+def test_it_serves_while_open_and_is_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server left behind would hold its port and memory for ever; settings for another server must not reach this one."""
+    monkeypatch.setenv("NOWCAST_TOKEN_FILE", "/nowhere/tokens")
+    with own_server(log=tmp_path / "server.log") as url:
+        assert "linear" in httpx2.get(f"{url}/v1/info").json()["forecasters"]
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{url}/livez")
+    assert "stopped" in (tmp_path / "server.log").read_text()
+
+
+def test_it_is_stopped_when_the_command_fails(tmp_path: Path) -> None:
+    """An error in training must not leave the server running."""
+    addresses: list[str] = []
+
+    def fail() -> None:
+        with own_server(log=tmp_path / "server.log") as url:
+            addresses.append(url)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{addresses[0]}/livez")
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """A checkpoint that is none: the server's own words reach the user, at once instead of after a timeout."""
+    (tmp_path / "weights.pt").write_bytes(b"no weights")
+    with (
+        pytest.raises(ServerFailed, match="cannot load the forecasters"),
+        own_server(log=tmp_path / "server.log", checkpoint=tmp_path / "weights.pt"),
+    ):
+        pytest.fail("it started")

@@ -1,0 +1,182 @@
+"""The whole job: Ray workers, a server process, HTTP, failures; and the comparison's report of it."""
+
+import io
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import psutil
+import pytest
+import ray
+import torch
+from rich.console import Console
+
+from trainer_worker.comparison import report
+from trainer_worker.runs import room
+from trainer_worker.comparison.compare import arm_with, compare
+from trainer_worker.comparison.summary import Summary
+from trainer_worker.datasets import DataMissing
+from trainer_worker.runs.config import Config
+from trainer_worker.runs.mailbox import Mailbox, open_mailbox
+from trainer_worker.runs.own_server import own_server
+from trainer_worker.runs.ray_train import TrainingFailed, train_on_ray
+from trainer_worker.runs.records import Order, RunRecord
+from trainer_worker.tasks import load_task
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STEPS = 240
+
+
+def config(folder: Path, *, data: str | None = None) -> Config:
+    return Config.model_validate(
+        {
+            "task": {"name": "fm-16", "examples": 256, "data": data},
+            "train": {"steps": STEPS, "batch_size": 16, "eval_every": 40, "checkpoint_every": 40},
+            "nowcast": {"forecaster": "average", "context": 3, "interval": 10, "schedule": "paper"},
+            "workers": {"count": 2, "threads": 1, "max_failures": 1},
+            "output": {"folder": folder, "checkpoints": f"local://{folder}/checkpoints"},  # by way of fsspec, as to a cloud's store
+        }
+    )
+
+
+def final_weights(folder: Path, run: str) -> torch.Tensor:
+    """Of the newest checkpoint."""
+    newest = max((folder / "checkpoints" / run).glob("checkpoint_2*"))
+    assert (newest / "rank-1.pt").exists()
+    state = torch.load(newest / "shared.pt", weights_only=True)
+    assert state["step"] == STEPS
+    return torch.cat([value.flatten() for value in state["model"].values()])
+
+
+def without_times(record: RunRecord) -> list[dict[str, Any]]:
+    return [evaluation.model_dump(exclude={"train_s"}) for evaluation in record.evaluations]
+
+
+@pytest.fixture(scope="module")
+def compared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary, str]:
+    """One comparison with two workers over HTTP: its folder, its summary, what it printed."""
+    try:
+        load_task("fm-16")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    folder = tmp_path_factory.mktemp("compared")
+    console = Console(file=io.StringIO(), width=140)
+    summary = compare(config(folder), console=console)
+    report.write(summary)
+    report.show(summary, console)
+    assert isinstance(console.file, io.StringIO)
+    return folder, summary, console.file.getvalue()
+
+
+def test_two_workers_jump_over_http(compared: tuple[Path, Summary, str]) -> None:
+    """The main job: every nowcast of the run was made by the server and loaded by the workers."""
+    folder, summary, _ = compared
+    plain, jumping = summary.runs
+    assert (plain.nowcast, plain.events) == (None, [])
+    assert jumping.outcomes == {"accepted": 7}  # every 30 steps, not at the end
+    assert [event["horizon"] for event in jumping.events] == [40, 31, 23, 16, 11, 6, 3]
+    assert jumping.nowcast is not None
+    assert jumping.nowcast["snapshots"] == {"taken": 21, "sent": 21, "dropped": 0}
+    assert without_times(plain) != without_times(jumping)
+    assert plain.evaluations[0].train_loss > plain.evaluations[-1].train_loss
+    assert (folder / "server.log").read_text().count("nowcast tenant") == 7
+
+
+def test_the_summary_can_be_read_back(compared: tuple[Path, Summary, str]) -> None:
+    """`summary.json` is what later tools and people read: it must hold the whole comparison."""
+    folder, summary, _ = compared
+    text = (folder / "summary.json").read_text()
+    assert Summary.model_validate_json(text) == summary
+    data = json.loads(text)
+    assert [arm["arm"] for arm in data["arms"]] == ["adam", "adam+average"]
+    assert data["config"]["train"]["steps"] == STEPS
+    assert data["versions"]["torch"] == torch.__version__
+    assert "average" in data["server"]["forecasters"]
+    assert all(figures["wall_s"] > figures["train_s"] > 0 for figures in data["figures"])
+
+
+def test_the_report_is_printed_and_drawn(compared: tuple[Path, Summary, str]) -> None:
+    """A table with both arms, and a picture that is one."""
+    folder, _, printed = compared
+    assert "adam+average" in printed
+    assert "7 accepted" in printed
+    picture = matplotlib.image.imread(folder / "report.png")
+    assert picture.shape[1] > 1000
+    assert picture.std() > 0.05
+
+
+def kill_one_worker() -> None:
+    """As a node that fails would: no goodbye. Only a process of this test's own cluster."""
+    ours = psutil.Process().children(recursive=True)
+    victim = next(process for process in ours if "RayTrainWorker" in "".join(process.cmdline()))
+    victim.kill()
+
+
+def test_a_killed_worker_leaves_no_trace_in_the_weights(compared: tuple[Path, Summary, str], tmp_path: Path) -> None:
+    """Ray restarts the workers from the newest checkpoint: same curves, same bits, the jumps over HTTP included."""
+    folder, summary, _ = compared
+    killed = []
+
+    def listen(news: dict[str, Any]) -> None:
+        if news.get("step", 0) > 100 and not killed:
+            killed.append(news["step"])
+            kill_one_worker()
+
+    settings = config(tmp_path)
+    assert settings.nowcast is not None
+    with own_server(log=tmp_path / "server.log") as server:
+        order = Order(config=settings, arm=arm_with(settings.nowcast), seed=1000, job="killed", server=server)
+        record = train_on_ray(order, listen=listen)
+    assert (len(killed), record.restores) == (1, 1)
+    assert without_times(record) == without_times(summary.runs[1])
+    assert torch.equal(final_weights(tmp_path, "adam+average-seed1000"), final_weights(folder, "adam+average-seed1000"))
+
+
+def test_a_run_that_cannot_begin_or_cannot_work_says_why(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a cluster that is in use the command would wait for ever, silently; or the workers' own error would not reach the user."""
+    monkeypatch.setattr(room, "PATIENCE_S", 0.0)
+    taken: Any = ray.remote(num_cpus=0.5)(Mailbox).remote()
+    ray.get(taken.take.remote())
+
+    def free_when_told() -> None:
+        while not caplog.messages:
+            time.sleep(0.1)
+        ray.kill(taken)
+
+    settings = config(tmp_path, data=str(tmp_path / "nothing")).model_copy(update={"nowcast": None})
+    settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"max_failures": 0})})
+    order = Order(config=settings, arm=arm_with(config(tmp_path).nowcast), seed=1, job="broken")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(free_when_told)
+        with pytest.raises(TrainingFailed, match="the folder given for fashion-mnist does not hold it"):
+            train_on_ray(order, listen=lambda news: None)
+    assert "CPU: 2 x 1 asked for, 1.5 of 2 free" in caplog.messages[0]
+    assert ray.is_initialized()
+
+
+def _put_until_it_dies(mailbox: Any) -> None:
+    while True:
+        ray.get(mailbox.put.remote({"step": 1}))
+
+
+def test_a_lost_mailbox_costs_progress_alone(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has finished would fail with the node that carried its progress, and that could be any."""
+    options: dict[str, Any] = {}
+    remote = ray.remote
+    monkeypatch.setattr(ray, "remote", lambda **given: options.update(given) or remote(**given))
+    heard: list[dict[str, Any]] = []
+    with open_mailbox(heard.append) as mailbox:
+        ray.get(mailbox.put.remote({"step": 1}))
+        while not heard:
+            time.sleep(0.05)
+        ray.kill(mailbox)
+        with pytest.raises(ray.exceptions.RayActorError):
+            _put_until_it_dies(mailbox)
+    assert heard[0] == {"step": 1}
+    here = options["scheduling_strategy"]
+    assert (here.node_id, here.soft) == (ray.get_runtime_context().get_node_id(), False)

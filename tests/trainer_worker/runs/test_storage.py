@@ -1,0 +1,60 @@
+"""Checkpoints may go anywhere that pyarrow or fsspec writes to."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from trainer_worker.runs.storage import StorageUnusable, folders, forget, put, read, resolve, write
+
+
+@pytest.mark.parametrize("kind", ["", "file://", "local://", "memory://"], ids=lambda kind: kind or "path")
+def test_runs_are_found_and_forgotten(tmp_path: Path, kind: str) -> None:
+    """A fresh start would go on from a forgotten run's checkpoints; or the command would not see that there are some."""
+    place = f"{kind}{tmp_path}/{uuid.uuid4().hex}"
+    assert folders(place) == []
+    forget(place, "mine")
+    filesystem, path = resolve(place)
+    for name in ("mine", "yours"):
+        filesystem.create_dir(f"{path}/{name}/checkpoint_1")
+        with filesystem.open_output_stream(f"{path}/{name}/checkpoint_1/shared.pt") as file:
+            file.write(b"x")
+    assert folders(place) == ["mine", "yours"]
+    forget(place, "mine")
+    assert folders(place) == ["yours"]
+    if kind != "memory://":
+        assert [each.name for each in Path(path).iterdir()] == ["yours"]
+
+
+@pytest.mark.parametrize("kind", ["", "file://", "memory://"], ids=lambda kind: kind or "path")
+def test_results_arrive(tmp_path: Path, kind: str) -> None:
+    """Results of a run on the cluster would go with the node they were made on; or those of an earlier run would stay."""
+    place = f"{kind}{tmp_path}/{uuid.uuid4().hex}/run"
+    files = [tmp_path / "summary.json", tmp_path / "report.png"]
+    for content in (b"first", b"second"):
+        for file in files:
+            file.write_bytes(content + file.name.encode())
+        assert put(place, files) == [f"{place}/summary.json", f"{place}/report.png"]
+        filesystem, path = resolve(place)
+        for file in files:
+            with filesystem.open_input_stream(f"{path}/{file.name}") as stream:
+                assert stream.read() == content + file.name.encode()
+
+
+@pytest.mark.parametrize("kind", ["", "local://", "memory://"], ids=lambda kind: kind or "path")
+def test_a_small_file_is_read_back(tmp_path: Path, kind: str) -> None:
+    """A run would not know what it was ordered with; or the file of one that was never begun would be an error."""
+    place = f"{kind}{tmp_path}/{uuid.uuid4().hex}"
+    assert read(place, "run/order.json") is None
+    for data in (b"first", b"second"):
+        write(place, "run/order.json", data)
+        assert read(place, "run/order.json") == data
+    assert folders(place) == ["run"]
+    assert read(place, "run") is None
+
+
+@pytest.mark.parametrize("place", ["nosuch://bucket/runs", "s4://x"])
+def test_a_store_that_nobody_knows(place: str) -> None:
+    """The mistake would show only when the first checkpoint is written, or as a folder named s4:."""
+    with pytest.raises(StorageUnusable, match=r"cannot go to \w+://.*(?i:protocol)"):
+        resolve(place)

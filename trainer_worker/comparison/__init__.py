@@ -1,0 +1,1 @@
+"""The same job without and with nowcasts: run, summed up, drawn."""

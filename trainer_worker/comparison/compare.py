@@ -1,0 +1,129 @@
+"""Comparisons: the same job without and with nowcasts, same seeds and batches; and single runs, on the same path."""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+from rich.console import Console
+
+from protos.messages import API
+from trainer_worker.comparison.summary import Summary, summarise
+from trainer_worker.endpoints.tls import verification
+from trainer_worker.runs.config import Config, NowcastTable
+from trainer_worker.runs.names import LONGEST, plain_name
+from trainer_worker.runs.progress import Display
+from trainer_worker.runs.records import Arm, Order, RunRecord
+from trainer_worker.runs.resuming import begin, check, finished, keep
+
+PLAIN = "adam"
+
+
+def compare(config: Config, *, console: Console, resume: bool = False) -> Summary:
+    """Train every seed without and with nowcasts.
+
+    Raises:
+        CannotResume, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
+    """
+    table = config.nowcast or NowcastTable()
+    return run_arms(config, [Arm(name=PLAIN), arm_with(table)], console=console, resume=resume)
+
+
+def arm_with(table: NowcastTable) -> Arm:
+    """The arm of a `[nowcast]` table, named for its forecaster."""
+    return Arm(name=f"{PLAIN}+{table.forecaster}", nowcast=table)
+
+
+def run_arms(config: Config, arms: Sequence[Arm], *, console: Console, resume: bool = False) -> Summary:
+    """Train the arms, seed by seed, one after the other, so that each has the whole machine.
+
+    With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint; without, they are deleted.
+    """
+    from trainer_worker.tasks import load_task
+
+    started = time.perf_counter()
+    orders = [Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed)) for seed in config.train.seeds for arm in arms]
+    if resume:
+        check(orders)
+    config.output.folder.mkdir(parents=True, exist_ok=True)
+    load_task(config.task.name, data=config.task.data)  # fetched once here, read from disk by the workers
+    with _server_for(arms, config) as server, _workers(config) as train, Display(console) as display:
+        token = _token(arms)
+        info = _info(server, token=token)
+        begin(orders, resume=resume)
+        runs = [_finish(_sent_to(server, order, token=token), train, display) for order in orders]
+    return summarise(config, runs, server=info, wall_s=time.perf_counter() - started)
+
+
+def _finish(order: Order, train: Callable[..., RunRecord], display: Display) -> RunRecord:
+    if kept := finished(order):
+        return kept
+    started = time.perf_counter()
+    record = train(order, listen=display.follow(order))  # what was not to be gone on with is deleted
+    record = record.model_copy(update={"wall_s": time.perf_counter() - started})
+    keep(order, record)
+    return record
+
+
+def _sent_to(server: str | None, order: Order, *, token: str | None) -> Order:
+    """The order with the server it is for, if it wants one."""
+    if order.arm.nowcast is None or server is None:
+        return order
+    return order.model_copy(update={"server": server, "token": token})
+
+
+def _token(arms: Sequence[Arm]) -> str | None:
+    """That of the environment, which is not for a server of this command's own."""
+    own = any(arm.nowcast and arm.nowcast.server == "own" for arm in arms)
+    return None if own else os.environ.get("NOWCAST_TOKEN")
+
+
+def _job(config: Config, arm: Arm, seed: int) -> str:
+    """Unlike any other run's, so that a shared server never mixes two of them up; by its start `nowcast status` knows it."""
+    submission = os.environ.get("NOWCAST_JOB", config.output.folder.name)
+    return f"{plain_name(f'{submission}-{arm.name}', most=LONGEST)}-{seed}-{uuid.uuid4().hex[:8]}"
+
+
+@contextmanager
+def _server_for(arms: Sequence[Arm], config: Config) -> Iterator[str | None]:
+    """The address of the server the arms ask for; None if they need none or embed it."""
+    tables = [arm.nowcast for arm in arms if arm.nowcast]
+    wanted = {table.server for table in tables}
+    if wanted - {"own", "embedded"}:
+        yield tables[0].server
+    elif "own" in wanted:
+        from trainer_worker.runs.own_server import own_server
+
+        with own_server(log=config.output.folder / "server.log", checkpoint=tables[0].checkpoint) as url:
+            yield url
+    else:
+        yield None
+
+
+@contextmanager
+def _workers(config: Config) -> Iterator[Callable[..., RunRecord]]:
+    """The function that trains an order, on Ray or in this process."""
+    if config.workers.count == 0:
+        from trainer_worker.runs.in_process import train_in_process
+
+        yield train_in_process
+    else:
+        from trainer_worker.runs.ray_train import cluster, train_on_ray
+
+        with cluster(config.workers):
+            yield train_on_ray
+
+
+def _info(server: str | None, *, token: str | None) -> dict[str, Any] | None:
+    """What the server says of itself; a server that is down now may be up when it is needed."""
+    if server is None:
+        return None
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    try:
+        answer = httpx2.get(f"{server}{API}/info", headers=headers, timeout=5.0, verify=verification())
+    except (httpx2.TransportError, OSError) as error:
+        return {"url": server, "unavailable": str(error)}
+    return {"url": server, **answer.json()} if answer.is_success else {"url": server, "unavailable": f"status {answer.status_code}"}

@@ -1,0 +1,218 @@
+"""What a comparison showed, in figures. Decided on validation data, reported on test data."""
+
+import math
+import os
+import platform
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from statistics import mean, median
+from typing import Any
+
+from protos.messages import Skill
+from trainer_worker.runs.config import Config
+from trainer_worker.runs.records import Record, RunRecord, Score, is_average
+
+SMOOTHING = 5
+"""Evaluations of which a smoothed curve is the median, the current one and those before it.
+
+A single one is too noisy to decide on; and the median, unlike the mean, is not moved by the one evaluation that may fall right
+after a jump, whose spike is over tens of steps later.
+"""
+
+
+class RunFigures(Record):
+    """One run.
+
+    Args:
+        arm, seed: which.
+        target: what the smoothed validation metric had to reach.
+        steps_to_target: first evaluated step at which it did; None if never.
+        test_at_target: smoothed test score at that step.
+        final: smoothed test score at the last step.
+        best_step: with the lowest smoothed validation loss.
+        best: smoothed test score at that step.
+        final_validation, best_validation: smoothed validation score at the last and the best step.
+        step_s: median seconds a step, jumps included.
+        train_s: seconds of training; evaluations, checkpoints and start-up are not counted.
+        wall_s: seconds of the whole run.
+        jumps: how many nowcasts ended in each outcome.
+        reasons: how often each reason was given for those that were not accepted.
+        skill: of the forecasts whose future came, by horizon, then forecaster.
+    """
+
+    arm: str
+    seed: int
+    target: float
+    steps_to_target: int | None
+    test_at_target: Score | None
+    final: Score
+    final_validation: Score
+    best_step: int
+    best: Score
+    best_validation: Score
+    step_s: float
+    train_s: float
+    wall_s: float
+    jumps: dict[str, int]
+    reasons: dict[str, int]
+    skill: Skill
+
+
+class ArmFigures(Record):
+    """One arm: medians over its seeds; steps to target only if most seeds reached it; skill by forecaster, the mean of all seeds
+    and horizons.
+    """
+
+    arm: str
+    seeds: int
+    reached: int
+    steps_to_target: float | None
+    fewer_steps: float | None
+    final: Score
+    best: Score
+    step_s: float
+    wall_s: float
+    jumps: dict[str, int]
+    skill: dict[str, float]
+
+
+class Summary(Record):
+    """A comparison.
+
+    Args:
+        config: of the job, as it ran.
+        metric: what the target is of.
+        versions: of Python, the machine and the packages that matter.
+        server: `GET /v1/info` of the nowcast server; None if forecasts were embedded.
+        wall_s: seconds of the whole command.
+        arms, figures: by arm; by arm and seed.
+        runs: the curves and events behind them; of runs that averaged their weights, the averages' curves too.
+    """
+
+    name: str
+    config: Config
+    metric: str
+    versions: dict[str, str]
+    server: dict[str, Any] | None
+    wall_s: float
+    arms: list[ArmFigures]
+    figures: list[RunFigures]
+    runs: list[RunRecord]
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Median of each value and up to `SMOOTHING` - 1 before it; the NaN of a run that diverged is as bad as can be, infinity."""
+    ranked = [math.inf if math.isnan(value) else value for value in values]
+    return [median(ranked[max(0, end - SMOOTHING) : end]) for end in range(1, len(ranked) + 1)]
+
+
+def smooth_scores(scores: Sequence[Score]) -> list[Score]:
+    """`smooth`, of losses and accuracies."""
+    losses, accuracies = smooth([score.loss for score in scores]), smooth([score.accuracy for score in scores])
+    return [Score(loss=loss, accuracy=accuracy) for loss, accuracy in zip(losses, accuracies, strict=True)]
+
+
+def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, Any] | None, wall_s: float) -> Summary:
+    """Work out a comparison; the first run of each seed is the plain one, which sets the target if the configuration has none: its
+    weights for weights, its average for averages.
+    """
+    curves = [*runs, *(average for run in runs if (average := run.average) is not None)]
+    plain = {(run.seed, is_average(run.arm)): run for run in reversed(curves)}
+    figures = [_figures(run, plain=plain[run.seed, is_average(run.arm)], accuracy=config.train.target) for run in curves]
+    names = list(dict.fromkeys(run.arm for run in curves))
+    by_arm = {name: [figure for figure in figures if figure.arm == name] for name in names}
+    first = {is_average(run.arm): run.arm for run in reversed(curves)}
+    return Summary(
+        name=config.output.folder.name,
+        config=config,
+        metric="smoothed validation " + ("loss" if config.train.target is None else "accuracy"),
+        versions=_versions(),
+        server=server,
+        wall_s=wall_s,
+        arms=[_over_seeds(by_arm[name], plain=by_arm[first[is_average(name)]]) for name in names],
+        figures=figures,
+        runs=curves,
+    )
+
+
+def _figures(run: RunRecord, *, plain: RunRecord, accuracy: float | None) -> RunFigures:
+    validation = smooth_scores([evaluation.validation for evaluation in run.evaluations])
+    test = smooth_scores([evaluation.test for evaluation in run.evaluations])
+    if accuracy is None:
+        target = min(smooth([evaluation.validation.loss for evaluation in plain.evaluations]))
+        hits = [index for index, score in enumerate(validation) if score.loss <= target < math.inf]
+    else:
+        target = accuracy
+        hits = [index for index, score in enumerate(validation) if score.accuracy >= target]
+    best = min(range(len(validation)), key=lambda index: validation[index].loss)
+    return RunFigures(
+        arm=run.arm,
+        seed=run.seed,
+        target=target,
+        steps_to_target=run.evaluations[hits[0]].step if hits else None,
+        test_at_target=test[hits[0]] if hits else None,
+        final=test[-1],
+        final_validation=validation[-1],
+        best_step=run.evaluations[best].step,
+        best=test[best],
+        best_validation=validation[best],
+        step_s=run.step_s,
+        train_s=run.evaluations[-1].train_s,
+        wall_s=run.wall_s,
+        jumps=run.outcomes,
+        reasons=run.reasons,
+        skill=run.skill,
+    )
+
+
+def _over_seeds(figures: Sequence[RunFigures], *, plain: Sequence[RunFigures]) -> ArmFigures:
+    reached = [figure.steps_to_target for figure in figures if figure.steps_to_target is not None]
+    base = [figure.steps_to_target for figure in plain if figure.steps_to_target is not None]
+    steps = _median_or_none(reached, of=len(figures))
+    base_steps = _median_or_none(base, of=len(plain))
+    return ArmFigures(
+        arm=figures[0].arm,
+        seeds=len(figures),
+        reached=len(reached),
+        steps_to_target=steps,
+        fewer_steps=1 - steps / base_steps if steps is not None and base_steps is not None else None,
+        final=_median_score([figure.final for figure in figures]),
+        best=_median_score([figure.best for figure in figures]),
+        step_s=median(figure.step_s for figure in figures),
+        wall_s=median(figure.wall_s for figure in figures),
+        jumps=dict(sum((Counter(figure.jumps) for figure in figures), Counter())),
+        skill=_mean_skill([figure.skill for figure in figures]),
+    )
+
+
+def _mean_skill(skills: Sequence[Skill]) -> dict[str, float]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for skill in skills:
+        for by_forecaster in skill.values():
+            for name, value in by_forecaster.items():
+                found[name].append(value)
+    return {name: mean(values) for name, values in found.items()}
+
+
+def _median_or_none(steps: Sequence[int], *, of: int) -> float | None:
+    """The median with the runs that never arrived counted as slowest; None if it falls among them."""
+    ranked = sorted(steps) + [None] * (of - len(steps))
+    middle = ranked[(of - 1) // 2 : of // 2 + 1]
+    return None if None in middle else sum(step for step in middle if step is not None) / len(middle)
+
+
+def _median_score(scores: Sequence[Score]) -> Score:
+    return Score(loss=median(score.loss for score in scores), accuracy=median(score.accuracy for score in scores))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count())}
+    for package in ("nowcast", "torch", "ray", "torch-geometric"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    found["command"] = " ".join(sys.argv)
+    return found

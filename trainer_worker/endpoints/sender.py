@@ -1,0 +1,383 @@
+"""The background thread that keeps an endpoint as informed as the worker is.
+
+It works towards a state rather than through a queue: the job is registered, the endpoint holds every snapshot of the context,
+the request that waits is answered, outcomes are told. Whatever fails, a server restarted, a snapshot lost, the next round sets
+right in the same way, so first registration, recovery and resuming share one path.
+"""
+
+import logging
+import math
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from torch import Tensor
+
+from protos.errors import (
+    Busy,
+    DeadlineExceeded,
+    HistoryMissing,
+    NowcastError,
+    RunConflict,
+    SnapshotConflict,
+    Unavailable,
+    UnknownJob,
+)
+from protos.messages import JobSpec, Outcome, Skill
+from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Endpoint
+from trainer_worker.errors import BadArgument, reason_for
+from trainer_worker.weights.snapshots import Snapshot
+
+log = logging.getLogger(__name__)
+
+OPEN_S: Final = 5.0
+"""How long the start of a run may wait for the server."""
+STOP_S: Final = 2.0
+"""How long the end of a run waits for a call under way, and once more after cutting it off."""
+FIRST_PAUSE_S: Final = 0.25
+LONGEST_PAUSE_S: Final = 5.0
+"""Between two attempts to reach a server that is down."""
+LONGEST_RETRY_AFTER_S: Final = 60.0
+REPAIRS: Final = 3
+"""How often one context is registered or sent anew before its nowcast is given up."""
+MAX_OUTCOMES: Final = 64
+Work = Callable[[], None]
+
+
+@dataclass(eq=False)
+class Request:
+    """Forecasts that were asked for.
+
+    Args:
+        step: where the context ends.
+        horizons: in intervals.
+        out: (len(horizons), n) float32; belongs to the sender until the request is done, for good if it was given up.
+        deadline: of the whole request.
+    """
+
+    step: int
+    horizons: tuple[int, ...]
+    out: Tensor
+    deadline: Deadline
+    error: BaseException | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Answer it, with an error if there is no forecast."""
+        self.error = error
+        self.done.set()
+
+
+class Sender:
+    """Owns the endpoint and the thread that talks to it. No method waits for either, except `open` and `stop`.
+
+    Args:
+        endpoint: where snapshots go.
+        spec: of the job.
+        timeout_s: for each call but forecasts, which bring their own deadline.
+    """
+
+    def __init__(self, endpoint: Endpoint, spec: JobSpec, *, timeout_s: float) -> None:
+        self._endpoint = endpoint
+        self._spec = spec
+        self._timeout_s = math.inf if endpoint.local else timeout_s
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._registered = self._replace = False
+        self._restarts = 0
+        self._context: dict[int, Snapshot] = {}
+        self._held: set[int] = set()  # steps the endpoint has
+        self._sending: Snapshot | None = None
+        self._request: Request | None = None
+        self._answering: Request | None = None  # may have been given up
+        self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
+        self._retried: Outcome | None = None
+        self._repairs = 0
+        self._spoilt: BaseException | None = None  # why this context cannot be sent
+        self._down: BaseException | None = None  # why the endpoint is left alone until `_retry_at`
+        self._lost: BaseException | None = None  # the job is another run's now
+        self._retry_at = 0.0
+        self._failures = 0
+        self._jitter = random.Random()  # noqa: S311  # one of its own: the global one belongs to the training
+        self._news: deque[tuple[str, BaseException | None]] = deque(maxlen=1000)
+        self.sent = 0
+        self.skill: Skill = {}
+
+    # called by the training thread
+
+    def open(self, *, resumed: bool) -> None:
+        """Register the job, waiting `OPEN_S` at most, and start the thread. A server that is down is left to the thread.
+
+        Args:
+            resumed: the server may hold snapshots of steps that are going to be taken again; it has to forget them. One that
+                refuses the job now, being full or having other tokens, is left to the thread as well.
+
+        Raises:
+            BadArgument: the server is there and refuses the job of a run that begins.
+        """
+        deadline = Deadline(min(self._timeout_s, OPEN_S))
+        self._replace = True
+        try:
+            steps = self._take(replace=resumed, deadline=deadline)
+            if steps and not resumed:
+                log.warning("the server knows this job from an earlier run, whose %d snapshots it is told to forget", len(steps))
+                self._endpoint.register(self._spec, replace=True, deadline=deadline)
+        except NowcastError as error:
+            if not resumed and not _passes(error):
+                raise BadArgument(error.field or "server", f"the server refuses the job ({error.code}): {error.detail}") from error
+            self._pause(error)
+        else:
+            self._registered, self._replace = True, False
+        self._thread = threading.Thread(target=self._work, name="nowcast-sender", daemon=True)
+        self._thread.start()
+
+    def _take(self, *, replace: bool, deadline: Deadline) -> Collection[int]:
+        """Register; a job that another run has is taken from it: this one began later."""
+        try:
+            return self._endpoint.register(self._spec, replace=replace, deadline=deadline)
+        except RunConflict:
+            log.warning("another run has this job, and loses it: if that one is still going, give each an id of its own")
+            return self._endpoint.register(self._spec, replace=True, deadline=deadline)
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Add a snapshot to the context; its memory must stay as it is while `in_use` names it."""
+        with self._changed:
+            self._context[snapshot.step] = snapshot
+            self._changed.notify()
+
+    def ask(self, request: Request) -> None:
+        """Have a request answered; at once if it is known that it will fail."""
+        with self._changed:
+            self._request = request
+            self._settle()
+            self._changed.notify()
+
+    def give_up(self, request: Request) -> None:
+        """Nobody waits for the request any more."""
+        with self._changed:
+            if self._request is request:
+                self._request = None  # one that is being answered runs to its deadline
+
+    def report(self, outcome: Outcome) -> None:
+        """Have an outcome told."""
+        with self._changed:
+            self._outcomes.append(outcome)
+            self._changed.notify()
+
+    def reset(self) -> None:
+        """Begin the next context."""
+        with self._changed:
+            self._context.clear()
+            self._held.clear()
+            self._spoilt, self._repairs = None, 0
+
+    def restart(self) -> None:
+        """Begin anew after a checkpoint was loaded: the endpoint forgets what it holds."""
+        with self._changed:
+            self._registered, self._replace = False, True
+            self._restarts += 1
+            self._held.clear()
+            self._changed.notify()
+
+    @property
+    def context(self) -> tuple[Snapshot, ...]:
+        """The context so far, oldest first."""
+        with self._changed:
+            return tuple(self._context.values())
+
+    def in_use(self) -> tuple[Snapshot, ...]:
+        """Snapshots whose memory must not be written to."""
+        with self._changed:
+            sending = (self._sending,) if self._sending else ()
+            return (*self._context.values(), *sending)
+
+    @property
+    def in_flight(self) -> int:
+        """Snapshots of the context the endpoint does not have yet."""
+        with self._changed:
+            return sum(step not in self._held for step in self._context)
+
+    def news(self) -> Iterator[tuple[str, BaseException | None]]:
+        """What became of the server since the last call: `lost` with the reason, or `back`."""
+        while self._news:
+            yield self._news.popleft()
+
+    def stop(self) -> None:
+        """End the thread: what is under way has `STOP_S` to finish, then it is cut off."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread is None:
+            self._endpoint.close()
+            return
+        self._thread.join(STOP_S)
+        self._endpoint.close()
+        self._thread.join(STOP_S)
+        if self._thread.is_alive():
+            log.warning("a call to the server did not end; its thread ends with the process")
+
+    # called by the sender's thread
+
+    def _work(self) -> None:
+        while (work := self._next()) is not None:
+            work()
+        if self._registered and not self._down:
+            with self._failures_of("skill"):
+                self.skill = self._endpoint.skill(deadline=Deadline(STOP_S))
+
+    def _next(self) -> Work | None:
+        """Wait for something to do; None to end."""
+        with self._changed:
+            while True:
+                pause_s = self._retry_at - time.monotonic() if self._down else 0.0
+                if self._stopping and (self._down or self._lost or not self._outcomes):
+                    return None
+                work = self._pick() if pause_s <= 0 else None
+                if work is not None:
+                    return work
+                self._changed.wait(pause_s if pause_s > 0 else None)
+
+    def _pick(self) -> Work | None:
+        if self._lost is not None:
+            return None
+        if not self._registered:
+            return self._register
+        if self._request is not None and self._request.done.is_set():
+            self._request = None
+        unsent = next((snapshot for step, snapshot in self._context.items() if step not in self._held), None)
+        if unsent is not None and self._spoilt is None and not self._stopping:
+            self._sending = unsent
+            return self._send
+        if self._request is not None and not self._stopping:
+            return self._forecast
+        return self._report if self._outcomes else None
+
+    def _register(self) -> None:
+        with self._changed:
+            replace, restarts = self._replace, self._restarts
+        with self._failures_of("register"):
+            steps = self._endpoint.register(self._spec, replace=replace, deadline=Deadline(self._timeout_s))
+            with self._changed:
+                if restarts != self._restarts:
+                    return  # begun anew meanwhile: what the endpoint holds is still to be forgotten
+                self._registered, self._replace = True, False
+                self._held = set(steps)
+                if self._down is not None:
+                    self._news.append(("back", None))
+                self._down, self._failures = None, 0
+
+    def _send(self) -> None:
+        snapshot = self._sending
+        assert snapshot is not None
+        with self._failures_of("send"):
+            self._endpoint.send(snapshot.step, snapshot.wait(), deadline=Deadline(self._timeout_s))
+            with self._changed:
+                self.sent += 1
+                if snapshot.step in self._context:
+                    self._held.add(snapshot.step)
+        with self._changed:
+            self._sending = None
+
+    def _forecast(self) -> None:
+        with self._changed:
+            request = self._answering = self._request
+        if request is None:
+            return
+        with self._failures_of("forecast"):
+            self._endpoint.forecast(request.step, request.horizons, request.out, deadline=request.deadline)
+            request.finish()
+
+    def _report(self) -> None:
+        with self._changed:
+            outcome = self._outcomes.popleft()
+        with self._failures_of("report"):
+            try:
+                self._endpoint.report(outcome, deadline=Deadline(self._timeout_s))
+            except NowcastError as error:
+                if _passes(error) or isinstance(error, UnknownJob):
+                    self._put_back(outcome)
+                raise
+
+    def _put_back(self, outcome: Outcome) -> None:
+        """Have an outcome told once more, and only once: a server that takes none must not be held to be down for ever."""
+        with self._changed:
+            if outcome is not self._retried and len(self._outcomes) < MAX_OUTCOMES:
+                self._outcomes.appendleft(outcome)
+            self._retried = outcome
+
+    @contextmanager
+    def _failures_of(self, call: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, training goes on
+            level = logging.DEBUG if isinstance(error, NowcastError) else logging.ERROR
+            log.log(level, "%s failed: %s", call, error, exc_info=error if level == logging.ERROR else None)
+            with self._changed:
+                try:
+                    self._mend(call, error)
+                except Exception as mistake:  # an error may hold anything, and nobody starts this thread again
+                    log.exception("no way was found to mend it")
+                    self._pause(mistake)
+                self._settle()
+
+    def _mend(self, call: str, error: BaseException) -> None:
+        """Decide what to do about a failure."""
+        if isinstance(error, RunConflict):
+            log.error("%s; this run goes on without nowcasts", error)
+            self._lost, self._registered = error, False
+            self._news.append(("lost", error))
+        elif call == "register":
+            self._pause(error)
+        elif isinstance(error, UnknownJob):
+            self._registered = False
+            self._repairs += call != "report"  # no nowcast waits for it
+        elif isinstance(error, HistoryMissing):
+            self._held -= set(error.extra.get("missing", self._held))
+            self._repairs += 1
+        elif isinstance(error, SnapshotConflict):
+            self._registered, self._replace = False, True
+            self._repairs += 1
+        elif isinstance(error, Unavailable) or (call == "send" and _passes(error)):
+            self._pause(error)
+        elif call == "send" and self._sending in self._context.values():  # no other context's
+            self._spoilt = error
+        elif call == "forecast" and self._answering is not None:
+            self._answering.finish(error)
+        if self._repairs > REPAIRS:
+            self._spoilt = error
+
+    def _pause(self, error: BaseException) -> None:
+        """Leave the endpoint alone for a while. It may be another process when it comes back, so the job registers again."""
+        doublings = min(self._failures, 32)  # of an outage of hours 2**failures is no float any more
+        pause_s = min(FIRST_PAUSE_S * 2**doublings, LONGEST_PAUSE_S) * self._jitter.uniform(0.75, 1.0)
+        if isinstance(error, NowcastError):
+            pause_s = max(pause_s, min(error.extra.get("retry_after_s", 0.0), LONGEST_RETRY_AFTER_S))
+        if self._down is None:
+            self._news.append(("lost", error))
+        self._down, self._registered = error, False
+        self._failures += 1
+        self._retry_at = time.monotonic() + pause_s
+
+    def _settle(self) -> None:
+        """Answer a request that cannot succeed."""
+        request = self._request
+        if request is None or request.done.is_set():
+            return
+        first = request.step - (self._spec.context - 1) * self._spec.interval
+        missing = [step for step in range(first, request.step + 1, self._spec.interval) if step not in self._context]
+        if missing:
+            request.finish(HistoryMissing(f"no snapshots were taken at {missing}", field="step", missing=missing))
+        elif self._lost or self._spoilt or self._down:
+            request.finish(self._lost or self._spoilt or self._down)
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether a failure may pass by itself: the same call can succeed later."""
+    return isinstance(error, Unavailable | Busy | DeadlineExceeded) or reason_for(error) == "server_error"

@@ -1,0 +1,293 @@
+"""The training loop: one for every harness, with Ray or without, data-parallel or not."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from trainer_worker.runs.config import NowcastTable, TrainTable
+from trainer_worker.weights.followers import WeightAverage
+from trainer_worker.trials.guard import Guard
+from trainer_worker.jump import Jump
+from trainer_worker.nowcast import Nowcast
+from trainer_worker.runs.records import Evaluation, Order, RunRecord, Score, Scores
+from trainer_worker.schedule import AdaptiveHorizon, BestAfterRecovery, FixedHorizon, PaperSchedule, Policy
+from trainer_worker.tasks import load_task
+from trainer_worker.tasks.batches import batch_indices
+from trainer_worker.tasks.task import Task, evaluate
+
+FIRST_HORIZON: Final = 4
+"""Of the adaptive schedule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A run at one step.
+
+    Args:
+        shared: what all workers have in common: weights, optimizer, nowcasts, step, evaluations; rank 0's.
+        own: what each worker keeps for itself: random state, training losses not yet evaluated.
+    """
+
+    shared: dict[str, Any]
+    own: dict[str, Any]
+
+
+class Harness(Protocol):
+    """Where a worker runs."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint of this run; called once, before the first step."""
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint; every worker calls it at the same steps, and it may wait for all of them."""
+
+    def tell(self, news: dict[str, Any]) -> None:
+        """Pass on progress, `{"step": ...}` or `{"event": ...}`; must not wait. Called on rank 0."""
+
+
+def train(order: Order, harness: Harness) -> RunRecord:
+    """Train one run to its last step, from its newest checkpoint if it has one.
+
+    The weights at every step are a function of the order and the number of workers alone: a run that was stopped and resumed
+    ends in the same bits (on a CPU, with embedded forecasts or a server that answers).
+    """
+    run = _Run(order, harness)
+    settings = order.config.train
+    run.restore(harness.latest())  # first, so that a server that refuses the job now does not end the run
+    with run.watching():
+        while run.step < settings.steps:
+            run.advance()
+            last = run.step == settings.steps
+            if last or run.step % settings.eval_every == 0:
+                run.evaluate()
+            if last or run.step % settings.checkpoint_every == 0:
+                run.save()
+    return run.record()
+
+
+class _Run:
+    """One run under way, as one worker holds it."""
+
+    def __init__(self, order: Order, harness: Harness) -> None:
+        self.order, self.harness = order, harness
+        table = order.config.task
+        self.task: Task = load_task(table.name, data=table.data, examples=table.examples).to(harness.device)
+        torch.manual_seed(order.seed)
+        self.model = self.task.build().to(harness.device)
+        torch.manual_seed(order.seed + harness.rank)  # dropout differs between workers
+        settings = order.config.train
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self.schedule = LambdaLR(self.optimizer, lambda step: _rate(settings, step))
+        self.replica: nn.Module = DistributedDataParallel(self.model) if harness.world > 1 else self.model
+        self.average = WeightAverage(self.model, decay=settings.average) if settings.average else None
+        if order.probed >= len(self.task.validation):
+            detail = f"[nowcast] probe takes all {len(self.task.validation)} validation examples; leave some to judge the run by"
+            raise ValueError(detail)
+        self.nowcast: Nowcast | None = _nowcast(order, self)
+        self.step = 0
+        self.restores = 0
+        self.evaluations: list[Evaluation] = []
+        self.train_s = 0.0
+        self.started = time.perf_counter()
+        self.losses = torch.zeros((), device=harness.device)
+        self.batches = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Nowcasts while it is open, if the order has any; the clock starts once they are ready."""
+        with self.nowcast or nullcontext():
+            self.started = time.perf_counter()
+            yield
+
+    def advance(self) -> None:
+        """One optimizer step; a jump happens in the optimizer's hook."""
+        indices = batch_indices(
+            len(self.task.train),
+            batch_size=self.order.config.train.batch_size,
+            seed=self.order.seed,
+            step=self.step,
+            rank=self.harness.rank,
+            world=self.harness.world,
+        )
+        inputs, targets = self.task.train.take(indices)
+        loss = self.task.loss(self.replica(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.losses += loss.detach()
+        self.batches += 1
+        self.step += 1
+        if self.harness.rank == 0 and self.step % 20 == 0:
+            self.harness.tell({"step": self.step})
+
+    def evaluate(self) -> None:
+        """Measure on validation and test data; every worker takes a share."""
+        self._stop_clock()
+        train = torch.stack([self.losses.double().cpu(), torch.tensor(float(self.batches), dtype=torch.float64)])
+        total, batches = self._over_all_workers(train).tolist()
+        scores = self._scores(self.model)
+        averaged = self._scores(self.average) if self.average is not None else None
+        evaluation = Evaluation(step=self.step, train_loss=total / batches, **dict(scores), averaged=averaged, train_s=self.train_s)
+        self.evaluations.append(evaluation)
+        if self.harness.rank == 0:
+            self.harness.tell({"step": self.step, "evaluation": self.evaluations[-1].model_dump()})
+        self.losses.zero_()
+        self.batches = 0
+        self.started = time.perf_counter()
+
+    def _scores(self, model: nn.Module) -> Scores:
+        share = {"rank": self.harness.rank, "world": self.harness.world}
+        parts = [evaluate(model, self.task.validation, after=self.order.probed, **share), evaluate(model, self.task.test, **share)]
+        sums = self._over_all_workers(torch.stack(parts)).tolist()
+        validation, test = (Score(loss=loss / count, accuracy=right / count) for loss, right, count in sums)
+        return Scores(validation=validation, test=test)
+
+    def save(self) -> None:
+        """Hand a checkpoint to the harness."""
+        self._stop_clock()
+        shared = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
+            "train_s": self.train_s,
+            "restores": self.restores,
+            "nowcast": self.nowcast.state_dict() if self.nowcast else None,
+        }
+        own = {
+            "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state(self.harness.device) if self._on_gpu else None,
+            "losses": self.losses.clone(),
+            "batches": self.batches,
+        }
+        self.harness.save(Checkpoint(shared, own))
+        self.started = time.perf_counter()
+
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from a checkpoint."""
+        if checkpoint is not None:
+            shared, own = checkpoint.shared, checkpoint.own
+            self.model.load_state_dict(shared["model"])
+            if self.average is not None:
+                self.average.load_state_dict(shared["average"])
+            self.optimizer.load_state_dict(shared["optimizer"])
+            self.schedule.load_state_dict(shared["schedule"])
+            self.step, self.train_s = shared["step"], shared["train_s"]
+            self.restores = shared["restores"] + 1
+            self.evaluations = [Evaluation.model_validate(values) for values in shared["evaluations"]]
+            torch.set_rng_state(own["rng"].cpu())
+            if self._on_gpu:
+                torch.cuda.set_rng_state(own["device_rng"].cpu(), self.harness.device)
+            if self.nowcast:
+                self.nowcast.load_state_dict(shared["nowcast"])
+            self.losses.copy_(own["losses"])
+            self.batches = own["batches"]
+
+    def record(self) -> RunRecord:
+        """What the run leaves behind."""
+        return RunRecord(
+            arm=self.order.arm.name,
+            seed=self.order.seed,
+            restores=self.restores,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            evaluations=self.evaluations,
+            events=[event.to_dict() for event in self.nowcast.events] if self.nowcast else [],
+            nowcast=self.nowcast.summary() if self.nowcast else None,
+        )
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.harness.device.type == "cuda"
+
+    def _stop_clock(self) -> None:
+        if self._on_gpu:
+            torch.cuda.synchronize(self.harness.device)
+        self.train_s += time.perf_counter() - self.started
+
+    def _over_all_workers(self, sums: Tensor) -> Tensor:
+        if self.harness.world > 1:
+            sums = sums.to(self.harness.device)
+            dist.all_reduce(sums)
+        return sums.cpu()
+
+
+def _nowcast(order: Order, run: _Run) -> Nowcast | None:
+    table, harness = order.arm.nowcast, run.harness
+    if table is None:
+        return None
+    max_steps = order.config.train.steps
+    return Nowcast(
+        run.model,
+        run.optimizer,
+        server=order.server or "embedded",
+        max_steps=max_steps,
+        job=order.job,
+        token=order.token,
+        forecaster=table.forecaster,
+        checkpoint=str(table.checkpoint) if table.checkpoint and order.server is None else None,
+        context=table.context,
+        interval=table.interval,
+        policy=_policy(table, max_steps=max_steps),
+        lr_scheduler=run.schedule,
+        quiet=table.quiet,
+        jump=Jump(
+            scale=table.scale,
+            growth=table.growth,
+            limit=table.limit,
+            moments=table.moments,
+            recalibrate=table.recalibrate,
+        ),
+        dtype=table.dtype,
+        timeout_s=table.timeout_s,
+        probe=_probe(run, examples=table.probe) if table.probe else None,
+        guard=Guard(budget=table.budget) if table.budget is not None else None,
+        averages=() if run.average is None else (run.average,),
+        overlap=table.overlap,
+        shadow=table.shadow,
+        record=table.record,
+        on_event=(lambda event: harness.tell({"event": event.to_dict()})) if harness.rank == 0 else None,
+    )
+
+
+def _rate(settings: TrainTable, step: int) -> float:
+    """The learning rate of step + 1, as a share of its highest."""
+    if settings.rate == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
+    if settings.rate == "warmup-stable-decay":
+        return min(1.0, (step + 1) / (0.05 * settings.steps), max(0.0, settings.steps - step) / (0.2 * settings.steps))
+    return 1.0
+
+
+def _probe(run: _Run, *, examples: int) -> Callable[[], Tensor]:
+    """The loss on this worker's share of the first validation examples."""
+    split = run.task.validation
+    inputs, targets = split.take(torch.arange(min(examples, len(split)))[run.harness.rank :: run.harness.world])
+    return lambda: run.task.loss(run.model(inputs), targets)
+
+
+def _policy(table: NowcastTable, *, max_steps: int) -> Policy:
+    schedule, furthest = table.plan
+    if schedule == "adaptive":
+        return AdaptiveHorizon(start=min(FIRST_HORIZON, furthest), furthest=furthest)
+    if schedule == "fixed":
+        return FixedHorizon(furthest)
+    paper = PaperSchedule(max_steps=max_steps, period=table.period, furthest=furthest)
+    return BestAfterRecovery(paper) if schedule == "best-after-recovery" else paper

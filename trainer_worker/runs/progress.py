@@ -1,0 +1,56 @@
+"""Progress on the terminal: a bar for every run, a line for every jump."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from trainer_worker.events import Event
+from trainer_worker.runs.records import Order
+
+
+class Display:
+    """Shows what runs tell, while it is open."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[score]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def follow(self, order: Order) -> "RunDisplay":
+        """A bar for one run."""
+        return RunDisplay(self._bars, order)
+
+
+class RunDisplay:
+    """The bar of one run; call it with the run's news."""
+
+    def __init__(self, bars: Progress, order: Order) -> None:
+        self._bars, self._name = bars, order.name
+        self._bar: TaskID = bars.add_task(order.name, total=order.config.train.steps, score="starting")
+
+    def __call__(self, news: dict[str, Any]) -> None:
+        if "step" in news:
+            self._bars.update(self._bar, completed=news["step"])
+        if evaluation := news.get("evaluation"):
+            validation = evaluation["validation"]
+            self._bars.update(self._bar, score=f"val loss {validation['loss']:.4f}, accuracy {validation['accuracy']:.1%}")
+        if event := news.get("event"):
+            self._bars.console.print(
+                f"  {self._name}: {Event(**event)}", style="yellow" if event["reason"] else None, highlight=False
+            )

@@ -1,0 +1,131 @@
+"""Runs of the training loop as Ray Train jobs: data-parallel workers, checkpoints, restarts."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train as ray_train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from trainer_worker.runs.config import WorkersTable
+from trainer_worker.runs.local_cluster import join_cluster, start_local_cluster
+from trainer_worker.runs.loop import Checkpoint, train
+from trainer_worker.runs.mailbox import Listener, open_mailbox
+from trainer_worker.runs.records import Order, RunRecord
+from trainer_worker.runs.room import warned_without_room
+from trainer_worker.runs.storage import resolve
+
+__all__ = ["cluster", "start_local_cluster", "train_on_ray"]
+
+
+class TrainingFailed(Exception):
+    """A run ended with an error, restarts included."""
+
+
+@contextmanager
+def cluster(workers: WorkersTable) -> Iterator[None]:
+    """The Ray cluster of the configuration, for a while: the one at its address, one already joined, or a local one."""
+    if ray.is_initialized():
+        yield
+        return
+    if workers.address:
+        join_cluster(workers.address)
+    else:
+        start_local_cluster()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
+    """Train one run on the connected cluster, from its newest checkpoint if it has one.
+
+    Args:
+        order: the run; its checkpoints go to `order.config.output.place`.
+        listen: called with the workers' progress, from another thread.
+
+    Raises:
+        StorageUnusable: checkpoints cannot go where they should.
+        TrainingFailed: the workers failed more often than `workers.max_failures` allows.
+    """
+    with open_mailbox(listen) as mailbox:
+        trainer: Any = TorchTrainer(  # Any: ray annotates its previous API
+            _worker,
+            train_loop_config={"order": order.model_dump(), "mailbox": mailbox},
+            torch_config=TorchConfig(backend="nccl" if order.config.workers.gpus_per_worker else "gloo"),
+            scaling_config=_scaling(order.config.workers),
+            run_config=_run_config(order),
+        )
+        try:
+            with warned_without_room(order.config.workers.count, _resources(order.config.workers)):
+                result = trainer.fit()
+        except ray_train.TrainingFailedError as error:
+            raise TrainingFailed(f"the run {order.name} failed: {error}") from error
+    return RunRecord.model_validate(result.return_value)
+
+
+def _scaling(workers: WorkersTable) -> ray_train.ScalingConfig:
+    gpus = bool(workers.gpus_per_worker)
+    return ray_train.ScalingConfig(num_workers=workers.count, use_gpu=gpus, resources_per_worker=_resources(workers))
+
+
+def _resources(workers: WorkersTable) -> dict[str, float]:
+    """Of each worker."""
+    return {"CPU": 1.0} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
+
+
+def _run_config(order: Order) -> ray_train.RunConfig:
+    filesystem, path = resolve(order.config.output.place)
+    return ray_train.RunConfig(
+        name=order.name,
+        storage_path=path,
+        storage_filesystem=filesystem,
+        failure_config=ray_train.FailureConfig(max_failures=order.config.workers.max_failures),
+        checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
+    )
+
+
+def _worker(config: dict[str, Any]) -> Any:
+    """What every worker process runs; a run record as JSON values."""
+    order = Order.model_validate(config["order"])
+    shared_by = ray_train.get_context().get_local_world_size()
+    torch.set_num_threads(order.config.workers.threads or max(1, (os.cpu_count() or 1) // shared_by))
+    return train(order, _RayHarness(config["mailbox"])).model_dump()
+
+
+class _RayHarness:
+    """A worker of a Ray Train run."""
+
+    def __init__(self, mailbox: Any) -> None:
+        context = ray_train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world: int = context.get_world_size()
+        self.device = ray_train.torch.get_device()
+        self._mailbox = mailbox
+
+    def latest(self) -> Checkpoint | None:
+        held = ray_train.get_checkpoint()
+        if held is None:
+            return None
+        with held.as_directory() as folder:
+            own = Path(folder) / f"rank-{self.rank}.pt"
+            shared = torch.load(Path(folder) / "shared.pt", weights_only=True, map_location=self.device)
+            return Checkpoint(shared, torch.load(own, weights_only=True))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        step = checkpoint.shared["step"]
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(checkpoint.own, Path(folder) / f"rank-{self.rank}.pt")
+            if self.rank == 0:
+                torch.save(checkpoint.shared, Path(folder) / "shared.pt")
+            # a barrier: every rank reports at the same steps
+            ray_train.report({"step": step}, checkpoint=ray_train.Checkpoint.from_directory(folder))
+
+    def tell(self, news: dict[str, Any]) -> None:
+        self._mailbox.put.remote(news)

@@ -1,0 +1,153 @@
+"""What a training run leaves behind, as JSON-able values."""
+
+from collections import Counter
+from itertools import pairwise
+from statistics import median
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from protos.messages import Skill
+from trainer_worker.runs.config import Config, NowcastTable
+
+AVERAGED: Final = ", averaged"
+"""Ends the name of an arm that is the average of another's weights."""
+
+
+def is_average(arm: str) -> bool:
+    """Whether an arm is the average of another's weights, by its name."""
+    return arm.endswith(AVERAGED)
+
+
+class Record(BaseModel):
+    """Base: frozen, strict about its fields. In JSON a loss that is no number is the string "NaN", which can be read back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Arm(Record):
+    """One side of a comparison: the job without nowcasts, or with those of one forecaster."""
+
+    name: str
+    nowcast: NowcastTable | None = None
+
+
+class Order(Record):
+    """Everything a worker needs to know to train one run.
+
+    Args:
+        config: of the job.
+        arm: with or without nowcasts.
+        seed: of weights, batches and dropout.
+        job: the run's id on the nowcast server.
+        server: its address; None for embedded forecasts or none at all.
+        token: for a server that asks for one.
+    """
+
+    config: Config
+    arm: Arm
+    seed: int
+    job: str
+    server: str | None = None
+    token: str | None = Field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """As folder name and in progress lines."""
+        return f"{self.arm.name}-seed{self.seed}"
+
+    @property
+    def probed(self) -> int:
+        """Validation examples that jumps are chosen by: they must not judge them, and runs without jumps are judged by the same."""
+        return max((table.probe for table in (self.config.nowcast, self.arm.nowcast) if table), default=0)
+
+
+class Score(Record):
+    """Mean loss and accuracy over a split."""
+
+    loss: float
+    accuracy: float
+
+
+class Scores(Record):
+    """Over the whole splits."""
+
+    validation: Score
+    test: Score
+
+
+class Evaluation(Scores):
+    """The network at one step.
+
+    Args:
+        step: optimizer steps done.
+        train_loss: mean over the batches since the last evaluation.
+        averaged: the same of the average of the weights; None if there is none.
+        train_s: seconds of training up to here, evaluations and checkpoints not counted.
+    """
+
+    step: int
+    train_loss: float
+    averaged: Scores | None = None
+    train_s: float
+
+
+class RunRecord(Record):
+    """One finished run.
+
+    Args:
+        arm, seed: which.
+        parameters: weights of the network.
+        restores: how often it went on from a checkpoint, after a failure or a stop.
+        evaluations: oldest first, restarts included.
+        events: the jumps and what became of them, as JSON values.
+        nowcast: `Nowcast.summary()`; None without nowcasts.
+        wall_s: seconds from the order to the end, as its caller saw them.
+    """
+
+    arm: str
+    seed: int
+    parameters: int
+    restores: int
+    evaluations: list[Evaluation]
+    events: list[dict[str, Any]]
+    nowcast: dict[str, Any] | None
+    wall_s: float = 0.0
+
+    @property
+    def average(self) -> "RunRecord | None":
+        """The same run as the average of its weights saw it, as an arm of its own; None if it kept none."""
+        evaluations = [
+            evaluation.model_copy(update={**dict(evaluation.averaged), "averaged": None})
+            for evaluation in self.evaluations
+            if evaluation.averaged is not None
+        ]
+        if not evaluations:
+            return None
+        return self.model_copy(update={"arm": f"{self.arm}{AVERAGED}", "evaluations": evaluations, "events": [], "nowcast": None})
+
+    @property
+    def step_s(self) -> float:
+        """Median over the stretches between evaluations of their seconds a step."""
+        ends = [(0, 0.0), *((evaluation.step, evaluation.train_s) for evaluation in self.evaluations)]
+        return median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(ends))
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many nowcasts were accepted, rejected, skipped."""
+        return dict(Counter(event["outcome"] for event in self._nowcasts))
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How often each reason was given for a nowcast that was not accepted."""
+        return dict(Counter(event["reason"] for event in self._nowcasts if event["outcome"] != "accepted"))
+
+    @property
+    def skill(self) -> Skill:
+        """What forecasts were worth, of those whose future came; most have none where jumps are made."""
+        skill: Skill = (self.nowcast or {}).get("skill", {})
+        return skill
+
+    @property
+    def _nowcasts(self) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["kind"] == "nowcast"]
