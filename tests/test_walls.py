@@ -1,6 +1,7 @@
 """The walls between the packages: who may import whom, and that no image needs what it does not carry."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,3 +107,12 @@ def test_help_answers_at_once(command: str) -> None:
     module = {"nowcast": "trainer_worker.cli", "nowcast-server": "nowcast_server.cli"}[command]
     done = subprocess.run([sys.executable, "-c", code, module], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_map_of_the_code_is_of_this_code() -> None:
+    """docs/code.md: a file it names is not there any more, or a folder is not on it."""
+    text = (ROOT / "docs/code.md").read_text()
+    named = set(re.findall(r"`([\w/]+(?:\.py|\.md|/))`", text))
+    places = [ROOT, *(ROOT / package for package in ("protos", *PACKAGES)), *(ROOT / room for room in ROOMS)]
+    assert {name for name in named if not any((place / name).exists() for place in places)} == set()
+    assert {room for room in ROOMS if room.split("/")[1] + "/" not in named} == set()
