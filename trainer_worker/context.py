@@ -30,13 +30,13 @@ class Context:
         parameters: of the model.
         endpoint: where forecasts come from.
         spec: of the job.
-        timeout_s: for a nowcast, and for each call of the background thread.
+        timeout_s: for a nowcast, and for each call of the background thread; without meaning for an endpoint in this process.
     """
 
     def __init__(self, parameters: FlatParameters, endpoint: Endpoint, spec: JobSpec, *, timeout_s: float) -> None:
         self._spec = spec
         self._timeout_s = math.inf if endpoint.local else timeout_s
-        self._sender = Sender(endpoint, spec, timeout_s=timeout_s)
+        self._sender = Sender(endpoint, spec, timeout_s=self._timeout_s)
         self._buffers = SnapshotBuffers(parameters, dtype=TORCH_DTYPES[spec.dtype], rows=spec.context + SPARE_ROWS)
         self._forecasts: Tensor | None = None  # (at least len(horizons), n) float32
         self._resumed = False

@@ -6,7 +6,6 @@ right in the same way, so first registration, recovery and resuming share one pa
 """
 
 import logging
-import math
 import random
 import threading
 import time
@@ -86,7 +85,7 @@ class Sender:
     def __init__(self, endpoint: Endpoint, spec: JobSpec, *, timeout_s: float) -> None:
         self._endpoint = endpoint
         self._spec = spec
-        self._timeout_s = math.inf if endpoint.local else timeout_s
+        self._timeout_s = timeout_s
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
