@@ -26,7 +26,7 @@ from nowcast_server.nino.checkpoint import load_checkpoint
 from nowcast_server.nino.engine import StreamingEngine
 from trainer_worker.wiring import wire
 
-PERIOD, SNAPSHOTS, HORIZON = 1000, 5, 40
+PERIOD, HORIZON = 1000, 40
 
 
 def published(code: Path, checkpoint: Path, model: torch.nn.Module) -> Any:

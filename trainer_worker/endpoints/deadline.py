@@ -1,8 +1,6 @@
 """How long something may still take."""
 
-import math
 import time
-from typing import Self
 
 from protos.errors import DeadlineExceeded
 
@@ -16,10 +14,6 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self._at = time.monotonic() + seconds
-
-    @classmethod
-    def never(cls) -> Self:
-        return cls(math.inf)
 
     @property
     def left_s(self) -> float:

@@ -14,7 +14,6 @@ class Display:
     """Shows what runs tell, while it is open."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
         self._bars = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=30),

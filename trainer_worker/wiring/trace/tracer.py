@@ -4,7 +4,7 @@ The tracer sees every ATen operator (below autograd and below the composite func
 attention layer all arrive as a few matrix products) and computes, beside each result, which neurons its elements belong to.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,10 +192,3 @@ def _kept(tensor: Tensor, flow: Flow, out: Tensor) -> Flow | None:
     same = {dim for dim in range(out.dim()) if tensor.size(dim) == out.size(dim)}
     kept = tuple(labels for labels in flow.identities if all(size == 1 or dim in same for dim, size in enumerate(labels.shape)))
     return Flow(kept, plain=flow.plain, pairing=flow.pairing if tensor.shape == out.shape else None)
-
-
-def each_flow(tracer: Tracer, tensors: list[Any]) -> Iterator[tuple[Tensor, Flow]]:
-    """The tensors among the arguments with their shadows as activations."""
-    for tensor in tensors:
-        if isinstance(tensor, Tensor):
-            yield tensor, tracer.flow(tensor)
