@@ -11,7 +11,7 @@ import typer
 from trainer_worker.cluster.cli import app as submit_app
 
 if TYPE_CHECKING:
-    from trainer_worker.runs.config import Config
+    from trainer_worker.training.config import Config
 
 app = typer.Typer(
     name="nowcast",
@@ -116,7 +116,7 @@ def keys() -> None:
     """Show every key of a configuration, its default, and what it means."""
     from rich.console import Console
 
-    from trainer_worker.runs.keys import show_keys
+    from trainer_worker.training.keys import show_keys
 
     show_keys(Console())
 
@@ -142,7 +142,7 @@ def fetch(
 
 def _load(path: Path, *, options: Mapping[str, Any]) -> "Config":
     """The configuration with the command's options in place of its values."""
-    from trainer_worker.runs.config import ConfigError, load_config
+    from trainer_worker.training.config import ConfigError, load_config
 
     given = {place: options[name] for name, place in PLACES.items() if options[name] not in (None, [])}
     overrides = {place: str(value) if isinstance(value, Path) else value for place, value in given.items()}
@@ -164,11 +164,11 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
         from trainer_worker.comparison.compare import PLAIN, arm_with, run_arms
         from trainer_worker.comparison.compare import compare as compare_arms
         from trainer_worker.datasets import DataMissing
-        from trainer_worker.runs.own_server import ServerFailed
-        from trainer_worker.runs.ray_train import TrainingFailed
-        from trainer_worker.runs.records import Arm
-        from trainer_worker.runs.resuming import CannotResume
-        from trainer_worker.runs.storage import StorageUnusable, put, resolve
+        from trainer_worker.training.own_server import ServerFailed
+        from trainer_worker.training.ray_train import TrainingFailed
+        from trainer_worker.training.records import Arm
+        from trainer_worker.training.resuming import CannotResume
+        from trainer_worker.training.storage import StorageUnusable, put, resolve
     try:
         if config.output.copies:
             resolve(config.output.copies)  # a mistake is told now, not after hours
@@ -192,7 +192,7 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
 
 def _unfinished(config: "Config") -> str | None:
     """The checkpoints that a fresh start would delete."""
-    from trainer_worker.runs.storage import StorageUnusable, folders
+    from trainer_worker.training.storage import StorageUnusable, folders
 
     try:
         there = folders(config.output.place)

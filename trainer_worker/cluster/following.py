@@ -15,7 +15,7 @@ from protos.messages import JobStatus as NowcastJob
 from trainer_worker.cluster.connection import cluster_errors
 from trainer_worker.cluster.errors import ClusterError
 from trainer_worker.endpoints.tls import verification
-from trainer_worker.runs.names import LONGEST, plain_name
+from trainer_worker.training.names import LONGEST, plain_name
 
 POLL_S: Final = 0.5
 STOP_S: Final = 60.0

@@ -18,9 +18,9 @@ from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from trainer_worker.cluster.packaging import parse_workers
-from trainer_worker.runs.local_cluster import WORKER_ENVIRONMENT
-from trainer_worker.runs.room import warned_without_room
-from trainer_worker.runs.storage import StorageUnusable, resolve
+from trainer_worker.training.local_cluster import WORKER_ENVIRONMENT
+from trainer_worker.training.room import warned_without_room
+from trainer_worker.training.storage import StorageUnusable, resolve
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -110,7 +110,7 @@ def config_command(config: Path, *, name: str, server: str | None, storage: str 
 
 
 def _check_config(path: Path) -> None:
-    from trainer_worker.runs.config import ConfigError, load_config
+    from trainer_worker.training.config import ConfigError, load_config
 
     try:
         load_config(path, overrides={"workers.address": "auto", "nowcast.server": "embedded"})

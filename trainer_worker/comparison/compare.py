@@ -13,11 +13,11 @@ from rich.console import Console
 from protos.messages import API
 from trainer_worker.comparison.summary import Summary, summarise
 from trainer_worker.endpoints.tls import verification
-from trainer_worker.runs.config import Config, NowcastTable
-from trainer_worker.runs.names import LONGEST, plain_name
-from trainer_worker.runs.progress import Display
-from trainer_worker.runs.records import Arm, Order, RunRecord
-from trainer_worker.runs.resuming import begin, check, finished, keep
+from trainer_worker.training.config import Config, NowcastTable
+from trainer_worker.training.names import LONGEST, plain_name
+from trainer_worker.training.progress import Display
+from trainer_worker.training.records import Arm, Order, RunRecord
+from trainer_worker.training.resuming import begin, check, finished, keep
 
 PLAIN = "adam"
 
@@ -95,7 +95,7 @@ def _server_for(arms: Sequence[Arm], config: Config) -> Iterator[str | None]:
     if wanted - {"own", "embedded"}:
         yield tables[0].server
     elif "own" in wanted:
-        from trainer_worker.runs.own_server import own_server
+        from trainer_worker.training.own_server import own_server
 
         with own_server(log=config.output.folder / "server.log", checkpoint=tables[0].checkpoint) as url:
             yield url
@@ -107,11 +107,11 @@ def _server_for(arms: Sequence[Arm], config: Config) -> Iterator[str | None]:
 def _workers(config: Config) -> Iterator[Callable[..., RunRecord]]:
     """The function that trains an order, on Ray or in this process."""
     if config.workers.count == 0:
-        from trainer_worker.runs.in_process import train_in_process
+        from trainer_worker.training.in_process import train_in_process
 
         yield train_in_process
     else:
-        from trainer_worker.runs.ray_train import cluster, train_on_ray
+        from trainer_worker.training.ray_train import cluster, train_on_ray
 
         with cluster(config.workers):
             yield train_on_ray

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from trainer_worker.comparison.summary import Summary, smooth
-from trainer_worker.runs.records import AVERAGED, RunRecord, is_average
+from trainer_worker.training.records import AVERAGED, RunRecord, is_average
 
 COLOURS = ("#64748b", "#ea580c", "#0d9488", "#7c3aed", "#be123c")
 """The plain arm is grey: it is what the others are measured against."""

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer_worker.comparison.summary import ArmFigures, Summary
-from trainer_worker.runs.records import is_average
+from trainer_worker.training.records import is_average
 
 
 def write(summary: Summary) -> tuple[Path, Path]:

@@ -11,8 +11,8 @@ from statistics import mean, median
 from typing import Any
 
 from protos.messages import Skill
-from trainer_worker.runs.config import Config
-from trainer_worker.runs.records import Record, RunRecord, Score, is_average
+from trainer_worker.training.config import Config
+from trainer_worker.training.records import Record, RunRecord, Score, is_average
 
 SMOOTHING = 5
 """Evaluations of which a smoothed curve is the median, the current one and those before it.

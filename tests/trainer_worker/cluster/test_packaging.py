@@ -28,8 +28,8 @@ from trainer_worker.cluster.packaging import (
 from trainer_worker.cluster.script import _parser
 from trainer_worker.cluster.sending import config_command
 from trainer_worker.comparison.compare import _job
-from trainer_worker.runs.config import Config
-from trainer_worker.runs.records import Arm
+from trainer_worker.training.config import Config
+from trainer_worker.training.records import Arm
 
 
 def test_a_scripts_command_line_survives_the_shell() -> None:

@@ -13,11 +13,11 @@ from rich.console import Console
 from trainer_worker.comparison.compare import _info, _token, compare
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.datasets import DataMissing
-from trainer_worker.runs import in_process
-from trainer_worker.runs.config import Config, NowcastTable
-from trainer_worker.runs.records import Arm, RunRecord
-from trainer_worker.runs.resuming import CannotResume
 from trainer_worker.tasks import load_task
+from trainer_worker.training import in_process
+from trainer_worker.training.config import Config, NowcastTable
+from trainer_worker.training.records import Arm, RunRecord
+from trainer_worker.training.resuming import CannotResume
 
 TOKEN = "a-tokens-text"
 
@@ -76,7 +76,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         small = load_task("fm-16", examples=64)
     except DataMissing as missing:
         pytest.skip(str(missing))
-    for place in ("trainer_worker.runs.loop.load_task", "trainer_worker.tasks.load_task"):
+    for place in ("trainer_worker.training.loop.load_task", "trainer_worker.tasks.load_task"):
         monkeypatch.setattr(place, lambda *_, **__: small)
     return tmp_path
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from trainer_worker.comparison import report
 from trainer_worker.comparison.summary import Summary, smooth, summarise
-from trainer_worker.runs.config import Config
-from trainer_worker.runs.records import Evaluation, RunRecord, Score, Scores
+from trainer_worker.training.config import Config
+from trainer_worker.training.records import Evaluation, RunRecord, Score, Scores
 
 
 def run(

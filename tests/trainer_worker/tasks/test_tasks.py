@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from trainer_worker.datasets import DataMissing
-from trainer_worker.runs.config import TaskTable
 from trainer_worker.tasks import TASKS, load_task
 from trainer_worker.tasks.convnet import convnet
 from trainer_worker.tasks.task import Task, TensorSplit, evaluate
+from trainer_worker.training.config import TaskTable
 
 
 @pytest.fixture(scope="module")

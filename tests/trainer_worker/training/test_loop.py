@@ -8,13 +8,13 @@ import torch
 from faulty_server import FaultyServer
 
 from trainer_worker.datasets import DataMissing
-from trainer_worker.runs.config import Config, NowcastTable
-from trainer_worker.runs.in_process import FolderHarness, train_in_process
-from trainer_worker.runs.loop import Checkpoint, _rate, train
-from trainer_worker.runs.records import Arm, Order, RunRecord, is_average
-from trainer_worker.runs.resuming import begin
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.task import Task
+from trainer_worker.training.config import Config, NowcastTable
+from trainer_worker.training.in_process import FolderHarness, train_in_process
+from trainer_worker.training.loop import Checkpoint, _rate, train
+from trainer_worker.training.records import Arm, Order, RunRecord, is_average
+from trainer_worker.training.resuming import begin
 
 NOWCAST = {"server": "embedded", "forecaster": "average", "context": 2, "interval": 3, "schedule": "fixed", "furthest": 1}
 
@@ -35,7 +35,7 @@ def small_task() -> Task:
 @pytest.fixture(autouse=True)
 def _loaded_once(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading 70,000 pictures takes longer than these runs."""
-    monkeypatch.setattr("trainer_worker.runs.loop.load_task", lambda *args, **kwargs: small_task)
+    monkeypatch.setattr("trainer_worker.training.loop.load_task", lambda *args, **kwargs: small_task)
 
 
 def order(

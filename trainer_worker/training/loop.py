@@ -13,16 +13,16 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainer_worker.runs.config import NowcastTable, TrainTable
-from trainer_worker.weights.followers import WeightAverage
-from trainer_worker.trials.guard import Guard
 from trainer_worker.jump import Jump
 from trainer_worker.nowcast import Nowcast
-from trainer_worker.runs.records import Evaluation, Order, RunRecord, Score, Scores
 from trainer_worker.schedule import AdaptiveHorizon, BestAfterRecovery, FixedHorizon, PaperSchedule, Policy
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.batches import batch_indices
 from trainer_worker.tasks.task import Task, evaluate
+from trainer_worker.training.config import NowcastTable, TrainTable
+from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, Scores
+from trainer_worker.trials.guard import Guard
+from trainer_worker.weights.followers import WeightAverage
 
 FIRST_HORIZON: Final = 4
 """Of the adaptive schedule."""

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trainer_worker.events import Event
-from trainer_worker.runs.records import Order
+from trainer_worker.training.records import Order
 
 
 class Display:

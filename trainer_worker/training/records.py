@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from protos.messages import Skill
-from trainer_worker.runs.config import Config, NowcastTable
+from trainer_worker.training.config import Config, NowcastTable
 
 AVERAGED: Final = ", averaged"
 """Ends the name of an arm that is the average of another's weights."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainer_worker.runs.config import TABLES, Config, ConfigError, load_config
-from trainer_worker.runs.keys import show_keys
+from trainer_worker.training.config import TABLES, Config, ConfigError, load_config
+from trainer_worker.training.keys import show_keys
 
 DEMO = Path(__file__).resolve().parents[3] / "deploy" / "demo.toml"
 

@@ -15,16 +15,16 @@ import torch
 from rich.console import Console
 
 from trainer_worker.comparison import report
-from trainer_worker.runs import room
 from trainer_worker.comparison.compare import arm_with, compare
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.datasets import DataMissing
-from trainer_worker.runs.config import Config
-from trainer_worker.runs.mailbox import Mailbox, open_mailbox
-from trainer_worker.runs.own_server import own_server
-from trainer_worker.runs.ray_train import TrainingFailed, train_on_ray
-from trainer_worker.runs.records import Order, RunRecord
 from trainer_worker.tasks import load_task
+from trainer_worker.training import room
+from trainer_worker.training.config import Config
+from trainer_worker.training.mailbox import Mailbox, open_mailbox
+from trainer_worker.training.own_server import own_server
+from trainer_worker.training.ray_train import TrainingFailed, train_on_ray
+from trainer_worker.training.records import Order, RunRecord
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 240

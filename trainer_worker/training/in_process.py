@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from trainer_worker.runs.loop import Checkpoint, train
-from trainer_worker.runs.records import Order, RunRecord
+from trainer_worker.training.loop import Checkpoint, train
+from trainer_worker.training.records import Order, RunRecord
 
 
 def train_in_process(order: Order, *, listen: Callable[[dict[str, Any]], None]) -> RunRecord:

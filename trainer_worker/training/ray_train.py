@@ -12,13 +12,13 @@ import torch
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from trainer_worker.runs.config import WorkersTable
-from trainer_worker.runs.local_cluster import join_cluster, start_local_cluster
-from trainer_worker.runs.loop import Checkpoint, train
-from trainer_worker.runs.mailbox import Listener, open_mailbox
-from trainer_worker.runs.records import Order, RunRecord
-from trainer_worker.runs.room import warned_without_room
-from trainer_worker.runs.storage import resolve
+from trainer_worker.training.config import WorkersTable
+from trainer_worker.training.local_cluster import join_cluster, start_local_cluster
+from trainer_worker.training.loop import Checkpoint, train
+from trainer_worker.training.mailbox import Listener, open_mailbox
+from trainer_worker.training.records import Order, RunRecord
+from trainer_worker.training.room import warned_without_room
+from trainer_worker.training.storage import resolve
 
 __all__ = ["cluster", "start_local_cluster", "train_on_ray"]
 

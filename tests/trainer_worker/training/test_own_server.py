@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from trainer_worker.runs.own_server import ServerFailed, own_server
+from trainer_worker.training.own_server import ServerFailed, own_server
 
 
 def test_it_serves_while_open_and_is_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainer_worker.runs.config import TABLES
+from trainer_worker.training.config import TABLES
 
 
 def show_keys(console: Console) -> None:

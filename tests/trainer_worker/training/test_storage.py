@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_worker.runs.storage import StorageUnusable, folders, forget, put, read, resolve, write
+from trainer_worker.training.storage import StorageUnusable, folders, forget, put, read, resolve, write
 
 
 @pytest.mark.parametrize("kind", ["", "file://", "local://", "memory://"], ids=lambda kind: kind or "path")

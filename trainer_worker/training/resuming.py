@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from trainer_worker.runs.records import Order, Record, RunRecord
-from trainer_worker.runs.storage import folders, forget, read, write
+from trainer_worker.training.records import Order, Record, RunRecord
+from trainer_worker.training.storage import folders, forget, read, write
 
 TERMS: Final = "order.json"
 """In the folder of a run's checkpoints."""

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from trainer_worker.comparison.compare import arm_with
-from trainer_worker.runs.config import Config
-from trainer_worker.runs.records import Arm, Evaluation, Order, RunRecord, Score
-from trainer_worker.runs.resuming import CannotResume, begin, check, finished, keep
+from trainer_worker.training.config import Config
+from trainer_worker.training.records import Arm, Evaluation, Order, RunRecord, Score
+from trainer_worker.training.resuming import CannotResume, begin, check, finished, keep
 
 
 def orders(folder: Path, **changes: Any) -> list[Order]:
