@@ -4,7 +4,7 @@
 |---|---|---|---|
 | `nowcast_uploads_total` | counter | `outcome` | snapshots: `stored`, `replayed` (already held), or the code of the error |
 | `nowcast_upload_bytes_total` | counter | | bytes of snapshot bodies received |
-| `nowcast_upload_seconds` | histogram | | from the first to the last byte of a snapshot that was taken |
+| `nowcast_upload_seconds` | histogram | | from the head of an upload to its answer, for snapshots that were taken |
 | `nowcast_forecasts_total` | counter | `forecaster`, `outcome` | nowcasts: `made`, `gone` (client hung up), or an error's code |
 | `nowcast_forecast_seconds` | histogram | `forecaster` | a forecast on the device |
 | `nowcast_queue_seconds` | histogram | | a forecast waited for the device |

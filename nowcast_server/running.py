@@ -66,6 +66,17 @@ def allow_open_files(more: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def prepare_process(settings: Settings) -> None:
+    """What a process that serves needs, whoever calls its app: logs, threads, memory and files."""
+    configure_logging(level=settings.log_level, style=settings.log_format, audit_log=settings.audit_log)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    keep_freed_memory()
+    if settings.spill is not None:
+        allow_open_files(settings.max_jobs)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+
 def server_for(app: FastAPI, settings: Settings) -> Server:
     """The app as uvicorn shall serve it."""
     config = uvicorn.Config(
@@ -90,13 +101,7 @@ def serve(settings: Settings) -> int:
     Raises:
         ValueError, OSError: the tokens or certificates cannot be read.
     """
-    configure_logging(level=settings.log_level, style=settings.log_format, audit_log=settings.audit_log)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    keep_freed_memory()
-    if settings.spill is not None:
-        allow_open_files(settings.max_jobs)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    prepare_process(settings)
     app = create_app(settings, on_failure=lambda: server.handle_exit(0, None))
     service: Service = app.state.service
     server = server_for(app, settings)

@@ -9,7 +9,8 @@ from functools import partial
 from nowcast_server.device import Device
 from nowcast_server.forecasting import Forecaster, forecast_bytes
 from nowcast_server.jobs.budget import Budget
-from nowcast_server.jobs.registry import Job, Jobs, check_size
+from nowcast_server.jobs.limits import check_coverage, check_size
+from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.jobs.spill import Spill
 from nowcast_server.logs import audit, log
 from nowcast_server.metatrain.recording import Recording
@@ -143,6 +144,7 @@ class Service:
             detail = f"{spec.forecaster} forecasts from {forecaster.context} snapshots, not {spec.context}"
             raise BadRequest(detail, field="context")
         check_size(spec, max_snapshot_bytes=self.settings.max_snapshot)
+        await asyncio.to_thread(check_coverage, spec.wiring)
         await asyncio.to_thread(getattr, spec.wiring, "hash")  # of a large wiring it takes a while; it is kept
         working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
         least = forecast_bytes(spec, NowcastRequest(step=0, horizons=[1])) + working_bytes

@@ -52,7 +52,7 @@ class JobSpec(Message):
     context: Annotated[int, Field(ge=2, le=64)] = 5
     interval: Annotated[int, Field(ge=1, lt=2**32)] = 200
     dtype: Dtype = "float32"
-    forecaster: str = "nino"
+    forecaster: Annotated[str, StringConstraints(max_length=64)] = "nino"
     record: bool = False
 
 

@@ -27,7 +27,7 @@ class Budget:
         """
         most_bytes = self.limit_bytes - self._kept_bytes
         if size_bytes > most_bytes:
-            detail = f"{what} needs {size_bytes} bytes; this server has {most_bytes}"
+            detail = f"{what} needs {size_bytes} bytes; there are {most_bytes} in all"
             raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=most_bytes)
 
     def check_left(self, size_bytes: int, *, what: str) -> None:

@@ -15,16 +15,11 @@ from nowcast_server.jobs.history import History, history_bytes
 from nowcast_server.jobs.saved import Saved
 from nowcast_server.jobs.skill import TrackRecord, track_bytes
 from nowcast_server.settings import Settings
-from protos.errors import BadWiring, Busy, JobConflict, RunConflict, TooLarge, UnknownJob
-from protos.frames import DTYPE_BYTES
+from protos.errors import Busy, JobConflict, RunConflict, UnknownJob
 from protos.messages import RUN_HEADER, JobSpec, JobStatus, Outcome
-from protos.wiring import Wiring
 
 ROW_BYTES: Final = 512
 """What a block of a wiring, or a parameter without its name, takes as Python objects, about."""
-STRUCTURE_PER_NEURON: Final = 64
-"""Edges without weights a neuron may have, besides as many as there are weights. They cost a forecast time but no upload, so
-they need a bound of their own."""
 
 
 @dataclass(eq=False)
@@ -152,7 +147,7 @@ class Jobs:
         return job
 
     def register(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None = None) -> tuple[Job, bool]:
-        """Take in a job that has passed `check_size`, or find it if it is the same; the second value says whether it is new.
+        """Take in a job that has passed `limits.check_size`, or find it if it is the same; the second value says whether it is new.
 
         Raises:
             JobConflict: another job has this id.
@@ -256,36 +251,6 @@ class Jobs:
 
 def _promise(spec: JobSpec) -> str:
     return f"a history of {spec.context} snapshots of {spec.wiring.size} {spec.dtype} values, with its wiring,"
-
-
-def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:
-    """Is this a network a server can work on at all?
-
-    Raises:
-        BadWiring: it has no parameters.
-        TooLarge: a snapshot is larger than allowed, or the graph is out of all proportion to its weights.
-    """
-    wiring = spec.wiring
-    if not wiring.size:
-        raise BadWiring("the wiring's parameters hold no values", field="wiring.parameters")
-    snapshot_bytes = wiring.size * DTYPE_BYTES[spec.dtype]
-    if snapshot_bytes > max_snapshot_bytes:
-        detail = (
-            f"a snapshot of {wiring.size} {spec.dtype} values has {snapshot_bytes} bytes; this server takes {max_snapshot_bytes}"
-        )
-        raise TooLarge(detail, field="wiring.parameters", limit_bytes=max_snapshot_bytes)
-    _check_structure(wiring)
-
-
-def _check_structure(wiring: Wiring) -> None:
-    neurons = 64 + 4 * wiring.size
-    if wiring.neurons > neurons:
-        raise TooLarge(f"{wiring.neurons} neurons for {wiring.size} weights; at most {neurons} make sense", field="wiring.neurons")
-    structure = sum(block.edges for block in wiring.blocks if not block.size)
-    most = wiring.size + STRUCTURE_PER_NEURON * wiring.neurons
-    if structure > most:
-        detail = f"{structure} edges without weights; at most {most} make sense for this network"
-        raise TooLarge(detail, field="wiring.blocks")
 
 
 def _check_same(known: JobSpec, given: JobSpec) -> None:

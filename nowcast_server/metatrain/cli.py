@@ -34,7 +34,7 @@ def fit(config: Config) -> None:
     _log()
     try:
         typer.echo(run(_read(FitConfig, config)))
-    except (ValueError, CheckpointError) as error:
+    except (ValueError, FloatingPointError, CheckpointError) as error:
         raise typer.BadParameter(str(error), param_hint="CONFIG") from None
 
 

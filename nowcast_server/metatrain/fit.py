@@ -63,7 +63,7 @@ class FitConfig(BaseModel):
         evenness: see `loss`.
         ema: decay of the averaged weights, which are what is kept.
         without: tasks to leave out, by the start of their names.
-        held: tasks that only judge, by the start of their names; of recordings, `recorded/` and the start of a job's id.
+        held: tasks that only judge, by the start of their names; of recordings, `recorded/TENANT/` and the start of a job's id.
         validate_every: steps between two looks at the validation runs.
         save_every: steps between two saved states.
         seed: of initial weights and of every draw.

@@ -20,11 +20,9 @@ class Recorder:
 
     Args:
         folder: below which the files lie.
-        kind: what the runs count as when a fit draws its examples.
     """
 
     folder: Path
-    kind: str = "recorded"
     _open: dict[str, _Recording] = field(default_factory=dict)
 
     def add(self, job: str, *, wiring: Wiring, interval: int, step: int, state: Floats) -> bool:
@@ -47,12 +45,12 @@ class Recorder:
     def jumped(self, job: str) -> None:
         """The job has loaded a forecast, or gone back: what follows does not continue what came before."""
         if job in self._open:
-            self._open[job].segment += 1
+            self._open[job].segment = self._open[job].written + 1
 
     def stayed(self, job: str) -> None:
         """What was taken for a jump was none. It is too late once a snapshot followed, which then begins a piece."""
-        if job in self._open and self._open[job].segment == self._open[job].written + 1:
-            self._open[job].segment -= 1
+        if job in self._open:
+            self._open[job].segment = self._open[job].written
 
     def end(self, job: str) -> None:
         """The job is gone; one that comes back under its name continues its file if its steps do."""
@@ -65,7 +63,7 @@ class Recorder:
             self.end(job)
 
     def _begin(self, job: str, wiring: Wiring, interval: int, step: int, state: Floats) -> _Recording:
-        header = {"task": f"{self.kind}/{job}", "interval": interval, "wiring": wiring.to_dict()}
+        header = {"task": f"recorded/{job}", "interval": interval, "wiring": wiring.to_dict()}
         path = self._free_path(f"{job}-{wiring.hash[:12]}", interval, step)
         segment = _last_segment(path) + 1 if path.exists() else 0
         self._open[job] = _Recording(TrajectoryWriter(path, state, header=header), segment, segment)

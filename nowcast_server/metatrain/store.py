@@ -92,8 +92,7 @@ class Trajectory:
     def pieces(self) -> "list[Trajectory]":
         """Stretches without a jump and without a missing snapshot: in each, steps are equally far apart."""
         gaps, segments = np.diff(self.steps), np.diff(self.records["segment"].astype(np.int64))
-        usual = int(self.header.get("interval", gaps.min(initial=1)))
-        ends = [*(np.flatnonzero((gaps != usual) | (segments != 0)) + 1).tolist(), len(self.steps)]
+        ends = [*(np.flatnonzero((gaps != int(self.header["interval"])) | (segments != 0)) + 1).tolist(), len(self.steps)]
         starts = [0, *ends[:-1]]
         return [replace(self, records=self.records[start:end]) for start, end in zip(starts, ends, strict=True)]
 

@@ -5,11 +5,13 @@ from itertools import pairwise
 from typing import Any, Final, Self
 
 from protos.errors import NowcastError
-from protos.wiring import MAX_SLOTS, EdgeType
+from protos.wiring import MAX_SLOTS
 
 SCALINGS: Final = ("std", "std-param", "min-max")
 ACTIVATIONS: Final = ("silu", "relu", "gelu", "tanh")
 WNN_LAYERS: Final = 4
+EDGE_TYPES: Final = 15
+"""Rows of the published edge type embedding: every `EdgeType`, and one that is never used."""
 
 Shape = tuple[int, ...]
 
@@ -50,7 +52,7 @@ class ModelOptions:
     layers: int = 3
     towers: int = 1
     slots: int = MAX_SLOTS
-    edge_types: int = 15
+    edge_types: int = EDGE_TYPES
     laplacian: int = 8
     vocabulary: int = 0
     activation: str = "silu"
@@ -66,8 +68,8 @@ class ModelOptions:
                 raise CheckpointError(f"option {name} = {getattr(self, name)}: must be {least} to {most}", field=name)
         if self.hidden % self.towers:
             raise CheckpointError(f"option towers = {self.towers} must divide hidden = {self.hidden}", field="towers")
-        if 0 < self.edge_types <= EdgeType.SELF_LOOP:
-            detail = f"option edge_types = {self.edge_types}: the graph has types up to {int(EdgeType.SELF_LOOP)}; 0 means none"
+        if self.edge_types not in (0, EDGE_TYPES):
+            detail = f"option edge_types = {self.edge_types}: must be {EDGE_TYPES}, or 0 if types are not told apart"
             raise CheckpointError(detail, field="edge_types")
         if self.graph and not (self.laplacian or self.vocabulary):
             raise CheckpointError("options laplacian and vocabulary are both 0: neurons have no features", field="laplacian")
@@ -113,7 +115,6 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "layers": (1, 100),
     "towers": (1, 100),
     "slots": (1, 1000),
-    "edge_types": (0, 1000),
     "laplacian": (0, 256),
     "vocabulary": (0, 10_000_000),
     "update_scale": (-1e6, 1e6),

@@ -11,9 +11,8 @@ from ray import serve
 from nowcast_server.logs import configure_logging, log
 from nowcast_server.running import KEEP_ALIVE_S
 from nowcast_server.serve.application import autoscaling, check, deployment
-from nowcast_server.service import Service
 from nowcast_server.settings import Settings
-from nowcast_server.tokens import check_exposure
+from nowcast_server.tokens import Tokens, check_exposure
 
 PATIENCE = {
     # the proxy misses Serve's own limits (5 s, 10 s) on a machine with every core taken, and is killed for it
@@ -85,15 +84,15 @@ def start(settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast"
         RuntimeError: the replicas do not start; Ray's logs say why.
     """
     known = Settings(**settings)
-    service = Service(known, loader=dict)
-    check_exposure(known, service.tokens)
+    tokens = Tokens.load(known)
+    check_exposure(known, tokens)
     http: dict[str, Any] = {"host": known.host, "port": known.port, "keep_alive_timeout_s": KEEP_ALIVE_S}
     if tls is not None:
         http |= {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
     serve.start(proxy_location="EveryNode", http_options=http)
     args = {key: value for key, value in settings.items() if key not in ("host", "port", "tokens", "token_file")}
-    if service.tokens.tenants:  # only their hashes travel
-        args["tokens"] = ",".join(f"{tenant}:sha256:{digest.hex()}" for digest, tenant in service.tokens.tenants)
+    if tokens.tenants:  # only their hashes travel
+        args["tokens"] = ",".join(f"{tenant}:sha256:{digest.hex()}" for digest, tenant in tokens.tenants)
     if not replicas.gpus:
         args.setdefault("threads", max(1, int(replicas.cpus)))
     serve.run(deployment.options(**replicas.options()).bind(check(args)), name=name, route_prefix=prefix)

@@ -1,17 +1,14 @@
 """One replica: the whole app in a Ray actor, and what it answers to Serve and to the other replicas."""
 
 import asyncio
-import sys
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nowcast_server.app import create_app
-from nowcast_server.logs import configure_logging
-from nowcast_server.running import SWITCH_INTERVAL_S, keep_freed_memory
+from nowcast_server.running import prepare_process
 from nowcast_server.serve.peers import Peers, forget, router, run_conflict
 from nowcast_server.serve.scaling import AT_HAND
 from nowcast_server.serve.scrape import Family, families
@@ -45,11 +42,7 @@ class Replica:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self._settings = Settings(**args)
-        configure_logging(level=self._settings.log_level, style=self._settings.log_format, audit_log=self._settings.audit_log)
-        if self._settings.threads:
-            torch.set_num_threads(self._settings.threads)
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        keep_freed_memory()
+        prepare_process(self._settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""

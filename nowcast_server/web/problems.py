@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,10 +36,10 @@ def problem_response(error: NowcastError, *, hang_up: bool = False) -> Response:
     return Response(body, status_code=error.status, media_type=PROBLEM_TYPE, headers=headers)
 
 
-def invalid(errors: Sequence[Any], *, prefix: str = "") -> BadRequest:
-    """Pydantic's findings as one error that names the first field; the value itself is not repeated."""
+def invalid(errors: Sequence[Any]) -> BadRequest:
+    """Pydantic's findings as one error that names the first field, which may be of any length; the value is not repeated."""
     first = errors[0]
-    field = prefix + ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query", "header"))
+    field = ".".join(str(part)[:100] for part in first["loc"] if part not in ("body", "path", "query", "header"))[:200]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return BadRequest(f"{field or 'the body'}: {first['msg']}{more}"[:500], field=field or None)
 
@@ -56,9 +55,9 @@ def install(app: FastAPI, service: Service) -> None:
             "call refused",
             extra={**_call(request.scope), "status": known.status, "code": known.code, "detail": known.detail},
         )
-        return problem_response(known, hang_up=_may_go_on(request, known))
+        return problem_response(known, hang_up=_hangs_up(request, known))
 
-    for kind in (NowcastError, HTTPException, RequestValidationError, ValidationError):
+    for kind in (NowcastError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, render)
     app.add_middleware(Boundary, service=service)
 
@@ -66,7 +65,7 @@ def install(app: FastAPI, service: Service) -> None:
 def _known(error: Exception) -> NowcastError:
     if isinstance(error, NowcastError):
         return error
-    if isinstance(error, RequestValidationError | ValidationError):
+    if isinstance(error, RequestValidationError):
         return invalid(error.errors())
     assert isinstance(error, HTTPException)
     return _OF_STATUS.get(error.status_code, BadRequest)(str(error.detail))
@@ -78,7 +77,7 @@ def _level(request: Request, error: NowcastError) -> int:
     return logging.WARNING if error.status >= 500 and not isinstance(error, Unavailable) else logging.INFO
 
 
-def _may_go_on(request: Request, error: NowcastError) -> bool:
+def _hangs_up(request: Request, error: NowcastError) -> bool:
     """Could the client go on sending a body that nobody wants, for longer than is worth throwing away?
 
     A body of honest length is thrown away instead, so that the client reads its answer and keeps its connection.

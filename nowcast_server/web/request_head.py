@@ -9,7 +9,7 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a request's line and headers, and of a body's trailers. One sent along with the request before may have up to twice that."""
 HEAD_S: Final = 30.0
 """While nothing is being answered, a connection has so long to bring a whole line and headers, or more of a body that was refused.
-From an answer to the next byte uvicorn's keep-alive counts instead."""
+From an answer to the next byte uvicorn's keep-alive counts instead, also while an `Intake` throws a body away."""
 
 
 class LimitedProtocol(HttpToolsProtocol):

@@ -1,9 +1,11 @@
 """Nowcasts: right, checked, fair, dropped when nobody wants them, and never in anybody's way."""
 
+import asyncio
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,11 @@ import pytest
 import torch
 from server_kit import Caller, Held, Last, Odd, Start, Walk, dense, read_forecasts, refused, until
 
+from nowcast_server.forecasting import Forecasts
+from nowcast_server.service import Service
+from nowcast_server.settings import Settings
+from nowcast_server.web.problems import Boundary
+from nowcast_server.web.routes.nowcasts import FramesResponse
 from protos.frames import Header
 
 
@@ -404,3 +411,24 @@ def test_eight_jobs_at_once_get_what_each_gets_alone(listen: Start, start: Start
             assert torch.equal(ours, theirs)
     different = {tuple(forecasts[0][0, :5].tolist()) for forecasts in at_once}
     assert len(different) > 1
+
+
+def test_a_client_that_fetches_too_slowly(caplog: pytest.LogCaptureFixture) -> None:
+    """A client's slow line would be logged and counted as a failure of the server."""
+    forecasts = Forecasts(Header("forecasts", "float32", (1, 10), 30, (1,)), torch.zeros(1, 10), 0.0)
+    service = Service(Settings(), loader=dict)
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await FramesResponse(forecasts, held=AsyncExitStack(), limit_s=0.05)(scope, receive, send)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        await asyncio.sleep(0.04)
+
+    with caplog.at_level("INFO"):
+        asyncio.run(Boundary(app, service=service)({"type": "http", "method": "POST", "path": "/v1"}, None, send))  # type: ignore[arg-type]
+    assert sent[0]["type"] == "http.response.start"
+    assert sent[-1].get("more_body")  # uvicorn closes a connection whose answer was not completed
+    assert [record.message for record in caplog.records] == ["client gone"]
+    assert "nowcast_errors_total{" not in service.metrics.render().decode()

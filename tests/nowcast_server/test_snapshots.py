@@ -283,3 +283,20 @@ def test_not_ready(start: Start) -> None:
         assert response.headers["retry-after"] == str(problem["retry_after_s"])
     assert caller.client.get("/livez").status_code == 200
     assert caller.steps() == []
+
+
+def test_an_upload_that_finds_no_room(start: Start) -> None:
+    """It would be told that it did not come, though all of it had."""
+    held = Held()
+    caller = start(held, upload_grace_s=0.2)
+    caller.register()
+    caller.fill(10, 20, 30)
+    with ThreadPoolExecutor(1) as pool:
+        nowcast = pool.submit(caller.nowcast)
+        assert held.begun.acquire(timeout=10)
+        caller.fill(40)  # into the spare row
+        problem = refused(caller.upload(50), 429, "busy")
+        assert problem["retry_after_s"] > 0
+        held.released.set()
+        assert nowcast.result().status_code == 200
+    assert caller.upload(50).status_code == 200

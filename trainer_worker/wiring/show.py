@@ -50,7 +50,7 @@ def show(report: WiringReport, console: "Console") -> None:
     for kind, edges in report.structure.items():
         console.print(f"{edges:,} {kind} edges without weights")
     for remark in report.remarks:
-        console.print(f"[yellow]{remark}[/yellow]", markup=True, highlight=False)
+        console.print(remark, style="yellow", markup=False, highlight=False)
 
 
 def draw(report: WiringReport, path: Path) -> None:

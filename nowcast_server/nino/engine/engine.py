@@ -144,8 +144,8 @@ class _Forecast:
 
     def _read_out(self, ends: Sequence[Ends | None], horizons: Sequence[int]) -> Tensor:
         last = self._snapshots.rows[-1]
-        out = torch.empty(len(horizons), len(last), dtype=torch.float32, device=last.device)
-        self._exchange.prepare(out)
+        # zeros: of a wiring that lies about its blocks, nothing that memory held before must get out
+        out = torch.zeros(len(horizons), len(last), dtype=torch.float32, device=last.device)
         carrying = [unit for group in self._own for unit in group.units if unit.carries]
         readout = {slots: self._folded.rows(horizons, slots=slots) for slots in {unit.slots for unit in carrying}}
 

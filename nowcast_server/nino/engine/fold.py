@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nowcast_server.nino.options import WNN_LAYERS, ModelOptions
+from nowcast_server.nino.options import EDGE_TYPES, WNN_LAYERS, ModelOptions
 
-DEFAULT_TYPES = 15
 """Rows of the bias tables of a model without an edge type embedding."""
 
 
@@ -176,7 +175,7 @@ class _Weights:
 
 def _edges_in(options: ModelOptions, weights: _Weights, stages: list[EdgeStage]) -> Affine:
     """Edges before the first update, as an affine map of the weights themselves or, with two input layers, of a first stage."""
-    types = options.edge_types or DEFAULT_TYPES
+    types = options.edge_types or EDGE_TYPES
     zero = torch.zeros(types, options.hidden, dtype=torch.float64)
     matrix, bias = weights.linear("edge_in.0")
     state = Affine(matrix.T, bias.expand_as(zero))

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from nowcast_server.nino.cache import LruCache
 from nowcast_server.nino.graph import SELF_LOOP_FEATURE, STRUCTURE_FEATURE, block_edges, block_positions, word_positions
+from nowcast_server.nino.options import EDGE_TYPES
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 
 GROUPS: Final = 16
-TYPES: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def plan_bytes(wiring: Wiring, sizes: Sizes, *, graph: bool) -> int:
     edges = wiring.neurons + sum(block.edges for block in listed)
     panels = 2 * ((wiring.edges + wiring.size) // sizes.panel + sum(block.slots for block in wiring.blocks))
     numbers = sum(block.size for block in listed)
-    return _EDGE_BYTES * edges + _POSITION_BYTES * numbers + 2 * 4 * TYPES * wiring.neurons + panels * _PANEL_BYTES
+    return _EDGE_BYTES * edges + _POSITION_BYTES * numbers + 2 * 4 * EDGE_TYPES * wiring.neurons + panels * _PANEL_BYTES
 
 
 _EDGE_BYTES: Final = 80
@@ -211,7 +211,7 @@ def _plan_graph(wiring: Wiring, sizes: Sizes) -> Plan:
     small = [block for block in wiring.blocks if not _is_large(block, sizes)]
     structure = [block for block in small if block.parameter == STRUCTURE]
     bundles = [*_bundles(wiring, small, sizes), *_structure(wiring, structure, sizes)]
-    counts = torch.zeros(TYPES, wiring.neurons, dtype=torch.float32)
+    counts = torch.zeros(EDGE_TYPES, wiring.neurons, dtype=torch.float32)
     for block in wiring.blocks:
         counts[block.edge_type, block.target : block.target + block.targets] += 1 if block.diagonal else block.sources
     counts[EdgeType.SELF_LOOP] += 1
@@ -229,7 +229,7 @@ def _plan_parameters(wiring: Wiring, sizes: Sizes) -> Plan:
     blocks = [slot for block in wiring.blocks if block.parameter != STRUCTURE for slot in _split_slots(block)]
     panels = [panel for block in blocks if _is_large(block, sizes) for panel in _cut(wiring, block, sizes)]
     bundles = list(_bundles(wiring, [block for block in blocks if not _is_large(block, sizes)], sizes))
-    nothing = torch.zeros(0, TYPES, dtype=torch.float32)
+    nothing = torch.zeros(0, EDGE_TYPES, dtype=torch.float32)
     return Plan((*_group(panels), *_group(bundles)), 0, 1, nothing, torch.zeros(0).long(), _uncovered(wiring))
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from nowcast_server.forecasting import Forecasts
@@ -41,11 +42,19 @@ class FramesResponse(Response):
         self._limit_s = limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI
-        async with self._held, asyncio.timeout(self._limit_s):
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            for piece in write_frames(self._forecasts.header, self._forecasts.payload):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async with self._held:
+            try:
+                async with asyncio.timeout(self._limit_s):
+                    await self._send(send)
+            except TimeoutError:
+                raise ClientDisconnect from None  # it is there, and takes nothing: all the same to us
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in write_frames(self._forecasts.header, self._forecasts.payload):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)  # a client that has gone takes every piece at once
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 @router.post("", status_code=200, response_class=FramesResponse, responses=RESPONSES, openapi_extra=json_body(NowcastRequest))

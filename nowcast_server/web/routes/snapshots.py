@@ -12,7 +12,7 @@ from nowcast_server.logs import log
 from nowcast_server.service import Service
 from nowcast_server.web.intake import receive_into
 from nowcast_server.web.routes.calls import PROBLEMS, DeadlineS, OwnJob, TheService, check_body
-from protos.errors import DeadlineExceeded, NowcastError, TooLarge, UnknownJob
+from protos.errors import Busy, DeadlineExceeded, NowcastError, TooLarge, UnknownJob
 from protos.frames import DTYPE_BYTES, MAX_HEADER_BYTES, MEDIA_TYPE
 from protos.messages import JobSpec, SnapshotReceipt, Step
 
@@ -20,6 +20,8 @@ router = APIRouter(prefix="/jobs/{job}/snapshots", tags=["snapshots"], responses
 
 SMALLEST_CHUNK: Final = 1024
 """Chunks must have at least so many bytes on the whole; their preludes count against the length of the body."""
+
+RETRY_AFTER_S: Final = 1.0
 
 BODY = {"requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
 
@@ -57,19 +59,15 @@ async def _within_limits(job: Job, step: int, service: Service, request: Request
     check_body(request.headers, media_type=MEDIA_TYPE, max_bytes=max_bytes)
     job.history.check_step(step)
     limit_s = min(service.settings.transfer_limit_s(max_bytes), deadline_s or float("inf"))
-    try:
-        async with asyncio.timeout(limit_s):
-            return await _receive(job, step, service, request, max_bytes)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the snapshot did not come within {limit_s:.0f} s") from None
-
-
-async def _receive(job: Job, step: int, service: Service, request: Request, max_bytes: int) -> bool:
     async with service.spill.using(job):
-        row = await job.history.take()
+        row = await _free_row(job, min(service.settings.upload_grace_s, deadline_s or float("inf")))
         try:
             arrival = Arrival(job.spec, step=step, values=job.history.row(row))
-            await _read(request, arrival, max_bytes, service)
+            try:
+                async with asyncio.timeout(limit_s):
+                    await _read(request, arrival, max_bytes, service)
+            except TimeoutError:
+                raise DeadlineExceeded(f"the snapshot did not come within {limit_s:.0f} s") from None
             arrival.close()
             if job.closed:
                 raise UnknownJob(f"job {job.id!r} was deleted while its snapshot came", field="job")
@@ -79,6 +77,14 @@ async def _receive(job: Job, step: int, service: Service, request: Request, max_
             return stored
         finally:
             job.history.drop(row)
+
+
+async def _free_row(job: Job, limit_s: float) -> int:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await job.history.take()
+    except TimeoutError:
+        raise Busy("forecasts and uploads hold all of the job's memory; come again", retry_after_s=RETRY_AFTER_S) from None
 
 
 async def _read(request: Request, arrival: Arrival, max_bytes: int, service: Service) -> None:

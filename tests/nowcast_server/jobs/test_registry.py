@@ -290,3 +290,54 @@ def test_big_registration(start: Start) -> None:
     spec = {"wiring": {"parameters": parameters, "neurons": 5, "blocks": blocks}, "forecaster": "last"}
     response = caller.client.put("/v1/jobs/job", content=json.dumps(spec), headers=JSON)
     assert response.status_code == 201, response.text
+
+
+HALF = [1, 0, 2, 2, 4, 0, 0, 0, 4, 1, 1, 0]  # two of four sources of a 4x4 matrix
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [HALF, HALF],
+        [HALF, [1, 1, 2, 2, 4, 0, 0, 4, 4, 1, 1, 0]],
+        [[1, 0, 4, 4, 4, 0, 0, 0, 0, 1, 1, 0]],
+        [[1, 0, 4, 4, 2, 0, 0, 0, 1, 1, 1, 0]],
+        [[1, 0, 2, 4, 2, 1, 0, 0, 0, 1, 3, 1]],
+        [[1, 0, 3, 4, 3, 1, 0, 0, 0, 0, 1, 0]],
+    ],
+    ids=["twice", "overlapping", "no-stride", "crossing", "slots", "diagonal"],
+)
+def test_weights_that_lie_in_two_blocks(start: Start, blocks: list[list[int]]) -> None:
+    """The weights that are in none, though as many are counted, would be forecast as what memory held before: others' weights."""
+    caller = start()
+    wiring = {"parameters": [["v", [5]], ["w", [4, 4]]], "neurons": 8, "blocks": [[*row[:6], 1, *row[7:]] for row in blocks]}
+    problem = refused(caller.register(wiring=wiring), 422, "bad_wiring", "wiring.blocks")
+    assert "'w'" in problem["detail"]
+
+
+def test_weights_in_parts(start: Start) -> None:
+    """What a convolution, or a tensor that several layers share, looks like would be refused."""
+    caller = start()
+    blocks = [
+        [1, 0, 2, 2, 3, 0, 0, 0, 4, 12, 4, 1],  # (3, 3, 4): two of three inputs
+        [1, 4, 1, 5, 3, 0, 0, 8, 4, 12, 4, 1],
+        [2, 0, 3, 5, 3, 1, 1, 0, 1, 1, 1, 0],  # every second of six
+        [2, 0, 3, 5, 3, 1, 1, 1, 2, 0, 1, 0],
+    ]
+    wiring = {"parameters": [["w", [3, 3, 2, 2]], ["b", [6]]], "neurons": 9, "blocks": blocks}
+    assert caller.register(wiring=wiring).status_code == 201
+
+
+def test_refusals_are_short(start: Start) -> None:
+    """A name of megabytes would come back, and go into the log."""
+    caller = start()
+    for change in ({"forecaster": "x" * 50_000}, {"x" * 50_000: 1}, {"wiring": {"x" * 50_000: 1}}):
+        assert len(refused(caller.register(**change), 422, caller.register(**change).json()["code"])["detail"]) <= 500
+        assert len(caller.register(**change).content) < 1500
+
+
+def test_our_own_mistakes_are_not_the_clients(caller: Caller) -> None:
+    """A status that we make wrongly would be answered as a request that is not valid, without a trace in the log."""
+    (job,) = caller.service.jobs.of("anonymous")
+    job.created_at = "yesterday"  # type: ignore[assignment]
+    refused(caller.client.get("/v1/jobs/job"), 500, "internal")

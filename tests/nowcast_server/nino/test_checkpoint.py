@@ -109,6 +109,7 @@ def test_a_bare_state_dict_has_the_published_defaults(tmp_path: Path) -> None:
         ({"scale_method": "min-max-param"}, "scaling"),
         ({"act_name": "swish9"}, "activation"),
         ({"edge_types": 7}, "edge_types"),
+        ({"edge_types": 16}, "edge_types"),
         ({"hid": "4"}, "hidden"),
         ({"ctx": 1}, "context"),
         ({"gnn": True, "hid": 6, "towers": 4}, "towers"),

@@ -136,3 +136,20 @@ def test_picture(tmp_path: Path) -> None:
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=30, n_positions=6)
     draw(describe(transformers.GPT2LMHeadModel(config)), tmp_path / "graph.png")
     assert (tmp_path / "graph.png").stat().st_size > 20_000
+
+
+class Picky(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        del inputs
+        raise ValueError("expected [batch, time] ids from [/data/x]")
+
+
+def test_errors_of_a_users_network_are_shown_as_they_are() -> None:
+    """Brackets in them would be taken for markup: swallowed, or a traceback of ours."""
+    sink = io.StringIO()
+    show(describe(Picky()), Console(file=sink, width=200))
+    assert "expected [batch, time] ids from [/data/x]" in sink.getvalue()
