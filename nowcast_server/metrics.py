@@ -24,9 +24,9 @@
 No label names a job or a tenant: their number is not bounded, and they are nobody else's business.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterable
 
-from nowcast_server.jobs.skill import Scores
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _SKILLS = (-1.0, -0.3, -0.1, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -57,7 +57,7 @@ class Metrics:
         self.errors = counter("errors", "Calls answered with an error", "code")
         self.ready = gauge("ready", "1 while /readyz says yes")
 
-    def scored(self, scores: Scores) -> None:
+    def scored(self, scores: Iterable[tuple[str, float]]) -> None:
         """Count forecasts whose skill is known now."""
         for forecaster, value in scores:
             self.skill.labels(forecaster).observe(value)

@@ -13,11 +13,11 @@ from nowcast_server.jobs.limits import check_coverage, check_size
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.jobs.spill import Spill
 from nowcast_server.logs import audit, log
-from nowcast_server.metatrain.recording import Recording
 from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
+from nowcast_server.trajectories.recording import Recording
 from protos.errors import BadRequest, NowcastError, Unavailable, UnknownForecaster
 from protos.messages import JobSpec, NowcastRequest
 

@@ -55,7 +55,8 @@ ROOMS = {
     "nowcast_server/nino": set(),
     "nowcast_server/forecasters": {"nino"},
     "nowcast_server/jobs": {"forecasters"},
-    "nowcast_server/metatrain": {"forecasters", "jobs", "nino"},
+    "nowcast_server/trajectories": {"jobs"},
+    "nowcast_server/metatrain": {"forecasters", "nino", "trajectories"},
     "nowcast_server/web": {"jobs"},
     "nowcast_server/serve": {"web"},
 }

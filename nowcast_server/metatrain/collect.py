@@ -15,7 +15,7 @@ from nowcast_server.metatrain.draw import Study, draw
 from nowcast_server.metatrain.leaps import Leaper
 from nowcast_server.metatrain.library import wiring_of
 from nowcast_server.metatrain.stack import Snapshots, train
-from nowcast_server.metatrain.store import SUFFIX, TrajectoryWriter
+from nowcast_server.trajectories.store import SUFFIX, TrajectoryWriter
 
 MOST_MOVED = 1000.0
 """A run whose weights went further has diverged."""

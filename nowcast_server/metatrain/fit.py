@@ -18,12 +18,12 @@ from nowcast_server.metatrain.library import Group, Library
 from nowcast_server.metatrain.loss import loss, predict
 from nowcast_server.metatrain.progress import Progress
 from nowcast_server.metatrain.skill import RIVALS, of_model, skill
-from nowcast_server.metatrain.store import Trajectory, trajectories
 from nowcast_server.metatrain.windows import Windows, draw_cuts, draw_horizons, read_windows
 from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nowcast_server.nino.model import NiNo
 from nowcast_server.nino.options import ModelOptions
 from nowcast_server.nino.wnn import Wnn
+from nowcast_server.trajectories.store import Trajectory, trajectories
 
 logger = logging.getLogger(__name__)
 

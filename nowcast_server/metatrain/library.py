@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nowcast_server.metatrain.networks import Design
-from nowcast_server.metatrain.store import Trajectory, trajectories
+from nowcast_server.trajectories.store import Trajectory, trajectories
 from protos.wiring import Wiring
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nowcast_server.jobs.skill import skill as skill_of
 from nowcast_server.metatrain.library import Group
 from nowcast_server.metatrain.loss import mean_error, predict
 from nowcast_server.metatrain.windows import Cut, Windows, read_windows
@@ -91,7 +90,7 @@ def skill(groups: tuple[Group, ...], predictors: dict[str, Predictor], *, stride
     for kind, windows in judged_windows(groups, stride=stride):
         unchanged = mean_error(last(windows), windows)[0]
         for name, predictor in predictors.items():
-            won = skill_of(mean_error(predictor(windows), windows)[0], unchanged.clamp(min=1e-9)) * windows.known[0]
+            won = (1 - mean_error(predictor(windows), windows)[0] / unchanged.clamp(min=1e-9)) * windows.known[0]
             for scope in (kind, "all"):
                 sums[name, scope].total.add_(won)
                 sums[name, scope].count.add_(windows.known[0])

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nowcast_server.metatrain.library import Group, wiring_of
 from nowcast_server.metatrain.plan import Plan, plan
-from nowcast_server.metatrain.store import Trajectory
 from nowcast_server.nino.standardise import EPSILON
+from nowcast_server.trajectories.store import Trajectory
 from protos.wiring import Wiring
 
 STRATA = ((1, 4), (5, 9), (10, 14), (15, 19), (20, 24), (25, 29), (30, 34), (35, 40))

@@ -15,7 +15,7 @@ from nowcast_server.metatrain.cli import app
 from nowcast_server.metatrain.collect import CollectConfig, collect_study
 from nowcast_server.metatrain.draw import Study, draw
 from nowcast_server.metatrain.feeds import TableFeed
-from nowcast_server.metatrain.store import TrajectoryWriter, trajectories
+from nowcast_server.trajectories.store import TrajectoryWriter, trajectories
 
 TABLE = (torch.randn(64, 10), torch.randn(64))
 

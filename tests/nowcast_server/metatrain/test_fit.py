@@ -17,9 +17,9 @@ from nowcast_server.metatrain.cli import app
 from nowcast_server.metatrain.fit import FitConfig, fit
 from nowcast_server.metatrain.library import Library
 from nowcast_server.metatrain.skill import RIVALS, linear, load_predictor, skill
-from nowcast_server.metatrain.store import Trajectory, TrajectoryWriter
 from nowcast_server.metatrain.windows import Cut, read_windows
 from nowcast_server.nino.checkpoint import load_checkpoint
+from nowcast_server.trajectories.store import Trajectory, TrajectoryWriter
 
 
 def config(runs: Path, out: Path, **changes: object) -> FitConfig:

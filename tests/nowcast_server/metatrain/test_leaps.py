@@ -17,7 +17,7 @@ from nowcast_server.metatrain.leaps import Leaper, Leaps
 from nowcast_server.metatrain.library import wiring_of
 from nowcast_server.metatrain.networks import Design
 from nowcast_server.metatrain.stack import Lane, Snapshots, train
-from nowcast_server.metatrain.store import trajectories
+from nowcast_server.trajectories.store import trajectories
 
 MLP = Design(kind="mlp", inputs=5, outputs=1, widths=(7,))
 LANES = tuple(Lane(lr=lr, weight_decay=0.0, beta1=0.9, beta2=0.999, warmup=0, seed=seed) for lr, seed in ((1e-2, 1), (3e-3, 2)))

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from nowcast_server.metatrain.library import Library
-from nowcast_server.metatrain.recorder import Recorder
-from nowcast_server.metatrain.store import Trajectory, trajectories
+from nowcast_server.trajectories.recorder import Recorder
+from nowcast_server.trajectories.store import Trajectory, trajectories
 from trainer_worker.wiring import wire
 
 WIRING = wire(nn.Linear(3, 2))

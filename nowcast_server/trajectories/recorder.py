@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nowcast_server.metatrain.store import SUFFIX, BadTrajectory, Floats, Trajectory, TrajectoryWriter
+from nowcast_server.trajectories.store import SUFFIX, BadTrajectory, Floats, Trajectory, TrajectoryWriter
 from protos.wiring import Wiring
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
-from nowcast_server.metatrain.recorder import Recorder
-from nowcast_server.metatrain.store import BadTrajectory
+from nowcast_server.trajectories.recorder import Recorder
+from nowcast_server.trajectories.store import BadTrajectory
 from protos.messages import Outcome
 
 

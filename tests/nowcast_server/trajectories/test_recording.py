@@ -13,8 +13,8 @@ from server_kit import Start
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import History
 from nowcast_server.jobs.registry import Job
-from nowcast_server.metatrain.recording import Recording
-from nowcast_server.metatrain.store import TrajectoryWriter, trajectories
+from nowcast_server.trajectories.recording import Recording
+from nowcast_server.trajectories.store import TrajectoryWriter, trajectories
 from protos.messages import JobSpec
 from protos.wiring import Parameter, Wiring
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nowcast_server.metatrain import store
-from nowcast_server.metatrain.store import MAGIC, MAX_PARAMETERS, BadTrajectory, Trajectory, TrajectoryWriter, trajectories
+from nowcast_server.trajectories import store
+from nowcast_server.trajectories.store import MAGIC, MAX_PARAMETERS, BadTrajectory, Trajectory, TrajectoryWriter, trajectories
 
 RNG = np.random.default_rng(0)
 STATES = RNG.normal(size=(6, 40)).astype(np.float32)

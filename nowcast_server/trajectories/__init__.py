@@ -1,0 +1,1 @@
+"""Trajectories: the snapshots of training runs on disk, in one compact store, and the recording of what jobs stream."""
