@@ -283,14 +283,9 @@ def _read(folder: Path, record: Record, status: int | None) -> Record:
 def verify(records: list[Record], specs: dict[str, JobSpec], arguments: argparse.Namespace) -> tuple[int, list[str]]:
     """Compute the forecasts alone; how many, and those that differ."""
     from nowcast_server.forecasters import load_forecaster
-    from nowcast_server.forecasting import load_forecasters
-    from nowcast_server.settings import Settings
 
     torch.set_num_threads(1)
-    if arguments.checkpoint:
-        forecaster = load_forecaster(arguments.forecaster, checkpoint=arguments.checkpoint)
-    else:
-        forecaster = load_forecasters(Settings())[arguments.forecaster]
+    forecaster = load_forecaster(arguments.forecaster, checkpoint=arguments.checkpoint)
     checked, wrong = 0, []
     for record in records:
         spec = specs[record.size]

@@ -7,7 +7,9 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from nowcast_server.forecasting import Forecaster, load_forecasters
+from nowcast_server.device import pick_device
+from nowcast_server.forecasters.registry import load_forecasters
+from nowcast_server.forecasting import Forecaster
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web import problems
@@ -34,8 +36,7 @@ def create_app(
         OSError, ValueError: the tokens cannot be read.
     """
     settings = settings or Settings()
-    loader = partial(load_forecasters, settings) if forecasters is None else partial(_given, forecasters)
-    service = Service(settings, loader=loader, on_failure=on_failure)
+    service = Service(settings, loader=partial(_forecasters, settings, forecasters), on_failure=on_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,9 +69,9 @@ def create_app(
     return app
 
 
+def _forecasters(settings: Settings, given: Mapping[str, Forecaster] | None) -> Mapping[str, Forecaster]:
+    return given if given is not None else load_forecasters(settings.checkpoints, device=pick_device(settings.device))
+
+
 def _probes(scope: MutableMapping[str, Any]) -> bool:
     return scope["path"] in {"/livez", "/readyz", "/metrics"}
-
-
-def _given(forecasters: Mapping[str, Forecaster]) -> Mapping[str, Forecaster]:
-    return forecasters

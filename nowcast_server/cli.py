@@ -8,6 +8,7 @@ import typer
 
 from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
 from nowcast_server.metatrain.cli import app as metatrain
+from nowcast_server.nino.cli import app as checkpoints
 from nowcast_server.serve.cli import serve_on_ray
 
 app = typer.Typer(
@@ -75,15 +76,7 @@ def token(tenant: str) -> None:
 app.command(name="serve-on-ray")(serve_on_ray)
 
 
-def _mount_checkpoints() -> None:
-    try:
-        from nowcast_server.nino.cli import app as checkpoints
-    except ImportError:
-        return
-    app.add_typer(checkpoints, name="checkpoint")
-
-
-_mount_checkpoints()
+app.add_typer(checkpoints, name="checkpoint")
 app.add_typer(metatrain, name="metatrain")
 
 if __name__ == "__main__":

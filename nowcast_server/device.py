@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
+import torch
+
 from protos.errors import Busy, Unavailable
 
 Result = TypeVar("Result")
@@ -205,3 +207,8 @@ class Device:
             self._recent_s.append(seconds)
             self._shares.charge(work.tenant, seconds)
             self._tenants[work.tenant].shares.charge(work.job, seconds)
+
+
+def pick_device(name: str) -> str:
+    """`auto` as the device it stands for."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,8 +10,6 @@ import torch
 
 from nowcast_server.jobs.finite import first_not_finite
 from nowcast_server.jobs.history import TORCH_DTYPES, Context
-from nowcast_server.nino.options import CheckpointError
-from nowcast_server.settings import Settings
 from nowcast_server.wanted import wanted_until
 from protos.errors import BadForecast, OutOfMemoryBudget
 from protos.frames import DTYPE_BYTES, Header
@@ -104,31 +102,3 @@ def _forecast(forecaster: Forecaster, spec: JobSpec, context: Context, horizons:
     if values.shape != (len(horizons), spec.wiring.size):
         raise BadForecast(f"{spec.forecaster} gives the shape {tuple(values.shape)}, not {(len(horizons), spec.wiring.size)}")
     return values.detach()
-
-
-def pick_device(name: str) -> str:
-    """`auto` as the device it stands for."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def load_forecasters(settings: Settings) -> Mapping[str, Forecaster]:
-    """The forecasters that need no weights, those whose weights are given or come with the package, then those with names given.
-
-    Raises:
-        CheckpointError: a file cannot be used, or two without a name hold weights for the same forecaster.
-    """
-    from nowcast_server.forecasters import FORECASTERS, load_forecaster
-    from nowcast_server.forecasters.registry import SHIPPED, forecaster_of
-
-    device = pick_device(settings.device)
-    given: dict[str, Forecaster] = {}
-    for file in settings.checkpoints:
-        forecaster = forecaster_of(file.path, device=device)
-        name = file.name or forecaster.name
-        if name in given:
-            detail = f"{file.path} is the second checkpoint for {name!r}: give all but one a name (--checkpoint NAME=FILE)"
-            raise CheckpointError(detail, field="checkpoints")
-        given[name] = forecaster
-    shipped = {path.name.partition("-base")[0] for path in SHIPPED.glob("*-base.safetensors")}
-    names = [name for name, cls in FORECASTERS.items() if name in given or name in shipped or not cls.needs_checkpoint]
-    return {name: given.get(name) or load_forecaster(name, device=device) for name in names} | given

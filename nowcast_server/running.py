@@ -28,17 +28,16 @@ _MALLOPT: Final = {-1: 128 * MIB, -2: 16 * MIB, -3: 32 * MIB}  # M_TRIM_THRESHOL
 class Server(uvicorn.Server):
     """On the first signal it drains: `/readyz` says no and new work is refused, while forecasts in flight are made and fetched."""
 
-    def __init__(self, config: uvicorn.Config, *, service: Service, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, *, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._drain_s = drain_s
         self._drain_until: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain_until is not None:
             super().handle_exit(sig, frame)
             return
-        self._drain_until = time.monotonic() + self._drain_s
+        self._drain_until = time.monotonic() + self._service.settings.drain_s
         self._service.draining = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -92,7 +91,7 @@ def server_for(app: FastAPI, settings: Settings) -> Server:
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
         **tls_options(settings),
     )
-    return Server(config, service=app.state.service, drain_s=settings.drain_s)
+    return Server(config, service=app.state.service)
 
 
 def serve(settings: Settings) -> int:

@@ -1,6 +1,6 @@
 """The JSON messages of HTTP API v1, as both sides build and read them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, StringConstraints, WithJsonSchema
 
@@ -146,6 +146,3 @@ class Problem(BaseModel):
     detail: str
     code: str
     field: str | None = None
-
-    def members(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True)

@@ -1,8 +1,10 @@
 """The forecasters by name, and how to get one ready."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from nowcast_server.checkpoint_file import CheckpointFile
 from nowcast_server.forecasters.average import Average
 from nowcast_server.forecasters.base import Forecaster
 from nowcast_server.forecasters.last import Last
@@ -63,8 +65,30 @@ def forecaster_of(checkpoint: str | Path, *, device: "str | torch.device" = "cpu
     return (Nino if weights.options.graph else Wnn)(weights, device=device)
 
 
+def load_forecasters(checkpoints: Iterable[CheckpointFile], *, device: str) -> Mapping[str, Forecaster]:
+    """The forecasters that need no weights, those whose weights are given or come with the package, then those with names given.
+
+    Raises:
+        CheckpointError: a file cannot be used, or two without a name hold weights for the same forecaster.
+    """
+    given: dict[str, Forecaster] = {}
+    for file in checkpoints:
+        forecaster = forecaster_of(file.path, device=device)
+        name = file.name or forecaster.name
+        if name in given:
+            detail = f"{file.path} is the second checkpoint for {name!r}: give all but one a name (--checkpoint NAME=FILE)"
+            raise CheckpointError(detail, field="checkpoints")
+        given[name] = forecaster
+    names = [name for name, cls in FORECASTERS.items() if name in given or _path(name).exists() or not cls.needs_checkpoint]
+    return {name: given.get(name) or load_forecaster(name, device=device) for name in names} | given
+
+
+def _path(name: str) -> Path:
+    return SHIPPED / f"{name}-base.safetensors"
+
+
 def _shipped(name: str) -> Path:
-    path = SHIPPED / f"{name}-base.safetensors"
+    path = _path(name)
     if not path.exists():
         detail = f"{name!r} needs weights: pass checkpoint=PATH (--checkpoint PATH), e.g. a published NiNo checkpoint"
         raise CheckpointError(detail, field="checkpoint")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nowcast_server.forecasters.linear import line_weights
 from nowcast_server.metatrain.library import Group
 from nowcast_server.metatrain.loss import mean_error, predict
 from nowcast_server.metatrain.windows import Cut, Windows, read_windows
@@ -48,11 +49,8 @@ def average(windows: Windows) -> Tensor:
 def linear(windows: Windows) -> Tensor:
     """The least-squares line through the context, continued."""
     states = windows.z[..., windows.plan.weights]
-    time = torch.arange(states.shape[1], dtype=torch.float32)
-    time = time - time.mean()
-    slope = torch.einsum("c,wcm->wm", time, states) / time.square().sum()
-    ahead = time[-1] + torch.tensor(windows.horizons)
-    return states.mean(1)[..., None] + slope[..., None] * ahead - windows.last[..., None]
+    weights = line_weights(states.shape[1], windows.horizons).to(states)  # (horizons, context)
+    return torch.einsum("hc,wcm->wmh", weights, states) - windows.last[..., None]
 
 
 def of_model(model: nn.Module) -> Predictor:

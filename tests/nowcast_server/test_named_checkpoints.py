@@ -16,7 +16,7 @@ from nowcast_server.app import create_app
 from nowcast_server.checkpoint_file import FORECASTER_NAMES, CheckpointFile
 from nowcast_server.cli import app
 from nowcast_server.forecasters import FORECASTERS, load_forecaster
-from nowcast_server.forecasting import load_forecasters
+from nowcast_server.forecasters.registry import load_forecasters
 from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from nowcast_server.settings import Settings
@@ -88,12 +88,12 @@ def test_no_name_can_hide_a_forecaster() -> None:
 def test_what_a_server_offers(make: Make) -> None:
     """A named checkpoint would push the package's own out, or one without a name would not take its place."""
     vision, other = make("vision"), make("other", graph=False)
-    found = load_forecasters(settings(f"vision={vision}", f"small={other}", other))
+    found = load_forecasters(settings(f"vision={vision}", f"small={other}", other).checkpoints, device="cpu")
     assert list(found) == [*FORECASTERS, "vision", "small"]
     names = {name: each.checkpoint.name for name, each in found.items() if hasattr(each, "checkpoint")}
     assert names == {"nino": "nino-base", "wnn": "other", "vision": "vision", "small": "other"}
     with pytest.raises(CheckpointError, match=r"second checkpoint for 'nino'.*NAME=FILE"):
-        load_forecasters(settings(vision, make("third")))
+        load_forecasters(settings(vision, make("third")).checkpoints, device="cpu")
 
 
 def test_each_job_is_forecast_by_the_checkpoint_it_names(make: Make) -> None:

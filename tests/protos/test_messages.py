@@ -40,7 +40,7 @@ def test_every_error_survives_its_problem() -> None:
     for code, cls in ERRORS.items():
         error = cls("why", field="f", missing=[1, 2])
         problem = Problem(title=cls.title, status=cls.status, detail=error.detail, code=code, field=error.field, **error.extra)
-        again = error_from_problem(problem.members())
+        again = error_from_problem(problem.model_dump(exclude_none=True))
         assert (type(again), again.detail, again.field, again.extra) == (cls, "why", "f", {"missing": [1, 2]})
 
 

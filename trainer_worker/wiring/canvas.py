@@ -29,9 +29,6 @@ class Canvas:
         self._blocks: list[Block] = []
         self._neurons = 0
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.parameters[self._index[name]].shape
-
     def neurons(self, count: int) -> Neurons:
         """`count` new neurons."""
         self._neurons += count
@@ -74,9 +71,9 @@ class Canvas:
                 )
             )
 
-    def vector(self, name: str, targets: Neurons, kind: EdgeType, *, offset: int = 0, source: Neurons | None = None) -> None:
+    def vector(self, name: str, targets: Neurons, kind: EdgeType, *, offset: int = 0) -> None:
         """Draw a bias or gain: one source neuron of its own, an edge to each target."""
-        self.weights(name, source or self.neurons(1), targets, kind, strides=(0, 1), offset=offset)
+        self.weights(name, self.neurons(1), targets, kind, strides=(0, 1), offset=offset)
 
     def residual(self, sources: Neurons, targets: Neurons) -> None:
         """Tie source i to target i by an edge without weights."""

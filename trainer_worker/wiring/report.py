@@ -1,5 +1,6 @@
 """How a module was wired, parameter by parameter."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +34,7 @@ class Row:
 
     @property
     def size(self) -> int:
-        return _product(self.shape)
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,3 @@ class WiringReport:
 
 def _range(ends: list[tuple[int, int]]) -> tuple[int, int] | None:
     return (min(start for start, _ in ends), max(start + count for start, count in ends) - 1) if ends else None
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

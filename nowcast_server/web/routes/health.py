@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from nowcast_server.forecasting import pick_device
+from nowcast_server.device import pick_device
 from nowcast_server.tokens import OPERATOR
 from nowcast_server.web.routes.calls import PROBLEMS, Tenant, TheService
 from protos.errors import Forbidden, Unavailable

@@ -171,9 +171,6 @@ class Reader:
         self._skips = [self._last()]
         self.linear(parameter)
 
-    def mlp_gate(self, parameter: Parameter) -> None:
-        self.mlp_in(parameter)
-
     def mlp_up(self, parameter: Parameter) -> None:
         """Ends in the gate's neurons and starts from a second copy of the block's inputs, tied to the block's outputs."""
         matrix = self._matrix(parameter)

@@ -29,7 +29,6 @@ class Role(Enum):
     KEY_GAIN = auto()
     ATTENTION_OUT = auto()
     MLP_IN = auto()
-    MLP_GATE = auto()
     MLP_UP = auto()
     MLP_OUT = auto()
     BEFORE_GAIN = auto()

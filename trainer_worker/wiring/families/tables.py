@@ -76,7 +76,7 @@ LLAMA = Family(
         r"self_attn\.q_norm\.weight": Role.QUERY_GAIN,
         r"self_attn\.k_norm\.weight": Role.KEY_GAIN,
         r"self_attn\.o_proj\.weight": Role.ATTENTION_OUT,
-        r"mlp\.gate_proj\.weight": Role.MLP_GATE,
+        r"mlp\.gate_proj\.weight": Role.MLP_IN,
         r"mlp\.up_proj\.weight": Role.MLP_UP,
         r"mlp\.down_proj\.weight": Role.MLP_OUT,
         r"(o_proj|gate_proj|up_proj|down_proj)\.bias": Role.BIAS,
