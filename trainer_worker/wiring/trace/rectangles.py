@@ -14,7 +14,7 @@ MAX_PIECES = 2**14
 
 
 @dataclass(frozen=True)
-class Run:
+class Stretch:
     """Consecutive neurons whose weights lie at regular distances, `repeats` weights each."""
 
     start: int
@@ -106,8 +106,8 @@ class Weights:
         source = [axis for axis in self._axes if self.source.shape[axis] > 1]
         target = [axis for axis in self._axes if self.target.shape[axis] > 1]
         free = [axis for axis in self._axes if axis not in source and axis not in target]
-        starts = _runs(self._along(self.source, source), self._positions(source))
-        ends = _runs(self._along(self.target, target), self._positions(target), self._along(self.kind, target))
+        starts = _all_stretches(self._along(self.source, source), self._positions(source))
+        ends = _all_stretches(self._along(self.target, target), self._positions(target), self._along(self.kind, target))
         for first, second, slots in product(starts, ends, self._slots(free)):
             yield from _pieces(self.offset, first, second, slots)
 
@@ -139,7 +139,7 @@ def _diagonal_runs(ends: Tensor, at: Tensor, kind: Tensor) -> Iterator[tuple[int
             first = index + 1
 
 
-def _runs(neurons: Tensor, at: Tensor, kind: Tensor | None = None) -> list[Run]:
+def _all_stretches(neurons: Tensor, at: Tensor, kind: Tensor | None = None) -> list[Stretch]:
     """Group the weights along one side by neuron, then neurons into runs."""
     kind = torch.zeros_like(neurons) if kind is None else kind
     order = torch.argsort(kind * (int(neurons.max()) + 1) + neurons, stable=True)
@@ -163,22 +163,22 @@ def _inner(table: Tensor, steps: Tensor) -> bool:
     return regular and (len(table) == 1 or int(steps[0, 0]) * table.shape[1] <= int(table[1, 0] - table[0, 0]))
 
 
-def _stretches(neurons: Tensor, at: Tensor, kind: Tensor, repeats: int, repeat_stride: int) -> Iterator[Run]:
+def _stretches(neurons: Tensor, at: Tensor, kind: Tensor, repeats: int, repeat_stride: int) -> Iterator[Stretch]:
     follows = (neurons.diff() == 1) & (kind.diff() == 0) & (at.diff() >= 0)
     steps = at.diff()
     if len(at) > 1 and follows.all() and (steps == steps[0]).all():
-        yield Run(int(neurons[0]), len(at), int(at[0]), int(steps[0]), repeats, repeat_stride, int(kind[0]))
+        yield Stretch(int(neurons[0]), len(at), int(at[0]), int(steps[0]), repeats, repeat_stride, int(kind[0]))
         return
     first = 0
     going, distance = follows.tolist(), steps.tolist()
     for index in range(len(at)):
         if index == len(at) - 1 or not going[index] or (index > first and distance[index] != distance[first]):
             stride = distance[first] if index > first else 0
-            yield Run(int(neurons[first]), index - first + 1, int(at[first]), stride, repeats, repeat_stride, int(kind[first]))
+            yield Stretch(int(neurons[first]), index - first + 1, int(at[first]), stride, repeats, repeat_stride, int(kind[first]))
             first = index + 1
 
 
-def _pieces(offset: int, first: Run, second: Run, slots: tuple[int, int, int]) -> Iterator[Piece]:
+def _pieces(offset: int, first: Stretch, second: Stretch, slots: tuple[int, int, int]) -> Iterator[Piece]:
     """Weights of one edge may repeat on three accounts; the most numerous share the edge, the others become parallel edges."""
     repeats = [(slots[1], slots[2]), (first.repeats, first.repeat_stride), (second.repeats, second.repeat_stride)]
     repeats.sort(key=lambda pair: -pair[0])

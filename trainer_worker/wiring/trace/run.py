@@ -29,7 +29,7 @@ FEW, MANY_ELEMENTS = 4, 2**16
 
 
 @dataclass
-class Run:
+class Seen:
     """What was seen of a model.
 
     Args:
@@ -45,7 +45,7 @@ class Run:
     remarks: list[str] = field(default_factory=list)
 
 
-def run(model: nn.Module, parameters: tuple[Parameter, ...], example_inputs: Any) -> Run:
+def run(model: nn.Module, parameters: tuple[Parameter, ...], example_inputs: Any) -> Seen:
     """Run the model, or those parts of it that run.
 
     Args:
@@ -56,9 +56,9 @@ def run(model: nn.Module, parameters: tuple[Parameter, ...], example_inputs: Any
     try:
         copied, names = _copy(model)
     except Exception as error:  # noqa: BLE001  (copying runs the user's code)
-        return Run(Tracer(list(model.parameters())), remarks=[f"the model cannot be copied, and so is not run: {_sentence(error)}"])
+        return Seen(Tracer(list(model.parameters())), remarks=[f"the model cannot be copied, and so is not run: {_sentence(error)}"])
     tensors = dict(copied.named_parameters())
-    result = Run(Tracer([tensors[names[parameter.name]] for parameter in parameters]))
+    result = Seen(Tracer([tensors[names[parameter.name]] for parameter in parameters]))
     given = None if example_inputs is None else _arguments(example_inputs, next(iter(tensors.values())).device)
     index = {id(tensors[names[parameter.name]]): number for number, parameter in enumerate(parameters)}
     _Visitor(result, [parameter.name for parameter in parameters], index).visit(copied, "", given)
@@ -68,7 +68,7 @@ def run(model: nn.Module, parameters: tuple[Parameter, ...], example_inputs: Any
 class _Visitor:
     """Runs a module; where it does not run, or leaves parameters unseen, its children."""
 
-    def __init__(self, result: Run, names: list[str], index: dict[int, int]) -> None:
+    def __init__(self, result: Seen, names: list[str], index: dict[int, int]) -> None:
         self._result = result
         self._tracer = result.tracer
         self._names = names
