@@ -56,7 +56,7 @@ def run(model: nn.Module, parameters: tuple[Parameter, ...], example_inputs: Any
     try:
         copied, names = _copy(model)
     except Exception as error:  # noqa: BLE001  (copying runs the user's code)
-        return Seen(Tracer(list(model.parameters())), remarks=[f"the model cannot be copied, and so is not run: {_sentence(error)}"])
+        return Seen(Tracer(list(model.parameters())), remarks=[f"the model cannot be copied, so it is not run: {_sentence(error)}"])
     tensors = dict(copied.named_parameters())
     result = Seen(Tracer([tensors[names[parameter.name]] for parameter in parameters]))
     given = None if example_inputs is None else _arguments(example_inputs, next(iter(tensors.values())).device)
