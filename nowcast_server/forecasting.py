@@ -35,8 +35,8 @@ class Forecaster(Protocol):
     @property
     def weights_bytes(self) -> int: ...
 
-    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
-        """States (context, n) float32 -> forecasts (len(horizons), n); neither argument nor self is modified."""
+    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
+        """Snapshots (n,) in the job's dtype, oldest first -> forecasts (len(horizons), n); nothing given is modified."""
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         """The most memory a forecast takes besides its states and its result, about. Called from any thread."""
@@ -62,10 +62,10 @@ class Forecasts:
 
 
 def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:
-    """The most memory a nowcast takes besides what its forecaster works in: context and forecasts, also in the dtype asked for."""
+    """The most memory a nowcast takes besides what its forecaster works in: forecasts, also in the dtype asked for."""
     rows = len(request.horizons)
     converted = 0 if request.dtype == "float32" else rows * DTYPE_BYTES[request.dtype]
-    return spec.wiring.size * (4 * spec.context + 4 * rows + converted)
+    return spec.wiring.size * (4 * rows + converted)
 
 
 def forecast(
@@ -95,10 +95,7 @@ def forecast(
 
 
 def _forecast(forecaster: Forecaster, spec: JobSpec, context: Context, horizons: tuple[int, ...]) -> torch.Tensor:
-    states = torch.empty(len(context.states), spec.wiring.size, dtype=torch.float32)  # (context, n)
-    for row, state in zip(states, context.states, strict=True):
-        row.copy_(state)
-    values = forecaster.forecast(spec.wiring, states, horizons=horizons)
+    values = forecaster.forecast(spec.wiring, context.states, horizons=horizons)
     if values.shape != (len(horizons), spec.wiring.size):
         raise BadForecast(f"{spec.forecaster} gives the shape {tuple(values.shape)}, not {(len(horizons), spec.wiring.size)}")
     return values.detach()

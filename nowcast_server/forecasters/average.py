@@ -1,5 +1,6 @@
 """`average`: the mean of the context, whatever the horizon."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,6 @@ class Average(Forecaster):
 
     name: ClassVar[str] = "average"
 
-    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         del wiring, node_pe
-        return states.mean(dim=0, dtype=torch.float32).repeat(len(horizons), 1)
+        return torch.stack(tuple(states)).mean(dim=0, dtype=torch.float32).repeat(len(horizons), 1)

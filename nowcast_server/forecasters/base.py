@@ -39,7 +39,7 @@ class Forecaster(ABC):
     def forecast(
         self,
         wiring: Wiring,
-        states: Array,
+        states: Array | Sequence[Tensor],
         horizons: Sequence[int] = (1, 5, 40),
         node_pe: Array | None = None,
     ) -> Tensor:
@@ -47,7 +47,8 @@ class Forecaster(ABC):
 
         Args:
             wiring: of the network, n parameters.
-            states: the context, oldest first, raw: (context, n) float32, float16 or bfloat16, `interval` steps apart.
+            states: the context, oldest first, raw: (context, n) float32, float16 or bfloat16, `interval` steps apart; or its
+                snapshots (n,) one by one, wherever they lie: the learned forecasters copy none of them.
             horizons: how far ahead, in intervals.
             node_pe: Laplacian features (neurons, laplacian) to use in place of the wiring's own.
 
@@ -59,16 +60,16 @@ class Forecaster(ABC):
             BadRequest: an argument has the wrong shape, type or range; `field` names it.
             BadValue: `states` or `node_pe` hold NaN or infinity.
         """
-        states = _as_tensor(states)
-        self._check_states(wiring, states)
+        snapshots = self._snapshots(wiring, states)
         steps = self._check_horizons(horizons)
         if node_pe is not None:
             node_pe = _as_tensor(node_pe)
             self._check_node_pe(wiring, node_pe)
-        forecasts = self.predict(wiring, states, horizons=steps, node_pe=node_pe).to(states.device, torch.float32)
+        last = snapshots[-1]
+        forecasts = self.predict(wiring, snapshots, horizons=steps, node_pe=node_pe).to(last.device, torch.float32)
         for row in forecasts:
             if not row.sum().isfinite():  # a mask of what is nearly always finite would cost as much memory as it
-                row.copy_(torch.where(row.isfinite(), row, states[-1].float()))
+                row.copy_(torch.where(row.isfinite(), row, last.float()))
         return forecasts
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
@@ -76,25 +77,33 @@ class Forecaster(ABC):
         return 4 * context * wiring.size
 
     @abstractmethod
-    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
-        """`forecast` for arguments that have been checked; values may overflow.
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+        """`forecast` for arguments that have been checked, the context one by one; values may overflow.
 
         Must write to none of its arguments, and return a tensor of its own.
         """
 
-    def _check_states(self, wiring: Wiring, states: Tensor) -> None:
-        if not states.is_floating_point():
-            raise BadRequest(f"states must be floating point, not {states.dtype}", field="states")
-        if states.ndim != 2 or states.shape[1] != wiring.size:
-            detail = f"states must be (context, {wiring.size}), as the wiring has parameters, not {tuple(states.shape)}"
+    def _snapshots(self, wiring: Wiring, states: Array | Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The context one by one, checked."""
+        if isinstance(states, Tensor | np.ndarray):
+            context = _as_tensor(states)
+            snapshots, shape = tuple(context) if context.ndim else (), tuple(context.shape)
+        else:
+            snapshots = tuple(states)
+            shape = (len(snapshots), *{size for snapshot in snapshots for size in snapshot.shape})
+        if odd := [snapshot.dtype for snapshot in snapshots if not snapshot.is_floating_point()]:
+            raise BadRequest(f"states must be floating point, not {odd[0]}", field="states")
+        if not snapshots or any(snapshot.shape != (wiring.size,) for snapshot in snapshots):
+            detail = f"states must be (context, {wiring.size}), as the wiring has parameters, not {shape}"
             raise BadRequest(detail, field="states")
-        if self.context is not None and states.shape[0] != self.context:
-            raise BadRequest(f"{self.name} needs {self.context} snapshots, not {states.shape[0]}", field="states")
-        if states.shape[0] < LEAST_CONTEXT:
-            raise BadRequest(f"a context has at least {LEAST_CONTEXT} snapshots, not {states.shape[0]}", field="states")
-        for index, snapshot in enumerate(states):  # one by one: a mask of the whole context would be large
+        if self.context is not None and len(snapshots) != self.context:
+            raise BadRequest(f"{self.name} needs {self.context} snapshots, not {len(snapshots)}", field="states")
+        if len(snapshots) < LEAST_CONTEXT:
+            raise BadRequest(f"a context has at least {LEAST_CONTEXT} snapshots, not {len(snapshots)}", field="states")
+        for index, snapshot in enumerate(snapshots):  # one by one: a mask of the whole context would be large
             if not snapshot.isfinite().all():
                 raise BadValue(f"snapshot {index} of the context holds NaN or infinity", field="states")
+        return snapshots
 
     def _check_horizons(self, horizons: Sequence[int]) -> Horizons:
         try:

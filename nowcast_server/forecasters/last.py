@@ -1,5 +1,6 @@
 """`last`: nothing changes. The yardstick of skill."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,6 @@ class Last(Forecaster):
 
     name: ClassVar[str] = "last"
 
-    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         del wiring, node_pe
         return states[-1].to(torch.float32).repeat(len(horizons), 1)

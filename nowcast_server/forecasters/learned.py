@@ -1,7 +1,7 @@
 """What the learned forecasters share: a checkpoint, and an engine that computes its model."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Final, Protocol
 
@@ -20,8 +20,8 @@ DEFAULT_ENGINE: Final = "streaming"
 class Engine(Protocol):
     """Computes a checkpoint's model. Must write to no argument and serve several threads at once."""
 
-    def forecast(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
-        """Checked arguments, raw `states` (context, n) of any floating dtype to (len(horizons), n)."""
+    def forecast(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+        """Checked arguments, raw snapshots (n,) of any floating dtype to (len(horizons), n)."""
 
     def memory_bytes(self, wiring: Wiring, *, horizons: int) -> int:
         """An upper estimate of what a forecast takes besides the states, result included."""
@@ -72,7 +72,7 @@ class LearnedForecaster(Forecaster):
     def engines(cls) -> Mapping[str, EngineType]:
         """The engines there are, by name; imported when called."""
 
-    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         return self._engine.forecast(wiring, states, horizons=horizons, node_pe=node_pe)
 
 

@@ -1,5 +1,6 @@
 """`linear`: each parameter goes on along its straight line."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -18,13 +19,13 @@ class Linear(Forecaster):
 
     name: ClassVar[str] = "linear"
 
-    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         del wiring, node_pe
-        states = states.to(torch.float32)
-        weights = line_weights(states.shape[0], horizons).to(states)  # (horizons, context), rows add up to 1
-        last = states[-1]
+        context = torch.stack(tuple(states)).to(torch.float32)
+        weights = line_weights(len(context), horizons).to(context)  # (horizons, context), rows add up to 1
+        last = context[-1]
         # about the last snapshot: what does not move stays put exactly, and small moves keep their digits
-        return torch.addmm(last.expand(len(horizons), -1), weights[:, :-1], states[:-1] - last)
+        return torch.addmm(last.expand(len(horizons), -1), weights[:, :-1], context[:-1] - last)
 
 
 def line_weights(context: int, horizons: Horizons) -> Tensor:

@@ -1,6 +1,6 @@
 """`nino`: the graph network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -29,7 +29,7 @@ class Nino(LearnedForecaster):
 
         return {**streaming_engines(), "reference": NinoReference}
 
-    def predict(self, wiring: Wiring, states: Tensor, *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         slots = self.checkpoint.options.slots
         if wiring.slots > slots:
             detail = f"edges of this wiring carry {wiring.slots} weights; {self.checkpoint.name} was made for {slots}"

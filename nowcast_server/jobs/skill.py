@@ -105,7 +105,7 @@ class TrackRecord:
         self._open = None if step == self._told else step
         kept = [each for each in self._waiting if each.step < step < each.due]  # the truth of the others never came
         self._waiting = deque(kept, maxlen=KEPT)
-        states = torch.stack([self._of(state) for state in context])
+        states = [self._of(state) for state in context]
         for horizon, forecast in sorted(forecasts.items(), reverse=True):  # the nearest is dropped last
             rivals = {each.name: each.predict(self._spec.wiring, states, horizons=(horizon,), node_pe=None)[0] for each in RIVALS}
             rows = {**rivals, self._spec.forecaster: self._of(forecast)}

@@ -1,6 +1,7 @@
 """The reference engines: forecasts through the plain PyTorch models, with every edge in memory at once."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Final
 
@@ -39,18 +40,20 @@ class ReferenceEngine(ABC):
         self.device = torch.device(device)
 
     @torch.no_grad()
-    def forecast(self, wiring: Wiring, states: Tensor, *, horizons: tuple[int, ...], node_pe: Tensor | None) -> Tensor:
-        """Forecast `states` (context, n), raw and of any floating dtype: (len(horizons), n) float32 on the engine's device.
+    def forecast(
+        self, wiring: Wiring, states: Tensor | Sequence[Tensor], *, horizons: tuple[int, ...], node_pe: Tensor | None
+    ) -> Tensor:
+        """Forecast `states`, (context, n) or (n,) each, raw and of any floating dtype: (len(horizons), n) float32 on the device.
 
         Arguments are trusted: a forecaster has checked them. `node_pe` (neurons, laplacian) replaces the wiring's own
         Laplacian features. Weights in no block keep their last value.
         """
-        states = states.to(self.device, torch.float32)
+        context = torch.stack(tuple(states)).to(self.device, torch.float32)
         graph = copy(_GRAPHS.get(wiring.hash, lambda: to_graph(wiring))).to(self.device)
         sizes = [parameter.size for parameter in wiring.parameters]
-        standardisation = Standardisation.fit(states, sizes, method=self.options.scaling)
-        z = self.predict(wiring, graph, standardisation.apply(states), horizons, node_pe)
-        return torch.where(graph.param_edge >= 0, standardisation.invert(z), states[-1])
+        standardisation = Standardisation.fit(context, sizes, method=self.options.scaling)
+        z = self.predict(wiring, graph, standardisation.apply(context), horizons, node_pe)
+        return torch.where(graph.param_edge >= 0, standardisation.invert(z), context[-1])
 
     def memory_bytes(self, wiring: Wiring, *, horizons: int = 1) -> int:
         """What a forecast takes besides the snapshots it reads, about: some ten vectors for every edge."""

@@ -67,7 +67,7 @@ class Last:
     working: int = 0
     weights_bytes: int = 0
 
-    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
+    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         return states[-1].repeat(len(horizons), 1)
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
@@ -82,10 +82,10 @@ class Held(Last):
     released: threading.Event = field(default_factory=threading.Event)
     seen: list[torch.Tensor] = field(default_factory=list)
 
-    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
+    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         self.begun.release()
         assert self.released.wait(30)
-        self.seen.append(states.clone())
+        self.seen.append(torch.stack(tuple(states)))
         return super().forecast(wiring, states, horizons)
 
 
@@ -96,7 +96,7 @@ class Walk(Last):
     begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     ended: bool = False
 
-    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
+    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         self.begun.release()
         for _ in while_wanted(range(6000)):
             time.sleep(0.01)
@@ -110,8 +110,8 @@ class Odd(Last):
 
     answer: Callable[[torch.Tensor, int], torch.Tensor] = lambda states, rows: states[-1].repeat(rows, 1)
 
-    def forecast(self, wiring: Wiring, states: torch.Tensor, horizons: Sequence[int]) -> torch.Tensor:
-        return self.answer(states, len(horizons))
+    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
+        return self.answer(torch.stack(tuple(states)), len(horizons))
 
 
 @dataclass

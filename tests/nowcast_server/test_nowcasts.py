@@ -138,12 +138,12 @@ def test_out_of_memory_on_the_device(start: Start) -> None:
 def test_forecast_memory(start: Start) -> None:
     """Forecasts in flight would take memory nobody set aside."""
     held = Held()
-    caller = start(held, forecast_memory=12 * 4 * (3 + 5))  # a context of 3 and 5 rows
+    caller = start(held, forecast_memory=12 * 4 * 5)  # 5 rows
     caller.register()
     caller.fill()
     refused(caller.nowcast(horizons=range(1, 7)), 507, "out_of_memory_budget")
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(caller.nowcast)
+        first = pool.submit(caller.nowcast, horizons=range(1, 5))
         assert held.begun.acquire(timeout=10)
         refused(caller.nowcast(), 429, "busy")
         held.released.set()
@@ -154,9 +154,9 @@ def test_forecast_memory(start: Start) -> None:
 
 def test_memory_to_work_in(start: Start) -> None:
     """The forecaster's own memory, many times the forecasts', would be nobody's: a few jobs at once would end the server."""
-    context, row = 12 * 4 * 3, 12 * 4
+    row = 12 * 4
     held = Held(working=5000)
-    caller = start(held, forecast_memory=2 * (context + row) + 9999)
+    caller = start(held, forecast_memory=2 * row + 9999)
     caller.register()
     caller.fill()
     with ThreadPoolExecutor(1) as pool:
@@ -171,16 +171,16 @@ def test_memory_to_work_in(start: Start) -> None:
 
 def test_a_job_that_could_never_be_forecast(start: Start) -> None:
     """A worker would train for hours before its first nowcast told it that there will be none."""
-    context, row = 12 * 4 * 3, 12 * 4
-    fits = start(Last(working=5000), forecast_memory=context + row + 5000)
+    row = 12 * 4
+    fits = start(Last(working=5000), forecast_memory=row + 5000)
     assert fits.register().status_code == 201
-    problem = refused(start(Last(working=5000), forecast_memory=context + row + 4999).register(), 507, "out_of_memory_budget")
-    assert (problem["needed_bytes"], problem["limit_bytes"]) == (context + row + 5000, context + row + 4999)
+    problem = refused(start(Last(working=5000), forecast_memory=row + 4999).register(), 507, "out_of_memory_budget")
+    assert (problem["needed_bytes"], problem["limit_bytes"]) == (row + 5000, row + 4999)
 
 
 def test_memory_of_weights_is_not_waited_for(start: Start) -> None:
     """A job would be told for ever to come again for memory that the forecasters' own weights have."""
-    one = 12 * 4 * (3 + 1)
+    one = 12 * 4
     refused(start(Last(weights_bytes=5000), forecast_memory=5000 + one - 1).register(), 507, "out_of_memory_budget")
     caller = start(Last(weights_bytes=5000), forecast_memory=5000 + one)
     assert caller.register().status_code == 201

@@ -69,16 +69,14 @@ class EmbeddedEndpoint:
         missing = [needed for needed in steps if needed not in self._history]
         if missing:
             raise HistoryMissing(f"the history lacks {missing}", field="step", missing=missing)
-        states = torch.empty(len(steps), spec.wiring.size, dtype=torch.float32)  # (context, n), as a server hands them over
-        for row, needed in zip(states, steps, strict=True):
-            row.copy_(self._history[needed])
+        states = [self._history[needed] for needed in steps]
         with torch.no_grad():
             forecasts = self.forecaster.forecast(spec.wiring, states, horizons=horizons)
         if forecasts.shape != out.shape:
             raise BadForecast(f"{spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")
         out.copy_(forecasts)
         if bool(out.isfinite().all()):  # else it is withheld
-            self._tracked().made(step, list(states), dict(zip(horizons, out, strict=True)))
+            self._tracked().made(step, states, dict(zip(horizons, out, strict=True)))
 
     def report(self, outcome: Outcome, *, deadline: Deadline) -> None:
         """Remember what became of the forecasts."""

@@ -54,8 +54,9 @@ class StreamingEngine:
     ) -> Tensor:
         """Forecast a context, raw: (context, n), or its snapshots (n,) one by one; float32, float16 or bfloat16.
 
-        Arguments are trusted: a forecaster has checked them. `node_pe` (neurons, laplacian) replaces the wiring's own Laplacian
-        features. Weights in no block keep their last value.
+        Arguments are trusted: a forecaster has checked them, and a server that no weight is in two blocks (`check_coverage`; what is
+        in none, though as many are counted, would be whatever memory held). `node_pe` (neurons, laplacian) replaces the wiring's
+        own Laplacian features. Weights in no block keep their last value.
 
         Returns:
             (len(horizons), n) float32 on the device of `states`.
@@ -144,8 +145,8 @@ class _Forecast:
 
     def _read_out(self, ends: Sequence[Ends | None], horizons: Sequence[int]) -> Tensor:
         last = self._snapshots.rows[-1]
-        # zeros: of a wiring that lies about its blocks, nothing that memory held before must get out
-        out = torch.zeros(len(horizons), len(last), dtype=torch.float32, device=last.device)
+        out = torch.empty(len(horizons), len(last), dtype=torch.float32, device=last.device)
+        self._exchange.prepare(out)
         carrying = [unit for group in self._own for unit in group.units if unit.carries]
         readout = {slots: self._folded.rows(horizons, slots=slots) for slots in {unit.slots for unit in carrying}}
 

@@ -22,8 +22,11 @@ class Exchange(Protocol):
     def share(self, empty: Iterable[Callable[[], Sums]], own: Iterator[Sums]) -> Iterator[Sums]:
         """The sums of all groups in their order, given those of the own groups in theirs; `empty` makes room for each group's."""
 
+    def prepare(self, out: Tensor) -> None:
+        """Called with the room for all forecasts, not initialised, before any is put there."""
+
     def merge(self, out: Tensor) -> None:
-        """Complete `out`, in which this process has put the forecasts of its own groups; the rest of it is zero."""
+        """Complete `out`, in which this process has put the forecasts of its own groups."""
 
 
 class Alone:
@@ -36,6 +39,9 @@ class Alone:
     def share(self, empty: Iterable[Callable[[], Sums]], own: Iterator[Sums]) -> Iterator[Sums]:
         del empty
         return own
+
+    def prepare(self, out: Tensor) -> None:
+        del out
 
     def merge(self, out: Tensor) -> None:
         del out
@@ -63,6 +69,9 @@ class Distributed:
             for tensor in (sums.hidden, sums.modulated):
                 distributed.broadcast(tensor, group=self._group, group_src=index % self._size)
             yield sums
+
+    def prepare(self, out: Tensor) -> None:
+        out.zero_()
 
     def merge(self, out: Tensor) -> None:
         distributed.all_reduce(out, group=self._group)

@@ -18,7 +18,6 @@ from nowcast_server.nino.engine import StreamingEngine
 from nowcast_server.nino.engine.placement import Placement
 from nowcast_server.nino.engine.plan import Sizes
 from nowcast_server.nino.reference import NinoReference
-from protos.wiring import Block, EdgeType, Parameter, Wiring
 from trainer_worker.wiring import wire
 
 TOLERANCE = 1e-5
@@ -158,14 +157,3 @@ def test_bfloat16_is_as_near_as_documented(network: str, error: float, parity: C
         for precision in ("float32", "bfloat16")
     )
     assert 1e-4 < relative_error(narrow, exact, states[-1]) < error
-
-
-def test_nothing_of_what_memory_held_gets_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a wiring that counts one half of its weights twice, the other half would be forecast as another job's numbers."""
-    half = Block(EdgeType.LINEAR, 0, 2, 4, 4, parameter=0, source_stride=4, target_stride=1)
-    states = random_states(Wiring((Parameter("w", (4, 4)),), 8, (half, half)), seed=0)
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, **kind: empty(*size, **kind).fill_(77))
-    wiring = Wiring((Parameter("w", (4, 4)),), 8, (half, half))
-    forecasts = StreamingEngine(random_checkpoint(seed=0)).forecast(wiring, states, horizons=(1, 2), node_pe=None)
-    assert not (forecasts[:, 8:] == 77).any()
