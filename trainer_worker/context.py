@@ -54,16 +54,11 @@ class Context:
         """Stop sending; returns within seconds."""
         self._sender.stop()
 
-    def snapshot(self, step: int, *, means: Mapping[Tensor, Tensor]) -> bool:
-        """Take one, of averages where there are `means`; False if there is no memory to take it into, as the last contexts are
-        still on their way.
-        """
+    def snapshot(self, step: int, *, means: Mapping[Tensor, Tensor]) -> None:
+        """Take one, of averages where there are `means`."""
         start = time.perf_counter()
-        snapshot = self._buffers.take(step, busy=self._busy(), means=means)
-        if snapshot is not None:
-            self._sender.offer(snapshot)
+        self._sender.offer(self._buffers.take(step, busy=self._busy(), means=means))
         self.copied_s += time.perf_counter() - start
-        return snapshot is not None
 
     def ask(self, step: int, horizons: tuple[int, ...]) -> Request:
         """Have forecasts made from the context that ends at `step`; returns at once."""

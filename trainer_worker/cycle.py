@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainer_worker.candidates import WAITING, Candidates, Mode, Pending
 from trainer_worker.context import Context
-from trainer_worker.errors import reason_for
+from trainer_worker.errors import BadArgument, reason_for
 from trainer_worker.events import Event, Journal
 from trainer_worker.jump import Landing
 from trainer_worker.rates import Rates
@@ -126,15 +126,12 @@ class Cycle:
 
     def _take_down(self, context: Context, means: Mapping[Tensor, Tensor]) -> None:
         try:
-            taken = context.snapshot(self.step, means=means)
+            context.snapshot(self.step, means=means)
         except Exception as error:
             log.exception("a snapshot could not be taken")
             self._journal.add(Event(self.step, "snapshot", "dropped", reason=reason_for(error), detail=str(error)))
-            return
-        self._journal.tally.snapshots += taken
-        if not taken:
-            detail = "earlier snapshots are still on their way"
-            self._journal.add(Event(self.step, "snapshot", "dropped", reason="sender_behind", detail=detail))
+        else:
+            self._journal.tally.snapshots += 1
 
     def _end_period(self) -> None:
         """Ask and jump, or have the forecasts made meanwhile; the next context begins."""
@@ -156,9 +153,11 @@ class Cycle:
             self._take_up(pending)
 
     def _affordable(self, horizons: tuple[int, ...]) -> tuple[int, ...]:
-        """Those there is room to try one after the other; the rest need not be asked for."""
-        if self._trials is None or self._mode == "shadow":
+        """Those that are of use: in shadow all, untried the first, else as many as there is room to try one after the other."""
+        if self._mode == "shadow":
             return horizons
+        if self._trials is None:
+            return horizons[:1]
         return tuple(dict.fromkeys(horizons))[: self._trials.room(self.step)]
 
     def _take_up(self, pending: Pending) -> None:
@@ -248,6 +247,11 @@ class Cycle:
         if self._context is not None:
             self._context.report(event)
 
+    @property
+    def _learns(self) -> str:
+        """The kind of a policy that learns; empty for one that does not."""
+        return type(self._learner).__name__ if self._learner is not None else ""
+
     def state_dict(self) -> dict[str, Any]:
         """Everything, as plain values and tensors."""
         return {
@@ -261,20 +265,26 @@ class Cycle:
             "context": self._context.state_dict() if self._context else {},
             "candidates": self._candidates.state_dict(),
             "trials": self._trials.state_dict() if self._trials else None,
-            "policy": self._learner.state_dict() if self._learner is not None else {},
+            "policy": {"kind": self._learns, "learnt": self._learner.state_dict() if self._learner is not None else {}},
             "rates": self._rates.state_dict(),
             "average": self._average.state_dict() if self._average else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()` of a run with the same interval, period, averages, and kind of policy and trial."""
+        """Go on from `state_dict()` of a run with the same interval, period, averages and kind of trial.
+
+        Raises:
+            BadArgument: its policy learnt in another way; nothing is loaded.
+        """
+        if (kind := state["policy"]["kind"]) != self._learns:
+            raise BadArgument("state", f"of a run whose policy learns as {kind or 'none'}, this one's as {self._learns or 'none'}")
         if self._context is not None:
             self._context.load_state_dict(state["context"])
         self._candidates.load_state_dict(state["candidates"])
         if self._trials is not None:
             self._trials.load_state_dict(state["trials"])
         if self._learner is not None:
-            self._learner.load_state_dict(state["policy"])
+            self._learner.load_state_dict(state["policy"]["learnt"])
         self._rates.load_state_dict(state["rates"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])

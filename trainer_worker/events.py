@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from trainer_worker.errors import DECISIONS
 
@@ -60,7 +60,7 @@ class Tally:
     snapshots: int = 0
     dropped: int = 0
     nowcasts: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     server: Counter[str] = field(default_factory=Counter)
     waited_s: float = 0.0
     cost_steps: int = 0
@@ -71,21 +71,11 @@ class Tally:
             self.waited_s += event.seconds
             self.cost_steps += event.cost_steps
             if event.outcome != "accepted":
-                self.skipped[event.reason] += 1
+                self.reasons[event.reason] += 1
         elif event.kind == "snapshot":
             self.dropped += 1
         else:
             self.server[event.outcome] += 1
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        tally = cls()
-        for name, value in values.items():
-            setattr(tally, name, Counter(value) if isinstance(value, dict) else value)
-        return tally
 
 
 class Journal:
@@ -114,9 +104,11 @@ class Journal:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain values."""
-        return {"tally": self.tally.to_dict(), "events": [event.to_dict() for event in self.events]}
+        return {"snapshots": self.tally.snapshots, "events": [event.to_dict() for event in self.events]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        self.tally = Tally.from_dict(state["tally"])
         self.events = [Event(**event) for event in state["events"]]
+        self.tally = Tally(snapshots=state["snapshots"])
+        for event in self.events:
+            self.tally.count(event)

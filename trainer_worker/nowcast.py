@@ -42,7 +42,7 @@ from trainer_worker.weights.flat import FlatParameters
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 6
+STATE_VERSION: Final = 7
 TIMEOUT_S: Final = 30.0
 
 
@@ -138,6 +138,7 @@ class Nowcast:
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         check_timing(max_steps=max_steps, context=context, interval=interval, timeout_s=timeout_s, quiet=quiet)
+        mode = check_mode(overlap=overlap, shadow=shadow, interval=interval)
         if not isinstance(optimizer, Optimizer):
             raise BadArgument("optimizer", f"must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
         module = unwrap(model)
@@ -159,6 +160,7 @@ class Nowcast:
             averages=averages,
         )
         self._hook: RemovableHandle | None = None
+        self._over = False
         self._job = job or new_job()
         self._journal = Journal(self._job, on_event)
         self._forecaster = forecaster
@@ -207,7 +209,7 @@ class Nowcast:
             interval=interval,
             period=self._period,
             max_steps=max_steps,
-            mode=check_mode(overlap=overlap, shadow=shadow, interval=interval),
+            mode=mode,
             quiet=quiet,
         )
         if max_steps <= self._period:
@@ -218,6 +220,8 @@ class Nowcast:
     def __enter__(self) -> Self:
         if self._hook is not None:
             raise RuntimeError("this Nowcast is in use already")
+        if self._over:
+            raise RuntimeError("a Nowcast is entered once; make another, and give it this one's state_dict to go on")
         claim(self._parameters, self._job)
         try:
             with self._ranks.failing_alike():
@@ -230,6 +234,7 @@ class Nowcast:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._over = True
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -268,7 +273,7 @@ class Nowcast:
             "steps": self.step,
             "snapshots": {"taken": tally.snapshots, "sent": context.sent if context else 0, "dropped": tally.dropped},
             "nowcasts": {outcome: tally.nowcasts[outcome] for outcome in ("accepted", "rejected", "skipped")},
-            "reasons": dict(tally.skipped),
+            "reasons": dict(tally.reasons),
             "server": {"lost": tally.server["lost"], "back": tally.server["back"]},
             "skill": context.skill if context else {},
             "cost_steps": tally.cost_steps,
@@ -285,7 +290,7 @@ class Nowcast:
         """All that a resumed run needs besides model and optimizer: plain values and tensors.
 
         Take it after `optimizer.step()`, with the states of model and optimizer. In data-parallel training rank 0's will do
-        for all ranks.
+        for all ranks, unless jumps are tried: what a jump is undone to has each rank's own random state and buffers.
         """
         return {"version": STATE_VERSION, "job": self._job, **self._cycle.state_dict(), "journal": self._journal.state_dict()}
 

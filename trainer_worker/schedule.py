@@ -155,8 +155,8 @@ class Cautious:
         return tuple(dict.fromkeys(max(1, round(horizon / 2**self._halvings)) for horizon in self._policy.horizons(step)))
 
     def learn(self, *, accepted: bool) -> None:
-        """One halving less or more."""
-        self._halvings = max(0, self._halvings - 1) if accepted else self._halvings + 1
+        """One halving less or more; no more than make any horizon 1."""
+        self._halvings = max(0, self._halvings - 1) if accepted else min(self.furthest.bit_length(), self._halvings + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """How often horizons are halved."""

@@ -9,7 +9,7 @@ import torch
 from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat, network, step
 from torch import nn
 
-from protos.errors import Unavailable
+from protos.errors import BadRequest, Unavailable
 from protos.wiring import Parameter, Wiring
 from trainer_worker import AdaptiveHorizon, BadArgument, BestAfterRecovery, Event, FixedHorizon, Guard, Nowcast, PaperSchedule
 from trainer_worker.wiring import wire
@@ -170,7 +170,7 @@ def test_forecasts_that_are_not_finite_are_never_loaded() -> None:
 
 
 def test_where_nothing_is_tried_the_first_of_several_forecasts_is_loaded() -> None:
-    """The policy's first choice has to be the one that is loaded and reported."""
+    """The policy's first choice has to be the one that is loaded and reported; others would be computed for nobody."""
 
     class Several:
         furthest = 9
@@ -183,6 +183,7 @@ def test_where_nothing_is_tried_the_first_of_several_forecasts_is_loaded() -> No
     with make(model, optimizer, endpoint, policy=Several()) as nowcast:
         for index in range(PERIOD):
             step(model, optimizer, index)
+    assert endpoint.asked == [(PERIOD, (9,))]
     assert torch.equal(flat(model), endpoint.sent[PERIOD] + 0.01 * 9)
     assert [event.horizon for event in nowcast.events] == [9]
 
@@ -259,7 +260,7 @@ def test_wrapped_models_are_unwrapped() -> None:
     assert torch.equal(flat(model), endpoint.sent[PERIOD] + 0.03)
 
 
-def test_a_sender_that_falls_behind_drops_snapshots_and_waits_for_nothing() -> None:
+def test_a_sender_that_falls_behind_is_not_waited_for() -> None:
     """A slow network must cost nowcasts, never training time or memory."""
     release = threading.Event()
 
@@ -403,3 +404,21 @@ def test_a_horizon_beyond_the_forecaster_is_refused(shared: Any) -> None:
     with pytest.raises(BadArgument) as caught:
         make(model, adam(model), None, forecaster="wnn", checkpoint=weights, context=4)
     assert caught.value.argument == "context"
+
+
+@pytest.mark.parametrize("ended", ["well", "refused"])
+def test_a_nowcast_is_entered_once(ended: str) -> None:
+    """Its sender has ended: an endpoint in this process would be waited for without end."""
+    refusal = BadRequest("no") if ended == "refused" else None
+
+    def fail(call: str) -> None:
+        if call == "register" and refusal is not None:
+            raise refusal
+
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    nowcast = Nowcast(model, optimizer, server=ShiftingEndpoint(fail=fail), max_steps=100, interval=INTERVAL)
+    with pytest.raises(BadArgument) if refusal else nullcontext(), nowcast:
+        step(model, optimizer, 0)
+    with pytest.raises(RuntimeError, match="make another"), nowcast:
+        pass

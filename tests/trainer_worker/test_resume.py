@@ -8,7 +8,7 @@ import torch
 from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network, step
 from waiting import until
 
-from trainer_worker import BadArgument, Nowcast
+from trainer_worker import AdaptiveHorizon, BadArgument, Guard, Nowcast
 
 STEPS = 3 * PERIOD + 3
 
@@ -113,3 +113,12 @@ def test_a_state_of_another_run_is_refused(change: dict[str, Any], word: str) ->
     run = Run()
     with pytest.raises(BadArgument, match=word):
         run.nowcast.load_state_dict({**run.nowcast.state_dict(), **change})
+
+
+def test_a_state_of_a_policy_that_learns_otherwise_is_refused() -> None:
+    """It would end in a KeyError, with half of the state loaded."""
+    bold, cautious = Run(policy=AdaptiveHorizon(), guard=Guard()), Run(guard=Guard())
+    state = bold.nowcast.state_dict()
+    with pytest.raises(BadArgument, match="AdaptiveHorizon, this one's as Cautious"):
+        cautious.nowcast.load_state_dict(state)
+    assert cautious.nowcast.step == 0

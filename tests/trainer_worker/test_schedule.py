@@ -80,3 +80,14 @@ def test_candidates_that_cannot_be() -> None:
             BestAfterRecovery(FixedHorizon(8), shares=shares)
     with pytest.raises(BadArgument, match="AdaptiveHorizon learns from outcomes by itself"):
         BestAfterRecovery(AdaptiveHorizon())
+
+
+def test_a_cautious_policy_comes_back_from_a_row_of_failures() -> None:
+    """Ten jumps that were undone would take ten that stay to make up for, where two halvings are all there can be."""
+    policy = Cautious(FixedHorizon(4))
+    for _ in range(10):
+        policy.learn(accepted=False)
+    assert policy.horizons(0) == (1,)
+    for _ in range(3):
+        policy.learn(accepted=True)
+    assert policy.horizons(0) == (4,)

@@ -155,6 +155,8 @@ class Sender:
         """Have a request answered; at once if it is known that it will fail."""
         with self._changed:
             self._request = request
+            if self._stopping:
+                request.finish(Unavailable("the run is over, and nobody is left to send it"))
             self._settle()
             self._changed.notify()
 

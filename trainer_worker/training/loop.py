@@ -170,9 +170,9 @@ class _Run:
             "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
             "train_s": self.train_s,
             "restores": self.restores,
-            "nowcast": self.nowcast.state_dict() if self.nowcast else None,
         }
         own = {
+            "nowcast": self.nowcast.state_dict() if self.nowcast else None,
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.harness.device) if self._on_gpu else None,
             "losses": self.losses.clone(),
@@ -197,7 +197,7 @@ class _Run:
             if self._on_gpu:
                 torch.cuda.set_rng_state(own["device_rng"].cpu(), self.harness.device)
             if self.nowcast:
-                self.nowcast.load_state_dict(shared["nowcast"])
+                self.nowcast.load_state_dict(own["nowcast"])
             self.losses.copy_(own["losses"])
             self.batches = own["batches"]
 

@@ -115,8 +115,9 @@ class _RayHarness:
             return None
         with held.as_directory() as folder:
             own = Path(folder) / f"rank-{self.rank}.pt"
-            shared = torch.load(Path(folder) / "shared.pt", weights_only=True, map_location=self.device)
-            return Checkpoint(shared, torch.load(own, weights_only=True))
+            shared = Path(folder) / "shared.pt"
+            # not to the device: what goes there is copied there, and random states must stay
+            return Checkpoint(*(torch.load(path, weights_only=True, map_location="cpu") for path in (shared, own)))
 
     def save(self, checkpoint: Checkpoint) -> None:
         step = checkpoint.shared["step"]

@@ -153,13 +153,13 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Go back to `random_states()`."""
-    torch.set_rng_state(states["torch"])
+    """Go back to `random_states()`, which may have been loaded to another device."""
+    torch.set_rng_state(states["torch"].cpu())
     random.setstate(states["python"])
     if "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
     if "numpy" in states:
         import numpy as np
 
         name, keys, *rest = states["numpy"]
-        np.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002
+        np.random.set_state((name, keys.cpu().numpy().astype("uint32"), *rest))  # noqa: NPY002

@@ -31,7 +31,7 @@ class Ranks:
 
     Collectives run before training starts, at the first step and at a period's end; with a guard also when the loss is measured
     (twice an interval before a jump, some eight times in its recovery window), when a jump is judged and when the next candidate is
-    loaded. Never at any other step.
+    loaded; where training goes on meanwhile, 1, 2, 4, 8, ... steps after it; of a split model at every snapshot.
 
     Args:
         group: the process group; None for the default one.

@@ -59,13 +59,9 @@ class SnapshotBuffers:
         """Which row a snapshot lies in."""
         return int(snapshot.values.storage_offset() // max(1, self._rows.shape[1]))
 
-    def take(self, step: int, *, busy: set[int], means: Mapping[Tensor, Tensor] = MappingProxyType({})) -> Snapshot | None:
-        """Copy the parameters, or the `means` of some, into a row that is not `busy`; None if there is none."""
+    def take(self, step: int, *, busy: set[int], means: Mapping[Tensor, Tensor] = MappingProxyType({})) -> Snapshot:
+        """Copy the parameters, or the `means` of some, into a row that is not `busy`."""
         values = self._free(busy)
-        if values is None:
-            if self._parameters.sharded:
-                self._parameters.copy_to(None)  # the other ranks are sending their parts
-            return None
         if self._staging is None:
             self._parameters.copy_to(values, means=means)
             return Snapshot(step, values)
@@ -73,12 +69,11 @@ class SnapshotBuffers:
 
     def put(self, step: int, values: Tensor, *, busy: set[int]) -> Snapshot:
         """Copy a snapshot that was saved into a row that is not `busy`."""
-        row = self._free(busy)
-        assert row is not None
-        return Snapshot(step, row.copy_(values))
+        return Snapshot(step, self._free(busy).copy_(values))
 
-    def _free(self, busy: set[int]) -> Tensor | None:
-        return next((row for index, row in enumerate(self._rows) if index not in busy), None)
+    def _free(self, busy: set[int]) -> Tensor:
+        free: Tensor = next(row for index, row in enumerate(self._rows) if index not in busy)
+        return free
 
     def _copy_beside(self, values: Tensor, means: Mapping[Tensor, Tensor]) -> torch.Event:
         assert self._staging is not None

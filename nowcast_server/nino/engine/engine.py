@@ -54,8 +54,8 @@ class StreamingEngine:
     ) -> Tensor:
         """Forecast a context, raw: (context, n), or its snapshots (n,) one by one; float32, float16 or bfloat16.
 
-        Arguments are trusted: a forecaster has checked them, and a server that no weight is in two blocks (`check_coverage`; what is
-        in none, though as many are counted, would be whatever memory held). `node_pe` (neurons, laplacian) replaces the wiring's
+        Arguments are trusted: a forecaster has checked them, and a server that no weight is in two blocks (`check_coverage`: what
+        is in none, though as many are counted, would be whatever memory held). `node_pe` (neurons, laplacian) replaces the wiring's
         own Laplacian features. Weights in no block keep their last value.
 
         Returns:

@@ -145,6 +145,17 @@ def test_an_average_of_the_weights_is_judged_besides_them(tmp_path: Path) -> Non
         assert without_times(train_in_process(stopped, listen=ignore)) == without_times(record), stop
 
 
+def test_what_a_jump_is_undone_to_is_each_workers_own(tmp_path: Path) -> None:
+    """Of two workers the second would go back to the first one's random state and buffers."""
+    job = order(tmp_path, nowcasts=True, steps=44, forecaster="linear", probe=32, interval=2)
+    with pytest.raises(Stopped):
+        train(job, Harness(job.config.output.folder / "checkpoints" / job.name, stop_after=11))
+    (path,) = tmp_path.glob("checkpoints/*/checkpoint.pt")
+    saved = torch.load(path, weights_only=True)
+    assert "random" in saved["own"]["nowcast"]["trials"]["contest"]["start"]
+    assert "nowcast" not in saved["shared"]
+
+
 def test_a_run_that_tries_its_jumps_resumes_exactly_too(tmp_path: Path) -> None:
     """In the middle of a trial the kept weights, the optimizer's state and the verdict to come are part of the checkpoint."""
     tried = {"forecaster": "linear", "furthest": 2, "probe": 32, "interval": 8}
