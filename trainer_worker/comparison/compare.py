@@ -2,7 +2,6 @@
 
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,8 @@ from rich.console import Console
 from protos.messages import API
 from trainer_worker.comparison.summary import Summary, summarise
 from trainer_worker.endpoints.tls import verification
+from trainer_worker.names import job_id
 from trainer_worker.training.config import Config, NowcastTable
-from trainer_worker.training.names import LONGEST, plain_name
 from trainer_worker.training.progress import Display
 from trainer_worker.training.records import Arm, Order, RunRecord
 from trainer_worker.training.resuming import begin, check, finished, keep
@@ -84,7 +83,7 @@ def _token(arms: Sequence[Arm]) -> str | None:
 def _job(config: Config, arm: Arm, seed: int) -> str:
     """Unlike any other run's, so that a shared server never mixes two of them up; by its start `nowcast status` knows it."""
     submission = os.environ.get("NOWCAST_JOB", config.output.folder.name)
-    return f"{plain_name(f'{submission}-{arm.name}', most=LONGEST)}-{seed}-{uuid.uuid4().hex[:8]}"
+    return job_id(submission, arm.name, str(seed))
 
 
 @contextmanager
