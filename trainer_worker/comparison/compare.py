@@ -22,18 +22,17 @@ PLAIN = "adam"
 
 
 def compare(config: Config, *, console: Console, resume: bool = False) -> Summary:
-    """Train every seed without and with nowcasts.
+    """Train every seed without and with nowcasts; the configuration has a table of them, if an empty one.
 
     Raises:
         CannotResume, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
     """
-    table = config.nowcast or NowcastTable()
-    return run_arms(config, [Arm(name=PLAIN), arm_with(table)], console=console, resume=resume)
+    return run_arms(config, [arm_with(None), arm_with(config.nowcast)], console=console, resume=resume)
 
 
-def arm_with(table: NowcastTable) -> Arm:
-    """The arm of a `[nowcast]` table, named for its forecaster."""
-    return Arm(name=f"{PLAIN}+{table.forecaster}", nowcast=table)
+def arm_with(table: NowcastTable | None) -> Arm:
+    """The arm of a `[nowcast]` table, named for its forecaster; without one, the plain arm."""
+    return Arm(name=f"{PLAIN}+{table.forecaster}", nowcast=table) if table else Arm(name=PLAIN)
 
 
 def run_arms(config: Config, arms: Sequence[Arm], *, console: Console, resume: bool = False) -> Summary:

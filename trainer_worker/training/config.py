@@ -264,12 +264,13 @@ TABLES: Final[dict[str, type[Table]]] = {
 }
 
 
-def load_config(path: Path, *, overrides: dict[str, Any] | None = None) -> Config:
+def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared: bool = False) -> Config:
     """Read and check a configuration.
 
     Args:
         path: of the TOML file.
         overrides: values by `table.key` that replace those of the file; None is no override.
+        compared: nowcasts are made even if the file has no table of them.
 
     Raises:
         ConfigError: the file cannot be read, is not TOML, or has wrong keys or values.
@@ -284,6 +285,8 @@ def load_config(path: Path, *, overrides: dict[str, Any] | None = None) -> Confi
         table, key = place.split(".")
         if value is not None and isinstance(data.setdefault(table, {}), dict):
             data[table][key] = value
+    if compared:
+        data.setdefault("nowcast", {})
     try:
         return Config.model_validate(data)
     except ValidationError as error:
