@@ -14,6 +14,7 @@ from protos.messages import API, JobList
 from protos.messages import JobStatus as NowcastJob
 from trainer_worker.cluster.connection import cluster_errors
 from trainer_worker.cluster.errors import ClusterError
+from trainer_worker.endpoints.proxies import trusts_environment
 from trainer_worker.endpoints.tls import verification
 from trainer_worker.names import belongs_to
 
@@ -75,7 +76,8 @@ def nowcast_jobs(found: State, *, token: str | None) -> list[NowcastJob]:
         return []
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = httpx2.get(f"{found.server}{API}/jobs", headers=headers, timeout=ASK_SERVER_S, verify=verification())
+        url, trusts = f"{found.server}{API}/jobs", trusts_environment(found.server)
+        answer = httpx2.get(url, headers=headers, timeout=ASK_SERVER_S, verify=verification(), trust_env=trusts)
         jobs = JobList.model_validate_json(answer.content).jobs if answer.is_success else []
     except (httpx2.HTTPError, httpx2.InvalidURL, ValidationError, OSError):
         return []

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from protos.messages import API
 from trainer_worker.comparison.summary import Summary, summarise
+from trainer_worker.endpoints.proxies import trusts_environment
 from trainer_worker.endpoints.tls import verification
 from trainer_worker.names import job_id
 from trainer_worker.training.config import Config, NowcastTable
@@ -121,7 +122,8 @@ def _info(server: str | None, *, token: str | None) -> dict[str, Any] | None:
         return None
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = httpx2.get(f"{server}{API}/info", headers=headers, timeout=5.0, verify=verification())
+        url, trusts = f"{server}{API}/info", trusts_environment(server)
+        answer = httpx2.get(url, headers=headers, timeout=5.0, verify=verification(), trust_env=trusts)
     except (httpx2.TransportError, OSError) as error:
         return {"url": server, "unavailable": str(error)}
     return {"url": server, **answer.json()} if answer.is_success else {"url": server, "unavailable": f"status {answer.status_code}"}
