@@ -42,7 +42,7 @@ def draw(summary: Summary, path: Path) -> None:
             _jumps(axes, [run for run in summary.runs if run.arm == name], colour=colour)
     _target(loss if summary.config.train.target is None else accuracy, summary)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside upper right", ncols=5, frameon=False, fontsize=10.5)
-    figure.suptitle(_title(summary), x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(f"{summary.name}: {summary.headline}", x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
     figure.savefig(path)
 
 
@@ -117,9 +117,3 @@ def _style(axes: Axes, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=9)
-
-
-def _title(summary: Summary) -> str:
-    train, workers = summary.config.train, summary.config.workers
-    seeds = f"{len(train.seeds)} seeds" if len(train.seeds) > 1 else f"seed {train.seeds[0]}"
-    return f"{summary.name}: {summary.config.task.name}, {train.steps:,} steps, {workers.count or 1} workers, {seeds}"

@@ -49,7 +49,7 @@ class TaskTable(Table):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in TASKS:
-            raise ValueError(f"no such task{_nearest(name, TASKS)}; there are {', '.join(TASKS)}")
+            raise ValueError(f"no such task{_nearest(name, TASKS)}")
         return name
 
     @field_validator("data")
