@@ -264,6 +264,20 @@ TABLES: Final[dict[str, type[Table]]] = {
 }
 
 
+def read_tables(path: Path) -> dict[str, Any]:
+    """What a configuration says, before it is checked.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
 def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared: bool = False) -> Config:
     """Read and check a configuration.
 
@@ -275,12 +289,7 @@ def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared
     Raises:
         ConfigError: the file cannot be read, is not TOML, or has wrong keys or values.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    data = read_tables(path)
     for place, value in (overrides or {}).items():
         table, key = place.split(".")
         if value is not None and isinstance(data.setdefault(table, {}), dict):
