@@ -32,11 +32,8 @@ def draw(summary: Summary, path: Path) -> None:
     _style(loss, "Validation loss")
     _style(accuracy, "Test accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for axes, values in (
-        (loss, _values(summary.runs, "validation", "loss")),
-        (accuracy, _values(summary.runs, "test", "accuracy")),
-    ):
-        _zoom(axes, values)
+    _zoom(loss, _values(summary.runs, "validation", "loss"), shown=(0, 0.95))
+    _zoom(accuracy, _values(summary.runs, "test", "accuracy"), shown=(0.05, 1))
     for name, colour in colours.items():
         for axes in (loss, accuracy):
             _jumps(axes, [run for run in summary.runs if run.arm == name], colour=colour)
@@ -69,16 +66,12 @@ def _curves(axes: Axes, runs: Sequence[RunRecord], split: str, metric: str, *, c
     axes.plot(steps, middle, color=colour, linewidth=1.6 if averaged else 2.2, label=runs[0].arm, linestyle=style)
 
 
-def _zoom(axes: Axes, values: Sequence[float]) -> None:
-    """Leave the first fall and the tops of spikes out of the picture: the arms differ where the curves are flat."""
+def _zoom(axes: Axes, values: Sequence[float], *, shown: tuple[float, float]) -> None:
+    """Show what lies between two quantiles: the first fall and the tops of spikes would hide how arms differ where it is flat."""
     ranked = sorted(filter(math.isfinite, values))
     if not ranked:  # all runs diverged
         return
-    low, high = ranked[int(0.02 * len(ranked))], ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))]
-    if axes.get_title(loc="left").endswith("accuracy"):
-        low, high = ranked[int(0.05 * len(ranked))], ranked[-1]
-    else:
-        low = ranked[0]
+    low, high = (ranked[min(len(ranked) - 1, int(share * len(ranked)))] for share in shown)
     margin = 0.08 * (high - low) or 0.01
     axes.set_ylim(low - margin, high + 2 * margin)
 
