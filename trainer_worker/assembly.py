@@ -1,7 +1,6 @@
 """What is checked and made before a run starts, so that mistakes show at once and by name."""
 
 import os
-import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ from protos.wiring import Wiring
 from trainer_worker.candidates import Mode
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.errors import BadArgument
+from trainer_worker.names import job_id
 from trainer_worker.schedule import Cautious, Learner, PaperSchedule, Policy
 from trainer_worker.trials.contest import Contest
 from trainer_worker.trials.guard import SHORTEST, Guard, Trials, recovery_steps, stretch_steps
@@ -37,7 +37,7 @@ _claims: Final[dict[int, str]] = {}
 
 def new_job() -> str:
     """An id nobody has; one that `nowcast submit` started says so."""
-    return f"{os.environ.get('NOWCAST_JOB', 'job')}-{uuid.uuid4().hex[:12]}"
+    return job_id(os.environ.get("NOWCAST_JOB", "job"))
 
 
 def check_timing(*, max_steps: int, context: int, interval: int, timeout_s: float, quiet: int = 0) -> None:

@@ -89,7 +89,7 @@ def compare(
     fresh: Fresh = False,
 ) -> None:
     """Train the job of CONFIG without and with nowcasts, same seeds and batches, and report the difference."""
-    settings = _load(config, options=locals())
+    settings = _load(config, options=locals(), compared=True)
     _run(settings, compared=True, resume=resume, fresh=fresh)
 
 
@@ -140,14 +140,14 @@ def fetch(
         typer.echo(f"{name}: {held.folder} (from: {held.source}; licence: {DATASETS[name].licence})")
 
 
-def _load(path: Path, *, options: Mapping[str, Any]) -> "Config":
+def _load(path: Path, *, options: Mapping[str, Any], compared: bool = False) -> "Config":
     """The configuration with the command's options in place of its values."""
     from trainer_worker.training.config import ConfigError, load_config
 
     given = {place: options[name] for name, place in PLACES.items() if options[name] not in (None, [])}
     overrides = {place: str(value) if isinstance(value, Path) else value for place, value in given.items()}
     try:
-        return load_config(path, overrides=overrides)
+        return load_config(path, overrides=overrides, compared=compared)
     except ConfigError as error:
         _fail(str(error))
 
@@ -161,12 +161,11 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server's process is stopped as well
     with console.status("starting"):
         from trainer_worker.comparison import report
-        from trainer_worker.comparison.compare import PLAIN, arm_with, run_arms
+        from trainer_worker.comparison.compare import arm_with, run_arms
         from trainer_worker.comparison.compare import compare as compare_arms
         from trainer_worker.datasets import DataMissing
         from trainer_worker.training.own_server import ServerFailed
         from trainer_worker.training.ray_train import TrainingFailed
-        from trainer_worker.training.records import Arm
         from trainer_worker.training.resuming import CannotResume
         from trainer_worker.training.storage import StorageUnusable, put, resolve
     try:
@@ -175,8 +174,7 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
         if compared:
             summary = compare_arms(config, console=console, resume=resume)
         else:
-            arm = arm_with(config.nowcast) if config.nowcast else Arm(name=PLAIN)
-            summary = run_arms(config, [arm], console=console, resume=resume)
+            summary = run_arms(config, [arm_with(config.nowcast)], console=console, resume=resume)
     except (CannotResume, DataMissing, ServerFailed, StorageUnusable, TrainingFailed) as error:
         _fail(str(error))
     paths = report.write(summary)

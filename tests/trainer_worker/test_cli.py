@@ -66,6 +66,15 @@ def test_options_are_checked_like_the_file(job: Path, options: list[str]) -> Non
     assert call("compare", job, *options).exit_code == 2
 
 
+def test_a_comparison_is_checked_with_the_nowcasts_it_makes(job: Path) -> None:
+    """Without a table of them in the file, workers of another cluster would wait for a server they cannot reach."""
+    job.write_text(JOB + 'address = "auto"\n')
+    result = call("compare", job)
+    assert result.exit_code == 2
+    assert "workers of another cluster cannot reach a server of this command's own; give its URL" in result.stderr
+    assert not (job.parent / "runs").exists()
+
+
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_an_unfinished_run_is_not_deleted(job: Path, command: str) -> None:
     """Forgetting `--resume` once must not cost the checkpoints of a long run."""

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -32,7 +32,7 @@ def connect(address: str | None) -> JobSubmissionClient:
     if address is not None and address.startswith(("http://", "https://")):
         _probe(address)
     try:
-        with _without_variables() if address else _as_it_is():
+        with _without_variables() if address else nullcontext():
             return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -57,11 +57,6 @@ def _without_variables() -> Iterator[None]:
         yield
     finally:
         os.environ.update(held)
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
 
 
 @contextmanager

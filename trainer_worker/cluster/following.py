@@ -14,8 +14,9 @@ from protos.messages import API, JobList
 from protos.messages import JobStatus as NowcastJob
 from trainer_worker.cluster.connection import cluster_errors
 from trainer_worker.cluster.errors import ClusterError
+from trainer_worker.endpoints.proxies import trusts_environment
 from trainer_worker.endpoints.tls import verification
-from trainer_worker.training.names import LONGEST, plain_name
+from trainer_worker.names import belongs_to
 
 POLL_S: Final = 0.5
 STOP_S: Final = 60.0
@@ -75,12 +76,12 @@ def nowcast_jobs(found: State, *, token: str | None) -> list[NowcastJob]:
         return []
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = httpx2.get(f"{found.server}{API}/jobs", headers=headers, timeout=ASK_SERVER_S, verify=verification())
+        url, trusts = f"{found.server}{API}/jobs", trusts_environment(found.server)
+        answer = httpx2.get(url, headers=headers, timeout=ASK_SERVER_S, verify=verification(), trust_env=trusts)
         jobs = JobList.model_validate_json(answer.content).jobs if answer.is_success else []
     except (httpx2.HTTPError, httpx2.InvalidURL, ValidationError, OSError):
         return []
-    start = plain_name(found.id, most=LONGEST)
-    return [job for job in jobs if plain_name(job.job, most=LONGEST).startswith(start)]
+    return [job for job in jobs if belongs_to(job.job, found.id)]
 
 
 def logs(client: JobSubmissionClient, submission: str, *, follow: bool) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer_worker.cluster.errors import ClusterError
-from trainer_worker.training.names import plain_name
+from trainer_worker.names import plain_name
 
 EXCLUDES: Final = (
     ".git",

@@ -79,7 +79,7 @@ def _folder(options: argparse.Namespace) -> str | None:
     """NOWCAST_STORAGE: only where checkpoints go to a path, not to an object store."""
     if options.storage is None or "://" in options.storage:
         return None
-    return str(Path(options.storage) / options.name)
+    return str(Path(options.storage).expanduser() / options.name)
 
 
 def _run(config: dict[str, Any]) -> None:

@@ -17,6 +17,11 @@ from trainer_worker.cluster.packaging import Submission, Workers, environment, f
 
 NO_SERVER: Final = ("embedded", "none")
 READY_S: Final = 60.0
+NOT_UPLOADED: Final = {
+    "task.data": "leave it out, and the data set is fetched there; or give the whole path of a folder that all nodes share",
+    "nowcast.checkpoint": "start a server with it, and give that with --server; or the whole path of a file that all nodes share",
+}
+"""Paths of a configuration, and what stands for those that mean nothing on another machine."""
 
 
 @contextmanager
@@ -55,15 +60,17 @@ def prepare(
     if not what.is_file():
         raise ClusterError(f"there is no file {what}")
     submission_id = name or new_id(what)
-    if what.suffix == ".toml":
-        _check_config(what)
+    nowcasts = what.suffix != ".toml" or _has_nowcasts(what)
     client = connect(address)
-    url = _server(server, client)
+    url = _server(server, client) if nowcasts else None
     given = environment(submission_id, server=url, token=token, extra=variables)
     metadata = {MARK: version("nowcast"), **({SERVER_KEY: url} if url else {})}
     if what.suffix == ".toml":
+        forecasts = (url or "embedded") if nowcasts else None
+        overrides = config_overrides(name=submission_id, server=forecasts, storage=storage)
+        _check_config(what, overrides)
         with folder_of(what) as folder:
-            command = config_command(what, name=submission_id, server=url, storage=storage)
+            command = config_command(what, overrides, resume=storage is not None)
             yield client, Submission(submission_id, command, folder, given, pip, metadata)
     else:
         folder, script = locate(what, working_dir)
@@ -96,26 +103,51 @@ def _submit(client: JobSubmissionClient, submission: Submission) -> None:
     )
 
 
-def config_command(config: Path, *, name: str, server: str | None, storage: str | None) -> str:
+def config_overrides(*, name: str, server: str | None, storage: str | None) -> dict[str, str]:
+    """What is different on the cluster, by `table.key`; server is None if the configuration makes no nowcasts."""
+    given = {"workers.address": "auto"} | ({"nowcast.server": server} if server else {})
+    if storage and "://" in storage:  # as below; but the run itself needs a folder of files
+        place = f"{storage}/{name}"
+        given |= {"output.folder": f"runs/{name}", "output.checkpoints": f"{place}/checkpoints", "output.copies": place}
+    elif storage:
+        given["output.folder"] = f"{storage}/{name}"
+    return given
+
+
+def config_command(config: Path, overrides: Mapping[str, str], *, resume: bool) -> str:
     """The command line that trains a configuration on the cluster it runs on; sent again, it goes on from its storage."""
     import shlex
 
-    options = ["--address", "auto", "--server", server or "embedded"]
-    if storage and "://" in storage:  # as below; but the run itself needs a folder of files
-        options += ["--out", f"runs/{name}", "--checkpoints", f"{storage}/{name}/checkpoints", "--copies", f"{storage}/{name}"]
-    elif storage:
-        options += ["--out", f"{storage}/{name}"]
-    options += ["--resume"] if storage else []
+    from trainer_worker.cli import PLACES
+
+    options = [word for name, place in PLACES.items() if place in overrides for word in (f"--{name}", overrides[place])]
+    options += ["--resume"] if resume else []
     return shlex.join(["python", "-m", "trainer_worker", "train", config.name, *options])
 
 
-def _check_config(path: Path) -> None:
-    from trainer_worker.training.config import ConfigError, load_config
+def _has_nowcasts(config: Path) -> bool:
+    from trainer_worker.training.config import ConfigError, read_tables
 
     try:
-        load_config(path, overrides={"workers.address": "auto", "nowcast.server": "embedded"})
+        return "nowcast" in read_tables(config)
     except ConfigError as error:
         raise ClusterError(str(error)) from error
+
+
+def _check_config(path: Path, overrides: Mapping[str, str]) -> None:
+    """Refuse here what the command line on the cluster would refuse, or not find."""
+    from trainer_worker.training.config import ConfigError, load_config, read_tables
+
+    try:
+        load_config(path, overrides=dict(overrides))
+    except ConfigError as error:
+        raise ClusterError(str(error)) from error
+    tables = read_tables(path)
+    for place, instead in NOT_UPLOADED.items():
+        table, key = place.split(".")
+        named = tables.get(table, {}).get(key)
+        if named is not None and not Path(named).is_absolute():
+            raise ClusterError(f"{path}: [{table}] {key}: {named} is on this machine, and is not uploaded: {instead}")
 
 
 def _server(server: str, client: JobSubmissionClient) -> str | None:

@@ -2,7 +2,6 @@
 
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +11,10 @@ from rich.console import Console
 
 from protos.messages import API
 from trainer_worker.comparison.summary import Summary, summarise
+from trainer_worker.endpoints.proxies import trusts_environment
 from trainer_worker.endpoints.tls import verification
+from trainer_worker.names import job_id
 from trainer_worker.training.config import Config, NowcastTable
-from trainer_worker.training.names import LONGEST, plain_name
 from trainer_worker.training.progress import Display
 from trainer_worker.training.records import Arm, Order, RunRecord
 from trainer_worker.training.resuming import begin, check, finished, keep
@@ -23,18 +23,17 @@ PLAIN = "adam"
 
 
 def compare(config: Config, *, console: Console, resume: bool = False) -> Summary:
-    """Train every seed without and with nowcasts.
+    """Train every seed without and with nowcasts; the configuration has a table of them, if an empty one.
 
     Raises:
         CannotResume, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
     """
-    table = config.nowcast or NowcastTable()
-    return run_arms(config, [Arm(name=PLAIN), arm_with(table)], console=console, resume=resume)
+    return run_arms(config, [arm_with(None), arm_with(config.nowcast)], console=console, resume=resume)
 
 
-def arm_with(table: NowcastTable) -> Arm:
-    """The arm of a `[nowcast]` table, named for its forecaster."""
-    return Arm(name=f"{PLAIN}+{table.forecaster}", nowcast=table)
+def arm_with(table: NowcastTable | None) -> Arm:
+    """The arm of a `[nowcast]` table, named for its forecaster; without one, the plain arm."""
+    return Arm(name=f"{PLAIN}+{table.forecaster}", nowcast=table) if table else Arm(name=PLAIN)
 
 
 def run_arms(config: Config, arms: Sequence[Arm], *, console: Console, resume: bool = False) -> Summary:
@@ -84,7 +83,7 @@ def _token(arms: Sequence[Arm]) -> str | None:
 def _job(config: Config, arm: Arm, seed: int) -> str:
     """Unlike any other run's, so that a shared server never mixes two of them up; by its start `nowcast status` knows it."""
     submission = os.environ.get("NOWCAST_JOB", config.output.folder.name)
-    return f"{plain_name(f'{submission}-{arm.name}', most=LONGEST)}-{seed}-{uuid.uuid4().hex[:8]}"
+    return job_id(submission, arm.name, str(seed))
 
 
 @contextmanager
@@ -123,7 +122,8 @@ def _info(server: str | None, *, token: str | None) -> dict[str, Any] | None:
         return None
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = httpx2.get(f"{server}{API}/info", headers=headers, timeout=5.0, verify=verification())
+        url, trusts = f"{server}{API}/info", trusts_environment(server)
+        answer = httpx2.get(url, headers=headers, timeout=5.0, verify=verification(), trust_env=trusts)
     except (httpx2.TransportError, OSError) as error:
         return {"url": server, "unavailable": str(error)}
     return {"url": server, **answer.json()} if answer.is_success else {"url": server, "unavailable": f"status {answer.status_code}"}

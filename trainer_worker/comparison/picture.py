@@ -32,17 +32,14 @@ def draw(summary: Summary, path: Path) -> None:
     _style(loss, "Validation loss")
     _style(accuracy, "Test accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for axes, values in (
-        (loss, _values(summary.runs, "validation", "loss")),
-        (accuracy, _values(summary.runs, "test", "accuracy")),
-    ):
-        _zoom(axes, values)
+    _zoom(loss, _values(summary.runs, "validation", "loss"), shown=(0, 0.95))
+    _zoom(accuracy, _values(summary.runs, "test", "accuracy"), shown=(0.05, 1))
     for name, colour in colours.items():
         for axes in (loss, accuracy):
             _jumps(axes, [run for run in summary.runs if run.arm == name], colour=colour)
     _target(loss if summary.config.train.target is None else accuracy, summary)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside upper right", ncols=5, frameon=False, fontsize=10.5)
-    figure.suptitle(_title(summary), x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(f"{summary.name}: {summary.headline}", x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
     figure.savefig(path)
 
 
@@ -69,16 +66,12 @@ def _curves(axes: Axes, runs: Sequence[RunRecord], split: str, metric: str, *, c
     axes.plot(steps, middle, color=colour, linewidth=1.6 if averaged else 2.2, label=runs[0].arm, linestyle=style)
 
 
-def _zoom(axes: Axes, values: Sequence[float]) -> None:
-    """Leave the first fall and the tops of spikes out of the picture: the arms differ where the curves are flat."""
+def _zoom(axes: Axes, values: Sequence[float], *, shown: tuple[float, float]) -> None:
+    """Show what lies between two quantiles: the first fall and the tops of spikes would hide how arms differ where it is flat."""
     ranked = sorted(filter(math.isfinite, values))
     if not ranked:  # all runs diverged
         return
-    low, high = ranked[int(0.02 * len(ranked))], ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))]
-    if axes.get_title(loc="left").endswith("accuracy"):
-        low, high = ranked[int(0.05 * len(ranked))], ranked[-1]
-    else:
-        low = ranked[0]
+    low, high = (ranked[min(len(ranked) - 1, int(share * len(ranked)))] for share in shown)
     margin = 0.08 * (high - low) or 0.01
     axes.set_ylim(low - margin, high + 2 * margin)
 
@@ -117,9 +110,3 @@ def _style(axes: Axes, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=9)
-
-
-def _title(summary: Summary) -> str:
-    train, workers = summary.config.train, summary.config.workers
-    seeds = f"{len(train.seeds)} seeds" if len(train.seeds) > 1 else f"seed {train.seeds[0]}"
-    return f"{summary.name}: {summary.config.task.name}, {train.steps:,} steps, {workers.count or 1} workers, {seeds}"

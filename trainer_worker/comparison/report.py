@@ -22,8 +22,8 @@ def write(summary: Summary) -> tuple[Path, Path]:
 
 def show(summary: Summary, console: Console) -> None:
     """Print the table."""
-    train = summary.config.train
-    table = Table(title=_title(summary), title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    title = f"{summary.headline}, {summary.wall_s:.0f} s in all"
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     for column in ("arm", "steps to target", "test loss", "test accuracy", "jumps", "skill", "ms a step", "run"):
         table.add_column(column, justify="left" if column == "arm" else "right")
     for arm in summary.arms:
@@ -32,20 +32,13 @@ def show(summary: Summary, console: Console) -> None:
     targets = sorted(figures.target for figures in summary.figures if not is_average(figures.arm))
     reached = f"{targets[0]:.3f}" if targets[0] == targets[-1] else f"{targets[0]:.3f} to {targets[-1]:.3f} by seed"
     averaged = len(targets) < len(summary.figures)
-    rule = "" if train.target else ", the plain run's best" + (" (of averages: its average's)" if averaged else "")
+    rule = "" if summary.config.train.target else ", the plain run's best" + (" (of averages: its average's)" if averaged else "")
     console.print(
         f"[dim]target: {summary.metric} {reached}{rule}; test figures at the step that is best on validation; medians over seeds[/]"
     )
     for figures in summary.figures:
         for reason, times in figures.reasons.items():
             console.print(f"[yellow]{figures.arm}, seed {figures.seed}: {times} nowcast(s) not loaded: {reason}[/]")
-
-
-def _title(summary: Summary) -> str:
-    config = summary.config
-    workers = f"{config.workers.count} workers" if config.workers.count > 1 else "1 worker"
-    seeds = f"{len(config.train.seeds)} seeds" if len(config.train.seeds) > 1 else f"seed {config.train.seeds[0]}"
-    return f"{config.task.name}, {config.train.steps:,} steps, {workers}, {seeds}, {summary.wall_s:.0f} s in all"
 
 
 def _row(arm: ArmFigures) -> tuple[str, ...]:

@@ -101,6 +101,14 @@ class Summary(Record):
     figures: list[RunFigures]
     runs: list[RunRecord]
 
+    @property
+    def headline(self) -> str:
+        """What was trained, as table and picture say it."""
+        train, workers = self.config.train, self.config.workers.count or 1
+        processes = f"{workers} workers" if workers > 1 else "1 worker"
+        seeds = f"{len(train.seeds)} seeds" if len(train.seeds) > 1 else f"seed {train.seeds[0]}"
+        return f"{self.config.task.name}, {train.steps:,} steps, {processes}, {seeds}"
+
 
 def smooth(values: Sequence[float]) -> list[float]:
     """Median of each value and up to `SMOOTHING` - 1 before it; the NaN of a run that diverged is as bad as can be, infinity."""

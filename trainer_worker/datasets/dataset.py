@@ -149,10 +149,18 @@ def _fetch(dataset: Dataset, source: Source) -> Held:
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=home.parent) as scratch:
-            source.fetch(dataset.files, Path(scratch))
+            _ask(source, dataset.files, into=Path(scratch))
             held = _read_folder(dataset, Path(scratch), source=source.label)
             for file in dataset.files:
                 (Path(scratch) / file.name).replace(home / file.name)
     except OSError as error:
         raise SourceFailed(f"cannot keep it in {home}: {error.strerror or error}") from None
     return Held(home, source.label, held.contents)
+
+
+def _ask(source: Source, files: tuple[DataFile, ...], *, into: Path) -> None:
+    """What a source stumbles over is no fault of the store's."""
+    try:
+        source.fetch(files, into)
+    except OSError as error:
+        raise SourceFailed(str(error)) from error

@@ -31,13 +31,13 @@ class DebianPackage:
         """See `Source.fetch`."""
         private = self._private_lists(into / "apt")
         try:
-            run_program("apt-get", "download", self.package, folder=into)
+            run_program("apt-get", "download", self.package, folder=into, label="apt-get download")
         except SourceFailed:
             # The machine has no package lists, as in a container image: read them into a folder of our own.
-            run_program("apt-get", "update", "-qq", *private, folder=into)
-            run_program("apt-get", "download", self.package, *private, folder=into)
-        (archive,) = into.glob(f"{self.package}_*.deb")
-        run_program("dpkg", "-x", str(archive), "unpacked", folder=into)
+            run_program("apt-get", "update", "-qq", *private, folder=into, label="apt-get update")
+            run_program("apt-get", "download", self.package, *private, folder=into, label="apt-get download")
+        archive = the_one(into, f"{self.package}_*.deb")
+        run_program("dpkg", "-x", str(archive), "unpacked", folder=into, label="dpkg")
         for file in files:
             (into / "unpacked" / self.folder / file.name).replace(into / file.name)
 
@@ -76,8 +76,20 @@ class Download:
             raise SourceFailed(str(error) or type(error).__name__) from None
 
 
-def run_program(command: str, *arguments: str, folder: Path) -> None:
-    """Run an installed program in `folder`, silently.
+def the_one(folder: Path, pattern: str) -> Path:
+    """The file that a program has put into `folder`.
+
+    Raises:
+        SourceFailed: there is none, or more than one.
+    """
+    found = list(folder.glob(pattern))
+    if len(found) != 1:
+        raise SourceFailed(f"{len(found)} files {pattern} came, not one")
+    return found[0]
+
+
+def run_program(command: str, *arguments: str, folder: Path, label: str) -> None:
+    """Run an installed program in `folder`, silently; messages call it `label`.
 
     Raises:
         SourceFailed: it is missing, fails, or takes too long.
@@ -90,9 +102,7 @@ def run_program(command: str, *arguments: str, folder: Path) -> None:
         # S603: the arguments are this module's own words and paths, and no shell reads them.
         subprocess.run(call, cwd=folder, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)  # noqa: S603
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if line.startswith(("E:", "dpkg", "Err"))] or [
-            f"exit {error.returncode}"
-        ]
-        raise SourceFailed(f"{command} {arguments[0]}: {lines[-1]}") from None
+        lines = [line for line in error.stderr.splitlines() if line.strip()] or [f"exit {error.returncode}"]
+        raise SourceFailed(f"{label}: {lines[-1].strip()}") from None
     except subprocess.TimeoutExpired:
-        raise SourceFailed(f"{command} {arguments[0]} took more than {TIMEOUT_S:.0f} s") from None
+        raise SourceFailed(f"{label} took more than {TIMEOUT_S:.0f} s") from None

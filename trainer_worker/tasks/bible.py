@@ -53,7 +53,7 @@ class WindowSplit:
         return replace(self, tokens=self.tokens.to(device))
 
 
-def bible_task(name: str, *, layers: int, width: int, heads: int, data: Path | None = None) -> Task:
+def bible_task(*, layers: int, width: int, heads: int, data: Path | None = None) -> Task:
     """A character language model of `layers` layers, `width` wide.
 
     Raises:
@@ -65,12 +65,10 @@ def bible_task(name: str, *, layers: int, width: int, heads: int, data: Path | N
     held_out = len(tokens) // HELD_OUT
     train, validation, test = tokens[: -2 * held_out], tokens[-2 * held_out : -held_out], tokens[-held_out:]
     return Task(
-        name=name,
         build=partial(GPT, vocabulary=len(alphabet), context=CONTEXT, layers=layers, width=width, heads=heads),
         train=WindowSplit(train, CONTEXT, stride=1, count=len(train) - CONTEXT),
         validation=_spread(validation),
         test=_spread(test),
-        data="King James Bible",
     )
 
 

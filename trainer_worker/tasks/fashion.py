@@ -17,7 +17,7 @@ MEAN, STD = 0.1307, 0.3081
 """Of MNIST, not of Fashion-MNIST: what the paper's protocol uses, kept so that learning rates and targets carry over."""
 
 
-def fashion_task(name: str, *, width: int, data: Path | None = None) -> Task:
+def fashion_task(*, width: int, data: Path | None = None) -> Task:
     """The paper's task FM/`width`: 55,000 training, 5,000 validation and 10,000 test pictures.
 
     Raises:
@@ -27,12 +27,10 @@ def fashion_task(name: str, *, width: int, data: Path | None = None) -> Task:
     images, labels = _tensors(train)
     kept = len(labels) - len(labels) // HELD_OUT
     return Task(
-        name=name,
         build=partial(convnet, width),
         train=TensorSplit(images[:kept], labels[:kept]),
         validation=TensorSplit(images[kept:], labels[kept:]),
         test=TensorSplit(*_tensors(test)),
-        data="Fashion-MNIST",
     )
 
 

@@ -58,18 +58,14 @@ class Task:
     """What a job trains.
 
     Args:
-        name: as in the configuration.
         build: makes the network, its weights drawn from torch's global generator.
         train, validation, test: the examples. Decisions are taken on validation, results reported on test.
-        data: where the examples came from, for the report.
     """
 
-    name: str
     build: Callable[[], nn.Module]
     train: Split
     validation: Split
     test: Split
-    data: str
 
     def to(self, device: torch.device) -> "Task":
         """The same task with its examples on another device."""

@@ -49,7 +49,7 @@ class TaskTable(Table):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in TASKS:
-            raise ValueError(f"no such task{_nearest(name, TASKS)}; there are {', '.join(TASKS)}")
+            raise ValueError(f"no such task{_nearest(name, TASKS)}")
         return name
 
     @field_validator("data")
@@ -264,26 +264,38 @@ TABLES: Final[dict[str, type[Table]]] = {
 }
 
 
-def load_config(path: Path, *, overrides: dict[str, Any] | None = None) -> Config:
+def read_tables(path: Path) -> dict[str, Any]:
+    """What a configuration says, before it is checked.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared: bool = False) -> Config:
     """Read and check a configuration.
 
     Args:
         path: of the TOML file.
         overrides: values by `table.key` that replace those of the file; None is no override.
+        compared: nowcasts are made even if the file has no table of them.
 
     Raises:
         ConfigError: the file cannot be read, is not TOML, or has wrong keys or values.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    data = read_tables(path)
     for place, value in (overrides or {}).items():
         table, key = place.split(".")
         if value is not None and isinstance(data.setdefault(table, {}), dict):
             data[table][key] = value
+    if compared:
+        data.setdefault("nowcast", {})
     try:
         return Config.model_validate(data)
     except ValidationError as error:

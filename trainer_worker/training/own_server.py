@@ -63,7 +63,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
                 f"the nowcast server ended with exit code {process.returncode}; the end of {log}:\n{_last_words(log)}"
             )
         try:
-            if httpx2.get(f"{url}/readyz", timeout=2.0).is_success:
+            if httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False).is_success:
                 return
         except httpx2.TransportError:
             pass

@@ -15,7 +15,7 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[score]}"),
@@ -50,6 +50,5 @@ class RunDisplay:
             validation = evaluation["validation"]
             self._bars.update(self._bar, score=f"val loss {validation['loss']:.4f}, accuracy {validation['accuracy']:.1%}")
         if event := news.get("event"):
-            self._bars.console.print(
-                f"  {self._name}: {Event(**event)}", style="yellow" if event["reason"] else None, highlight=False
-            )
+            style = "yellow" if event["reason"] else None
+            self._bars.console.print(f"  {self._name}: {Event(**event)}", style=style, highlight=False, markup=False)

@@ -19,7 +19,7 @@ def resolve(place: str) -> tuple[FileSystem, str]:
         StorageUnusable: nobody knows this kind of URI, the package that does is not installed, or the store does not answer.
     """
     if "://" not in place:
-        return LocalFileSystem(), str(Path(place).absolute())
+        return LocalFileSystem(), str(Path(place).expanduser().absolute())
     with _errors(place):
         try:
             known: tuple[FileSystem, str] = FileSystem.from_uri(place)

@@ -7,10 +7,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from trainer_worker.assembly import new_job
 from trainer_worker.cli import app
+from trainer_worker.cluster import sending
 from trainer_worker.cluster.connection import connect
 from trainer_worker.cluster.errors import ClusterError
 from trainer_worker.cluster.finding import server_url
@@ -26,7 +27,7 @@ from trainer_worker.cluster.packaging import (
     script_command,
 )
 from trainer_worker.cluster.script import _parser
-from trainer_worker.cluster.sending import config_command
+from trainer_worker.cluster.sending import config_command, config_overrides
 from trainer_worker.comparison.compare import _job
 from trainer_worker.training.config import Config
 from trainer_worker.training.records import Arm
@@ -52,22 +53,84 @@ def test_a_configurations_command_line_is_valid() -> None:
     """The job would fail on the cluster, over an option that does not exist."""
     from typer.main import get_command
 
-    words = shlex.split(config_command(Path("c.toml"), name="x", server="http://a:1", storage="/runs"))
+    given = config_overrides(name="x", server="http://a:1", storage="/runs")
+    words = shlex.split(config_command(Path("c.toml"), given, resume=True))
     assert words[:3] == ["python", "-m", "trainer_worker"]
     train: Any = get_command(app).commands["train"]  # type: ignore[attr-defined]
     with train.make_context("train", words[4:]) as context:
         assert (context.params["server"], str(context.params["out"])) == ("http://a:1", "/runs/x")
-    words = shlex.split(config_command(Path("c.toml"), name="x", server=None, storage="s3://bucket/runs"))
+    given = config_overrides(name="x", server="embedded", storage="s3://bucket/runs")
+    words = shlex.split(config_command(Path("c.toml"), given, resume=True))
     with train.make_context("train", words[4:]) as context:
         places = [str(context.params[name]) for name in ("checkpoints", "copies", "out")]
         assert places == ["s3://bucket/runs/x/checkpoints", "s3://bucket/runs/x", "runs/x"]
 
 
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Submission]:
+    """What a cluster was sent that takes everything."""
+    taken: list[Submission] = []
+    monkeypatch.setattr(sending, "connect", lambda _: object())
+    monkeypatch.setattr(sending, "send", lambda _, submission: taken.append(submission))
+    return taken
+
+
+def submit(folder: Path, text: str, *options: str) -> Result:
+    """Submit a configuration of the tiny task."""
+    (folder / "c.toml").write_text(f'[task]\nname = "fm-16"\n{text}')
+    return CliRunner().invoke(app, ["submit", str(folder / "c.toml"), *options], env={"COLUMNS": "140"})
+
+
 @pytest.mark.parametrize(("storage", "resume"), [("/runs", True), ("s3://bucket/runs", True), (None, False)])
-def test_a_configuration_that_is_sent_again_goes_on(storage: str | None, *, resume: bool) -> None:
+def test_a_configuration_that_is_sent_again_goes_on(
+    storage: str | None, sent: list[Submission], tmp_path: Path, *, resume: bool
+) -> None:
     """Its log would ask for an option that `nowcast submit` does not have."""
-    words = shlex.split(config_command(Path("c.toml"), name="x", server=None, storage=storage))
-    assert ("--resume" in words) == resume
+    assert submit(tmp_path, "", *(("--storage", storage) if storage else ()), "--server", "none").exit_code == 0
+    assert ("--resume" in shlex.split(sent[0].entrypoint)) == resume
+
+
+@pytest.mark.parametrize(
+    ("text", "server", "option"),
+    [("", "serve:nowcast", None), ("[nowcast]\n", "http://a:1", "http://a:1"), ("[nowcast]\n", "none", "embedded")],
+)
+def test_nowcasts_are_made_where_the_configuration_has_them(
+    text: str, server: str, option: str | None, sent: list[Submission], tmp_path: Path
+) -> None:
+    """A plain run would become one with nowcasts, or be refused because the cluster has no server."""
+    assert submit(tmp_path, text, "--server", server).exit_code == 0
+    words = shlex.split(sent[0].entrypoint)
+    assert (words[words.index("--server") + 1] if "--server" in words else None) == option
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        ("[trian]\nsteps = 3", [], "unknown table [trian]; did you mean train?"),
+        ("steps = ", [], "not valid TOML"),
+        ("[nowcast]\ncheckpoint = '{here}/w'", ["--server", "http://a:1"], "the one at a URL has its own weights"),
+        ("[nowcast]\ncheckpoint = 'w'", ["--server", "none"], "[nowcast] checkpoint: w is on this machine, and is not uploaded"),
+        ("[workers]\ncount = 0", ["--storage", "s3://bucket/runs"], "keeps its checkpoints in output.folder"),
+        ("data = 'pictures'", [], "[task] data: pictures is on this machine, and is not uploaded: leave it out"),
+        ("data = '~/pictures'", [], "[task] data: ~/pictures is on this machine"),
+    ],
+)
+def test_what_the_cluster_would_refuse_is_refused_here(
+    text: str, options: list[str], says: str, sent: list[Submission], *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would show there, minutes later, in a log."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").write_bytes(b"")
+    result = submit(tmp_path, text.format(here=tmp_path), *options)
+    assert (result.exit_code, sent) == (2, [])
+    assert says in result.output
+
+
+def test_paths_that_all_nodes_may_share_are_sent(sent: list[Submission], tmp_path: Path) -> None:
+    """Data and weights on a file system of the cluster's could not be used."""
+    (tmp_path / "w").write_bytes(b"")
+    result = submit(tmp_path, f"data = '/data/pictures'\n[nowcast]\ncheckpoint = '{tmp_path}/w'", "--server", "none")
+    assert (result.exit_code, len(sent)) == (0, 1), result.output
 
 
 def test_only_the_configuration_is_uploaded(tmp_path: Path) -> None:
@@ -183,13 +246,13 @@ JOB = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["my_run.1", "fm-16", "a" * 90])
+@pytest.mark.parametrize("name", ["my_run.1", "my run", "größe", "fm-16", "a" * 90])
 def test_the_runs_of_a_submission_are_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`nowcast status` would say nothing of a configuration's nowcasts: without storage its folder has another name."""
     monkeypatch.setenv("NOWCAST_JOB", name)
     config = Config.model_validate({"task": {"name": "fm-16"}, "output": {"folder": tmp_path / "demo"}})
     mine = [_job(config, Arm(name="adam+nino"), 1000), new_job()]
-    jobs = [{**JOB, "job": job} for job in (*mine, "other-run-1000-12345678")]
+    jobs = [{**JOB, "job": job} for job in (*mine, "other-run-1000-12345678", "fm-162-adam-1000-12345678")]
     monkeypatch.setattr(httpx2, "get", lambda *_, **__: httpx2.Response(200, json={"jobs": jobs}))
     found = nowcast_jobs(State(name, "running", "", "", None, None, "http://a:1"), token=None)
     assert [each.job for each in found] == mine
@@ -225,15 +288,13 @@ def test_the_address_on_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -
         (["{config}", "--max-failures", "0"], "set workers.max_failures in it"),
         (["{config}", "--driver"], "starts its workers itself"),
         (["{config}", "--working-dir", "."], "nothing but itself is uploaded"),
-        (["{bad}"], "unknown"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_sent(options: list[str], says: str, tmp_path: Path) -> None:
     """They would show on the cluster, minutes later, in a log."""
-    config, bad = tmp_path / "c.toml", tmp_path / "bad.toml"
+    config = tmp_path / "c.toml"
     config.write_text('[task]\nname = "fm-16"\n')
-    bad.write_text('[task]\nname = "fm-16"\n[trian]\nsteps = 3\n')
-    given = [option.format(config=config, bad=bad) for option in options]
+    given = [option.format(config=config) for option in options]
     result = CliRunner().invoke(app, ["submit", *given], env={"COLUMNS": "140"})
     assert result.exit_code == 2
     assert says in result.output

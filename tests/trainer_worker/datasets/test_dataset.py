@@ -126,6 +126,19 @@ def test_the_checksum_of_an_archive_is_of_its_content(home: Path) -> None:
     assert plain.read(home) == CONTENT
 
 
+def test_what_a_source_stumbles_over_is_not_the_stores_fault(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone would mend the rights of a cache that is in order, because a package had other files than it should."""
+
+    def empty(files: tuple[DataFile, ...], into: Path) -> None:
+        (into / "unpacked" / files[0].name).replace(into / files[0].name)
+
+    source = Warehouse(CONTENT)
+    monkeypatch.setattr(source, "fetch", empty)
+    with pytest.raises(DataMissing, match=r"warehouse: .*No such file or directory: '.*unpacked/pictures.gz'") as caught:
+        read(pictures(source))
+    assert "cannot keep it" not in str(caught.value)
+
+
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read-only cache is an error that names the folder, not a traceback from the middle of a fetch."""
     (tmp_path / "file").write_text("")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer_worker.datasets import DataFile, SourceFailed
-from trainer_worker.datasets.sources import DebianPackage, Download
+from trainer_worker.datasets.sources import DebianPackage, Download, run_program
 
 CONTENT = b"ten little pictures"
 FILE = DataFile("pictures.gz", hashlib.sha256(CONTENT).hexdigest())
@@ -76,6 +76,23 @@ def test_a_machine_without_apt_is_a_failed_source(into: Path, tmp_path: Path, mo
     """On other systems the next source has its turn."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SourceFailed, match="apt-get is not on this machine"):
+        PACKAGE.fetch((FILE,), into)
+
+
+def test_a_program_that_fails_is_named_with_its_last_words(into: Path, programs: Path, tmp_path: Path) -> None:
+    """The reason would be "/usr/bin/python -m: exit 1", which says neither what failed nor why."""
+    script(tmp_path / "bin" / "wordy", '#!/bin/sh\necho "WARNING: noise" >&2; echo "ERROR: no such wheel" >&2; echo >&2; exit 1\n')
+    with pytest.raises(SourceFailed, match=r"^pip download: ERROR: no such wheel$"):
+        run_program("wordy", "-m", "pip", folder=into, label="pip download")
+    script(tmp_path / "bin" / "silent", "#!/bin/sh\nexit 3\n")
+    with pytest.raises(SourceFailed, match=r"^pip download: exit 3$"):
+        run_program("silent", "-m", "pip", folder=into, label="pip download")
+
+
+def test_a_package_that_never_came_is_a_failed_source(programs: Path, into: Path, tmp_path: Path) -> None:
+    """A ValueError would stop the search although another source may have the data."""
+    script(tmp_path / "bin" / "apt-get", "#!/bin/sh\n")
+    with pytest.raises(SourceFailed, match=r"0 files dataset-pictures_\*.deb came, not one"):
         PACKAGE.fetch((FILE,), into)
 
 

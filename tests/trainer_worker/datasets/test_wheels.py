@@ -26,7 +26,7 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Downloads a wheel that holds one table."""
     calls: list[tuple[str, ...]] = []
 
-    def download(*command: str, folder: Path) -> None:
+    def download(*command: str, folder: Path, label: str) -> None:
         calls.append(command)
         with zipfile.ZipFile(folder / "thing-1.0-py3-none-any.whl", "w") as archive:
             archive.writestr("thing/data.csv", "1,2")
@@ -50,6 +50,16 @@ def test_a_wheel_without_the_file_is_a_failed_source(fake_pip: list[tuple[str, .
     """A KeyError would stop the search although another source may have the data."""
     with pytest.raises(SourceFailed, match="other"):
         PythonWheel("thing==1.0", {"data.csv": "thing/other.csv"}).fetch((DataFile("data.csv", ""),), tmp_path)
+
+
+@pytest.mark.parametrize("wheels", [0, 2])
+def test_another_number_of_wheels_is_a_failed_source(wheels: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A ValueError would stop the search although another source may have the data."""
+    for number in range(wheels):
+        (tmp_path / f"thing-{number}.whl").write_bytes(b"")
+    monkeypatch.setattr(wheel, "run_program", lambda *_, **__: None)
+    with pytest.raises(SourceFailed, match=rf"{wheels} files \*.whl came, not one"):
+        PythonWheel("thing==1.0", {"data.csv": "data.csv"}).fetch((DataFile("data.csv", ""),), tmp_path)
 
 
 def _or_skip(load: Callable[[], Any]) -> Any:

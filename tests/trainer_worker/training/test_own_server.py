@@ -5,6 +5,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from protos.errors import UnknownJob
+from trainer_worker.comparison.compare import _info
+from trainer_worker.endpoints.client import HttpEndpoint
+from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.proxies import trusts_environment
 from trainer_worker.training.own_server import ServerFailed, own_server
 
 
@@ -16,6 +21,33 @@ def test_it_serves_while_open_and_is_gone_afterwards(tmp_path: Path, monkeypatch
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{url}/livez")
     assert "stopped" in (tmp_path / "server.log").read_text()
+
+
+def test_a_proxy_is_not_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a proxy the command would wait a minute for a server that was ready, or train without one nowcast."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with own_server(log=tmp_path / "server.log") as url:
+        with pytest.raises(UnknownJob):
+            HttpEndpoint(url, job="mine").skill(deadline=Deadline(10))
+        assert "linear" in (_info(url, token=None) or {})["forecasters"]
+
+
+@pytest.mark.parametrize(
+    ("url", "trusts"),
+    [
+        ("http://127.0.0.1:1", False),
+        ("http://[::1]:1/x", False),
+        ("https://localhost", False),
+        ("http://10.0.0.7:8440", True),
+        ("https://nowcast.example", True),
+    ],
+)
+def test_other_machines_are_reached_as_the_environment_says(url: str, *, trusts: bool) -> None:
+    """Servers beyond a proxy would be out of reach."""
+    assert trusts_environment(url) == trusts
 
 
 def test_it_is_stopped_when_the_command_fails(tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""What a terminal shows of runs."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer_worker.training.config import Config
+from trainer_worker.training.progress import Display
+from trainer_worker.training.records import Arm, Order
+
+
+def test_words_in_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    """A server's message about `[/models/x]` would be read as markup, and end the run; that about `[red]` would lack a word."""
+    config = Config.model_validate({"task": {"name": "fm-16"}, "output": {"folder": tmp_path}})
+    console = Console(file=io.StringIO(), width=200)
+    detail = "[/models/x] and [red] are gone"
+    event = {"step": 3, "kind": "nowcast", "outcome": "skipped", "reason": "unavailable", "detail": detail}
+    with Display(console) as display:
+        display.follow(Order(config=config, arm=Arm(name="adam+[/x]"), seed=1, job="job"))({"event": event})
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert detail in text
+    assert "adam+[/x]" in text
