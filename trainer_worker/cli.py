@@ -163,11 +163,8 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
         from trainer_worker.comparison import report
         from trainer_worker.comparison.compare import arm_with, run_arms
         from trainer_worker.comparison.compare import compare as compare_arms
-        from trainer_worker.datasets import DataMissing
-        from trainer_worker.training.own_server import ServerFailed
-        from trainer_worker.training.ray_train import TrainingFailed
-        from trainer_worker.training.resuming import CannotResume
-        from trainer_worker.training.storage import StorageUnusable, put, resolve
+        from trainer_worker.errors import BadArgument, CommandFailed
+        from trainer_worker.training.storage import put, resolve
     try:
         if config.output.copies:
             resolve(config.output.copies)  # a mistake is told now, not after hours
@@ -175,7 +172,7 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
             summary = compare_arms(config, console=console, resume=resume)
         else:
             summary = run_arms(config, [arm_with(config.nowcast)], console=console, resume=resume)
-    except (CannotResume, DataMissing, ServerFailed, StorageUnusable, TrainingFailed) as error:
+    except (CommandFailed, BadArgument) as error:
         _fail(str(error))
     paths = report.write(summary)
     report.show(summary, console)
@@ -183,7 +180,7 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     if config.output.copies:
         try:
             copies = put(config.output.copies, paths)
-        except StorageUnusable as error:
+        except CommandFailed as error:
             _fail(str(error))
         console.print("\n".join(f"wrote {copy}" for copy in copies), soft_wrap=True)
 

@@ -19,6 +19,10 @@ class BadArgument(ValueError):
         self.detail = detail
 
 
+class CommandFailed(Exception):
+    """A command cannot do what it was asked for; the message says why, and the way out."""
+
+
 class RanksDiffer(RuntimeError):
     """The data-parallel workers do not train the same thing: weights, steps or settings differ between ranks."""
 

@@ -86,6 +86,24 @@ def test_an_unfinished_run_is_not_deleted(job: Path, command: str) -> None:
     assert kept.exists()
 
 
+@pytest.mark.parametrize(
+    ("nowcast", "says"),
+    [
+        ('server = "embedded"\nforecaster = "oracle"', "forecaster: forecaster 'oracle' is not one of"),
+        ('server = "embedded"\nforecaster = "last"\noverlap = true\nshadow = true', "shadow: never loads a forecast"),
+        ('server = "embedded"\nforecaster = "last"\nprobe = 5000', "probe: takes all"),
+        ('server = "http://[::1"\nforecaster = "last"', "server: 'http://[::1' is no URL"),
+    ],
+    ids=["forecaster", "modes", "probe", "url"],
+)
+def test_a_mistake_ends_with_one_line(job: Path, nowcast: str, says: str) -> None:
+    """What a run finds out when it starts would end in a traceback."""
+    job.write_text(JOB + f"[nowcast]\n{nowcast}\n")
+    result = call("train", job)
+    assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
+    assert says in result.stderr
+
+
 def test_a_run_of_another_configuration_is_not_resumed(job: Path) -> None:
     """One sentence that names the key, and nothing is deleted."""
     order = job.parent / "runs" / "job" / "checkpoints" / "adam-seed1000" / "order.json"

@@ -1,5 +1,7 @@
 """What can go wrong between a terminal and a cluster."""
 
+from trainer_worker.errors import CommandFailed
 
-class ClusterError(Exception):
+
+class ClusterError(CommandFailed):
     """The cluster cannot be reached, refuses, or has no such thing; the message says what to do."""

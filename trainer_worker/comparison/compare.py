@@ -124,6 +124,8 @@ def _info(server: str | None, *, token: str | None) -> dict[str, Any] | None:
     try:
         url, trusts = f"{server}{API}/info", trusts_environment(server)
         answer = httpx2.get(url, headers=headers, timeout=5.0, verify=verification(), trust_env=trusts)
-    except (httpx2.TransportError, OSError) as error:
+        return {"url": server, **(answer.raise_for_status().json())}
+    except httpx2.HTTPStatusError as error:
+        return {"url": server, "unavailable": f"status {error.response.status_code}"}
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         return {"url": server, "unavailable": str(error)}
-    return {"url": server, **answer.json()} if answer.is_success else {"url": server, "unavailable": f"status {answer.status_code}"}

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from trainer_worker.errors import CommandFailed
+
 logger = logging.getLogger(__name__)
 
 
-class DataMissing(Exception):
+class DataMissing(CommandFailed):
     """No source has the data set; the message lists what was tried and why each failed."""
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from protos.messages import Dtype, Horizon
+from trainer_worker.errors import CommandFailed
 from trainer_worker.jump import Moments
 from trainer_worker.tasks import TASKS
 
@@ -22,7 +23,7 @@ FURTHEST_PAPER, FURTHEST_FIXED = 40, 4
 """The paper's; and, on FM-16, the best for `linear` of 1, 2, 4 and 8, of which 8 explodes."""
 
 
-class ConfigError(Exception):
+class ConfigError(CommandFailed):
     """A configuration that cannot be used; one line for each mistake, each naming file, table and key."""
 
 

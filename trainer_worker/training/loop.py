@@ -13,6 +13,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from trainer_worker.errors import BadArgument
 from trainer_worker.jump import Jump
 from trainer_worker.nowcast import Nowcast
 from trainer_worker.schedule import AdaptiveHorizon, BestAfterRecovery, FixedHorizon, PaperSchedule, Policy
@@ -94,8 +95,7 @@ class _Run:
         self.replica: nn.Module = DistributedDataParallel(self.model) if harness.world > 1 else self.model
         self.average = WeightAverage(self.model, decay=settings.average) if settings.average else None
         if order.probed >= len(self.task.validation):
-            detail = f"[nowcast] probe takes all {len(self.task.validation)} validation examples; leave some to judge the run by"
-            raise ValueError(detail)
+            raise BadArgument("probe", f"takes all {len(self.task.validation)} validation examples; leave some to judge the run by")
         self.nowcast: Nowcast | None = _nowcast(order, self)
         self.step = 0
         self.restores = 0

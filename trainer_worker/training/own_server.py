@@ -11,11 +11,13 @@ from pathlib import Path
 
 import httpx2
 
+from trainer_worker.errors import CommandFailed
+
 START_S = 60.0
 STOP_S = 15.0
 
 
-class ServerFailed(Exception):
+class ServerFailed(CommandFailed):
     """The server process did not come up; the message ends with its last words."""
 
 

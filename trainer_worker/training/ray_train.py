@@ -12,6 +12,7 @@ import torch
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from trainer_worker.errors import CommandFailed
 from trainer_worker.training.config import WorkersTable
 from trainer_worker.training.local_cluster import join_cluster, start_local_cluster
 from trainer_worker.training.loop import Checkpoint, train
@@ -23,18 +24,25 @@ from trainer_worker.training.storage import resolve
 __all__ = ["cluster", "start_local_cluster", "train_on_ray"]
 
 
-class TrainingFailed(Exception):
+class TrainingFailed(CommandFailed):
     """A run ended with an error, restarts included."""
 
 
 @contextmanager
 def cluster(workers: WorkersTable) -> Iterator[None]:
-    """The Ray cluster of the configuration, for a while: the one at its address, one already joined, or a local one."""
+    """The Ray cluster of the configuration, for a while: the one at its address, one already joined, or a local one.
+
+    Raises:
+        TrainingFailed: there is none at the address.
+    """
     if ray.is_initialized():
         yield
         return
     if workers.address:
-        join_cluster(workers.address)
+        try:
+            join_cluster(workers.address)
+        except ConnectionError as error:
+            raise TrainingFailed(f"no Ray cluster at {workers.address}: {error}") from error
     else:
         start_local_cluster()
     try:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from trainer_worker.errors import CommandFailed
 from trainer_worker.training.records import Order, Record, RunRecord
 from trainer_worker.training.storage import folders, forget, read, write
 
@@ -15,7 +16,7 @@ TERMS: Final = "order.json"
 WAYS_OUT: Final = "start anew with --fresh, or choose another --out (of a submitted job: another --name)"
 
 
-class CannotResume(Exception):
+class CannotResume(CommandFailed):
     """A run was begun with another configuration; the message names the keys, and the ways out."""
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem, copy_files
 
+from trainer_worker.errors import CommandFailed
 
-class StorageUnusable(Exception):
+
+class StorageUnusable(CommandFailed):
     """Nothing can be kept there; the message says why."""
 
 
