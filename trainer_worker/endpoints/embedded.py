@@ -69,7 +69,8 @@ class EmbeddedEndpoint:
         missing = [needed for needed in steps if needed not in self._history]
         if missing:
             raise HistoryMissing(f"the history lacks {missing}", field="step", missing=missing)
-        states = [self._history[needed] for needed in steps]
+        # copied: training that does not wait writes the next snapshots where these lie
+        states = [self._history[needed].clone() for needed in steps]
         with torch.no_grad():
             forecasts = self.forecaster.forecast(spec.wiring, states, horizons=horizons)
         if forecasts.shape != out.shape:
