@@ -31,7 +31,7 @@ class Settings(BaseSettings):
         spill_limit: for the histories there; of local disk.
         spill_idle_s: a job may be spilled that nobody has called on for this long.
         max_snapshot: one snapshot.
-        forecast_memory: for the forecasters' weights, the contexts being forecast from and the forecasts being made or sent.
+        forecast_memory: for the forecasters' weights, what they work in, and the forecasts being made or sent.
         max_registration: the JSON body that registers a job.
         max_jobs: jobs known at once.
         tenant_jobs: jobs of one tenant.
