@@ -26,7 +26,7 @@ bench: $(READY)
 	$(BIN)/python bench/step_time.py
 	$(BIN)/python bench/forecast.py --quick
 
-# The shipped forecasters from nothing: some three and a half core-hours. Stopped at any time, it goes on where it was.
+# The shipped forecasters from nothing: some three core-hours. Stopped at any time, it goes on where it was.
 metatrain: $(READY)
 	$(BIN)/nowcast-server metatrain collect deploy/metatrain/collect.toml
 	$(BIN)/nowcast-server metatrain fit deploy/metatrain/nino-base.toml

@@ -69,7 +69,9 @@ def judge(
     from nowcast_server.nino.options import CheckpointError
 
     try:
-        predictors = {**RIVALS, **{path.stem: load_predictor(path) for path in checkpoints}}
+        stems = [path.stem for path in checkpoints]
+        names = [path.stem if stems.count(path.stem) == 1 else str(path) for path in checkpoints]
+        predictors = {**RIVALS, **{name: load_predictor(path) for name, path in zip(names, checkpoints, strict=True)}}
     except CheckpointError as error:
         raise typer.BadParameter(str(error), param_hint="CHECKPOINTS") from None
     found = skill(Library.open(folder, held=tuple(held or ())).validation, predictors, stride=stride)

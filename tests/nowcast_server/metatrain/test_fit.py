@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from nowcast_server.forecasters import load_forecaster
+from nowcast_server.forecasters.registry import SHIPPED
 from nowcast_server.metatrain import fit as fitting
 from nowcast_server.metatrain.cli import app
 from nowcast_server.metatrain.fit import FitConfig, fit
@@ -187,6 +188,16 @@ def test_the_commands_name_the_file_that_is_no_checkpoint(runs: Path, tmp_path: 
         said = CliRunner().invoke(app, arguments)
         assert said.exit_code == 2, said.output
         assert "missing.safetensors" in "".join(line.strip("│ ") for line in said.output.splitlines())
+
+
+def test_two_files_of_one_name_are_both_judged(runs: Path, tmp_path: Path) -> None:
+    """A forecaster made again would be judged in place of the one it is compared with, under its name."""
+    mine, again = SHIPPED / "nino-base.safetensors", tmp_path / "nino-base.safetensors"
+    shutil.copy(mine, again)
+    said = CliRunner().invoke(app, ["judge", str(runs), str(mine), str(again)], env={"COLUMNS": "400"})
+    assert said.exit_code == 0, said.output
+    assert str(mine) in said.output
+    assert str(again) in said.output
 
 
 def test_windows_are_the_runs(runs: Path) -> None:
