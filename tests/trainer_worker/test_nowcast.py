@@ -277,6 +277,7 @@ def test_a_sender_that_falls_behind_is_not_waited_for() -> None:
     summary = nowcast.summary()
     assert summary["nowcasts"]["skipped"] == 2
     assert summary["reasons"] == {"timeout": 2}
+    assert summary["snapshots"]["dropped"] == 0  # there is room for a context, and for one snapshot on its way
     assert summary["waited_s"] < 2.5
 
 
