@@ -14,8 +14,7 @@ from protos.messages import API, JobList
 from protos.messages import JobStatus as NowcastJob
 from trainer_worker.cluster.connection import cluster_errors
 from trainer_worker.cluster.errors import ClusterError
-from trainer_worker.endpoints.proxies import trusts_environment
-from trainer_worker.endpoints.tls import verification
+from trainer_worker.endpoints.http_client import http_client
 from trainer_worker.names import belongs_to
 
 POLL_S: Final = 0.5
@@ -74,10 +73,9 @@ def nowcast_jobs(found: State, *, token: str | None) -> list[NowcastJob]:
     """What the nowcast server knows of a submission's runs; nothing if it cannot be asked from here."""
     if found.server is None:
         return []
-    headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        url, trusts = f"{found.server}{API}/jobs", trusts_environment(found.server)
-        answer = httpx2.get(url, headers=headers, timeout=ASK_SERVER_S, verify=verification(), trust_env=trusts)
+        with http_client(found.server, token=token) as client:
+            answer = client.get(f"{API}/jobs", timeout=ASK_SERVER_S)
         jobs = JobList.model_validate_json(answer.content).jobs if answer.is_success else []
     except (httpx2.HTTPError, httpx2.InvalidURL, ValidationError, OSError):
         return []

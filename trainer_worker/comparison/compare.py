@@ -11,8 +11,7 @@ from rich.console import Console
 
 from protos.messages import API
 from trainer_worker.comparison.summary import Summary, summarise
-from trainer_worker.endpoints.proxies import trusts_environment
-from trainer_worker.endpoints.tls import verification
+from trainer_worker.endpoints.http_client import http_client
 from trainer_worker.names import job_id
 from trainer_worker.training.config import Config, NowcastTable
 from trainer_worker.training.progress import Display
@@ -120,11 +119,10 @@ def _info(server: str | None, *, token: str | None) -> dict[str, Any] | None:
     """What the server says of itself; a server that is down now may be up when it is needed."""
     if server is None:
         return None
-    headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        url, trusts = f"{server}{API}/info", trusts_environment(server)
-        answer = httpx2.get(url, headers=headers, timeout=5.0, verify=verification(), trust_env=trusts)
-        return {"url": server, **(answer.raise_for_status().json())}
+        with http_client(server, token=token) as client:
+            answer = client.get(f"{API}/info", timeout=5.0)
+        return {"url": server, **answer.raise_for_status().json()}
     except httpx2.HTTPStatusError as error:
         return {"url": server, "unavailable": f"status {error.response.status_code}"}
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:

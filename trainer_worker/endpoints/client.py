@@ -25,8 +25,7 @@ from protos.messages import (
     Skill,
 )
 from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.proxies import trusts_environment
-from trainer_worker.endpoints.tls import verification
+from trainer_worker.endpoints.http_client import http_client
 
 CONNECT_S: Final = 2.0
 LONGEST_S: Final = 86_400.0
@@ -56,10 +55,8 @@ class HttpEndpoint:
 
     def __init__(self, url: str, *, job: str, token: str | None = None) -> None:
         headers = {SESSION_HEADER: job, RUN_HEADER: uuid.uuid4().hex, "accept-encoding": "identity"}
-        if token is not None:
-            headers["authorization"] = f"Bearer {token}"
         self._path = f"{API}/jobs/{job}"
-        self._client = httpx2.Client(base_url=url, headers=headers, verify=verification(), trust_env=trusts_environment(url))
+        self._client = http_client(url, token=token, headers=headers)
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
         """PUT the job, after a DELETE with `replace`; the steps the server holds of it."""

@@ -253,7 +253,7 @@ def test_the_runs_of_a_submission_are_found(name: str, tmp_path: Path, monkeypat
     config = Config.model_validate({"task": {"name": "fm-16"}, "output": {"folder": tmp_path / "demo"}})
     mine = [_job(config, Arm(name="adam+nino"), 1000), new_job()]
     jobs = [{**JOB, "job": job} for job in (*mine, "other-run-1000-12345678", "fm-162-adam-1000-12345678")]
-    monkeypatch.setattr(httpx2, "get", lambda *_, **__: httpx2.Response(200, json={"jobs": jobs}))
+    monkeypatch.setattr(httpx2.Client, "get", lambda *_, **__: httpx2.Response(200, json={"jobs": jobs}))
     found = nowcast_jobs(State(name, "running", "", "", None, None, "http://a:1"), token=None)
     assert [each.job for each in found] == mine
 

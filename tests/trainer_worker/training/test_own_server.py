@@ -9,7 +9,7 @@ from protos.errors import UnknownJob
 from trainer_worker.comparison.compare import _info
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.proxies import trusts_environment
+from trainer_worker.endpoints.http_client import trusts_environment
 from trainer_worker.training.own_server import ServerFailed, own_server
 
 
