@@ -9,7 +9,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -25,14 +25,8 @@ KEPT: Final = 8
 RIVALS: Final = (Linear(), Average())
 """Scored beside a job's own forecaster; they cost next to nothing."""
 
-Number = TypeVar("Number", float, Tensor)
 Scores = list[tuple[str, float]]
 """Forecasters and the skill of one forecast of theirs."""
-
-
-def skill(error: Number, unchanged: Number) -> Number:
-    """From the error of a forecast and that of `last`, which is not 0."""
-    return 1 - error / unchanged
 
 
 def track_bytes(size: int) -> int:
@@ -62,7 +56,7 @@ class _Waiting:
     def judge(self, truth: Tensor) -> Scores:
         """Skill by forecaster; none if nothing moved, or a line left the range of float32."""
         unchanged = _error(self.last, truth)
-        won = [(name, skill(_error(each, truth), unchanged)) for name, each in self.forecasts.items() if unchanged]
+        won = [(name, 1 - _error(each, truth) / unchanged) for name, each in self.forecasts.items() if unchanged]
         return [(name, value) for name, value in won if math.isfinite(value)]
 
 

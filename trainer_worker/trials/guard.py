@@ -2,7 +2,7 @@
 
 A good jump makes the loss worse at first, far worse than an untrained network's for some steps, so it is not judged at once,
 unless it is hopeless: absurdly bad, or not on its way back. After the recovery window the loss is compared with the run's own
-course, the losses before the jump drawn on (`levels.py`). Both are losses of averaged weights (`trainer_worker.trials.probe`),
+course, the losses before the jump drawn on (`levels.py`). Both are losses of averaged weights (`probe.py`),
 as the losses of single ones scatter too far. A jump that is ahead of its course in the middle of the window, by default after an
 interval, is not kept waiting; one that is behind has the rest of it. A jump that fell behind that course is undone only
 if the run is better off where it was: a rollback costs the window's steps, so a jump that has lost less than those stays. And
