@@ -47,8 +47,12 @@ def submit(
     *,
     address: Address = None,
     server: Annotated[
-        str, Option(help="URL of a nowcast server, serve:NAME of one on the cluster, or embedded.")
-    ] = "serve:nowcast",
+        str | None,
+        Option(
+            help="URL of a nowcast server, serve:NAME of one on the cluster, or embedded.",
+            show_default="serve:nowcast; none for a configuration without nowcasts",
+        ),
+    ] = None,
     name: Annotated[str | None, Option(help="Of the job; unique on the cluster.", show_default="made from the file's")] = None,
     workers: Annotated[str, Option(help="Processes that run the script: 4, or 2:8 for as many as there is room for.")] = "1",
     driver: Annotated[bool, Option("--driver", help="Run the script once; it starts its Ray workers itself.")] = False,

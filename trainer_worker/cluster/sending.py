@@ -15,7 +15,8 @@ from trainer_worker.cluster.finding import BY_NAME, server_url
 from trainer_worker.cluster.following import MARK, SERVER_KEY
 from trainer_worker.cluster.packaging import Submission, Workers, environment, folder_of, locate, new_id, script_command
 
-NO_SERVER: Final = ("embedded", "none")
+EMBEDDED: Final = "embedded"
+DEFAULT_SERVER: Final = f"{BY_NAME}nowcast"
 READY_S: Final = 60.0
 NOT_UPLOADED: Final = {
     "task.data": "leave it out, and the data set is fetched there; or give the whole path of a folder that all nodes share",
@@ -30,7 +31,7 @@ def prepare(
     arguments: list[str],
     *,
     address: str | None,
-    server: str,
+    server: str | None,
     name: str | None,
     workers: Workers | None,
     storage: str | None,
@@ -45,7 +46,8 @@ def prepare(
         what: a configuration (.toml) or a script.
         arguments: of the script.
         address: of the cluster.
-        server: URL, `serve:NAME`, or `none` for forecasts in the workers themselves.
+        server: URL, `serve:NAME`, or `embedded` for forecasts in the workers themselves; None for the cluster's `nowcast`, unless
+            it is a configuration without nowcasts.
         name: of the job; None makes one.
         workers: None if the script starts its own.
         storage: for checkpoints, and results of a configuration.
@@ -60,13 +62,13 @@ def prepare(
     if not what.is_file():
         raise ClusterError(f"there is no file {what}")
     submission_id = name or new_id(what)
-    nowcasts = what.suffix != ".toml" or _has_nowcasts(what)
+    nowcasts = server is not None or what.suffix != ".toml" or _has_nowcasts(what)
     client = connect(address)
-    url = _server(server, client) if nowcasts else None
+    url = _server(server or DEFAULT_SERVER, client) if nowcasts else None
     given = environment(submission_id, server=url, token=token, extra=variables)
     metadata = {MARK: version("nowcast"), **({SERVER_KEY: url} if url else {})}
     if what.suffix == ".toml":
-        forecasts = (url or "embedded") if nowcasts else None
+        forecasts = (url or EMBEDDED) if nowcasts else None
         overrides = config_overrides(name=submission_id, server=forecasts, storage=storage)
         _check_config(what, overrides)
         with folder_of(what) as folder:
@@ -151,7 +153,7 @@ def _check_config(path: Path, overrides: Mapping[str, str]) -> None:
 
 
 def _server(server: str, client: JobSubmissionClient) -> str | None:
-    if server in NO_SERVER:
+    if server == EMBEDDED:
         return None
     if server.startswith(BY_NAME):
         return server_url(server, serve_details(client))

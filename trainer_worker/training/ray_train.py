@@ -12,7 +12,7 @@ import torch
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from trainer_worker.errors import CommandFailed
+from trainer_worker.errors import BadArgument, CommandFailed
 from trainer_worker.training.config import WorkersTable
 from trainer_worker.training.local_cluster import join_cluster, start_local_cluster
 from trainer_worker.training.loop import Checkpoint, train
@@ -59,6 +59,7 @@ def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
         listen: called with the workers' progress, from another thread.
 
     Raises:
+        BadArgument: an argument that cannot work, as the workers found; they are not started again.
         StorageUnusable: checkpoints cannot go where they should.
         TrainingFailed: the workers failed more often than `workers.max_failures` allows.
     """
@@ -75,7 +76,10 @@ def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
                 result = trainer.fit()
         except ray_train.TrainingFailedError as error:
             raise TrainingFailed(f"the run {order.name} failed: {error}") from error
-    return RunRecord.model_validate(result.return_value)
+    ended: dict[str, Any] = result.return_value
+    if "argument" in ended:
+        raise BadArgument(**ended)
+    return RunRecord.model_validate(ended)
 
 
 def _scaling(workers: WorkersTable) -> ray_train.ScalingConfig:
@@ -99,12 +103,15 @@ def _run_config(order: Order) -> ray_train.RunConfig:
     )
 
 
-def _worker(config: dict[str, Any]) -> Any:
-    """What every worker process runs; a run record as JSON values."""
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What every worker process runs: a run record as JSON values, or the argument that cannot work and why."""
     order = Order.model_validate(config["order"])
     shared_by = ray_train.get_context().get_local_world_size()
     torch.set_num_threads(order.config.workers.threads or max(1, (os.cpu_count() or 1) // shared_by))
-    return train(order, _RayHarness(config["mailbox"])).model_dump()
+    try:
+        return train(order, _RayHarness(config["mailbox"])).model_dump()
+    except BadArgument as error:  # the same on all ranks; raised here, it would be tried `max_failures` times more
+        return {"argument": error.argument, "detail": error.detail}
 
 
 class _RayHarness:

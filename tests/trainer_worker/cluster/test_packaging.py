@@ -86,19 +86,24 @@ def test_a_configuration_that_is_sent_again_goes_on(
     storage: str | None, sent: list[Submission], tmp_path: Path, *, resume: bool
 ) -> None:
     """Its log would ask for an option that `nowcast submit` does not have."""
-    assert submit(tmp_path, "", *(("--storage", storage) if storage else ()), "--server", "none").exit_code == 0
+    assert submit(tmp_path, "", *(("--storage", storage) if storage else ())).exit_code == 0
     assert ("--resume" in shlex.split(sent[0].entrypoint)) == resume
 
 
 @pytest.mark.parametrize(
     ("text", "server", "option"),
-    [("", "serve:nowcast", None), ("[nowcast]\n", "http://a:1", "http://a:1"), ("[nowcast]\n", "none", "embedded")],
+    [
+        ("", None, None),
+        ("", "http://a:1", "http://a:1"),
+        ("[nowcast]\n", "http://a:1", "http://a:1"),
+        ("[nowcast]\n", "embedded", "embedded"),
+    ],
 )
-def test_nowcasts_are_made_where_the_configuration_has_them(
-    text: str, server: str, option: str | None, sent: list[Submission], tmp_path: Path
+def test_nowcasts_are_made_where_configuration_or_option_asks_for_them(
+    text: str, server: str | None, option: str | None, sent: list[Submission], tmp_path: Path
 ) -> None:
-    """A plain run would become one with nowcasts, or be refused because the cluster has no server."""
-    assert submit(tmp_path, text, "--server", server).exit_code == 0
+    """A plain run would become one with nowcasts, or be refused because the cluster has no server; or the option be overlooked."""
+    assert submit(tmp_path, text, *(("--server", server) if server else ())).exit_code == 0
     words = shlex.split(sent[0].entrypoint)
     assert (words[words.index("--server") + 1] if "--server" in words else None) == option
 
@@ -109,7 +114,7 @@ def test_nowcasts_are_made_where_the_configuration_has_them(
         ("[trian]\nsteps = 3", [], "unknown table [trian]; did you mean train?"),
         ("steps = ", [], "not valid TOML"),
         ("[nowcast]\ncheckpoint = '{here}/w'", ["--server", "http://a:1"], "the one at a URL has its own weights"),
-        ("[nowcast]\ncheckpoint = 'w'", ["--server", "none"], "[nowcast] checkpoint: w is on this machine, and is not uploaded"),
+        ("[nowcast]\ncheckpoint = 'w'", ["--server", "embedded"], "[nowcast] checkpoint: w is on this machine, and is not uploaded"),
         ("[workers]\ncount = 0", ["--storage", "s3://bucket/runs"], "keeps its checkpoints in output.folder"),
         ("data = 'pictures'", [], "[task] data: pictures is on this machine, and is not uploaded: leave it out"),
         ("data = '~/pictures'", [], "[task] data: ~/pictures is on this machine"),
@@ -129,7 +134,7 @@ def test_what_the_cluster_would_refuse_is_refused_here(
 def test_paths_that_all_nodes_may_share_are_sent(sent: list[Submission], tmp_path: Path) -> None:
     """Data and weights on a file system of the cluster's could not be used."""
     (tmp_path / "w").write_bytes(b"")
-    result = submit(tmp_path, f"data = '/data/pictures'\n[nowcast]\ncheckpoint = '{tmp_path}/w'", "--server", "none")
+    result = submit(tmp_path, f"data = '/data/pictures'\n[nowcast]\ncheckpoint = '{tmp_path}/w'", "--server", "embedded")
     assert (result.exit_code, len(sent)) == (0, 1), result.output
 
 

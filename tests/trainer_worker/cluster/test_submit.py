@@ -184,7 +184,7 @@ def test_a_configuration_is_trained_on_the_cluster(cluster: TwoNodes, tmp_path: 
 def test_a_job_is_stopped(cluster: TwoNodes, tmp_path: Path) -> None:
     """A job that is no longer wanted would hold its workers; its name would be reused for another."""
     at = ("--address", cluster.address)
-    options = ("--storage", str(tmp_path), "--name", "long", "--server", "none")
+    options = ("--storage", str(tmp_path), "--name", "long", "--server", "embedded")
     run("nowcast", "submit", str(SCRIPT), *at, *options, "--", "1000000", "0.01")
     logs_until(cluster, "long", r"saved 25")
     assert "refuses" in run("nowcast", "submit", str(SCRIPT), *at, *options, status=2)
@@ -197,5 +197,5 @@ def test_a_failure_of_the_script_is_the_commands_own(cluster: TwoNodes, tmp_path
     """`nowcast submit -f` would report success for a job that failed, and say nothing of why."""
     script = tmp_path / "wrong.py"
     script.write_text("raise SystemExit('no such data')")
-    options = ("--address", cluster.address, "--server", "none", "--max-failures", "0", "-f")
+    options = ("--address", cluster.address, "--server", "embedded", "--max-failures", "0", "-f")
     assert "no such data" in run("nowcast", "submit", str(script), *options, status=1)

@@ -18,6 +18,7 @@ from trainer_worker.comparison import report
 from trainer_worker.comparison.compare import arm_with, compare
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.datasets import DataMissing
+from trainer_worker.errors import BadArgument
 from trainer_worker.tasks import load_task
 from trainer_worker.training import room
 from trainer_worker.training.config import Config
@@ -157,6 +158,16 @@ def test_a_run_that_cannot_begin_or_cannot_work_says_why(
             train_on_ray(order, listen=lambda news: None)
     assert "CPU: 2 x 1 asked for, 1.5 of 2 free" in caplog.messages[0]
     assert ray.is_initialized()
+
+
+def test_a_mistake_of_the_users_is_told_as_one_and_not_tried_again(ray_cluster: None, tmp_path: Path) -> None:
+    """The workers would be started `max_failures` times more, and the line that says what to mend be the end of a traceback."""
+    settings = config(tmp_path)
+    assert settings.nowcast is not None
+    asked = settings.nowcast.model_copy(update={"probe": 256, "server": "embedded"})
+    order = Order(config=settings, arm=arm_with(asked), seed=1, job="mistaken")
+    with pytest.raises(BadArgument, match="probe: takes all 256 validation examples; leave some"):
+        train_on_ray(order, listen=lambda news: None)
 
 
 def _put_until_it_dies(mailbox: Any) -> None:
