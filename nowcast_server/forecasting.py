@@ -21,7 +21,6 @@ class Forecaster(Protocol):
     """What a server needs of a forecaster; `nowcast_server.forecasters` has the real ones.
 
     Attributes:
-        context: snapshots it wants; None if any number will do.
         max_horizon: the farthest it can look, in intervals; None if there is no end.
         weights_bytes: memory its weights take.
     """
@@ -29,14 +28,15 @@ class Forecaster(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def context(self) -> int | None: ...
-    @property
     def max_horizon(self) -> int | None: ...
     @property
     def weights_bytes(self) -> int: ...
 
     def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         """Snapshots (n,) in the job's dtype, oldest first -> forecasts (len(horizons), n); nothing given is modified."""
+
+    def check(self, wiring: Wiring, *, context: int) -> None:
+        """Raise BadRequest if it cannot forecast for this network, or not from so many snapshots."""
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         """The most memory a forecast takes besides its states and its result, about. Called from any thread."""

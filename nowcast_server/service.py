@@ -18,7 +18,7 @@ from nowcast_server.nowcasting import Nowcasting
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
 from nowcast_server.trajectories.recording import Recording
-from protos.errors import BadRequest, NowcastError, Unavailable, UnknownForecaster
+from protos.errors import NowcastError, Unavailable, UnknownForecaster
 from protos.messages import JobSpec, NowcastRequest
 
 Loader = Callable[[], Mapping[str, Forecaster]]
@@ -140,9 +140,7 @@ class Service:
         if forecaster is None:
             known = ", ".join(self.forecasters)
             raise UnknownForecaster(f"{spec.forecaster!r} is not one of this server's forecasters: {known}", field="forecaster")
-        if forecaster.context not in (None, spec.context):
-            detail = f"{spec.forecaster} forecasts from {forecaster.context} snapshots, not {spec.context}"
-            raise BadRequest(detail, field="context")
+        forecaster.check(spec.wiring, context=spec.context)
         check_size(spec, max_snapshot_bytes=self.settings.max_snapshot)
         await asyncio.to_thread(check_coverage, spec.wiring)
         await asyncio.to_thread(getattr, spec.wiring, "hash")  # of a large wiring it takes a while; it is kept

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
-from protos.errors import BadWiring
+from protos.errors import BadRequest, BadWiring
 from protos.messages import Dtype, JobId, JobSpec
 from protos.wiring import Wiring
 from trainer_worker.candidates import Mode
@@ -158,8 +158,10 @@ def _embedded(spec: JobSpec, *, checkpoint: str | None, device: torch.device) ->
     except ImportError as error:
         detail = f"forecasts in this process need the extra nowcast[server] ({error}); install it, or give the URL of a server"
         raise BadArgument("server", detail) from error
-    if forecaster.context not in (None, spec.context):
-        raise BadArgument("context", f"{forecaster.name} needs {forecaster.context} snapshots, not {spec.context}")
+    try:
+        forecaster.check(spec.wiring, context=spec.context)
+    except BadRequest as error:
+        raise BadArgument(error.field or "forecaster", error.detail) from error
     return EmbeddedEndpoint(forecaster)
 
 

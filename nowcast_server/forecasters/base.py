@@ -30,6 +30,9 @@ class Forecaster(ABC):
     max_horizon: int | None = None
     """The furthest horizon it can forecast, in intervals; None for any."""
 
+    max_slots: int | None = None
+    """The most weights an edge may carry; None for any number."""
+
     weights_bytes: int = 0
     """Memory its weights take."""
 
@@ -61,6 +64,7 @@ class Forecaster(ABC):
             BadValue: `states` or `node_pe` hold NaN or infinity.
         """
         snapshots = self._snapshots(wiring, states)
+        self.check(wiring, context=len(snapshots))
         steps = self._check_horizons(horizons)
         if node_pe is not None:
             node_pe = _as_tensor(node_pe)
@@ -71,6 +75,18 @@ class Forecaster(ABC):
             if not row.sum().isfinite():  # a mask of what is nearly always finite would cost as much memory as it
                 row.copy_(torch.where(row.isfinite(), row, last.float()))
         return forecasts
+
+    def check(self, wiring: Wiring, *, context: int) -> None:
+        """Can it forecast for this network, from so many snapshots? Told before a run begins, not at its first nowcast.
+
+        Raises:
+            BadRequest: it cannot; `field` says whether for the `context` or the `wiring`.
+        """
+        if self.context is not None and context != self.context:
+            raise BadRequest(f"{self.name} forecasts from {self.context} snapshots, not {context}", field="context")
+        if self.max_slots is not None and wiring.slots > self.max_slots:
+            detail = f"edges of this network carry up to {wiring.slots} weights; {self.name} takes {self.max_slots}"
+            raise BadRequest(detail, field="wiring")
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         """The most memory a forecast takes besides its states and its result, about: for simple ones, a copy of the states."""

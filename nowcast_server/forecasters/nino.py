@@ -1,16 +1,12 @@
 """`nino`: the graph network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from nowcast_server.forecasters.base import Horizons
 from nowcast_server.forecasters.learned import DEFAULT_ENGINE, EngineType, LearnedForecaster, streaming_engines
 from nowcast_server.nino.checkpoint import Checkpoint
-from protos.errors import BadRequest
-from protos.wiring import Wiring
 
 
 class Nino(LearnedForecaster):
@@ -22,16 +18,10 @@ class Nino(LearnedForecaster):
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", engine: str = DEFAULT_ENGINE) -> None:
         super().__init__(checkpoint, device=device, engine=engine)
         self.laplacian = checkpoint.options.laplacian
+        self.max_slots = checkpoint.options.slots
 
     @classmethod
     def engines(cls) -> Mapping[str, EngineType]:
         from nowcast_server.nino.reference import NinoReference
 
         return {**streaming_engines(), "reference": NinoReference}
-
-    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
-        slots = self.checkpoint.options.slots
-        if wiring.slots > slots:
-            detail = f"edges of this wiring carry {wiring.slots} weights; {self.checkpoint.name} was made for {slots}"
-            raise BadRequest(detail, field="wiring")
-        return super().predict(wiring, states, horizons=horizons, node_pe=node_pe)

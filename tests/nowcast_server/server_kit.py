@@ -61,7 +61,6 @@ class Last:
     """No change; the base of the others."""
 
     name: str = "last"
-    context: int | None = None
     max_horizon: int | None = None
 
     working: int = 0
@@ -69,6 +68,9 @@ class Last:
 
     def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         return states[-1].repeat(len(horizons), 1)
+
+    def check(self, wiring: Wiring, *, context: int) -> None:
+        pass
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         return self.working

@@ -20,8 +20,10 @@ from nowcast_server.forecasters.registry import load_forecasters
 from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from nowcast_server.settings import Settings
+from protos.wiring import Block, Parameter, Wiring
 
 Make = Callable[..., Path]
+KERNEL = Wiring((Parameter("conv", (2, 3, 3)),), 2, (Block(3, 0, 1, 1, 1, parameter=0, slots=9, slot_stride=1),))
 
 
 def settings(*checkpoints: str | Path, **given: Any) -> Settings:
@@ -33,8 +35,8 @@ def settings(*checkpoints: str | Path, **given: Any) -> Settings:
 def make(tmp_path: Path) -> Make:
     """`make(name)` writes a small checkpoint with weights that no other has; of a graph network, or else of an MLP."""
 
-    def checkpoint(name: str, *, graph: bool = True) -> Path:
-        options = ModelOptions(graph=graph, hidden=16, edge_types=15 if graph else 0)
+    def checkpoint(name: str, *, graph: bool = True, **given: Any) -> Path:
+        options = ModelOptions(graph=graph, hidden=16, edge_types=15 if graph else 0, **given)
         drawn = torch.Generator().manual_seed(len(list(tmp_path.iterdir())))
         tensors = {key: torch.randn(shape, generator=drawn) / 4 for key, shape in tensor_shapes(options).items()}
         save_checkpoint(Checkpoint(options, tensors, name), tmp_path / f"{name}.safetensors")
@@ -119,6 +121,18 @@ def test_each_job_is_forecast_by_the_checkpoint_it_names(make: Make) -> None:
         assert 'nowcast_forecasts_total{forecaster="vision",outcome="made"} 1.0' in client.get("/metrics").text
         assert service.forecasts.used_bytes == weights_bytes
         refused(caller.as_job("lost").register(forecaster="visoin"), 422, "unknown_forecaster", "forecaster")
+
+
+def test_a_job_that_its_checkpoint_cannot_serve_is_refused(make: Make) -> None:
+    """It would train to its first nowcast, and be refused that and every other."""
+    with TestClient(create_app(settings(make("single", slots=1)))) as client:
+        wait_until_ready(client)
+        caller = Caller(client, client.app.state.service, KERNEL)  # type: ignore[attr-defined]
+        told = refused(caller.register(forecaster="nino", context=5), 422, "bad_request", "wiring")
+        assert "up to 9 weights; nino takes 1" in told["detail"]
+        told = refused(caller.register(forecaster="nino", context=3), 422, "bad_request", "context")
+        assert "nino forecasts from 5 snapshots, not 3" in told["detail"]
+        assert caller.register(forecaster="wnn", context=5).status_code == 201
 
 
 def test_checkpoints_that_do_not_fit_stop_the_server(make: Make) -> None:

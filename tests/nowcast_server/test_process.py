@@ -29,7 +29,9 @@ from nowcast_server import running
 from nowcast_server.settings import Settings
 
 class Slow:
-    name, context, max_horizon, weights_bytes = "slow", None, None, 0
+    name, max_horizon, weights_bytes = "slow", None, 0
+    def check(self, wiring, *, context):
+        pass
     def forecast(self, wiring, states, horizons):
         print("begun", flush=True)
         time.sleep(1.5)

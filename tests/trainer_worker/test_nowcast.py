@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat, network, step
 from torch import nn
 
+from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
+from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from protos.errors import BadRequest, Unavailable
 from protos.wiring import Parameter, Wiring
 from trainer_worker import AdaptiveHorizon, BadArgument, BestAfterRecovery, Event, FixedHorizon, Guard, Nowcast, PaperSchedule
@@ -405,6 +408,17 @@ def test_a_horizon_beyond_the_forecaster_is_refused(shared: Any) -> None:
     with pytest.raises(BadArgument) as caught:
         make(model, adam(model), None, forecaster="wnn", checkpoint=weights, context=4)
     assert caught.value.argument == "context"
+
+
+def test_a_network_beyond_the_forecaster_is_refused(tmp_path: Path) -> None:
+    """The run would be told so at its first nowcast, and at every other."""
+    options = ModelOptions(hidden=4, slots=1)
+    tensors = {name: torch.zeros(shape) for name, shape in tensor_shapes(options).items()}
+    save_checkpoint(Checkpoint(options, tensors, "single"), tmp_path / "single.safetensors")
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 1))
+    with pytest.raises(BadArgument, match="up to 9 weights; nino takes 1") as caught:
+        make(model, adam(model), None, forecaster="nino", checkpoint=str(tmp_path / "single.safetensors"), context=5)
+    assert caught.value.argument == "wiring"
 
 
 @pytest.mark.parametrize("ended", ["well", "refused"])

@@ -103,7 +103,7 @@ def _run_config(order: Order) -> ray_train.RunConfig:
     )
 
 
-def _worker(config: dict[str, Any]) -> dict[str, Any]:
+def _worker(config: dict[str, Any]) -> Any:  # Any: ray expects None, and passes on what comes
     """What every worker process runs: a run record as JSON values, or the argument that cannot work and why."""
     order = Order.model_validate(config["order"])
     shared_by = ray_train.get_context().get_local_world_size()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from server_kit import Caller, Last, Start, dense, refused, until
+from server_kit import Caller, Start, dense, refused, until
 
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.registry import Jobs
@@ -85,12 +85,6 @@ def test_bad_spec(start: Start, change: dict[str, Any], code: str, field: str) -
     refused(caller.register(**change), 422, code, field)
     assert caller.client.get("/v1/jobs").json() == {"jobs": []}
     assert caller.service.histories.used_bytes == 0
-
-
-def test_forecaster_wants_another_context(start: Start) -> None:
-    """A job would be taken in that its forecaster can never serve."""
-    caller = start(Last(context=5))
-    refused(caller.register(context=3), 422, "bad_request", "context")
 
 
 @pytest.mark.parametrize(

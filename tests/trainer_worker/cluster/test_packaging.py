@@ -114,7 +114,11 @@ def test_nowcasts_are_made_where_configuration_or_option_asks_for_them(
         ("[trian]\nsteps = 3", [], "unknown table [trian]; did you mean train?"),
         ("steps = ", [], "not valid TOML"),
         ("[nowcast]\ncheckpoint = '{here}/w'", ["--server", "http://a:1"], "the one at a URL has its own weights"),
-        ("[nowcast]\ncheckpoint = 'w'", ["--server", "embedded"], "[nowcast] checkpoint: w is on this machine, and is not uploaded"),
+        (
+            "[nowcast]\ncheckpoint = 'w'",
+            ["--server", "embedded"],
+            "[nowcast] checkpoint: w is on this machine, and is not uploaded",
+        ),
         ("[workers]\ncount = 0", ["--storage", "s3://bucket/runs"], "keeps its checkpoints in output.folder"),
         ("data = 'pictures'", [], "[task] data: pictures is on this machine, and is not uploaded: leave it out"),
         ("data = '~/pictures'", [], "[task] data: ~/pictures is on this machine"),

@@ -19,8 +19,6 @@ def test_training_that_goes_on_does_not_write_into_a_forecast() -> None:
     begun, released = threading.Event(), threading.Event()
 
     class Slow:
-        name, context, max_horizon = "slow", None, None
-
         def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
             begun.set()
             assert released.wait(10)
