@@ -141,7 +141,7 @@ class Context:
 
     def _forecast_memory(self, rows: int) -> Tensor:
         if self._forecasts is None or len(self._forecasts) < rows:
-            self._forecasts = torch.empty(rows, self._spec.wiring.size, dtype=torch.float32)
+            self._forecasts = torch.empty(rows, self._spec.wiring.size, dtype=torch.float32, device="cpu")
         return self._forecasts[:rows]
 
 

@@ -398,6 +398,28 @@ def test_whatever_torchs_default_dtype(forecaster: str, default: torch.dtype) ->
     assert torch.equal(*jumped)
 
 
+@pytest.mark.parametrize("forecaster", ["linear", "wnn", "nino"])
+def test_whatever_torchs_default_device(forecaster: str) -> None:
+    """A script that sets one would end before its first step where it is a GPU, or train without nowcasts."""
+    jumped = []
+    for device in ("cpu", "meta"):
+        model = network()
+        optimizer = adam(model)
+        try:
+            torch.set_default_device(device)
+            with make(model, optimizer, None, forecaster=forecaster) as nowcast:
+                for index in range(PERIOD):
+                    inputs = torch.randn(8, 8, generator=torch.Generator("cpu").manual_seed(index), device="cpu")
+                    optimizer.zero_grad()
+                    model(inputs).square().mean().backward()
+                    optimizer.step()
+        finally:
+            torch.set_default_device(None)
+        assert [event.outcome for event in nowcast.events] == ["accepted"]
+        jumped.append(flat(model))
+    assert torch.equal(*jumped)
+
+
 def test_a_horizon_beyond_the_forecaster_is_refused(shared: Any) -> None:
     """The server would refuse every nowcast of the run."""
     model = network()

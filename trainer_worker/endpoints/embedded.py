@@ -14,12 +14,13 @@ from trainer_worker.errors import BadArgument
 
 
 def load_embedded(name: str, *, checkpoint: str | None, device: torch.device) -> Forecaster:
-    """The forecaster `name`; torch's random state is left as it was, so that nowcasts do not change what a seed gives.
+    """The forecaster `name`; torch's random state is left as it was, so that nowcasts do not change what a seed gives, and its
+    default device has no say.
 
     Raises:
         BadArgument: no such forecaster, or its checkpoint cannot be read.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
             return load_forecaster(name, checkpoint=checkpoint, device=device)
         except NowcastError as error:

@@ -50,7 +50,7 @@ class SnapshotBuffers:
         self._parameters = parameters
         cuda = parameters.device.type == "cuda" and not parameters.sharded  # no device holds a vector of a sharded model
         # touched here, so that the first snapshots do not pay for page faults
-        self._rows = torch.empty(rows, parameters.size, dtype=dtype, pin_memory=cuda).zero_()
+        self._rows = torch.empty(rows, parameters.size, dtype=dtype, device="cpu", pin_memory=cuda).zero_()
         self._staging = torch.empty(parameters.size, dtype=dtype, device=parameters.device) if cuda else None
         self._stream = torch.Stream(parameters.device) if cuda else None
         self._copied: torch.Event | None = None
