@@ -20,8 +20,8 @@ class WeightAverage(AveragedModel):
     Its memory is short where the weights it would remember are no good company: at the beginning of a run, a quarter of the steps
     so far (Shamir & Zhang 2013, eta = 3), and in the first steps after a jump, which repair it.
 
-    The average of a narrow tensor, bfloat16 or float16, is kept in float32, where steps as small as its are not lost; the module
-    that is evaluated has it rounded.
+    Of a buffer, what is not finite is taken as it is: a causal mask stays one. The average of a narrow tensor, bfloat16 or float16,
+    is kept in float32, where steps as small as its are not lost; the module that is evaluated has it rounded.
 
     Args:
         model: to average.
@@ -54,10 +54,13 @@ class WeightAverage(AveragedModel):
         if int(self.since_jump) < self.spell:
             decay = min(decay, self.short)
         for mean, weight in zip(self.means.values(), chain(model.parameters(), model.buffers()), strict=False):
-            if decay and mean.is_floating_point():
+            if not decay or not mean.is_floating_point():
+                mean.copy_(weight)
+            elif isinstance(weight, nn.Parameter):
                 mean.lerp_(weight.to(mean.device, mean.dtype), 1 - decay)
             else:
-                mean.copy_(weight)
+                new = weight.to(mean.device, mean.dtype)
+                mean.copy_(torch.where(mean.isfinite(), mean.lerp(new, 1 - decay), new))
         self._round()
         self.n_averaged += 1
         self.since_jump += 1

@@ -135,6 +135,20 @@ def test_statistics_are_averaged_too_and_come_back() -> None:
         WeightAverage(model, decay=1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_causal_mask_stays_what_it_is(dtype: torch.dtype) -> None:
+    """The mean of two infinities is NaN, and so would be every loss of the average."""
+    model = nn.Linear(2, 2).to(dtype)
+    model.register_buffer("mask", torch.full((2, 2), -math.inf, dtype=dtype).triu(1))
+    average = WeightAverage(model)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert torch.equal(average.module.mask, model.mask)
+    model.mask.zero_()
+    average.update_parameters(model)
+    assert not average.module.mask.any()
+
+
 def drift(model: nn.Module, average: WeightAverage, steps: range) -> None:
     """Weights that move as slowly as late in a run."""
     for index in steps:
