@@ -134,9 +134,14 @@ def _put_back(kept: Any, into: Any, *, device: torch.device | None) -> Any:
     """
     if not isinstance(kept, Tensor):
         return copy.deepcopy(kept)
-    if isinstance(into, Tensor) and (into.shape, into.dtype) == (kept.shape, kept.dtype):
+    if isinstance(into, Tensor) and (into.shape, into.dtype) == (kept.shape, kept.dtype) and not _is_expanded(into):
         return into.copy_(kept)
     return kept.to(device, copy=True)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether elements share their memory: torch does not write to such a tensor."""
+    return tensor.layout == torch.strided and 0 in tensor.stride()
 
 
 def random_states() -> dict[str, Any]:
