@@ -168,10 +168,18 @@ class Cycle:
             return
         self._next_context()
         self._waited_s, self._asked_at = time.perf_counter() - start, pending.step
+        refusal = refusal or self._too_late()
         if not refusal:
             self._jump(pending.horizons)
             return
+        self._candidates.drop()
         self._tell(Event(pending.step, "nowcast", "skipped", None, refusal, detail, self._waited_s))
+
+    def _too_late(self) -> str:
+        """Why forecasts are not loaded though they have come: the run went on meanwhile. Empty if they are."""
+        if self.step >= self._max_steps:
+            return "no_time_to_recover"
+        return self._trials.refusal(self.step) if self._trials is not None else ""
 
     def _jump(self, horizons: tuple[int, ...]) -> None:
         if self._trials is not None:

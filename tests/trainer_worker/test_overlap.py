@@ -154,6 +154,24 @@ def test_a_late_jump_is_tried_as_well() -> None:
     assert [(event.step, event.outcome, event.cost_steps) for event in nowcast.events] == [(PERIOD, "rejected", 4)]
 
 
+@pytest.mark.parametrize(("tried", "left"), [(False, 0), (False, 1), (True, 3), (True, 4)])
+def test_what_comes_too_late_in_the_run_is_not_loaded(*, tried: bool, left: int) -> None:
+    """The run would end in the spike after a jump: one that no step repairs, or that nobody judges any more."""
+    gated = Gated()
+    options = {"probe": lambda: 1.0, "guard": Guard(recovery=4)} if tried else {}
+    model, optimizer, nowcast = start(gated, max_steps=PERIOD + 4 + left, **options)
+    with nowcast:
+        for index in range(PERIOD + 3):
+            step(model, optimizer, index)
+        gated.arrive(nowcast)
+        for index in range(PERIOD + 3, PERIOD + 4 + left):
+            step(model, optimizer, index)
+        gated.gate.set()
+    in_time = left == 4 if tried else left == 1
+    expected = ("accepted", "") if in_time else ("skipped", "no_time_to_recover")
+    assert [(event.outcome, event.reason) for event in nowcast.events] == [expected]
+
+
 def test_shadow_mode_changes_nothing() -> None:
     """A trial without risk has to be one: the same weights, bit for bit."""
     gated = Gated()
