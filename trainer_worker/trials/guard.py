@@ -235,9 +235,9 @@ class Trials:
         due = self._due(since)
         if since == due or since <= due - self._stretch:
             self._gauge.forget()
-        expected = course.at(self._contest.step + since) if course is not None else math.inf
+        expected = course.at(self._contest.step + since)
         hopeless = not loss <= self._hope(since, expected)  # true for NaN
-        back = since == due and self._contest.alone and (course is None or loss <= course.at(self._middle(trial)))
+        back = since == due and self._contest.alone and loss <= course.at(self._middle(trial))
         if since < self.recovery and not hopeless and not back:
             return None
         self._contest.end_window(hopeless=hopeless)
@@ -252,7 +252,7 @@ class Trials:
         course, in the end as far as it may be by chance.
         """
         first, course = self._record.first, self._levels.course
-        if course is None or first is None or not math.isfinite(first):
+        if first is None or not math.isfinite(first):
             return math.inf
         error = course.error(self._contest.step + since, variance=self._levels.variance)
         untrained = max(first - expected, abs(expected))
@@ -262,8 +262,6 @@ class Trials:
     def _weigh(self, best: Trial, step: int) -> Verdict:
         """At the end of the windows: which is better, the best of them or back at the start?"""
         loss, course = best.loss, self._levels.course
-        if course is None:
-            return self._judge(best, step, loss=loss, expected=math.inf, reason="")
         middle = self._middle(best)
         expected = course.at(middle)
         worth = max(course.at(self._contest.step) - expected, SMALL * abs(expected))  # what a rollback gives up
@@ -286,8 +284,7 @@ class Trials:
         cost_steps = step - start - (0 if reason else trial.steps)
         record.cost_steps += cost_steps
         if reason:
-            course = self._levels.course
-            record.lost += course.worth(min(cost_steps, self.recovery), end=self._max_steps) if course is not None else 0.0
+            record.lost += self._levels.course.worth(min(cost_steps, self.recovery), end=self._max_steps)
             if cost_steps:
                 record.rejections += 1
                 record.pause = min(2 ** (record.rejections - 1), LONGEST_PAUSE)

@@ -48,9 +48,9 @@ class Levels:
         return max(1, step - self._stretch // 2)
 
     @property
-    def course(self) -> Trend | None:
-        """The run's own course; None before the first level."""
-        return Trend.through(self._levels) if self._levels else None
+    def course(self) -> Trend:
+        """The run's own course, through at least one level."""
+        return Trend.through(self._levels)
 
     @property
     def variance(self) -> float:
@@ -59,19 +59,19 @@ class Levels:
 
     def note_scatter(self) -> None:
         """A jump will be judged by the present course: its scatter counts."""
-        course = self.course
-        if course is not None and course.variance is not None:
-            self._variance += course.variance
+        variance = self.course.variance
+        if variance is not None:
+            self._variance += variance
             self._courses += 1
 
     def no_way_ahead(self) -> str:
         """Why the course is not to be followed further: it is not known, or it leads upwards, as where a run overfits. Empty if it
         may be.
         """
-        if not all(math.isfinite(loss) for _, loss in self._levels):
+        if not self._levels or not all(math.isfinite(loss) for _, loss in self._levels):
             return "no_loss"
         course = self.course
-        if course is None or course.variance is None or len(self._levels) < ENOUGH:
+        if course.variance is None or len(self._levels) < ENOUGH:
             return ""
         variance = (self._variance + course.variance) / (self._courses + 1)
         return "loss_rising" if course.rises(RISING, variance=variance) else ""

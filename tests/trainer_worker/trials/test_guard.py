@@ -419,6 +419,22 @@ def test_no_jump_without_time_to_recover_or_without_a_loss() -> None:
     assert [reason for _, _, reason in nowcasts(play(broken, steps=2 * PERIOD))] == ["no_loss"]
 
 
+@pytest.mark.parametrize(("context", "interval", "recovery"), [(2, 1, 4), (4, 1, 4), (2, 4, 8), (5, 4, 20)])
+def test_no_jump_without_a_course_to_judge_it_by(context: int, interval: int, recovery: int) -> None:
+    """Where a trial ends with the period, nothing is known of the run since; the next jump would stay whatever it did."""
+    period = context * interval
+    first = period + recovery
+
+    def loss(step: int, since: int | None) -> float:
+        return 1.0 if since is None else 1.001 if step <= first else 50.0
+
+    options = {"context": context, "interval": interval, "guard": Guard(recovery, tolerance=1.0, budget=1.0)}
+    told = list(nowcasts(play(loss, steps=6 * first, **options)))
+    assert (period, "accepted", "") in told
+    assert (first, "skipped", "no_loss") in told
+    assert {outcome for step, outcome, _ in told if step > period} == {"skipped", "rejected"}
+
+
 @pytest.mark.parametrize(("slope", "scatter", "reason"), [(0.2, 0.0, "loss_rising"), (0.2, 0.5, ""), (-0.2, 0.0, "")])
 def test_no_jump_where_the_loss_rises(slope: float, scatter: float, reason: str) -> None:
     """A forecast sees where the weights are heading; where held data say that this is the wrong way, it would get there sooner."""
