@@ -51,8 +51,8 @@ class Gauge:
         return self._probe is not None
 
     def observe(self, loss: "Tensor | float") -> None:
-        """Take a training loss; it stays on its device, and nothing waits for it."""
-        self._losses.append(loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float32))
+        """Take a training loss, as it is now; it stays on its device, and nothing waits for it."""
+        self._losses.append(loss.detach().clone() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float32))
 
     @property
     def steps(self) -> int:

@@ -16,6 +16,7 @@ from trainer_worker import BadArgument, BestAfterRecovery, FixedHorizon, Guard, 
 from trainer_worker.trials.guard import stretch_steps
 from trainer_worker.trials.kept import KeptState
 from trainer_worker.trials.probe import Gauge
+from trainer_worker.weights.distributed import Ranks
 
 INTERVAL = 4
 PERIOD = CONTEXT * INTERVAL
@@ -455,6 +456,15 @@ def test_training_losses_serve_where_there_is_no_probe() -> None:
         harmful.train(PERIOD + 16)
     assert [(event.outcome, event.reason) for event in harmful.nowcast.events] == [("rejected", "hopeless")]
     assert harmful.nowcast.summary()["cost_steps"] == 2  # an eighth of the window
+
+
+def test_a_loss_is_taken_down_as_it_was() -> None:
+    """Compiled steps and CUDA graphs give every loss in the same tensor: the mean would be the last one, and scatter as it does."""
+    gauge = Gauge(nn.Linear(1, 1), [], None, ranks=Ranks(), window=4)
+    loss = torch.zeros(())
+    for value in (1.0, 2.0, 6.0):
+        gauge.observe(loss.fill_(value))
+    assert gauge.measure() == 3.0
 
 
 def test_a_probe_leaves_the_model_as_it_was() -> None:
