@@ -19,7 +19,8 @@ RunId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Step = Annotated[int, Field(ge=0, lt=2**48)]
-Horizon = Annotated[int, Field(ge=1, le=10_000)]
+LONGEST_HORIZON = 10_000
+Horizon = Annotated[int, Field(ge=1, le=LONGEST_HORIZON)]
 Skill = dict[str, dict[str, float]]
 """By horizon, then forecaster: 1 - error / error of `last`, its mean over the forecasts whose future has come."""
 WiringField = Annotated[

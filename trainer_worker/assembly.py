@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from protos.errors import BadRequest, BadWiring
-from protos.messages import Dtype, JobId, JobSpec
+from protos.messages import LONGEST_HORIZON, Dtype, JobId, JobSpec
 from protos.wiring import Wiring
 from trainer_worker.candidates import Mode
 from trainer_worker.endpoints.endpoint import Endpoint
@@ -185,14 +185,14 @@ def make_policy(policy: Policy | None, *, max_steps: int, period: int, tried: bo
 
 
 def check_policy(policy: Policy, endpoint: Endpoint) -> None:
-    """Refuse a policy that asks for more than the forecaster can see, as far as that is known here.
+    """Refuse a policy that asks for horizons which nothing has, or more than the forecaster can see, as far as that is known here.
 
     Raises:
         BadArgument: it does.
     """
-    limit = getattr(getattr(endpoint, "forecaster", None), "max_horizon", None)
-    if limit is not None and policy.furthest > limit:
-        raise BadArgument("policy", f"asks for horizon {policy.furthest}, beyond the {limit} intervals the forecaster can see")
+    limit = getattr(getattr(endpoint, "forecaster", None), "max_horizon", None) or LONGEST_HORIZON
+    if not 1 <= policy.furthest <= limit:
+        raise BadArgument("policy", f"asks for horizon {policy.furthest}; the forecaster can see from 1 to {limit} intervals ahead")
 
 
 def check_mode(*, overlap: bool, shadow: bool, interval: int) -> Mode:

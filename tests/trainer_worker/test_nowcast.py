@@ -312,6 +312,8 @@ def _mistakes() -> list[Any]:
         pytest.param("policy", {"policy": BestAfterRecovery(PaperSchedule(STEPS, 7)), "guard": Guard()}, "every 7", id="wrapped"),
         pytest.param("policy", {"policy": AdaptiveHorizon()}, "give probe= or guard=", id="nothing to learn from"),
         pytest.param("policy", {"policy": BestAfterRecovery(FixedHorizon(8))}, "give probe= or guard=", id="nothing to compare by"),
+        pytest.param("policy", {"policy": FixedHorizon(10_001)}, "10001; .* from 1 to 10000", id="no such horizon"),
+        pytest.param("policy", {"policy": PaperSchedule(STEPS, PERIOD, furthest=0)}, "horizon 0", id="no way ahead"),
         pytest.param("forecaster", {"server": None, "forecaster": "nina"}, "nina", id="forecaster"),
         pytest.param("checkpoint", {"server": None, "forecaster": "nino", "checkpoint": "/nowhere.pt"}, "nowhere", id="checkpoint"),
         pytest.param("server", {"server": "localhost:8440"}, "http://", id="server"),
