@@ -282,15 +282,15 @@ class Cycle:
         """Go on from `state_dict()` of a run with the same interval, period, averages and kind of trial.
 
         Raises:
-            BadArgument: its policy learnt in another way; nothing is loaded.
+            BadArgument: its policy learnt in another way, or it was saved in a trial that keeps other things; nothing is loaded.
         """
         if (kind := state["policy"]["kind"]) != self._learns:
             raise BadArgument("state", f"of a run whose policy learns as {kind or 'none'}, this one's as {self._learns or 'none'}")
+        if self._trials is not None:
+            self._trials.load_state_dict(state["trials"])
         if self._context is not None:
             self._context.load_state_dict(state["context"])
         self._candidates.load_state_dict(state["candidates"])
-        if self._trials is not None:
-            self._trials.load_state_dict(state["trials"])
         if self._learner is not None:
             self._learner.load_state_dict(state["policy"]["learnt"])
         self._rates.load_state_dict(state["rates"])

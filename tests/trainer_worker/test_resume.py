@@ -8,7 +8,7 @@ import torch
 from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network, step
 from waiting import until
 
-from trainer_worker import AdaptiveHorizon, BadArgument, Guard, Nowcast
+from trainer_worker import AdaptiveHorizon, BadArgument, Guard, Nowcast, WeightAverage
 
 STEPS = 3 * PERIOD + 3
 
@@ -122,3 +122,14 @@ def test_a_state_of_a_policy_that_learns_otherwise_is_refused() -> None:
     with pytest.raises(BadArgument, match="AdaptiveHorizon, this one's as Cautious"):
         cautious.nowcast.load_state_dict(state)
     assert cautious.nowcast.step == 0
+
+
+def test_a_state_of_a_trial_that_keeps_other_things_is_refused() -> None:
+    """The rollback would find too much or too little to give back, and end the training."""
+    first = Run(probe=lambda: 1.0)
+    with first.nowcast:
+        first.train(PERIOD + 1)
+    second = Run(guard=Guard(also=(WeightAverage(network()),)), probe=lambda: 1.0)
+    with pytest.raises(BadArgument, match=r"trial of 0 averages .* this run has 1"):
+        second.nowcast.load_state_dict(first.nowcast.state_dict())
+    assert second.nowcast.step == 0

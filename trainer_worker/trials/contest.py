@@ -96,8 +96,8 @@ class Contest:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
+        self._start.load_state_dict(state["start"])
+        self._aside.load_state_dict(state["aside"])
         self.step, self._waiting = state["step"], list(state["waiting"])
         self.trial = Trial(**state["trial"]) if state["trial"] else None
         self.best = Trial(**state["best"]) if state["best"] else None
-        self._start.load_state_dict(state["start"])
-        self._aside.load_state_dict(state["aside"])

@@ -305,7 +305,7 @@ class Trials:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
+        self._contest.load_state_dict(state["contest"])
         self._record = _Record(**state["record"])
         self._levels.load_state_dict(state["levels"])
-        self._contest.load_state_dict(state["contest"])
         self._gauge.load_state_dict(state["gauge"])

@@ -112,7 +112,14 @@ class KeptState:
         return copy.deepcopy(self._kept) if self._kept is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep what `state_dict` gave."""
+        """Keep what `state_dict` gave.
+
+        Raises:
+            BadArgument: it has the state of more or fewer other objects.
+        """
+        if state and len(state["also"]) != len(self._also):
+            detail = f"was saved in a trial of {len(state['also'])} averages and Guard.also in all, this run has {len(self._also)}"
+            raise BadArgument("state", detail)
         self._kept = copy.deepcopy(dict(state)) if state else None
 
 
