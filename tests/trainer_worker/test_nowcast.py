@@ -14,7 +14,7 @@ from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from protos.errors import BadRequest, Unavailable
 from protos.wiring import Parameter, Wiring
-from trainer_worker import AdaptiveHorizon, BadArgument, BestAfterRecovery, Event, FixedHorizon, Guard, Nowcast, PaperSchedule
+from trainer_worker import AdaptiveHorizon, BadArgument, BestAfterRecovery, Event, FixedHorizon, Guard, Jump, Nowcast, PaperSchedule
 from trainer_worker.wiring import wire
 
 STEPS = 3 * PERIOD
@@ -166,6 +166,24 @@ def test_forecasts_that_are_not_finite_are_never_loaded() -> None:
     model, endpoint = network(), ShiftingEndpoint(shift=float("inf"))
     optimizer = adam(model)
     with make(model, optimizer, endpoint) as nowcast:
+        for index in range(STEPS):
+            step(model, optimizer, index)
+    assert nowcast.summary()["reasons"] == {"bad_forecast": 2}
+    assert flat(model).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "forecast"), [(torch.float16, 1e5), (torch.float16, -1e5), (torch.float32, 1e-44), (torch.bfloat16, -1e-44)]
+)
+def test_forecasts_that_would_not_be_finite_as_weights_are_never_loaded(dtype: torch.dtype, forecast: float) -> None:
+    """What float32 holds is more than float16 does; and brought back to its norm, a tensor of next to nothing is NaN."""
+
+    class Flat(ShiftingEndpoint):
+        def forecast(self, step: int, horizons: tuple[int, ...], out: torch.Tensor, *, deadline: Any) -> None:
+            out.fill_(forecast)
+
+    model = network(dtype=dtype)
+    with make(model, optimizer := torch.optim.SGD(model.parameters(), lr=1e-3), Flat(), jump=Jump()) as nowcast:
         for index in range(STEPS):
             step(model, optimizer, index)
     assert nowcast.summary()["reasons"] == {"bad_forecast": 2}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from protos.errors import BadForecast
 from trainer_worker.errors import BadArgument
 from trainer_worker.weights.sharded import is_sharded, local, part_of, whole
 
@@ -161,10 +162,18 @@ class FlatParameters:
             last: the snapshot it starts from, (n,).
             late: the weights are not those of that snapshot (training has gone on, or it is an average), so all parameters move
                 by the displacement.
+
+        Raises:
+            BadForecast: a weight would not be finite: float16 is not above 65,504, nor a norm brought back from next to nothing.
         """
         for piece in self._slices:
-            if piece.trained and (late or not piece.exact):
-                forecast[piece.start : piece.stop] -= last[piece.start : piece.stop]
+            part = forecast[piece.start : piece.stop]
+            if not piece.trained or not part.numel():
+                continue
+            if not float(torch.linalg.vector_norm(part, math.inf)) <= torch.finfo(piece.parameter.dtype).max:
+                raise BadForecast(f"the forecast of {piece.name!r} is not finite in {piece.parameter.dtype}")
+            if late or not piece.exact:
+                part -= last[piece.start : piece.stop]
 
     @torch.no_grad()
     def load(self, target: Tensor | None, *, late: bool = False) -> None:
