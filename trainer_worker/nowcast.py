@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
+import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
@@ -227,7 +228,8 @@ class Nowcast:
             with self._ranks.failing_alike():
                 if self._context is not None:
                     self._context.open()
-            self._hook = self._optimizer.register_step_post_hook(self._after_step)
+            eager = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]  # torch does not annotate it
+            self._hook = self._optimizer.register_step_post_hook(eager)
         except BaseException:
             self.__exit__(None, None, None)
             raise

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+import trainer_worker
 from trainer_worker import FixedHorizon, Guard, Nowcast
 
 RECOVERY = 4
@@ -214,3 +216,25 @@ def test_a_rollback_leaves_no_trace(case: Case) -> None:
     usual.index = later  # the batches of the trial are gone
     usual.train(5)
     assert torch.equal(flat(tried.model), flat(usual.model))
+
+
+def test_a_compiled_step_is_not_compiled_with_all_that_follows_it() -> None:
+    """The compiler would trace snapshots and averages into the step, anew whenever something is due: minutes, and other bits."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    loop = Loop(Case("", ADAM), None)
+    made = torch.compile(loop.optimizer.step, backend=backend)
+    options = {"interval": INTERVAL, "context": CONTEXT, "quiet": INTERVAL, "policy": FixedHorizon(3)}
+    with Nowcast(loop.model, loop.optimizer, server=ShiftingEndpoint(), max_steps=1000, **options) as nowcast:
+        for index in range(PERIOD + 1):
+            loop.optimizer.zero_grad()
+            loop.loss(index).backward()
+            made()
+    assert nowcast.summary()["nowcasts"]["accepted"] == 1
+    traced = "".join(node.stack_trace or "" for graph in graphs for node in graph.graph.nodes)
+    assert "adam.py" in traced
+    assert str(Path(trainer_worker.__file__).parent) not in traced
