@@ -62,9 +62,11 @@ class RunningAverage:
         return {"count": self._count, "means": [mean.clone() for mean in self._means] if self._count else []}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
-        self._count = state["count"]
-        for mean, saved in zip(self._means, state["means"], strict=False):
+        """Go on from `state_dict()`; anew, if it is of other parameters: of a run that trained more layers, or fewer."""
+        means = state["means"]
+        same = [saved.shape for saved in means] == [mean.shape for mean in self._means]
+        self._count = state["count"] if same else 0
+        for mean, saved in zip(self._means, means if same else (), strict=False):
             mean.copy_(saved)
 
 

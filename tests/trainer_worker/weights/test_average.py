@@ -96,6 +96,17 @@ def test_an_average_under_way_is_resumed(stop: int) -> None:
         Run(quiet=1).nowcast.load_state_dict(first.nowcast.state_dict())
 
 
+def test_the_average_of_other_layers_is_not_gone_on_with() -> None:
+    """A run that freezes a layer when it resumes would take the averages of one layer for those of the next."""
+    layers = [torch.nn.Parameter(torch.full((2, 2), float(value))) for value in range(3)]
+    average, fewer = RunningAverage(layers), RunningAverage(layers[1:])
+    average.add()
+    fewer.load_state_dict(average.state_dict())
+    assert not fewer.means
+    fewer.add()
+    assert all(torch.equal(mean, layer) for layer, mean in fewer.means.items())
+
+
 @pytest.mark.parametrize("quiet", [-1, INTERVAL + 1, 0.5])
 def test_what_cannot_be_averaged_is_refused(quiet: Any) -> None:
     """A window longer than the interval would average into the last snapshot's."""
