@@ -299,3 +299,6 @@ class Cycle:
         self.step, self._origin = state["step"], state["origin"]
         self._waited_s, self._asked_at = state["waited_s"], state["asked_at"]
         self._compared = False
+        if self._mode == "blocking" and self._candidates.pending is not None:  # of a run that trained on: too late for this one
+            self._candidates.pending = None
+            self._next_context()

@@ -130,6 +130,31 @@ def test_a_run_resumes_while_a_forecast_is_under_way() -> None:
     assert [(event.step, event.outcome) for event in nowcast.events] == [(PERIOD, "accepted")]
 
 
+@pytest.mark.parametrize("mode", ["overlap", "shadow"])
+def test_a_run_that_waits_does_not_take_up_what_another_mode_asked_for(mode: str) -> None:
+    """It would load the forecast as it is, and undo the steps since it was asked for."""
+    gated = Gated()
+    model, optimizer, nowcast = start(gated, **{"overlap": False, mode: True})
+    with nowcast:
+        for index in range(PERIOD + 2):
+            step(model, optimizer, index)
+        state = nowcast.state_dict()
+        gated.gate.set()
+    endpoint = ShiftingEndpoint()
+    options = {"max_steps": 3 * PERIOD, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(3), "jump": WHOLE}
+    with Nowcast(model, optimizer, server=endpoint, **options) as nowcast:  # type: ignore[arg-type]
+        nowcast.load_state_dict(state)
+        plain = copy.deepcopy(model)
+        other = torch.optim.Adam(plain.parameters())
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for index in range(PERIOD + 2, 2 * PERIOD):
+            assert torch.equal(flat(model), flat(plain))
+            step(model, optimizer, index)
+            step(plain, other, index)
+    assert endpoint.asked == [(2 * PERIOD, (3,))]
+    assert [(event.step, event.outcome) for event in nowcast.events] == [(2 * PERIOD, "accepted")]
+
+
 def test_a_late_jump_is_tried_as_well() -> None:
     """Overlap and trial together are what a production run wants; the rollback goes to where the jump was made."""
     gated = Gated(shift=0.05)
