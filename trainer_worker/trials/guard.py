@@ -206,8 +206,9 @@ class Trials:
 
     def after_step(self, step: int) -> Verdict | None:
         """Watch a step; the verdict when it is due. If everything went back for the next candidate, `candidate` says so."""
-        if self._record.first is None and (self._gauge.immediate or step >= SHORTEST):
-            self._record.first = self._gauge.measure()
+        if self._record.first is None and (self._gauge.immediate or not step % SHORTEST):
+            first = self._gauge.measure()
+            self._record.first = None if self._untold(first) else first
         trial = self._trial
         if trial is None:
             if not self._record.pause and not self._spent:
@@ -236,6 +237,8 @@ class Trials:
         if since == due or since <= due - self._stretch:
             self._gauge.forget()
         expected = course.at(self._contest.step + since)
+        if since < self.recovery and self._untold(loss):
+            return None
         hopeless = not loss <= self._hope(since, expected)  # true for NaN
         back = since == due and self._contest.alone and loss <= course.at(self._middle(trial))
         if since < self.recovery and not hopeless and not back:
@@ -246,6 +249,10 @@ class Trials:
             return None
         best = self._contest.best
         return self._weigh(best, step) if best else self._judge(trial, step, loss=loss, expected=expected, reason="hopeless")
+
+    def _untold(self, loss: float) -> bool:
+        """Whether there is no loss only because `observe` was told none lately: that says nothing about the jump."""
+        return math.isnan(loss) and not self._gauge.immediate
 
     def _hope(self, since: int, expected: float) -> float:
         """The highest loss so many steps after a jump from which it may recover: an absurd one at once, then ever less far from the

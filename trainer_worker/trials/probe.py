@@ -75,12 +75,14 @@ class Gauge:
     @torch.no_grad()
     def measure(self) -> float:
         """The loss, averaged over the ranks; that of the weights as they are if they were not followed since `forget`, and NaN if
-        there is nothing to go by. Leaves no trace in model and random states.
+        there is nothing to go by: the probe fails, or no loss was told. (A told one that is NaN counts as infinite.) Leaves no
+        trace in model and random states.
         """
         if self._average is not None:
             mine = self._ask(self._average)
         elif self._losses:
-            mine = float(torch.stack([loss.float().reshape(()).cpu() for loss in self._losses]).mean())
+            mean = float(torch.stack([loss.float().reshape(()).cpu() for loss in self._losses]).mean())
+            mine = math.inf if math.isnan(mean) else mean
         else:
             mine = math.nan
         return self._ranks.mean(mine)

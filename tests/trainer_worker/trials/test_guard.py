@@ -458,6 +458,24 @@ def test_training_losses_serve_where_there_is_no_probe() -> None:
     assert harmful.nowcast.summary()["cost_steps"] == 2  # an eighth of the window
 
 
+@pytest.mark.parametrize(("shift", "outcome", "cost"), [(0.0, "accepted", 0), (50.0, "rejected", 16)])
+def test_losses_may_be_told_now_and_then(shift: float, outcome: str, cost: int) -> None:
+    """Loops log every so many steps: looked at in between, good jumps had no loss and were undone; and bad ones were seen late."""
+    run = Run(ShiftingEndpoint(shift), probe=None, guard=Guard(recovery=64, tolerance=0.5), interval=32, max_steps=10_000)
+    assert run.nowcast is not None
+    observe, losses = run.nowcast.observe, []
+
+    def every_tenth(loss: torch.Tensor) -> None:
+        losses.append(loss)
+        if len(losses) % 10 == 0:
+            observe(loss)
+
+    run.nowcast.observe = every_tenth  # type: ignore[assignment, method-assign]
+    with run.nowcast:
+        run.train(CONTEXT * 32 + 64)
+    assert [(event.outcome, event.cost_steps) for event in run.nowcast.events] == [(outcome, cost)]
+
+
 def test_a_loss_is_taken_down_as_it_was() -> None:
     """Compiled steps and CUDA graphs give every loss in the same tensor: the mean would be the last one, and scatter as it does."""
     gauge = Gauge(nn.Linear(1, 1), [], None, ranks=Ranks(), window=4)
