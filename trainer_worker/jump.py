@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, Optimizer
 
 from trainer_worker.errors import BadArgument
+from trainer_worker.trials.kept import state_of
 from trainer_worker.trials.probe import undisturbed
 from trainer_worker.weights.flat import FlatParameters
 from trainer_worker.weights.followers import Followers
@@ -122,7 +123,7 @@ class Landing:
             self._parameters.load(target, late=late)
         if self._jump.moments == "reset":
             for parameter in self._parameters.moving:
-                self._optimizer.state.pop(parameter, None)
+                state_of(self._optimizer).pop(parameter, None)
         elif self._jump.moments == "rescale":
             _make_younger(self._optimizer, list(self._parameters.moving), steps=self._interval)
         if self._run is not None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.amp import GradScaler
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -216,6 +218,16 @@ def test_a_rollback_leaves_no_trace(case: Case) -> None:
     usual.index = later  # the batches of the trial are gone
     usual.train(5)
     assert torch.equal(flat(tried.model), flat(usual.model))
+
+
+def test_a_rollback_reaches_the_moments_that_ranks_share_out() -> None:
+    """`ZeroRedundancyOptimizer` has them in an optimizer inside; left there they would be those of the jump that was undone."""
+    case = Case("", lambda params: ZeroRedundancyOptimizer(params, torch.optim.Adam, lr=1e-2))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        test_a_rollback_leaves_no_trace(case)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_compiled_step_is_not_compiled_with_all_that_follows_it() -> None:

@@ -57,7 +57,7 @@ class KeptState:
             "parameters": {
                 place: self._one(parameter, old["parameters"].get(place, {"state": {}}))
                 for place, parameter in self._parameters()
-                if parameter.requires_grad or parameter in self._optimizer.state
+                if parameter.requires_grad or parameter in state_of(self._optimizer)
             },
             "buffers": {name: _copy(buffer, old["buffers"].get(name)) for name, buffer in self._buffers()},
             "groups": copy.deepcopy(groups) if self._scheduled else [],
@@ -73,13 +73,13 @@ class KeptState:
             if (kept := self._kept["parameters"].get(place)) is None:
                 continue
             parameter.copy_(kept["weights"])
-            state = self._optimizer.state[parameter]
+            state = state_of(self._optimizer)[parameter]
             for name in state.keys() - kept["state"].keys():
                 del state[name]
             for name, value in kept["state"].items():
                 state[name] = _put_back(value, state.get(name), device=None if name == "step" else parameter.device)
             if not state:
-                del self._optimizer.state[parameter]
+                del state_of(self._optimizer)[parameter]
         for name, kept in self._kept["buffers"].items():
             path, _, own = name.rpartition(".")
             module = self._model.get_submodule(path)
@@ -92,7 +92,7 @@ class KeptState:
         restore_random_states(self._kept["random"])
 
     def _one(self, parameter: nn.Parameter, into: Mapping[str, Any]) -> dict[str, Any]:
-        state = self._optimizer.state.get(parameter, {})
+        state = state_of(self._optimizer).get(parameter, {})
         return {
             "weights": _copy(parameter, into.get("weights")),
             "state": {name: _copy(value, into["state"].get(name)) for name, value in state.items()},
@@ -121,6 +121,12 @@ class KeptState:
             detail = f"was saved in a trial of {len(state['also'])} averages and Guard.also in all, this run has {len(self._also)}"
             raise BadArgument("state", detail)
         self._kept = copy.deepcopy(dict(state)) if state else None
+
+
+def state_of(optimizer: Optimizer) -> dict[Tensor, Any]:
+    """Its state by parameter; a `ZeroRedundancyOptimizer` has none but in the optimizer it wraps."""
+    inside = getattr(optimizer, "optim", None)
+    return (inside if isinstance(inside, Optimizer) else optimizer).state
 
 
 def _copy(value: Any, into: Any) -> Any:
