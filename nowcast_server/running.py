@@ -58,7 +58,10 @@ def keep_freed_memory() -> None:
 
 
 def allow_open_files(more: int) -> None:
-    """Raise this process's limit of open files by so many, as far as its hard limit goes: a spilled history keeps one open."""
+    """Raise this process's limit of open files by so many, as far as its hard limit goes.
+
+    A spilled history keeps one open, and so does the record of a job.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
@@ -71,8 +74,8 @@ def prepare_process(settings: Settings) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    if settings.spill is not None:
-        allow_open_files(settings.max_jobs)
+    kept = (settings.spill, settings.record)
+    allow_open_files(settings.max_jobs * sum(folder is not None for folder in kept))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
