@@ -42,7 +42,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until is not None:
-            self.should_exit |= self._service.device.idle or time.monotonic() > self._drain_until
+            left_s = self._drain_until - time.monotonic()
+            self.should_exit |= self._service.device.idle or left_s < 0
+            self.config.timeout_graceful_shutdown = max(1, int(left_s))  # it has what is left, not all of it again
         return await super().on_tick(counter)
 
 
