@@ -42,7 +42,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until is not None:
-            self.should_exit |= self._service.device.idle or time.monotonic() > self._drain_until
+            left_s = self._drain_until - time.monotonic()
+            self.should_exit |= self._service.device.idle or left_s < 0
+            self.config.timeout_graceful_shutdown = max(1, int(left_s))  # it has what is left, not all of it again
         return await super().on_tick(counter)
 
 
@@ -58,7 +60,10 @@ def keep_freed_memory() -> None:
 
 
 def allow_open_files(more: int) -> None:
-    """Raise this process's limit of open files by so many, as far as its hard limit goes: a spilled history keeps one open."""
+    """Raise this process's limit of open files by so many, as far as its hard limit goes.
+
+    A spilled history keeps one open, and so does the record of a job.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
@@ -71,8 +76,8 @@ def prepare_process(settings: Settings) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    if settings.spill is not None:
-        allow_open_files(settings.max_jobs)
+    kept = (settings.spill, settings.record)
+    allow_open_files(settings.max_jobs * sum(folder is not None for folder in kept))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 

@@ -57,6 +57,8 @@ class Service:
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
         self.draining = False
+        self.large = asyncio.Lock()
+        """Held by a registration of many blocks: while it is read it takes thirty times its size, which no budget counts."""
         self._loaded = False
         self._loader = loader
         self._on_failure = on_failure

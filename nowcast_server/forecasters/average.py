@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.base import Forecaster, Horizons
+from nowcast_server.forecasters.base import Forecaster, Horizons, stacked
 from protos.wiring import Wiring
 
 
@@ -17,4 +16,4 @@ class Average(Forecaster):
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         del wiring, node_pe
-        return torch.stack(tuple(states)).mean(dim=0, dtype=torch.float32).repeat(len(horizons), 1)
+        return stacked(states).mean(dim=0).repeat(len(horizons), 1)

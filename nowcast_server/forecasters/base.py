@@ -116,8 +116,8 @@ class Forecaster(ABC):
             raise BadRequest(f"{self.name} needs {self.context} snapshots, not {len(snapshots)}", field="states")
         if len(snapshots) < LEAST_CONTEXT:
             raise BadRequest(f"a context has at least {LEAST_CONTEXT} snapshots, not {len(snapshots)}", field="states")
-        for index, snapshot in enumerate(snapshots):  # one by one: a mask of the whole context would be large
-            if not snapshot.isfinite().all():
+        for index, snapshot in enumerate(snapshots):  # a sum is finite only if every term is, and a mask takes more than a snapshot
+            if not snapshot.sum().isfinite() and not snapshot.isfinite().all():
                 raise BadValue(f"snapshot {index} of the context holds NaN or infinity", field="states")
         return snapshots
 
@@ -142,6 +142,14 @@ class Forecaster(ABC):
             raise BadRequest(detail, field="node_pe")
         if not node_pe.isfinite().all():
             raise BadValue("node_pe holds NaN or infinity", field="node_pe")
+
+
+def stacked(states: Sequence[Tensor]) -> Tensor:
+    """A copy of the snapshots (n,) in float32, (len(states), n), and nothing of its size besides."""
+    rows = torch.empty(len(states), len(states[0]), dtype=torch.float32, device=states[0].device)
+    for row, state in zip(rows, states, strict=True):
+        row.copy_(state)
+    return rows
 
 
 def _as_tensor(values: Array) -> Tensor:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.base import Forecaster, Horizons
+from nowcast_server.forecasters.base import Forecaster, Horizons, stacked
 from protos.wiring import Wiring
 
 
@@ -21,11 +21,11 @@ class Linear(Forecaster):
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         del wiring, node_pe
-        context = torch.stack(tuple(states)).to(torch.float32)
-        weights = line_weights(len(context), horizons).to(context)  # (horizons, context), rows add up to 1
-        last = context[-1]
+        last, before = states[-1].to(torch.float32), stacked(states[:-1])
+        weights = line_weights(len(states), horizons).to(before)  # (horizons, context), rows add up to 1
+        before -= last
         # about the last snapshot: what does not move stays put exactly, and small moves keep their digits
-        return torch.addmm(last.expand(len(horizons), -1), weights[:, :-1], context[:-1] - last)
+        return torch.addmm(last.expand(len(horizons), -1), weights[:, :-1], before)
 
 
 def line_weights(context: int, horizons: Horizons) -> Tensor:

@@ -24,8 +24,15 @@ from protos.wiring import Block, Wiring
 SWEEPS: Final = 50
 """After so many sweeps each neuron on a diagonal is a class of its own: right too, and no chain of diagonals can take longer."""
 
+MOST_PAIRS: Final = 4_000_000
+"""Pairs of classes that rectangles may join; the largest networks have some ten thousand. A pair takes 100 bytes and more."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+class TooManyPairs(Exception):
+    """Blocks cut the neurons so small that nothing is won by classes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,13 @@ class NeuronClasses:
 
     @classmethod
     def of(cls, wiring: Wiring) -> "NeuronClasses":
+        """The classes of a wiring.
+
+        Raises:
+            TooManyPairs: more than `MOST_PAIRS` of them are joined.
+        """
         cuts = np.flatnonzero(_cuts(wiring))
+        _check_pairs(wiring, cuts)
         starts, sizes = cuts[:-1], np.diff(cuts)
         dense = _joined((block for block in wiring.blocks if not block.diagonal), cuts)
         matched = _joined((block for block in wiring.blocks if block.diagonal), cuts)
@@ -89,6 +102,16 @@ def _carry(cuts: NDArray[np.bool_], diagonals: Sequence[Block]) -> bool:
         source |= target
         target |= source
     return int(cuts.sum()) > before
+
+
+def _check_pairs(wiring: Wiring, cuts: Ints) -> None:
+    pairs = 0
+    for block in wiring.blocks:
+        if not block.diagonal:
+            sources, targets = _classes(cuts, block.source, block.sources), _classes(cuts, block.target, block.targets)
+            pairs += len(sources) * len(targets)
+    if pairs > MOST_PAIRS:
+        raise TooManyPairs(f"its blocks join {pairs} pairs of classes of neurons, more than {MOST_PAIRS}")
 
 
 def _joined(blocks: Iterator[Block], cuts: Ints) -> csr_array[Any]:

@@ -17,14 +17,14 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from scipy.linalg import eigh
+from scipy.linalg import LinAlgError, eigh
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from nowcast_server.nino.cache import LruCache
-from nowcast_server.nino.classes import Floats, Ints, NeuronClasses
+from nowcast_server.nino.classes import Floats, Ints, NeuronClasses, TooManyPairs
 from nowcast_server.nino.feature_files import kept
 from protos.wiring import Wiring
 
@@ -54,7 +54,8 @@ _CACHE: Final = LruCache[Tensor](8_000_000, weigh=Tensor.numel)
 def laplacian_features(wiring: Wiring, *, count: int = 8) -> Tensor:
     """The `count` Laplacian features of each neuron: (neurons, count) float32, zero where the graph has too few eigenvectors.
 
-    Zero too from an eigenvalue on that is repeated too often to be completed in a graph of more than `DENSEST` classes.
+    Zero too from an eigenvalue on that is repeated too often to be completed in a graph of more than `DENSEST` classes, and all of
+    them where blocks cut the neurons smaller than any network's do (`MOST_PAIRS`): they would take minutes and gigabytes.
 
     Cached by the wiring's hash, those of large networks on disk too (`feature_files.py`); not to be written to.
     """
@@ -66,7 +67,11 @@ def laplacian_features(wiring: Wiring, *, count: int = 8) -> Tensor:
 
 def compute_features(wiring: Wiring, *, count: int) -> Tensor:
     """`laplacian_features`, not cached."""
-    classes = NeuronClasses.of(wiring)
+    try:
+        classes = NeuronClasses.of(wiring)
+    except TooManyPairs as error:
+        _LOG.warning("wiring %s has no Laplacian features, all are 0: %s", wiring.hash, error)
+        return torch.zeros(wiring.neurons, count)
     wanted = min(count + 1, wiring.neurons)
     found: list[Floats] = []
     for eigenspace in _eigenspaces(classes, wanted):
@@ -186,7 +191,16 @@ def _largest(matrix: csr_array[Any], wanted: int) -> _Spectrum:
         found = _lanczos(matrix, wanted)
         if len(found.values) >= wanted or size > DENSEST:
             return found
-    return _Spectrum(*eigh(matrix.toarray()))
+    return _Spectrum(*_diagonalised(matrix.toarray()))
+
+
+def _diagonalised(matrix: Floats) -> tuple[Floats, Floats]:
+    """All eigenvalues and eigenvectors of a symmetric matrix."""
+    try:
+        values, vectors = eigh(matrix)
+    except LinAlgError:  # LAPACK's default gives up on some matrices of repeated eigenvalues; this one takes twice the memory
+        values, vectors = eigh(matrix, driver="evd")
+    return values, vectors
 
 
 def _lanczos(matrix: csr_array[Any], wanted: int) -> _Spectrum:

@@ -127,11 +127,10 @@ class TrajectoryWriter:
         kept = Trajectory.open(path)
         if len(kept.base) != self._size:
             raise BadTrajectory(f"{path} holds snapshots of {len(kept.base)} parameters, not {self._size}")
-        self._base = kept.base
         self.last_step = int(kept.steps[-1]) if len(kept.steps) else -1
-        _, start = _read_header(path)
+        _, self._start = _read_header(path)
         self._file: BinaryIO = path.open("r+b")
-        self._file.truncate(start + 4 * self._size + len(kept.steps) * self._record.itemsize)
+        self._file.truncate(self._start + 4 * self._size + len(kept.steps) * self._record.itemsize)
         self._file.seek(0, os.SEEK_END)
 
     def append(self, step: int, state: Floats, *, loss: float = float("nan"), segment: int = 0) -> None:
@@ -143,8 +142,9 @@ class TrajectoryWriter:
         if step <= self.last_step:
             raise BadTrajectory(f"step {step} is not after step {self.last_step}")
         row = np.zeros(1, dtype=self._record)
+        base = np.fromfile(self.path, dtype="<f4", count=self._size, offset=self._start)  # kept, it would be a snapshot a job
         with np.errstate(over="ignore"):
-            row["deltas"] = state - self._base
+            row["deltas"] = np.subtract(state, base, out=base)
         if not np.isfinite(row["deltas"]).all():
             raise BadTrajectory(f"the snapshot of step {step} is not finite in float16")
         row["step"], row["loss"], row["segment"] = step, loss, segment

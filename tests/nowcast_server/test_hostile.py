@@ -6,14 +6,18 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 from server_kit import Caller, Last, Start, dense, read_forecasts, until
+
+from protos.wiring import Wiring
 
 FOLDER = Path(__file__).parent.parent / "hostile"
 INPUTS = {path.stem: tomllib.loads(path.read_text()) for path in sorted(FOLDER.glob("*.toml"))}
@@ -133,3 +137,28 @@ def test_replayed_uploads_do_not_grow(listen: Start) -> None:
     assert caller.steps() == [10, 20, 30]
     assert caller.status()["snapshots"] == 3
     assert caller.service.histories.used_bytes == used_bytes
+
+
+def test_large_wirings_are_read_one_at_a_time(listen: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tenant's registrations, megabytes of blocks on every connection, would take a server's memory and threads."""
+    caller = listen()
+    read, under_way, most = Wiring.from_dict, 0, 0
+
+    def slow(data: Any) -> Wiring:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        time.sleep(0.1)
+        under_way -= 1
+        return read(data)
+
+    monkeypatch.setattr(Wiring, "from_dict", slow)
+    spec = {"wiring": caller.wiring.to_dict(), "context": 3, "interval": 10, "forecaster": "last"}
+    body, url = json.dumps(spec) + " " * 100_000, caller.client.base_url
+    with ThreadPoolExecutor(4) as threads:
+        calls = [
+            threads.submit(httpx2.put, f"{url}/v1/jobs/{each}", content=body, headers={"content-type": "application/json"})
+            for each in range(4)
+        ]
+        assert [call.result().status_code for call in calls] == [201] * 4
+    assert most == 1

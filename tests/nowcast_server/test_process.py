@@ -1,5 +1,6 @@
 """A real server process: what it refuses to start with, how it says that it is ready, and how it ends."""
 
+import asyncio
 import os
 import re
 import signal
@@ -16,8 +17,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from server_kit import frames, until
+from server_kit import Last, frames, until
 
+from nowcast_server.app import create_app
+from nowcast_server.running import server_for
+from nowcast_server.settings import Settings
 from protos.frames import MEDIA_TYPE
 
 Run = Callable[..., "Process"]
@@ -168,6 +172,17 @@ def test_draining(run: Run) -> None:
     output, _ = process.popen.communicate(timeout=20)
     assert process.popen.returncode == 0, output
     assert "Traceback" not in output
+
+
+def test_a_drain_ends_when_it_said() -> None:
+    """Answers would be waited for as long again after forecasts were, and Kubernetes kills a server long before."""
+    settings = Settings(drain_s=60)
+    server = server_for(create_app(settings, forecasters={"last": Last()}), settings)
+    server.handle_exit(signal.SIGTERM, None)
+    assert server._drain_until is not None
+    server._drain_until -= 50
+    assert asyncio.run(server.on_tick(1))
+    assert server.config.timeout_graceful_shutdown in {9, 10}
 
 
 def test_a_client_that_disconnects_in_the_middle(run: Run) -> None:

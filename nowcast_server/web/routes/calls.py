@@ -109,6 +109,11 @@ async def read_message(request: Request, model: type[Model], *, max_bytes: int, 
         UnsupportedMedia, TooLarge, DeadlineExceeded: before it is parsed.
         BadRequest, BadWiring: naming the field.
     """
+    return await parse(model, await read_body(request, max_bytes=max_bytes, limit_s=limit_s))
+
+
+async def read_body(request: Request, *, max_bytes: int, limit_s: float) -> bytes:
+    """Read a JSON body. Raises as `read_message` does."""
     check_body(request.headers, media_type=JSON, max_bytes=max_bytes)
     body = bytearray()
     try:
@@ -119,9 +124,14 @@ async def read_message(request: Request, model: type[Model], *, max_bytes: int, 
                     raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
     except TimeoutError:
         raise DeadlineExceeded(f"the body did not come within {limit_s:.0f} s") from None
+    return bytes(body)
+
+
+async def parse(model: type[Model], body: bytes) -> Model:
+    """Validate a JSON body. Raises as `read_message` does."""
     if len(body) <= MAX_MESSAGE_BYTES:
-        return _parse(model, bytes(body))
-    return await asyncio.to_thread(_parse, model, bytes(body))
+        return _parse(model, body)
+    return await asyncio.to_thread(_parse, model, body)
 
 
 def _parse(model: type[Model], body: bytes) -> Model:

@@ -1,5 +1,7 @@
 """Jobs: register, look at, forget; and what became of their nowcasts."""
 
+from contextlib import nullcontext
+
 from fastapi import APIRouter, Request, Response
 
 from nowcast_server.web.routes.calls import (
@@ -12,6 +14,8 @@ from nowcast_server.web.routes.calls import (
     TheJobId,
     TheService,
     json_body,
+    parse,
+    read_body,
     read_message,
 )
 from protos.messages import JobList, JobSpec, JobStatus, Outcome
@@ -27,8 +31,10 @@ async def register(  # noqa: PLR0917 -- FastAPI passes them by name
     service.admit()
     limit_bytes = service.settings.max_registration
     limit_s = service.settings.transfer_limit_s(limit_bytes)
-    spec = await read_message(request, JobSpec, max_bytes=limit_bytes, limit_s=limit_s)
-    registered, created = await service.register(tenant, job, spec=spec, run=run)
+    body = await read_body(request, max_bytes=limit_bytes, limit_s=limit_s)
+    async with service.large if len(body) > MAX_MESSAGE_BYTES else nullcontext():
+        spec = await parse(JobSpec, body)
+        registered, created = await service.register(tenant, job, spec=spec, run=run)
     response.status_code = 201 if created else 200
     return registered.status()
 

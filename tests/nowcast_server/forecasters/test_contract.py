@@ -1,5 +1,8 @@
 """What every forecaster promises, whichever it is."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -216,3 +219,41 @@ def test_another_device(name: str, weights: dict[str, Path]) -> None:
     there = load_forecaster(name, checkpoint=weights[name], device="cuda")
     assert torch.allclose(there.forecast(WIRING, states), expected, atol=1e-4)
     assert torch.allclose(there.forecast(WIRING, states.cuda()).cpu(), expected, atol=1e-4)
+
+
+MEASURED = """
+import torch
+from pathlib import Path
+from nowcast_server.forecasters import load_forecaster
+from protos.wiring import Block, Parameter, Wiring
+
+def status(field):
+    return next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
+
+def layer(width):
+    block = Block(1, 0, width, width, width, parameter=0, source_stride=width, target_stride=1)
+    return Wiring((Parameter("weight", (width, width)),), 2 * width, (block,))
+
+small, wiring = layer(40), layer(2500)
+for name in ("last", "average", "linear", "wnn"):
+    forecaster = load_forecaster(name)
+    for dtype in (torch.float32, torch.bfloat16):
+        forecaster.forecast(small, torch.randn(5, small.size), horizons=(1,))
+        states = [torch.randn(wiring.size).to(dtype) for _ in range(5)]
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status("VmRSS")
+        forecaster.forecast(wiring, states, horizons=(1,))
+        promised = 4 * wiring.size + forecaster.working_bytes(wiring, context=5)
+        print(name, dtype, status("VmHWM") - before, promised + 4 * 2**20)
+"""
+
+
+def test_no_forecaster_takes_more_memory_than_it_says() -> None:
+    """A server would set too little aside, and large networks that it admitted would end it: all jobs of all tenants."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", MEASURED], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 8
+    assert [line for line in lines if int(line[2]) > int(line[3])] == []

@@ -249,3 +249,25 @@ def test_diagonals_that_shift_cannot_hold_up_the_server() -> None:
     long = structure(EdgeType.RESIDUAL, 0, 49_999, 1, 49_999, diagonal=True)
     assert len(NeuronClasses.of(Wiring((BIAS,), 50_000, (long,))).sizes) == 50_000
     assert time.perf_counter() - started < 20
+
+
+def test_what_lapack_gives_up_on_has_features() -> None:
+    """Every nowcast of a network would fail in the server, for `eigh` ends in an internal error on some repeated eigenvalues."""
+    blocks = [
+        structure(EdgeType.HEAD, 1, 211, 14, 262),
+        structure(EdgeType.HEAD, 90, 182, 32, 257),
+        structure(EdgeType.RESIDUAL, 3, 295, 1, 295, diagonal=True),
+        structure(EdgeType.HEAD, 88, 196, 32, 133),
+    ]
+    check(Wiring((BIAS,), 300, tuple(blocks)))
+
+
+def test_a_network_cut_into_single_neurons_cannot_hold_up_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    """A hundred kilobytes of wiring would take the device thread for minutes, and gigabytes that nobody set aside."""
+    width = 4000
+    cuts = (structure(EdgeType.HEAD, neuron, 1, neuron, 1) for neuron in range(0, 2 * width, 2))
+    wiring = Wiring((BIAS,), 2 * width, (structure(EdgeType.HEAD, 0, width, width, width), *cuts))
+    started = time.perf_counter()
+    assert not compute_features(wiring, count=8).any()
+    assert time.perf_counter() - started < 5
+    assert "no Laplacian features" in caplog.text

@@ -1,5 +1,6 @@
 """Trajectories of jobs that a server sees."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 from nowcast_server.metatrain.library import Library
 from nowcast_server.trajectories.recorder import Recorder
 from nowcast_server.trajectories.store import Trajectory, trajectories
+from protos.wiring import Parameter, Wiring
 from trainer_worker.wiring import wire
 
 WIRING = wire(nn.Linear(3, 2))
@@ -103,3 +105,21 @@ def test_a_nowcast_that_was_asked_for_twice_and_not_loaded(tmp_path: Path) -> No
     (run,) = trajectories(tmp_path)
     assert [piece.steps.tolist() for piece in run.pieces()] == [[0, 10, 20, 30]]
     recorder.close()
+
+
+def test_a_record_takes_no_memory_between_snapshots(tmp_path: Path) -> None:
+    """Each recorded job would hold a float32 snapshot that no budget counts, and a full server would end."""
+    size, jobs = 100_000, 8
+    wiring = Wiring((Parameter("w", (size,)),), 1, ())
+    recorder = Recorder(tmp_path)
+    tracemalloc.start()
+    try:
+        for job in range(jobs):
+            for step in (10, 20):
+                assert recorder.add(f"team/{job}", wiring=wiring, interval=10, step=step, state=np.full(size, step, np.float32))
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        recorder.close()
+    assert held_bytes < 4 * size * jobs / 4
+    assert all(run.states(slice(None)).mean(axis=1).tolist() == [10, 20] for run in trajectories(tmp_path))

@@ -1,6 +1,8 @@
 """`nowcast-server run --record`: what is kept of which job."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -118,3 +120,22 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
     asyncio.run(run())
     (recorded,) = trajectories(tmp_path)
     assert (recorded.steps.tolist(), recorded.states(slice(None)).tolist()) == ([10], [[10.0] * 4])
+
+
+LIMITED = """
+import resource
+from pathlib import Path
+from nowcast_server.running import prepare_process
+from nowcast_server.settings import Settings
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+prepare_process(Settings(record=Path("runs"), max_jobs=50))
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+def test_as_many_files_may_be_open_as_jobs_be_recorded() -> None:
+    """A server that records a thousand jobs would have no descriptors left to take calls with."""
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "250", done.stderr
