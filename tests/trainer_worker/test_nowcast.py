@@ -318,6 +318,15 @@ def _mistakes() -> list[Any]:
         pytest.param("checkpoint", {"server": "http://localhost:8440", "checkpoint": "x.pt"}, "server", id="checkpoint and server"),
         pytest.param("job", {"job": "../etc"}, "letters", id="job"),
         pytest.param("wiring", {"wiring": wire(nn.Linear(2, 2))}, "has", id="wiring of another model"),
+        pytest.param("wiring", {"wiring": "x"}, "what wire", id="no wiring"),
+        pytest.param("model", {"model": list(model.parameters()), "optimizer": adam(model)}, "nn.Module", id="no model"),
+        pytest.param("policy", {"policy": 4}, "FixedHorizon", id="policy 4"),
+        pytest.param("policy", {"policy": FixedHorizon}, "FixedHorizon", id="policy class"),
+        pytest.param("jump", {"jump": "all"}, "Jump", id="jump"),
+        pytest.param("guard", {"guard": 0.3}, "Guard", id="guard"),
+        pytest.param("probe", {"probe": 1000}, "must be a function, not 1000", id="probe"),
+        pytest.param("on_event", {"on_event": 3}, "must be a function", id="on_event"),
+        pytest.param("server", {"server": 8440}, "http://", id="server's port"),
         pytest.param("wiring", {"wiring": renamed}, "'x'", id="wiring with another name"),
     ]
 
