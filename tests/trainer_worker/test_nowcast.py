@@ -351,6 +351,15 @@ class TwoInputs(nn.Module):
         return out
 
 
+def test_a_file_that_is_no_checkpoint_is_named_as_the_argument(tmp_path: Path) -> None:
+    """The user would be told of an argument `edge_type_embedding.weight`, which `Nowcast` does not have."""
+    model = network()
+    torch.save(model.state_dict(), tmp_path / "mine.pt")
+    with pytest.raises(BadArgument, match=r"mine\.pt") as caught:
+        make(model, adam(model), None, forecaster="nino", checkpoint=str(tmp_path / "mine.pt"), context=5)
+    assert caught.value.argument == "checkpoint"
+
+
 def test_example_inputs_reach_the_wiring() -> None:
     """What `forward` takes cannot always be guessed, and a model wired without it is a heap of unconnected layers."""
     model, endpoint = TwoInputs(), ShiftingEndpoint()
