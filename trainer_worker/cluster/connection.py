@@ -18,7 +18,7 @@ CHATTY: Final = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.
 VARIABLES: Final = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WAY_OUT: Final = "give --address, e.g. http://HEAD:8265 (ray dashboard CLUSTER.yaml, or kubectl port-forward, brings the port here)"
 
-TOKEN_WAY_OUT: Final = (
+AUTHENTICATE: Final = (
     "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token unless ~/.ray/auth_token holds it; a cluster that shall take none "
     "is started with RAY_AUTH_MODE=disabled"
 )
@@ -41,7 +41,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         with _without_variables() if address else nullcontext():
             return JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise ClusterError(f"the cluster at {address or 'this machine'} takes its own tokens only: {TOKEN_WAY_OUT}") from error
+        raise ClusterError(f"the cluster at {address or 'this machine'} takes its own tokens only: {AUTHENTICATE}") from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"no Ray cluster answers at {address or 'this machine'}: {first}; {WAY_OUT}") from error
@@ -80,6 +80,8 @@ def cluster_errors(submission: str | None = None) -> Iterator[None]:
         text = str(error)
         if submission is not None and ("does not exist" in text or "404" in text):
             raise ClusterError(f"the cluster knows no submission {submission!r}; nowcast jobs lists them") from error
+        if "already exists" in text:
+            raise ClusterError("the cluster knows a submission of this name already: take another --name") from error
         raise ClusterError(f"the cluster refuses: {text.strip().splitlines()[0]}") from error
     except OSError as error:
         raise ClusterError(f"the connection to the cluster is lost: {error}") from error

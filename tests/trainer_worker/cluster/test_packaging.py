@@ -290,6 +290,12 @@ def test_a_cluster_that_wants_its_token_says_how_it_is_given(monkeypatch: pytest
     assert "RAY_AUTH_MODE=token" in result.output
 
 
+def test_a_name_that_is_taken_is_one_clear_sentence() -> None:
+    """Ray answers with a traceback, of which the user would read the first line, `Traceback (most recent call last):`."""
+    with pytest.raises(ClusterError, match="take another --name"), connection.cluster_errors():
+        raise RuntimeError("status code 500: Traceback (most recent call last):\n  x\nValueError: Job with id s already exists.")
+
+
 def test_the_address_on_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job meant for one cluster would go to that of the environment."""
     asked, meant = free_port(), free_port()
