@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from nowcast_server.device import pick_device
+from nowcast_server.device import check_device, pick_device
 from nowcast_server.forecasters.registry import load_forecasters
 from nowcast_server.forecasting import Forecaster
 from nowcast_server.service import Service
@@ -70,7 +70,11 @@ def create_app(
 
 
 def _forecasters(settings: Settings, given: Mapping[str, Forecaster] | None) -> Mapping[str, Forecaster]:
-    return given if given is not None else load_forecasters(settings.checkpoints, device=pick_device(settings.device))
+    if given is not None:
+        return given
+    device = pick_device(settings.device)
+    check_device(device)
+    return load_forecasters(settings.checkpoints, device=device)
 
 
 def _probes(scope: MutableMapping[str, Any]) -> bool:

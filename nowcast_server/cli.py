@@ -66,10 +66,16 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
 @app.command()
 def token(tenant: str) -> None:
     """Make a token for TENANT: the line for the server's token file (it holds only a hash), and the token itself."""
-    from nowcast_server.tokens import digest, new_token
+    from nowcast_server.tokens import Tokens, digest, new_token
 
     made = new_token()
-    typer.echo(f"{tenant}:sha256:{digest(made).hex()}")
+    line = f"{tenant}:sha256:{digest(made).hex()}"
+    try:
+        Tokens.parse(line, source="")
+    except ValueError:
+        detail = f"{tenant!r}: 1 to 64 letters, digits, '.', '_', '-', the first a letter or digit"
+        raise typer.BadParameter(detail, param_hint="TENANT") from None
+    typer.echo(line)
     typer.echo(f"token, shown only now: {made}", err=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import torch
 
-from protos.errors import Busy, Unavailable
+from protos.errors import BadRequest, Busy, Unavailable
 
 Result = TypeVar("Result")
 Key = TypeVar("Key")
@@ -212,3 +212,15 @@ class Device:
 def pick_device(name: str) -> str:
     """`auto` as the device it stands for."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this process does not have.
+
+    Raises:
+        BadRequest: it does not.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise BadRequest(f"--device {name}: {str(error).splitlines()[0]}", field="device") from error

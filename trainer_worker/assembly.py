@@ -1,7 +1,7 @@
 """What is checked and made before a run starts, so that mistakes show at once and by name."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
@@ -16,6 +16,7 @@ from protos.wiring import Wiring
 from trainer_worker.candidates import Mode
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.errors import BadArgument
+from trainer_worker.jump import Jump
 from trainer_worker.names import job_id
 from trainer_worker.schedule import Cautious, Learner, PaperSchedule, Policy
 from trainer_worker.trials.contest import Contest
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from trainer_worker.endpoints.embedded import EmbeddedEndpoint
 
 EMBEDDED: Final = "embedded"
+KINDS: Final = {
+    "jump": (Jump, "a Jump, e.g. Jump(growth=1)"),
+    "guard": (Guard, "a Guard, e.g. Guard(budget=0.3)"),
+    "wiring": (Wiring, "what wire(model) gives"),
+}
 _claims: Final[dict[int, str]] = {}
 """Which job moves a parameter (by identity), while its `Nowcast` is entered."""
 
@@ -53,6 +59,29 @@ def check_timing(*, max_steps: int, context: int, interval: int, timeout_s: floa
         raise BadArgument("quiet", f"must be a number of steps from 0 to interval = {interval}, not {quiet!r}")
     if not timeout_s > 0:
         raise BadArgument("timeout_s", f"must be a positive number of seconds, not {timeout_s!r}")
+
+
+def check_kinds(*, model: object, optimizer: object, options: Mapping[str, object]) -> None:
+    """Refuse what is of another kind than an argument takes, such as a configuration's value in place of the object it makes.
+
+    Raises:
+        BadArgument: naming it.
+    """
+    if not isinstance(model, nn.Module):
+        raise BadArgument("model", f"must be a torch.nn.Module, not {type(model).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise BadArgument("optimizer", f"must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    for name, (kind, such_as) in KINDS.items():
+        value = options[name]
+        if value is not None and not isinstance(value, kind):
+            raise BadArgument(name, f"must be {such_as}, not {value!r:.80}")
+    policy = options["policy"]
+    if isinstance(policy, type) or (policy is not None and not hasattr(policy, "horizons")):
+        raise BadArgument("policy", f"must be a policy, e.g. FixedHorizon(4), not {policy!r:.80}")
+    for name in ("probe", "on_event"):
+        value = options[name]
+        if value is not None and not callable(value):
+            raise BadArgument(name, f"must be a function, not {value!r:.80}")
 
 
 def check_dtype(dtype: str) -> torch.dtype:
@@ -133,6 +162,8 @@ def make_endpoint(
     if server == EMBEDDED:
         return _embedded(spec, checkpoint=checkpoint, device=device)
     if not isinstance(server, str):
+        if not hasattr(server, "register"):
+            raise BadArgument("server", f"{server!r} is no URL like http://127.0.0.1:8440")
         return server
     if checkpoint is not None:
         raise BadArgument("checkpoint", "is for forecasts in this process; a server is started with its own (--checkpoint)")

@@ -16,6 +16,7 @@ from protos.messages import Dtype
 from protos.wiring import Wiring
 from trainer_worker.assembly import (
     check_dtype,
+    check_kinds,
     check_mode,
     check_policy,
     check_sharded,
@@ -140,8 +141,8 @@ class Nowcast:
     ) -> None:
         check_timing(max_steps=max_steps, context=context, interval=interval, timeout_s=timeout_s, quiet=quiet)
         mode = check_mode(overlap=overlap, shadow=shadow, interval=interval)
-        if not isinstance(optimizer, Optimizer):
-            raise BadArgument("optimizer", f"must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        options = {"policy": policy, "jump": jump, "wiring": wiring, "probe": probe, "guard": guard, "on_event": on_event}
+        check_kinds(model=model, optimizer=optimizer, options=options)
         module = unwrap(model)
         self._parameters = FlatParameters(module, optimizer, dtype=check_dtype(dtype))
         check_sharded(self._parameters, wiring)

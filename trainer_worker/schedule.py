@@ -84,8 +84,8 @@ class FixedHorizon:
     furthest: int
 
     def __post_init__(self) -> None:
-        if self.furthest < 1:
-            raise BadArgument("furthest", f"a horizon is at least 1 interval, not {self.furthest}")
+        if type(self.furthest) is not int or self.furthest < 1:
+            raise BadArgument("furthest", f"a horizon is a whole number of intervals, at least 1, not {self.furthest!r}")
 
     def horizons(self, step: int) -> tuple[int, ...]:
         """Always the same one."""

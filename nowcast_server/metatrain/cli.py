@@ -46,6 +46,8 @@ def show(folder: Annotated[Path, typer.Argument(help="Of trajectories.")]) -> No
 
     from nowcast_server.metatrain.library import Library, describe
 
+    if not folder.is_dir():
+        raise typer.BadParameter(f"there is no folder {folder}", param_hint="FOLDER")
     rows = describe(Library.open(folder))
     table = Table("task", "networks", "runs", "snapshots")
     for task, counts in sorted(rows.items()):
@@ -74,7 +76,13 @@ def judge(
         predictors = {**RIVALS, **{name: load_predictor(path) for name, path in zip(names, checkpoints, strict=True)}}
     except CheckpointError as error:
         raise typer.BadParameter(str(error), param_hint="CHECKPOINTS") from None
-    found = skill(Library.open(folder, held=tuple(held or ())).validation, predictors, stride=stride)
+    library = Library.open(folder, held=tuple(held or ()))
+    if not library.validation:
+        tasks = ", ".join(sorted({group.task for group in library.training}))
+        raise typer.BadParameter(
+            f"no run in {folder} is held to judge by; --held names tasks of: {tasks or '(none)'}", param_hint="FOLDER"
+        )
+    found = skill(library.validation, predictors, stride=stride)
     table = Table("forecaster", "networks", *(f"k={horizon}" for horizon in HORIZONS))
     for name, scopes in found.items():
         for scope, values in sorted(scopes.items()):

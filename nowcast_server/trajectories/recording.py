@@ -4,6 +4,7 @@ import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from nowcast_server.jobs.registry import Job
@@ -20,9 +21,15 @@ class Recording:
 
     Args:
         folder: below which the trajectories lie; None records nothing.
+
+    Raises:
+        OSError: no file can be made in the folder.
     """
 
     def __init__(self, folder: Path | None) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()  # told now, not in the log of the first job
         self._recorder = Recorder(folder) if folder else None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="recording")  # one file is written by one thread, in order
         self._failed: set[Job] = set()

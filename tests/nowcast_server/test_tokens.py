@@ -5,12 +5,22 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 from server_kit import Caller, Start, dense, refused
+from typer.testing import CliRunner
 
+from nowcast_server.cli import app
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens, digest, new_token
 from protos.errors import Unauthorized
 
 ALICE, BOB, WATCH = "alice-token-0123456789", "bob-token-0123456789abc", "operator-token-0123456789"
+
+
+def test_a_tenant_that_no_server_takes_gets_no_token() -> None:
+    """The line would be refused when the server starts, after the token was handed out."""
+    assert CliRunner().invoke(app, ["token", "team-a"]).exit_code == 0
+    said = CliRunner().invoke(app, ["token", "team a"])
+    assert said.exit_code == 2
+    assert "sha256" not in said.output
 
 
 @pytest.fixture

@@ -338,6 +338,15 @@ def _mistakes() -> list[Any]:
         pytest.param("checkpoint", {"server": "http://localhost:8440", "checkpoint": "x.pt"}, "server", id="checkpoint and server"),
         pytest.param("job", {"job": "../etc"}, "letters", id="job"),
         pytest.param("wiring", {"wiring": wire(nn.Linear(2, 2))}, "has", id="wiring of another model"),
+        pytest.param("wiring", {"wiring": "x"}, "what wire", id="no wiring"),
+        pytest.param("model", {"model": list(model.parameters()), "optimizer": adam(model)}, "nn.Module", id="no model"),
+        pytest.param("policy", {"policy": 4}, "FixedHorizon", id="policy 4"),
+        pytest.param("policy", {"policy": FixedHorizon}, "FixedHorizon", id="policy class"),
+        pytest.param("jump", {"jump": "all"}, "Jump", id="jump"),
+        pytest.param("guard", {"guard": 0.3}, "Guard", id="guard"),
+        pytest.param("probe", {"probe": 1000}, "must be a function, not 1000", id="probe"),
+        pytest.param("on_event", {"on_event": 3}, "must be a function", id="on_event"),
+        pytest.param("server", {"server": 8440}, "http://", id="server's port"),
         pytest.param("wiring", {"wiring": renamed}, "'x'", id="wiring with another name"),
     ]
 
@@ -360,6 +369,15 @@ class TwoInputs(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         out: torch.Tensor = self.out(torch.relu(self.first(batch["left"]) + self.second(batch["right"])))
         return out
+
+
+def test_a_file_that_is_no_checkpoint_is_named_as_the_argument(tmp_path: Path) -> None:
+    """The user would be told of an argument `edge_type_embedding.weight`, which `Nowcast` does not have."""
+    model = network()
+    torch.save(model.state_dict(), tmp_path / "mine.pt")
+    with pytest.raises(BadArgument, match=r"mine\.pt") as caught:
+        make(model, adam(model), None, forecaster="nino", checkpoint=str(tmp_path / "mine.pt"), context=5)
+    assert caught.value.argument == "checkpoint"
 
 
 def test_example_inputs_reach_the_wiring() -> None:

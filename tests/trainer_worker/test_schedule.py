@@ -24,8 +24,9 @@ def test_the_paper_schedule_over_a_run() -> None:
 def test_a_fixed_horizon() -> None:
     """What baselines are measured with."""
     assert FixedHorizon(7).horizons(10**9) == (7,)
-    with pytest.raises(BadArgument, match="at least 1"):
-        FixedHorizon(0)
+    for wrong in (0, 2.5):  # a fraction would end the run in a traceback at its first jump
+        with pytest.raises(BadArgument, match="at least 1"):
+            FixedHorizon(wrong)  # type: ignore[arg-type]
 
 
 def test_an_adaptive_horizon_follows_its_outcomes() -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from trainer_worker.cluster.errors import ClusterError
@@ -17,6 +18,11 @@ CHATTY: Final = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.
 VARIABLES: Final = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WAY_OUT: Final = "give --address, e.g. http://HEAD:8265 (ray dashboard CLUSTER.yaml, or kubectl port-forward, brings the port here)"
 
+AUTHENTICATE: Final = (
+    "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token unless ~/.ray/auth_token holds it; a cluster that shall take none "
+    "is started with RAY_AUTH_MODE=disabled"
+)
+
 
 def connect(address: str | None) -> JobSubmissionClient:
     """The job API of a cluster.
@@ -25,7 +31,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         address: http://HEAD:8265, HEAD:6379 or auto; None takes that of the environment, or of this machine's cluster.
 
     Raises:
-        ClusterError: nobody answers there.
+        ClusterError: nobody answers there, or not without a token.
     """
     for name in CHATTY:  # a terminal wants the answer, not how it came about
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -34,6 +40,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     try:
         with _without_variables() if address else nullcontext():
             return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ClusterError(f"the cluster at {address or 'this machine'} takes its own tokens only: {AUTHENTICATE}") from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"no Ray cluster answers at {address or 'this machine'}: {first}; {WAY_OUT}") from error
@@ -72,6 +80,8 @@ def cluster_errors(submission: str | None = None) -> Iterator[None]:
         text = str(error)
         if submission is not None and ("does not exist" in text or "404" in text):
             raise ClusterError(f"the cluster knows no submission {submission!r}; nowcast jobs lists them") from error
+        if "already exists" in text:
+            raise ClusterError("the cluster knows a submission of this name already: take another --name") from error
         raise ClusterError(f"the cluster refuses: {text.strip().splitlines()[0]}") from error
     except OSError as error:
         raise ClusterError(f"the connection to the cluster is lost: {error}") from error

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx2
-from pydantic import ValidationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from protos.messages import API, JobList
@@ -77,7 +76,7 @@ def nowcast_jobs(found: State, *, token: str | None) -> list[NowcastJob]:
         with http_client(found.server, token=token) as client:
             answer = client.get(f"{API}/jobs", timeout=ASK_SERVER_S)
         jobs = JobList.model_validate_json(answer.content).jobs if answer.is_success else []
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValidationError, OSError):
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError):
         return []
     return [job for job in jobs if belongs_to(job.job, found.id)]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nowcast_server.forecasters import Forecaster, load_forecaster
 from nowcast_server.jobs.skill import TrackRecord
+from nowcast_server.nino.options import CheckpointError
 from protos.errors import BadForecast, HistoryMissing, NowcastError, UnknownJob
 from protos.messages import JobSpec, Outcome, Skill
 from trainer_worker.endpoints.deadline import Deadline
@@ -23,6 +24,8 @@ def load_embedded(name: str, *, checkpoint: str | None, device: torch.device) ->
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
             return load_forecaster(name, checkpoint=checkpoint, device=device)
+        except CheckpointError as error:  # its field is a tensor's or an option's name
+            raise BadArgument("checkpoint", error.detail) from error
         except NowcastError as error:
             raise BadArgument(error.field or "forecaster", error.detail) from error
 

@@ -8,19 +8,25 @@ from types import MappingProxyType
 
 import httpx2
 
+from trainer_worker.errors import BadArgument
+
 
 def http_client(url: str, *, token: str | None, headers: Mapping[str, str] = MappingProxyType({})) -> httpx2.Client:
     """A client for the server at `url`, to be closed.
 
     Args:
         url: `http://` or `https://`.
-        token: bearer token; none if empty.
+        token: bearer token, as read from a file: white space around it is no part of it; none if empty.
         headers: of every call.
 
     Raises:
+        BadArgument: the token cannot be one.
         OSError: a file that NOWCAST_TLS_* names cannot be read, or is no certificate.
         httpx2.InvalidURL: the address is none.
     """
+    token = (token or "").strip()
+    if token and not (token.isascii() and token.isprintable()):
+        raise BadArgument("token", "has a character that no token has")
     given = {**headers, "authorization": f"Bearer {token}"} if token else dict(headers)
     return httpx2.Client(base_url=url, headers=given, verify=_verification(), trust_env=trusts_environment(url))
 

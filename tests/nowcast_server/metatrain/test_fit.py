@@ -190,6 +190,19 @@ def test_the_commands_name_the_file_that_is_no_checkpoint(runs: Path, tmp_path: 
         assert "missing.safetensors" in "".join(line.strip("│ ") for line in said.output.splitlines())
 
 
+def test_nothing_to_judge_by_or_to_show_is_said(runs: Path, tmp_path: Path) -> None:
+    """A `--held` or a folder with a typing error would print an empty table, as if all had gone well."""
+    teaching = tmp_path / "teaching"
+    teaching.mkdir()
+    (path, *_) = (run.path for group in Library.open(runs).training for run in group.runs)
+    shutil.copy(path, teaching)
+    weights = str(SHIPPED / "nino-base.safetensors")
+    said = CliRunner().invoke(app, ["judge", str(teaching), weights, "--held", "nonsense"], env={"COLUMNS": "400"})
+    assert said.exit_code == 2, said.output
+    assert Library.open(teaching).training[0].task in said.output
+    assert CliRunner().invoke(app, ["show", str(tmp_path / "missing")]).exit_code == 2
+
+
 def test_two_files_of_one_name_are_both_judged(runs: Path, tmp_path: Path) -> None:
     """A forecaster made again would be judged in place of the one it is compared with, under its name."""
     mine, again = SHIPPED / "nino-base.safetensors", tmp_path / "nino-base.safetensors"

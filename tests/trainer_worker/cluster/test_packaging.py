@@ -7,11 +7,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from ray.exceptions import AuthenticationError
 from typer.testing import CliRunner, Result
 
 from trainer_worker.assembly import new_job
 from trainer_worker.cli import app
-from trainer_worker.cluster import sending
+from trainer_worker.cluster import connection, sending
 from trainer_worker.cluster.connection import connect
 from trainer_worker.cluster.errors import ClusterError
 from trainer_worker.cluster.finding import server_url
@@ -275,6 +276,24 @@ def test_no_cluster_is_one_clear_sentence(command: list[str]) -> None:
     assert "no Ray cluster answers at http://127.0.0.1" in result.output
     assert "--address" in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_cluster_that_wants_its_token_says_how_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray 2.60 asks for one wherever ~/.ray/auth_token lies, as after `make demo`: the user would read a traceback of Ray's."""
+
+    def refuse(address: str | None) -> None:
+        raise AuthenticationError(f"Missing authentication token at {address}")
+
+    monkeypatch.setattr(connection, "JobSubmissionClient", refuse)
+    result = CliRunner().invoke(app, ["jobs", "--address", "auto"])
+    assert result.exit_code == 2
+    assert "RAY_AUTH_MODE=token" in result.output
+
+
+def test_a_name_that_is_taken_is_one_clear_sentence() -> None:
+    """Ray answers with a traceback, of which the user would read the first line, `Traceback (most recent call last):`."""
+    with pytest.raises(ClusterError, match="take another --name"), connection.cluster_errors():
+        raise RuntimeError("status code 500: Traceback (most recent call last):\n  x\nValueError: Job with id s already exists.")
 
 
 def test_the_address_on_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:

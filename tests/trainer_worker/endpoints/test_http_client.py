@@ -1,0 +1,22 @@
+"""How a server is reached."""
+
+import pytest
+
+from trainer_worker.endpoints.http_client import http_client
+from trainer_worker.errors import BadArgument
+
+
+def test_a_token_as_it_is_read_from_a_file() -> None:
+    """Its line's end would be taken for a server that is down, at every nowcast of the run, and the log would show the token."""
+    with http_client("http://localhost:1", token=" a-token\n") as client:
+        assert client.headers["authorization"] == "Bearer a-token"
+    with http_client("http://localhost:1", token="\n") as client:
+        assert "authorization" not in client.headers
+
+
+@pytest.mark.parametrize("token", ["schlüssel", "two\nlines"])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(token: str) -> None:
+    """A traceback, or a log with the token in it."""
+    with pytest.raises(BadArgument, match="token") as caught:
+        http_client("http://localhost:1", token=token)
+    assert token not in str(caught.value)
