@@ -1,6 +1,7 @@
 """The nowcast server over HTTP (API v1)."""
 
 import json
+import logging
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,9 @@ ATTEMPTS: Final = 3
 FIRST_WAIT_S: Final = 0.1
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """Of an answer that is JSON: a job's status, a problem."""
+
+logging.getLogger("stamina").addHandler(logging.NullHandler())
+"""Else, where a program sets up no log, Python prints every repeated call as a bare `stamina.retry_scheduled`."""
 
 DTYPE_NAMES: Final = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 T = TypeVar("T")

@@ -93,8 +93,8 @@ class Gauge:
             with undisturbed(self._model), average.loaded() if self._steps else nullcontext():
                 return float(self._probe())
         except Exception:
-            # the whole story once: it will be the same at every measurement
-            log.warning("the probe failed; without it no jump is made", exc_info=not self._failed)
+            if not self._failed:  # it will be the same at every measurement
+                log.warning("the probe failed; without it no jump is made", exc_info=True)
             self._failed = True
             return math.nan
 

@@ -1,7 +1,12 @@
 """How a server is reached."""
 
+import logging
+
 import pytest
 
+from protos.errors import Unavailable
+from trainer_worker.endpoints.client import HttpEndpoint
+from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.http_client import http_client
 from trainer_worker.errors import BadArgument
 
@@ -20,3 +25,15 @@ def test_what_cannot_be_a_token_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(BadArgument, match="token") as caught:
         http_client("http://localhost:1", token=token)
     assert token not in str(caught.value)
+
+
+def test_repeated_calls_say_nothing_where_no_log_is_set_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user who tries a server that is down would read `stamina.retry_scheduled`, and wonder."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    endpoint = HttpEndpoint("http://127.0.0.1:9", job="job")
+    with pytest.raises(Unavailable):
+        endpoint.skill(deadline=Deadline(5))
+    endpoint.close()
+    assert capsys.readouterr().err == ""

@@ -408,7 +408,7 @@ def test_success_makes_bolder_again() -> None:
     assert horizons[:4] == [8, 4, 8, 8]
 
 
-def test_no_jump_without_time_to_recover_or_without_a_loss() -> None:
+def test_no_jump_without_time_to_recover_or_without_a_loss(caplog: pytest.LogCaptureFixture) -> None:
     """A run that ends in the spike after a jump is worse than one that never jumped."""
     steps = 2 * PERIOD + RECOVERY - 1
     nowcast = play(lambda step, since: 1.0, steps=steps)
@@ -418,6 +418,7 @@ def test_no_jump_without_time_to_recover_or_without_a_loss() -> None:
         raise ValueError
 
     assert [reason for _, _, reason in nowcasts(play(broken, steps=2 * PERIOD))] == ["no_loss"]
+    assert [record.message for record in caplog.records].count("the probe failed; without it no jump is made") == 1
 
 
 @pytest.mark.parametrize(("context", "interval", "recovery"), [(2, 1, 4), (4, 1, 4), (2, 4, 8), (5, 4, 20)])
