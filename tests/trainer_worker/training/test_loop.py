@@ -149,7 +149,7 @@ def test_what_a_jump_is_undone_to_is_each_workers_own(tmp_path: Path) -> None:
     """Of two workers the second would go back to the first one's random state and buffers."""
     job = order(tmp_path, nowcasts=True, steps=44, forecaster="linear", probe=32, interval=2)
     with pytest.raises(Stopped):
-        train(job, Harness(job.config.output.folder / "checkpoints" / job.name, stop_after=11))
+        train(job, Harness(job.config.output.folder / "checkpoints" / job.name, stop_after=6))
     (path,) = tmp_path.glob("checkpoints/*/checkpoint.pt")
     saved = torch.load(path, weights_only=True)
     assert "random" in saved["own"]["nowcast"]["trials"]["contest"]["start"]
