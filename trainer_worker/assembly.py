@@ -20,9 +20,9 @@ from trainer_worker.jump import Jump
 from trainer_worker.names import job_id
 from trainer_worker.schedule import Cautious, Learner, PaperSchedule, Policy
 from trainer_worker.trials.contest import Contest
+from trainer_worker.trials.gauge import Gauge, Probe
 from trainer_worker.trials.guard import SHORTEST, Guard, Trials, recovery_steps, stretch_steps
 from trainer_worker.trials.kept import KeptState
-from trainer_worker.trials.probe import Gauge, Probe
 from trainer_worker.weights.distributed import Ranks
 from trainer_worker.weights.flat import FlatParameters
 from trainer_worker.weights.snapshots import TORCH_DTYPES

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, Optimizer
 
 from trainer_worker.errors import BadArgument
+from trainer_worker.trials.gauge import undisturbed
 from trainer_worker.trials.kept import state_of
-from trainer_worker.trials.probe import undisturbed
 from trainer_worker.weights.flat import FlatParameters
 from trainer_worker.weights.followers import Followers
 

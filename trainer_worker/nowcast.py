@@ -37,8 +37,8 @@ from trainer_worker.events import Event, Journal
 from trainer_worker.jump import Jump, Landing
 from trainer_worker.rates import Rates
 from trainer_worker.schedule import Policy
+from trainer_worker.trials.gauge import Gauge, Probe
 from trainer_worker.trials.guard import Guard
-from trainer_worker.trials.probe import Gauge, Probe
 from trainer_worker.weights.distributed import Ranks, unwrap
 from trainer_worker.weights.flat import FlatParameters
 

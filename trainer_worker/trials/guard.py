@@ -2,7 +2,7 @@
 
 A good jump makes the loss worse at first, far worse than an untrained network's for some steps, so it is not judged at once,
 unless it is hopeless: absurdly bad, or not on its way back. After the recovery window the loss is compared with the run's own
-course, the losses before the jump drawn on (`levels.py`). Both are losses of averaged weights (`probe.py`),
+course, the losses before the jump drawn on (`levels.py`). Both are losses of averaged weights (`gauge.py`),
 as the losses of single ones scatter too far. A jump that is ahead of its course in the middle of the window, by default after an
 interval, is not kept waiting; one that is behind has the rest of it. A jump that fell behind that course is undone only
 if the run is better off where it was: a rollback costs the window's steps, so a jump that has lost less than those stays. And
@@ -23,9 +23,9 @@ from typing import Any, Final
 
 from trainer_worker.errors import BadArgument
 from trainer_worker.trials.contest import Contest, Trial
+from trainer_worker.trials.gauge import Gauge
 from trainer_worker.trials.kept import Stateful
 from trainer_worker.trials.levels import COURSE, Levels
-from trainer_worker.trials.probe import Gauge
 
 CHECKS: Final = 8
 """Times the loss is taken in a recovery window: of the steps since the last time, until the stretch begins by which a jump may

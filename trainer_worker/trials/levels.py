@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from trainer_worker.trials.probe import Gauge
+from trainer_worker.trials.gauge import Gauge
 from trainer_worker.trials.trend import Trend
 
 COURSE: Final = 3

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from trainer_worker import BadArgument, BestAfterRecovery, FixedHorizon, Guard, Nowcast
+from trainer_worker.trials.gauge import Gauge
 from trainer_worker.trials.guard import stretch_steps
 from trainer_worker.trials.kept import KeptState
-from trainer_worker.trials.probe import Gauge
 from trainer_worker.weights.distributed import Ranks
 
 INTERVAL = 4
