@@ -187,7 +187,7 @@ def test_a_job_is_stopped(cluster: TwoNodes, tmp_path: Path) -> None:
     options = ("--storage", str(tmp_path), "--name", "long", "--server", "embedded")
     run("nowcast", "submit", str(SCRIPT), *at, *options, "--", "1000000", "0.01")
     logs_until(cluster, "long", r"saved 25")
-    assert "refuses" in run("nowcast", "submit", str(SCRIPT), *at, *options, status=2)
+    assert "take another --name" in run("nowcast", "submit", str(SCRIPT), *at, *options, status=2)
     assert "long: stopped" in run("nowcast", "stop", "long", *at)
     assert "long: stopped" in run("nowcast", "status", "long", *at)
     assert "knows no submission 'nobody'" in run("nowcast", "status", "nobody", *at, status=2)
