@@ -1,6 +1,7 @@
 """`Nowcast` around a training loop, with endpoints in this process."""
 
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -414,44 +415,34 @@ def test_a_layer_frozen_meanwhile_can_be_nowcast_again() -> None:
 
 
 @pytest.mark.parametrize("forecaster", ["linear", "wnn", "nino"])
-@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_whatever_torchs_default_dtype(forecaster: str, default: torch.dtype) -> None:
-    """A script that sets one would train without nowcasts, or load forecasts that were rounded to it."""
+@pytest.mark.parametrize(
+    ("set_default", "usual", "default"),
+    [
+        (torch.set_default_dtype, torch.float32, torch.float64),
+        (torch.set_default_dtype, torch.float32, torch.bfloat16),
+        (torch.set_default_device, "cpu", "meta"),
+    ],
+    ids=["float64", "bfloat16", "device"],
+)
+def test_whatever_torchs_defaults(forecaster: str, set_default: Callable[[Any], None], usual: Any, default: Any) -> None:
+    """A script that sets one would train without nowcasts, load forecasts that were rounded to its dtype, or end before its first
+    step where its device is a GPU.
+    """
     jumped = []
-    for dtype in (torch.float32, default):
+    for value in (usual, default):
         model = network()
         optimizer = adam(model)
         try:
-            torch.set_default_dtype(dtype)
+            set_default(value)
             with make(model, optimizer, None, forecaster=forecaster) as nowcast:
                 for index in range(PERIOD):
-                    inputs = torch.randn(8, 8, generator=torch.Generator().manual_seed(index), dtype=torch.float32)
+                    drawn = torch.Generator("cpu").manual_seed(index)
+                    inputs = torch.randn(8, 8, generator=drawn, dtype=torch.float32, device="cpu")
                     optimizer.zero_grad()
                     model(inputs).square().mean().backward()
                     optimizer.step()
         finally:
             torch.set_default_dtype(torch.float32)
-        assert [event.outcome for event in nowcast.events] == ["accepted"]
-        jumped.append(flat(model))
-    assert torch.equal(*jumped)
-
-
-@pytest.mark.parametrize("forecaster", ["linear", "wnn", "nino"])
-def test_whatever_torchs_default_device(forecaster: str) -> None:
-    """A script that sets one would end before its first step where it is a GPU, or train without nowcasts."""
-    jumped = []
-    for device in ("cpu", "meta"):
-        model = network()
-        optimizer = adam(model)
-        try:
-            torch.set_default_device(device)
-            with make(model, optimizer, None, forecaster=forecaster) as nowcast:
-                for index in range(PERIOD):
-                    inputs = torch.randn(8, 8, generator=torch.Generator("cpu").manual_seed(index), device="cpu")
-                    optimizer.zero_grad()
-                    model(inputs).square().mean().backward()
-                    optimizer.step()
-        finally:
             torch.set_default_device(None)
         assert [event.outcome for event in nowcast.events] == ["accepted"]
         jumped.append(flat(model))
