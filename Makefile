@@ -28,16 +28,16 @@ bench: $(READY)
 
 # The shipped forecasters from nothing: some three core-hours. Stopped at any time, it goes on where it was.
 metatrain: $(READY)
-	$(BIN)/nowcast-server metatrain collect deploy/metatrain/collect.toml
-	$(BIN)/nowcast-server metatrain fit deploy/metatrain/nino-base.toml
-	$(BIN)/nowcast-server metatrain fit deploy/metatrain/wnn-base.toml
-	$(BIN)/nowcast-server metatrain collect deploy/metatrain/collect-more.toml
-	$(BIN)/nowcast-server metatrain fit deploy/metatrain/nino-base-more.toml
-	$(BIN)/nowcast-server metatrain fit deploy/metatrain/wnn-base-more.toml
-	$(BIN)/nowcast-server metatrain collect deploy/metatrain/collect-leaping.toml
-	$(BIN)/nowcast-server metatrain fit deploy/metatrain/nino-base-leaping.toml
-	$(BIN)/nowcast-server metatrain collect deploy/metatrain/collect-judging.toml
-	$(BIN)/nowcast-server metatrain judge runs/metatrain runs/metatrain/nino-base-leaping/nino-base.safetensors runs/metatrain/wnn-base-more/wnn-base.safetensors
+	$(BIN)/nowcast metatrain collect deploy/metatrain/collect.toml
+	$(BIN)/nowcast metatrain fit deploy/metatrain/nino-base.toml
+	$(BIN)/nowcast metatrain fit deploy/metatrain/wnn-base.toml
+	$(BIN)/nowcast metatrain collect deploy/metatrain/collect-more.toml
+	$(BIN)/nowcast metatrain fit deploy/metatrain/nino-base-more.toml
+	$(BIN)/nowcast metatrain fit deploy/metatrain/wnn-base-more.toml
+	$(BIN)/nowcast metatrain collect deploy/metatrain/collect-leaping.toml
+	$(BIN)/nowcast metatrain fit deploy/metatrain/nino-base-leaping.toml
+	$(BIN)/nowcast metatrain collect deploy/metatrain/collect-judging.toml
+	$(BIN)/nowcast metatrain judge runs/metatrain runs/metatrain/nino-base-leaping/nino-base.safetensors runs/metatrain/wnn-base-more/wnn-base.safetensors
 
 # The environment is pinned by requirements.lock; the project itself is installed in place.
 $(READY): requirements.lock pyproject.toml

@@ -7,14 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
-from nowcast_server.metatrain.cli import app as metatrain
 from nowcast_server.nino.cli import app as checkpoints
 from nowcast_server.serve.cli import serve_on_ray
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Serve nowcasts, make tokens, look at checkpoints, fit forecasters.",
+    help="Serve nowcasts, make tokens, look at checkpoints.",
     pretty_exceptions_enable=False,
 )
 
@@ -83,7 +82,6 @@ app.command(name="serve-on-ray")(serve_on_ray)
 
 
 app.add_typer(checkpoints, name="checkpoint")
-app.add_typer(metatrain, name="metatrain")
 
 if __name__ == "__main__":
     app()

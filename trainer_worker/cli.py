@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Never
 import typer
 
 from trainer_worker.cluster.cli import app as submit_app
+from trainer_worker.metatrain.cli import app as metatrain_app
 
 if TYPE_CHECKING:
     from trainer_worker.training.config import Config
@@ -23,6 +24,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="The data sets of the tasks.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(submit_app)
+app.add_typer(metatrain_app, name="metatrain")
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; see deploy/demo.toml and `nowcast keys`", show_default=False)]
 Server = Annotated[str | None, typer.Option(help="URL of a nowcast server, `own` for one of this command's own, or `embedded`")]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from nowcast_server.metatrain.library import Library
 from nowcast_server.trajectories.recorder import Recorder
 from nowcast_server.trajectories.store import Trajectory, trajectories
 from protos.wiring import Parameter, Wiring
+from trainer_worker.metatrain.library import Library
 from trainer_worker.wiring import wire
 
 WIRING = wire(nn.Linear(3, 2))

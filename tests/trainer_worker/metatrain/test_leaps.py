@@ -9,15 +9,15 @@ import torch
 from pydantic import ValidationError
 
 from nowcast_server.forecasters import load_forecaster
-from nowcast_server.metatrain import collect
-from nowcast_server.metatrain.collect import CollectConfig, run
-from nowcast_server.metatrain.draw import Study, draw
-from nowcast_server.metatrain.feeds import TableFeed
-from nowcast_server.metatrain.leaps import Leaper, Leaps
-from nowcast_server.metatrain.library import wiring_of
-from nowcast_server.metatrain.networks import Design
-from nowcast_server.metatrain.stack import Lane, Snapshots, train
 from nowcast_server.trajectories.store import trajectories
+from trainer_worker.metatrain import collect
+from trainer_worker.metatrain.collect import CollectConfig, run
+from trainer_worker.metatrain.draw import Study, draw
+from trainer_worker.metatrain.feeds import TableFeed
+from trainer_worker.metatrain.leaps import Leaper, Leaps
+from trainer_worker.metatrain.library import wiring_of
+from trainer_worker.metatrain.networks import Design
+from trainer_worker.metatrain.stack import Lane, Snapshots, train
 
 MLP = Design(kind="mlp", inputs=5, outputs=1, widths=(7,))
 LANES = tuple(Lane(lr=lr, weight_decay=0.0, beta1=0.9, beta2=0.999, warmup=0, seed=seed) for lr, seed in ((1e-2, 1), (3e-3, 2)))

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from nowcast_server.forecasters import load_forecaster
 from nowcast_server.forecasters.registry import SHIPPED
-from nowcast_server.metatrain import fit as fitting
-from nowcast_server.metatrain.cli import app
-from nowcast_server.metatrain.fit import FitConfig, fit
-from nowcast_server.metatrain.library import Library
-from nowcast_server.metatrain.skill import RIVALS, linear, load_predictor, skill
-from nowcast_server.metatrain.windows import Cut, read_windows
 from nowcast_server.nino.checkpoint import load_checkpoint
 from nowcast_server.trajectories.store import Trajectory, TrajectoryWriter
+from trainer_worker.metatrain import fit as fitting
+from trainer_worker.metatrain.cli import app
+from trainer_worker.metatrain.fit import FitConfig, fit
+from trainer_worker.metatrain.library import Library
+from trainer_worker.metatrain.skill import RIVALS, linear, load_predictor, skill
+from trainer_worker.metatrain.windows import Cut, read_windows
 
 
 def config(runs: Path, out: Path, **changes: object) -> FitConfig:

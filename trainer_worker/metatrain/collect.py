@@ -11,11 +11,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nowcast_server.forecasters.registry import forecaster_of
-from nowcast_server.metatrain.draw import Study, draw
-from nowcast_server.metatrain.leaps import Leaper
-from nowcast_server.metatrain.library import wiring_of
-from nowcast_server.metatrain.stack import Snapshots, train
 from nowcast_server.trajectories.store import SUFFIX, TrajectoryWriter
+from trainer_worker.metatrain.draw import Study, draw
+from trainer_worker.metatrain.leaps import Leaper
+from trainer_worker.metatrain.library import wiring_of
+from trainer_worker.metatrain.stack import Snapshots, train
 
 MOST_MOVED = 1000.0
 """A run whose weights went further has diverged."""

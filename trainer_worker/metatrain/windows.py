@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nowcast_server.metatrain.library import Group, wiring_of
-from nowcast_server.metatrain.plan import Plan, plan
 from nowcast_server.nino.standardise import EPSILON
 from nowcast_server.trajectories.store import Trajectory
 from protos.wiring import Wiring
+from trainer_worker.metatrain.library import Group, wiring_of
+from trainer_worker.metatrain.plan import Plan, plan
 
 STRATA = ((1, 4), (5, 9), (10, 14), (15, 19), (20, 24), (25, 29), (30, 34), (35, 40))
 """One horizon is drawn from each: three quarters of the loss lie at 10 and beyond, where the gain of a nowcast is."""

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context, parent_process
 from typing import Final
 
-from nowcast_server.metatrain.collect import CollectConfig, collect_study
+from trainer_worker.metatrain.collect import CollectConfig, collect_study
 
 logger = logging.getLogger(__name__)
 

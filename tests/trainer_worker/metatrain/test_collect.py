@@ -10,12 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from nowcast_server.metatrain import collect, corpus, workers
-from nowcast_server.metatrain.cli import app
-from nowcast_server.metatrain.collect import CollectConfig, collect_study
-from nowcast_server.metatrain.draw import Study, draw
-from nowcast_server.metatrain.feeds import TableFeed
 from nowcast_server.trajectories.store import TrajectoryWriter, trajectories
+from trainer_worker.metatrain import collect, corpus, workers
+from trainer_worker.metatrain.cli import app
+from trainer_worker.metatrain.collect import CollectConfig, collect_study
+from trainer_worker.metatrain.draw import Study, draw
+from trainer_worker.metatrain.feeds import TableFeed
 
 TABLE = (torch.randn(64, 10), torch.randn(64))
 
@@ -129,7 +129,7 @@ def test_shipped_configurations_are_valid() -> None:
     """`make metatrain` would stop at one of its lines, or begin where no earlier one has ended."""
     import tomllib
 
-    from nowcast_server.metatrain.fit import FitConfig
+    from trainer_worker.metatrain.fit import FitConfig
 
     root = Path(__file__).parents[3]
     stores, made = set(), set()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from nowcast_server.metatrain.collect import run
-from nowcast_server.metatrain.draw import Study
-from nowcast_server.metatrain.networks import Design
-from nowcast_server.metatrain.stack import Lane
+from trainer_worker.metatrain.collect import run
+from trainer_worker.metatrain.draw import Study
+from trainer_worker.metatrain.networks import Design
+from trainer_worker.metatrain.stack import Lane
 
 
 def study(number: int, data: str, *, validation: bool = False, steps: int = 300) -> Study:

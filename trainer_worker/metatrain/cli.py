@@ -1,4 +1,4 @@
-"""`nowcast-server metatrain`: collect trajectories, fit a forecaster to them, see how good it is."""
+"""`nowcast metatrain`: collect trajectories, fit a forecaster to them, see how good it is."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +17,8 @@ def collect(
     on_ray: Annotated[bool, typer.Option("--ray", help="Spread the studies over a Ray cluster, not over local processes.")] = False,
 ) -> None:
     """Train the studies that CONFIG asks for and that its folder does not hold yet. Stop it at any time, start it again."""
-    from nowcast_server.metatrain.collect import CollectConfig
-    from nowcast_server.metatrain.workers import collect_local, collect_on_ray
+    from trainer_worker.metatrain.collect import CollectConfig
+    from trainer_worker.metatrain.workers import collect_local, collect_on_ray
 
     _log()
     (collect_on_ray if on_ray else collect_local)(_read(CollectConfig, config))
@@ -27,9 +27,9 @@ def collect(
 @app.command()
 def fit(config: Config) -> None:
     """Fit a forecaster to trajectories, or go on with an interrupted fit: the weights come out the same to the bit."""
-    from nowcast_server.metatrain.fit import FitConfig
-    from nowcast_server.metatrain.fit import fit as run
     from nowcast_server.nino.options import CheckpointError
+    from trainer_worker.metatrain.fit import FitConfig
+    from trainer_worker.metatrain.fit import fit as run
 
     _log()
     try:
@@ -44,7 +44,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Of trajectories.")]) -> No
     from rich.console import Console
     from rich.table import Table
 
-    from nowcast_server.metatrain.library import Library, describe
+    from trainer_worker.metatrain.library import Library, describe
 
     if not folder.is_dir():
         raise typer.BadParameter(f"there is no folder {folder}", param_hint="FOLDER")
@@ -66,9 +66,9 @@ def judge(
     from rich.console import Console
     from rich.table import Table
 
-    from nowcast_server.metatrain.library import Library
-    from nowcast_server.metatrain.skill import HORIZONS, RIVALS, load_predictor, skill
     from nowcast_server.nino.options import CheckpointError
+    from trainer_worker.metatrain.library import Library
+    from trainer_worker.metatrain.skill import HORIZONS, RIVALS, load_predictor, skill
 
     try:
         stems = [path.stem for path in checkpoints]

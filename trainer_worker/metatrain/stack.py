@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from nowcast_server.metatrain.feeds import Feed
-from nowcast_server.metatrain.networks import Design
+from trainer_worker.metatrain.feeds import Feed
+from trainer_worker.metatrain.networks import Design
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nowcast_server.metatrain.plan import DensePart, Part, Plan
 from nowcast_server.nino.conv import EdgeModulatedConv
 from nowcast_server.nino.edge_update import EdgeUpdate
 from nowcast_server.nino.model import NiNo
+from trainer_worker.metatrain.plan import DensePart, Part, Plan
 
 
 @dataclass(frozen=True, slots=True)

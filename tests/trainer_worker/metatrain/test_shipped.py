@@ -6,8 +6,8 @@ import pytest
 
 from nowcast_server.forecasters import load_forecaster
 from nowcast_server.forecasters.registry import SHIPPED
-from nowcast_server.metatrain.library import Library
-from nowcast_server.metatrain.skill import RIVALS, load_predictor, skill
+from trainer_worker.metatrain.library import Library
+from trainer_worker.metatrain.skill import RIVALS, load_predictor, skill
 
 
 @pytest.mark.parametrize("name", ["nino", "wnn"])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nowcast_server.forecasters.linear import line_weights
-from nowcast_server.metatrain.library import Group
-from nowcast_server.metatrain.loss import mean_error, predict
-from nowcast_server.metatrain.windows import Cut, Windows, read_windows
+from trainer_worker.metatrain.library import Group
+from trainer_worker.metatrain.loss import mean_error, predict
+from trainer_worker.metatrain.windows import Cut, Windows, read_windows
 
 HORIZONS = (5, 10, 20, 40)
 STARTS = (0.0, 0.3, 0.6)

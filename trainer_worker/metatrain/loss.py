@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from nowcast_server.metatrain.folded import forecast_change
-from nowcast_server.metatrain.windows import Windows
 from nowcast_server.nino.model import NiNo
 from nowcast_server.nino.wnn import Wnn
+from trainer_worker.metatrain.folded import forecast_change
+from trainer_worker.metatrain.windows import Windows
 
 STILL = 0.02
 """Added to a window's own movement before dividing by it, in standard deviations of a tensor."""

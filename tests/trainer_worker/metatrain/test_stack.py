@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nowcast_server.metatrain.feeds import PictureFeed, TableFeed, TextFeed, View
-from nowcast_server.metatrain.library import _hugging_face_gpt
-from nowcast_server.metatrain.networks import Design
-from nowcast_server.metatrain.stack import Lane, train
+from trainer_worker.metatrain.feeds import PictureFeed, TableFeed, TextFeed, View
+from trainer_worker.metatrain.library import _hugging_face_gpt
+from trainer_worker.metatrain.networks import Design
+from trainer_worker.metatrain.stack import Lane, train
 
 CONVNET = Design(kind="convnet", inputs=1, outputs=3, widths=(4, 8), strides=(2, 1), pooled=(False, True), norm="batch")
 GPT = Design(kind="gpt", inputs=11, outputs=11, widths=(8, 8), heads=2, tokens=6, norm="layer", gain=2.0)

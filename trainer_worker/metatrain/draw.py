@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from nowcast_server.metatrain import corpus
-from nowcast_server.metatrain.feeds import Feed, PictureFeed, TableFeed, TextFeed, View
-from nowcast_server.metatrain.leaps import Leaps
-from nowcast_server.metatrain.networks import Design, Kind, Norm
-from nowcast_server.metatrain.stack import Lane
+from trainer_worker.metatrain import corpus
+from trainer_worker.metatrain.feeds import Feed, PictureFeed, TableFeed, TextFeed, View
+from trainer_worker.metatrain.leaps import Leaps
+from trainer_worker.metatrain.networks import Design, Kind, Norm
+from trainer_worker.metatrain.stack import Lane
 
 MOST_WORK = 2e11
 """Multiply-adds of the forward passes of one study: about half a minute of one core."""

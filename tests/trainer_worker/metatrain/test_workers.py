@@ -12,8 +12,8 @@ import pytest
 SCRIPT = """
     import os, sys, time
     from pathlib import Path
-    from nowcast_server.metatrain import workers
-    from nowcast_server.metatrain.collect import CollectConfig
+    from trainer_worker.metatrain import workers
+    from trainer_worker.metatrain.collect import CollectConfig
 
     FOLDER = Path(sys.argv[1])
 

@@ -8,9 +8,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from nowcast_server.metatrain.networks import Design
 from nowcast_server.trajectories.store import Trajectory, trajectories
 from protos.wiring import Wiring
+from trainer_worker.metatrain.networks import Design
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,16 +14,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from nowcast_server.metatrain.library import Group, Library
-from nowcast_server.metatrain.loss import loss, predict
-from nowcast_server.metatrain.progress import Progress
-from nowcast_server.metatrain.skill import RIVALS, of_model, skill
-from nowcast_server.metatrain.windows import Windows, draw_cuts, draw_horizons, read_windows
 from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nowcast_server.nino.model import NiNo
 from nowcast_server.nino.options import ModelOptions
 from nowcast_server.nino.wnn import Wnn
 from nowcast_server.trajectories.store import Trajectory, trajectories
+from trainer_worker.metatrain.library import Group, Library
+from trainer_worker.metatrain.loss import loss, predict
+from trainer_worker.metatrain.progress import Progress
+from trainer_worker.metatrain.skill import RIVALS, of_model, skill
+from trainer_worker.metatrain.windows import Windows, draw_cuts, draw_horizons, read_windows
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def fit(config: FitConfig) -> Path:
         state.load(saved)
     library = Library.of(_runs(config, state), without=config.without, held=config.held)
     if not library.training:
-        raise ValueError(f"{config.trajectories} holds no training runs: `nowcast-server metatrain collect` makes some")
+        raise ValueError(f"{config.trajectories} holds no training runs: `nowcast metatrain collect` makes some")
     config.out.mkdir(parents=True, exist_ok=True)
     with Progress(config.out, about=json.loads(config.model_dump_json())) as progress:
         while state.step < config.steps:

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from nowcast_server.metatrain.folded import forecast_change
-from nowcast_server.metatrain.library import wiring_of
-from nowcast_server.metatrain.networks import Design
-from nowcast_server.metatrain.plan import plan
-from nowcast_server.metatrain.windows import fit_scales
 from nowcast_server.nino.graph import to_graph
 from nowcast_server.nino.model import NiNo
 from nowcast_server.nino.options import ModelOptions
 from nowcast_server.nino.reference import edge_features
 from nowcast_server.nino.standardise import Standardisation
+from trainer_worker.metatrain.folded import forecast_change
+from trainer_worker.metatrain.library import wiring_of
+from trainer_worker.metatrain.networks import Design
+from trainer_worker.metatrain.plan import plan
+from trainer_worker.metatrain.windows import fit_scales
 
 HORIZONS = (1, 5, 40)
 DESIGNS = (
