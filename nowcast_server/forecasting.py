@@ -22,6 +22,7 @@ class Forecaster(Protocol):
 
     Attributes:
         max_horizon: the farthest it can look, in intervals; None if there is no end.
+        glide_horizon: the one whose direction suits gliding, in intervals.
         weights_bytes: memory its weights take.
     """
 
@@ -31,6 +32,8 @@ class Forecaster(Protocol):
     def max_horizon(self) -> int | None: ...
     @property
     def weights_bytes(self) -> int: ...
+    @property
+    def glide_horizon(self) -> int: ...
 
     def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         """Snapshots (n,) in the job's dtype, oldest first -> forecasts (len(horizons), n); nothing given is modified."""

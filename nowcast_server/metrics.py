@@ -9,7 +9,6 @@
 | `nowcast_forecast_seconds` | histogram | `forecaster` | a forecast on the device |
 | `nowcast_queue_seconds` | histogram | | a forecast waited for the device |
 | `nowcast_queue_depth` | gauge | | forecasts waiting for the device |
-| `nowcast_outcomes_total` | counter | `outcome` | jumps as workers report them: `accepted`, `rejected`, `skipped` |
 | `nowcast_skill` | histogram | `forecaster` | forecasts whose future has come: 1 is perfect, 0 as good as no change |
 | `nowcast_jobs` | gauge | | jobs known |
 | `nowcast_jobs_expired_total` | counter | | jobs forgotten because nobody called |
@@ -45,7 +44,6 @@ class Metrics:
         self.forecast_seconds = histogram("forecast_seconds", "A forecast on the device", "forecaster")
         self.queue_seconds = histogram("queue_seconds", "A forecast waited for the device")
         self.queue_depth = gauge("queue_depth", "Forecasts waiting for the device")
-        self.outcomes = counter("outcomes", "Jumps as workers report them", "outcome")
         self.skill = histogram("skill", "Forecasts whose future has come", "forecaster", buckets=_SKILLS)
         self.jobs = gauge("jobs", "Jobs known")
         self.jobs_expired = counter("jobs_expired", "Jobs forgotten because nobody called")

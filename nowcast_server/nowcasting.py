@@ -71,11 +71,13 @@ class Nowcasting:
         given_up = threading.Event()
         try:
             try:
-                steps = context_steps(job.spec, request, max_horizon=forecaster.max_horizon)
+                request = complete(request, job.spec, forecaster=forecaster)
+                if request.progress is not None:
+                    job.progress = request.progress
                 loan = self._borrow(job, request)
                 async with _within(deadline_s):
                     async with self.spill.using(job):
-                        future = self._submit(job, request, steps=steps, forecaster=forecaster, loan=loan, given_up=given_up)
+                        future = self._submit(job, request, forecaster=forecaster, loan=loan, given_up=given_up)
                     forecasts = await _wanted(future, gone=gone)
             except BaseException as error:
                 self._count(job, _outcome(error))
@@ -98,12 +100,11 @@ class Nowcasting:
         job: Job,
         request: NowcastRequest,
         *,
-        steps: list[int],
         forecaster: Forecaster,
         loan: "_Loan",
         given_up: threading.Event,
     ) -> "Future[Forecasts]":
-        context = job.history.read(steps)
+        context = job.history.read(request.context)
         work = partial(forecast, forecaster, spec=job.spec, context=context, request=request, given_up=given_up)
         self.jobs.enter(job)
         loan.holders += 1
@@ -113,13 +114,17 @@ class Nowcasting:
             self._done(job, context, loan)
             raise
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda each: loop.call_soon_threadsafe(self._done, job, context, loan, each))
+        future.add_done_callback(lambda each: loop.call_soon_threadsafe(self._done, job, context, loan, each, request.interval))
         return future
 
-    def _done(self, job: Job, context: Context, loan: "_Loan", future: "Future[Forecasts] | None" = None) -> None:
+    def _done(
+        self, job: Job, context: Context, loan: "_Loan", future: "Future[Forecasts] | None" = None, interval: float = 0.0
+    ) -> None:
         if future is not None and not future.cancelled() and future.exception() is None:
             made = future.result()
-            job.track.made(context.step, context.states, dict(zip(made.header.horizons, made.values, strict=True)))
+            if job.spec.mode != "jump":
+                forecasts = dict(zip(made.header.horizons, made.values, strict=True))
+                job.track.made(context.step, context.states, forecasts, interval=interval)
             job.forecast_s.append(made.seconds)
             self.metrics.forecast_seconds.labels(job.spec.forecaster).observe(made.seconds)
         job.history.release(context)
@@ -144,20 +149,19 @@ class _Loan:
             self.memory.give(self.size_bytes)
 
 
-def context_steps(spec: JobSpec, request: NowcastRequest, *, max_horizon: int | None) -> list[int]:
-    """The steps a nowcast is made from, oldest first.
+def complete(request: NowcastRequest, spec: JobSpec, *, forecaster: Forecaster) -> NowcastRequest:
+    """The request with its horizons: those asked for, or the one that suits the forecaster when gliding.
 
     Raises:
-        BadRequest: they would begin before step 0, or a horizon is too far.
+        BadRequest: the context is longer or shorter than the job's, or a horizon is too far.
     """
-    if max_horizon is not None and max(request.horizons) > max_horizon:
-        detail = f"{spec.forecaster} looks at most {max_horizon} intervals ahead, not {max(request.horizons)}"
-        raise BadRequest(detail, field="horizons", max_horizon=max_horizon)
-    first = request.step - (spec.context - 1) * spec.interval
-    if first < 0:
-        detail = f"at step {request.step} there are not yet {spec.context} snapshots {spec.interval} steps apart"
-        raise BadRequest(detail, field="step")
-    return list(range(first, request.step + 1, spec.interval))
+    if len(request.context) != spec.context:
+        raise BadRequest(f"a context of this job has {spec.context} steps, not {len(request.context)}", field="context")
+    horizons = request.horizons or [forecaster.glide_horizon]
+    if forecaster.max_horizon is not None and max(horizons) > forecaster.max_horizon:
+        detail = f"{spec.forecaster} looks at most {forecaster.max_horizon} intervals ahead, not {max(horizons)}"
+        raise BadRequest(detail, field="horizons", max_horizon=forecaster.max_horizon)
+    return request.model_copy(update={"horizons": horizons})
 
 
 def _outcome(error: BaseException) -> str:

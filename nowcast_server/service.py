@@ -147,7 +147,7 @@ class Service:
         await asyncio.to_thread(check_coverage, spec.wiring)
         await asyncio.to_thread(getattr, spec.wiring, "hash")  # of a large wiring it takes a while; it is kept
         working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
-        least = forecast_bytes(spec, NowcastRequest(step=0, horizons=[1])) + working_bytes
+        least = forecast_bytes(spec, NowcastRequest(context=[0, 1], horizons=[1])) + working_bytes
         self.forecasts.check(least, what=f"a forecast of {spec.wiring.size} values by {spec.forecaster}")
         await self.spill.make_room(self.jobs.needed_bytes(tenant, job_id, spec=spec), tenant=tenant)
         job, created = self.jobs.register(tenant, job_id, spec=spec, run=run)

@@ -1,8 +1,18 @@
 """The JSON messages of HTTP API v1, as both sides build and read them."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+)
 
 from protos.wiring import Wiring
 
@@ -18,6 +28,9 @@ RUN_HEADER = "x-run-id"
 RunId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Mode = Literal["glide", "jump", "shadow"]
+Reason = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
+MAX_CONTEXT = 64
 Step = Annotated[int, Field(ge=0, lt=2**48)]
 LONGEST_HORIZON = 10_000
 Horizon = Annotated[int, Field(ge=1, le=LONGEST_HORIZON)]
@@ -42,18 +55,19 @@ class JobSpec(Message):
 
     Args:
         wiring: the network's neural graph.
-        context: snapshots a forecast is made from.
-        interval: training steps between two of them.
+        context: snapshots a forecast is made from, evenly spaced or nearly so.
         dtype: in which snapshots are sent and kept.
         forecaster: one of the server's (`GET /v1/info`).
+        mode: what the worker does with forecasts. After each nowcast of a run that jumps, its weights are elsewhere: forecasts are
+            not scored, and a recording begins a new piece.
         record: whether a server that records (`--record`) may keep the snapshots, to fit forecasters to.
     """
 
     wiring: WiringField
-    context: Annotated[int, Field(ge=2, le=64)] = 5
-    interval: Annotated[int, Field(ge=1, lt=2**32)] = 200
+    context: Annotated[int, Field(ge=2, le=MAX_CONTEXT)] = 5
     dtype: Dtype = "float32"
     forecaster: Annotated[str, StringConstraints(max_length=64)] = "nino"
+    mode: Mode = "glide"
     record: bool = False
 
 
@@ -64,35 +78,59 @@ class SnapshotReceipt(Message):
     steps: list[Step]
 
 
-class NowcastRequest(Message):
-    """`POST /v1/jobs/{job}/nowcasts`: forecast from the `context` snapshots that end at `step`."""
-
-    step: Step
-    horizons: Annotated[list[Horizon], Field(min_length=1, max_length=16)]
-    dtype: Dtype = "float32"
-
-
-class Outcome(Message):
-    """`POST /v1/jobs/{job}/outcomes`: what became of a nowcast.
+class Progress(Message):
+    """How a run is doing. It travels with nowcast requests, and alone when the run ends (`POST /v1/jobs/{job}/finish`).
 
     Args:
-        step: of the nowcast.
-        horizon: that was loaded, the best if several were tried; None if none was.
-        outcome: `accepted` (the weights stayed), `rejected` (rolled back) or `skipped` (never loaded).
-        reason: a short stable word or sentence, e.g. `server_unavailable`.
-        loss_before: on the probe, where the run was heading without the jump when that was judged.
-        loss_after: on the probe, what it was then.
-        cost_steps: that were undone. After a rejected jump the weights are so many steps later again those of before it; with an
-            accepted one it is what trying other horizons took.
+        step: optimizer steps taken.
+        max_steps: of the whole run; None if that is not known.
+        loss: mean training loss since the last boundary, as the loop told it; None if it told none.
+        gain: share of the movement seen that the push under way adds; 0 if there is none.
+        coherence: cosine, from -1 to 1, between the last push and what training itself did meanwhile; None if nothing was pushed.
+        used: forecasts that were taken up so far.
+        skipped: nowcasts that came to nothing so far, by reason.
     """
 
     step: Step
-    horizon: Horizon | None = None
-    outcome: Literal["accepted", "rejected", "skipped"]
-    reason: Annotated[str, StringConstraints(max_length=500)] = ""
-    loss_before: float | None = None
-    loss_after: float | None = None
-    cost_steps: Step = 0
+    max_steps: Step | None = None
+    loss: float | None = None
+    gain: Annotated[float, Field(ge=0, le=1)] = 0.0
+    coherence: Annotated[float, Field(ge=-1, le=1)] | None = None
+    used: Step = 0
+    skipped: Annotated[dict[Reason, Step], Field(max_length=64)] = Field(default_factory=dict)
+
+
+class NowcastRequest(Message):
+    """`POST /v1/jobs/{job}/nowcasts`: forecast from snapshots that the job's history holds.
+
+    Args:
+        context: their steps, oldest first, as many as the job's `context`.
+        horizons: how far ahead, in mean distances between these steps; empty for the one that suits the forecaster when gliding.
+        dtype: of the forecasts.
+        progress: of the run.
+    """
+
+    context: Annotated[list[Step], Field(min_length=2, max_length=MAX_CONTEXT)]
+    horizons: Annotated[list[Horizon], Field(max_length=16)] = Field(default_factory=list)
+    dtype: Dtype = "float32"
+    progress: Progress | None = None
+
+    @field_validator("context")
+    @classmethod
+    def _ascending(cls, steps: list[int]) -> list[int]:
+        if any(later <= earlier for earlier, later in pairwise(steps)):
+            raise ValueError("steps must ascend")
+        return steps
+
+    @property
+    def step(self) -> int:
+        """The last of the context."""
+        return self.context[-1]
+
+    @property
+    def interval(self) -> float:
+        """Mean distance between the context's steps."""
+        return (self.context[-1] - self.context[0]) / (len(self.context) - 1)
 
 
 class JobStatus(Message):
@@ -104,17 +142,17 @@ class JobStatus(Message):
     neurons: int
     edges: int
     context: int
-    interval: int
     dtype: Dtype
     forecaster: str
+    mode: Mode
     created_at: float
     seen_at: float
     steps: list[Step]
     history_bytes: int
     snapshots: int
     nowcasts: int
-    outcomes: dict[str, int]
-    last_outcomes: list[Outcome]
+    progress: Progress | None = Field(None, description="as the worker last told it")
+    finished: bool = Field(default=False, description="the run has ended and its history is given back")
     forecast_s: float | None = Field(None, description="median time of a forecast on the device")
     skill: Skill = Field(default_factory=dict, description="mean by horizon, then forecaster; `last` is 0")
 

@@ -1,47 +1,21 @@
 """The training side: the `Nowcast` context manager, wiring, tasks and the command `nowcast`.
 
-with Nowcast(model, optimizer, server="http://127.0.0.1:8440", max_steps=10_000):
+with Nowcast(model, optimizer, max_steps=10_000):
     ...  # the training loop, unchanged
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainer_worker.endpoints.server import Server
     from trainer_worker.errors import BadArgument
     from trainer_worker.events import Event
-    from trainer_worker.jump import Jump
     from trainer_worker.nowcast import Nowcast
-    from trainer_worker.schedule import AdaptiveHorizon, BestAfterRecovery, FixedHorizon, PaperSchedule, Policy
-    from trainer_worker.trials.guard import Guard
-    from trainer_worker.weights.followers import WeightAverage
+    from trainer_worker.push import Push
 
-__all__ = [
-    "AdaptiveHorizon",
-    "BadArgument",
-    "BestAfterRecovery",
-    "Event",
-    "FixedHorizon",
-    "Guard",
-    "Jump",
-    "Nowcast",
-    "PaperSchedule",
-    "Policy",
-    "WeightAverage",
-]
+__all__ = ["BadArgument", "Event", "Nowcast", "Push", "Server"]
 
-_HOMES = {
-    "AdaptiveHorizon": "schedule",
-    "BadArgument": "errors",
-    "BestAfterRecovery": "schedule",
-    "Event": "events",
-    "FixedHorizon": "schedule",
-    "Guard": "trials.guard",
-    "Jump": "jump",
-    "Nowcast": "nowcast",
-    "PaperSchedule": "schedule",
-    "Policy": "schedule",
-    "WeightAverage": "weights.followers",
-}
+_HOMES = {"BadArgument": "errors", "Event": "events", "Nowcast": "nowcast", "Push": "push", "Server": "endpoints.server"}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,18 +27,13 @@ class RanksDiffer(RuntimeError):
     """The data-parallel workers do not train the same thing: weights, steps or settings differ between ranks."""
 
 
-DECISIONS: Final = frozenset(
-    {"shadow", "paused", "budget_spent", "under_trial", "no_time_to_recover", "loss_rising", "no_loss", "rate_spent"}
-)
-"""Why a run itself decides to load no forecast; docs/metrics.md says what they mean."""
-
-_REASONS: Final = {"unavailable": "server_unavailable", "deadline_exceeded": "timeout", "internal": "server_error"}
+_REASONS: Final = {"unavailable": "server_unavailable", "deadline_exceeded": "late", "internal": "server_error"}
 
 
 def reason_for(error: BaseException) -> str:
     """The stable word for a failure: the error's code, or `worker_error` for what is no error of the protocol.
 
-    `server_unavailable`, `timeout`, `history_missing`, `bad_forecast`, `unknown_job`, `busy`, `server_error`, ...
+    `server_unavailable`, `late`, `history_missing`, `bad_forecast`, `unknown_job`, `busy`, `server_error`, ...
     """
     if not isinstance(error, NowcastError):
         return "worker_error"

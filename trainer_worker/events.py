@@ -1,12 +1,11 @@
 """What happened to a run's nowcasts, one event at a time and in sum."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
-
-from trainer_worker.errors import DECISIONS
 
 log = logging.getLogger(__name__)
 
@@ -20,26 +19,21 @@ class Event:
     Args:
         step: optimizer steps taken when it happened.
         kind: `nowcast`, `snapshot` (one that could not be taken) or `server` (its coming and going).
-        outcome: of a nowcast `accepted`, `rejected` or `skipped`; of a snapshot `dropped`; of the server `lost` or `back`.
-        horizon: of the forecast that was loaded, in intervals; None if none was.
-        reason: a stable word (`trainer_worker.errors`: `DECISIONS`, `reason_for`; docs/metrics.md); empty if all went well.
+        outcome: of a nowcast `glided`, `jumped`, `scored` (shadow) or `skipped`; of a snapshot `dropped`; of the server `lost` or
+            `back`.
+        reason: a stable word (`trainer_worker.errors.reason_for`; docs/metrics.md); empty if all went well.
         detail: the same as a sentence.
+        horizon: of a jump, in intervals.
         seconds: for which training waited.
-        expected_loss: where the run was heading, when a jump was judged.
-        loss: what it had come to then.
-        cost_steps: that were undone: with a rejected jump, or with horizons that were tried and were not the best.
     """
 
     step: int
     kind: Kind
     outcome: str
-    horizon: int | None = None
     reason: str = ""
     detail: str = ""
+    horizon: int | None = None
     seconds: float = 0.0
-    expected_loss: float | None = None
-    loss: float | None = None
-    cost_steps: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -48,7 +42,6 @@ class Event:
     def __str__(self) -> str:
         about = f"{self.kind} at step {self.step}: {self.outcome}"
         about += f", horizon {self.horizon}" if self.horizon is not None else ""
-        about += f", loss {self.loss:.4g} where {self.expected_loss:.4g} was expected" if self.loss is not None else ""
         about += f" ({self.reason}{': ' if self.detail else ''}{self.detail})" if self.reason else ""
         return about + (f", {self.seconds:.3g} s" if self.seconds else "")
 
@@ -63,14 +56,17 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     server: Counter[str] = field(default_factory=Counter)
     waited_s: float = 0.0
-    cost_steps: int = 0
+
+    @property
+    def used(self) -> int:
+        """Forecasts that were taken up."""
+        return self.nowcasts.total() - self.nowcasts["skipped"]
 
     def count(self, event: Event) -> None:
         if event.kind == "nowcast":
             self.nowcasts[event.outcome] += 1
             self.waited_s += event.seconds
-            self.cost_steps += event.cost_steps
-            if event.outcome != "accepted":
+            if event.outcome == "skipped":
                 self.reasons[event.reason] += 1
         elif event.kind == "snapshot":
             self.dropped += 1
@@ -81,6 +77,8 @@ class Tally:
 class Journal:
     """A run's events: kept, counted, logged and passed on.
 
+    Of nowcasts that are skipped for one and the same reason, the first of a row is logged as a warning, the others for debugging.
+
     Args:
         job: named in the log.
         on_event: called with each event; what it raises is logged.
@@ -88,6 +86,7 @@ class Journal:
 
     def __init__(self, job: str, on_event: Callable[[Event], None] | None) -> None:
         self._job, self._on_event = job, on_event
+        self._reason = ""  # of the last nowcast
         self.events: list[Event] = []
         self.tally = Tally()
 
@@ -95,20 +94,28 @@ class Journal:
         """Take note of an event."""
         self.events.append(event)
         self.tally.count(event)
-        log.log(logging.WARNING if event.reason and event.reason not in DECISIONS else logging.INFO, "%s: %s", self._job, event)
+        log.log(self._level(event), "%s: %s", self._job, event)
         if self._on_event is not None:
             try:
                 self._on_event(event)
             except Exception:
                 log.exception("on_event failed")
 
+    def _level(self, event: Event) -> int:
+        if event.kind != "nowcast":
+            return logging.WARNING if event.reason else logging.INFO
+        news, self._reason = event.reason and event.reason != self._reason, event.reason
+        if news:
+            return logging.WARNING
+        return logging.INFO if event.outcome == "jumped" else logging.DEBUG
+
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain values."""
-        return {"snapshots": self.tally.snapshots, "events": [event.to_dict() for event in self.events]}
+        """All of it, under fixed keys: a number, and the events as JSON."""
+        return {"snapshots": self.tally.snapshots, "events": json.dumps([event.to_dict() for event in self.events])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        self.events = [Event(**event) for event in state["events"]]
-        self.tally = Tally(snapshots=state["snapshots"])
+        self.events = [Event(**event) for event in json.loads(state["events"])]
+        self.tally = Tally(snapshots=int(state["snapshots"]))
         for event in self.events:
             self.tally.count(event)

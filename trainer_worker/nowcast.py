@@ -1,255 +1,221 @@
 """The `Nowcast` context manager: two lines in anyone's training loop."""
 
+import atexit
 import logging
+import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
-from protos.messages import Dtype
+from protos.errors import BadWiring
+from protos.messages import JobSpec, Mode
 from protos.wiring import Wiring
-from trainer_worker.assembly import (
-    check_dtype,
-    check_kinds,
-    check_mode,
-    check_policy,
-    check_sharded,
-    check_timing,
-    claim,
-    make_endpoint,
-    make_policy,
-    make_spec,
-    make_trials,
-    new_job,
-    release,
-)
-from trainer_worker.context import Context
-from trainer_worker.cycle import Cycle
+from trainer_worker.boundary import Boundaries
 from trainer_worker.endpoints.endpoint import Endpoint
+from trainer_worker.endpoints.server import Server, connect
 from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
-from trainer_worker.jump import Jump, Landing
-from trainer_worker.rates import Rates
-from trainer_worker.schedule import Policy
-from trainer_worker.trials.gauge import Gauge, Probe
-from trainer_worker.trials.guard import Guard
+from trainer_worker.forecasts import Forecasts
+from trainer_worker.jump import Jumps
+from trainer_worker.push import CONTEXT, Push
 from trainer_worker.weights.distributed import Ranks, unwrap
 from trainer_worker.weights.flat import FlatParameters
+from trainer_worker.weights.optimizers import find_optimizers
+from trainer_worker.weights.push import PushedWeights
+from trainer_worker.wiring import wire
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 7
-TIMEOUT_S: Final = 30.0
+STATE_VERSION: Final = 8
+_running: Final = WeakIdKeyDictionary()
+"""Which `Nowcast`, as a weak reference, moves a parameter now."""
 
 
 class Nowcast:
-    """Streams snapshots of a model in training, and jumps to where a forecast sees its weights.
+    """Streams snapshots of a model in training, and glides to where a forecast sees its weights going.
 
-    with Nowcast(model, optimizer, server="http://127.0.0.1:8440", max_steps=10_000):
+    with Nowcast(model, optimizer, max_steps=10_000) as nowcast:  # server="http://…" for a shared one
         for batch in loader:  # the loop is unchanged
             loss(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
+    print(nowcast.summary())
 
-    Every `interval` optimizer steps the parameters are copied to the host and sent in the background; every
-    `context * interval` steps training waits for a forecast, which is written into the parameters in place. The optimizer's
-    moments stay, unless `jump` says otherwise. A step that a `GradScaler` leaves out is not counted. Whatever goes wrong with a
-    server or a forecast, the nowcast is skipped and counted, and training goes on.
+    At the end of each interval the trained weights are copied and sent in the background, and a forecast is asked for. What came of
+    the request before is added to the weights over the next interval, in equal parts, one after each optimizer step. Whatever goes
+    wrong with a server or a forecast, the nowcast is skipped and counted, and training goes on.
 
-    Data-parallel training: make one on every rank, with the same arguments. Rank 0 talks to the server; its decision and the
-    weights are broadcast at a period's end. Buffers (running statistics) are left alone, on each rank its own. Of a model split by
-    `fully_shard` (FSDP2) snapshots are gathered on rank 0 one parameter at a time, and forecasts scattered back; give the `wiring`
-    that was made before it was split, and keep every rank's own `state_dict`.
+    In data-parallel training make one on every rank, with the same arguments: rank 0 talks to the server. A model that is split by
+    `fully_shard` (FSDP2) needs the `wiring` that was made before.
 
     Args:
         model: what is trained; may be wrapped by `DistributedDataParallel`, `DataParallel` or `torch.compile`.
-        optimizer: its `step` is counted. A jump changes only parameters that it trains.
-        server: URL of a nowcast server, `embedded` to forecast in this process, or any `Endpoint`; None for the URL in
-            NOWCAST_SERVER, which `nowcast submit` sets, else `embedded`.
-        max_steps: optimizer steps of the whole run.
-        job: id at the server, unique among running jobs; None for a random one, which begins with NOWCAST_JOB.
-        token: bearer token for the server; None for that in NOWCAST_TOKEN.
-        forecaster: which forecaster to use.
-        record: allow a server that records (`--record`) to keep the snapshots, to fit forecasters to.
-        checkpoint: weights of the forecaster, in this process only; None for those that are shipped.
-        context: snapshots a forecast is made from.
-        interval: optimizer steps between two of them.
-        policy: how far to jump; None for the paper's schedule. Where jumps are tried, it is made more cautious by each that fails.
-            `BestAfterRecovery` tries several horizons and keeps the best, for steps that `guard` has to grant.
-        lr_scheduler: the optimizer's, to look ahead on: under a falling learning rate jumps are shortened by as much as the rate
-            to come is lower than the context's. None has the rates seen over the context drawn on.
-        quiet: steps before each snapshot whose average it is, from 0 to `interval`: the noise of single steps is not forecast.
-            Costs a copy of the weights on their device, and a pass over them in each of these steps. The displacement that is
-            forecast is added to the weights as they are.
-        jump: how a forecast is taken over: how much of it, by default its direction and not the growth of weights, and what becomes
-            of moments and normalisation statistics.
-        dtype: `float32`, `float16` or `bfloat16`: in which snapshots are kept and sent. Forecasts come back in float32.
-        wiring: the model's neural graph; None to have `wire(model, example_inputs)` make it.
+        optimizer: that trains it, or a list of them, of which the last is stepped last. Its steps are counted.
+        max_steps: optimizer steps of the whole run; None if that is not known.
+        interval: steps between snapshots; None for 1/200 of the run, or for one that grows with a run of unknown length.
+        mode: "glide"; "jump" for the published method; "shadow" to make and score forecasts and never use them.
+        forecaster: its name, or in this process a file of weights.
+        server: URL, `Server` (token, job id, dtype, …) or `Endpoint`; None for NOWCAST_SERVER, else to forecast in this process.
+        push: how far forecasts push.
+        wiring: the neural graph of the trained parameters; None to have `wire(model, example_inputs)` make it.
         example_inputs: what the model's `forward` takes, to trace it with; guessed if None.
-        timeout_s: how long training may wait for one nowcast. (Forecasts in this process are never cut short.)
-        probe: gives the model's loss on held batches, the same each time; called in evaluation mode, without gradients, on every
-            rank, while the model has the average of its latest weights. With it each jump is a trial, undone exactly if the loss
-            has not recovered in time (`trainer_worker.trials.guard`).
-        guard: how jumps are tried; None for the defaults, if there is a probe. With a guard and no probe, the training losses
-            given to `observe` are the measure.
-        averages: averages of the weights that the loop keeps (`WeightAverage`, `torch.optim.swa_utils.AveragedModel`): a jump moves
-            them by as much as the model. What it gains shows in them, without the noise.
-        overlap: training goes on while forecasts are made; what arrives before the next snapshot is added as a displacement.
-        shadow: forecasts are made and never loaded.
         on_event: called with each `Event`, on the training thread.
         process_group: the ranks that train this model together; None for all.
 
     Raises:
-        BadArgument: an argument that cannot work, by name; also when the `with` block is entered. On every rank if on one. A server
-            that refuses the job is one, unless a state was loaded before: a resumed run goes on, without nowcasts until the server
-            takes it.
+        BadArgument: an argument that cannot work, by name; also when a server refuses the job as the run begins.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         *,
-        server: "str | Endpoint | None" = None,
-        max_steps: int,
-        job: str | None = None,
-        token: str | None = None,
+        max_steps: int | None = None,
+        interval: int | None = None,
+        mode: Mode = "glide",
         forecaster: str = "nino",
-        record: bool = False,
-        checkpoint: str | None = None,
-        context: int = 5,
-        interval: int = 200,
-        policy: Policy | None = None,
-        lr_scheduler: LRScheduler | None = None,
-        quiet: int = 0,
-        jump: Jump | None = None,
-        dtype: Dtype = "float32",
+        server: "str | Server | Endpoint | None" = None,
+        push: Push | None = None,
         wiring: Wiring | None = None,
         example_inputs: Any = None,
-        timeout_s: float = TIMEOUT_S,
-        probe: Probe | None = None,
-        guard: Guard | None = None,
-        averages: Sequence[nn.Module] = (),
-        overlap: bool = False,
-        shadow: bool = False,
         on_event: Callable[[Event], None] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        check_timing(max_steps=max_steps, context=context, interval=interval, timeout_s=timeout_s, quiet=quiet)
-        mode = check_mode(overlap=overlap, shadow=shadow, interval=interval)
-        options = {"policy": policy, "jump": jump, "wiring": wiring, "probe": probe, "guard": guard, "on_event": on_event}
-        check_kinds(model=model, optimizer=optimizer, options=options)
-        module = unwrap(model)
-        self._parameters = FlatParameters(module, optimizer, dtype=check_dtype(dtype))
-        check_sharded(self._parameters, wiring)
-        self._optimizer = optimizer
+        check_arguments(model, max_steps=max_steps, interval=interval, mode=mode, push=push, wiring=wiring, on_event=on_event)
+        self._model, self._optimizers = unwrap(model), find_optimizers(optimizer)
         self._ranks = Ranks(process_group)
-        self._interval, self._period, self._quiet = interval, context * interval, quiet
-        tried = guard is not None or probe is not None
-        policy = make_policy(policy, max_steps=max_steps, period=self._period, tried=tried)
-        rates = Rates(optimizer, lr_scheduler, interval=interval, max_steps=max_steps)
-        landing = Landing(
-            jump or Jump(),
-            parameters=self._parameters,
-            model=module,
-            optimizer=optimizer,
-            interval=interval,
-            probe=probe,
-            averages=averages,
-        )
-        self._hook: RemovableHandle | None = None
-        self._over = False
-        self._job = job or new_job()
+        self._mode, self._max_steps, self._interval, self._forecaster = mode, max_steps, interval, forecaster
+        self._push, self._wiring, self._example_inputs = push or Push(), wiring, example_inputs
+        given = None if server is None or isinstance(server, str | Server) or not hasattr(server, "register") else server
+        self._endpoint, self._server = given, Server() if given is not None else Server.of(server)  # type: ignore[arg-type]
+        self._job = self._server.new_job()
         self._journal = Journal(self._job, on_event)
-        self._forecaster = forecaster
-        self._context: Context | None = None
+        self._handles: list[Any] = []
+        self._over = self._entered = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make what depends on which parameters are trained."""
+        self._flat = FlatParameters(self._model, self._optimizers)
+        if self._flat.sharded and self._wiring is None:
+            detail = "a model that is split over ranks cannot be wired: call wire(model) before fully_shard"
+            raise BadArgument("wiring", detail)
+        self._forecasts: Forecasts | None = None
         with self._ranks.failing_alike():
             if self._ranks.rank == 0:
-                spec = make_spec(
-                    module,
-                    self._parameters,
-                    wiring=wiring,
-                    example_inputs=example_inputs,
-                    context=context,
-                    interval=interval,
-                    dtype=dtype,
-                    forecaster=forecaster,
-                    record=record,
-                )
-                endpoint = make_endpoint(
-                    server, job=self._job, token=token, spec=spec, checkpoint=checkpoint, device=self._parameters.device
-                )
-                check_policy(policy, endpoint)
-                self._context = Context(self._parameters, endpoint, spec, timeout_s=timeout_s)
-        self._gauge: Gauge | None
-        self._gauge, trials = make_trials(
-            guard,
-            probe,
-            model=module,
-            parameters=self._parameters,
-            optimizer=optimizer,
+                spec = self._spec()
+                endpoint = self._endpoint or connect(self._server, spec, job=self._job, device=self._flat.device)
+                self._forecasts = Forecasts(self._flat, endpoint, spec, push=self._push, timeout_s=self._server.timeout_s)
+        kind = Jumps if self._mode == "jump" else Boundaries
+        self._boundaries = kind(
+            self._flat,
+            pushed=PushedWeights(self._flat, self._optimizers),
+            forecasts=self._forecasts,
             ranks=self._ranks,
-            policy=policy,
-            interval=interval,
-            period=self._period,
-            max_steps=max_steps,
-            averages=averages,
-        )
-        self._cycle = Cycle(
-            parameters=self._parameters,
-            context=self._context,
-            ranks=self._ranks,
-            policy=policy,
-            rates=rates,
-            landing=landing,
-            trials=trials,
+            push=self._push,
             journal=self._journal,
-            interval=interval,
-            period=self._period,
-            max_steps=max_steps,
-            mode=mode,
-            quiet=quiet,
+            max_steps=self._max_steps,
+            interval=self._interval,
+            shadow=self._mode == "shadow",
         )
-        if max_steps <= self._period:
-            log.warning(
-                "max_steps=%d is not beyond the first period of %d steps: there will be no nowcast", max_steps, self._period
-            )
 
-    def __enter__(self) -> Self:
-        if self._hook is not None:
-            raise RuntimeError("this Nowcast is in use already")
-        if self._over:
-            raise RuntimeError("a Nowcast is entered once; make another, and give it this one's state_dict to go on")
-        claim(self._parameters, self._job)
+    def _spec(self) -> JobSpec:
+        shapes = self._flat.shapes
+        try:
+            wiring = self._wiring or wire(self._model, self._example_inputs, parameters=[name for name, _ in shapes])
+        except BadWiring as error:
+            raise BadArgument("model", error.detail) from error
+        held = [(parameter.name, parameter.shape) for parameter in wiring.parameters]
+        for mine, other in zip(shapes, held, strict=False):
+            if mine != other:
+                raise BadArgument("wiring", f"has {other[0]!r} {other[1]} where the model trains {mine[0]!r} {mine[1]}")
+        if len(held) != len(shapes):
+            raise BadArgument(
+                "wiring", f"has {len(held)} parameters, the model trains {len(shapes)}: wire(model, parameters=names)"
+            )
+        server = self._server
+        try:
+            return JobSpec(
+                wiring=wiring,
+                context=CONTEXT,
+                dtype=server.dtype,
+                forecaster=self._forecaster,
+                mode=self._mode,
+                record=server.record,
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise BadArgument(str(first["loc"][0]), first["msg"]) from error
+
+    def start(self) -> Self:
+        """Begin; what `with` does at its start.
+
+        Raises:
+            BadArgument: the server refuses the job, unless a state was loaded before.
+        """
+        if self._entered:
+            raise RuntimeError("a Nowcast is started once; make another, and give it this one's state_dict to go on")
+        self._entered = True
+        self._claim()
         try:
             with self._ranks.failing_alike():
-                if self._context is not None:
-                    self._context.open()
-            eager = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]  # torch does not annotate it
-            self._hook = self._optimizer.register_step_post_hook(eager)
+                if self._forecasts is not None:
+                    self._forecasts.open()
+            self._handles = [self._optimizers[-1].register_step_post_hook(_hook(weakref.WeakMethod(self._after_step)))]
         except BaseException:
-            self.__exit__(None, None, None)
+            self.stop()
             raise
+        atexit.register(_stop_at_exit, weakref.ref(self))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def stop(self) -> None:
+        """End: hooks are gone, the server is told, the thread has ended; within seconds. More than once does no harm."""
+        if self._over:
+            return
         self._over = True
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        release(self._parameters)
-        if self._context is not None:
-            self._context.close()
-            self._cycle.hear_news()
+        for handle in self._handles:
+            handle.remove()
+        self._release()
+        if self._forecasts is not None:
+            self._forecasts.close(self._boundaries.last_progress())
+            self._boundaries.hear_news()
+        if self._handles:
+            self._tell_end()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.stop()
+
+    def __del__(self) -> None:
+        if getattr(self, "_entered", False) and not self._over and not sys.is_finalizing():
+            self.stop()
+
+    def step(self) -> None:
+        """Count an optimizer step. Only for loops whose steps no hook sees: `p.data` updates, SAM's two steps, functional training;
+        call it after the weights were changed. The optimizer's own steps are not counted any more then.
+        """
+        for handle in self._handles:
+            handle.remove()
+        if self._boundaries.after_step():
+            self._look_again()
+
+    def observe(self, loss: "Tensor | float") -> None:
+        """Tell the training loss of a step, for pages and reports. Nothing waits for it."""
+        self._boundaries.observe(loss)
 
     @property
-    def step(self) -> int:
+    def steps(self) -> int:
         """Optimizer steps counted so far."""
-        return self._cycle.step
+        return self._boundaries.step
 
     @property
     def events(self) -> list[Event]:
@@ -264,58 +230,133 @@ class Nowcast:
     @property
     def in_flight(self) -> int:
         """Snapshots that were taken and have not arrived yet; 0 on ranks that send none."""
-        return self._context.in_flight if self._context else 0
+        return self._forecasts.in_flight if self._forecasts else 0
 
     def summary(self) -> dict[str, Any]:
         """The run so far as JSON-able values: what was sent, what became of each nowcast, why, and what it cost."""
-        tally = self._journal.tally
-        context = self._context
+        tally, forecasts = self._journal.tally, self._forecasts
         return {
             "job": self._job,
+            "mode": self._mode,
             "forecaster": self._forecaster,
-            "steps": self.step,
-            "snapshots": {"taken": tally.snapshots, "sent": context.sent if context else 0, "dropped": tally.dropped},
-            "nowcasts": {outcome: tally.nowcasts[outcome] for outcome in ("accepted", "rejected", "skipped")},
+            "parameters": self._flat.size,
+            "steps": self.steps,
+            "interval": self._boundaries.interval_after(self.steps),
+            "snapshots": {"taken": tally.snapshots, "sent": forecasts.sent if forecasts else 0, "dropped": tally.dropped},
+            "nowcasts": {"used": tally.used, "skipped": tally.nowcasts["skipped"]},
             "reasons": dict(tally.reasons),
             "server": {"lost": tally.server["lost"], "back": tally.server["back"]},
-            "skill": context.skill if context else {},
-            "cost_steps": tally.cost_steps,
+            "skill": forecasts.skill if forecasts else {},
             "waited_s": tally.waited_s,
-            "copied_s": context.copied_s if context else 0.0,
+            "copied_s": forecasts.copied_s if forecasts else 0.0,
         }
 
-    def observe(self, loss: "Tensor | float") -> None:
-        """Tell the training loss of a step; the measure of jumps that are tried without a probe. Nothing waits for it."""
-        if self._gauge is not None:
-            self._gauge.observe(loss)
-
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs besides model and optimizer: plain values and tensors.
+        """All that a resumed run needs besides model and optimizer: numbers and tensors, under keys that are always the same.
 
-        Take it after `optimizer.step()`, with the states of model and optimizer. In data-parallel training rank 0's will do
-        for all ranks, unless jumps are tried: what a jump is undone to has each rank's own random state and buffers.
+        Take it after `optimizer.step()`, with the states of model and optimizer. In data-parallel training rank 0's will do for
+        all ranks, unless the model is split over them.
         """
-        return {"version": STATE_VERSION, "job": self._job, **self._cycle.state_dict(), "journal": self._journal.state_dict()}
+        return {"version": STATE_VERSION, **self._boundaries.state_dict(), "journal": self._journal.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`, before or after the `with` block is entered; if before, a server that refuses the job by now
-        does not end the run. The job's id stays as it is.
+        """Go on from `state_dict()`, before or after the start; if before, a server that refuses the job by now does not end the
+        run. The job's id stays as it is.
 
         Raises:
-            BadArgument: the state is of another kind of run.
+            BadArgument: the state is of another version, or of a run that trains other parameters.
         """
-        if state.get("version") != STATE_VERSION:
+        if int(state.get("version", 0)) != STATE_VERSION:
             raise BadArgument("state", f"version {state.get('version')!r}, not {STATE_VERSION}: not a state of this version")
-        for name, mine in (("interval", self._interval), ("period", self._period), ("quiet", self._quiet)):
-            if state[name] != mine:
-                raise BadArgument("state", f"was saved with {name} = {state[name]}, this run has {mine}")
-        if (state["trials"] is None) != (self._gauge is None):
-            raise BadArgument("state", "of two runs one tries its jumps (probe= or guard=) and one does not")
-        self._cycle.load_state_dict(state)
+        snapshots = state["snapshots"]
+        if snapshots and snapshots["context"].shape[-1] != self._flat.size:
+            detail = f"of a run that trains {snapshots['context'].shape[-1]} weights; this one trains {self._flat.size}"
+            raise BadArgument("state", detail)
+        self._boundaries.load_state_dict(state)
         self._journal.load_state_dict(state["journal"])
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer) -> None:
         # a GradScaler has fused optimizers look at this themselves, and calls no other's step at all if it is set
-        skipped = getattr(self._optimizer, "found_inf", None)
-        if skipped is None or not float(skipped):
-            self._cycle.after_step()
+        skipped = getattr(optimizer, "found_inf", None)
+        if (skipped is None or not float(skipped)) and self._boundaries.after_step():
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Begin anew if other parameters are trained than before: unfrozen layers, a new head, another shape. All ranks alike."""
+        now = FlatParameters(self._model, self._optimizers)
+        if now.same_as(self._flat):
+            return
+        log.warning("%s: other parameters are trained since step %d: a new context begins", self._job, self.steps)
+        step, self._wiring = self.steps, None
+        self._release()
+        if self._forecasts is not None:
+            self._forecasts.close(self._boundaries.last_progress())
+        self._begin()
+        self._claim()
+        self._boundaries.begin_at(step)
+        if self._forecasts is not None:
+            self._forecasts.open(resumed=True)
+
+    def _claim(self) -> None:
+        """Take the parameters over from an earlier `Nowcast` that nobody stopped."""
+        others = {id(other): other for p in self._flat.parameters if (ref := _running.get(p)) and (other := ref())}
+        for other in others.values():
+            log.warning("%s: an earlier Nowcast of this model (%s) was never stopped; it is now", self._job, other.job)
+            other.stop()
+        for parameter in self._flat.parameters:
+            _running[parameter] = weakref.ref(self)
+
+    def _release(self) -> None:
+        for parameter in self._flat.parameters:
+            _running.pop(parameter, None)
+
+    def _tell_end(self) -> None:
+        """One line on how it went; a warning if nothing came of it."""
+        tally = self._journal.tally
+        why = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
+        skipped = f", {tally.nowcasts['skipped']} skipped ({why})" if why else ""
+        if not self.steps:
+            log.warning("%s: no optimizer step was counted: call nowcast.step() after each, if no hook sees them", self._job)
+        elif not tally.used:
+            log.warning("%s: no forecast was used in %d steps%s", self._job, self.steps, skipped)
+        else:
+            log.info("%s: %d steps, %d forecasts used%s", self._job, self.steps, tally.used, skipped)
+
+
+def check_arguments(model: Any, *, max_steps: Any, interval: Any, mode: Any, push: Any, wiring: Any, on_event: Any) -> None:
+    """Refuse what is of another kind than an argument takes.
+
+    Raises:
+        BadArgument: naming it.
+    """
+    if not isinstance(model, nn.Module):
+        raise BadArgument("model", f"must be a torch.nn.Module, not {type(model).__name__}")
+    for name, value in (("max_steps", max_steps), ("interval", interval)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise BadArgument(name, f"must be a positive integer, or None, not {value!r}")
+    if mode not in ("glide", "jump", "shadow"):
+        raise BadArgument("mode", f"must be glide, jump or shadow, not {mode!r}")
+    for name, value, kind, such_as in (
+        ("push", push, Push, "a Push, e.g. Push(gain=0.5)"),
+        ("wiring", wiring, Wiring, "what wire(model) gives"),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise BadArgument(name, f"must be {such_as}, not {value!r:.80}")
+    if on_event is not None and not callable(on_event):
+        raise BadArgument("on_event", f"must be a function, not {on_event!r:.80}")
+
+
+def _hook(after_step: "weakref.WeakMethod[Callable[[Optimizer], None]]") -> Callable[..., None]:
+    """A hook that keeps nothing alive: neither a `Nowcast` that was dropped, nor its thread."""
+
+    def hook(optimizer: Optimizer, *_: Any) -> None:
+        if (call := after_step()) is not None:
+            call(optimizer)
+
+    eager: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return eager
+
+
+def _stop_at_exit(nowcast: "weakref.ref[Nowcast]") -> None:
+    if (running := nowcast()) is not None:
+        running.stop()

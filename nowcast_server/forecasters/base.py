@@ -30,6 +30,9 @@ class Forecaster(ABC):
     max_horizon: int | None = None
     """The furthest horizon it can forecast, in intervals; None for any."""
 
+    glide_horizon: int = 1
+    """The horizon, in intervals, whose direction suits gliding."""
+
     max_slots: int | None = None
     """The most weights an edge may carry; None for any number."""
 

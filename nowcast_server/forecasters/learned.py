@@ -47,6 +47,7 @@ class LearnedForecaster(Forecaster):
     """
 
     needs_checkpoint: ClassVar[bool] = True
+    glide_horizon = 40
     graph: ClassVar[bool]
     """Whether its checkpoints are graph networks."""
 

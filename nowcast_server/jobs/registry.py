@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from nowcast_server.jobs.saved import Saved
 from nowcast_server.jobs.skill import TrackRecord, track_bytes
 from nowcast_server.settings import Settings
 from protos.errors import Busy, JobConflict, RunConflict, UnknownJob
-from protos.messages import RUN_HEADER, JobSpec, JobStatus, Outcome
+from protos.messages import RUN_HEADER, JobSpec, JobStatus, Progress
 
 ROW_BYTES: Final = 512
 """What a block of a wiring, or a parameter without its name, takes as Python objects, about."""
@@ -57,8 +57,7 @@ class Job:
     moving: asyncio.Task[bool] | None = None  # between memory and disk
     snapshots: int = 0
     nowcasts: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    last_outcomes: deque[Outcome] = field(default_factory=lambda: deque(maxlen=20))
+    progress: Progress | None = None  # as the worker last told it
     forecast_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     track: TrackRecord = field(init=False)
 
@@ -78,14 +77,6 @@ class Job:
     def touch(self) -> None:
         self.seen_at, self.seen = time.time(), time.monotonic()
 
-    def report(self, outcome: Outcome) -> bool:
-        """Take note of an outcome; False if it was told before."""
-        if outcome in self.last_outcomes:
-            return False
-        self.outcomes[outcome.outcome] += 1
-        self.last_outcomes.append(outcome)
-        return True
-
     def status(self) -> JobStatus:
         wiring = self.spec.wiring
         return JobStatus(
@@ -95,17 +86,16 @@ class Job:
             neurons=wiring.neurons,
             edges=wiring.edges,
             context=self.spec.context,
-            interval=self.spec.interval,
             dtype=self.spec.dtype,
             forecaster=self.spec.forecaster,
+            mode=self.spec.mode,
             created_at=self.created_at,
             seen_at=self.seen_at,
             steps=self.history.steps,
             history_bytes=self.history.size_bytes,
             snapshots=self.snapshots,
             nowcasts=self.nowcasts,
-            outcomes=dict(self.outcomes),
-            last_outcomes=list(self.last_outcomes),
+            progress=self.progress,
             forecast_s=median(self.forecast_s) if self.forecast_s else None,
             skill=self.track.skill(),
         )
@@ -256,7 +246,7 @@ def _promise(spec: JobSpec) -> str:
 def _check_same(known: JobSpec, given: JobSpec) -> None:
     if known.wiring.hash != given.wiring.hash:
         raise JobConflict("the job is registered with another wiring; take another id, or delete it first", field="wiring")
-    for name in ("context", "interval", "dtype", "forecaster", "record"):
+    for name in ("context", "dtype", "forecaster", "mode", "record"):
         ours, theirs = getattr(known, name), getattr(given, name)
         if ours != theirs:
             raise JobConflict(

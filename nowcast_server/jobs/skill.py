@@ -2,7 +2,8 @@
 
     skill = 1 - L1(forecast, truth) / L1(last, truth)
 
-`last` has skill 0, a perfect forecast 1. The truth is the snapshot of the forecast's step, if no jump was made on the way.
+`last` has skill 0, a perfect forecast 1. The truth is the first snapshot at, or just after, the step a forecast speaks of: in a
+gliding run with the pushes in it, in a shadow run what training alone did. Runs that jump make another future, and are not scored.
 """
 
 import math
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from nowcast_server.forecasters.average import Average
 from nowcast_server.forecasters.linear import Linear
-from protos.messages import JobSpec, Outcome
+from protos.messages import JobSpec
 
 SAMPLE: Final = 16_384
 """Parameters that are judged by, drawn once; of a smaller network all are."""
 KEPT: Final = 8
-"""Forecasts that wait for their future. With five snapshots a context and one horizon each, the eighth nowcast reaches 40."""
+"""Forecasts that wait for their future. While all wait, further ones are not scored."""
 RIVALS: Final = (Linear(), Average())
 """Scored beside a job's own forecaster; they cost next to nothing."""
 
@@ -37,19 +38,21 @@ def track_bytes(size: int) -> int:
 
 @dataclass(eq=False)
 class _Waiting:
-    """One nowcast's forecasts for one horizon.
+    """One forecast.
 
     Args:
         step: of the nowcast.
         horizon: in intervals.
-        due: step of the snapshot that shows the truth.
+        due: the step it speaks of.
+        late: a snapshot after this step does not show it.
         last: (m,) float32.
         forecasts: (m,) float32 each, by forecaster.
     """
 
     step: int
     horizon: int
-    due: int
+    due: float
+    late: float
     last: Tensor
     forecasts: dict[str, Tensor]
 
@@ -69,10 +72,6 @@ class _Mean:
 class TrackRecord:
     """The forecasts of one job that wait for their future, and the skill of those whose future has come.
 
-    Between a nowcast and its outcome nobody knows whether the snapshots that come are this run's future, so what they say counts
-    only once the nowcast was `skipped`. An `accepted` jump makes another future: whatever waits is dropped. It is dropped as well
-    if the next nowcast comes and no outcome was told. After a `rejected` jump the run goes on from where it was, steps later.
-
     Args:
         spec: of the job.
     """
@@ -81,55 +80,36 @@ class TrackRecord:
         self._spec = spec
         self._sample = _sample(spec.wiring.size)
         self._waiting: deque[_Waiting] = deque(maxlen=KEPT)
-        self._open: int | None = None  # step of the nowcast whose outcome is not known
-        self._told: int | None = None  # step of the last outcome
-        self._unsure: list[tuple[_Waiting, Scores]] = []
         self._means: dict[int, dict[str, _Mean]] = defaultdict(lambda: defaultdict(_Mean))
 
-    def made(self, step: int, context: Sequence[Tensor], forecasts: Mapping[int, Tensor]) -> None:
+    def made(self, step: int, context: Sequence[Tensor], forecasts: Mapping[int, Tensor], *, interval: float) -> None:
         """A nowcast was made; asked for again, it replaces itself.
 
         Args:
             step: of the last state.
             context: the states it was made from, (n,) each.
             forecasts: (n,) each, by horizon.
+            interval: steps that a horizon of 1 means.
         """
-        if self._open not in (None, step):
-            self._drop()
-        self._open = None if step == self._told else step
-        kept = [each for each in self._waiting if each.step < step < each.due]  # the truth of the others never came
-        self._waiting = deque(kept, maxlen=KEPT)
+        self._waiting = deque((each for each in self._waiting if each.step < step <= each.late), maxlen=KEPT)
+        room = KEPT - len(self._waiting)
+        if room < len(forecasts):
+            return  # the oldest forecasts are nearest to their future: none is dropped for a new one
         states = [self._of(state) for state in context]
-        for horizon, forecast in sorted(forecasts.items(), reverse=True):  # the nearest is dropped last
+        for horizon, forecast in sorted(forecasts.items()):
             rivals = {each.name: each.predict(self._spec.wiring, states, horizons=(horizon,), node_pe=None)[0] for each in RIVALS}
             rows = {**rivals, self._spec.forecaster: self._of(forecast)}
-            self._waiting.append(_Waiting(step, horizon, step + horizon * self._spec.interval, states[-1].clone(), rows))
+            due = step + horizon * interval
+            self._waiting.append(_Waiting(step, horizon, due - interval / 2, due + interval, states[-1].clone(), rows))
 
     def came(self, step: int, state: Tensor) -> Scores:
-        """A snapshot (n,) came that was not there before; the scores that are sure now."""
-        due = [each for each in self._waiting if each.due == step]
+        """A snapshot (n,) came that was not there before; the skill of the forecasts that spoke of it."""
+        due = [each for each in self._waiting if each.due <= step]
         if not due:
             return []
+        self._waiting = deque((each for each in self._waiting if each.due > step), maxlen=KEPT)
         truth = self._of(state)
-        judged = [(each, each.judge(truth)) for each in due]
-        if self._open is not None and step > self._open:
-            self._unsure += judged
-            return []
-        return self._count(judged)
-
-    def told(self, outcome: Outcome) -> Scores:
-        """The outcome of a nowcast was told; the scores that are sure now."""
-        self._told = outcome.step
-        if outcome.step != self._open:
-            return []
-        judged, self._unsure, self._open = self._unsure, [], None
-        if outcome.outcome == "skipped":
-            return self._count(judged)
-        if outcome.outcome == "accepted":
-            self._drop()
-        for each in self._waiting:
-            each.due += outcome.cost_steps
-        return []
+        return [score for each in due if step <= each.late for score in self._count(each, each.judge(truth))]
 
     def skill(self) -> dict[str, dict[str, float]]:
         """Mean skill so far by horizon, then forecaster."""
@@ -142,20 +122,10 @@ class TrackRecord:
         """What is judged by: (m,) float32, copied."""
         return (values if self._sample is None else values[self._sample]).to(torch.float32, copy=True)
 
-    def _drop(self) -> None:
-        self._waiting.clear()
-        self._unsure.clear()
-
-    def _count(self, judged: list[tuple[_Waiting, Scores]]) -> Scores:
-        scores = []
-        for waiting, won in judged:
-            if waiting not in self._waiting:
-                continue
-            self._waiting.remove(waiting)
-            for name, value in won:
-                mean = self._means[waiting.horizon][name]
-                mean.total, mean.count = mean.total + value, mean.count + 1
-            scores += won
+    def _count(self, waiting: _Waiting, scores: Scores) -> Scores:
+        for name, value in scores:
+            mean = self._means[waiting.horizon][name]
+            mean.total, mean.count = mean.total + value, mean.count + 1
         return scores
 
 

@@ -25,13 +25,13 @@ class Recorder:
     folder: Path
     _open: dict[str, _Recording] = field(default_factory=dict)
 
-    def add(self, job: str, *, wiring: Wiring, interval: int, step: int, state: Floats) -> bool:
+    def add(self, job: str, *, wiring: Wiring, step: int, state: Floats) -> bool:
         """Keep a snapshot (n,) float32; whether it was kept.
 
         A step that is held already, as when a worker sends its context again, is passed over, and so is a snapshot whose
         weights moved beyond what float16 reaches.
         """
-        recording = self._open.get(job) or self._begin(job, wiring, interval, step, state)
+        recording = self._open.get(job) or self._begin(job, wiring, step, state)
         if step <= recording.writer.last_step:
             return False
         try:
@@ -43,14 +43,9 @@ class Recorder:
         return True
 
     def jumped(self, job: str) -> None:
-        """The job has loaded a forecast, or gone back: what follows does not continue what came before."""
+        """The job has loaded a forecast: what follows does not continue what came before."""
         if job in self._open:
             self._open[job].segment = self._open[job].written + 1
-
-    def stayed(self, job: str) -> None:
-        """What was taken for a jump was none. It is too late once a snapshot followed, which then begins a piece."""
-        if job in self._open:
-            self._open[job].segment = self._open[job].written
 
     def end(self, job: str) -> None:
         """The job is gone; one that comes back under its name continues its file if its steps do."""
@@ -62,30 +57,30 @@ class Recorder:
         for job in tuple(self._open):
             self.end(job)
 
-    def _begin(self, job: str, wiring: Wiring, interval: int, step: int, state: Floats) -> _Recording:
-        header = {"task": f"recorded/{job}", "interval": interval, "wiring": wiring.to_dict()}
-        path = self._free_path(f"{job}-{wiring.hash[:12]}", interval, step)
+    def _begin(self, job: str, wiring: Wiring, step: int, state: Floats) -> _Recording:
+        header = {"task": f"recorded/{job}", "wiring": wiring.to_dict()}
+        path = self._free_path(f"{job}-{wiring.hash[:12]}", step)
         segment = _last_segment(path) + 1 if path.exists() else 0
         self._open[job] = _Recording(TrajectoryWriter(path, state, header=header), segment, segment)
         return self._open[job]
 
-    def _free_path(self, name: str, interval: int, step: int) -> Path:
+    def _free_path(self, name: str, step: int) -> Path:
         """The run's file; or the next number, if that is damaged or another run's of the same name.
 
-        Another run has another interval, or has come further than `step`.
+        Another run has come further than `step`.
         """
         number = 0
-        while (path := self.folder / f"{name}-{number}{SUFFIX}").exists() and not _continues(path, interval, step):
+        while (path := self.folder / f"{name}-{number}{SUFFIX}").exists() and not _continues(path, step):
             number += 1
         return path
 
 
-def _continues(path: Path, interval: int, step: int) -> bool:
+def _continues(path: Path, step: int) -> bool:
     try:
         run = Trajectory.open(path)
     except BadTrajectory:
         return False
-    return run.header.get("interval") == interval and (not len(run.steps) or int(run.steps[-1]) < step)
+    return not len(run.steps) or int(run.steps[-1]) < step
 
 
 def _last_segment(path: Path) -> int:

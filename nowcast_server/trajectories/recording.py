@@ -11,7 +11,6 @@ from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
 from nowcast_server.trajectories.recorder import Recorder
 from nowcast_server.trajectories.store import BadTrajectory
-from protos.messages import Outcome
 
 
 class Recording:
@@ -39,7 +38,7 @@ class Recording:
         if self._recorder is None or not job.spec.record or job in self._failed or not job.history.holds(step):
             return
         row, loop = job.history.hold(step), asyncio.get_running_loop()
-        add = partial(self._recorder.add, _name(job), wiring=job.spec.wiring, interval=job.spec.interval)
+        add = partial(self._recorder.add, _name(job), wiring=job.spec.wiring)
         state = job.history.row(row)
         writing = self._writer.submit(lambda: add(step=step, state=state.float().numpy()))
         # not when this call ends, which may be given up while the writer reads on
@@ -47,14 +46,9 @@ class Recording:
         await self._written(job, writing)
 
     async def nowcast(self, job: Job) -> None:
-        """A nowcast was made: unless it turns out to be skipped, what follows does not continue what came before."""
-        if self._recorder is not None and job.spec.record:
+        """A nowcast was made. If the run jumps, what follows does not continue what came before."""
+        if self._recorder is not None and job.spec.record and job.spec.mode == "jump":
             await self._written(job, self._writer.submit(self._recorder.jumped, _name(job)))
-
-    async def outcome(self, job: Job, outcome: Outcome) -> None:
-        """What became of it."""
-        if self._recorder is not None and job.spec.record and outcome.outcome == "skipped":
-            await self._written(job, self._writer.submit(self._recorder.stayed, _name(job)))
 
     def end(self, job: Job) -> None:
         """The job is gone."""

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 MAGIC: Final = b"NOWTRAJ1"
 SUFFIX: Final = ".trajectory"
 ALIGNMENT: Final = 64
+UNEVEN: Final = 1.6
+"""The distance between two snapshots grows with a run of unknown length, but not so fast: one is missing."""
 MAX_PARAMETERS: Final = (2**31 - 1 - 24) // 2
 """NumPy counts the bytes of a record in a C int, and beyond that raises or goes on below 0."""
 
@@ -90,10 +92,17 @@ class Trajectory:
         return np.asarray(self.records["step"], dtype=np.int64)
 
     def pieces(self) -> "list[Trajectory]":
-        """Stretches without a jump and without a missing snapshot: in each, steps are equally far apart."""
+        """Stretches without a jump and without a missing snapshot: in each, steps are equally far apart, or nearly."""
         gaps, segments = np.diff(self.steps), np.diff(self.records["segment"].astype(np.int64))
-        ends = [*(np.flatnonzero((gaps != int(self.header["interval"])) | (segments != 0)) + 1).tolist(), len(self.steps)]
-        starts = [0, *ends[:-1]]
+        starts, ends, usual = [0], [], 0
+        for index, gap in enumerate(gaps.tolist(), start=1):
+            if segments[index - 1] or (usual and not 1 / UNEVEN < gap / usual < UNEVEN):
+                ends.append(index)
+                starts.append(index)
+                usual = 0
+            else:
+                usual = gap
+        ends.append(len(self.steps))
         return [replace(self, records=self.records[start:end]) for start, end in zip(starts, ends, strict=True)]
 
     def first(self, count: int) -> Self:
@@ -113,7 +122,7 @@ class TrajectoryWriter:
         path: of the file; its folder is made.
         first: (n,) float32, the first snapshot; read only if the file is new.
         header: JSON-able. `metatrain.fit` reads `wiring` (`Wiring.to_dict`) or `design` (`Design.to_dict`), `task`, and
-            `interval`, the training steps between snapshots.
+            whatever else is known of the run.
 
     Raises:
         BadTrajectory: the file there holds another network's run, or a snapshot is too large for any.

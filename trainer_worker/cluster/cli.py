@@ -120,7 +120,7 @@ def status(job: Id, *, address: Address = None) -> None:
     typer.echo(f"{found.id}: {found.status}, started {_moment(found)}, for {_span(found)}")
     typer.echo(f"  {found.message}" if found.message else "", nl=bool(found.message))
     for run in runs:
-        became = ", ".join(f"{count} {outcome}" for outcome, count in sorted(run.outcomes.items())) or "none yet"
+        became = f"{run.progress.used} used" if run.progress else "none yet"
         typer.echo(f"  {run.job} on {found.server}: {run.snapshots} snapshots, {run.nowcasts} nowcasts; jumps: {became}")
 
 

@@ -1,4 +1,4 @@
-"""The picture of a comparison: loss and accuracy of every arm, with the jumps marked."""
+"""The picture of a comparison: loss and accuracy of every arm, with jumps marked where there are any."""
 
 import math
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def _curves(axes: Axes, runs: Sequence[RunRecord], split: str, metric: str, *, c
 
 
 def _zoom(axes: Axes, values: Sequence[float], *, shown: tuple[float, float]) -> None:
-    """Show what lies between two quantiles: the first fall and the tops of spikes would hide how arms differ where it is flat."""
+    """Show what lies between two quantiles: the first fall would hide how arms differ where it is flat."""
     ranked = sorted(filter(math.isfinite, values))
     if not ranked:  # all runs diverged
         return
@@ -77,17 +77,14 @@ def _zoom(axes: Axes, values: Sequence[float], *, shown: tuple[float, float]) ->
 
 
 def _jumps(axes: Axes, runs: Sequence[RunRecord], *, colour: str) -> None:
-    """A line where weights were loaded, with the horizon above it; a small cross where a nowcast came to nothing."""
-    events = {event["step"]: event for run in reversed(runs) for event in run.events if event["kind"] == "nowcast"}
+    """A line where predicted weights were loaded at once, with the horizon above it."""
+    jumps = {event["step"]: event["horizon"] for run in reversed(runs) for event in run.events if event["outcome"] == "jumped"}
     top = axes.get_xaxis_transform()
-    for step, event in sorted(events.items()):
-        taken = event["outcome"] == "accepted"
-        axes.axvline(step, color=colour if taken else FAINT, alpha=0.45, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
-        marker: dict[str, Any] = {"marker": "v" if taken else "x", "markersize": 5, "color": colour if taken else INK}
-        axes.plot([step], [0.985], transform=top, linestyle="none", clip_on=False, **marker)
-        if taken and len(events) <= 25:
+    for step, horizon in sorted(jumps.items()):
+        axes.axvline(step, color=colour, alpha=0.45, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+        if len(jumps) <= 25:
             axes.annotate(
-                str(event["horizon"]), (step, 0.965), xycoords=top, ha="center", va="top", fontsize=7.5, color=colour,
+                str(horizon), (step, 0.965), xycoords=top, ha="center", va="top", fontsize=7.5, color=colour,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
             )  # fmt: skip
 

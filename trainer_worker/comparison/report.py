@@ -24,7 +24,7 @@ def show(summary: Summary, console: Console) -> None:
     """Print the table."""
     title = f"{summary.headline}, {summary.wall_s:.0f} s in all"
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-    for column in ("arm", "steps to target", "test loss", "test accuracy", "jumps", "skill", "ms a step", "run"):
+    for column in ("arm", "steps to target", "time to target", "test loss", "test accuracy", "forecasts", "ms a step", "run"):
         table.add_column(column, justify="left" if column == "arm" else "right")
     for arm in summary.arms:
         table.add_row(*_row(arm))
@@ -38,7 +38,7 @@ def show(summary: Summary, console: Console) -> None:
     )
     for figures in summary.figures:
         for reason, times in figures.reasons.items():
-            console.print(f"[yellow]{figures.arm}, seed {figures.seed}: {times} nowcast(s) not loaded: {reason}[/]")
+            console.print(f"[yellow]{figures.arm}, seed {figures.seed}: {times} nowcast(s) skipped: {reason}[/]")
 
 
 def _row(arm: ArmFigures) -> tuple[str, ...]:
@@ -47,14 +47,17 @@ def _row(arm: ArmFigures) -> tuple[str, ...]:
         steps += f" ({-arm.fewer_steps:+.0%})"
     if arm.reached < arm.seeds:
         steps += f" [{arm.reached} of {arm.seeds}]"
-    jumps = ", ".join(f"{count} {outcome}" for outcome, count in arm.jumps.items()) or "-"
+    seconds = "-" if arm.s_to_target is None else f"{arm.s_to_target:,.0f} s"
+    if arm.less_time:
+        seconds += f" ({-arm.less_time:+.0%})"
+    nowcasts = ", ".join(f"{count} {outcome}" for outcome, count in arm.nowcasts.items()) or "-"
     return (
         arm.arm,
         steps,
+        seconds,
         f"{arm.best.loss:.4f}",
         f"{arm.best.accuracy:.2%}",
-        jumps,
-        ", ".join(f"{name} {value:+.2f}" for name, value in arm.skill.items()) or "-",
+        nowcasts,
         f"{arm.step_s * 1000:.1f}",
         f"{arm.wall_s:.0f} s",
     )

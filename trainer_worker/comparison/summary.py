@@ -18,7 +18,7 @@ SMOOTHING = 5
 """Evaluations of which a smoothed curve is the median, the current one and those before it.
 
 A single one is too noisy to decide on; and the median, unlike the mean, is not moved by the one evaluation that may fall right
-after a jump, whose spike is over tens of steps later.
+after a jump.
 """
 
 
@@ -34,11 +34,12 @@ class RunFigures(Record):
         best_step: with the lowest smoothed validation loss.
         best: smoothed test score at that step.
         final_validation, best_validation: smoothed validation score at the last and the best step.
-        step_s: median seconds a step, jumps included.
+        step_s: median seconds a step, nowcasts included.
+        s_to_target: seconds of training until then; None if never.
         train_s: seconds of training; evaluations, checkpoints and start-up are not counted.
         wall_s: seconds of the whole run.
-        jumps: how many nowcasts ended in each outcome.
-        reasons: how often each reason was given for those that were not accepted.
+        nowcasts: how many ended in each outcome.
+        reasons: how often each reason was given for those that were skipped.
         skill: of the forecasts whose future came, by horizon, then forecaster.
     """
 
@@ -46,6 +47,7 @@ class RunFigures(Record):
     seed: int
     target: float
     steps_to_target: int | None
+    s_to_target: float | None
     test_at_target: Score | None
     final: Score
     final_validation: Score
@@ -55,7 +57,7 @@ class RunFigures(Record):
     step_s: float
     train_s: float
     wall_s: float
-    jumps: dict[str, int]
+    nowcasts: dict[str, int]
     reasons: dict[str, int]
     skill: Skill
 
@@ -70,11 +72,13 @@ class ArmFigures(Record):
     reached: int
     steps_to_target: float | None
     fewer_steps: float | None
+    s_to_target: float | None
+    less_time: float | None
     final: Score
     best: Score
     step_s: float
     wall_s: float
-    jumps: dict[str, int]
+    nowcasts: dict[str, int]
     skill: dict[str, float]
 
 
@@ -160,6 +164,7 @@ def _figures(run: RunRecord, *, plain: RunRecord, accuracy: float | None) -> Run
         seed=run.seed,
         target=target,
         steps_to_target=run.evaluations[hits[0]].step if hits else None,
+        s_to_target=run.evaluations[hits[0]].train_s if hits else None,
         test_at_target=test[hits[0]] if hits else None,
         final=test[-1],
         final_validation=validation[-1],
@@ -169,7 +174,7 @@ def _figures(run: RunRecord, *, plain: RunRecord, accuracy: float | None) -> Run
         step_s=run.step_s,
         train_s=run.evaluations[-1].train_s,
         wall_s=run.wall_s,
-        jumps=run.outcomes,
+        nowcasts=run.outcomes,
         reasons=run.reasons,
         skill=run.skill,
     )
@@ -177,20 +182,21 @@ def _figures(run: RunRecord, *, plain: RunRecord, accuracy: float | None) -> Run
 
 def _over_seeds(figures: Sequence[RunFigures], *, plain: Sequence[RunFigures]) -> ArmFigures:
     reached = [figure.steps_to_target for figure in figures if figure.steps_to_target is not None]
-    base = [figure.steps_to_target for figure in plain if figure.steps_to_target is not None]
-    steps = _median_or_none(reached, of=len(figures))
-    base_steps = _median_or_none(base, of=len(plain))
+    steps, base_steps = (_median_or_none([each.steps_to_target for each in each_arm]) for each_arm in (figures, plain))
+    seconds, base_seconds = (_median_or_none([each.s_to_target for each in each_arm]) for each_arm in (figures, plain))
     return ArmFigures(
         arm=figures[0].arm,
         seeds=len(figures),
         reached=len(reached),
         steps_to_target=steps,
-        fewer_steps=1 - steps / base_steps if steps is not None and base_steps is not None else None,
+        fewer_steps=_saved(steps, base_steps),
+        s_to_target=seconds,
+        less_time=_saved(seconds, base_seconds),
         final=_median_score([figure.final for figure in figures]),
         best=_median_score([figure.best for figure in figures]),
         step_s=median(figure.step_s for figure in figures),
         wall_s=median(figure.wall_s for figure in figures),
-        jumps=dict(sum((Counter(figure.jumps) for figure in figures), Counter())),
+        nowcasts=dict(sum((Counter(figure.nowcasts) for figure in figures), Counter())),
         skill=_mean_skill([figure.skill for figure in figures]),
     )
 
@@ -204,11 +210,16 @@ def _mean_skill(skills: Sequence[Skill]) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()}
 
 
-def _median_or_none(steps: Sequence[int], *, of: int) -> float | None:
+def _median_or_none(figures: Sequence[float | None]) -> float | None:
     """The median with the runs that never arrived counted as slowest; None if it falls among them."""
-    ranked = sorted(steps) + [None] * (of - len(steps))
-    middle = ranked[(of - 1) // 2 : of // 2 + 1]
-    return None if None in middle else sum(step for step in middle if step is not None) / len(middle)
+    ranked = sorted((each for each in figures if each is not None), key=float)
+    known = [*ranked, *[None] * (len(figures) - len(ranked))]
+    middle = known[(len(known) - 1) // 2 : len(known) // 2 + 1]
+    return None if None in middle else sum(each for each in middle if each is not None) / len(middle)
+
+
+def _saved(figure: float | None, base: float | None) -> float | None:
+    return 1 - figure / base if figure is not None and base else None
 
 
 def _median_score(scores: Sequence[Score]) -> Score:

@@ -3,8 +3,9 @@
 import json
 import logging
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import httpx2
@@ -22,7 +23,7 @@ from protos.messages import (
     JobSpec,
     JobStatus,
     NowcastRequest,
-    Outcome,
+    Progress,
     Skill,
 )
 from trainer_worker.endpoints.deadline import Deadline
@@ -82,24 +83,25 @@ class HttpEndpoint:
         length = str(framed_bytes(header))
         self._call("PUT", f"{self._path}/snapshots/{step}", deadline, content=frames, media=MEDIA_TYPE, length=length)
 
-    def forecast(self, step: int, horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
+    def forecast(
+        self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
+    ) -> None:
         """POST a nowcast; the stream that comes back is read into `out` as it arrives."""
-        body = NowcastRequest(step=step, horizons=list(horizons)).model_dump_json().encode()
+        asked = NowcastRequest(context=list(context), horizons=list(horizons), progress=progress)
+        body = asked.model_dump_json(exclude_none=True).encode()
 
         def read(response: httpx2.Response) -> None:
-            _read_forecasts(response, Header("forecasts", "float32", tuple(out.shape), step, horizons), out, deadline)
+            expected = Header("forecasts", "float32", tuple(out.shape), asked.step, horizons)
+            _read_forecasts(response, expected, out, deadline)
 
         path = f"{self._path}/nowcasts"
         self._call("POST", path, deadline, content=lambda: body, media="application/json", read=read)
 
-    def report(self, outcome: Outcome, *, deadline: Deadline) -> None:
-        """POST an outcome."""
-        body = outcome.model_dump_json().encode()
-        self._call("POST", f"{self._path}/outcomes", deadline, content=lambda: body, media="application/json")
-
-    def skill(self, *, deadline: Deadline) -> Skill:
-        """GET the job's status."""
-        return _read_status(self._call("GET", self._path, deadline)).skill
+    def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
+        """POST the end of the run."""
+        body = progress.model_dump_json(exclude_none=True).encode()
+        answer = self._call("POST", f"{self._path}/finish", deadline, content=lambda: body, media="application/json")
+        return _read_status(answer).skill
 
     def close(self) -> None:
         """Close all connections."""
@@ -189,7 +191,8 @@ def _read_status(body: bytes) -> JobStatus:
 
 def _read_forecasts(response: httpx2.Response, expected: Header, out: Tensor, deadline: Deadline) -> None:
     def allocate(header: Header) -> memoryview:
-        if header != expected:
+        known = header if expected.horizons else replace(header, horizons=())  # none asked for: the forecaster's own
+        if known != expected:
             raise BadFrame(f"asked for {expected}, got {header}", field="header")
         return _bytes_of(out)
 

@@ -1,31 +1,36 @@
 """Forecasts in this process: the server's forecasters without the server."""
 
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from nowcast_server.forecasters import Forecaster, load_forecaster
+from nowcast_server.forecasters.registry import forecaster_of
 from nowcast_server.jobs.skill import TrackRecord
 from nowcast_server.nino.options import CheckpointError
-from protos.errors import BadForecast, HistoryMissing, NowcastError, UnknownJob
-from protos.messages import JobSpec, Outcome, Skill
+from nowcast_server.wanted import Unwanted, wanted_until
+from protos.errors import BadForecast, HistoryMissing, NowcastError, Unavailable, UnknownJob
+from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.errors import BadArgument
 
 
-def load_embedded(name: str, *, checkpoint: str | None, device: torch.device) -> Forecaster:
-    """The forecaster `name`; torch's random state is left as it was, so that nowcasts do not change what a seed gives, and its
-    default device has no say.
+def load_embedded(name: str, *, device: torch.device) -> Forecaster:
+    """The forecaster `name`, or that of a checkpoint file; torch's random state is left as it was, so that nowcasts do not change
+    what a seed gives, and its default device has no say.
 
     Raises:
         BadArgument: no such forecaster, or its checkpoint cannot be read.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
-            return load_forecaster(name, checkpoint=checkpoint, device=device)
-        except CheckpointError as error:  # its field is a tensor's or an option's name
-            raise BadArgument("checkpoint", error.detail) from error
+            if name.endswith((".safetensors", ".pt")):
+                return forecaster_of(name, device=device)
+            return load_forecaster(name, device=device)
+        except (CheckpointError, OSError) as error:
+            raise BadArgument("forecaster", f"{name}: {getattr(error, 'detail', error)}") from error
         except NowcastError as error:
             raise BadArgument(error.field or "forecaster", error.detail) from error
 
@@ -44,6 +49,7 @@ class EmbeddedEndpoint:
         self._spec: JobSpec | None = None
         self._history: dict[int, Tensor] = {}
         self._track: TrackRecord | None = None
+        self._closed = threading.Event()
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
         """Keep the specification."""
@@ -51,6 +57,7 @@ class EmbeddedEndpoint:
         if self._track is None or replace:
             self._track = TrackRecord(spec)
         self._spec = spec
+        self._closed.clear()
         if replace:
             self._history.clear()
         return tuple(self._history)
@@ -65,36 +72,38 @@ class EmbeddedEndpoint:
         while len(self._history) > spec.context:
             del self._history[min(self._history)]
 
-    def forecast(self, step: int, horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
-        """Forecast on the calling thread, however long it takes."""
-        del deadline
+    def forecast(
+        self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
+    ) -> None:
+        """Forecast on the calling thread, however long it takes; `close` ends it between two units of work."""
+        del deadline, progress
         spec = self._known()
-        steps = range(step - (spec.context - 1) * spec.interval, step + 1, spec.interval)
-        missing = [needed for needed in steps if needed not in self._history]
+        missing = [step for step in context if step not in self._history]
         if missing:
-            raise HistoryMissing(f"the history lacks {missing}", field="step", missing=missing)
-        # copied: training that does not wait writes the next snapshots where these lie
-        states = [self._history[needed].clone() for needed in steps]
-        with torch.no_grad():
-            forecasts = self.forecaster.forecast(spec.wiring, states, horizons=horizons)
+            raise HistoryMissing(f"the history lacks {missing}", field="context", missing=missing)
+        states = [self._history[step] for step in context]
+        asked = horizons or (self.forecaster.glide_horizon,)
+        try:
+            with torch.no_grad(), wanted_until(self._closed):
+                forecasts = self.forecaster.forecast(spec.wiring, states, horizons=asked)
+        except Unwanted as error:
+            raise Unavailable("the run has ended") from error
         if forecasts.shape != out.shape:
             raise BadForecast(f"{spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")
         out.copy_(forecasts)
-        if bool(out.isfinite().all()):  # else it is withheld
-            self._tracked().made(step, states, dict(zip(horizons, out, strict=True)))
+        if spec.mode != "jump" and bool(out.isfinite().all()):
+            interval = NowcastRequest(context=list(context)).interval
+            self._tracked().made(context[-1], states, dict(zip(asked, out, strict=True)), interval=interval)
 
-    def report(self, outcome: Outcome, *, deadline: Deadline) -> None:
-        """Remember what became of the forecasts."""
-        del deadline
-        self._tracked().told(outcome)
-
-    def skill(self, *, deadline: Deadline) -> Skill:
-        """As a server keeps it."""
-        del deadline
+    def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
+        """The skill as a server keeps it."""
+        del progress, deadline
+        self._history.clear()
         return self._tracked().skill()
 
     def close(self) -> None:
-        """Let go of the snapshots."""
+        """Let go of the snapshots, and stop a forecast that is under way."""
+        self._closed.set()
         self._history.clear()
 
     def _tracked(self) -> TrackRecord:

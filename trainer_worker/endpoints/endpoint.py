@@ -1,11 +1,11 @@
 """Where forecasts come from, seen from a worker."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
-from protos.messages import JobSpec, Outcome, Skill
+from protos.messages import JobSpec, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
 
 
@@ -17,22 +17,29 @@ class Endpoint(Protocol):
 
     @property
     def local(self) -> bool:
-        """Forecasts are made in this process: they cannot hang, so nothing is cut short, and results do not depend on time."""
+        """Forecasts are made in this process: nothing is cut short, and results do not depend on time."""
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
         """Make the job known; the steps its history holds already. With `replace` it is forgotten first."""
 
     def send(self, step: int, snapshot: Tensor, *, deadline: Deadline) -> None:
-        """Add a snapshot (n,) to the job's history. `snapshot` stays as it is while its step is in the context."""
+        """Add a snapshot (n,) to the job's history. `snapshot` stays as it is while its step is in a context."""
 
-    def forecast(self, step: int, horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
-        """Forecast from the context that ends at `step` into `out` (len(horizons), n) float32."""
+    def forecast(
+        self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
+    ) -> None:
+        """Forecast from the snapshots of these steps into `out` (max(1, len(horizons)), n) float32.
 
-    def report(self, outcome: Outcome, *, deadline: Deadline) -> None:
-        """Say what became of a nowcast."""
+        Args:
+            context: steps, oldest first.
+            horizons: in intervals; empty for the one that suits the forecaster.
+            out: filled by the forecasts.
+            progress: of the run.
+            deadline: of the call.
+        """
 
-    def skill(self, *, deadline: Deadline) -> Skill:
-        """How the job's forecasts have come true so far."""
+    def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
+        """The run has ended, and its history may go; how its forecasts have come true."""
 
     def close(self) -> None:
-        """Let go of connections and memory; may be called while another call is under way, which then fails."""
+        """Let go of connections and memory; may be called while another call is under way, which then fails soon."""

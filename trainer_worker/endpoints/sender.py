@@ -1,7 +1,7 @@
 """The background thread that keeps an endpoint as informed as the worker is.
 
-It works towards a state rather than through a queue: the job is registered, the endpoint holds every snapshot of the context,
-the request that waits is answered, outcomes are told. Whatever fails, a server restarted, a snapshot lost, the next round sets
+It works towards a state rather than through a queue: the job is registered, the endpoint holds every snapshot of the context, and
+the request that waits is answered. Whatever fails, a server restarted, a snapshot lost, the next round sets
 right in the same way, so first registration, recovery and resuming share one path.
 """
 
@@ -27,11 +27,11 @@ from protos.errors import (
     Unavailable,
     UnknownJob,
 )
-from protos.messages import JobSpec, Outcome, Skill
+from protos.messages import JobSpec, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.errors import BadArgument, reason_for
-from trainer_worker.weights.snapshots import Snapshot
+from trainer_worker.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -45,31 +45,35 @@ LONGEST_PAUSE_S: Final = 5.0
 LONGEST_RETRY_AFTER_S: Final = 60.0
 REPAIRS: Final = 3
 """How often one context is registered or sent anew before its nowcast is given up."""
-MAX_OUTCOMES: Final = 64
 Work = Callable[[], None]
 
 
 @dataclass(eq=False)
 class Request:
-    """Forecasts that were asked for.
+    """A forecast that was asked for.
 
     Args:
-        step: where the context ends.
-        horizons: in intervals.
-        out: (len(horizons), n) float32; belongs to the sender until the request is done, for good if it was given up.
+        context: the snapshots it is made from, oldest first.
+        horizons: in intervals; empty for the one that suits the forecaster.
+        out: (max(1, len(horizons)), n) float32; belongs to the sender until the request is done, for good if it was given up.
         deadline: of the whole request.
+        progress: of the run, to be told with it; called on the sender's thread.
+        make: what is made of the forecast (n,), in its memory; called on the sender's thread.
     """
 
-    step: int
+    context: tuple[Snapshot, ...]
     horizons: tuple[int, ...]
     out: Tensor
     deadline: Deadline
+    progress: Callable[[], Progress]
+    make: Callable[[Tensor], Tensor]
+    result: Tensor | None = None
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
-    def finish(self, error: BaseException | None = None) -> None:
+    def finish(self, result: Tensor | None = None, *, error: BaseException | None = None) -> None:
         """Answer it, with an error if there is no forecast."""
-        self.error = error
+        self.result, self.error = result, error
         self.done.set()
 
 
@@ -91,21 +95,20 @@ class Sender:
         self._stopping = False
         self._registered = self._replace = False
         self._restarts = 0
-        self._context: dict[int, Snapshot] = {}
+        self._context: dict[int, Snapshot] = {}  # the newest, as many as a forecast is made from
         self._held: set[int] = set()  # steps the endpoint has
         self._sending: Snapshot | None = None
         self._request: Request | None = None
         self._answering: Request | None = None  # may have been given up
-        self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
-        self._retried: Outcome | None = None
         self._repairs = 0
-        self._spoilt: BaseException | None = None  # why this context cannot be sent
+        self._spoilt: dict[int, BaseException] = {}  # why snapshots of the context cannot be sent
         self._down: BaseException | None = None  # why the endpoint is left alone until `_retry_at`
         self._lost: BaseException | None = None  # the job is another run's now
         self._retry_at = 0.0
         self._failures = 0
         self._jitter = random.Random()  # noqa: S311  # one of its own: the global one belongs to the training
         self._news: deque[tuple[str, BaseException | None]] = deque(maxlen=1000)
+        self._last: Progress | None = None  # told when the run ends
         self.sent = 0
         self.skill: Skill = {}
 
@@ -149,14 +152,19 @@ class Sender:
         """Add a snapshot to the context; its memory must stay as it is while `in_use` names it."""
         with self._changed:
             self._context[snapshot.step] = snapshot
+            while len(self._context) > self._spec.context:
+                step = min(self._context)
+                del self._context[step]
+                self._held.discard(step)
+                self._spoilt.pop(step, None)
             self._changed.notify()
 
     def ask(self, request: Request) -> None:
-        """Have a request answered; at once if it is known that it will fail."""
+        """Have a request answered; at once if it is known that it will fail. It takes the place of one that still waits."""
         with self._changed:
-            self._request = request
+            self._request, self._repairs = request, 0
             if self._stopping:
-                request.finish(Unavailable("the run is over, and nobody is left to send it"))
+                request.finish(error=Unavailable("the run is over, and nobody is left to send it"))
             self._settle()
             self._changed.notify()
 
@@ -166,18 +174,12 @@ class Sender:
             if self._request is request:
                 self._request = None  # one that is being answered runs to its deadline
 
-    def report(self, outcome: Outcome) -> None:
-        """Have an outcome told."""
-        with self._changed:
-            self._outcomes.append(outcome)
-            self._changed.notify()
-
     def reset(self) -> None:
         """Begin the next context."""
         with self._changed:
             self._context.clear()
             self._held.clear()
-            self._spoilt, self._repairs = None, 0
+            self._spoilt.clear()
 
     def restart(self) -> None:
         """Begin anew after a checkpoint was loaded: the endpoint forgets what it holds."""
@@ -197,7 +199,8 @@ class Sender:
         """Snapshots whose memory must not be written to."""
         with self._changed:
             sending = (self._sending,) if self._sending else ()
-            return (*self._context.values(), *sending)
+            reading = self._answering.context if self._answering else ()
+            return (*self._context.values(), *sending, *reading)
 
     @property
     def in_flight(self) -> int:
@@ -210,13 +213,18 @@ class Sender:
         while self._news:
             yield self._news.popleft()
 
-    def stop(self) -> None:
-        """End the thread: what is under way has `STOP_S` to finish, then it is cut off."""
+    def stop(self, progress: Progress) -> None:
+        """End the thread: what is under way has `STOP_S` to finish, then it is cut off. A forecast in this process ends at once.
+
+        Args:
+            progress: of the run, to be told last.
+        """
         with self._changed:
-            self._stopping = True
+            self._stopping, self._last = True, progress
             self._changed.notify()
-        if self._thread is None:
+        if self._thread is None or self._endpoint.local:
             self._endpoint.close()
+        if self._thread is None:
             return
         self._thread.join(STOP_S)
         self._endpoint.close()
@@ -229,16 +237,16 @@ class Sender:
     def _work(self) -> None:
         while (work := self._next()) is not None:
             work()
-        if self._registered and not self._down:
-            with self._failures_of("skill"):
-                self.skill = self._endpoint.skill(deadline=Deadline(STOP_S))
+        if self._registered and not self._down and self._last is not None:
+            with self._failures_of("finish"):
+                self.skill = self._endpoint.finish(self._last, deadline=Deadline(STOP_S))
 
     def _next(self) -> Work | None:
         """Wait for something to do; None to end."""
         with self._changed:
             while True:
                 pause_s = self._retry_at - time.monotonic() if self._down else 0.0
-                if self._stopping and (self._down or self._lost or not self._outcomes):
+                if self._stopping:
                     return None
                 work = self._pick() if pause_s <= 0 else None
                 if work is not None:
@@ -252,13 +260,11 @@ class Sender:
             return self._register
         if self._request is not None and self._request.done.is_set():
             self._request = None
-        unsent = next((snapshot for step, snapshot in self._context.items() if step not in self._held), None)
-        if unsent is not None and self._spoilt is None and not self._stopping:
+        unsent = next((each for step, each in self._context.items() if step not in self._held and step not in self._spoilt), None)
+        if unsent is not None:
             self._sending = unsent
             return self._send
-        if self._request is not None and not self._stopping:
-            return self._forecast
-        return self._report if self._outcomes else None
+        return self._forecast if self._request is not None else None
 
     def _register(self) -> None:
         with self._changed:
@@ -292,26 +298,12 @@ class Sender:
         if request is None:
             return
         with self._failures_of("forecast"):
-            self._endpoint.forecast(request.step, request.horizons, request.out, deadline=request.deadline)
-            request.finish()
-
-    def _report(self) -> None:
+            steps = [snapshot.step for snapshot in request.context]
+            told = request.progress()
+            self._endpoint.forecast(steps, request.horizons, request.out, progress=told, deadline=request.deadline)
+            request.finish(request.make(request.out[0]))
         with self._changed:
-            outcome = self._outcomes.popleft()
-        with self._failures_of("report"):
-            try:
-                self._endpoint.report(outcome, deadline=Deadline(self._timeout_s))
-            except NowcastError as error:
-                if _passes(error) or isinstance(error, UnknownJob):
-                    self._put_back(outcome)
-                raise
-
-    def _put_back(self, outcome: Outcome) -> None:
-        """Have an outcome told once more, and only once: a server that takes none must not be held to be down for ever."""
-        with self._changed:
-            if outcome is not self._retried and len(self._outcomes) < MAX_OUTCOMES:
-                self._outcomes.appendleft(outcome)
-            self._retried = outcome
+            self._answering = None
 
     @contextmanager
     def _failures_of(self, call: str) -> Iterator[None]:
@@ -338,7 +330,7 @@ class Sender:
             self._pause(error)
         elif isinstance(error, UnknownJob):
             self._registered = False
-            self._repairs += call != "report"  # no nowcast waits for it
+            self._repairs += 1
         elif isinstance(error, HistoryMissing):
             self._held -= set(error.extra.get("missing", self._held))
             self._repairs += 1
@@ -347,12 +339,12 @@ class Sender:
             self._repairs += 1
         elif isinstance(error, Unavailable) or (call == "send" and _passes(error)):
             self._pause(error)
-        elif call == "send" and self._sending in self._context.values():  # no other context's
-            self._spoilt = error
+        elif call == "send" and self._sending is not None and self._sending.step in self._context:
+            self._spoilt[self._sending.step] = error
         elif call == "forecast" and self._answering is not None:
-            self._answering.finish(error)
-        if self._repairs > REPAIRS:
-            self._spoilt = error
+            self._answering.finish(error=error)
+        if self._repairs > REPAIRS and self._request is not None:
+            self._request.finish(error=error)
 
     def _pause(self, error: BaseException) -> None:
         """Leave the endpoint alone for a while. It may be another process when it comes back, so the job registers again."""
@@ -371,12 +363,9 @@ class Sender:
         request = self._request
         if request is None or request.done.is_set():
             return
-        first = request.step - (self._spec.context - 1) * self._spec.interval
-        missing = [step for step in range(first, request.step + 1, self._spec.interval) if step not in self._context]
-        if missing:
-            request.finish(HistoryMissing(f"no snapshots were taken at {missing}", field="step", missing=missing))
-        elif self._lost or self._spoilt or self._down:
-            request.finish(self._lost or self._spoilt or self._down)
+        spoilt = next((self._spoilt[each.step] for each in request.context if each.step in self._spoilt), None)
+        if reason := self._lost or spoilt or self._down:
+            request.finish(error=reason)
 
 
 def _passes(error: BaseException) -> bool:

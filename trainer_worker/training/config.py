@@ -7,20 +7,18 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from protos.messages import Dtype, Horizon
+from protos.messages import Dtype, Horizon, Mode
 from trainer_worker.errors import CommandFailed
-from trainer_worker.jump import Moments
+from trainer_worker.push import Push
 from trainer_worker.tasks import TASKS
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
-Schedule = Literal["paper", "fixed", "adaptive", "best-after-recovery"]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 UNLEARNED = ("last", "linear", "average")
 """Forecasters without weights. All others are learned: `nino`, `wnn`, and checkpoints that a server has under names of its own."""
-FURTHEST_PAPER, FURTHEST_FIXED = 40, 4
-"""The paper's; and, on FM-16, the best for `linear` of 1, 2, 4 and 8, of which 8 explodes."""
 
 
 class ConfigError(CommandFailed):
@@ -72,7 +70,7 @@ class TrainTable(Table):
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = Field(default=0.0, description="AdamW's")
     average: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
         default=0.0,
-        description="decay of an average of the weights that is evaluated besides them, e.g. 0.998; it follows jumps. 0: none",
+        description="decay of an average of the weights that is evaluated besides them, e.g. 0.998; 0: none",
     )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = Field(
         default=[1000], description="one run each: of weights, batches and dropout"
@@ -92,65 +90,33 @@ class TrainTable(Table):
 
 
 class NowcastTable(Table):
-    """`[nowcast]`: how often, from where and how far the weights jump."""
+    """`[nowcast]`: where forecasts come from, and how they push."""
 
     server: str = Field(
         default="own", description="`own`: a server process for this command alone; `embedded`: in the worker; or a URL"
     )
     forecaster: str = Field(default="nino", description="nino, wnn, linear, average, last; or a checkpoint's name at the server")
     checkpoint: Path | None = Field(default=None, description="weights of the forecaster, read by the own or embedded server")
-    context: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
-        default=5, description="snapshots that a forecast is made from; nino and wnn were fitted to 5"
+    interval: Count | None = Field(
+        default=None, description="steps between two snapshots; by default 1/200 of the run, 1/50 if jump"
     )
-    interval: Count = Field(default=200, description="steps between two snapshots; a nowcast every context * interval steps")
-    schedule: Schedule | None = Field(
+    mode: Mode = Field(
+        default="glide",
+        description="glide: forecasts push the weights while training goes on; jump: the published method, predicted weights are "
+        "loaded at once; shadow: forecasts are made and scored, and never used",
+    )
+    gain: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
+        default=Push.gain, description="share of the movement seen that a push adds"
+    )
+    start: Share = Field(default=Push.start, description="share of the run after which pushes begin")
+    fade: Share = Field(default=Push.fade, description="share of the run after which the gain falls, to 0 at its end")
+    hold_norms: bool = Field(default=Push.hold_norms, description="turn weight matrices and keep their norms")
+    horizon: Horizon | None = Field(
         default=None,
-        description="horizons that fall over the run (paper), always the same (fixed), or doubled by each jump that stays and "
-        "halved by each that is undone (adaptive; needs a probe); or the paper's, its half and its quarter tried one after the "
-        "other, of which the best stays (best-after-recovery; needs a probe, and a budget); by default fixed for linear, average "
-        "and last, else paper",
-    )
-    furthest: Horizon | None = Field(
-        default=None,
-        description="the first (paper, best-after-recovery), the only (fixed) or the largest (adaptive) horizon, in intervals; "
-        "4 if fixed, else 40",
-    )
-    quiet: Annotated[int, Field(ge=0, strict=True)] = Field(
-        default=0, description="steps before each snapshot whose average it is, at most interval; 0 for the weights of its own step"
-    )
-    scale: Annotated[float, Field(gt=0, le=1, strict=True)] = Field(
-        default=1.0, description="share of the forecast displacement to make"
-    )
-    growth: Annotated[float, Field(ge=0, le=1, strict=True)] = Field(
-        default=0.0, description="how much of the growth of weight tensors' norms a jump makes: 1 all that is forecast, 0 none"
-    )
-    limit: Positive | None = Field(
-        default=None, description="longest displacement, in distances travelled over the context; by default there is no limit"
-    )
-    moments: Moments = Field(
-        default="keep",
-        description="AdamW's moments after a jump: kept, reset, or rescaled so that they give way to new gradients sooner",
-    )
-    recalibrate: bool = Field(
-        default=False,
-        description="take batch normalisation's statistics anew after a jump, over the probe's examples (needs a probe)",
+        description="of forecasts, in intervals; by default what suits the forecaster; jump follows the paper",
     )
     dtype: Dtype = Field(default="float32", description="in which snapshots travel")
-    timeout_s: Positive = Field(default=30.0, description="longest wait for a nowcast; then training goes on without it")
-
-    probe: Annotated[int, Field(ge=0, strict=True)] = Field(
-        default=0,
-        description="validation examples on which each jump is tried, and undone if it fails; they do not count in validation "
-        "scores, of runs without nowcasts either. 0 loads every forecast",
-    )
-    budget: Annotated[float, Field(ge=0, le=1, strict=True)] | None = Field(
-        default=None,
-        description="share of the steps that trials may undo, 0.08 by default (needs a probe). Grant more to best-after-recovery: "
-        "with a context of five a nowcast may undo three windows of `interval` steps, and 0.3 is enough to compare three horizons "
-        "every time",
-    )
-    overlap: bool = Field(default=False, description="train on while forecasts are made, and add them as displacements")
-    shadow: bool = Field(default=False, description="make and score forecasts without ever loading one")
+    timeout_s: Positive = Field(default=30.0, description="longest time for a call of the server")
     record: bool = Field(default=False, description="let a server that records keep the snapshots, to fit forecasters to")
 
     @field_validator("server")
@@ -176,27 +142,10 @@ class NowcastTable(Table):
             raise ValueError(f"checkpoint holds weights, and the forecaster {self.forecaster} has none; choose nino or wnn")
         return self
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.quiet > self.interval:
-            raise ValueError(f"quiet = {self.quiet} is longer than interval = {self.interval}; averages must not overlap")
-        tried = self.schedule in ("adaptive", "best-after-recovery")
-        needs = ((f"schedule = {self.schedule}", tried), ("recalibrate", self.recalibrate), ("budget", self.budget is not None))
-        for name, wants in needs:
-            if wants and not self.probe:
-                raise ValueError(f"{name} needs a probe: set probe, e.g. to 1000 examples")
-        return self
-
     @property
-    def plan(self) -> tuple[Schedule, int]:
-        """Schedule and furthest horizon, defaults resolved: learned forecasters see far, a straight line does not."""
-        schedule = self.schedule or ("fixed" if self.forecaster in UNLEARNED else "paper")
-        return schedule, self.furthest or (FURTHEST_FIXED if schedule == "fixed" else FURTHEST_PAPER)
-
-    @property
-    def period(self) -> int:
-        """Steps between two nowcasts."""
-        return self.context * self.interval
+    def push(self) -> Push:
+        """The table's keys that say how forecasts push."""
+        return Push(self.gain, self.start, self.fade, hold_norms=self.hold_norms, horizon=self.horizon)
 
 
 class WorkersTable(Table):

@@ -2,31 +2,25 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
-from trainer_worker.errors import BadArgument
-from trainer_worker.jump import Jump
+from trainer_worker.endpoints.server import Server
 from trainer_worker.nowcast import Nowcast
-from trainer_worker.schedule import AdaptiveHorizon, BestAfterRecovery, FixedHorizon, PaperSchedule, Policy
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.batches import batch_indices
 from trainer_worker.tasks.task import Task, evaluate
-from trainer_worker.training.config import NowcastTable, TrainTable
+from trainer_worker.training.config import TrainTable
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, Scores
-from trainer_worker.trials.guard import Guard
-from trainer_worker.weights.followers import WeightAverage
-
-FIRST_HORIZON: Final = 4
-"""Of the adaptive schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +87,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.schedule = LambdaLR(self.optimizer, lambda step: _rate(settings, step))
         self.replica: nn.Module = DistributedDataParallel(self.model) if harness.world > 1 else self.model
-        self.average = WeightAverage(self.model, decay=settings.average) if settings.average else None
-        if order.probed >= len(self.task.validation):
-            raise BadArgument("probe", f"takes all {len(self.task.validation)} validation examples; leave some to judge the run by")
+        self.average = average_of(self.model, decay=settings.average) if settings.average else None
         self.nowcast: Nowcast | None = _nowcast(order, self)
         self.step = 0
         self.restores = 0
@@ -113,7 +105,7 @@ class _Run:
             yield
 
     def advance(self) -> None:
-        """One optimizer step; a jump happens in the optimizer's hook."""
+        """One optimizer step; pushes are added in the optimizer's hook."""
         indices = batch_indices(
             len(self.task.train),
             batch_size=self.order.config.train.batch_size,
@@ -125,6 +117,8 @@ class _Run:
         inputs, targets = self.task.train.take(indices)
         loss = self.task.loss(self.replica(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        if self.nowcast is not None:
+            self.nowcast.observe(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -153,7 +147,7 @@ class _Run:
 
     def _scores(self, model: nn.Module) -> Scores:
         share = {"rank": self.harness.rank, "world": self.harness.world}
-        parts = [evaluate(model, self.task.validation, after=self.order.probed, **share), evaluate(model, self.task.test, **share)]
+        parts = [evaluate(model, self.task.validation, **share), evaluate(model, self.task.test, **share)]
         sums = self._over_all_workers(torch.stack(parts)).tolist()
         validation, test = (Score(loss=loss / count, accuracy=right / count) for loss, right, count in sums)
         return Scores(validation=validation, test=test)
@@ -229,40 +223,38 @@ class _Run:
         return sums.cpu()
 
 
+def average_of(model: nn.Module, *, decay: float) -> AveragedModel:
+    """An exponential moving average of weights and buffers. Its memory is short at first: a quarter of the steps so far."""
+
+    def mean(average: Tensor, value: Tensor, steps: Tensor | int) -> Tensor:
+        if not average.is_floating_point():
+            return value
+        return average.lerp(value.to(average.device, average.dtype), 1 - min(decay, int(steps) / (int(steps) + 4)))
+
+    return AveragedModel(model, avg_fn=mean, use_buffers=True)
+
+
 def _nowcast(order: Order, run: _Run) -> Nowcast | None:
     table, harness = order.arm.nowcast, run.harness
     if table is None:
         return None
-    max_steps = order.config.train.steps
+    embedded = order.server is None
     return Nowcast(
         run.model,
         run.optimizer,
-        server=order.server or "embedded",
-        max_steps=max_steps,
-        job=order.job,
-        token=order.token,
-        forecaster=table.forecaster,
-        checkpoint=str(table.checkpoint) if table.checkpoint and order.server is None else None,
-        context=table.context,
+        max_steps=order.config.train.steps,
         interval=table.interval,
-        policy=_policy(table, max_steps=max_steps),
-        lr_scheduler=run.schedule,
-        quiet=table.quiet,
-        jump=Jump(
-            scale=table.scale,
-            growth=table.growth,
-            limit=table.limit,
-            moments=table.moments,
-            recalibrate=table.recalibrate,
+        mode=table.mode,
+        forecaster=str(table.checkpoint) if table.checkpoint and embedded else table.forecaster,
+        server=Server(
+            order.server or "embedded",
+            token=order.token,
+            job=order.job,
+            timeout_s=table.timeout_s,
+            dtype=table.dtype,
+            record=table.record,
         ),
-        dtype=table.dtype,
-        timeout_s=table.timeout_s,
-        probe=_probe(run, examples=table.probe) if table.probe else None,
-        guard=Guard(budget=table.budget) if table.budget is not None else None,
-        averages=() if run.average is None else (run.average,),
-        overlap=table.overlap,
-        shadow=table.shadow,
-        record=table.record,
+        push=table.push,
         on_event=(lambda event: harness.tell({"event": event.to_dict()})) if harness.rank == 0 else None,
     )
 
@@ -274,20 +266,3 @@ def _rate(settings: TrainTable, step: int) -> float:
     if settings.rate == "warmup-stable-decay":
         return min(1.0, (step + 1) / (0.05 * settings.steps), max(0.0, settings.steps - step) / (0.2 * settings.steps))
     return 1.0
-
-
-def _probe(run: _Run, *, examples: int) -> Callable[[], Tensor]:
-    """The loss on this worker's share of the first validation examples."""
-    split = run.task.validation
-    inputs, targets = split.take(torch.arange(min(examples, len(split)))[run.harness.rank :: run.harness.world])
-    return lambda: run.task.loss(run.model(inputs), targets)
-
-
-def _policy(table: NowcastTable, *, max_steps: int) -> Policy:
-    schedule, furthest = table.plan
-    if schedule == "adaptive":
-        return AdaptiveHorizon(start=min(FIRST_HORIZON, furthest), furthest=furthest)
-    if schedule == "fixed":
-        return FixedHorizon(furthest)
-    paper = PaperSchedule(max_steps=max_steps, period=table.period, furthest=furthest)
-    return BestAfterRecovery(paper) if schedule == "best-after-recovery" else paper

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar for every run, a line for every jump."""
+"""Progress on the terminal: a bar for every run, a line for what is news."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -41,6 +41,7 @@ class RunDisplay:
 
     def __init__(self, bars: Progress, order: Order) -> None:
         self._bars, self._name = bars, order.name
+        self._trouble = ""
         self._bar: TaskID = bars.add_task(order.name, total=order.config.train.steps, score="starting")
 
     def __call__(self, news: dict[str, Any]) -> None:
@@ -50,5 +51,13 @@ class RunDisplay:
             validation = evaluation["validation"]
             self._bars.update(self._bar, score=f"val loss {validation['loss']:.4f}, accuracy {validation['accuracy']:.1%}")
         if event := news.get("event"):
-            style = "yellow" if event["reason"] else None
-            self._bars.console.print(f"  {self._name}: {Event(**event)}", style=style, highlight=False, markup=False)
+            self._tell(Event(**event))
+
+    def _tell(self, event: Event) -> None:
+        """Print what is news: not every push, nor the same trouble at every boundary."""
+        news = event.kind != "nowcast" or event.outcome == "jumped" or (event.reason and event.reason != self._trouble)
+        if event.kind == "nowcast":
+            self._trouble = event.reason
+        if news:
+            style = "yellow" if event.reason else None
+            self._bars.console.print(f"  {self._name}: {event}", style=style, highlight=False, markup=False)

@@ -56,11 +56,6 @@ class Order(Record):
         """As folder name and in progress lines."""
         return f"{self.arm.name}-seed{self.seed}"
 
-    @property
-    def probed(self) -> int:
-        """Validation examples that jumps are chosen by: they must not judge them, and runs without jumps are judged by the same."""
-        return max((table.probe for table in (self.config.nowcast, self.arm.nowcast) if table), default=0)
-
 
 class Score(Record):
     """Mean loss and accuracy over a split."""
@@ -100,7 +95,7 @@ class RunRecord(Record):
         parameters: weights of the network.
         restores: how often it went on from a checkpoint, after a failure or a stop.
         evaluations: oldest first, restarts included.
-        events: the jumps and what became of them, as JSON values.
+        events: what became of nowcasts, as JSON values.
         nowcast: `Nowcast.summary()`; None without nowcasts.
         wall_s: seconds from the order to the end, as its caller saw them.
     """
@@ -134,17 +129,17 @@ class RunRecord(Record):
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """How many nowcasts were accepted, rejected, skipped."""
+        """How many nowcasts glided, jumped, were scored only, or skipped."""
         return dict(Counter(event["outcome"] for event in self._nowcasts))
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How often each reason was given for a nowcast that was not accepted."""
-        return dict(Counter(event["reason"] for event in self._nowcasts if event["outcome"] != "accepted"))
+        """How often each reason was given for a nowcast that was skipped."""
+        return dict(Counter(event["reason"] for event in self._nowcasts if event["outcome"] == "skipped"))
 
     @property
     def skill(self) -> Skill:
-        """What forecasts were worth, of those whose future came; most have none where jumps are made."""
+        """What forecasts were worth, of those whose future came."""
         skill: Skill = (self.nowcast or {}).get("skill", {})
         return skill
 

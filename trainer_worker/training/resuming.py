@@ -39,7 +39,6 @@ def terms(order: Order) -> dict[str, Any]:
         "nowcast": table.model_dump(mode="json", exclude={"server", "record"}) if table else {},
         "workers": {"count": config.workers.count},
     }
-    tables["nowcast"]["probe"] = order.probed  # judges plain runs too
     return {f"{name}.{key}": value for name, values in tables.items() for key, value in values.items()}
 
 

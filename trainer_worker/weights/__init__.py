@@ -1,1 +1,1 @@
-"""A model's weights as one vector: flat, split over ranks, copied as snapshots, averaged."""
+"""A model's trained weights as one vector: flat, split over ranks, pushed."""

@@ -1,4 +1,4 @@
-"""Data-parallel training: rank 0 decides, all ranks jump alike."""
+"""Data-parallel training: rank 0 decides, all ranks push alike."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from trainer_worker.errors import BadArgument, RanksDiffer
 
-NOTE_BYTES: Final = 256
+REASON_LETTERS: Final = 64
+DIGEST_CHUNK: Final = 2**20
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -29,9 +30,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 class Ranks:
     """The processes that train one model. One process, or without torch.distributed, there is nothing to agree on.
 
-    Collectives run before training starts, at the first step and at a period's end; with a guard also when the loss is measured
-    (twice an interval before a jump, some eight times in its recovery window), when a jump is judged and when the next candidate is
-    loaded; where training goes on meanwhile, 1, 2, 4, 8, ... steps after it; of a split model at every snapshot.
+    Collectives run before training starts, at the first step and at each boundary; of a split model also at every snapshot.
 
     Args:
         group: the process group; None for the default one.
@@ -43,38 +42,29 @@ class Ranks:
         self.rank: int = dist.get_rank(group) if several else 0
         self.world: int = dist.get_world_size(group) if several else 1
 
-    def agree(self, refusal: str | None) -> str:
-        """Tell all ranks why there is to be no jump.
+    def share(self, reason: str | None, vector: Tensor | None, *, size: int | None) -> tuple[str, Tensor | None]:
+        """Tell all ranks what came of a nowcast, in one broadcast.
 
         Args:
-            refusal: on rank 0, empty to jump; None elsewhere. Its first 64 letters count.
-
-        Returns:
-            The same on every rank.
-        """
-        if self.world == 1:
-            assert refusal is not None
-            return refusal
-        note = torch.zeros(NOTE_BYTES, dtype=torch.uint8)
-        if refusal:
-            text = refusal[:64].encode()
-            note[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        return self._broadcast(note.to(self._device())).cpu().numpy().tobytes().rstrip(b"\0").decode()
-
-    def share(self, vector: Tensor | None, *, size: int | None) -> Tensor | None:
-        """Give rank 0's vector to all ranks.
-
-        Args:
-            vector: (size,) float32 on rank 0.
+            reason: on rank 0, why there is no forecast, empty if there is one; its first 64 letters count. None elsewhere.
+            vector: (size,) float32 on rank 0, if there is a forecast.
             size: None if rank 0 keeps the vector to itself, and scatters it while it is loaded.
 
         Returns:
-            The same on every rank, on the CPU; None where it was kept from.
+            Reason and vector, the same on every rank, on the CPU; no vector where it was kept from.
         """
-        if self.world == 1 or size is None:
-            return vector
-        values = vector if vector is not None else torch.empty(size, dtype=torch.float32)
-        return self._broadcast(values.to(self._device())).cpu()
+        if self.world == 1:
+            assert reason is not None
+            return reason, vector
+        packet = torch.zeros(REASON_LETTERS + (size or 0), dtype=torch.float32)
+        letters = (reason or "").encode()[:REASON_LETTERS]
+        if letters:
+            packet[: len(letters)] = torch.tensor(list(letters), dtype=torch.float32)
+        if size is not None and vector is not None:
+            packet[REASON_LETTERS:] = vector
+        packet = self._broadcast(packet.to(self._device())).cpu()
+        told = bytes(int(letter) for letter in packet[:REASON_LETTERS].tolist()).rstrip(b"\0").decode()
+        return told, vector if size is None else packet[REASON_LETTERS:]
 
     @contextmanager
     def failing_alike(self) -> Iterator[None]:
@@ -101,14 +91,6 @@ class Ranks:
             if theirs is not None:
                 argument, detail = theirs
                 raise BadArgument(argument, detail) if argument else RuntimeError(f"rank {rank}: {detail}")
-
-    def mean(self, number: float) -> float:
-        """The average over the ranks."""
-        if self.world == 1:
-            return number
-        total = torch.tensor([number], dtype=torch.float64, device=self._device())
-        dist.all_reduce(total, group=self._group)
-        return float(total.item()) / self.world
 
     def check_alike(self, facts: dict[str, Any], parameters: Iterable[Tensor]) -> None:
         """Compare settings and weights with the other ranks.
@@ -146,8 +128,11 @@ def _number(value: Any) -> int:
 
 @torch.no_grad()
 def _digest(parameter: Tensor) -> int:
-    """Of the bits of a tensor, on its device: 0.0 and -0.0 differ, the order of values counts."""
+    """Of the bits of a tensor, on its device: 0.0 and -0.0 differ, the order of values counts. Chunk by chunk, to spare memory."""
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
-    values = parameter.detach().contiguous().view(-1).view(bits).to(torch.int64)
-    weights = torch.arange(1, values.numel() + 1, device=values.device)
-    return int((values * weights).sum().item())
+    values = parameter.detach().contiguous().view(-1).view(bits)
+    places = torch.arange(1, min(DIGEST_CHUNK, values.numel()) + 1, device=values.device)
+    total = 0
+    for number, chunk in enumerate(torch.split(values, DIGEST_CHUNK), start=1):
+        total += number * int((chunk.to(torch.int64) * places[: len(chunk)]).sum().item())
+    return total

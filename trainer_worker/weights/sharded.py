@@ -1,8 +1,7 @@
 """Parameters that are split over ranks (FSDP2's `fully_shard`), one whole parameter in memory at a time."""
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -19,14 +18,6 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of it. A sharded one is gathered: every rank must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def let_go(module: nn.Module) -> None:
-    """Have a `fully_shard`ed module gather its parameters anew before its next forward pass: after one without gradients it holds
-    on to what it has, whatever becomes of the parts.
-    """
-    if isinstance(module, FSDPModule):
-        module.reshard()
 
 
 def part_of(values: Tensor | None, like: Tensor) -> Tensor:

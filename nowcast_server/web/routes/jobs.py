@@ -1,4 +1,4 @@
-"""Jobs: register, look at, forget; and what became of their nowcasts."""
+"""Jobs: register, look at, forget."""
 
 from contextlib import nullcontext
 
@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request, Response
 from nowcast_server.web.routes.calls import (
     MAX_MESSAGE_BYTES,
     PROBLEMS,
-    OwnJob,
     Run,
     Tenant,
     TheJob,
@@ -16,9 +15,8 @@ from nowcast_server.web.routes.calls import (
     json_body,
     parse,
     read_body,
-    read_message,
 )
-from protos.messages import JobList, JobSpec, JobStatus, Outcome
+from protos.messages import JobList, JobSpec, JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEMS)
 
@@ -55,15 +53,3 @@ async def status(job: TheJob) -> JobStatus:
 async def delete(job: TheJob, service: TheService) -> None:
     """Forget a job and its history."""
     service.remove(job)
-
-
-@router.post("/{job}/outcomes", status_code=204, openapi_extra=json_body(Outcome))
-async def report(job: OwnJob, service: TheService, request: Request) -> None:
-    """Hear what became of a nowcast."""
-    limit_s = service.settings.upload_grace_s
-    outcome = await read_message(request, Outcome, max_bytes=MAX_MESSAGE_BYTES, limit_s=limit_s)
-    if not job.report(outcome):
-        return
-    service.metrics.outcomes.labels(outcome.outcome).inc()
-    service.metrics.scored(job.track.told(outcome))
-    await service.recording.outcome(job, outcome)

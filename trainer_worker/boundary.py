@@ -1,0 +1,218 @@
+"""What happens after each optimizer step: a push is added; at the end of an interval, one decision."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from torch import Tensor
+
+from protos.errors import NowcastError
+from protos.messages import Progress
+from trainer_worker.endpoints.sender import Request
+from trainer_worker.errors import reason_for
+from trainer_worker.events import Event, Journal
+from trainer_worker.forecasts import Forecasts
+from trainer_worker.push import CONTEXT, Push
+from trainer_worker.weights.distributed import Ranks
+from trainer_worker.weights.flat import FlatParameters
+from trainer_worker.weights.push import PushedWeights
+
+log = logging.getLogger(__name__)
+
+SHARE: Final = 200
+"""Intervals in a run whose length is known."""
+GROWTH: Final = 150
+"""Of a run of unknown length, an interval is one part in so many of the steps so far,"""
+SHORTEST: Final = 10
+"""but no less than so many steps."""
+
+
+class Boundaries:
+    """Counts the steps of a run, and decides at the end of each interval. The same on every rank, but that rank 0 alone has
+    `forecasts`.
+
+    At a boundary it (1) takes up what was asked for at the boundary before, if it has come, else goes without; (2) takes a snapshot
+    and asks for a forecast from the newest ones. What a run does depends on which forecasts came by their boundary, not on when.
+
+    Args:
+        flat: the trained parameters.
+        pushed: adds pushes to them.
+        forecasts: rank 0's side of the job; None on other ranks.
+        ranks: that train one model.
+        push: how forecasts push.
+        journal: hears of everything.
+        max_steps: of the run; None if it is not known.
+        interval: steps between boundaries; None to choose.
+        shadow: forecasts are made and scored, never used.
+    """
+
+    mode = "glide"
+
+    def __init__(
+        self,
+        flat: FlatParameters,
+        *,
+        pushed: PushedWeights,
+        forecasts: Forecasts | None,
+        ranks: Ranks,
+        push: Push,
+        journal: Journal,
+        max_steps: int | None,
+        interval: int | None,
+        shadow: bool = False,
+    ) -> None:
+        self._flat, self._pushed, self._forecasts, self._ranks = flat, pushed, forecasts, ranks
+        self._push, self._journal, self._max_steps, self._shadow = push, journal, max_steps, shadow
+        self._interval = interval or (max(1, max_steps // SHARE) if max_steps else None)
+        self._next = self.interval_after(0)
+        self._taken = 0  # snapshots of the present context that were due
+        self._asked: Request | None = None
+        self._asking = False  # whether there is a request under way, known to all ranks
+        self._gain = 0.0  # of the push under way
+        self._losses: Tensor | float = 0.0
+        self._told = 0
+        self._compared = False
+        self.step = 0
+
+    def interval_after(self, step: int) -> int:
+        """Steps from a boundary to the next."""
+        return self._interval or max(SHORTEST, step // GROWTH)
+
+    def after_step(self) -> bool:
+        """Count a step and do what is due; whether an interval ended. Raises only what the ranks' own communication raises, and
+        `RanksDiffer`.
+        """
+        self.step += 1
+        if not self._compared:
+            self._compare()
+        self._pushed.add()
+        if self.step < self._next:
+            return False
+        self._next = self.step + self.interval_after(self.step)
+        self.hear_news()
+        self._decide()
+        return True
+
+    def begin_at(self, step: int) -> None:
+        """Go on from a step with nothing in hand: other parameters are trained from now on."""
+        self.step, self._next = step, step + self.interval_after(step)
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Add the training loss of a step to the mean of this interval; nothing waits for it."""
+        self._losses = self._losses + (loss.detach() if isinstance(loss, Tensor) else float(loss))
+        self._told += 1
+
+    def _decide(self) -> None:
+        if self._asking:
+            self._take_up()
+        self._take_snapshot()
+        gain = self._gain_of_next()
+        self._asking = self._taken >= CONTEXT and gain > 0
+        if self._asking and self._forecasts is not None:
+            self._asked = self._forecasts.ask(self._progress(), gain=gain)
+
+    def _gain_of_next(self) -> float:
+        """The gain of the push that the forecast asked for now will make, an interval later; 1 in shadow, where none is made."""
+        if self._max_steps is not None and self._next >= self._max_steps:
+            return 0.0
+        return 1.0 if self._shadow else self._push.gain_at(self._next, max_steps=self._max_steps)
+
+    def _take_up(self) -> None:
+        """End the push under way, and begin what was asked for one boundary ago, on all ranks or on none."""
+        start = time.perf_counter()
+        displacement, reason, detail = self._collect() if self._forecasts is not None else (None, None, "")
+        if self._shadow:
+            if reason is not None:
+                self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "scored", reason, detail))
+            return
+        reason, displacement = self._ranks.share(reason, displacement, size=None if self._flat.sharded else self._flat.size)
+        if reason:
+            self._pushed.clear()
+        else:
+            self._pushed.set(displacement, steps=self._next - self.step)
+        if self._forecasts is not None:
+            self._forecasts.pushing(None if reason else displacement)
+        self._gain = 0.0 if reason else self._push.gain_at(self.step, max_steps=self._max_steps)
+        waited_s = time.perf_counter() - start
+        self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "glided", reason, detail, seconds=waited_s))
+
+    def _collect(self, *, wait: bool = False) -> tuple[Tensor | None, str, str]:
+        """What came of the request: a displacement (n,), or why there is none, as a word and as a sentence."""
+        assert self._forecasts is not None
+        request, self._asked = self._asked, None
+        if request is None:
+            return None, "history_missing", "no forecast was asked for"
+        try:
+            return self._forecasts.collect(request, wait=wait or self._forecasts.waits), "", ""
+        except Exception as error:  # whatever it is, training goes on
+            if not isinstance(error, NowcastError):
+                log.exception("a forecast could not be used")
+            return None, reason_for(error), str(error)
+
+    def hear_news(self) -> None:
+        """Note the server's comings and goings."""
+        if self._forecasts is None:
+            return
+        for outcome, error in self._forecasts.news():
+            reason, detail = (reason_for(error), str(error)) if error is not None else ("", "")
+            self._journal.add(Event(self.step, "server", outcome, reason, detail))
+
+    def _compare(self) -> None:
+        facts = {"step": self.step, "next": self._next, "mode": self.mode, "interval": self._interval, "shadow": self._shadow}
+        self._ranks.check_alike(facts, () if self._flat.sharded else self._flat.parameters)
+        self._compared = True
+
+    def _take_snapshot(self) -> None:
+        self._taken += 1
+        if self._forecasts is None:
+            if self._flat.sharded:
+                self._flat.copy_to(None)
+            return
+        try:
+            self._forecasts.take(self.step)
+        except Exception as error:
+            log.exception("a snapshot could not be taken")
+            self._journal.add(Event(self.step, "snapshot", "dropped", reason_for(error), str(error)))
+        else:
+            self._journal.tally.snapshots += 1
+
+    def _progress(self) -> Callable[[float | None], Progress]:
+        """How the run is doing, but for what the background thread finds out."""
+        losses, told, self._losses, self._told = self._losses, self._told, 0.0, 0
+        known: dict[str, Any] = {"step": self.step, "max_steps": self._max_steps, "gain": self._gain}
+        known |= {"used": self._journal.tally.used, "skipped": dict(self._journal.tally.reasons)}
+
+        def complete(coherence: float | None) -> Progress:
+            loss = float(losses) / told if told else math.nan  # on CUDA this waits for the device
+            return Progress(**known, coherence=coherence, loss=loss if math.isfinite(loss) else None)
+
+        return complete
+
+    def last_progress(self) -> Progress:
+        """How the run ended."""
+        return self._progress()(None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, under keys that are the same for all runs of one model: numbers and tensors."""
+        return {
+            "step": self.step,
+            "next": self._next,
+            "taken": self._taken,
+            "asking": self._asking,
+            "gain": self._gain,
+            "push": self._pushed.state(),
+            "snapshots": self._forecasts.state_dict() if self._forecasts else {},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`. What was asked for then is asked again."""
+        self.step, self._next, self._taken = int(state["step"]), int(state["next"]), int(state["taken"])
+        self._asking, self._gain = bool(state["asking"]), float(state["gain"])
+        self._pushed.load_state(state["push"])
+        self._compared = False
+        if self._forecasts is not None and state["snapshots"]:
+            self._forecasts.load_state_dict(state["snapshots"])
+            if self._asking:
+                self._asked = self._forecasts.ask(self._progress(), gain=self._gain_of_next())

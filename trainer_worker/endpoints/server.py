@@ -1,0 +1,118 @@
+"""How to reach a nowcast server: what a user says, and the endpoint that comes of it."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import httpx2
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from protos.errors import BadRequest
+from protos.messages import Dtype, JobId, JobSpec
+from trainer_worker.endpoints.endpoint import Endpoint
+from trainer_worker.errors import BadArgument
+from trainer_worker.names import job_id
+
+if TYPE_CHECKING:
+    from trainer_worker.endpoints.embedded import EmbeddedEndpoint
+
+EMBEDDED: Final = "embedded"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A nowcast server, and what a job says to it.
+
+    Args:
+        url: `http://` or `https://`; "embedded" to forecast in this process; None for NOWCAST_SERVER, else "embedded".
+        token: bearer token; None for NOWCAST_TOKEN.
+        job: id of the job, unique among running jobs; None for a random one, which begins with NOWCAST_JOB.
+        timeout_s: of each call, and of each forecast.
+        dtype: `float32`, `float16` or `bfloat16`: in which snapshots are kept and sent. Forecasts come back in float32.
+        record: allow a server that records (`--record`) to keep the snapshots, to fit forecasters to.
+
+    Raises:
+        BadArgument: a value cannot work.
+    """
+
+    url: str | None = None
+    token: str | None = None
+    job: str | None = None
+    timeout_s: float = 30.0
+    dtype: Dtype = "float32"
+    record: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s > 0:
+            raise BadArgument("timeout_s", f"must be a positive number of seconds, not {self.timeout_s!r}")
+        if self.dtype not in get_args(Dtype):
+            raise BadArgument("dtype", f"{self.dtype!r} is not one of {', '.join(get_args(Dtype))}")
+        if self.job is not None:
+            try:
+                TypeAdapter(JobId).validate_python(self.job)
+            except ValidationError as error:
+                detail = f"{self.job!r}: 1 to 128 letters, digits, '.', '_', '-', the first a letter or digit"
+                raise BadArgument("job", detail) from error
+
+    @classmethod
+    def of(cls, given: "str | Server | None") -> "Server":
+        """What a user gives as `server`: an address, a `Server`, or None."""
+        if given is None or isinstance(given, str):
+            return cls(given)
+        if not isinstance(given, cls):
+            raise BadArgument("server", f"must be a URL, a Server or an Endpoint, not {given!r:.80}")
+        return given
+
+    def new_job(self) -> str:
+        """The job's id, or one that nobody has; one that `nowcast submit` started says so."""
+        return self.job or job_id(os.environ.get("NOWCAST_JOB", "job"))
+
+
+def connect(server: Server, spec: JobSpec, *, job: str, device: torch.device) -> Endpoint:
+    """The endpoint for a job.
+
+    Raises:
+        BadArgument: an address that is none, a token that cannot be one, a forecaster that cannot be had.
+    """
+    url = server.url or os.environ.get("NOWCAST_SERVER") or EMBEDDED
+    if url == EMBEDDED:
+        return embed(spec, device=device)
+    _check_url(url)
+    if "/" in spec.forecaster or spec.forecaster.endswith((".pt", ".safetensors")):
+        detail = f"{spec.forecaster} is a file, for forecasts in this process; a server is started with its own (--checkpoint)"
+        raise BadArgument("forecaster", detail)
+    from trainer_worker.endpoints.client import HttpEndpoint
+
+    try:
+        return HttpEndpoint(url, job=job, token=server.token or os.environ.get("NOWCAST_TOKEN"))
+    except OSError as error:
+        raise BadArgument("server", f"the certificates that NOWCAST_TLS_* name cannot be used: {error}") from error
+
+
+def embed(spec: JobSpec, *, device: torch.device) -> "EmbeddedEndpoint":
+    """Forecasts in this process.
+
+    Raises:
+        BadArgument: the forecaster cannot be had, or not for this network.
+    """
+    try:
+        from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
+    except ImportError as error:
+        detail = f"forecasts in this process need the extra nowcast[embedded] ({error}); install it, or give the URL of a server"
+        raise BadArgument("server", detail) from error
+    forecaster = load_embedded(spec.forecaster, device=device)
+    try:
+        forecaster.check(spec.wiring, context=spec.context)
+    except BadRequest as error:
+        raise BadArgument(error.field or "forecaster", error.detail) from error
+    return EmbeddedEndpoint(forecaster)
+
+
+def _check_url(given: Any) -> None:
+    try:
+        url = httpx2.URL(given)
+    except (httpx2.InvalidURL, TypeError) as error:
+        raise BadArgument("server", f"{given!r} is no URL: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise BadArgument("server", f"{given!r} is no URL like http://127.0.0.1:8440")

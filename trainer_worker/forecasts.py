@@ -1,0 +1,172 @@
+"""Forecasts in: rank 0's side of a job, from a context of snapshots to the displacement that is added to the weights."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from protos.errors import DeadlineExceeded, HistoryMissing
+from protos.messages import JobSpec, Progress, Skill
+from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Endpoint
+from trainer_worker.endpoints.sender import Request, Sender
+from trainer_worker.push import Push, coherence, displacement, shape
+from trainer_worker.snapshots import SPARE_ROWS, SnapshotBuffers
+from trainer_worker.weights.flat import TORCH_DTYPES, FlatParameters
+
+GRACE_S: Final = 0.5
+"""Beyond the deadline, for the answer that is just coming in."""
+
+
+class Forecasts:
+    """Takes snapshots, has them sent, asks for forecasts and makes them ready to be added. No method waits but `open` and `close`,
+    and `collect` where it is told to.
+
+    Args:
+        flat: the trained parameters.
+        endpoint: where forecasts come from.
+        spec: of the job.
+        push: how forecasts push.
+        timeout_s: for a nowcast, and for each call of the background thread; without meaning for an endpoint in this process.
+    """
+
+    def __init__(self, flat: FlatParameters, endpoint: Endpoint, spec: JobSpec, *, push: Push, timeout_s: float) -> None:
+        self._flat, self._spec, self._push = flat, spec, push
+        self._timeout_s = math.inf if endpoint.local else timeout_s
+        self.waits = endpoint.local
+        self._sender = Sender(endpoint, spec, timeout_s=self._timeout_s)
+        self._buffers = SnapshotBuffers(flat, dtype=TORCH_DTYPES[spec.dtype], rows=spec.context + SPARE_ROWS)
+        self._pushed: Tensor | None = None  # (n,) what is being added in this interval
+        self._resumed = False
+
+    def open(self, *, resumed: bool = False) -> None:
+        """Reach for the endpoint and start to send.
+
+        Args:
+            resumed: the run is under way already, and goes on whatever the server says.
+
+        Raises:
+            BadArgument: the server refuses the job, of a run that begins.
+        """
+        self._sender.open(resumed=resumed or self._resumed)
+
+    def close(self, progress: Progress) -> None:
+        """Stop sending and tell the endpoint that the run has ended; returns within seconds."""
+        self._sender.stop(progress)
+
+    def take(self, step: int) -> None:
+        """Take a snapshot and have it sent.
+
+        Raises:
+            NoRow: earlier ones are still under way.
+        """
+        self._sender.offer(self._buffers.take(step, in_use=self._sender.in_use()))
+
+    def ask(self, progress: Callable[[float | None], Progress], *, gain: float, horizon: int | None = None) -> Request:
+        """Have a forecast made from the present context; returns at once.
+
+        Args:
+            progress: of the run, given the coherence of the push that has just ended; called on the background thread.
+            gain: of the push that is to come of it; 0 for all of the displacement.
+            horizon: in intervals; None for the push's, or the one that suits the forecaster.
+        """
+        context, pushed = self._sender.context, self._pushed
+        horizon = horizon or self._push.horizon
+
+        def tell() -> Progress:
+            ended = len(context) > 1 and pushed is not None
+            return progress(coherence(pushed, context[-2].wait(), context[-1].wait()) if ended else None)  # type: ignore[arg-type]
+
+        def finish(forecast: Tensor) -> Tensor:
+            states = [snapshot.wait() for snapshot in context]
+            if gain:
+                return shape(forecast, states, self._flat.pieces, gain=gain, hold_norms=self._push.hold_norms)
+            return displacement(forecast, states[-1], self._flat.pieces, hold_norms=self._push.hold_norms)
+
+        out = torch.empty(1, self._flat.size, dtype=torch.float32, device="cpu")
+        request = Request(context, (horizon,) if horizon else (), out, Deadline(self._timeout_s), tell, finish)
+        if len(context) < self._spec.context:
+            missing = f"{self._spec.context - len(context)} snapshots of the context were not taken"
+            request.finish(error=HistoryMissing(missing, field="context"))
+        else:
+            self._sender.ask(request)
+        return request
+
+    def collect(self, request: Request, *, wait: bool) -> Tensor:
+        """The displacement (n,) float32 that came of a request.
+
+        Args:
+            request: as `ask` gave it; it is over then.
+            wait: for it until its deadline. Otherwise it is here or it is not.
+
+        Raises:
+            NowcastError: there is none; the error says why.
+        """
+        patience_s = max(0.0, request.deadline.left_s + GRACE_S) if wait else 0.0
+        if not request.done.wait(min(patience_s, threading.TIMEOUT_MAX)):
+            self._sender.give_up(request)
+            raise DeadlineExceeded("no forecast came in time")
+        if request.error is not None:
+            raise request.error
+        assert request.result is not None
+        return request.result
+
+    def pushing(self, displacement: Tensor | None) -> None:
+        """Remember what is added in the interval that begins: how coherent it is shows at its end."""
+        self._pushed = displacement
+
+    def forget(self) -> None:
+        """Begin a new context: the weights have changed at once."""
+        self._sender.reset()
+
+    def news(self) -> Iterator[tuple[str, BaseException | None]]:
+        """The server's comings and goings since the last call."""
+        return self._sender.news()
+
+    @property
+    def full(self) -> bool:
+        """Is there a whole context?"""
+        return len(self._sender.context) == self._spec.context
+
+    @property
+    def sent(self) -> int:
+        """Snapshots the endpoint has taken."""
+        return self._sender.sent
+
+    @property
+    def copied_s(self) -> float:
+        """Seconds for which training copied snapshots."""
+        return self._buffers.copied_s
+
+    @property
+    def skill(self) -> Skill:
+        """Of the run's forecasts, as the endpoint told it at the end."""
+        return self._sender.skill
+
+    @property
+    def in_flight(self) -> int:
+        """Snapshots that are on their way."""
+        return self._sender.in_flight
+
+    def state_dict(self) -> dict[str, Any]:
+        """The context, copied: `context` (context, n) and `steps` (context,), -1 where there is none; what is pushed, or zeros."""
+        context = self._sender.context
+        values = torch.zeros(self._spec.context, self._flat.size, dtype=TORCH_DTYPES[self._spec.dtype])
+        steps = torch.full((self._spec.context,), -1)
+        for index, snapshot in enumerate(context):
+            values[index], steps[index] = snapshot.wait(), snapshot.step
+        pushed = torch.zeros(self._flat.size) if self._pushed is None else self._pushed.clone()
+        return {"context": values, "steps": steps, "pushed": pushed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint; the endpoint is made to forget what it holds, and gets these snapshots instead."""
+        self._resumed = True
+        self._sender.reset()
+        for step, values in zip(state["steps"].tolist(), state["context"], strict=True):
+            if step >= 0:
+                self._sender.offer(self._buffers.put(step, values, in_use=self._sender.in_use()))
+        self._pushed = state["pushed"].clone() if bool(state["pushed"].any()) else None
+        self._sender.restart()

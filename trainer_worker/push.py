@@ -1,0 +1,154 @@
+"""From a forecast to a push: how much of its displacement, and for how long in a run."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from protos.errors import BadForecast
+from trainer_worker.errors import BadArgument
+from trainer_worker.weights.flat import Piece
+
+CONTEXT: Final = 5
+"""Snapshots a forecast is made from; the shipped networks were fitted to so many."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """How forecasts push the weights.
+
+    A push goes where the forecast points, tensor by tensor, and its length is bounded by `gain` times the movement seen over the
+    context. What points away from that movement is cut. Each push is seen by the next context, so a coherent drift is enlarged by
+    up to 1 / (1 - gain): at 1 the loop would explode.
+
+    Args:
+        gain: share of the movement seen that a push adds, from 0 to below 1.
+        start: share of the run after which pushes begin.
+        fade: share of the run after which the gain falls along a line, to 0 at its end. Both need `max_steps`.
+        hold_norms: keep the norms of weight matrices: turn them, do not enlarge them.
+        horizon: of the forecasts, in intervals; None for the one that suits the forecaster.
+
+    Raises:
+        BadArgument: a value is out of range.
+    """
+
+    gain: float = 0.7
+    start: float = 0.1
+    fade: float = 0.6
+    hold_norms: bool = True
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gain < 1:
+            raise BadArgument("push", f"gain must be from 0 to below 1, or the loop explodes, not {self.gain!r}")
+        for name in ("start", "fade"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadArgument("push", f"{name} must be a share of the run from 0 to 1, not {getattr(self, name)!r}")
+        if self.horizon is not None and (type(self.horizon) is not int or self.horizon < 1):
+            raise BadArgument("push", f"horizon must be a whole number of intervals from 1, or None, not {self.horizon!r}")
+
+    def gain_at(self, step: int, *, max_steps: int | None) -> float:
+        """The gain of a push that begins at a step."""
+        if max_steps is None:
+            return self.gain
+        done = step / max_steps
+        if done < self.start or done >= 1:
+            return 0.0
+        return self.gain * min(1.0, (1 - done) / max(1 - self.fade, 1e-9))
+
+
+@torch.no_grad()
+def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Sequence[Piece], *, gain: float, hold_norms: bool) -> Tensor:
+    """Make a forecast into the displacement of one interval, in place.
+
+    Entries that are equal in all snapshots of the context stay as they are: padding rows, masked weights, unused layers.
+
+    Args:
+        forecast: (n,) float32.
+        context: the snapshots it was made from, (n,) each, oldest first, an interval apart.
+        pieces: of the vector.
+        gain: share of the movement seen that the displacement's length may be, tensor by tensor.
+        hold_norms: bring tensors of two and more dimensions back to their norms first.
+
+    Returns:
+        `forecast`, which holds the displacement now.
+
+    Raises:
+        BadForecast: it is not finite.
+    """
+    if not bool(forecast.isfinite().all()):
+        raise BadForecast("the forecast holds NaN or infinity")
+    for piece in pieces:
+        states = [state[piece.start : piece.stop] for state in context]
+        part = forecast[piece.start : piece.stop]
+        last = states[-1].float()
+        moved = (last - states[0].float()).div_(len(states) - 1)
+        if hold_norms and piece.parameter.dim() > 1:
+            _hold_norm(part, last)
+        part -= last
+        part.masked_fill_(_unmoved(states), 0.0)
+        part *= _factor(part, moved, gain=gain)
+    return forecast
+
+
+def displacement(forecast: Tensor, last: Tensor, pieces: Sequence[Piece], *, hold_norms: bool) -> Tensor:
+    """All of a forecast's displacement, in place: what a jump adds. For arguments and errors see `shape`."""
+    if not bool(forecast.isfinite().all()):
+        raise BadForecast("the forecast holds NaN or infinity")
+    for piece in pieces:
+        part, start = forecast[piece.start : piece.stop], last[piece.start : piece.stop].float()
+        if hold_norms and piece.parameter.dim() > 1:
+            _hold_norm(part, start)
+        part -= start
+    return forecast
+
+
+def coherence(pushed: Tensor, before: Tensor, after: Tensor) -> float | None:
+    """Cosine between a push and what training itself did over the same interval; None if either is nothing.
+
+    Args:
+        pushed: (n,) float32, displacement over the interval.
+        before: (n,) snapshot at its start.
+        after: (n,) snapshot at its end.
+    """
+    own = after.float() - before.float() - pushed
+    length = norm(own) * norm(pushed)
+    return max(-1.0, min(1.0, dot(own, pushed) / length)) if length else None
+
+
+def norm(part: Tensor) -> float:
+    """Euclidean norm, summed in float64: in float32 that of 67 million weights is off by 3%."""
+    return float(torch.linalg.vector_norm(part, dtype=torch.float64))
+
+
+def dot(first: Tensor, second: Tensor) -> float:
+    """Inner product of two float32 vectors, summed in float64 over pieces of a million."""
+    pairs = zip(torch.split(first, 2**20), torch.split(second, 2**20), strict=True)
+    return math.fsum(float(torch.dot(a, b)) for a, b in pairs)
+
+
+def _hold_norm(part: Tensor, last: Tensor) -> None:
+    before, after = norm(last), norm(part)
+    if before and after:
+        part *= before / after
+
+
+def _unmoved(states: Sequence[Tensor]) -> Tensor:
+    unmoved = states[0] == states[-1]
+    for state in states[1:-1]:
+        unmoved &= states[0] == state
+    return unmoved
+
+
+def _factor(part: Tensor, moved: Tensor, *, gain: float) -> float:
+    """By which a displacement is multiplied."""
+    length, seen = norm(part), norm(moved)
+    if not length or not seen:
+        return 0.0
+    part /= length  # so that no product overflows
+    if dot(part, moved) <= 0:
+        return 0.0
+    return gain * seen

@@ -1,0 +1,109 @@
+"""Snapshots out: host copies of the weights, in memory that is allocated once."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from trainer_worker.weights.flat import FlatParameters
+
+SPARE_ROWS: Final = 3
+"""Beyond a context: for the one being taken, one that a forecast still reads, and one that is still being sent."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """The flat parameter vector at one step, on the host.
+
+    Args:
+        step: optimizer steps taken.
+        values: (n,) in the job's dtype.
+        copied: set on CUDA, where the copy runs beside the training.
+    """
+
+    step: int
+    values: Tensor
+    copied: torch.Event | None = None
+
+    def wait(self) -> Tensor:
+        """The values, once they are all there."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.values
+
+
+class NoRow(Exception):
+    """All rows are in use: earlier snapshots are still being sent or read."""
+
+
+class SnapshotBuffers:
+    """Takes snapshots into preallocated rows.
+
+    On a CPU training pays for one copy. On CUDA it pays for a copy within the device, into a staging vector; a side stream
+    brings that to pinned host memory while training goes on.
+
+    Args:
+        flat: what to copy.
+        dtype: of the snapshots.
+        rows: how many there is room for.
+    """
+
+    def __init__(self, flat: FlatParameters, *, dtype: torch.dtype, rows: int) -> None:
+        self._flat = flat
+        cuda = flat.device.type == "cuda" and not flat.sharded  # no device holds a vector of a sharded model
+        # touched here, so that the first snapshots do not pay for page faults
+        self._rows = torch.empty(rows, flat.size, dtype=dtype, device="cpu", pin_memory=cuda).zero_()
+        self._staging = torch.empty(flat.size, dtype=dtype, device=flat.device) if cuda else None
+        self._stream = torch.Stream(flat.device) if cuda else None
+        self._copied: torch.Event | None = None
+        self.copied_s = 0.0
+
+    def take(self, step: int, *, in_use: Sequence[Snapshot]) -> Snapshot:
+        """Copy the parameters into a row that none of the snapshots in use lies in.
+
+        Raises:
+            NoRow: there is none.
+        """
+        start = time.perf_counter()
+        values = self._free(in_use)
+        if self._staging is None:
+            self._flat.copy_to(values)
+            snapshot = Snapshot(step, values)
+        else:
+            snapshot = Snapshot(step, values, self._copy_beside(values))
+        self.copied_s += time.perf_counter() - start
+        return snapshot
+
+    def put(self, step: int, values: Tensor, *, in_use: Sequence[Snapshot]) -> Snapshot:
+        """Copy a snapshot that was saved into a row that none of the snapshots in use lies in.
+
+        Raises:
+            NoRow: there is none.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()  # the copy of a snapshot that is in use no more may be under way
+        return Snapshot(step, self._free(in_use).copy_(values))
+
+    def _free(self, in_use: Sequence[Snapshot]) -> Tensor:
+        busy = {snapshot.values.data_ptr() for snapshot in in_use}
+        for row in self._rows.unbind():
+            if row.data_ptr() not in busy:
+                return row
+        raise NoRow("all rows for snapshots are in use")
+
+    def _copy_beside(self, values: Tensor) -> torch.Event:
+        assert self._staging is not None
+        assert self._stream is not None
+        main = torch.accelerator.current_stream(self._staging.device)
+        if self._copied is not None:
+            main.wait_event(self._copied)  # the last snapshot has left the staging vector
+        self._flat.copy_to(self._staging)
+        self._stream.wait_stream(main)
+        with self._stream:
+            values.copy_(self._staging, non_blocking=True)
+            self._copied = torch.Event(self._staging.device)
+            self._copied.record(self._stream)
+        return self._copied

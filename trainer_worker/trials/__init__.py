@@ -1,1 +1,0 @@
-"""Jumps on trial: how a run is doing, where it was heading, and the way back."""
