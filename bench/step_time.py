@@ -1,15 +1,15 @@
-"""What streaming snapshots costs a training step: "the step pays only for the host copy".
+"""What gliding costs a training step: a push added, and at each boundary a host copy and a push taken up.
 
-    python bench/step_time.py [--json FILE] [--rounds N] [--threads N]
+    python bench/step_time.py [--json FILE] [--rounds N] [--threads N] [--interval N]
 
-Trains FM-16 and an MLP of 10M parameters, in turns without and with a `Nowcast` that streams to a real server process over
-HTTP. A snapshot is taken every 4 steps, 50 times as often as by default, so that there nearly always is one on its way.
-Figures are medians over single steps; ratios are of medians from the same run:
+Trains FM-16 and an MLP of 10M parameters, in turns without and with a `Nowcast` that glides on `linear` forecasts of a real server
+process over HTTP. Figures are medians over single steps; ratios are of medians from the same run:
 
-    in flight  a step during which a snapshot was on its way, to a step without nowcasts: by the clock, and in the training
-               thread's CPU time, which other processes on the machine disturb less
-    copy       the host copy within a step that takes a snapshot, beside one contiguous copy of the same size
-    overhead   all that streaming costs per snapshot, waiting for cores and memory included, at the default interval of 200
+    gliding    a step with a push, snapshots and forecasts on their way, to a step without nowcasts: by the clock, and in the
+               training thread's CPU time, which other processes on the machine disturb less
+    boundary   the step that ends an interval
+    copy       the host copy within it, beside one contiguous copy of the same size
+    overhead   all that gliding costs over a whole interval, waiting for cores and memory included, as a share of its plain steps
 
 One core is left to the server, which in earnest runs elsewhere; `--threads` changes that.
 """
@@ -36,8 +36,9 @@ from torch.nn import functional
 from trainer_worker import Nowcast
 from trainer_worker.tasks.convnet import convnet
 
-INTERVAL, CONTEXT, BATCH = 4, 8, 128
-ROUND = INTERVAL * CONTEXT - 1  # steps: the nowcast itself never comes
+BATCH = 128
+INTERVALS = 12
+"""In a turn; the first six fill the context and bring the first push."""
 WARM_UP = 3
 
 
@@ -46,24 +47,25 @@ def main() -> None:
     options.add_argument("--json", type=Path, help="write the figures to this file")
     options.add_argument("--rounds", type=int, default=8, help="turns of each kind [8]")
     options.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="of torch, for training")
+    options.add_argument("--interval", type=int, default=20, help="steps between snapshots [20]")
     given = options.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     with serving() as url:
         figures = {
-            "FM-16": measure(convnet(16), (1, 28, 28), url, rounds=given.rounds),
-            "10M MLP": measure(wide_mlp(), (784,), url, rounds=given.rounds),
+            "FM-16": measure(convnet(16), (1, 28, 28), url, rounds=given.rounds, interval=given.interval),
+            "10M MLP": measure(wide_mlp(), (784,), url, rounds=given.rounds, interval=given.interval),
         }
-    heads = ("parameters", "plain ms", "in flight ms", "ratio", "CPU ratio", "copy ms", "bare copy ms", "overhead")
+    heads = ("parameters", "plain ms", "gliding ms", "ratio", "CPU ratio", "copy ms", "bare copy ms", "overhead")
     print(f"{'':9}" + "".join(f"{head:>13}" for head in heads))
     for name, row in figures.items():
         print(
-            f"{name:9}{row['parameters']:>13,}{1e3 * row['plain_s']:>13.2f}{1e3 * row['in_flight_s']:>13.2f}"
-            f"{row['in_flight_ratio']:>13.3f}{row['in_flight_cpu_ratio']:>13.3f}"
+            f"{name:9}{row['parameters']:>13,}{1e3 * row['plain_s']:>13.2f}{1e3 * row['gliding_s']:>13.2f}"
+            f"{row['gliding_ratio']:>13.3f}{row['gliding_cpu_ratio']:>13.3f}"
             f"{1e3 * row['copy_s']:>13.3f}{1e3 * row['bare_copy_s']:>13.3f}{row['overhead']:>13.3%}"
         )
     if given.json:
-        given.json.write_text(json.dumps({"threads": given.threads, "interval": INTERVAL, "models": figures}, indent=2))
+        given.json.write_text(json.dumps({"threads": given.threads, "interval": given.interval, "models": figures}, indent=2))
 
 
 def wide_mlp() -> nn.Module:
@@ -71,36 +73,36 @@ def wide_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(784, 2800), nn.ReLU(), nn.Linear(2800, 2800), nn.ReLU(), nn.Linear(2800, 10))
 
 
-def measure(model: nn.Module, shape: tuple[int, ...], url: str, *, rounds: int) -> dict[str, Any]:
+def measure(model: nn.Module, shape: tuple[int, ...], url: str, *, rounds: int, interval: int) -> dict[str, Any]:
     """Turns without and with nowcasts, and the figures."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     inputs, targets = torch.randn(BATCH, *shape), torch.randint(10, (BATCH,))
     steps: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    copies = []
+    copies, used, waited_s = [], 0, 0.0
     train(model, optimizer, inputs, targets, steps=WARM_UP, into=defaultdict(list))
     for _ in range(rounds):
-        train(model, optimizer, inputs, targets, steps=ROUND, into=steps)
-        with Nowcast(
-            model, optimizer, server=url, max_steps=10**6, interval=INTERVAL, context=CONTEXT, forecaster="last"
-        ) as nowcast:
-            train(model, optimizer, inputs, targets, steps=ROUND, into=steps, nowcast=nowcast)
+        train(model, optimizer, inputs, targets, steps=interval * INTERVALS // 2, into=steps)
+        with Nowcast(model, optimizer, server=url, interval=interval, forecaster="linear") as nowcast:
+            train(model, optimizer, inputs, targets, steps=interval * INTERVALS, into=steps, nowcast=nowcast)
         summary = nowcast.summary()
-        assert summary["snapshots"]["taken"] == CONTEXT - 1, summary
         assert summary["server"]["lost"] == 0, summary
         copies.append(summary["copied_s"] / summary["snapshots"]["taken"])
+        used, waited_s = used + summary["nowcasts"]["used"], waited_s + summary["waited_s"]
     clock = {kind: median(seconds for seconds, _ in times) for kind, times in steps.items()}
     cpu = {kind: median(seconds for _, seconds in times) for kind, times in steps.items()}
-    snapshots = len(steps["snapshot"])
-    extra_s = sum(len(steps[kind]) * (clock[kind] - clock["plain"]) for kind in steps) / snapshots
+    extra_s = (interval - 1) * (clock["gliding"] - clock["plain"]) + clock["boundary"] - clock["plain"]
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "plain_s": clock["plain"],
-        "in_flight_s": clock["in flight"],
-        "in_flight_ratio": clock["in flight"] / clock["plain"],
-        "in_flight_cpu_ratio": cpu["in flight"] / cpu["plain"],
+        "gliding_s": clock["gliding"],
+        "boundary_s": clock["boundary"],
+        "gliding_ratio": clock["gliding"] / clock["plain"],
+        "gliding_cpu_ratio": cpu["gliding"] / cpu["plain"],
         "copy_s": median(copies),
         "bare_copy_s": bare_copy_s(model),
-        "overhead": extra_s / (200 * clock["plain"]),
+        "overhead": extra_s / (interval * clock["plain"]),
+        "forecasts_used": used,
+        "take_up_s": waited_s / max(1, used),
         "steps": {kind: len(times) for kind, times in steps.items()},
     }
 
@@ -116,19 +118,19 @@ def train(
     nowcast: Nowcast | None = None,
 ) -> None:
     """Train and time each step, by what went on during it."""
+    snapshots = 0
     for _ in range(steps):
-        busy = nowcast is not None and nowcast.in_flight > 0
+        pushed = nowcast is not None and nowcast.pushing
         start, cpu_start = time.perf_counter(), time.thread_time()
         optimizer.zero_grad()
-        functional.cross_entropy(model(inputs), targets).backward()
+        functional.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         took = time.perf_counter() - start, time.thread_time() - cpu_start
-        if nowcast is None:
-            kind = "plain"
-        elif nowcast.step % INTERVAL == 0:
-            kind = "snapshot"
-        else:
-            kind = "in flight" if busy else "idle"
+        kind = "plain"
+        if nowcast is not None:
+            taken = nowcast.summary()["snapshots"]["taken"]
+            kind = ("boundary" if taken > snapshots else "gliding") if pushed else "filling"
+            snapshots = taken
         into[kind].append(took)
 
 

@@ -95,6 +95,11 @@ class Boundaries:
         self._decide()
         return True
 
+    @property
+    def pushing(self) -> bool:
+        """Is a push under way?"""
+        return self._pushed.active
+
     def begin_at(self, step: int) -> None:
         """Go on from a step with nothing in hand: other parameters are trained from now on."""
         self.step, self._next = step, step + self.interval_after(step)

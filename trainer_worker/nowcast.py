@@ -35,7 +35,7 @@ from trainer_worker.wiring import wire
 log = logging.getLogger(__name__)
 
 STATE_VERSION: Final = 8
-_running: Final = WeakIdKeyDictionary()
+_running: Final[Any] = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]  # torch does not annotate it
 """Which `Nowcast`, as a weak reference, moves a parameter now."""
 
 
@@ -226,6 +226,11 @@ class Nowcast:
     def job(self) -> str:
         """Id of the job at the server."""
         return self._job
+
+    @property
+    def pushing(self) -> bool:
+        """Is a push under way?"""
+        return self._boundaries.pushing
 
     @property
     def in_flight(self) -> int:

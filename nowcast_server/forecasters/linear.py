@@ -18,6 +18,8 @@ class Linear(Forecaster):
     """
 
     name: ClassVar[str] = "linear"
+    glide_horizon = 40
+    """Far ahead only the slope counts: the way back to the line from where the last snapshot happens to lie is noise."""
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         del wiring, node_pe
