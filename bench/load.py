@@ -3,7 +3,8 @@
     python bench/load.py                                   # 64 jobs, 20 seconds
     python bench/load.py --seconds 180 --forecaster nino --verify-every 7   # the long run
 
-Every job sends contexts of its own and asks for forecasts, as a worker does: when its replica is gone it registers and resends.
+Every job sends a snapshot and asks for a forecast from its last five, again and again, as a gliding worker does: when its replica
+is gone it registers and resends.
 Shown are the times by network size as the jobs saw them, and the memory of the replicas. It fails if a call fails for good, or if
 one forecast differs in one bit from the one computed alone afterwards, in this process; or if a replica's memory grows while its
 jobs stay the same.
@@ -34,12 +35,12 @@ import torch
 from torch import nn
 
 from protos.errors import Busy, DeadlineExceeded, HistoryMissing, NowcastError, Unavailable, UnknownJob
-from protos.messages import JobSpec, Outcome
+from protos.messages import JobSpec, Progress
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.wiring import wire
 
-INTERVAL, CONTEXT, HORIZONS = 10, 5, (1, 5, 40)
+INTERVAL, CONTEXT, HORIZON = 10, 5, 40
 CALL_S = 60.0
 RUN = "NOWCAST_LOAD_RUN"
 GIVE_UP_S = 120.0
@@ -92,19 +93,21 @@ class Job:
         self.record, self.spec = record, spec
         self.endpoint = HttpEndpoint(url, job=record.job)
         self.registered = False
-        self.out = torch.empty(len(HORIZONS), spec.wiring.size)
+        self.held: set[int] = set()
+        self.out = torch.empty(1, spec.wiring.size)
 
     def run(self, *, until: float) -> None:
-        """Period after period, to the end of the last one that began in time."""
-        step = 0
+        """Interval after interval, to the end of the last one that began in time."""
+        step = CONTEXT * INTERVAL
         while time.time() < until:
-            step = self.period(step)
+            self.boundary(step)
+            step += INTERVAL
         self.endpoint.close()
 
-    def period(self, start: int) -> int:
-        """One context and its nowcast; the step it ended at."""
-        steps = [start + INTERVAL * (index + 1) for index in range(CONTEXT)]
-        missing, deadline = list(steps), time.monotonic() + GIVE_UP_S
+    def boundary(self, step: int) -> None:
+        """One more snapshot, and a forecast from the last ones."""
+        steps = [step - INTERVAL * back for back in reversed(range(CONTEXT))]
+        missing, deadline = [each for each in steps if each not in self.held], time.monotonic() + GIVE_UP_S
         while True:
             try:
                 self.advance(steps, missing)
@@ -112,9 +115,10 @@ class Job:
                 self.recover(error, steps, missing)
                 if time.monotonic() > deadline:
                     self.record.failed.append(f"{steps[-1]}: gave up after {GIVE_UP_S:.0f} s: {error.code}: {error}")
-                    return steps[-1]
+                    return
             else:
-                return steps[-1]
+                self.held = set(steps)
+                return
 
     def advance(self, steps: list[int], missing: list[int]) -> None:
         """Whatever is still to do."""
@@ -127,13 +131,10 @@ class Job:
                 self.endpoint.send(missing[0], values, deadline=Deadline(CALL_S))
             del missing[0]
         self.out.fill_(torch.nan)
+        progress = Progress(step=steps[-1], used=len(self.record.nowcasts))
         with self.timed("nowcast"):
-            self.endpoint.forecast(steps[-1], HORIZONS, self.out, deadline=Deadline(CALL_S))
+            self.endpoint.forecast(steps, (HORIZON,), self.out, progress=progress, deadline=Deadline(CALL_S))
         self.record.nowcasts.append((steps[-1], digest(self.out)))
-        try:
-            self.endpoint.report(Outcome(step=steps[-1], horizon=1, outcome="accepted"), deadline=Deadline(CALL_S))
-        except NowcastError as error:  # nobody waits for it
-            self.record.recovered[error.code] += 1
 
     def recover(self, error: NowcastError, steps: list[int], missing: list[int]) -> None:
         """As `trainer_worker.endpoints.sender` does."""
@@ -293,7 +294,7 @@ def verify(records: list[Record], specs: dict[str, JobSpec], arguments: argparse
             steps = range(step - INTERVAL * (CONTEXT - 1), step + 1, INTERVAL)
             states = torch.stack([snapshot(spec.wiring.size, seed=record.seed, step=each) for each in steps])
             with torch.no_grad():
-                alone = forecaster.forecast(spec.wiring, states, horizons=HORIZONS)
+                alone = forecaster.forecast(spec.wiring, states, horizons=(HORIZON,))
             checked += 1
             if digest(alone) != told:
                 wrong.append(f"{record.job} at step {step}")
@@ -350,7 +351,7 @@ def main() -> int:
     arguments = parser.parse_args()
     sizes = [size for size, share in MIX for _ in range(share)]
     records = [Record(f"load-{index}", sizes[index % len(sizes)], seed=index + 1) for index in range(arguments.jobs)]
-    common: dict[str, Any] = {"context": CONTEXT, "interval": INTERVAL, "forecaster": arguments.forecaster}
+    common: dict[str, Any] = {"context": CONTEXT, "forecaster": arguments.forecaster}
     specs = {size: JobSpec(wiring=wire(network(size)), **common) for size, _ in MIX}
     memory: Samples = []
     over = threading.Event()
