@@ -1,28 +1,27 @@
-"""Do nowcasts save steps? Adam with and without them, against weight averaging and rate decay, each at its best rate.
+"""Does gliding save steps? Adam with and without it, against averages, falling rates and rivals, each at its best rate.
 
-    python bench/accelerate.py run --problem diamonds --arm adam --arm nino --seed 1 --seed 2
+    python bench/accelerate.py run --problem diamonds --arm adam --arm nino --arm ademamix:alpha=5 --seed 1 --seed 2
     python bench/accelerate.py report
 
-Every run is one JSON file below --out; what is there is not run again, so the benchmark can be stopped and continued. Arms:
-`adam` (its EMA is judged along with it), Adam under a schedule of the learning rate (`decay`: falling linearly to zero over the
-whole run; `cosine`: along half a cosine; `wsd`: rising for 2% of the run, constant, and falling linearly in the last fifth),
-and any forecaster: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. A nowcast arm's EMA is judged too; it
-follows jumps, and for an interval after one has a short memory. After a `+` come a nowcast arm's extras, any number of them:
-`guard` tries jumps with a probe of some 1,000 training examples, which it does not train on (validation data decide over steps
-to a target, and the probe never sees them), `hasty` with it judges them after one interval instead of two; `spare`, for `adam`
-and the schedules as well, leaves these examples out too, so that runs can be compared; `best` tries two horizons each time, the
-schedule's and half of it; `early` makes the schedule's jumps in the first 70% of the run; `near` jumps 4 intervals every time,
-as suits `linear`; `grown` makes all of the growth of weights that is forecast, as the paper does, `half` half of it; a
-schedule's name has the rate follow it, horizons being shortened accordingly; `reset` clears the optimizer's moments at jumps;
-`recalibrate` takes batch normalisation's statistics anew over as many training examples. A decayed run that is to end earlier
-is a run of its own: `--portion 0.75`.
+Every run is one JSON file below --out. A run that is there is not made again, so the benchmark can be stopped and continued. An arm
+is a name, settings after a colon, and extras after a plus: `linear:gain=0.5+cosine`.
+
+- `adam`, and Adam under a schedule of the learning rate: `decay` (along a line to zero), `cosine`, `wsd` (2% warm-up, constant, a
+  fifth of decay). A decayed run that is to end earlier is a run of its own: `--portion 0.75`.
+- Rivals without a forecaster, with the settings of acceleration/rivals.py: `ademamix:alpha=5,beta3=0.999`,
+  `ema-nesterov:beta=0.6,gamma=0.99,start=0.1,end=0.6`, `snoo:every=50,mu=0.6,eta=1`, `muon`. They need `pip install --group bench`.
+- A forecaster, gliding: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. Its settings are arguments of `Nowcast`.
+  Extras: `jump` for the published method instead, a schedule's name, or `ademamix` or `muon` in place of AdamW, with settings of
+  their own: `linear+ademamix:alpha=3`.
+
+The exponential moving average of every arm's weights is judged along with them, as `ARM+ema`.
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,14 +34,6 @@ sys.path[0] = str(Path(__file__).parent / "acceleration")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 OUT = Path("runs/accelerate")
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "decay": lambda done: 1 - done,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "wsd": lambda done: min(1.0, (done + 0.0001) / 0.02, (1 - done) / 0.2),
-}
-"""Of the learning rate, as a share of its highest, after a share of the run."""
-PLAIN = ("adam", *SCHEDULES)
-EXTRAS = {"guard", "hasty", "best", "early", "near", "grown", "half", "spare", "reset", "recalibrate", *SCHEDULES}
 
 
 @app.command()
@@ -55,118 +46,78 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     out: Annotated[Path, typer.Option()] = OUT,
     threads: Annotated[int, typer.Option()] = 1,
     every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 100,
-    interval: Annotated[int | None, typer.Option(help="Steps between snapshots.", show_default="a fiftieth of the run")] = None,
 ) -> None:
     """Make the runs that are missing."""
     import torch
+    from arms import Arm
     from problems import load_problem
 
     torch.set_num_threads(threads)
-    for which in arm:
-        forecaster, extras = split(which)
-        if extras - EXTRAS or (extras - {"spare"} and forecaster in PLAIN):
-            detail = f"{which}: forecasters take extras, of {', '.join(sorted(EXTRAS))}, and other arms spare alone"
-            raise typer.BadParameter(detail, param_hint="--arm")
+    arms = [Arm.read(each) for each in arm]
     for name in problem:
         loaded = load_problem(name)
         steps = round(loaded.steps * portion)
-        # the first nowcast is due after a tenth of the run, as in the paper
-        settings = {"steps": steps, "every": every, "interval": interval or max(1, steps // 50)}
-        for one, lr, which in product(seed, rate or loaded.rates, arm):
-            path = out / name / f"{label(which)}-{lr:g}-{steps}-{one}.json"
+        for one, lr, which in product(seed, rate or loaded.rates, arms):
+            path = out / name / f"{which.label}-{lr:g}-{steps}-{one}.json"
             if not path.exists():
-                _keep(path, train(loaded, which, lr=lr, seed=one, **settings))
+                _keep(path, train(loaded, which, lr=lr, seed=one, steps=steps, every=every))
 
 
-def split(arm: str) -> tuple[str, set[str]]:
-    """A forecaster and its extras, of `nino+guard`."""
-    forecaster, *extras = arm.split("+")
-    return forecaster, set(extras)
-
-
-def schedule(arm: str) -> Callable[[float], float] | None:
-    """What the arm's rate follows; None if it is constant."""
-    return next((SCHEDULES[name] for name in arm.split("+") if name in SCHEDULES), None)
-
-
-def label(arm: str) -> str:
-    """An arm's name in files and tables."""
-    forecaster, extras = split(arm)
-    return "+".join([Path(forecaster).stem, *sorted(extras)])
-
-
-def train(problem: Any, arm: str, *, lr: float, seed: int, steps: int, every: int, interval: int) -> dict[str, Any]:
-    """One run: its validation curve (step; loss, averaged; share of right answers, averaged), its jumps, its final test results."""
+def train(problem: Any, arm: Any, *, lr: float, seed: int, steps: int, every: int) -> dict[str, Any]:
+    """One run: its validation curve (step; loss, averaged; share of right answers, averaged), its nowcasts, its test results."""
     import torch
-
-    from trainer_worker import WeightAverage
 
     torch.manual_seed(seed)
     model = problem.build().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=problem.weight_decay)
-    course = schedule(arm)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step / steps)) if course else None
-    averaged = WeightAverage(model, decay=problem.ema, spell=interval)
-    about_run = {"averaged": averaged, "scheduler": scheduler, "steps": steps, "interval": interval}
-    nowcast = None if split(arm)[0] in PLAIN else _nowcast(problem, model, optimizer, arm, **about_run)
-    spare = bool({"guard", "best", "spare"} & split(arm)[1])
+    optimizers = arm.optimizers(model, lr=lr, weight_decay=problem.weight_decay, steps=steps)
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(each, partial(_share, arm.schedule, steps)) for each in optimizers]
+    wrapper = arm.wrapper(optimizers[-1])
+    averaged = average(model, problem.ema)
     curve, started, spent = [], time.monotonic(), 0.0
-    for step in range(1, steps + 1):
-        problem.step(model, problem.batch(seed, step - 1, spare=spare))
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        optimizer.zero_grad()
-        averaged.update_parameters(model)
-        if step % every == 0:
-            paused = time.monotonic()
-            (loss, right), (smooth, smooth_right) = (problem.judge(each, problem.validation) for each in (model, averaged))
-            curve.append((step, loss, smooth, right, smooth_right))
-            spent += time.monotonic() - paused
-    about = {"problem": problem.name, "arm": label(arm), "lr": lr, "seed": seed, "steps": steps}
-    result: dict[str, Any] = {**about, "train_s": time.monotonic() - started - spent, "curve": curve}
+    with arm.nowcast(model, optimizers, steps=steps) as nowcast:
+        for step in range(1, steps + 1):
+            if wrapper:
+                wrapper.before_step((step - 1) / steps)
+            problem.step(model, problem.batch(seed, step - 1))
+            for each in (*optimizers, *schedulers):
+                each.step()
+            if wrapper:
+                wrapper.after_step()
+            model.zero_grad()
+            averaged.update_parameters(model)
+            if step % every == 0:
+                paused = time.monotonic()
+                (loss, right), (smooth, smooth_right) = (problem.judge(each, problem.validation) for each in (model, averaged))
+                curve.append((step, loss, smooth, right, smooth_right))
+                spent += time.monotonic() - paused
+    result: dict[str, Any] = {"problem": problem.name, "arm": arm.label, "lr": lr, "seed": seed, "steps": steps, "curve": curve}
+    result["train_s"] = time.monotonic() - started - spent
     result["test"], result["test_right"] = zip(*(problem.judge(each, problem.test) for each in (model, averaged)), strict=True)
     if nowcast is not None:
-        nowcast.__exit__(None, None, None)
-        result["events"] = [event.to_dict() for event in nowcast.events]
+        result["nowcasts"] = nowcast.summary()
     return result
 
 
-def _nowcast(
-    problem: Any, model: Any, optimizer: Any, arm: str, *, averaged: Any, scheduler: Any, steps: int, interval: int
-) -> Any:
-    from trainer_worker import BestAfterRecovery, FixedHorizon, Guard, Jump, Nowcast, PaperSchedule
+def _share(schedule: Callable[[float], float] | None, steps: int, step: int) -> float:
+    return schedule(step / steps) if schedule else 1.0
 
-    forecaster, extras = split(arm)
 
-    def probe() -> float:
-        return float(problem.judge(model, problem.held)[0])
+def average(model: Any, decay: float) -> Any:
+    """An exponential moving average of weights and buffers, whose memory is a quarter of the steps at first."""
+    import torch
+    from torch.optim.swa_utils import AveragedModel
 
-    def run() -> None:  # in the modes that recalibration has set
-        for inputs, _ in problem.held:
-            model(inputs)
+    @torch.no_grad()
+    def update(means: list[torch.Tensor], weights: list[torch.Tensor], count: torch.Tensor | int) -> None:
+        share = 1 - min(decay, float(count) / (float(count) + 4))
+        pairs = zip(means, weights, strict=True)
+        floating = [(mean, weight) for mean, weight in pairs if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in floating], [weight for _, weight in floating], share)
+        for mean, weight in zip(means, weights, strict=True):
+            if not mean.is_floating_point():
+                mean.copy_(weight)
 
-    jump = Jump(
-        growth=1.0 if "grown" in extras else 0.5 if "half" in extras else 0.0,
-        moments="reset" if "reset" in extras else "keep",
-        recalibrate=run if "recalibrate" in extras else False,
-    )
-    options: dict[str, Any] = {"jump": jump, "averages": (averaged,), "lr_scheduler": scheduler}
-    if extras & {"guard", "best"}:
-        # the schedule does not go back with the weights: it is of this loop's steps, and ends with them
-        recovery = interval if "hasty" in extras else None
-        options |= {"probe": probe, "guard": Guard(recovery, budget=0.3 if "best" in extras else Guard().budget)}
-    if "early" in extras:
-        options["policy"] = PaperSchedule(max_steps=round(0.7 * steps), period=5 * interval)
-    if "near" in extras:
-        options["policy"] = FixedHorizon(4)
-    if "best" in extras:
-        options["policy"] = BestAfterRecovery(PaperSchedule(max_steps=steps, period=5 * interval), shares=(1.0, 0.5))
-    if Path(forecaster).suffix:
-        from nowcast_server.nino.checkpoint import load_checkpoint
-
-        options["checkpoint"], forecaster = forecaster, "nino" if load_checkpoint(forecaster).options.graph else "wnn"
-    return Nowcast(model, optimizer, max_steps=steps, interval=interval, forecaster=forecaster, **options).__enter__()
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def _keep(path: Path, result: dict[str, Any]) -> None:
@@ -183,20 +134,23 @@ def report(  # noqa: PLR0917 -- typer passes every option by name
     picture: Annotated[Path | None, typer.Option(help="PNG of the validation curves.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Arm to draw, `+ema` for its average.", show_default="all")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,
-    share: Annotated[float, typer.Option(help="Of the rivals' runs: where they are then is what others have to reach.")] = 1.0,
-    arm: Annotated[str, typer.Option(help="The verdict is on this one,")] = "nino+ema",
-    rival: Annotated[str, typer.Option(help="against this one.")] = "adam+ema",
+    share: Annotated[float, typer.Option(help="Of the rivals' runs: the long table's levels are where they are then.")] = 1.0,
+    arm: Annotated[list[str] | None, typer.Option(help="Arm to compare, without `+ema`.", show_default="nino, linear")] = None,
+    rival: Annotated[list[str] | None, typer.Option(help="With what.", show_default="adam, strongest")] = None,
 ) -> None:
-    """Print the table: steps each arm needs to be where Adam, its average and rate decay are at the end of their runs."""
-    from report import draw, print_table, print_verdict, read, summarise
+    """Print steps saved, averages against averages and weights against weights, then a long table with the figures of each arm."""
+    from report import compare, draw, print_comparison, print_table, read, summarise
 
-    rows = summarise(read(out), share=share)
+    problems = read(out)
+    for mine, other in product(arm or ("nino", "linear"), rival or ("adam", "strongest")):
+        # the shape of fm-16 is among those that nino-base was fitted to
+        print_comparison(compare(problems, mine, rival=other), mine, rival=other, without=["fm-16"])
+    rows = summarise(problems, share=share)
     print_table(rows)
-    print_verdict(rows, arm, rival=rival, without=["fm-16"])  # whose shape nino-base was fitted to
     if save:
         save.write_text(json.dumps(rows, indent=1))
     if picture:
-        draw(read(out), picture, only=only or ())
+        draw(problems, picture, only=only or ())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """From runs to tables and a picture."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ TARGETS = {"fm-16": 0.895, "fm-32": 0.905}
 PICTURES = ("fm-16", "fm-32", "fm-bn", "colour", "animals")
 """Problems whose own measure is the share of right answers, as in the paper; that of the others is loss."""
 RIVALS = ("adam", "adam+ema", "decay", "cosine")
-"""What a nowcast is measured against: where they end."""
+"""Whose final levels the long table measures by."""
 
 COLUMNS = 4
 """Of the picture."""
+SETTINGS = re.compile(r":[^+]+")
+"""In an arm's name."""
+FIRST = 0.1
+"""Share of a run before which its highest loss does not count: every run begins high."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -51,12 +56,31 @@ class Curve:
 
     @property
     def arm(self) -> str:
-        return f"{self.run['arm']}{'+ema' if self.averaged else ''}"
+        """Its name; that of a rival is without its settings, which are tuned as learning rates are."""
+        name = self.run["arm"] if self.glides else SETTINGS.sub("", self.run["arm"])
+        return f"{name}{'+ema' if self.averaged else ''}"
+
+    @property
+    def tuned(self) -> str:
+        """Learning rate, and a rival's settings."""
+        settings = "" if self.glides else "".join(SETTINGS.findall(self.run["arm"]))
+        return f"{self.run['lr']:g}{settings}"
+
+    @property
+    def glides(self) -> bool:
+        """Whether there is a forecaster."""
+        return "nowcasts" in self.run
 
     def first(self, measure: str, goal: float) -> float:
         """The first step at which a measure is down at a goal."""
         hits = self.steps[getattr(self, measure) <= goal]
         return float(hits[0]) if len(hits) else float("inf")
+
+    @property
+    def highest(self) -> float:
+        """The highest loss after the first tenth of the run, not smoothed."""
+        values = np.array(self.run["curve"])
+        return float(values[values[:, 0] > FIRST * values[-1, 0], 2 if self.averaged else 1].max())
 
     def first_right(self, target: float) -> int | None:
         """The first evaluation with so many right answers, not smoothed."""
@@ -65,8 +89,8 @@ class Curve:
         )
 
 
-Arm = dict[float, list[Curve]]
-"""Runs by learning rate."""
+Arm = dict[str, list[Curve]]
+"""Runs by learning rate and settings."""
 Problems = dict[str, dict[str, Arm]]
 """By problem and arm."""
 
@@ -82,7 +106,7 @@ def read(folder: Path) -> Problems:
         run = json.loads(path.read_text())
         for averaged in (False, True):
             curve = Curve.of(run, averaged=averaged)
-            found[run["problem"]][curve.arm][run["lr"]].append(curve)
+            found[run["problem"]][curve.arm][curve.tuned].append(curve)
     if not found:
         raise SystemExit(f"there are no runs in {folder}: make some with `run`, or read bench/acceleration/results/README.md")
     return found
@@ -96,7 +120,7 @@ def summarise(problems: Problems, *, share: float = 1.0) -> list[dict[str, Any]]
             steps = {measure: _to_rivals(arms, arm, measure, share) for measure in ("loss", "wrong")}
             rows.append({"problem": problem, "arm": name, "share": share, "steps": steps, **_end(arm)})
             if target := TARGETS.get(problem):
-                curves = {f"{rate:g}, seed {curve.run['seed']}": curve for rate, curves in arm.items() for curve in curves}
+                curves = {f"{rate}, seed {curve.run['seed']}": curve for rate, curves in arm.items() for curve in curves}
                 rows[-1]["target"] = {"right": target, "steps": {run: each.first_right(target) for run, each in curves.items()}}
     return rows
 
@@ -145,18 +169,16 @@ def _steps(curves: list[Curve], measure: str, goals: dict[int, float]) -> float:
 def _end(arm: Arm) -> dict[str, Any]:
     """The figures at the rate with the lowest final loss."""
     curves = _longest(_tuned(arm, "loss"))
-    rate = curves[0].run["lr"]
     runs, averaged = [curve.run for curve in curves], curves[0].averaged
-    jumps = [event for run in runs for event in run.get("events", ()) if event["kind"] == "nowcast"]
     return {
-        "lr": rate,
+        "lr": curves[0].tuned,
         "rates": {each: _by_seed(_longest(arm[each])) for each in sorted(arm)},
         "seeds": len({run["seed"] for run in runs}),
         "final": _level(curves, "loss"),
         "test": median(run["test"][averaged] for run in runs),
         "test_right": median(run["test_right"][averaged] for run in runs),
         "train_s": median(run["train_s"] for run in runs),
-        "jumps": {outcome: sum(event["outcome"] == outcome for event in jumps) for outcome in ("accepted", "rejected", "skipped")},
+        "highest": median(curve.highest for curve in curves),
     }
 
 
@@ -165,38 +187,81 @@ def _by_seed(curves: list[Curve]) -> dict[int, float]:
     return {curve.run["seed"]: _at(curve, "loss", 1.0) for curve in curves}
 
 
-def verdict(rows: list[dict[str, Any]], arm: str, *, rival: str) -> dict[str, dict[str, float | None]]:
-    """What an arm's steps are relative to a rival's, less 1, for each problem: by loss, and by the problem's own measure. None
-    where it never gets to where the rival is.
+def compare(problems: Problems, arm: str, *, rival: str) -> list[dict[str, Any]]:
+    """What an arm gains on each problem, average against average and weights against weights, both at their best rates.
+
+    Args:
+        problems: as read.
+        arm: without `+ema`.
+        rival: likewise; `strongest` for the one without a forecaster that is first where Adam's average is, problem by problem.
+
+    Returns:
+        for each problem `steps`: ratios less 1 of the steps to where Adam is, (average at 75%, at the end, weights likewise), None
+        where that is never; by loss and by wrong answers. `end`: final losses of the rival's average and the arm's. `spike`: the
+        highest loss relative to Adam's. `seconds`: of training to where Adam's average ends, the rival's and the arm's.
     """
-    own = {row["problem"]: row["steps"] for row in rows if row["arm"] == rival}
-    found = {}
-    for row in rows:
-        if row["arm"] == arm and row["problem"] in own:
-            ratios = {}
-            for name, measure in (("loss", "loss"), ("own", "wrong" if row["problem"] in PICTURES else "loss")):
-                mine, theirs = row["steps"][measure].get(rival), own[row["problem"]][measure].get(rival)
-                ratios[name] = mine / theirs - 1 if mine and theirs else None
-            found[row["problem"]] = ratios
+    rows = []
+    for problem, arms in sorted(problems.items()):
+        other = _strongest(arms) if rival == "strongest" else rival
+        if not {f"{arm}+ema", f"{other}+ema", "adam+ema"} <= set(arms):
+            continue
+        steps = {}
+        for measure in ("loss", "wrong"):
+            mine, theirs = (_to_adam(arms, name, measure) for name in (arm, other))
+            steps[measure] = [a / b - 1 if a < np.inf and b < np.inf else None for a, b in zip(mine, theirs, strict=True)]
+        runs = {name: _longest(_tuned(arms[f"{name}+ema"], "loss")) for name in (other, arm)}
+        row = {"problem": problem, "rival": other, "steps": steps, "seeds": len(runs[arm])}
+        row["rates"] = [curves[0].tuned for curves in runs.values()]
+        row["end"] = [_level(curves, "loss") for curves in runs.values()]
+        row["spike"] = _end(arms[arm])["highest"] / _end(arms["adam"])["highest"]
+        row["seconds"] = [_seconds(curves, _to_adam(arms, name, "loss")[1]) for name, curves in runs.items()]
+        rows.append(row)
+    return rows
+
+
+def _strongest(arms: dict[str, Arm]) -> str:
+    plain = [name for name, arm in arms.items() if name.endswith("+ema") and not next(iter(arm.values()))[0].glides]
+    return min((name.removesuffix("+ema") for name in plain), key=lambda name: sum(_to_adam(arms, name, "loss")[:2]))
+
+
+def _to_adam(arms: dict[str, Arm], name: str, measure: str) -> list[float]:
+    """Steps to where Adam's average is at 75% of its run and at the end, and the same of weights; medians over common seeds."""
+    found = []
+    for end in ("+ema", ""):
+        for share in (0.75, 1.0):
+            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(_tuned(arms[f"adam{end}"], measure))}
+            found.append(_steps(_tuned(arms[f"{name}{end}"], measure), measure, goals))
     return found
 
 
-def print_verdict(rows: list[dict[str, Any]], arm: str, *, rival: str, without: Sequence[str] = ()) -> None:
+def _seconds(curves: list[Curve], steps: float) -> float | None:
+    return median(curve.run["train_s"] / curve.run["steps"] for curve in curves) * steps if steps < np.inf else None
+
+
+def print_comparison(rows: list[dict[str, Any]], arm: str, *, rival: str, without: Sequence[str] = ()) -> None:
     """A line for each problem, and the median over those that are not in `without`."""
     from rich.console import Console
     from rich.table import Table
 
-    found = verdict(rows, arm, rival=rival)
-    where = "its end" if rows[0]["share"] == 1 else f"where it is at {rows[0]['share']:.0%} of its run"
-    table = Table("problem", "by loss", "by its own measure", title=f"{arm} against {rival}: steps to {where}")
-    counted = [ratios for problem, ratios in found.items() if problem not in without]
-    medians = {
-        name: median(ratios[name] if ratios[name] is not None else float("inf") for ratios in counted) for name in ("loss", "own")
-    }
-    for problem, ratios in found.items():
-        table.add_row(f"({problem})" if problem in without else problem, *(_percent(ratios[name]) for name in ("loss", "own")))
-    table.add_row("median", *(_percent(value if value < float("inf") else None) for value in medians.values()))
-    Console(width=180).print(table)
+    heads = ("average, at 75%", "at the end", "weights, at 75%", "at the end", "right answers: average, at 75%", "at the end")
+    title = f"{arm} against {rival}: steps to where Adam is"
+    table = Table(
+        "problem", "rates", "seeds", *heads, "average ends at", "highest loss / Adam's", "seconds to Adam's end", title=title
+    )
+    counted: list[list[float | None]] = []
+    for row in rows:
+        problem, pictures = row["problem"], row["problem"] in PICTURES
+        ratios = [*row["steps"]["loss"], *(row["steps"]["wrong"][:2] if pictures else row["steps"]["loss"][:2])]
+        counted += [ratios] if problem not in without else []
+        name = f"{problem} ({row['rival']})" if rival == "strongest" else problem
+        seconds = " -> ".join("never" if each is None else f"{each:.0f}" for each in row["seconds"])
+        rest = (" -> ".join(f"{loss:.4f}" for loss in row["end"]), f"{row['spike']:.2f}", seconds)
+        table.add_row(name, ", ".join(row["rates"]), str(row["seeds"]), *map(_percent, ratios), *rest)
+    if counted:
+        medians = [median(np.inf if ratio is None else ratio for ratio in column) for column in zip(*counted, strict=True)]
+        name = f"median without {', '.join(without)}" if without else "median"
+        table.add_row(name, "", "", *(_percent(None if ratio == np.inf else ratio) for ratio in medians), "", "", "")
+    Console(width=200).print(table)
 
 
 def _percent(ratio: float | None) -> str:
@@ -214,19 +279,19 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for measure, title in (("loss", "loss"), ("wrong", "share of right answers")):
         heads = [f"to {rival}{where}" for rival in RIVALS]
         table = Table(
-            "problem", "arm", "lr (of)", "seeds", *heads, "final", "test", "right", "train s", "jumps", title=f"By {title}"
+            "problem", "arm", "lr (of)", "seeds", *heads, "final", "test", "right", "train s", "highest", title=f"By {title}"
         )
         for row in rows:
             figures = [_figure(row, own.get((row["problem"], rival)), measure, rival) for rival in RIVALS]
             if measure == "loss" or row["test_right"]:
                 table.add_row(
-                    row["problem"], row["arm"], f"{row['lr']:g} ({len(row['rates'])})", str(row["seeds"]), *figures, *_last(row)
+                    row["problem"], row["arm"], f"{row['lr']} ({len(row['rates'])})", str(row["seeds"]), *figures, *_last(row)
                 )
         console.print(table)
     for row in rows:
         if len(row["rates"]) > 1:
             ends = "; ".join(
-                f"{rate:g}: {', '.join(f'{loss:.4f}' for loss in by_seed.values())}" for rate, by_seed in row["rates"].items()
+                f"{rate}: {', '.join(f'{loss:.4f}' for loss in by_seed.values())}" for rate, by_seed in row["rates"].items()
             )
             console.print(f"{row['problem']}, {row['arm']}: final loss by rate, of each seed: {ends}")
         if "target" in row:
@@ -241,7 +306,7 @@ def _figure(row: dict[str, Any], rival_steps: dict[str, Any] | None, measure: st
 
 def _last(row: dict[str, Any]) -> tuple[str, ...]:
     right = f"{row['test_right']:.1%}" if row["test_right"] else ""
-    return (f"{row['final']:.4f}", f"{row['test']:.4f}", right, f"{row['train_s']:.0f}", "/".join(map(str, row["jumps"].values())))
+    return (f"{row['final']:.4f}", f"{row['test']:.4f}", right, f"{row['train_s']:.0f}", f"{row['highest']:.4f}")
 
 
 def draw(problems: Problems, path: Path, *, only: Sequence[str] = ()) -> None:

@@ -24,12 +24,15 @@ def report() -> ModuleType:
     return module
 
 
-def store(folder: Path, arm: str, losses: list[float], *, seed: int = 1, lr: float = 1e-3, steps: int | None = None) -> None:
+def store(
+    folder: Path, arm: str, losses: list[float], *, seed: int = 1, lr: float = 1e-3, steps: int | None = None, problem: str = "p"
+) -> None:
     """A run evaluated every 100 steps; its average is always 0.1 lower, its share of right answers 1 - loss."""
     curve = [[100 * (i + 1), loss, loss - 0.1, 1 - loss, 1.1 - loss] for i, loss in enumerate(losses)]
-    run: dict[str, Any] = {"problem": "p", "arm": arm, "lr": lr, "seed": seed, "steps": steps or 100 * len(losses)}
+    run: dict[str, Any] = {"problem": problem, "arm": arm, "lr": lr, "seed": seed, "steps": steps or 100 * len(losses)}
     run |= {"train_s": 1.0, "curve": curve, "test": [0.3, 0.2], "test_right": [0.7, 0.8]}
-    (folder / f"{arm}-{lr}-{run['steps']}-{seed}.json").write_text(json.dumps(run))
+    run |= {"nowcasts": {}} if arm.startswith("nino") else {}
+    (folder / f"{problem}-{arm}-{lr}-{run['steps']}-{seed}.json").write_text(json.dumps(run))
 
 
 def rows(report: ModuleType, folder: Path) -> dict[str, dict[str, Any]]:
@@ -79,8 +82,8 @@ def test_each_arm_has_its_best_rate(report: ModuleType, tmp_path: Path) -> None:
     store(tmp_path, "adam", [0.2] * 15, lr=1e-2)
     store(tmp_path, "nino", FALLING, lr=1e-3)
     found = rows(report, tmp_path)
-    assert found["adam"]["lr"] == 1e-2
-    assert list(found["adam"]["rates"]) == [1e-3, 1e-2]
+    assert found["adam"]["lr"] == "0.01"
+    assert list(found["adam"]["rates"]) == ["0.001", "0.01"]
     assert found["nino"]["steps"]["loss"]["adam"] is None
 
 
@@ -91,40 +94,53 @@ def test_a_rate_that_was_merely_looked_at_does_not_compete(report: ModuleType, t
         store(tmp_path, "nino", FALLING, seed=seed)
     store(tmp_path, "nino", [0.1] * 15, lr=1e-2)
     found = rows(report, tmp_path)["nino"]
-    assert found["lr"] == 1e-3
+    assert found["lr"] == "0.001"
     assert found["steps"]["loss"]["adam"] == 1500.0
-    assert found["rates"][1e-2] == {1: pytest.approx(0.1)}
+    assert found["rates"]["0.01"] == {1: pytest.approx(0.1)}
 
 
-def test_the_verdict_is_by_each_problems_own_measure(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pictures are overfitted the loss rises while right answers become more."""
-    curves = {"q": ("nino", [max(0.35, 1.0 - 0.1 * i) for i in range(15)]), "r": ("nino", FALLING)}
-    monkeypatch.setattr(report, "PICTURES", ("q",))
-    for problem, (arm, losses) in curves.items():
-        for name, values in (("adam", FALLING), (arm, losses)):
-            store(tmp_path, name, values)
-            path = tmp_path / f"{name}-0.001-1500-1.json"
-            run = json.loads(path.read_text()) | {"problem": problem}
-            if problem == "q" and name == "nino":  # right answers alone are there sooner
-                run["curve"] = [[step, 1.0, smooth, right, averaged] for step, _, smooth, right, averaged in run["curve"]]
-            (tmp_path / f"{problem}-{name}.json").write_text(json.dumps(run))
-            path.unlink()
-    summary = report.summarise(report.read(tmp_path))
-    found = report.verdict(summary, "nino", rival="adam")
-    assert found == {"q": {"loss": None, "own": pytest.approx(-1 / 3)}, "r": {"loss": 0.0, "own": 0.0}}
+FASTER = [max(0.35, 1.0 - 0.1 * i) for i in range(15)]  # smoothed 0.44 at step 900, 0.39 at 1000
+
+
+def test_averages_are_compared_with_averages_and_weights_with_weights(report: ModuleType, tmp_path: Path) -> None:
+    """A forecaster's average against plain weights would gain what averaging gains."""
+    store(tmp_path, "adam", FALLING)
+    store(tmp_path, "nino", FASTER)
+    (row,) = report.compare(report.read(tmp_path), "nino", rival="adam")
+    assert row["steps"]["loss"] == [pytest.approx(each) for each in (700 / 1100 - 1, 1000 / 1500 - 1) * 2]
+    assert row["seconds"] == [pytest.approx(1.0), pytest.approx(1000 / 1500)]
+
+
+def test_a_rival_is_compared_at_its_best_settings(report: ModuleType, tmp_path: Path) -> None:
+    """A forecaster would win against a rival that nobody tuned."""
+    store(tmp_path, "adam", FALLING)
+    store(tmp_path, "nino", FALLING)
+    store(tmp_path, "ademamix:alpha=2", FALLING)
+    store(tmp_path, "ademamix:alpha=5", FASTER)
+    (row,) = report.compare(report.read(tmp_path), "nino", rival="strongest")
+    assert (row["rival"], row["rates"][0]) == ("ademamix", "0.001:alpha=5")
+    assert row["steps"]["loss"][1] == pytest.approx(0.5)
+
+
+def test_a_spike_shows(report: ModuleType, tmp_path: Path) -> None:
+    """Smoothing would hide what a bad forecast does for a moment; the high losses of the start are no spike."""
+    store(tmp_path, "adam", FALLING)
+    store(tmp_path, "nino", [2.0, *FALLING[1:8], 1.8, *FALLING[9:]])
+    (row,) = report.compare(report.read(tmp_path), "nino", rival="adam")
+    assert row["spike"] == pytest.approx(1.8 / 0.95)
 
 
 @pytest.mark.parametrize(("without", "median"), [((), "-16.7%"), (("r",), "-33.3%")])
-def test_the_verdicts_median(report: ModuleType, capsys: pytest.CaptureFixture[str], without: tuple[str, ...], median: str) -> None:
+def test_the_median_leaves_out_what_was_fitted_to(
+    report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], without: tuple[str, ...], median: str
+) -> None:
     """What the forecaster was fitted to would flatter it."""
-    goal = {"loss": {"adam": 1500.0}, "wrong": {"adam": 1500.0}}
-    table = [{"problem": name, "arm": "adam", "share": 1.0, "steps": goal} for name in ("q", "r")]
-    for name, steps in (("q", 1000.0), ("r", 1500.0)):
-        table.append({"problem": name, "arm": "nino", "share": 1.0, "steps": {"loss": {"adam": steps}, "wrong": {"adam": steps}}})
-    report.print_verdict(table, "nino", rival="adam", without=without)
+    for problem, losses in (("q", FASTER), ("r", FALLING)):
+        store(tmp_path, "adam", FALLING, problem=problem)
+        store(tmp_path, "nino", losses, problem=problem)
+    report.print_comparison(report.compare(report.read(tmp_path), "nino", rival="adam"), "nino", rival="adam", without=without)
     shown = capsys.readouterr().out
-    assert next(line for line in shown.splitlines() if "median" in line).count(median) == 2
-    assert ("(r)" in shown) == bool(without)
+    assert next(line for line in shown.splitlines() if "median" in line).count(median) == 3
 
 
 def test_a_table_and_a_picture_come_of_it(report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
