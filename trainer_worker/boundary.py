@@ -207,7 +207,7 @@ class Boundaries:
             "taken": self._taken,
             "asking": self._asking,
             "gain": self._gain,
-            "push": self._pushed.state(),
+            "pushed": self._pushed.state_dict(),
             "snapshots": self._forecasts.state_dict() if self._forecasts else {},
         }
 
@@ -215,7 +215,7 @@ class Boundaries:
         """Go on from `state_dict()`. What was asked for then is asked again."""
         self.step, self._next, self._taken = int(state["step"]), int(state["next"]), int(state["taken"])
         self._asking, self._gain = bool(state["asking"]), float(state["gain"])
-        self._pushed.load_state(state["push"])
+        self._pushed.load_state_dict(state["pushed"])
         self._compared = False
         if self._forecasts is not None and state["snapshots"]:
             self._forecasts.load_state_dict(state["snapshots"])

@@ -1,7 +1,7 @@
 """The push under way: what is added to the weights after each optimizer step."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -30,17 +30,14 @@ class PushedWeights:
 
     def __init__(self, flat: FlatParameters, optimizers: Sequence[Optimizer]) -> None:
         self._flat, self._optimizers = flat, optimizers
-        self._push: list[Tensor] = []  # one step's share, of each parameter (of its local part)
+        self._push: list[Tensor] = []  # one step's share, of each parameter (of its local part); memory of its own, used again
+        self.active = False
+        """Is there a push under way?"""
         self._exact: tuple[list[Tensor], list[Tensor]] = ([], [])  # what is added to, and what is added
-        self._narrow: list[tuple[Tensor, Tensor]] = []
-        self._rests: dict[int, Tensor] = {}  # by parameter, what of its pushes is still to be added
+        self._narrow: list[tuple[Tensor, Tensor, Tensor]] = []  # and what of earlier pushes is still to be added
+        self._rests: dict[tuple[int, int], Tensor] = {}  # by place of the parameter, and number of the copy
         self._moving: list[nn.Parameter] = []
         self._copies: list[str] | None = None
-
-    @property
-    def active(self) -> bool:
-        """Is there a push under way?"""
-        return bool(self._push)
 
     @torch.no_grad()
     def set(self, displacement: Tensor | None, *, steps: int) -> None:
@@ -50,31 +47,27 @@ class PushedWeights:
             displacement: (n,) float32; None on a rank that is given its part.
             steps: among which it is divided.
         """
-        self._push = []
-        for piece in self._flat.pieces:
+        for push, piece in zip(self._memory(), self._flat.pieces, strict=True):
             values = None if displacement is None else displacement[piece.start : piece.stop].view(piece.parameter.shape)
-            mine = part_of(values, piece.parameter)
-            # on the CPU it may be the very memory it came in, which the next forecast overwrites
-            self._push.append(mine.to(_push_dtype(piece.parameter)) / steps)
+            push.copy_(part_of(values, piece.parameter)).div_(steps)
         self._prepare()
 
     def clear(self) -> None:
         """End the push under way."""
-        self._push, self._exact, self._narrow, self._moving = [], ([], []), [], []
+        self.active = False
 
     @torch.no_grad()
     def add(self) -> None:
         """Add one step's share."""
-        if not self._push:
+        if not self.active:
             return
         if not all(parameter.requires_grad for parameter in self._moving):
             self._prepare()  # one has been frozen since
         targets, pushes = self._exact
         if targets:
             torch._foreach_add_(targets, pushes)
-        for target, push in self._narrow:
-            rest = self._rests.setdefault(id(target), torch.zeros_like(push)).add_(push)
-            wanted = target.to(push.dtype).add_(rest)
+        for target, push, rest in self._narrow:
+            wanted = target.to(push.dtype).add_(rest.add_(push))
             target.copy_(wanted)
             torch.sub(wanted, target, out=rest)
 
@@ -85,39 +78,53 @@ class PushedWeights:
         self.add()
         self.clear()
 
-    def state(self) -> Tensor:
-        """One step's share, flat (local n,) float32; zeros if there is no push."""
-        if self._push:
-            return torch.cat([push.flatten().to("cpu", torch.float32) for push in self._push])
-        return torch.zeros(sum(local(parameter).numel() for parameter in self._flat.parameters))
+    def state_dict(self) -> dict[str, Tensor]:
+        """One step's share, flat (local n,), zeros if there is no push; and what narrow weights have still to take up."""
+        pushes = [push.flatten().cpu() for push in self._memory()]
+        push = torch.cat(pushes)
+        rests = [self._rests.get((index, 0), torch.zeros_like(pushes[index])).flatten().cpu() for index in self._narrow_pieces]
+        return {"push": push if self.active else torch.zeros_like(push), "rest": torch.cat([torch.zeros(0), *rests])}
 
-    def load_state(self, state: Tensor) -> None:
-        """Go on from `state()`."""
-        self._rests.clear()
-        if not bool(state.any()):
-            self.clear()
-            return
-        places = [local(parameter) for parameter in self._flat.parameters]
-        parts = torch.split(state, [place.numel() for place in places])
-        self._push = [
-            part.view(place.shape).to(place.device, _push_dtype(place), copy=True)
-            for part, place in zip(parts, places, strict=True)
-        ]
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state_dict()`."""
+        pushes = self._memory()
+        for push, part in zip(pushes, torch.split(state["push"], [push.numel() for push in pushes]), strict=True):
+            push.copy_(part.view(push.shape))
+        narrow = [pushes[index] for index in self._narrow_pieces]
+        for index, push, part in zip(
+            self._narrow_pieces, narrow, torch.split(state["rest"], [push.numel() for push in narrow]), strict=True
+        ):
+            self._rests[index, 0] = part.view(push.shape).to(push)
         self._prepare()
+        self.active = bool(state["push"].any())
+
+    @property
+    def _narrow_pieces(self) -> list[int]:
+        """Places of the parameters narrower than float32."""
+        return [index for index, piece in enumerate(self._flat.pieces) if piece.parameter.element_size() < 4]
+
+    def _memory(self) -> list[Tensor]:
+        if not self._push:
+            places = [local(parameter) for parameter in self._flat.parameters]
+            self._push = [torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in places]
+        return self._push
 
     def _prepare(self) -> None:
         """Pair each push with what it is added to."""
-        pairs: list[tuple[Tensor, Tensor]] = []
-        self._moving = []
-        for piece, push in zip(self._flat.pieces, self._push, strict=True):
+        self._moving, self._exact, self._narrow, self.active = [], ([], []), [], True
+        for index, (piece, push) in enumerate(zip(self._flat.pieces, self._push, strict=True)):
             if not piece.parameter.requires_grad:
                 continue
             self._moving.append(piece.parameter)
-            pairs.append((local(piece.parameter), push))
-            pairs.extend((copy, push.to(copy.device)) for copy in self._copies_of(piece.parameter))
-        wide = [(target, push) for target, push in pairs if target.element_size() >= push.element_size()]
-        self._narrow = [(target, push) for target, push in pairs if target.element_size() < push.element_size()]
-        self._exact = ([target.detach() for target, _ in wide], [push.to(target.dtype) for target, push in wide])
+            for number, target in enumerate((local(piece.parameter), *self._copies_of(piece.parameter))):
+                added = push.to(target.device)
+                if target.element_size() >= push.element_size():
+                    self._exact[0].append(target)
+                    self._exact[1].append(added.to(target.dtype))
+                else:
+                    if (index, number) not in self._rests:
+                        self._rests[index, number] = torch.zeros_like(added)
+                    self._narrow.append((target, added, self._rests[index, number]))
 
     def _copies_of(self, parameter: nn.Parameter) -> Iterator[Tensor]:
         if self._copies is None:
@@ -152,7 +159,3 @@ def copies_of_weights(parameters: Sequence[nn.Parameter], optimizers: Sequence[O
 
 def _alike(value: Any, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape and value.dim() > 0
-
-
-def _push_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)
