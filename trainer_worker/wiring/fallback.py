@@ -29,8 +29,6 @@ def draw_alone(canvas: Canvas, parameters: Iterable[Parameter]) -> None:
 
 def draw_rest(canvas: Canvas, parameter: Parameter, seen: Tensor) -> None:
     """Draw the weights of a parameter that were not seen at work when others were: each stretch of them as a vector."""
-    if seen.all():
-        return
     edges = torch.nn.functional.pad(~seen, (1, 1)).to(torch.int8).diff()
     starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
     if len(starts) <= MAX_STRETCHES:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
@@ -47,6 +47,8 @@ class WiringReport:
         family: the named family it was read as, None if it was traced.
         how, followed: for each parameter as in `Row`.
         remarks: what went wrong on the way, one sentence each.
+        inputs: what the model was run with: "guessed inputs 2x3x32x32 float32"; None if it was not run as a whole.
+        left_out: parameters that were asked for but cannot be forecast, each with its dtype.
     """
 
     wiring: Wiring
@@ -54,7 +56,9 @@ class WiringReport:
     family: str | None
     how: dict[str, str]
     followed: dict[str, float]
-    remarks: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = ()
+    inputs: str | None = None
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -86,6 +90,19 @@ class WiringReport:
     def fallbacks(self) -> tuple[str, ...]:
         """Parameters with neurons of their own."""
         return tuple(row.name for row in self.rows if row.how == FALLBACK)
+
+    @property
+    def sentence(self) -> str:
+        """The coverage, and how it was found, in one line for a log or summary."""
+        if self.family is not None:
+            how = f"read as {self.family}"
+        elif self.inputs is not None:
+            how = f"traced with {self.inputs}"
+        else:
+            how = "the model could not be run as a whole; give example inputs"
+        alone = self.fallbacks
+        rest = f"; {len(alone)} parameters have neurons of their own, first {alone[0]!r}" if alone else ""
+        return f"{self.coverage:.1%} of {self.wiring.size:,} weights are wired into the network ({how}){rest}"
 
     @property
     def structure(self) -> dict[str, int]:

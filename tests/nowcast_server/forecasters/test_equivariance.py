@@ -89,7 +89,7 @@ def forecasters(tmp_path_factory: pytest.TempPathFactory) -> list[Forecaster]:
 def test_equivariance(family: str, forecasters: list[Forecaster]) -> None:
     """A forecast would depend on how neurons happen to be numbered, or a wiring would tie neurons that are not alike."""
     model = network(family)
-    wiring, meta = wire(model), {"family": family, **NETWORKS[family]}
+    wiring, meta = wire(model, layout="published"), {"family": family, **NETWORKS[family]}
     graph, node_pe = expand(wiring), laplacian_features(wiring)
     flat = parameters_to_vector(model.parameters()).detach()
     states = flat + 0.1 * random_states(wiring)

@@ -27,7 +27,7 @@ def test_forecasts_are_the_published_ones(
 ) -> None:
     """Whoever switches from the published code would get other weights loaded."""
     fixture = parity(network)
-    wiring = wire(build(fixture.meta))
+    wiring = wire(build(fixture.meta), layout="published")
     neurons = match(expand(wiring), published(fixture.arrays))
     states = torch.from_numpy(fixture.arrays["states"])
     forecaster = load_forecaster(name, checkpoint=shared / "checkpoints" / f"{checkpoint}.pt")
@@ -40,7 +40,7 @@ def test_forecasts_are_the_published_ones(
 @pytest.mark.parametrize("network", NETWORKS)
 def test_graphs_are_expanded_right(network: str, parity: Callable[[str], Any]) -> None:
     """`to_graph` would disagree with a plain loop over the blocks."""
-    wiring = wire(build(parity(network).meta))
+    wiring = wire(build(parity(network).meta), layout="published")
     graph, plain = to_graph(wiring), expand(wiring)
     assert np.array_equal(graph.edge_index, plain.edge_index)
     assert np.array_equal(graph.edge_type, plain.edge_type)
@@ -57,7 +57,7 @@ def test_features_are_the_published_ones_where_unique(network: str, simple: int,
     Up to their sign, and before the first repeated eigenvalue, of which ARPACK leaves out a copy in `llama`.
     """
     fixture = parity(network)
-    wiring = wire(build(fixture.meta))
+    wiring = wire(build(fixture.meta), layout="published")
     theirs = fixture.arrays["node_pe"][match(expand(wiring), published(fixture.arrays))]
     cosines = (laplacian_features(wiring).T.numpy() @ theirs)[:simple, :simple]
     assert np.allclose(np.abs(cosines), np.eye(simple), atol=1e-4)

@@ -94,7 +94,7 @@ def test_full_size_panels(*, graph: bool) -> None:
 def test_published_networks_cut_small(network: str, parity: Callable[[str], Any], shared: Path, tiny: None) -> None:
     """Published weights on published architectures would differ from the reference once blocks are cut into panels."""
     fixture = parity(network)
-    wiring, states = wire(build(fixture.meta)), torch.from_numpy(fixture.arrays["states"])
+    wiring, states = wire(build(fixture.meta), layout="published"), torch.from_numpy(fixture.arrays["states"])
     checkpoint = load_checkpoint(shared / "checkpoints" / "nino_no_posw.pt")
     assert compare(checkpoint, wiring, states, horizons=(1, 2, 5, 13, 40)) <= TOLERANCE
 
@@ -150,7 +150,7 @@ def test_snapshots_may_lie_anywhere() -> None:
 def test_bfloat16_is_as_near_as_documented(network: str, error: float, parity: Callable[[str], Any], shared: Path) -> None:
     """The optional narrow products would be further off than the documentation says, or secretly wide."""
     fixture = parity(network)
-    wiring, states = wire(build(fixture.meta)), torch.from_numpy(fixture.arrays["states"])
+    wiring, states = wire(build(fixture.meta), layout="published"), torch.from_numpy(fixture.arrays["states"])
     checkpoint = load_checkpoint(shared / "checkpoints" / "nino_no_posw.pt")
     exact, narrow = (
         StreamingEngine(checkpoint, precision=precision).forecast(wiring, states, horizons=(1, 40), node_pe=None)

@@ -20,7 +20,7 @@ from permutations import (
 from torch import Tensor, nn
 
 from protos.wiring import EdgeType, Wiring
-from trainer_worker.wiring import describe, wire
+from trainer_worker.wiring import Layout, describe, wire
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 20}
 TEXT = {"vocab_size": 19, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
@@ -101,13 +101,13 @@ def layers_with_heads(wiring: Wiring) -> list[list[HeadNeurons]]:
     return layers
 
 
-@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("layout", ["published", "traced"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_mlp_neurons(name: str, *, published: bool) -> None:
+def test_mlp_neurons(name: str, layout: Layout) -> None:
     """Permuting MLP neurons would change the forecast of a network that computes the same."""
     model = FAMILIES[name]()
-    report = describe(model, published=published)
-    assert (report.family is not None) == published
+    report = describe(model, layout=layout)
+    assert (report.family is not None) == (layout == "published")
     ending = next(ending for key, ending in MLP.items() if key == (report.family or key) and _has(model, ending))
     for parameter in (label for label, _ in model.named_parameters() if label.endswith(ending)):
         count = len(targets(report.wiring, parameter))
@@ -118,46 +118,47 @@ def _has(model: nn.Module, ending: str) -> bool:
     return any(label.endswith(ending) for label, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("layout", ["published", "traced"])
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "qwen3"])
-def test_heads_change_places(name: str, *, published: bool) -> None:
+def test_heads_change_places(name: str, layout: Layout) -> None:
     """Swapping two heads would change the forecast of a network that computes the same."""
     model = FAMILIES[name]()
-    wiring = wire(model, published=published)
+    wiring = wire(model, layout=layout)
     for layer in layers_with_heads(wiring):
         check(model, wiring, swap_heads(wiring, layer[0], layer[2]))
 
 
-@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("layout", ["published", "traced"])
 @pytest.mark.parametrize("name", ["gpt2", "bert", "roberta", "vit"])
-def test_neurons_within_a_head(name: str, *, published: bool) -> None:
+def test_neurons_within_a_head(name: str, layout: Layout) -> None:
     """Permuting a head's query neurons with its key neurons, or its value neurons, would change the forecast."""
     model = FAMILIES[name]()
-    wiring = wire(model, published=published)
+    wiring = wire(model, layout=layout)
     for layer in layers_with_heads(wiring):
         for group in range(len(layer[1].groups)):
             check(model, wiring, shuffle_head(wiring, layer[1], group))
 
 
+@pytest.mark.parametrize("layout", ["published", "traced"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
-def test_values_within_a_head(name: str) -> None:
+def test_values_within_a_head(name: str, layout: Layout) -> None:
     """Rotary positions tie a head's query neurons to their places; its value neurons stay free."""
     model = FAMILIES[name]()
-    wiring = wire(model)
+    wiring = wire(model, layout=layout)
     for layer in layers_with_heads(wiring):
         check(model, wiring, shuffle_head(wiring, layer[3], 1))
 
 
-@pytest.mark.parametrize("published", [True, False])
-def test_heads_that_share_values(*, published: bool) -> None:
+@pytest.mark.parametrize("layout", ["published", "traced"])
+def test_heads_that_share_values(layout: Layout) -> None:
     """Query heads of one group may change places, and their common values; only Llama's published graph cannot say so."""
     model = mistral(shared=2)
-    wiring = wire(model, published=published)
+    wiring = wire(model, layout=layout)
     for layer in layers_with_heads(wiring):
         check(model, wiring, swap_heads(wiring, layer[2], layer[3]))
         check(model, wiring, shuffle_head(wiring, layer[0], 1))
-    llamas = wire(llama(num_key_value_heads=2), published=False)
-    assert llamas.blocks == wire(model, published=False).blocks
+    llamas = wire(llama(num_key_value_heads=2))
+    assert llamas.blocks == wire(model).blocks
 
 
 def test_heads_do_not_mix() -> None:
@@ -172,11 +173,11 @@ def test_heads_do_not_mix() -> None:
         weight_order(wiring, swap_heads(wiring, mixed, second))
 
 
-@pytest.mark.parametrize("published", [True, False])
-def test_naive_graph(*, published: bool) -> None:
+@pytest.mark.parametrize("layout", ["published", "traced"])
+def test_naive_graph(layout: Layout) -> None:
     """The ablation would not be one: no head neurons, no shared query and key neurons, every weight still wired."""
     model = llama(num_key_value_heads=2)
-    wiring = wire(model, heads=False, published=published)
+    wiring = wire(model, heads=False, layout=layout)
     kinds = {block.edge_type for block in wiring.blocks}
     assert EdgeType.HEAD not in kinds
     assert {EdgeType.QUERY, EdgeType.KEY, EdgeType.VALUE} <= kinds
@@ -224,7 +225,7 @@ def test_nanogpt() -> None:
             self.lm_head = nn.Linear(8, 11, bias=False)
             self.lm_head.weight = self.transformer.wte.weight
 
-    report = describe(GPT())
+    report = describe(GPT(), layout="published")
     assert report.family == "nanogpt"
     fused = next(row for row in report.rows if row.name == "transformer.h.0.attn.c_attn.weight")
     assert fused.kinds == (EdgeType.QUERY, EdgeType.KEY, EdgeType.VALUE)

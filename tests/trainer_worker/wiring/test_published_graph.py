@@ -22,14 +22,14 @@ def test_graph_identity(parity: Callable[[str], Any], name: str) -> None:
     fixture = parity(name)
     model = build(fixture.meta)
     assert [(label, tuple(p.shape)) for label, p in model.named_parameters()] == fixture.params
-    match(expand(wire(model)), published(fixture.arrays))
+    match(expand(wire(model, layout="published")), published(fixture.arrays))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
 def test_words_come_first(parity: Callable[[str], Any], name: str) -> None:
     """The word-position feature of a checkpoint would go to the wrong neurons."""
     fixture = parity(name)
-    wiring = wire(build(fixture.meta))
+    wiring = wire(build(fixture.meta), layout="published")
     mapping = match(expand(wiring), published(fixture.arrays))
     assert np.array_equal(mapping[wiring.words.start : wiring.words.stop], np.arange(fixture.meta["vocab_size"]))
 
@@ -37,7 +37,7 @@ def test_words_come_first(parity: Callable[[str], Any], name: str) -> None:
 @pytest.mark.parametrize("case", DIGESTS, ids=[f"{case['meta']['family']}-{case['changes']}" for case in DIGESTS])
 def test_other_sizes(case: dict[str, Any]) -> None:
     """A rule read off one fixture need not hold for other heads, ratios, depths or output layers."""
-    report = describe(build(case["meta"]))
+    report = describe(build(case["meta"]), layout="published")
     assert report.family is not None
     assert (report.wiring.neurons, report.wiring.edges) == (case["neurons"], case["edges"])
     assert digest(expand(report.wiring)) == case["digest"]
@@ -56,7 +56,7 @@ def test_digest_ignores_numbering(parity: Callable[[str], Any], name: str) -> No
 def test_tracing_finds_gpt2(parity: Callable[[str], Any]) -> None:
     """Tracing alone would not find heads, residuals and tied embeddings: its GPT-2 is the published one but for key biases."""
     fixture = parity("gpt2")
-    traced, theirs = expand(wire(build(fixture.meta), published=False)), published(fixture.arrays)
+    traced, theirs = expand(wire(build(fixture.meta))), published(fixture.arrays)
     assert traced.neurons == theirs.neurons
     assert np.array_equal(np.bincount(traced.edge_type), np.bincount(theirs.edge_type))
     assert np.array_equal(traced.edge_type[traced.param_edge], theirs.edge_type[theirs.param_edge])

@@ -15,6 +15,9 @@ LENGTHS = (8, 32, 128, 16, 64, 1000)
 OTHER_SIZES = (*range(7, 1, -1), *range(9, 65), 1)
 """Sizes tried where none of the usual ones fits: short ones first, for tables of positions have an end."""
 
+LARGEST_STATED = 8192
+"""Sizes beyond this are not believed."""
+
 TRIES = 150
 """Guesses of each sort."""
 
@@ -29,9 +32,10 @@ def guesses(module: nn.Module) -> Iterator[Guess]:
     names = _required(module)
     if not names:
         yield (), {}
-    likely = (variant for example in islice(_examples(module), 40) for variant in _variants(names, example))
-    mixed = _mixtures(names, list(islice(_examples(module, sides=1), 10))) if len(names) > 1 else iter(())
-    odd = (variant for example in _odd_sizes(module) for variant in _variants(names, example))
+    width = next(_stated(module, _CONTEXT_WIDTHS), None)
+    likely = (variant for example in islice(_examples(module), 40) for variant in _variants(names, example, width))
+    mixed = _mixtures(names, list(islice(_examples(module, sides=1), 10)), width) if len(names) > 1 else iter(())
+    odd = (variant for example in _odd_sizes(module) for variant in _variants(names, example, width))
     batches = ((Batch(example),) for example in _examples(module)) if len(names) == 1 else iter(())
     for arguments in chain(likely, islice(mixed, TRIES), islice(odd, TRIES), islice(batches, 20)):
         yield arguments, {}
@@ -53,12 +57,12 @@ class Batch(dict[str, Any]):
         return self[name]
 
 
-def _mixtures(names: list[str], examples: list[Tensor]) -> Iterator[tuple[Any, ...]]:
+def _mixtures(names: list[str], examples: list[Tensor], width: int | None) -> Iterator[tuple[Any, ...]]:
     """Every argument another example, or what its name suggests."""
     for chosen in product(examples, repeat=len(names)):
         if any(example is not chosen[0] for example in chosen):
             yield chosen
-            yield tuple(_by_name(name, example) for name, example in zip(names, chosen, strict=True))
+            yield tuple(_by_name(name, example, width) for name, example in zip(names, chosen, strict=True))
 
 
 def _odd_sizes(module: nn.Module) -> Iterator[Tensor]:
@@ -93,21 +97,28 @@ def _required(module: nn.Module) -> list[str]:
     return optional or ["input"] if any(item.kind == inspect.Parameter.VAR_POSITIONAL for item in parameters) else optional
 
 
-def _variants(names: list[str], example: Tensor) -> Iterator[tuple[Any, ...]]:
+def _variants(names: list[str], example: Tensor, width: int | None) -> Iterator[tuple[Any, ...]]:
     """The example for every argument; for some, what their name suggests."""
     yield tuple(example for _ in names)
-    suggested = tuple(_by_name(name, example) for name in names)
+    suggested = tuple(_by_name(name, example, width) for name in names)
     if any(value is not example for value in suggested):
         yield suggested
 
 
-def _by_name(name: str, example: Tensor) -> Any:
+def _by_name(name: str, example: Tensor, width: int | None = None) -> Any:
     rows = example.shape[0]
+    if width is not None and name in _CONTEXTS:
+        return torch.randn(rows, STEPS, width)
     for words, make in _NAMED:
         if name in words or any(word.endswith("*") and word[:-1] in name for word in words):
             return make(rows, example)
     return example
 
+
+_CONTEXTS = {"encoder_hidden_states", "context", "cond", "conditioning", "text_embeddings"}
+_CONTEXT_WIDTHS = ("cross_attention_dim", "context_dim", "cond_dim", "encoder_hidden_size")
+_SIDES = ("sample_size", "image_size", "img_size", "input_size", "input_resolution", "resolution")
+"""Arguments that hold a second sequence, and what modules and their configurations call its width, or an image's side."""
 
 _NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (
     ({"adj*"}, lambda rows, _: torch.ones(rows, rows) / rows),
@@ -124,7 +135,7 @@ _NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (
 def _examples(module: nn.Module, *, sides: int = 20) -> Iterator[Tensor]:
     """Tensors the module's layers would take, layer by layer in their order; images and the like in so many sizes."""
     seen = set()
-    stated = _stated_sides(module)
+    stated = tuple(_stated(module, _SIDES))
     words = min(
         (layer.num_embeddings for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))), default=2
     )
@@ -163,12 +174,12 @@ def _for_own_parameters(layer: nn.Module) -> Iterator[Tensor]:
             yield from _features(size)
 
 
-def _stated_sides(module: nn.Module) -> tuple[int, ...]:
-    """Image sizes that a module or its configuration names."""
+def _stated(module: nn.Module, names: tuple[str, ...]) -> Iterator[int]:
+    """Sizes that a module, its parts or their configurations state under one of some names, each once."""
     holders = [holder for part in module.modules() for holder in (part, getattr(part, "config", None)) if holder is not None]
-    stated = (getattr(holder, name, None) for holder in holders for name in ("image_size", "img_size"))
-    sides = (side[0] if isinstance(side, (tuple, list)) and side else side for side in stated)
-    return tuple(dict.fromkeys(side for side in sides if isinstance(side, int) and 0 < side <= 1024))
+    stated = (getattr(holder, name, None) for holder in holders for name in names)
+    sizes = (size[-1] if isinstance(size, (tuple, list)) and size else size for size in stated)
+    yield from dict.fromkeys(size for size in sizes if isinstance(size, int) and 0 < size <= LARGEST_STATED)
 
 
 def _features(size: int) -> Iterator[Tensor]:

@@ -90,12 +90,22 @@ def layer_norm(tracer: Tracer, call: Call) -> list[Shadow]:
 
 def _normalised(tracer: Tracer, call: Call, weights: tuple[object, ...], *, per_channel: bool) -> list[Shadow]:
     inputs = call.args[0]
+    if per_channel and isinstance(held := tracer.get(inputs), Held):
+        return [_standardised(tracer, held, weights)]
     flow, shape = tracer.flow(inputs), tuple(inputs.shape)
     for weight, kind in zip(weights, (EdgeType.NORM, EdgeType.OTHER), strict=False):
-        held = tracer.get(weight)
-        if isinstance(held, Held):
-            flow = (_per_channel if per_channel else attach)(tracer, held, flow, shape, kind)
+        gain = tracer.get(weight)
+        if isinstance(gain, Held):
+            flow = (_per_channel if per_channel else attach)(tracer, gain, flow, shape, kind)
     return [flow]
+
+
+def _standardised(tracer: Tracer, held: Held, weights: tuple[object, ...]) -> Held:
+    """Weights that are normalised themselves stay weights, and the gains ride on them (weight standardisation)."""
+    lead = (-1, *(1,) * (held.view.dim() - 2))
+    gains = [gain for gain in map(tracer.get, weights) if isinstance(gain, Held)]
+    riders = tuple(gain.seen(gain.view.reshape(lead).expand(held.shape), ()) for gain in gains)
+    return held.seen(held.view, (*held.riders, *riders))
 
 
 @handles("_weight_norm_interface", "_weight_norm")

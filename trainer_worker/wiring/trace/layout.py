@@ -17,13 +17,14 @@ from trainer_worker.wiring.trace.tracer import Tracer
 from trainer_worker.wiring.trace.uses import Use
 
 
-def lay_out(tracer: Tracer, parameters: tuple[Parameter, ...], *, heads: bool) -> tuple[Wiring, dict[str, float]]:
-    """Number the neurons and draw the blocks.
+def lay_out(tracer: Tracer, parameters: tuple[Parameter, ...], chosen: set[str], *, heads: bool) -> tuple[Wiring, dict[str, float]]:
+    """Number the neurons and draw the blocks of the chosen parameters, and all structure.
 
     Returns:
-        the wiring; for each parameter the share of its weights that the trace could place, the others have neurons of their own.
+        the wiring; for each chosen parameter the share of its weights that the trace could place, the others have neurons of
+        their own.
     """
-    return _Layout(tracer, parameters, heads=heads).draw()
+    return _Layout(tracer, parameters, heads=heads).draw(chosen)
 
 
 _MARK = 64
@@ -57,14 +58,17 @@ class _Layout:
         self._component = tracer.labels.resolve()
         self._number = torch.full((len(self._component),), UNKNOWN)
 
-    def draw(self) -> tuple[Wiring, dict[str, float]]:
+    def draw(self, chosen: set[str]) -> tuple[Wiring, dict[str, float]]:
         placed, alone = {}, []
         for index, parameter in enumerate(self._parameters):
+            if parameter.name not in chosen:
+                continue
             uses = sorted(self._tracer.uses.of[index], key=lambda use: use.offset)
             drawn = sum(self._draw_use(parameter, use) for use in uses)
             placed[parameter.name] = drawn / max(1, parameter.size)
             if drawn:
-                draw_rest(self._canvas, parameter, self._tracer.uses.seen[index])
+                if not self._tracer.uses.complete(index):
+                    draw_rest(self._canvas, parameter, self._tracer.uses.seen(index))
             elif parameter.shape and parameter.size:
                 alone.append(parameter)
         self._draw_structure()

@@ -1,5 +1,6 @@
 """From the neurons of every weight to rectangles and diagonals of edges."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, product
@@ -62,8 +63,20 @@ class Weights:
             yield from self.rectangles()
             return
         apart = [axis for axis in self._axes if axis not in both and self.source.shape[axis] + self.target.shape[axis] > 2]
-        ways = (part.diagonals(both) for part in self._slices(apart)), (part.rectangles() for part in self._slices(both))
-        yield from min((list(islice(chain.from_iterable(way), MAX_PIECES + 1)) for way in ways), key=len)
+        diagonals = chain.from_iterable(part.diagonals(both) for part in self._slices(apart))
+        rectangles = chain.from_iterable(part.rectangles() for part in self._slices(both))
+        if self._count(apart) <= self._count(both):  # every slice gives a block at least: the way with fewer goes first
+            first = list(islice(diagonals, MAX_PIECES + 1))
+            second = list(islice(rectangles, len(first))) if self._count(both) < len(first) else first
+            yield from min(first, second, key=len)
+        else:
+            first = list(islice(rectangles, MAX_PIECES + 1))
+            second = list(islice(diagonals, len(first) + 1)) if self._count(apart) <= len(first) else []
+            yield from second if 0 < len(second) <= len(first) else first
+
+    def _count(self, axes: list[int]) -> int:
+        """How many slices there are along some axes."""
+        return math.prod(self.sizes[axis] for axis in axes)
 
     @property
     def _axes(self) -> range:

@@ -3,6 +3,7 @@
 import copy
 import random
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -18,11 +19,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from protos.wiring import Parameter
 from trainer_worker.wiring.trace import contraction, elementwise, layers, shapes  # noqa: F401  (they register the operators)
 from trainer_worker.wiring.trace.inputs import guesses
+from trainer_worker.wiring.trace.limits import GIVEN_ELEMENTS, GUESSED_ELEMENTS, SECONDS, Limits
 from trainer_worker.wiring.trace.tracer import Tracer
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-PASSES = 8
-"""Forward passes tried in all while parameters remain unseen: chance may route around them (experts, dropped layers)."""
+PASSES, FRUITLESS = 8, 4
+"""Forward passes tried while parameters remain unseen, and how many in a row that show nothing new end it.
+
+Chance may route around parameters (experts, dropped layers).
+"""
 
 FEW, MANY_ELEMENTS = 4, 2**16
 """Of examples with so many elements only so many are run."""
@@ -37,20 +42,23 @@ class Seen:
         part: for each parameter the path of the part of the model whose run showed it, "" for the whole.
         alone: parameters of single layers that could only be run by themselves.
         remarks: what went wrong, one sentence each.
+        inputs: what the whole model was run with, None if only parts of it ran.
     """
 
     tracer: Tracer
     part: dict[str, str] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
+    inputs: str | None = None
 
 
-def run(model: nn.Module, parameters: tuple[Parameter, ...], example_inputs: Any) -> Seen:
-    """Run the model, or those parts of it that run.
+def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], example_inputs: Any) -> Seen:
+    """Run the model, or those parts of it that run, until every chosen parameter was seen at work.
 
     Args:
         model: the user's.
-        parameters: its parameters, in order.
+        parameters: all of its parameters, in order.
+        chosen: names of those to be seen.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; None to guess.
     """
     try:
@@ -61,59 +69,87 @@ def run(model: nn.Module, parameters: tuple[Parameter, ...], example_inputs: Any
     result = Seen(Tracer([tensors[names[parameter.name]] for parameter in parameters]))
     given = None if example_inputs is None else _arguments(example_inputs, next(iter(tensors.values())).device)
     index = {id(tensors[names[parameter.name]]): number for number, parameter in enumerate(parameters)}
-    _Visitor(result, [parameter.name for parameter in parameters], index).visit(copied, "", given)
+    _Visitor(result, parameters, chosen, index).visit(copied, "", given)
     return result
 
 
 class _Visitor:
     """Runs a module; where it does not run, or leaves parameters unseen, its children."""
 
-    def __init__(self, result: Seen, names: list[str], index: dict[int, int]) -> None:
+    def __init__(self, result: Seen, parameters: tuple[Parameter, ...], chosen: set[str], index: dict[int, int]) -> None:
         self._result = result
         self._tracer = result.tracer
-        self._names = names
+        self._names = [parameter.name for parameter in parameters]
+        self._sought = {number for number, item in enumerate(parameters) if item.name in chosen and item.shape and item.size}
         self._index = index
+        self._largest = max(parameter.size for parameter in parameters)
+        self._deadline = time.monotonic() + SECONDS
 
     def visit(self, module: nn.Module, path: str, given: Arguments | None = None) -> None:
         if self._runs_at_all(module) and self._unseen(module):
             self._run(module, path, given)
         for name, child in module.named_children():
-            if self._unseen(child):
+            if self._unseen(child) and not self._late:
                 self.visit(child, f"{path}.{name}".lstrip("."))
 
+    @property
+    def _late(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def _limits(self, elements: int) -> Limits:
+        return Limits(elements=max(elements, self._largest), deadline=self._deadline)
+
     def _run(self, module: nn.Module, path: str, given: Arguments | None) -> None:
-        if given is not None:
-            few = _few_examples(given)
-            if few is not None and not _trial(module, few):
-                given = few
-            failure = self._passes(module, path, given)
-            if not failure:
-                return
-            self._result.remarks.append(f"the example inputs do not run: {failure}")
-        like = next(parameter for parameter in module.parameters())
+        if given is not None and self._run_given(module, path, given):
+            return
+        like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), next(module.parameters()))
+        limits = self._limits(GUESSED_ELEMENTS)
         first = ""
         for guess in guesses(module):
             arguments = tree_map_only(Tensor, lambda tensor: _placed(tensor, like), guess)
-            failure = _trial(module, arguments) or self._passes(module, path, arguments)
+            failure = _trial(module, arguments, limits) or self._passes(module, path, arguments, limits)
             if not failure:
+                self._ran(path, f"guessed inputs {_described(arguments)}")
                 return
             first = first or failure
-        self._result.remarks.append(f"{path or 'the model'} could not be run with guessed inputs: {first}")
+            if self._late:
+                break
+        why = f"no guess ran in {SECONDS:.0f} s" if self._late else first
+        self._result.remarks.append(f"{path or 'the model'} could not be run with guessed inputs: {why}")
 
-    def _passes(self, module: nn.Module, path: str, arguments: Arguments) -> str:
-        """Forward passes in evaluation mode, then in training mode while parameters remain unseen; the first failure, if any."""
+    def _run_given(self, module: nn.Module, path: str, given: Arguments) -> bool:
+        limits = self._limits(GIVEN_ELEMENTS)
+        few = _few_examples(given)
+        if few is not None and not _trial(module, few, limits):
+            given = few
+        failure = self._passes(module, path, given, limits)
+        if failure:
+            self._result.remarks.append(f"the example inputs do not run: {failure}")
+        else:
+            self._ran(path, f"the given inputs {_described(given)}")
+        return not failure
+
+    def _ran(self, path: str, how: str) -> None:
+        if not path:
+            self._result.inputs = how
+
+    def _passes(self, module: nn.Module, path: str, arguments: Arguments, limits: Limits) -> str:
+        """Forward passes in evaluation mode, then in training mode while they show more of the parameters; the first failure."""
+        fruitless = 0
         for number in range(PASSES):
+            before = self._tracer.uses.count
             module.train(number % 2 == 1)
-            failure = self._attempt(module, arguments, seed=number)
+            failure = self._attempt(module, arguments, limits, seed=number)
             if failure:
                 return failure if number == 0 else ""
             self._note(module, path)
-            if not self._unseen(module):
+            fruitless = fruitless + 1 if self._tracer.uses.count == before else 0
+            if fruitless == FRUITLESS or not self._unseen(module):
                 break
         return ""
 
-    def _attempt(self, module: nn.Module, arguments: Arguments, *, seed: int) -> str:
-        state = self._tracer.begin()
+    def _attempt(self, module: nn.Module, arguments: Arguments, limits: Limits, *, seed: int) -> str:
+        state = self._tracer.begin(module.parameters(), limits)
         torch.manual_seed(seed)
         args, kwargs = tree_map_only(Tensor, lambda tensor: _redrawn(tensor, seed), arguments)
         for leaf in tree_leaves((args, kwargs)):
@@ -137,12 +173,13 @@ class _Visitor:
                     self._result.alone.add(name)
 
     def _unseen(self, module: nn.Module) -> bool:
-        numbers = (self._index.get(id(parameter)) for parameter in module.parameters() if parameter.dim() and parameter.numel())
-        return any(number is not None and not self._tracer.uses.of[number] for number in numbers)
+        numbers = (self._index.get(id(parameter)) for parameter in module.parameters())
+        return any(number in self._sought and not self._tracer.uses.of[number] for number in numbers if number is not None)
 
     @staticmethod
     def _runs_at_all(module: nn.Module) -> bool:
-        return getattr(module.forward, "__name__", "") != "_forward_unimplemented"
+        """A linear layer by itself says no more than its shapes do."""
+        return getattr(module.forward, "__name__", "") != "_forward_unimplemented" and type(module) is not nn.Linear
 
 
 def _few_examples(arguments: Arguments) -> Arguments | None:
@@ -154,14 +191,21 @@ def _few_examples(arguments: Arguments) -> Arguments | None:
     return tree_map_only(Tensor, lambda tensor: tensor[:FEW], arguments)  # type: ignore[no-any-return]
 
 
-def _trial(module: nn.Module, arguments: Arguments) -> str:
+def _trial(module: nn.Module, arguments: Arguments, limits: Limits) -> str:
     """Why the module does not take the arguments, of which it gets copies: it may write into them; "" if it does."""
     args, kwargs = tree_map_only(Tensor, torch.clone, arguments)
     try:
-        module.eval()(*args, **kwargs)
+        with limits:
+            module.eval()(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  (it is the user's code, and may raise anything)
         return _sentence(error)
     return ""
+
+
+def _described(arguments: Arguments) -> str:
+    """Shapes and dtypes of the tensors, in order."""
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    return ", ".join(f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype)[6:]}" for tensor in tensors) or "none"
 
 
 def _sentence(error: Exception) -> str:

@@ -4,7 +4,7 @@ The tracer sees every ATen operator (below autograd and below the composite func
 attention layer all arrive as a few matrix products) and computes, beside each result, which neurons its elements belong to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from trainer_worker.wiring.trace.labels import UNKNOWN, Labels, squash
+from trainer_worker.wiring.trace.limits import Limits
 from trainer_worker.wiring.trace.shadows import Flow, Held, Pairing, Shadow
 from trainer_worker.wiring.trace.uses import Uses, as_flow
 
@@ -43,7 +44,7 @@ class State:
     ties: int
     pairings: int
     residuals: int
-    uses: list[int]
+    uses: int
 
 
 Handler = Callable[["Tracer", Call], Any]
@@ -80,16 +81,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.lost: dict[str, str] = {}
         self.residuals: list[tuple[Tensor, Tensor]] = []
         self.scalars = {index for index, parameter in enumerate(parameters) if parameter.dim() == 0}
-        self._parameters = parameters
+        self._held = {
+            id(parameter): Held(index, torch.empty(parameter.shape, device="meta")) for index, parameter in enumerate(parameters)
+        }
         self._shadows: Any = WeakTensorKeyDictionary()
+        self._limits: Limits
 
-    def begin(self) -> "State":
-        """Start a forward pass; what it adds can be rolled back if it fails."""
+    def begin(self, parameters: Iterable[Tensor], limits: Limits) -> "State":
+        """Start a forward pass of a part with these parameters; what it adds can be rolled back if it fails."""
+        self._limits = limits
         self._shadows = WeakTensorKeyDictionary()
-        for index, parameter in enumerate(self._parameters):
-            self._shadows[parameter] = Held(index, torch.empty(parameter.shape, device="meta"))
+        for parameter in parameters:
+            if (held := self._held.get(id(parameter))) is not None:
+                self._shadows[parameter] = held
         self.labels.forget_consumed()
-        return State(self.labels.ties, len(self.pairings), len(self.residuals), [len(uses) for uses in self.uses.of])
+        return State(self.labels.ties, len(self.pairings), len(self.residuals), self.uses.count)
 
     def roll_back(self, state: "State") -> None:
         """Forget what came after `begin`."""
@@ -99,7 +105,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = self._limits.call(func, args, kwargs)
         schema = func._schema  # noqa: SLF001  (an operator says only there whether it writes into its arguments)
         name = schema.name.removeprefix("aten::")
         in_place = schema.is_mutable and name.endswith("_")

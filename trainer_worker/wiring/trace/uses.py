@@ -1,5 +1,7 @@
 """Where each weight was seen at work: from which labels to which."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +44,15 @@ class Uses:
     """All uses of all parameters; a weight is in at most one, later ones tie their labels to the first."""
 
     def __init__(self, sizes: list[int]) -> None:
-        self.seen = [torch.zeros(0, dtype=torch.bool) for _ in sizes]
-        self._sizes = sizes
         self.of: list[list[Use]] = [[] for _ in sizes]
+        self._sizes = sizes
+        self._order: list[int] = []
+        self._masks: dict[int, Tensor] = {}
+
+    @property
+    def count(self) -> int:
+        """How many uses there are."""
+        return len(self._order)
 
     def find(self, held: Held) -> Ends | None:
         """The labels of weights that were all seen before."""
@@ -52,33 +60,44 @@ class Uses:
         for use in self.of[held.parameter]:
             if _geometry(held.view, dims) == (use.offset, use.sizes, use.strides):
                 return Ends(_unfold(use.source, held, dims), _unfold(use.target, held, dims), use.lookup)
-        if not self._touched(held).all():
-            return None
-        return self._gather(held)
+        return self._gather(held) if self._seen(held, torch.all) else None
 
     def add(self, held: Held, source: Tensor, target: Tensor, kind: EdgeType, *, lookup: bool = False) -> None:
         """Note a first use, with labels broadcastable to the view. Weights seen before in another shape are left alone."""
-        if held.view.numel() == 0 or self._touched(held).any():
+        if held.view.numel() == 0 or self._seen(held, torch.any):
             return
-        self._touched(held).fill_(True)
         dims = _dims(held.view)
         offset, sizes, strides = _geometry(held.view, dims)
         use = Use(held.parameter, offset, sizes, strides, _fold(source, dims), _fold(target, dims), kind, lookup)
         self.of[held.parameter].append(use)
+        self._order.append(held.parameter)
+        if held.parameter in self._masks:
+            self._masks[held.parameter].as_strided(sizes, strides, offset).fill_(True)
 
-    def roll_back(self, counts: list[int]) -> None:
-        """Forget all but the first uses of each parameter."""
-        for index, (uses, count) in enumerate(zip(self.of, counts, strict=True)):
-            if len(uses) > count:
-                del uses[count:]
-                self.seen[index].zero_()
-                for use in uses:
-                    self.seen[index].as_strided(use.sizes, use.strides, use.offset).fill_(True)
+    def roll_back(self, count: int) -> None:
+        """Forget all but the first `count` uses."""
+        for index in reversed(self._order[count:]):
+            self.of[index].pop()
+            self._masks.pop(index, None)
+        del self._order[count:]
 
-    def _touched(self, held: Held) -> Tensor:
-        if len(self.seen[held.parameter]) == 0:
-            self.seen[held.parameter] = torch.zeros(self._sizes[held.parameter], dtype=torch.bool)
-        return self._elements(self.seen[held.parameter], held)
+    def complete(self, parameter: int) -> bool:
+        """Every weight of the parameter was seen."""
+        return sum(math.prod(use.sizes) for use in self.of[parameter]) == self._sizes[parameter]
+
+    def seen(self, parameter: int) -> Tensor:
+        """Which weights of the flattened parameter were seen, bool."""
+        if parameter not in self._masks:
+            mask = self._masks[parameter] = torch.zeros(self._sizes[parameter], dtype=torch.bool)
+            for use in self.of[parameter]:
+                mask.as_strided(use.sizes, use.strides, use.offset).fill_(True)
+        return self._masks[parameter]
+
+    def _seen(self, held: Held, some: Callable[[Tensor], Tensor]) -> bool:
+        """Whether any or all of the weights were seen; told without a mask where one use holds the whole parameter."""
+        if not self.of[held.parameter] or self.complete(held.parameter):
+            return bool(self.of[held.parameter])
+        return bool(some(self._elements(self.seen(held.parameter), held)))
 
     @staticmethod
     def _elements(flat: Tensor, held: Held) -> Tensor:

@@ -1,0 +1,129 @@
+"""The wiring of some of a model's parameters: those that are trained."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from protos.errors import BadWiring
+from protos.wiring import STRUCTURE, EdgeType
+from trainer_worker.wiring import describe, wire
+
+
+class LowRank(nn.Module):
+    """A frozen matrix and two small trained ones beside it."""
+
+    def __init__(self, width: int, rank: int = 4, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.zeros(width, width, dtype=dtype), requires_grad=False)
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.base.float().t() + self.up(self.down(inputs))
+
+
+def trained(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_a_lora_has_the_wiring_of_its_trained_weights(dtype: torch.dtype) -> None:
+    """A snapshot would carry a million frozen weights for eight thousand trained ones, or a quantised base refuse the model."""
+    model = LowRank(1000, dtype=dtype)
+    wiring = wire(model, parameters=trained(model))
+    assert [parameter.name for parameter in wiring.parameters] == ["down.weight", "up.weight"]
+    assert wiring.size == sum(block.size for block in wiring.blocks) == 8000
+    assert wiring.neurons <= 2004
+
+
+def test_adapters_of_one_layer_stay_joined() -> None:
+    """The two matrices of an adapter would be two networks to the forecaster: they meet in the neurons of the rank."""
+    model = LowRank(16)
+    down, up = wire(model, parameters=trained(model)).blocks
+    assert (down.target, down.targets) == (up.source, up.sources)
+
+
+def test_order_and_names_are_those_of_the_model() -> None:
+    """The vector of weights follows `named_parameters()`; a wiring in the order of the caller's set would shuffle it."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    wiring = wire(model, parameters={"4.bias", "0.weight", "2.weight"})
+    assert [parameter.name for parameter in wiring.parameters] == ["0.weight", "2.weight", "4.bias"]
+    assert wiring.blocks[0].target == wiring.blocks[1].source
+
+
+def test_all_names_give_the_whole_wiring() -> None:
+    """A model whose parameters are all trained would be another job than one wired without names."""
+    model = nn.TransformerEncoderLayer(16, 4, 32)
+    assert wire(model, parameters=trained(model)).hash == wire(model).hash
+
+
+def test_structure_between_trained_neurons_stays() -> None:
+    """Residual connections that join two adapters, and the heads of trained queries, would be lost with the frozen layers."""
+    model = nn.TransformerEncoderLayer(16, 4, 32)
+    names = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear2.weight"]
+    wiring = wire(model, parameters=names)
+    kinds = {EdgeType(block.edge_type) for block in wiring.blocks if block.parameter == STRUCTURE}
+    assert kinds == {EdgeType.RESIDUAL, EdgeType.HEAD}
+    assert wiring.neurons < wire(model).neurons
+
+
+def test_structure_of_frozen_layers_goes() -> None:
+    """A trained head on a frozen transformer would carry the transformer's graph along."""
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32), nn.Linear(16, 3))
+    wiring = wire(model, parameters=["1.weight", "1.bias"])
+    assert wiring.neurons == 16 + 3 + 1
+    assert all(block.parameter != STRUCTURE for block in wiring.blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.uint8])
+def test_numbers_that_cannot_be_forecast_are_left_out(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """One quantised or complex parameter would refuse a whole model that trains well without it."""
+    model = nn.Linear(2, 2)
+    model.phase = nn.Parameter(torch.zeros(3, dtype=dtype), requires_grad=False)
+    caplog.set_level(logging.INFO)
+    report = describe(model)
+    assert [parameter.name for parameter in report.wiring.parameters] == ["weight", "bias"]
+    assert report.left_out == (f"phase ({str(dtype)[6:]})",)
+    assert [record.getMessage() for record in caplog.records if "phase" in record.getMessage()] == [
+        f"not wired and not forecast, for they are no real floating-point numbers: phase ({str(dtype)[6:]})"
+    ]
+
+
+def test_unknown_names_are_named() -> None:
+    """A misspelt name would silently stay out of the nowcasts."""
+    with pytest.raises(BadWiring, match="no parameter 'wieght'") as caught:
+        wire(nn.Linear(2, 2), parameters=["wieght"])
+    assert caught.value.field == "wieght"
+
+
+def test_nothing_left_to_forecast() -> None:
+    """A job of no parameters would be registered."""
+    model = nn.Module()
+    model.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    with pytest.raises(BadWiring, match="no real floating-point parameters"):
+        wire(model)
+
+
+def test_published_layouts_are_cut_too() -> None:
+    """A fine-tuned GPT-2 on a published checkpoint would be wired whole though most of it is frozen."""
+    import transformers
+
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=30, n_positions=6))
+    names = [name for name, _ in model.named_parameters() if ".h.1." in name]
+    report = describe(model, layout="published", parameters=names)
+    assert report.family == "gpt2"
+    assert [parameter.name for parameter in report.wiring.parameters] == names
+    assert sum(block.size for block in report.wiring.blocks) == report.wiring.size
+
+
+def test_coverage_in_one_line() -> None:
+    """Nobody would see in the log what was guessed, or that most of a network is not understood."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model.spare = nn.Parameter(torch.zeros(5))
+    assert describe(model).sentence == (
+        "83.9% of 31 weights are wired into the network (traced with guessed inputs 2x3 float32); "
+        "1 parameters have neurons of their own, first 'spare'"
+    )
+    assert "traced with the given inputs 7x3 float32" in describe(model, torch.randn(7, 3)).sentence
