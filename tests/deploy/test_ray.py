@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 Documents = Callable[[str], list[Any]]
 INSTANCES = {"m6i.xlarge": (4, 16), "g5.2xlarge": (8, 32), "c6i.2xlarge": (8, 16)}  # vCPUs and GiB, as AWS lists them
@@ -70,12 +69,6 @@ def test_the_config_says_what_the_command_does(serve_config: Any) -> None:
         assert options[name] == getattr(config, name)
 
 
-def test_the_rayservice_carries_the_same_config(serve_config: Any, documents: Documents) -> None:
-    """A change to deploy/serve.yaml would not reach Kubernetes."""
-    (service,) = documents("deploy/kubernetes/ray/rayservice.yaml")
-    assert yaml.safe_load(service["spec"]["serveConfigV2"]) == serve_config
-
-
 def test_the_launcher_accepts_the_cluster_file(documents: Documents) -> None:
     """`ray up` would refuse it."""
     import jsonschema
@@ -91,26 +84,15 @@ def test_the_launcher_accepts_the_cluster_file(documents: Documents) -> None:
     assert cluster["head_node_type"] in cluster["available_node_types"]
 
 
-def test_the_nodes_have_time_to_drain(documents: Documents, serve_config: Any) -> None:
-    """Kubernetes would kill a node before the forecast in flight on it is done."""
-    (service,) = documents("deploy/kubernetes/ray/rayservice.yaml")
-    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    (options,) = serve_config["applications"][0]["deployments"]
-    assert group["template"]["spec"]["terminationGracePeriodSeconds"] > options["graceful_shutdown_timeout_s"]
+def test_nodes_have_the_memory_a_replica_may_take(documents: Documents, serve_config: Any) -> None:
+    """The kernel would kill a replica that keeps to its own budgets, in the middle of everybody's forecasts."""
+    from nowcast_server.settings import GIB, Settings
 
-
-def test_the_nodes_have_the_memory_a_replica_may_promise(documents: Documents, serve_config: Any) -> None:
-    """The kernel would kill a replica that keeps to its own budget, in the middle of everybody's forecasts."""
-    from nowcast_server.settings import Settings
-
-    settings = Settings(memory=serve_config["applications"][0]["args"]["memory"])
-    needed = (settings.memory + settings.forecast_memory) / 2**30 + 4  # torch's own, and Ray's
+    (app,) = serve_config["applications"]
+    settings = Settings(memory=app["args"]["memory"], forecast_memory=app["args"]["forecast_memory"])
+    needed = 1.2 * (settings.memory + settings.forecast_memory) / GIB + 4  # as the Helm chart has it
     (cluster,) = documents("deploy/cloud/aws.yaml")
     nodes = {name: INSTANCES[node["node_config"]["InstanceType"]] for name, node in cluster["available_node_types"].items()}
     for name, node in cluster["available_node_types"].items():
         assert node["resources"]["CPU"] <= nodes[name][0], name
     assert nodes["serve"][1] >= needed
-    (service,) = documents("deploy/kubernetes/ray/rayservice.yaml")
-    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    (container,) = group["template"]["spec"]["containers"]
-    assert int(container["resources"]["limits"]["memory"].removesuffix("Gi")) >= needed
