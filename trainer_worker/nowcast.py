@@ -35,7 +35,7 @@ from trainer_worker.wiring import wire
 log = logging.getLogger(__name__)
 
 STATE_VERSION: Final = 8
-_running: Final[Any] = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]  # torch does not annotate it
+_running: Final[Any] = WeakIdKeyDictionary()
 """Which `Nowcast`, as a weak reference, moves a parameter now."""
 
 
