@@ -99,6 +99,9 @@ def compare(
 def wire(
     module: Annotated[str, typer.Argument(help="MODULE:CALLABLE that returns the network", show_default=False)],
     *,
+    inputs: Annotated[
+        str | None, typer.Option(help="what forward takes, if guessing fails: 2x3x32x32, 2x16:int64,2x16:bool or MODULE:CALLABLE")
+    ] = None,
     draw: Annotated[Path | None, typer.Option(help="also draw the graph into this file (png, svg, pdf)")] = None,
 ) -> None:
     """Show how a network is wired: its blocks, neurons and edges."""
@@ -108,7 +111,7 @@ def wire(
     from trainer_worker.wiring.cli import wire_module
 
     try:
-        wire_module(module, Console(), picture=draw)
+        wire_module(module, Console(), inputs=inputs, picture=draw)
     except (ValueError, BadWiring) as error:
         _fail(str(error))
 

@@ -1,6 +1,11 @@
-"""The forecasters by name, and how to get one ready."""
+"""The forecasters by name, those of other packages among them, and how to get one ready."""
 
+import inspect
+import logging
+import re
 from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,10 +24,57 @@ if TYPE_CHECKING:
     import torch
 
 FORECASTERS: Final[dict[str, type[Forecaster]]] = {cls.name: cls for cls in (Last, Linear, Average, Wnn, Nino)}
-"""Every forecaster, the simplest first."""
+"""Every forecaster, the simplest first, then those that were registered."""
+
+ENTRY_POINTS: Final = "nowcast.forecasters"
+"""Group of entry points under which installed packages offer forecasters: `name = "package.module:Class"`."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+logger = logging.getLogger(__name__)
 
 SHIPPED: Final = Path(__file__).parent.parent / "checkpoints"
 """Where the package keeps weights of its own: `nino-base.safetensors` and `wnn-base.safetensors`."""
+
+
+def register(name: str, forecaster: type[Forecaster]) -> None:
+    """Offer a forecaster of one's own under a name, in this process.
+
+    Servers, and other processes, find one that an installed package names in its entry points `nowcast.forecasters`.
+
+    Args:
+        name: by which jobs ask for it.
+        forecaster: a class that can be called without arguments.
+
+    Raises:
+        ValueError: the name cannot be one, or is another forecaster's.
+        TypeError: the class is no forecaster, lacks a method, or wants arguments.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a forecaster: 1 to 64 letters, digits, '.', '_' and '-', the first no sign")
+    if not (isinstance(forecaster, type) and issubclass(forecaster, Forecaster)):
+        raise TypeError(f"{forecaster!r} is not a subclass of nowcast_server.forecasters.Forecaster")
+    if missing := sorted(forecaster.__abstractmethods__):
+        raise TypeError(f"{forecaster.__name__} lacks {', '.join(missing)}")
+    inspect.signature(forecaster).bind(*([None] if issubclass(forecaster, LearnedForecaster) else []))
+    if FORECASTERS.get(name, forecaster) is not forecaster:
+        raise ValueError(f"{name!r} is the name of {FORECASTERS[name].__qualname__} already; choose another")
+    FORECASTERS[name] = forecaster
+
+
+@cache
+def discover() -> None:
+    """Register the forecasters of installed packages, once; one that cannot be used is logged and left out."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        _register(entry)
+
+
+def _register(entry: EntryPoint) -> None:
+    try:
+        register(entry.name, entry.load())
+    except Exception as error:  # noqa: BLE001  (importing it runs another package's code)
+        package = entry.dist.name if entry.dist else "a package"
+        logger.error("forecaster %r of %s cannot be used: %s: %s", entry.name, package, type(error).__name__, error)
 
 
 def load_forecaster(
@@ -35,7 +87,7 @@ def load_forecaster(
     """Get the forecaster `name` ready.
 
     Args:
-        name: a key of `FORECASTERS`.
+        name: a key of `FORECASTERS`, or that of an installed package's forecaster.
         checkpoint: weights for `nino` and `wnn`, a published `.pt` or our `.safetensors`; None for the ones the package ships.
             The others have none.
         device: where `nino` and `wnn` compute.
@@ -45,6 +97,7 @@ def load_forecaster(
         UnknownForecaster: no such forecaster.
         CheckpointError: no checkpoint, or none for this forecaster.
     """
+    discover()
     if name not in FORECASTERS:
         raise UnknownForecaster(f"forecaster {name!r} is not one of {', '.join(FORECASTERS)}", field="forecaster")
     cls = FORECASTERS[name]
@@ -71,6 +124,7 @@ def load_forecasters(checkpoints: Iterable[CheckpointFile], *, device: str) -> M
     Raises:
         CheckpointError: a file cannot be used, or two without a name hold weights for the same forecaster.
     """
+    discover()
     given: dict[str, Forecaster] = {}
     for file in checkpoints:
         forecaster = forecaster_of(file.path, device=device)

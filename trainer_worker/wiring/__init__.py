@@ -23,6 +23,9 @@ __all__ = ["Layout", "Row", "WiringReport", "describe", "draw", "show", "wire"]
 
 Layout = Literal["traced", "published"]
 
+POOR = 0.5
+"""Coverage below which the log warns: a graph network then sees little of the network."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +56,9 @@ def wire(
     Raises:
         BadWiring: there is nothing to wire, a name is unknown, or a parameter is lazy; `field` is its name.
     """
-    return describe(model, example_inputs, parameters=parameters, heads=heads, layout=layout).wiring
+    report = describe(model, example_inputs, parameters=parameters, heads=heads, layout=layout)
+    logger.log(logging.INFO if report.coverage >= POOR else logging.WARNING, "%s", report.sentence)
+    return report.wiring
 
 
 def describe(

@@ -1,10 +1,13 @@
 """`nowcast wire`: how a network of the user's is wired, as a table and a picture."""
 
 import inspect
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -17,36 +20,67 @@ def load_module(place: str) -> nn.Module:
     Raises:
         ValueError: the place is not of that form, cannot be imported, or does not give a network.
     """
+    found = _load(place)
+    found = found if isinstance(found, nn.Module) else _call(found, place)
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"{place} gives a {type(found).__name__}, not a torch.nn.Module")  # noqa: TRY004 -- the value is at fault
+    return found
+
+
+def load_inputs(text: str) -> Any:
+    """Make example inputs: of shapes such as `2x3x32x32` or `2x16:int64,2x16:bool`, or by calling `package.module:callable`.
+
+    Raises:
+        ValueError: the text is neither, or a dtype is unknown.
+    """
+    parts = [re.fullmatch(r"(\d+(?:x\d+)*)(?::(\w+))?", part.strip()) for part in text.split(",")]
+    if not all(parts):
+        return _call(_load(text), text)
+    return tuple(_tensor(part[1], part[2] or "float32") for part in parts if part)
+
+
+def wire_module(place: str, console: Console, *, inputs: str | None = None, picture: Path | None = None) -> None:
+    """Print how the network at `place` is wired, and draw its graph.
+
+    Raises:
+        ValueError: see `load_module` and `load_inputs`; or the picture cannot be written.
+        BadWiring: the network has no parameter that can be forecast.
+    """
+    report = describe(load_module(place), None if inputs is None else load_inputs(inputs))
+    show(report, console)
+    console.print(report.sentence, markup=False, highlight=False)
+    console.print(f"hash {report.wiring.hash}", highlight=False)
+    if picture is not None:
+        try:
+            draw(report, picture)
+        except OSError as error:
+            raise ValueError(f"cannot write {picture}: {error.strerror or error}") from None
+        console.print(f"wrote {picture}", highlight=False)
+
+
+def _load(place: str) -> Any:
     name, colon, attribute = place.partition(":")
     if not (name and colon and attribute):
         raise ValueError(f"{place!r} is not of the form MODULE:CALLABLE, e.g. mypackage.models:build")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        found = getattr(import_module(name), attribute)
+        return getattr(import_module(name), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{place}: {error}") from None
-    if not isinstance(found, nn.Module):
-        try:
-            inspect.signature(found).bind()
-        except TypeError as error:
-            raise ValueError(f"{place} cannot be called without arguments: {error}") from None
-        found = found()
-    if not isinstance(found, nn.Module):
-        raise ValueError(f"{place} gives a {type(found).__name__}, not a torch.nn.Module")  # noqa: TRY004 -- the value is at fault
-    return found
 
 
-def wire_module(place: str, console: Console, *, picture: Path | None = None) -> None:
-    """Print how the network at `place` is wired, and draw its graph.
+def _call(found: Any, place: str) -> Any:
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise ValueError(f"{place} cannot be called without arguments: {error}") from None
+    return found()
 
-    Raises:
-        ValueError: see `load_module`.
-        BadWiring: the network has a parameter that cannot be forecast.
-    """
-    report = describe(load_module(place))
-    show(report, console)
-    console.print(f"hash {report.wiring.hash}", highlight=False)
-    if picture is not None:
-        draw(report, picture)
-        console.print(f"wrote {picture}", highlight=False)
+
+def _tensor(shape: str, dtype: str) -> torch.Tensor:
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise ValueError(f"{dtype!r} is not a dtype of torch: write e.g. 2x16:int64")  # noqa: TRY004 -- the value is at fault
+    sizes = [int(size) for size in shape.split("x")]
+    return torch.randn(sizes).to(kind) if kind.is_floating_point or kind.is_complex else torch.zeros(sizes, dtype=kind)

@@ -14,6 +14,7 @@ from torch import nn
 from protos.errors import BadWiring
 from protos.wiring import Wiring
 from trainer_worker.wiring import describe, draw, show, wire
+from trainer_worker.wiring.cli import load_inputs
 
 ROOT = Path(__file__).resolve().parents[3]
 HASHES = """
@@ -143,3 +144,18 @@ def test_errors_of_a_users_network_are_shown_as_they_are() -> None:
     sink = io.StringIO()
     show(describe(Picky()), Console(file=sink, width=200))
     assert "expected [batch, time] ids from [/data/x]" in sink.getvalue()
+
+
+def test_shapes_from_the_command_line() -> None:
+    """`nowcast wire` could not be told what a network takes where guessing fails."""
+    floats, whole, mask = load_inputs("2x3x4, 2x16:int64,2x16:bool")
+    assert (floats.shape, floats.dtype) == ((2, 3, 4), torch.float32)
+    assert (whole.shape, whole.dtype, mask.dtype) == ((2, 16), torch.int64, torch.bool)
+    assert isinstance(load_inputs("torch.nn:Tanh"), nn.Tanh)
+
+
+@pytest.mark.parametrize("text", ["2x3:floot", "images", "math:pi", "torch:nothing"])
+def test_inputs_that_are_none(text: str) -> None:
+    """A misspelt input would be a traceback."""
+    with pytest.raises(ValueError, match=r"dtype|MODULE:CALLABLE|cannot be called|no attribute"):
+        load_inputs(text)

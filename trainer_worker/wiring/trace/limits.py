@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 SECONDS = 20.0
 """Time for all runs of one module."""
@@ -18,6 +18,10 @@ GUESSED_ELEMENTS, GIVEN_ELEMENTS = 2**24, 2**27
 
 OPERATIONS = 2**35
 """Floating-point operations one operator may take: a second or so on one core."""
+
+
+_ENLARGING = ("upsample", "repeat", "constant_pad", "reflection_pad", "replication_pad")
+"""Operators whose result may be larger than all that goes in, as their other arguments say."""
 
 
 class TooCostly(Exception):
@@ -53,7 +57,7 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         """
         if time.monotonic() > self._deadline:
             raise TooCostly(f"stopped after {SECONDS:.0f} s")
-        elements, operations = _foreseen(func, args)
+        elements, operations = _foreseen(func, args, kwargs)
         if operations > OPERATIONS:
             raise TooCostly(f"{_name(func)} takes {operations:.0e} operations, more than {OPERATIONS:.0e}")
         self._check(func, elements)
@@ -66,18 +70,21 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             raise TooCostly(f"{_name(func)} puts out {elements:,} elements, more than {self._elements:,}")
 
 
-def _foreseen(func: Any, args: Any) -> tuple[int, int]:
+def _foreseen(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
     """Elements an operator will put out and operations it will take, where its inputs may be small and these large."""
     name = _name(func)
     if name in {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"}:
-        left, right = args[-2:]
+        left, right = [value for value in args if isinstance(value, Tensor)][-2:]
         elements = left.numel() // max(1, left.shape[-1]) * right.shape[-1]
         return elements, 2 * elements * left.shape[-1]
     if name in {"aten::convolution", "aten::_convolution"}:
         return _convolution(args)
+    if name.removeprefix("aten::").lstrip("_").startswith(_ENLARGING):
+        shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args)
+        return sum(leaf.numel() for leaf in tree_leaves(func(*shapes, **kwargs))), 0
     if torch.Tag.pointwise in func.tags:
-        shapes = [value.shape for value in args if isinstance(value, Tensor)]
-        return math.prod(max(sizes) for sizes in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)), 0
+        sizes = [value.shape for value in args if isinstance(value, Tensor)]
+        return math.prod(max(same) for same in zip_longest(*(reversed(shape) for shape in sizes), fillvalue=1)), 0
     return 0, 0
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from protos.wiring import Parameter
 from trainer_worker.wiring.trace import contraction, elementwise, layers, shapes  # noqa: F401  (they register the operators)
 from trainer_worker.wiring.trace.inputs import guesses
-from trainer_worker.wiring.trace.limits import GIVEN_ELEMENTS, GUESSED_ELEMENTS, SECONDS, Limits
+from trainer_worker.wiring.trace.limits import GIVEN_ELEMENTS, GUESSED_ELEMENTS, SECONDS, Limits, TooCostly
 from trainer_worker.wiring.trace.tracer import Tracer
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -111,7 +111,8 @@ class _Visitor:
             if not failure:
                 self._ran(path, f"guessed inputs {_described(arguments)}")
                 return
-            first = first or failure
+            if not first or (TooCostly.__name__ in failure and TooCostly.__name__ not in first):
+                first = failure
             if self._late:
                 break
         why = f"no guess ran in {SECONDS:.0f} s" if self._late else first
