@@ -25,12 +25,10 @@ forecasts.
 the third), three times 5 x H, H a horizon, and 4 activations of H: 52k multiply-adds, where the model as written takes 272k.
 Of a neuron: some twenty products of H x H. Of memory: about eight times N x H, two tiles a thread, and the forecasts.
 
-**Order.** Edges are cut into units and groups of units by the wiring alone (`plan.py`). Units are computed by single-
-threaded workers and added up in a fixed order, so that a forecast on the CPU is the same bit for bit for any number of
-threads, and of processes that share it (`exchange.py`).
+**Order.** Edges are cut into units by the wiring alone (`plan.py`). Units are computed by single-threaded workers and added up in a
+fixed order, so that a forecast on the CPU is the same bit for bit for any number of threads.
 """
 
 from nowcast_server.nino.engine.engine import StreamingEngine
-from nowcast_server.nino.engine.exchange import Distributed
 
-__all__ = ["Distributed", "StreamingEngine"]
+__all__ = ["StreamingEngine"]

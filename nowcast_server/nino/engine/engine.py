@@ -1,19 +1,18 @@
 """The streaming engine itself."""
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from nowcast_server.nino.checkpoint import Checkpoint
-from nowcast_server.nino.engine.exchange import Alone, Exchange
+from nowcast_server.nino.engine.bundles import Bundle
 from nowcast_server.nino.engine.fold import Folded, NeuronStage, fold
 from nowcast_server.nino.engine.kernels import Kernels, Sums
 from nowcast_server.nino.engine.neurons import Neurons
 from nowcast_server.nino.engine.placement import Placement, placement
-from nowcast_server.nino.engine.plan import Bundle, Plan, Unit, plan, plan_bytes
+from nowcast_server.nino.engine.plan import Plan, Unit, plan, plan_bytes
 from nowcast_server.nino.engine.products import PRODUCTS, Precision
 from nowcast_server.nino.engine.snapshots import Snapshots, panel_view
 from nowcast_server.nino.engine.tiles import Ends
@@ -32,22 +31,13 @@ class StreamingEngine:
         device: where to compute.
         precision: of the products of H x H; `bfloat16` is off by some 0.5% of the forecast change, and faster where the hardware
             multiplies it fast.
-        exchange: with the other processes that make the same forecasts.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        device: str | torch.device = "cpu",
-        precision: Precision = "float32",
-        exchange: Exchange | None = None,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", precision: Precision = "float32") -> None:
         self.options = checkpoint.options
         self.device = torch.device(device)
         folded = fold(checkpoint.options, checkpoint.tensors).to(self.device)
         self._kernels = Kernels(folded, products=PRODUCTS[precision]())
-        self._exchange: Exchange = exchange or Alone()
 
     def forecast(
         self, wiring: Wiring, states: Tensor | Sequence[Tensor], *, horizons: tuple[int, ...], node_pe: Tensor | None
@@ -67,14 +57,14 @@ class StreamingEngine:
 
         def compute() -> Tensor:
             work = plan(wiring, place.sizes, graph=self.options.graph, device=self.device)
-            little = work.edges < LITTLE
+            little = work.single or work.edges < LITTLE
             if little:
                 place.threads = 1
-            rows = [row.detach().contiguous() for row in states]
-            snapshots = Snapshots(rows, wiring, scaling=self.options.scaling, placement=place, keep=little)
-            return _Forecast(work, snapshots, self._kernels, place, self._exchange).run(horizons, node_pe)
+            rows = [row.detach().to(self.device, non_blocking=True).contiguous() for row in states]
+            snapshots = Snapshots(rows, wiring, plan=work, scaling=self.options.scaling, placement=place, keep=little)
+            return _Forecast(work, snapshots, self._kernels, place).run(horizons, node_pe)
 
-        return aside(compute)
+        return aside(compute) if self.device.type == "cpu" else compute().to(states[0].device)
 
     def memory_bytes(self, wiring: Wiring, *, horizons: int = 1) -> int:
         """An upper estimate of what a forecast allocates besides the snapshots it reads, on the CPU; it needs no snapshots."""
@@ -97,10 +87,9 @@ _UNIT_BYTES: Final = 4 * 2**20
 class _Forecast:
     """One forecast under way."""
 
-    def __init__(self, work: Plan, snapshots: Snapshots, kernels: Kernels, place: Placement, exchange: Exchange) -> None:
-        self._work, self._snapshots, self._kernels, self._place, self._exchange = work, snapshots, kernels, place, exchange
+    def __init__(self, work: Plan, snapshots: Snapshots, kernels: Kernels, place: Placement) -> None:
+        self._work, self._snapshots, self._kernels, self._place = work, snapshots, kernels, place
         self._folded: Folded = kernels.folded
-        self._own = [group for index, group in enumerate(work.groups) if exchange.owns(index)]
 
     def run(self, horizons: Sequence[int], node_pe: Tensor | None) -> Tensor:
         if node_pe is None:
@@ -121,68 +110,52 @@ class _Forecast:
         return ends
 
     def _gather(self, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor) -> Sums:
-        """Sums over the edges into every neuron."""
-        hidden = at_source.shape[1]
-        width = self._work.slots * self._snapshots.context if stage.level == 0 else hidden
+        """Sums over the edges into every neuron, added up unit by unit in their order."""
 
         def messages(unit: Unit) -> Sums:
-            with self._place.unit():
-                sums = self._kernels.messages(unit, self._snapshots.read(unit), stage, ends, at_source)
-                self._place.hand_over(sums.hidden, sums.modulated)
-                return sums
+            return self._kernels.messages(unit, self._snapshots.read(unit), stage, ends, at_source)
 
-        def zeros(rows: slice) -> Sums:
-            count = rows.stop - rows.start
-            return Sums(rows, at_source.new_zeros(count, width), at_source.new_zeros(count, hidden))
-
-        parts = in_order(messages, (unit for group in self._own for unit in group.units), threads=self._place.threads)
-        own = (add_up(zeros(group.rows), (next(parts) for _ in group.units)) for group in self._own)
-        total = zeros(slice(0, len(at_source)))
-        for sums in self._exchange.share((partial(zeros, group.rows) for group in self._work.groups), own):
-            total.hidden[sums.rows] += sums.hidden
-            total.modulated[sums.rows] += sums.modulated
+        parts = in_order(messages, self._work.units, threads=self._place.threads)
+        if len(self._work.units) == 1:
+            return next(parts)  # each neuron is a target, if only of its self loop
+        hidden = at_source.shape[1]
+        width = self._work.slots * self._snapshots.context if stage.level == 0 else hidden
+        count = len(at_source)
+        total = Sums(slice(0, count), at_source.new_zeros(count, width), torch.zeros_like(at_source))
+        for part in parts:
+            narrow = total.hidden[:, : part.hidden.shape[1]]
+            if isinstance(part.rows, slice):
+                narrow[part.rows] += part.hidden
+                total.modulated[part.rows] += part.modulated
+            else:
+                narrow.index_add_(0, part.rows, part.hidden)
+                total.modulated.index_add_(0, part.rows, part.modulated)
         return total
 
     def _read_out(self, ends: Sequence[Ends | None], horizons: Sequence[int]) -> Tensor:
         last = self._snapshots.rows[-1]
         out = torch.empty(len(horizons), len(last), dtype=torch.float32, device=last.device)
-        self._exchange.prepare(out)
-        carrying = [unit for group in self._own for unit in group.units if unit.carries]
+        carrying = [unit for unit in self._work.units if unit.carries]
         readout = {slots: self._folded.rows(horizons, slots=slots) for slots in {unit.slots for unit in carrying}}
 
         def forecast(unit: Unit) -> None:
-            with self._place.unit():
-                weights = self._snapshots.read(unit)
-                forecasts = self._kernels.forecasts(unit, weights, ends, readout[unit.slots], horizons=len(horizons))
-                scatter(out, unit, self._place.fetch(forecasts, out.device))
+            weights = self._snapshots.read(unit)
+            scatter(out, unit, self._kernels.forecasts(unit, weights, ends, readout[unit.slots], horizons=len(horizons)))
 
         run(forecast, carrying, threads=self._place.threads)
-        self._exchange.merge(out)
+        self._snapshots.restore(out, residual=self._folded.options.residual)
         for left in self._work.uncovered:
             out[:, left] = last[left].float()
         return out
 
 
-def add_up(total: Sums, parts: Iterable[Sums]) -> Sums:
-    """Add the sums of a group's units, in their order, to its own, which are zero."""
-    assert isinstance(total.rows, slice)
-    first = total.rows.start
-    for part in parts:
-        hidden = total.hidden[:, : part.hidden.shape[1]]
-        if isinstance(part.rows, slice):
-            rows = slice(part.rows.start - first, part.rows.stop - first)
-            hidden[rows] += part.hidden
-            total.modulated[rows] += part.modulated
-        else:
-            hidden.index_add_(0, part.rows - first, part.hidden)
-            total.modulated.index_add_(0, part.rows - first, part.modulated)
-    return total
-
-
 def scatter(out: Tensor, unit: Unit, forecasts: Tensor) -> None:
     """Put a unit's forecasts (horizons, slots, *edges) in their places in `out` (horizons, n)."""
     if isinstance(unit, Bundle):
-        out[:, unit.position.T] = forecasts
+        values = forecasts.flatten(1)
+        if len(unit.places):
+            values = values.index_select(1, unit.places)
+        out.scatter_(1, unit.weights.expand(len(out), -1), values)
         return
     for row, forecast in zip(out, forecasts, strict=True):
         panel_view(row, unit).copy_(forecast)

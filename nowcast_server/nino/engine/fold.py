@@ -10,14 +10,12 @@ chain without neurons.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nowcast_server.nino.options import EDGE_TYPES, WNN_LAYERS, ModelOptions
-
-"""Rows of the bias tables of a model without an edge type embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class NeuronStage:
         scale: of messages, from h.
         shift: of messages, from h.
         to_target: A = x to_target + to_target_bias, (H, H) and (H,).
-        to_source: B = x to_source, (H, H).
+        to_source: B = x to_source + to_source_bias, (H, H) and (H,).
         own: new x = act(x own + mean_message message + bias), (H, H).
         message: see `own`.
         bias: see `own`, (H,).
@@ -76,13 +74,26 @@ class NeuronStage:
     to_target: Tensor
     to_target_bias: Tensor
     to_source: Tensor
+    to_source_bias: Tensor
     own: Tensor
     message: Tensor
     bias: Tensor
 
     def to(self, device: torch.device) -> "NeuronStage":
-        rest = (self.to_target, self.to_target_bias, self.to_source, self.own, self.message, self.bias)
+        rest = (self.to_target, self.to_target_bias, self.to_source, self.to_source_bias, self.own, self.message, self.bias)
         return NeuronStage(self.level, self.scale.to(device), self.shift.to(device), *(_single(t, device) for t in rest))
+
+    def after(self, weight: Tensor, bias: Tensor) -> "NeuronStage":
+        """The stage for neurons that are `x weight + bias`, from x."""
+        return replace(
+            self,
+            to_target=weight @ self.to_target,
+            to_target_bias=bias @ self.to_target + self.to_target_bias,
+            to_source=weight @ self.to_source,
+            to_source_bias=bias @ self.to_source + self.to_source_bias,
+            own=weight @ self.own,
+            bias=bias @ self.own + self.bias,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +107,8 @@ class Folded:
         last: the readout's hidden layer, from h.
         readout: (slots, max_horizon, H), `update_scale` included.
         readout_bias: (slots, max_horizon).
-        neurons_in: weights and biases that map Laplacian features to neurons, with activations between.
+        neurons_in: weights and biases that map Laplacian features to neurons, with activations between; a single map is folded into
+            the first of `neuron_stages`.
         words: (vocabulary + 1, H) word embedding, or None.
     """
 
@@ -124,9 +136,10 @@ class Folded:
 
     def rows(self, horizons: Sequence[int], *, slots: int) -> tuple[Tensor, Tensor]:
         """Readout of the given horizons and the first `slots` slots: (len(horizons) * slots, H) and (…, 1), horizon by horizon."""
-        index = [horizon - 1 for horizon in horizons]
-        matrix, bias = self.readout[:slots, index], self.readout_bias[:slots, index]
-        return matrix.transpose(0, 1).flatten(0, 1).contiguous(), bias.T.reshape(-1, 1)
+        # views alone: a list of horizons as an index would be copied to the device
+        matrix = torch.stack([self.readout[:slots, horizon - 1] for horizon in horizons])
+        bias = torch.stack([self.readout_bias[:slots, horizon - 1] for horizon in horizons])
+        return matrix.flatten(0, 1), bias.view(-1, 1)
 
 
 def fold(options: ModelOptions, tensors: Mapping[str, Tensor]) -> Folded:
@@ -149,6 +162,9 @@ def fold(options: ModelOptions, tensors: Mapping[str, Tensor]) -> Folded:
     for weight, bias in inner:
         edge_stages.append(EdgeStage(state.then(weight, bias)))
         state = Affine(_eye(state), torch.zeros_like(state.bias))
+    neurons_in = _neurons_in(options, weights)
+    if len(neurons_in) == 1 and neuron_stages and not options.vocabulary:
+        neuron_stages[0], neurons_in = neuron_stages[0].after(*neurons_in[0]), ()
     shape = (options.slots if options.graph else 1, options.max_horizon)
     return Folded(
         options,
@@ -157,7 +173,7 @@ def fold(options: ModelOptions, tensors: Mapping[str, Tensor]) -> Folded:
         state.then(*hidden),
         out[0].view(*shape, -1) * options.update_scale,
         out[1].view(shape) * options.update_scale,
-        _neurons_in(options, weights),
+        neurons_in,
         weights.get("word_embedding.weight") if options.graph and options.vocabulary else None,
     )
 
@@ -204,6 +220,7 @@ def _convolution(options: ModelOptions, weights: _Weights, layer: int, *, level:
         to_target.T,
         torch.cat([bias for _, bias in pre]),
         to_source.T,
+        torch.zeros(options.hidden, dtype=torch.float64),
         (out @ own).T,
         (out @ message).T,
         out @ torch.cat([bias for _, bias in post]) + out_bias,

@@ -1,16 +1,17 @@
 """What the engine computes for one unit of edges: the messages it sends to its targets, and the forecasts of its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nowcast_server.nino.engine.bundles import Bundle
 from nowcast_server.nino.engine.fold import Affine, Folded, NeuronStage
 from nowcast_server.nino.engine.plan import Panel, Unit
 from nowcast_server.nino.engine.products import ACTIVATE, Products
 from nowcast_server.nino.engine.snapshots import Read
-from nowcast_server.nino.engine.tiles import Buffer, Edges, Ends, Terms, edges_of
+from nowcast_server.nino.engine.tiles import Buffer, BundleEdges, Constant, Edges, Ends, PanelEdges
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,91 +45,103 @@ class Kernels:
 
     def messages(self, unit: Unit, read: Read, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor) -> Sums:
         """Sum the messages of a unit at its targets; `at_source` (N, H) is B."""
-        rows = unit.targets if isinstance(unit, Panel) else unit.rows
-        edges = edges_of(unit, read.x)
-        modulated = at_source.new_zeros(edges.targets, self._hidden)
-        edges.add_bias(stage.scale.bias, at_source, modulated)
-        if stage.level == 0:
-            return Sums(rows, self._first_messages(unit, read, stage, at_source, modulated), modulated)
-        hidden, mixed = torch.zeros_like(modulated), torch.zeros_like(modulated)
-        factor, steps = edges.at_sources(at_source), self._steps(edges, stage.level, ends)
-        for index, (x, buffers) in enumerate(zip(edges.x, edges.buffers(self._hidden), strict=True)):
-            h, spare = self._chain(x, steps, index, buffers)
-            edges.add_up(index, h, hidden)
-            self._products.set(h.flat, stage.scale, spare.flat)
-            spare.shaped.mul_(factor)
-            edges.add_up(index, spare, mixed)
-        return Sums(rows, hidden, modulated.add_(mixed))
+        if isinstance(unit, Bundle):
+            return self._listed_messages(unit, read, stage, ends, at_source)
+        return self._dense_messages(unit, read, stage, ends, at_source)
 
-    def _first_messages(self, unit: Unit, read: Read, stage: NeuronStage, at_source: Tensor, modulated: Tensor) -> Tensor:
-        # scale(h) = sum of x_c * matrix[c] + bias has few terms: with X_c the weights of snapshot c, the sum over sources of
-        # scale * B is the sum over c of matrix[c] * (X_c B), which needs nothing of hidden size over edges
-        x, edges = read.x, edges_of(unit, read.x)
-        matrix = stage.scale.matrix[: len(x)]
-        if isinstance(unit, Panel):
-            z = x.view(-1, unit.outer, unit.inner)  # (slots * context, R, sources)
-            modulated += (z @ at_source[unit.sources]).mul_(matrix[:, None]).sum(dim=0)
-            return z.sum(dim=2).T
-        modulated.index_add_(0, unit.row, (x.T @ matrix).mul_(edges.at_sources(at_source)))
-        return x.new_zeros(len(unit.rows), len(x)).index_add_(0, unit.row, x.T.contiguous())
+    def _dense_messages(self, panel: Panel, read: Read, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor) -> Sums:
+        edges = PanelEdges(panel, read.x)
+        constant = edges.bias_total(stage.scale.bias, at_source)
+        if stage.level == 0:
+            # scale(h) = sum of x_c * matrix[c] + bias has few terms: with X_c the weights of snapshot c, the sum over sources of
+            # scale * B is the sum over c of matrix[c] * (X_c B), which needs nothing of hidden size over edges
+            z = read.x.view(-1, panel.outer, panel.inner)  # (slots * context, R, sources)
+            terms = (z @ at_source[panel.sources]).mul_(stage.scale.matrix[: len(z), None])
+            return Sums(panel.targets, z.sum(dim=2).T, terms.sum(dim=0).add_(constant))
+        hidden, modulated = (at_source.new_empty(panel.outer, self._hidden) for _ in range(2))
+        factor = edges.at_sources(at_source)
+        for index, h, spare in self._walk(edges, read, stage.level, ends, keep=read.keep):
+            edges.total(index, edges.buffer(h), hidden)
+            self._products.set(h, stage.scale, spare.flat)
+            spare.shaped.mul_(factor)
+            edges.total(index, spare, modulated)
+        return Sums(panel.targets, hidden, modulated.add_(constant))
+
+    def _listed_messages(
+        self, bundle: Bundle, read: Read, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor
+    ) -> Sums:
+        edges = BundleEdges(bundle, read.x)
+        ((_, h, spare),) = self._walk(edges, read, stage.level, ends, keep=read.keep)
+        scale = self._step(edges, stage.scale, [edges.biased(stage.scale.bias)], first=stage.level == 0)
+        modulated = self._multiply(h, scale, 0, spare).mul_(edges.at_sources(at_source))
+        return Sums(bundle.rows, edges.total(h), edges.total(modulated))
 
     def forecasts(
         self, unit: Unit, read: Read, ends: Sequence[Ends | None], readout: tuple[Tensor, Tensor], *, horizons: int
     ) -> Tensor:
-        """Forecast a unit's weights at `horizons` horizons, in their own scale: (horizons, slots, *edges).
+        """Forecast a unit's weights at `horizons` horizons: (horizons, slots, *edges), in their own scale if `read` says which.
 
         `readout` is a matrix and a bias, see `Folded.rows`.
         """
-        edges, (matrix, bias) = edges_of(unit, read.x), readout
-        out = bias.repeat(1, unit.edges)
+        edges: Edges = PanelEdges(unit, read.x) if isinstance(unit, Panel) else BundleEdges(unit, read.x)
+        matrix, bias = readout
+        out = matrix.new_empty(len(matrix), unit.edges)
         parts = torch.split(out, [len(x) for x in edges.x], dim=1)
-        steps = self._steps(edges, len(self.folded.edge_stages), ends)
-        last = self._step(edges, self.folded.last, edges.biased(self.folded.last.bias), first=not steps)
-        for index, (x, buffers) in enumerate(zip(edges.x, edges.buffers(self._hidden), strict=True)):
-            h, spare = self._chain(x, steps, index, buffers)
-            self._advance(h.flat if steps else x, last, index, spare)
-            parts[index].addmm_(matrix, spare.flat.T)
+        stages = len(self.folded.edge_stages)
+        last = self._step(edges, self.folded.last, [edges.biased(self.folded.last.bias)] * len(parts), first=not stages)
+        for index, h, spare in self._walk(edges, read, stages, ends, keep=False):
+            torch.addmm(bias, matrix, self._advance(h, last, index, spare).T, out=parts[index])
         shaped = out.view(horizons, unit.slots, *read.z.shape[2:])
+        if read.scale is None or read.mean is None:
+            return shaped
         if self.folded.options.residual:
             shaped += read.z[:, -1]
         return shaped.mul_(read.scale).add_(read.mean)
 
-    def _steps(self, edges: Edges, level: int, ends: Sequence[Ends | None]) -> list["_Step"]:
-        """The first `level` stages."""
-        stages = zip(self.folded.edge_stages[:level], ends, strict=False)
-        return [
-            self._step(edges, stage.edge, edges.biased(stage.edge.bias), first=index == 0)
-            if end is None
-            else self._step(edges, stage.edge, edges.joined(end, stage.edge.bias), first=index == 0)
-            for index, (stage, end) in enumerate(stages)
-        ]
+    def _walk(
+        self, edges: Edges, read: Read, level: int, ends: Sequence[Ends | None], *, keep: bool
+    ) -> Iterator[tuple[int, Tensor, Buffer]]:
+        """The vectors h (E, H) of each tile after the first `level` stages, its weights if there are none, and a spare buffer.
+
+        With `keep` they are left for the next walk.
+        """
+        known = max((each for each in read.hidden if each <= level), default=0)
+        steps = self._steps(edges, known, level, ends)
+        for index, (x, pair) in enumerate(zip(edges.x, edges.buffers(self._hidden), strict=True)):
+            h = read.hidden[known][index] if known else x
+            for turn, step in enumerate(steps):
+                last = turn + 1 == len(steps)
+                room = edges.buffer(torch.empty_like(pair[0].flat)) if keep and last else pair[turn % 2]
+                h = self._advance(h, step, index, room)
+            if keep and steps:
+                read.hidden.setdefault(level, []).append(h)
+            yield index, h, pair[len(steps) % 2]
+
+    def _steps(self, edges: Edges, first: int, level: int, ends: Sequence[Ends | None]) -> list["_Step"]:
+        """The stages from `first` to `level`."""
+        steps = []
+        for index in range(first, level):
+            affine, end = self.folded.edge_stages[index].edge, ends[index]
+            constants = edges.joined(end, affine.bias) if end is not None else [edges.biased(affine.bias)] * len(edges.x)
+            steps.append(self._step(edges, affine, constants, first=index == 0))
+        return steps
 
     @staticmethod
-    def _step(edges: Edges, affine: Affine, constants: Sequence[Terms] | Tensor, *, first: bool) -> "_Step":
-        each = [constants] * len(edges.x) if isinstance(constants, Tensor) else constants
-        return _Step(affine, each, affine.matrix[: edges.x[0].shape[1]] if first else None)
+    def _step(edges: Edges, affine: Affine, constants: Sequence[Constant], *, first: bool) -> "_Step":
+        return _Step(affine, constants, affine.matrix[: edges.x[0].shape[1]] if first else None)
 
-    def _chain(self, x: Tensor, steps: Sequence["_Step"], index: int, buffers: tuple[Buffer, Buffer]) -> tuple[Buffer, Buffer]:
-        """The vectors h of tile `index` after the given stages, and a spare buffer."""
-        (spare, h), before = buffers, x
-        for step in steps:
-            self._advance(before, step, index, spare)
-            h, spare = spare, h
-            before = h.flat
-        return h, spare
+    def _advance(self, h: Tensor, step: "_Step", index: int, room: Buffer) -> Tensor:
+        """act(constant + h @ matrix), in `room` or elsewhere."""
+        return self._activate(self._multiply(h, step, index, room))
 
-    def _advance(self, h: Tensor, step: "_Step", index: int, out: Buffer) -> None:
-        """Set `out` to act(constant + h @ matrix)."""
-        constant = step.constants[index]
-        if isinstance(constant, tuple):
-            torch.add(*constant, out=out.shaped)
-        else:
-            out.flat.copy_(constant)
+    def _multiply(self, h: Tensor, step: "_Step", index: int, room: Buffer) -> Tensor:
+        """Constant + h @ matrix, in `room` or elsewhere."""
+        out = step.constants[index](room)
         if step.first is None:
-            self._products.add(h, step.affine, out.flat)
+            self._products.add(h, step.affine, out)
         else:
-            out.flat.addmm_(h, step.first)
-        self._activate(out.flat)
+            out.addmm_(h, step.first)
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,5 +155,5 @@ class _Step:
     """
 
     affine: Affine
-    constants: Sequence[Terms | Tensor]
+    constants: Sequence[Constant]
     first: Tensor | None

@@ -1,24 +1,21 @@
-"""The context as the engine reads it: where it lies, in whatever precision, standardised a unit at a time.
+"""The context as the engine reads it: where units are computed, in whatever precision, standardised a unit at a time.
 
 Standardising is left to the moment a unit is read: (w - m) / (s + eps), as the model was trained. Folding m and s into the first
 projection as well would save nothing measurable and cancel badly where a tensor's mean dwarfs its spread (norm weights).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from nowcast_server.nino.engine.bundles import CARRIED, Bundle
 from nowcast_server.nino.engine.placement import Placement
-from nowcast_server.nino.engine.plan import Bundle, Panel, Unit
+from nowcast_server.nino.engine.plan import Panel, Plan, Unit
 from nowcast_server.nino.engine.workers import in_order
 from nowcast_server.nino.standardise import EPSILON, LEAST_SCALE
 from protos.wiring import STRUCTURE, Wiring
-
-CHUNK: Final = 1 << 14
-"""Weights of one snapshot that are summed up at once when scales are fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +24,17 @@ class Read:
 
     Args:
         z: (slots, context, *edges) float32, edges (outer, inner) for a panel, (E,) for a bundle.
-        mean: broadcasts to (slots, *edges).
+        mean: broadcasts to (slots, *edges); None where `Snapshots.restore` brings all forecasts back together.
         scale: likewise.
+        keep: whether it stays in memory for the next walk.
+        hidden: if so, what walks have left: each tile's vectors h (E, H) by how many stages they have passed.
     """
 
     z: Tensor
-    mean: Tensor
-    scale: Tensor
+    mean: Tensor | None
+    scale: Tensor | None
+    keep: bool
+    hidden: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
     def x(self) -> Tensor:
@@ -45,50 +46,104 @@ class Snapshots:
     """Reads a context.
 
     Args:
-        states: c snapshots (n,), raw, each of unit stride; float32, float16 or bfloat16. Never written to.
+        states: c snapshots (n,), raw, each of unit stride, on the placement's device; float32, float16 or bfloat16. Never written.
         wiring: of the network.
+        plan: of the wiring.
         scaling: `std`, `std-param` or `min-max`, as in `Standardisation`.
         placement: where units are computed.
         keep: whether units that were read stay in memory for the next walk.
     """
 
-    def __init__(self, states: Sequence[Tensor], wiring: Wiring, *, scaling: str, placement: Placement, keep: bool) -> None:
+    def __init__(
+        self, states: Sequence[Tensor], wiring: Wiring, *, plan: Plan, scaling: str, placement: Placement, keep: bool
+    ) -> None:
         self.rows = states
-        self._kept: dict[int, Read] | None = {} if keep else None
-        self._placement = placement
+        self._device = placement.device
+        self._keep = keep
+        self._kept: dict[int, Read] = {}
         self.context = len(states)
         self._per_weight = scaling == "std-param"
         if not self._per_weight:
-            self.mean, self.scale = _fit(states, wiring, scaling=scaling, threads=placement.threads)
+            fit = _range if scaling == "min-max" else _moments
+            self.mean, self.scale = fit(states, wiring, plan.tensor_sizes, placement)
+        self._whole = self._standardise_whole(plan.tensor_sizes) if plan.single else None
 
     def read(self, unit: Unit) -> Read:
         """A unit's weights; constants for structure and self loops."""
-        if self._kept is None:
+        if not self._keep:
             return self._read(unit)
         if id(unit) not in self._kept:
             self._kept[id(unit)] = self._read(unit)
         return self._kept[id(unit)]
 
+    def restore(self, out: Tensor, *, residual: bool) -> None:
+        """Bring forecasts (horizons, n) back to the weights' own scale, unless each unit's have been."""
+        if self._whole is None:
+            return
+        if residual:
+            out += self._whole[-1, : out.shape[1]]
+        out.mul_(self.scale).add_(self.mean)
+
     def _read(self, unit: Unit) -> Read:
-        return self._bundle(unit) if isinstance(unit, Bundle) else self._panel(unit)
+        if isinstance(unit, Panel):
+            return self._panel(unit)
+        return self._bundle(unit) if self._whole is None else self._single(unit, self._whole)
 
     def _panel(self, panel: Panel) -> Read:
         shape = (panel.slots, self.context, panel.outer, panel.inner)
         if panel.parameter == STRUCTURE:
-            return _constant(torch.ones(shape, dtype=torch.float32, device=self._placement.device))
-        z = self._placement.pack([panel_view(row, panel) for row in self.rows], shape)
-        if self._per_weight:
-            return _by_weight(z)
-        return _standardise(z, self.mean[panel.parameter], self.scale[panel.parameter])
+            return Read(torch.ones(shape, dtype=torch.float32, device=self._device), None, None, self._keep)
+        z = torch.empty(shape, dtype=torch.float32, device=self._device)
+        for index, row in enumerate(self.rows):
+            z[:, index] = panel_view(row, panel)
+        return self._standardised(z, panel.parameter)
 
     def _bundle(self, bundle: Bundle) -> Read:
+        z = self._listed(bundle)
         if not bundle.carries:
-            return _constant(bundle.feature.repeat(1, self.context, 1))
-        position = bundle.position.T  # (slots, E)
-        z = self._placement.pack([row[position] for row in self.rows], (bundle.slots, self.context, bundle.edges))
+            return Read(z.copy_(bundle.feature), None, None, self._keep)
+        for index, row in enumerate(self.rows):
+            z[:, index] = row.take(bundle.position).T
+        return self._standardised(z, bundle.parameter)
+
+    def _single(self, bundle: Bundle, whole: Tensor) -> Read:
+        z = self._listed(bundle)
+        for index, row in enumerate(whole):
+            torch.take(row, bundle.position, out=z[:, index].T)
+        return Read(z, None, None, self._keep)
+
+    def _listed(self, bundle: Bundle) -> Tensor:
+        """Room for z; edge by edge in memory, as the first stage's product wants it."""
+        shape = (bundle.edges, bundle.slots, self.context)
+        return torch.empty(shape, dtype=torch.float32, device=self._device).permute(1, 2, 0)
+
+    def _standardise_whole(self, sizes: Tensor) -> Tensor:
+        """All weights, and after them what edges without weights carry: (context, n + len(CARRIED))."""
+        size = len(self.rows[0])
+        whole = torch.empty(self.context, size + len(CARRIED), dtype=torch.float32, device=self._device)
+        for index, value in enumerate(CARRIED):
+            whole[:, size + index].fill_(value)
+        values = torch.stack(list(self.rows)).float()
         if self._per_weight:
-            return _by_weight(z)
-        return _standardise(z, self.mean[bundle.parameter].to(z.device), self.scale[bundle.parameter].to(z.device))
+            scale, self.mean = torch.std_mean(values, dim=0)
+            self.scale = scale.clamp_(min=LEAST_SCALE)
+        else:
+            both = torch.stack((self.mean, self.scale))
+            self.mean, self.scale = both.repeat_interleave(sizes.long(), dim=1, output_size=size)
+        torch.sub(values, self.mean, out=whole[:, :size])
+        whole[:, :size] /= self.scale + EPSILON
+        return whole
+
+    def _standardised(self, z: Tensor, parameter: int | Tensor) -> Read:
+        """Standardise z (slots, context, *edges) in place; `parameter` is whose weights they are."""
+        if self._per_weight:
+            scale, mean = torch.std_mean(z, dim=1)
+            scale.clamp_(min=LEAST_SCALE)
+            z.sub_(mean[:, None]).div_(scale[:, None] + EPSILON)
+        else:
+            mean, scale = self.mean[parameter], self.scale[parameter]
+            z.sub_(mean).div_(scale + EPSILON)
+        return Read(z, mean, scale, self._keep)
 
 
 def panel_view(row: Tensor, panel: Panel) -> Tensor:
@@ -97,62 +152,79 @@ def panel_view(row: Tensor, panel: Panel) -> Tensor:
     return row.as_strided(shape, strides, row.storage_offset() + panel.position)
 
 
-def _constant(z: Tensor) -> Read:
-    return Read(z, torch.tensor(0.0, dtype=torch.float32), torch.tensor(1.0, dtype=torch.float32))
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Weights of one snapshot that are looked at in one go: whole tensors, or a part of a large one.
+
+    Args:
+        tensors: whose they are.
+        starts: where each of these tensors begins in the flat vector.
+        start: where the span begins.
+        sizes: how many weights it has of each tensor.
+    """
+
+    tensors: slice
+    starts: tuple[int, ...]
+    start: int
+    sizes: tuple[int, ...]
+
+    def of(self, states: Sequence[Tensor]) -> Tensor:
+        """(context, weights)."""
+        return torch.stack([row[self.start : self.start + sum(self.sizes)] for row in states])
 
 
-def _standardise(z: Tensor, mean: Tensor, scale: Tensor) -> Read:
-    return Read(z.sub_(mean).div_(scale + EPSILON), mean, scale)
+def _spans(wiring: Wiring, most: int) -> list[_Span]:
+    """Cut the flat vector into spans of at most `most` weights."""
+    spans = list[_Span]()
+    for index, (offset, parameter) in enumerate(zip(wiring.offsets, wiring.parameters, strict=True)):
+        if spans and sum(spans[-1].sizes) + parameter.size <= most and spans[-1].starts[0] == spans[-1].start:
+            last = spans.pop()
+            tensors = slice(last.tensors.start, index + 1)
+            spans.append(_Span(tensors, (*last.starts, offset), last.start, (*last.sizes, parameter.size)))
+            continue
+        for start in range(offset, offset + max(1, parameter.size), most):
+            size = min(most, offset + parameter.size - start)
+            spans.append(_Span(slice(index, index + 1), (offset,), start, (size,)))
+    return spans
 
 
-def _by_weight(z: Tensor) -> Read:
-    scale, mean = torch.std_mean(z, dim=1)
-    scale.clamp_(min=LEAST_SCALE)
-    return Read(z.sub_(mean[:, None]).div_(scale[:, None] + EPSILON), mean, scale)
+def _moments(states: Sequence[Tensor], wiring: Wiring, sizes: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation of every tensor over all its snapshots: (tensors,) float32 each."""
 
-
-def _fit(states: Sequence[Tensor], wiring: Wiring, *, scaling: str, threads: int) -> tuple[Tensor, Tensor]:
-    """Mean and scale of every tensor over all its snapshots: (parameters,) float32 each."""
-    sizes = torch.tensor([parameter.size for parameter in wiring.parameters])
-    spans = [
-        (index, start, min(start + CHUNK, offset + parameter.size))
-        for index, (offset, parameter) in enumerate(zip(wiring.offsets, wiring.parameters, strict=True))
-        for start in range(offset, offset + parameter.size, CHUNK)
-    ]
-    if scaling == "min-max":
-        return _range(states, spans, len(sizes), threads)
-    return _moments(states, spans, sizes.double(), threads)
-
-
-Span = tuple[int, int, int]  # tensor, first position, end
-
-
-def _moments(states: Sequence[Tensor], spans: Sequence[Span], sizes: Tensor, threads: int) -> tuple[Tensor, Tensor]:
     # sums about a first guess of each mean, in float64: exact however far the mean lies from zero
-    first = {index: float(states[0][start]) for index, start, _ in reversed(spans)}
+    def sums(span: _Span) -> tuple[slice, Tensor, Tensor]:
+        last = len(states[0]) - 1  # where a tensor without weights may begin
+        first = torch.stack([states[0][min(start, last)] for start in span.starts]).double()
+        about = (
+            first[0] if len(first) == 1 else torch.cat([each.expand(size) for each, size in zip(first, span.sizes, strict=True)])
+        )
+        values = span.of(states) - about
+        both = torch.stack((values.sum(dim=0), values.square_().sum(dim=0)))
+        parts = torch.split(both, list(span.sizes), dim=1)
+        return span.tensors, first, torch.stack([part.sum(dim=1) for part in parts])
 
-    def sums(span: Span) -> Tensor:
-        index, start, stop = span
-        chunks = torch.stack([row[start:stop] for row in states]).double().sub_(first[index])
-        return torch.stack((chunks.sum(), chunks.square_().sum())).cpu()
-
-    total = torch.zeros(len(sizes), 2, dtype=torch.float64)
-    for (index, _, _), part in zip(spans, in_order(sums, spans, threads=threads), strict=True):
-        total[index] += part
+    total = torch.zeros(len(sizes), 3, dtype=torch.float64, device=placement.device)
+    for tensors, first, part in in_order(sums, _spans(wiring, placement.span), threads=placement.threads):
+        total[tensors, :2] += part
+        total[tensors, 2] = first
     count = sizes * len(states)
-    shift = torch.zeros(len(sizes), dtype=torch.float64)
-    shift[list(first)] = torch.tensor(list(first.values()), dtype=torch.float64)
     moved = total[:, 0] / count
     variance = (total[:, 1] - count * moved.square()) / (count - 1)
-    return (shift + moved).float(), variance.clamp_(min=0).sqrt().float()
+    return (total[:, 2] + moved).float(), variance.clamp_(min=0).sqrt_().float()
 
 
-def _range(states: Sequence[Tensor], spans: Sequence[Span], count: int, threads: int) -> tuple[Tensor, Tensor]:
-    def extremes(span: Span) -> Tensor:
-        chunk = torch.stack([row[span[1] : span[2]].float() for row in states])
-        return torch.stack((chunk.amin(), chunk.amax())).cpu()
+def _range(states: Sequence[Tensor], wiring: Wiring, sizes: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
+    """Zeros, and the range of every tensor over all its snapshots: (tensors,) float32 each."""
 
-    low, high = (torch.full((count,), bound, dtype=torch.float32) for bound in (torch.inf, -torch.inf))
-    for (index, _, _), (least, most) in zip(spans, in_order(extremes, spans, threads=threads), strict=True):
-        low[index], high[index] = torch.minimum(low[index], least), torch.maximum(high[index], most)
-    return torch.zeros(count, dtype=torch.float32), (high - low).clamp_(min=LEAST_SCALE)
+    def extremes(span: _Span) -> tuple[slice, Tensor]:
+        parts = torch.split(span.of(states).float(), list(span.sizes), dim=1)
+        least = torch.full((len(parts), 2), torch.inf, dtype=torch.float32, device=placement.device)
+        for bounds, part in zip(least, parts, strict=True):
+            if part.numel():
+                bounds.copy_(torch.stack((part.amin(), -part.amax())))
+        return span.tensors, least
+
+    bounds = torch.full((len(sizes), 2), torch.inf, dtype=torch.float32, device=placement.device)
+    for tensors, least in in_order(extremes, _spans(wiring, placement.span), threads=placement.threads):
+        bounds[tensors] = torch.minimum(bounds[tensors], least)
+    return torch.zeros_like(bounds[:, 0]), bounds.sum(dim=1).neg_().clamp_(min=LEAST_SCALE)

@@ -7,20 +7,19 @@ little else.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nowcast_server.nino.engine.plan import Bundle, Panel, Unit
+from nowcast_server.nino.engine.bundles import Bundle
+from nowcast_server.nino.engine.plan import Panel
 
 Ends = tuple[Tensor, Tensor]
 """What one stage adds at an edge's source and at its target: (N, H) each."""
-
-Terms = tuple[Tensor, Tensor]
-"""Two tensors whose broadcast sum is one stage's constant part of a tile, in the tile's shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +30,26 @@ class Buffer:
     shaped: Tensor
 
 
+Constant = Callable[[Buffer], Tensor]
+"""One stage's constant part of a tile (E, H), in the buffer or in memory of its own."""
+
+
 class _Scratch(threading.local):
-    """Memory that a thread keeps from unit to unit: to have it back from the system costs more than what is computed in it."""
+    """Memory that a thread keeps from unit to unit: to have it back from the system costs more than what is computed in it.
+
+    On a device nothing is kept: torch's allocator there gives it again at once, and to a training in the same process as well.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, torch.device], Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
 
     def take(self, slot: int, rows: int, width: int, device: torch.device) -> Tensor:
         """Room `slot` as (rows, width) float32, with whatever it held."""
-        kept = self._kept.get((slot, device))
+        if device.type != "cpu":
+            return torch.empty(rows, width, dtype=torch.float32, device=device)
+        kept = self._kept.get(slot)
         if kept is None or kept.numel() < rows * width:
-            kept = self._kept[slot, device] = torch.empty(rows * width, dtype=torch.float32, device=device)
+            kept = self._kept[slot] = torch.empty(rows * width, dtype=torch.float32, device=device)
         return kept[: rows * width].view(rows, width)
 
 
@@ -60,31 +68,17 @@ class Edges(ABC):
     x: Sequence[Tensor]
     """Each tile's standardised weights (E, slots * context), views."""
 
-    targets: int
-    """R."""
-
     @abstractmethod
-    def joined(self, ends: Ends, bias: Tensor) -> Sequence[Terms]:
+    def joined(self, ends: Ends, bias: Tensor) -> Sequence[Constant]:
         """For each tile, at_source[s] + at_target[t] + bias[type]."""
 
     @abstractmethod
-    def biased(self, bias: Tensor) -> Tensor:
-        """bias[type], broadcasting to (E, H)."""
+    def biased(self, bias: Tensor) -> Constant:
+        """For every tile, bias[type]."""
 
     @abstractmethod
-    def at_sources(self, vectors: Tensor) -> Tensor:
-        """vectors[s], broadcasting to a buffer's shape."""
-
-    @abstractmethod
-    def add_up(self, index: int, buffer: Buffer, out: Tensor) -> None:
-        """Add to `out` (R, H) the sum over the edges of tile `index` into each target; it is zero before the first tile."""
-
-    @abstractmethod
-    def add_bias(self, bias: Tensor, vectors: Tensor, out: Tensor) -> None:
-        """Add to `out` (R, H) the sum of bias[type] * vectors[s] over all of the unit's edges into each target."""
-
-    @abstractmethod
-    def _shape(self, count: int) -> tuple[int, ...]: ...
+    def buffer(self, flat: Tensor) -> Buffer:
+        """The hidden vectors (E, H) of a tile as a buffer."""
 
     def buffers(self, hidden: int) -> list[tuple[Buffer, Buffer]]:
         """Two buffers for each tile: all tiles share their memory."""
@@ -92,7 +86,7 @@ class Edges(ABC):
         pair = [_SCRATCH.take(slot, most, hidden, self.x[0].device) for slot in range(2)]
         made: dict[int, tuple[Buffer, Buffer]] = {}
         for count in {len(x) for x in self.x}:
-            first, second = (Buffer(flat[:count], flat[:count].view(*self._shape(count), hidden)) for flat in pair)
+            first, second = (self.buffer(flat[:count]) for flat in pair)
             made[count] = (first, second)
         return [made[len(x)] for x in self.x]
 
@@ -104,27 +98,29 @@ class PanelEdges(Edges):
         self._panel = panel
         self._step = max(1, panel.tile_edges // panel.inner)
         self.x = torch.split(x.T, self._step * panel.inner)
-        self.targets = panel.outer
 
-    def joined(self, ends: Ends, bias: Tensor) -> Sequence[Terms]:
+    def joined(self, ends: Ends, bias: Tensor) -> Sequence[Constant]:
         sources, targets = ends[0][self._panel.sources], ends[1][self._panel.targets] + bias[self._panel.edge_type]
-        return [(part, sources) for part in torch.split(targets[:, None], self._step)]
+        return [partial(_add, part, sources) for part in torch.split(targets[:, None], self._step)]
 
-    def biased(self, bias: Tensor) -> Tensor:
-        return bias[self._panel.edge_type]
+    def biased(self, bias: Tensor) -> Constant:
+        return partial(_copy, bias[self._panel.edge_type])
+
+    def buffer(self, flat: Tensor) -> Buffer:
+        return Buffer(flat, flat.view(-1, self._panel.inner, flat.shape[1]))
 
     def at_sources(self, vectors: Tensor) -> Tensor:
+        """vectors[s], broadcasting to a buffer's shape."""
         return vectors[self._panel.sources]
 
-    def add_up(self, index: int, buffer: Buffer, out: Tensor) -> None:
+    def total(self, index: int, buffer: Buffer, out: Tensor) -> None:
+        """Set rows of `out` (R, H) to the sum over the edges of tile `index` into each target; no other tile has these targets."""
         first = index * self._step
-        torch.sum(buffer.shaped, dim=1, out=out[first : first + len(buffer.shaped)])  # no other tile has these targets
+        torch.sum(buffer.shaped, dim=1, out=out[first : first + len(buffer.shaped)])
 
-    def add_bias(self, bias: Tensor, vectors: Tensor, out: Tensor) -> None:
-        out += bias[self._panel.edge_type] * vectors[self._panel.sources].sum(dim=0)
-
-    def _shape(self, count: int) -> tuple[int, ...]:
-        return count // self._panel.inner, self._panel.inner
+    def bias_total(self, bias: Tensor, vectors: Tensor) -> Tensor:
+        """The sum of bias[type] * vectors[s] over all of the unit's edges into any target: (H,)."""
+        return bias[self._panel.edge_type] * vectors[self._panel.sources].sum(dim=0)
 
 
 class BundleEdges(Edges):
@@ -133,35 +129,51 @@ class BundleEdges(Edges):
     def __init__(self, bundle: Bundle, x: Tensor) -> None:
         self._bundle = bundle
         self.x = (x.T,)
-        self.targets = len(bundle.rows)
         self._taken = 2  # rooms 0 and 1 are the buffers
 
-    def joined(self, ends: Ends, bias: Tensor) -> Sequence[Terms]:
+    def joined(self, ends: Ends, bias: Tensor) -> Sequence[Constant]:
+        if len(self._bundle.joins):
+            return [partial(_sum, self._bundle.joins, 3 * self._bundle.order, torch.cat((*ends, bias)))]
         at_target = self._select(ends[1], self._bundle.target)
-        return [(self.at_sources(ends[0]), at_target.add_(self.biased(bias)))]
+        at_target += (
+            bias[self._bundle.edge_type] if len(self._bundle.edge_type) == 1 else self._select(bias, self._bundle.edge_type)
+        )
+        return [partial(_add, self.at_sources(ends[0]), at_target)]
 
-    def biased(self, bias: Tensor) -> Tensor:
-        return self._select(bias, self._bundle.edge_type)
+    def biased(self, bias: Tensor) -> Constant:
+        if len(self._bundle.edge_type) == 1:
+            return partial(_copy, bias[self._bundle.edge_type])
+        return partial(_pick, bias, self._bundle.edge_type)
+
+    def buffer(self, flat: Tensor) -> Buffer:
+        return Buffer(flat, flat)
 
     def at_sources(self, vectors: Tensor) -> Tensor:
+        """vectors[s] (E, H)."""
         return self._select(vectors, self._bundle.source)
+
+    def total(self, vectors: Tensor) -> Tensor:
+        """The sum of `vectors` (E, width) into each target, in the order of the edges on any device: (R, width)."""
+        return nn.functional.embedding_bag(self._bundle.order, vectors, self._bundle.starts, mode="sum")
 
     def _select(self, vectors: Tensor, index: Tensor) -> Tensor:
         room = _SCRATCH.take(self._taken, len(index), vectors.shape[1], vectors.device)
         self._taken += 1
         return torch.index_select(vectors, 0, index, out=room)
 
-    def add_up(self, index: int, buffer: Buffer, out: Tensor) -> None:
-        del index
-        out.index_add_(0, self._bundle.row, buffer.flat)
 
-    def add_bias(self, bias: Tensor, vectors: Tensor, out: Tensor) -> None:
-        out.index_add_(0, self._bundle.row, self.at_sources(vectors).mul_(self.biased(bias)))
-
-    def _shape(self, count: int) -> tuple[int, ...]:
-        return (count,)
+def _add(one: Tensor, other: Tensor, buffer: Buffer) -> Tensor:
+    torch.add(one, other, out=buffer.shaped)
+    return buffer.flat
 
 
-def edges_of(unit: Unit, x: Tensor) -> Edges:
-    """Cut a unit with weights `x` (slots * context, E) into tiles."""
-    return PanelEdges(unit, x) if isinstance(unit, Panel) else BundleEdges(unit, x)
+def _copy(row: Tensor, buffer: Buffer) -> Tensor:
+    return buffer.flat.copy_(row)
+
+
+def _pick(rows: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
+    return torch.index_select(rows, 0, index, out=buffer.flat)
+
+
+def _sum(index: Tensor, starts: Tensor, rows: Tensor, _: Buffer) -> Tensor:
+    return nn.functional.embedding_bag(index, rows, starts, mode="sum")

@@ -46,7 +46,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "scaled": {"update_scale": 0.3},
     "context": {"context": 3},
     "slots": {"slots": 1},
-    "width_of_features": {"hidden": 5, "slots": 9},
+    "width_of_context": {"hidden": 5, "slots": 9},
+    "width_of_features": {"hidden": 8},
     "wnn": {"graph": False},
     "wnn_plain": {"graph": False, "edge_types": 0},
     "wnn_deep_inputs": {"graph": False, "input_layers": 2, "scaling": "std-param"},
@@ -80,6 +81,25 @@ def test_every_form_of_block(seed: int) -> None:
             assert compare(random_checkpoint(graph=graph, seed=seed), wiring, random_states(wiring, seed=seed)) <= TOLERANCE
     finally:
         Placement.sizes = before
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_for_a_small_network(name: str) -> None:
+    """A network whose edges make one list would be forecast by another formula than larger ones."""
+    checkpoint = random_checkpoint(**OPTIONS[name])
+    wiring = transformer_wiring(width=12, vocabulary=30) if checkpoint.options.slots == 1 else drawn_wiring(5)
+    states = random_states(wiring, context=checkpoint.options.context)
+    assert wiring.edges < Placement.sizes.bundle
+    assert compare(checkpoint, wiring, states) <= TOLERANCE
+
+
+def test_features_given_are_not_written_to() -> None:
+    """Features are kept for the next forecast of the same network, which would differ."""
+    checkpoint, wiring = random_checkpoint(hidden=8), transformer_wiring()
+    features, states = node_pe(wiring), random_states(wiring)
+    kept = features.clone()
+    StreamingEngine(checkpoint).forecast(wiring, states, horizons=(1,), node_pe=features)
+    assert torch.equal(features, kept)
 
 
 @pytest.mark.parametrize("graph", [True, False])

@@ -63,7 +63,7 @@ def mocked(*names):
     kernels.Kernels.forecasts = lambda *args, **kwargs: None
     module.scatter = lambda *args: None
     snapshots.Snapshots.read = lambda *args: None
-    snapshots._fit = lambda *args, **kwargs: (torch.zeros(count), torch.ones(count))
+    snapshots._moments = lambda *args, **kwargs: (torch.zeros(count), torch.ones(count))
 
 mocked()
 states = [torch.zeros(wiring.size, dtype=torch.bfloat16)] * 5

@@ -6,7 +6,8 @@ import pytest
 import torch
 from wirings import drawn_wiring, transformer_wiring
 
-from nowcast_server.nino.engine.plan import GROUPS, Bundle, Panel, Plan, Sizes, Unit, plan, plan_bytes
+from nowcast_server.nino.engine.bundles import Bundle
+from nowcast_server.nino.engine.plan import Sizes, Unit, plan, plan_bytes
 from nowcast_server.nino.engine.snapshots import panel_view
 from nowcast_server.nino.graph import to_graph
 from protos.wiring import Block, EdgeType, Parameter, Wiring
@@ -21,7 +22,7 @@ def listed(unit: Unit, size: int) -> list[tuple[int, ...]]:
     if isinstance(unit, Bundle):
         position = unit.position if unit.carries else torch.empty(unit.edges, 0).long()
         return [
-            (int(s), int(t), int(k), *p.tolist())
+            (int(s), int(t), int(k), *(place for place in p.tolist() if place < size))
             for s, t, k, p in zip(unit.source, unit.target, unit.edge_type.expand(unit.edges), position, strict=True)
         ]
     positions = panel_view(torch.arange(size), unit).movedim(0, -1) if unit.carries else torch.empty(unit.outer, unit.inner, 0)
@@ -47,8 +48,7 @@ def expected(wiring: Wiring) -> Counter[tuple[int, ...]]:
 def test_every_edge_is_in_one_unit(wiring: Wiring, sizes: Sizes) -> None:
     """An edge would be left out, counted twice, or joined to another's weights."""
     work = plan(wiring, sizes, graph=True, device=CPU)
-    units = [unit for group in work.groups for unit in group.units]
-    assert sum((Counter(listed(unit, wiring.size)) for unit in units), Counter()) == expected(wiring)
+    assert sum((Counter(listed(unit, wiring.size)) for unit in work.units), Counter()) == expected(wiring)
     assert work.edges == wiring.edges
 
 
@@ -67,20 +67,10 @@ def test_what_a_plan_takes_is_known_before_it_is_made(wiring: Wiring, *, graph: 
 def test_every_weight_is_in_one_unit_of_wnn(wiring: Wiring) -> None:
     """WNN would forecast a weight twice, or not at all."""
     work = plan(wiring, SMALL, graph=False, device=CPU)
-    held = [p for group in work.groups for unit in group.units for _, _, _, *ps in listed(unit, wiring.size) for p in ps]
+    held = [p for unit in work.units for _, _, _, *ps in listed(unit, wiring.size) for p in ps]
     for left in work.uncovered:
         held += torch.arange(wiring.size)[left].tolist()
     assert sorted(held) == list(range(wiring.size))
-
-
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_groups_cover_their_targets(wiring: Wiring) -> None:
-    """A group's partial sums would fall outside the rows it keeps."""
-    for group in plan(wiring, SMALL, graph=True, device=CPU).groups:
-        for unit in group.units:
-            targets = torch.arange(unit.targets.start, unit.targets.stop) if isinstance(unit, Panel) else unit.rows
-            assert group.rows.start <= int(targets.min())
-            assert int(targets.max()) < group.rows.stop
 
 
 def test_degrees_count_every_edge() -> None:
@@ -90,7 +80,9 @@ def test_degrees_count_every_edge() -> None:
         counts = torch.zeros(wiring.neurons, 15).index_put_(
             (graph.edge_index[1], graph.edge_type), torch.ones(graph.num_edges), accumulate=True
         )
-        assert torch.equal(plan(wiring, Sizes(), graph=True, device=CPU).type_counts, counts)
+        work = plan(wiring, Sizes(), graph=True, device=CPU)
+        assert torch.equal(work.degree[:, 0], counts.sum(dim=1))
+        assert torch.allclose(work.types * work.degree, counts)
 
 
 def _chain(*, width: int, heads: int) -> Wiring:
@@ -102,12 +94,12 @@ def _chain(*, width: int, heads: int) -> Wiring:
 def test_many_small_blocks_make_few_units() -> None:
     """A transformer's hundreds of heads would each cost a round of tiny operations."""
     work = plan(_chain(width=64, heads=400), Sizes(), graph=True, device=CPU)
-    assert sum(len(group.units) for group in work.groups) < 10
+    assert len(work.units) < 10
 
 
-def test_groups_cost_about_the_same() -> None:
-    """Devices that share a forecast would wait for the one with the largest group."""
-    work: Plan = plan(_chain(width=1024, heads=0), Sizes(), graph=True, device=CPU)
-    panels = [group.edges for group in work.groups if isinstance(group.units[0], Panel)]
-    assert len(panels) == GROUPS
-    assert max(panels) <= 1.3 * min(panels)
+def test_a_small_network_is_one_unit() -> None:
+    """A forecast for it, which takes a few milliseconds, would spend most of them on three times as many operations."""
+    work = plan(_chain(width=24, heads=20), Sizes(), graph=True, device=CPU)
+    assert work.single
+    assert len(work.units) == 1
+    assert not plan(_chain(width=64, heads=20), Sizes(), graph=True, device=CPU).single

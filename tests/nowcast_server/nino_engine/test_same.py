@@ -1,6 +1,5 @@
-"""The same forecast, bit for bit: for any number of threads and processes, alone or beside others."""
+"""The same forecast, bit for bit: for any number of threads, alone or beside others."""
 
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from networks import random_checkpoint, random_states
-from torch import Tensor, distributed
+from torch import Tensor
 from torch import multiprocessing as mp
 from wirings import drawn_wiring, node_pe, transformer_wiring
 
-from nowcast_server.nino.engine import Distributed, StreamingEngine
+from nowcast_server.nino.engine import StreamingEngine
 from nowcast_server.nino.engine import workers as engine_workers
 from nowcast_server.nino.engine.kernels import Kernels, Sums
 from nowcast_server.nino.engine.plan import Sizes, Unit, plan
@@ -105,7 +104,7 @@ def test_a_forecast_that_nobody_wants_stops(monkeypatch: pytest.MonkeyPatch, cou
 
 def engine_units(wiring: Wiring) -> int:
     """Units that one convolution of the engine walks."""
-    return sum(len(group.units) for group in plan(wiring, Sizes(), graph=True, device=torch.device("cpu")).groups)
+    return len(plan(wiring, Sizes(), graph=True, device=torch.device("cpu")).units)
 
 
 def test_concurrent_forecasts_of_different_networks() -> None:
@@ -131,36 +130,6 @@ def test_an_error_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
         forecast(transformer_wiring(), engine)
     monkeypatch.undo()
     assert forecast(transformer_wiring(), engine).isfinite().all()
-
-
-def _share(rank: int, path: str, folder: str, *, graph: bool) -> None:
-    sys.path[:0] = [path, str(Path(path).parent / "nino")]
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{graph}", rank=rank, world_size=2)
-    checkpoint = random_checkpoint(graph=graph, hidden=32)
-    engine = StreamingEngine(checkpoint, exchange=Distributed())
-    made = forecast(transformer_wiring(width=64, vocabulary=500), engine)
-    torch.save((made, [engine._exchange.owns(index) for index in range(4)]), f"{folder}/{graph}-{rank}.pt")
-    distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("graph", [True, False])
-def test_two_processes_share_one_forecast(tmp_path: Path, *, graph: bool) -> None:
-    """Splitting a large network over devices would change its forecast, or leave a part to nobody."""
-    context = mp.get_context("spawn")
-    arguments = (str(Path(__file__).parent), str(tmp_path))
-    ranks = [context.Process(target=_share, args=(rank, *arguments), kwargs={"graph": graph}) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    whole = forecast(transformer_wiring(width=64, vocabulary=500), StreamingEngine(random_checkpoint(graph=graph, hidden=32)))
-    (first, owned), (second, others) = (torch.load(tmp_path / f"{graph}-{rank}.pt") for rank in range(2))
-    assert torch.equal(first, whole)
-    assert torch.equal(second, whole)
-    assert owned == [True, False, True, False]
-    assert others == [False, True, False, True]
 
 
 def _forked(wiring: Wiring, engine: StreamingEngine, path: Path) -> None:
