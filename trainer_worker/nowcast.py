@@ -202,10 +202,15 @@ class Nowcast:
     def step(self) -> None:
         """Count an optimizer step. Only for loops whose steps no hook sees: `p.data` updates, SAM's two steps, functional training;
         call it after the weights were changed. The optimizer's own steps are not counted any more then.
+
+        Raises:
+            RuntimeError: before the start. After the end nothing happens.
         """
+        if not self._entered:
+            raise RuntimeError("the Nowcast is not started: count steps within `with`, or call start() first")
         for handle in self._handles:
             handle.remove()
-        if self._boundaries.after_step():
+        if not self._over and self._boundaries.after_step():
             self._look_again()
 
     def observe(self, loss: "Tensor | float") -> None:
@@ -288,15 +293,19 @@ class Nowcast:
 
     def _look_again(self) -> None:
         """Begin anew if other parameters are trained than before: unfrozen layers, a new head, another shape. All ranks alike."""
-        now = FlatParameters(self._model, self._optimizers)
-        if now.same_as(self._flat):
+        if self._flat.covers(self._model, self._optimizers):
             return
         log.warning("%s: other parameters are trained since step %d: a new context begins", self._job, self.steps)
         step, self._wiring = self.steps, None
         self._release()
         if self._forecasts is not None:
             self._forecasts.close(self._boundaries.last_progress())
-        self._begin()
+        try:
+            self._begin()
+        except Exception:  # whatever it is, training goes on
+            log.exception("%s: these cannot be nowcast; training goes on without", self._job)
+            self.stop()
+            return
         self._claim()
         self._boundaries.begin_at(step)
         if self._forecasts is not None:
