@@ -75,9 +75,7 @@ class ScriptedEndpoint:
         local: its answers are waited for, like those of forecasters in this process.
     """
 
-    def __init__(
-        self, forecast: Forecast = onward, *, fail: Callable[[str], Any] = lambda _: None, local: bool = True
-    ) -> None:
+    def __init__(self, forecast: Forecast = onward, *, fail: Callable[[str], Any] = lambda _: None, local: bool = True) -> None:
         self.local, self.fail, self._forecast = local, fail, forecast
         self.history: dict[int, Tensor] = {}
         self.sent: dict[int, Tensor] = {}

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -355,7 +356,7 @@ def test_without_the_runs_length_the_interval_grows_and_contexts_stay_nearly_eve
     assert taken[:3] == [SHORTEST, 2 * SHORTEST, 3 * SHORTEST]
     assert nowcast.summary()["interval"] == 4000 // GROWTH
     for context in zip(*(taken[start:] for start in range(CONTEXT)), strict=False):
-        gaps = [later - earlier for earlier, later in zip(context, context[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in pairwise(context)]
         assert max(gaps) <= min(gaps) + 2
     assert nowcasts(nowcast) == []  # of gain 0 nothing is asked for
 
