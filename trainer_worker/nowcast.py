@@ -5,6 +5,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -20,7 +21,7 @@ from protos.messages import JobSpec, Mode
 from protos.wiring import Wiring
 from trainer_worker.boundary import Boundaries
 from trainer_worker.endpoints.endpoint import Endpoint
-from trainer_worker.endpoints.server import Server, connect
+from trainer_worker.endpoints.server import Server, connect, is_file
 from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
 from trainer_worker.forecasts import Forecasts
@@ -111,7 +112,9 @@ class Nowcast:
         with self._ranks.failing_alike():
             if self._ranks.rank == 0:
                 spec = self._spec()
-                endpoint = self._endpoint or connect(self._server, spec, job=self._job, device=self._flat.device)
+                endpoint = self._endpoint or connect(
+                    self._server, spec, job=self._job, forecaster=self._forecaster, device=self._flat.device
+                )
                 self._forecasts = Forecasts(self._flat, endpoint, spec, push=self._push, timeout_s=self._server.timeout_s)
         kind = Jumps if self._mode == "jump" else Boundaries
         self._boundaries = kind(
@@ -146,7 +149,7 @@ class Nowcast:
                 wiring=wiring,
                 context=CONTEXT,
                 dtype=server.dtype,
-                forecaster=self._forecaster,
+                forecaster=Path(self._forecaster).stem[:64] if is_file(self._forecaster) else self._forecaster,
                 mode=self._mode,
                 record=server.record,
             )
