@@ -112,6 +112,8 @@ class Boundaries:
     def _decide(self) -> None:
         if self._asking:
             self._take_up()
+        else:
+            self._end_push()
         self._take_snapshot()
         gain = self._gain_of_next()
         self._asking = self._taken >= CONTEXT and gain > 0
@@ -142,6 +144,12 @@ class Boundaries:
         self._gain = 0.0 if reason else self._push.gain_at(self.step, max_steps=self._max_steps)
         waited_s = time.perf_counter() - start
         self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "glided", reason, detail, seconds=waited_s))
+
+    def _end_push(self) -> None:
+        self._pushed.clear()
+        self._gain = 0.0
+        if self._forecasts is not None:
+            self._forecasts.pushing(None)
 
     def _collect(self, *, wait: bool = False) -> tuple[Tensor | None, str, str]:
         """What came of the request: a displacement (n,), or why there is none, as a word and as a sentence."""
@@ -179,6 +187,7 @@ class Boundaries:
             self._forecasts.take(self.step)
         except Exception as error:
             log.exception("a snapshot could not be taken")
+            self._forecasts.forget()  # a context with a gap would see more movement than an interval's, and push too far
             self._journal.add(Event(self.step, "snapshot", "dropped", reason_for(error), str(error)))
         else:
             self._journal.tally.snapshots += 1

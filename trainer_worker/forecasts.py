@@ -14,7 +14,7 @@ from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.endpoints.sender import Request, Sender
 from trainer_worker.push import Push, coherence, displacement, shape
-from trainer_worker.snapshots import SPARE_ROWS, SnapshotBuffers
+from trainer_worker.snapshots import SPARE_ROWS, Snapshot, SnapshotBuffers
 from trainer_worker.weights.flat import TORCH_DTYPES, FlatParameters
 
 GRACE_S: Final = 0.5
@@ -40,6 +40,7 @@ class Forecasts:
         self._sender = Sender(endpoint, spec, timeout_s=self._timeout_s)
         self._buffers = SnapshotBuffers(flat, dtype=TORCH_DTYPES[spec.dtype], rows=spec.context + SPARE_ROWS)
         self._pushed: Tensor | None = None  # (n,) what is being added in this interval
+        self._ended: Tensor | None = None  # (n,) what was added in the interval before
         self._resumed = False
 
     def open(self, *, resumed: bool = False) -> None:
@@ -73,7 +74,7 @@ class Forecasts:
             gain: of the push that is to come of it; 0 for all of the displacement.
             horizon: in intervals; None for the push's, or the one that suits the forecaster.
         """
-        context, pushed = self._sender.context, self._pushed
+        context, pushed = self._sender.context, self._ended
         horizon = horizon or self._push.horizon
 
         def tell() -> Progress:
@@ -116,7 +117,7 @@ class Forecasts:
 
     def pushing(self, displacement: Tensor | None) -> None:
         """Remember what is added in the interval that begins: how coherent it is shows at its end."""
-        self._pushed = displacement
+        self._ended, self._pushed = self._pushed, displacement
 
     def forget(self) -> None:
         """Begin a new context: the weights have changed at once."""
@@ -125,11 +126,6 @@ class Forecasts:
     def news(self) -> Iterator[tuple[str, BaseException | None]]:
         """The server's comings and goings since the last call."""
         return self._sender.news()
-
-    @property
-    def full(self) -> bool:
-        """Is there a whole context?"""
-        return len(self._sender.context) == self._spec.context
 
     @property
     def sent(self) -> int:
@@ -167,6 +163,8 @@ class Forecasts:
         self._sender.reset()
         for step, values in zip(state["steps"].tolist(), state["context"], strict=True):
             if step >= 0:
-                self._sender.offer(self._buffers.put(step, values, in_use=self._sender.in_use()))
+                # in memory of its own: rows may still be read for an answer that nobody wants any more
+                self._sender.offer(Snapshot(step, values.to(TORCH_DTYPES[self._spec.dtype], copy=True)))
         self._pushed = state["pushed"].clone() if bool(state["pushed"].any()) else None
+        self._ended = None
         self._sender.restart()

@@ -5,6 +5,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -20,7 +21,7 @@ from protos.messages import JobSpec, Mode
 from protos.wiring import Wiring
 from trainer_worker.boundary import Boundaries
 from trainer_worker.endpoints.endpoint import Endpoint
-from trainer_worker.endpoints.server import Server, connect
+from trainer_worker.endpoints.server import Server, connect, is_file
 from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
 from trainer_worker.forecasts import Forecasts
@@ -111,7 +112,9 @@ class Nowcast:
         with self._ranks.failing_alike():
             if self._ranks.rank == 0:
                 spec = self._spec()
-                endpoint = self._endpoint or connect(self._server, spec, job=self._job, device=self._flat.device)
+                endpoint = self._endpoint or connect(
+                    self._server, spec, job=self._job, forecaster=self._forecaster, device=self._flat.device
+                )
                 self._forecasts = Forecasts(self._flat, endpoint, spec, push=self._push, timeout_s=self._server.timeout_s)
         kind = Jumps if self._mode == "jump" else Boundaries
         self._boundaries = kind(
@@ -146,7 +149,7 @@ class Nowcast:
                 wiring=wiring,
                 context=CONTEXT,
                 dtype=server.dtype,
-                forecaster=self._forecaster,
+                forecaster=Path(self._forecaster).stem[:64] if is_file(self._forecaster) else self._forecaster,
                 mode=self._mode,
                 record=server.record,
             )
@@ -202,10 +205,15 @@ class Nowcast:
     def step(self) -> None:
         """Count an optimizer step. Only for loops whose steps no hook sees: `p.data` updates, SAM's two steps, functional training;
         call it after the weights were changed. The optimizer's own steps are not counted any more then.
+
+        Raises:
+            RuntimeError: before the start. After the end nothing happens.
         """
+        if not self._entered:
+            raise RuntimeError("the Nowcast is not started: count steps within `with`, or call start() first")
         for handle in self._handles:
             handle.remove()
-        if self._boundaries.after_step():
+        if not self._over and self._boundaries.after_step():
             self._look_again()
 
     def observe(self, loss: "Tensor | float") -> None:
@@ -288,15 +296,19 @@ class Nowcast:
 
     def _look_again(self) -> None:
         """Begin anew if other parameters are trained than before: unfrozen layers, a new head, another shape. All ranks alike."""
-        now = FlatParameters(self._model, self._optimizers)
-        if now.same_as(self._flat):
+        if self._flat.covers(self._model, self._optimizers):
             return
         log.warning("%s: other parameters are trained since step %d: a new context begins", self._job, self.steps)
         step, self._wiring = self.steps, None
         self._release()
         if self._forecasts is not None:
             self._forecasts.close(self._boundaries.last_progress())
-        self._begin()
+        try:
+            self._begin()
+        except Exception:  # whatever it is, training goes on
+            log.exception("%s: these cannot be nowcast; training goes on without", self._job)
+            self.stop()
+            return
         self._claim()
         self._boundaries.begin_at(step)
         if self._forecasts is not None:

@@ -79,8 +79,7 @@ def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Sequence[Piece], 
     Raises:
         BadForecast: it is not finite.
     """
-    if not bool(forecast.isfinite().all()):
-        raise BadForecast("the forecast holds NaN or infinity")
+    _check_finite(forecast)
     for piece in pieces:
         states = [state[piece.start : piece.stop] for state in context]
         part = forecast[piece.start : piece.stop]
@@ -91,17 +90,18 @@ def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Sequence[Piece], 
         part -= last
         part.masked_fill_(_unmoved(states), 0.0)
         part *= _factor(part, moved, gain=gain)
+    _check_finite(forecast)
     return forecast
 
 
 def displacement(forecast: Tensor, last: Tensor, pieces: Sequence[Piece], *, hold_norms: bool) -> Tensor:
     """All of a forecast's displacement, in place: what a jump adds. For arguments and errors see `shape`."""
-    if not bool(forecast.isfinite().all()):
-        raise BadForecast("the forecast holds NaN or infinity")
+    _check_finite(forecast)
     for piece in pieces:
         part, start = forecast[piece.start : piece.stop], last[piece.start : piece.stop].float()
         if hold_norms and piece.parameter.dim() > 1:
             _hold_norm(part, start)
+        _check_finite(part.to(piece.parameter.dtype))
         part -= start
     return forecast
 
@@ -130,9 +130,14 @@ def dot(first: Tensor, second: Tensor) -> float:
     return math.fsum(float(torch.dot(a, b)) for a, b in pairs)
 
 
+def _check_finite(values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise BadForecast("the forecast holds NaN or infinity, or would as weights")
+
+
 def _hold_norm(part: Tensor, last: Tensor) -> None:
     before, after = norm(last), norm(part)
-    if before and after:
+    if before and after >= torch.finfo(torch.float32).tiny:  # by less, float32 cannot be divided
         part *= before / after
 
 

@@ -77,16 +77,6 @@ class SnapshotBuffers:
         self.copied_s += time.perf_counter() - start
         return snapshot
 
-    def put(self, step: int, values: Tensor, *, in_use: Sequence[Snapshot]) -> Snapshot:
-        """Copy a snapshot that was saved into a row that none of the snapshots in use lies in.
-
-        Raises:
-            NoRow: there is none.
-        """
-        if self._copied is not None:
-            self._copied.synchronize()  # the copy of a snapshot that is in use no more may be under way
-        return Snapshot(step, self._free(in_use).copy_(values))
-
     def _free(self, in_use: Sequence[Snapshot]) -> Tensor:
         busy = {snapshot.values.data_ptr() for snapshot in in_use}
         for row in self._rows.unbind():

@@ -1,27 +1,40 @@
 """A training run that takes milliseconds, and endpoints that need no server."""
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from waiting import until
 
-from protos.messages import JobSpec, Outcome, Skill
-from trainer_worker import Jump, Nowcast
+from protos.errors import HistoryMissing
+from protos.messages import JobSpec, Progress, Skill
+from trainer_worker import Nowcast, Push
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.push import CONTEXT
 
-INTERVAL, CONTEXT = 2, 5
-PERIOD = INTERVAL * CONTEXT
-WHOLE = Jump(growth=1)
-"""Loads the forecast as it is."""
+INTERVAL: Final = 2
+FULL: Final = CONTEXT * INTERVAL
+"""The step at which the first context is whole."""
+FIRST: Final = FULL + INTERVAL
+"""The step at which the first forecast is taken up."""
+STEPS: Final = 10 * INTERVAL + 3
+"""Of a run, which takes up six forecasts."""
+TAKEN_UP: Final = list(range(FIRST, STEPS, INTERVAL))
+STEADY: Final = Push(gain=0.5, start=0.0, fade=1.0)
+"""The same gain from the first context to the end."""
+
+Forecast = Callable[[Sequence[Tensor], int], Tensor]
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """An MLP of 8-16-2, the same for a seed."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).to(dtype)
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=1e-2)
 
 
 def flat(model: nn.Module) -> Tensor:
@@ -39,22 +52,37 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, index: int) -> None
     optimizer.step()
 
 
-class ShiftingEndpoint:
-    """Forecasts `last + shift`; remembers what it was asked, and fails when told to.
+def plain(steps: int = STEPS) -> Tensor:
+    """The weights of a run without nowcasts."""
+    model = network()
+    optimizer = adam(model)
+    for index in range(steps):
+        step(model, optimizer, index)
+    return flat(model)
+
+
+def onward(states: Sequence[Tensor], horizon: int) -> Tensor:
+    """Every weight goes on as it moved, in the mean over the context."""
+    return states[-1] + horizon * (states[-1] - states[0]) / (len(states) - 1)
+
+
+class ScriptedEndpoint:
+    """Forecasts as told; remembers what it was asked, and fails when told to.
 
     Args:
-        shift: added to the last snapshot, times the horizon.
-        fail: called with the name of each call before it is done; may raise.
+        forecast: of the states of a context, (n,) float32 each, and a horizon.
+        fail: called with the name of each call before it is done; may raise, or wait.
+        local: its answers are waited for, like those of forecasters in this process.
     """
 
-    local = False
-
-    def __init__(self, shift: float = 0.01, *, fail: Callable[[str], Any] = lambda _: None) -> None:
-        self.shift, self.fail = shift, fail
+    def __init__(self, forecast: Forecast = onward, *, fail: Callable[[str], Any] = lambda _: None, local: bool = True) -> None:
+        self.local, self.fail, self._forecast = local, fail, forecast
         self.history: dict[int, Tensor] = {}
         self.sent: dict[int, Tensor] = {}
-        self.asked: list[tuple[int, tuple[int, ...]]] = []
-        self.outcomes: list[Outcome] = []
+        self.asked: list[tuple[int, ...]] = []
+        self.horizons: list[tuple[int, ...]] = []
+        self.told: list[Progress] = []
+        self.finished: Progress | None = None
         self.closed = False
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
@@ -68,27 +96,43 @@ class ShiftingEndpoint:
         self.fail("send")
         self.history[step] = self.sent[step] = snapshot.clone()
 
-    def forecast(self, step: int, horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
+    def forecast(
+        self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
+    ) -> None:
         self.fail("forecast")
-        self.asked.append((step, horizons))
-        for row, horizon in zip(out, horizons, strict=True):
-            row.copy_(self.history[step].float() + self.shift * horizon)
+        missing = [step for step in context if step not in self.history]
+        if missing:
+            raise HistoryMissing("lost", missing=missing)
+        self.asked.append(tuple(context))
+        self.horizons.append(horizons)
+        if progress is not None:
+            self.told.append(progress)
+        states = [self.history[step].float() for step in context]
+        for row, horizon in zip(out, horizons or (1,), strict=True):
+            row.copy_(self._forecast(states, horizon))
 
-    def report(self, outcome: Outcome, *, deadline: Deadline) -> None:
-        self.fail("report")
-        self.outcomes.append(outcome)
-
-    def skill(self, *, deadline: Deadline) -> Skill:
-        self.fail("skill")
+    def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
+        self.fail("finish")
+        self.finished = progress
         return {}
 
     def close(self) -> None:
         self.closed = True
 
 
-def wait_for_forecasts(nowcast: Nowcast) -> None:
-    """Wait until what was asked for has come: a few steps of so small a network are over before that."""
-    pending = nowcast._cycle._candidates.pending
-    assert pending is not None
-    assert pending.request is not None
-    until(pending.request.done.is_set)
+def make(model: nn.Module, optimizer: Any, endpoint: Any, **options: Any) -> Nowcast:
+    """A `Nowcast` of a small run."""
+    defaults = {"max_steps": STEPS, "interval": INTERVAL, "server": endpoint, "push": STEADY}
+    return Nowcast(model, optimizer, **{**defaults, **options})
+
+
+def settle(nowcast: Nowcast) -> None:
+    """Wait for the answer to what was asked for: the steps of so small a network are over long before it comes."""
+    request = nowcast._boundaries._asked
+    if request is not None:
+        assert request.done.wait(20)
+
+
+def nowcasts(nowcast: Nowcast) -> list[tuple[int, str, str]]:
+    """Step, outcome and reason of each."""
+    return [(event.step, event.outcome, event.reason) for event in nowcast.events if event.kind == "nowcast"]

@@ -1,96 +1,35 @@
-"""`Nowcast` around a training loop, with endpoints in this process."""
+"""`Nowcast` around a training loop: arguments, beginning and end, and whatever fails on the way."""
 
+import gc
+import logging
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat, network, step
-from torch import nn
+from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, ScriptedEndpoint, adam, flat, make, network, nowcasts, plain, step
+from torch import Tensor, nn
 
+from nowcast_server.forecasters.linear import Linear
 from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
+from nowcast_server.wanted import while_wanted
 from protos.errors import BadRequest, Unavailable
 from protos.wiring import Parameter, Wiring
-from trainer_worker import AdaptiveHorizon, BadArgument, BestAfterRecovery, Event, FixedHorizon, Guard, Jump, Nowcast, PaperSchedule
+from trainer_worker import BadArgument, Event, Push, Server
 from trainer_worker.wiring import wire
-
-STEPS = 3 * PERIOD
-
-
-def make(model: nn.Module, optimizer: torch.optim.Optimizer, endpoint: Any, **options: Any) -> Nowcast:
-    timing = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT}
-    defaults = {**timing, "server": endpoint, "policy": FixedHorizon(3), "jump": WHOLE}
-    return Nowcast(model, optimizer, **{**defaults, **options})
-
-
-def adam(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=1e-2)
-
-
-def test_a_jump_loads_exactly_the_forecast_and_begins_a_new_context() -> None:
-    """Weights other than the forecast's, or snapshots at other steps, would make every figure of the project wrong."""
-    model, endpoint = network(), ShiftingEndpoint()
-    optimizer = adam(model)
-    seen = []
-    with make(model, optimizer, endpoint) as nowcast:
-        for index in range(STEPS):
-            step(model, optimizer, index)
-            seen.append(flat(model))
-    assert sorted(endpoint.sent) == list(range(INTERVAL, 2 * PERIOD + 1, INTERVAL))  # none for a nowcast that will not be
-    for after in (INTERVAL, PERIOD + INTERVAL):
-        assert torch.equal(endpoint.sent[after], seen[after - 1])
-    for after in (PERIOD, 2 * PERIOD):
-        assert torch.equal(seen[after - 1], endpoint.sent[after] + 0.01 * 3)
-    assert endpoint.asked == [(PERIOD, (3,)), (2 * PERIOD, (3,))]
-    assert [(event.step, event.outcome, event.horizon) for event in nowcast.events] == [
-        (PERIOD, "accepted", 3),
-        (2 * PERIOD, "accepted", 3),
-    ]
-    assert [outcome.outcome for outcome in endpoint.outcomes] == ["accepted", "accepted"]
-    assert nowcast.step == STEPS
-
-
-@pytest.mark.parametrize("options", [{}, {"overlap": True}, {"shadow": True}])
-def test_there_is_no_nowcast_on_the_last_step_or_after_it(options: dict[str, Any]) -> None:
-    """It would leave the run with the spike that no step repairs, whatever the policy; a loop may go on for longer than it said."""
-    model, endpoint = network(), ShiftingEndpoint()
-    optimizer = adam(model)
-    with make(model, optimizer, endpoint, **options) as nowcast:
-        for index in range(2 * STEPS):
-            step(model, optimizer, index)
-    assert max(step for step, _ in endpoint.asked) == STEPS - PERIOD
-    assert max(event.step for event in nowcast.events if event.kind == "nowcast") == STEPS - PERIOD
-
-
-def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
-    """Replaced tensors would leave optimizer, DDP and compiled graphs training weights that nobody uses."""
-    model, endpoint = network(), ShiftingEndpoint()
-    optimizer = adam(model)
-    pointers = [parameter.data_ptr() for parameter in model.parameters()]
-    with make(model, optimizer, endpoint):
-        for index in range(PERIOD - 1):
-            step(model, optimizer, index)
-        versions = [parameter._version for parameter in model.parameters()]
-        step(model, optimizer, PERIOD - 1)
-        moments = [optimizer.state[parameter]["exp_avg"].clone() for parameter in model.parameters()]
-    plain = network()
-    other = adam(plain)
-    for index in range(PERIOD):
-        step(plain, other, index)
-    assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
-    assert all(parameter._version > version for parameter, version in zip(model.parameters(), versions, strict=True))
-    for parameter, moment in zip(plain.parameters(), moments, strict=True):
-        assert torch.equal(other.state[parameter]["exp_avg"], moment)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_left_behind(*, fails: bool) -> None:
     """A hook or thread that outlives the block would count steps of the next run, or keep its memory."""
-    model, endpoint = network(), ShiftingEndpoint()
+    model, endpoint = network(), ScriptedEndpoint()
     optimizer = adam(model)
     threads = threading.active_count()
     with pytest.raises(KeyError) if fails else nullcontext(), make(model, optimizer, endpoint) as nowcast:
@@ -98,11 +37,127 @@ def test_nothing_is_left_behind(*, fails: bool) -> None:
         if fails:
             {}["the loop breaks"]
     step(model, optimizer, 1)
-    assert nowcast.step == 1
+    nowcast.step()
+    assert nowcast.steps == 1
     assert endpoint.closed
     assert threading.active_count() == threads
-    with make(model, optimizer, ShiftingEndpoint()):  # its parameters are free again
-        pass
+
+
+def test_a_nowcast_that_was_dropped_is_gone() -> None:
+    """In a notebook a cell is run again: the first run's thread would go on, and its hook push the second run's weights."""
+    model = network()
+    optimizer = adam(model)
+    threads = threading.active_count()
+    nowcast = make(model, optimizer, ScriptedEndpoint()).start()
+    step(model, optimizer, 0)
+    gone = weakref.ref(nowcast)
+    del nowcast
+    gc.collect()
+    assert gone() is None
+    assert threading.active_count() == threads
+    step(model, optimizer, 1)
+    with make(model, optimizer, ScriptedEndpoint()) as second:
+        step(model, optimizer, 2)
+    assert second.steps == 1
+
+
+def test_a_model_belongs_to_the_nowcast_that_began_last(caplog: pytest.LogCaptureFixture) -> None:
+    """Two that move the same weights would each forecast from the other's pushes."""
+    model, endpoint = network(), ScriptedEndpoint()
+    optimizer = adam(model)
+    first = make(model, optimizer, endpoint, server=None, forecaster="last").start()
+    with make(model, optimizer, endpoint) as second:
+        step(model, optimizer, 0)
+    assert (first.steps, second.steps) == (0, 1)
+    assert "was never stopped; it is now" in caplog.text
+
+
+class Slow:
+    """Holds up calls of one kind until the test is over."""
+
+    def __init__(self, call: str) -> None:
+        self.call, self.begun, self.over = call, threading.Event(), threading.Event()
+
+    def __call__(self, call: str) -> None:
+        if call == self.call:
+            self.begun.set()
+            self.over.wait(20)
+
+
+@pytest.mark.parametrize("call", ["send", "forecast", "finish"])
+def test_an_interrupted_run_ends_within_seconds(call: str) -> None:
+    """Ctrl-C that hangs is answered with kill -9, which loses the checkpoint that was about to be written."""
+    slow = Slow(call)
+    model = network()
+    optimizer = adam(model)
+    nowcast = make(model, optimizer, ScriptedEndpoint(fail=slow, local=False)).start()
+    for index in range(STEPS):
+        step(model, optimizer, index)
+    if call != "finish":
+        assert slow.begun.wait(10)
+    began = time.monotonic()
+    nowcast.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert time.monotonic() - began < 3
+    slow.over.set()
+
+
+def test_an_embedded_forecast_that_is_under_way_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forecast of a large network takes half a minute on a laptop, and nobody waits for it any more."""
+    begun = threading.Event()
+
+    def endless(*_: Any, **__: Any) -> Tensor:
+        begun.set()
+        for _ in while_wanted(count()):
+            time.sleep(0.01)
+        raise AssertionError
+
+    monkeypatch.setattr(Linear, "forecast", endless)
+    model = network()
+    optimizer = adam(model)
+    with make(model, optimizer, "embedded", forecaster="linear"):
+        for index in range(FULL):
+            step(model, optimizer, index)
+        assert begun.wait(10)
+        began = time.monotonic()
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(("steps", "says"), [(0, "no optimizer step was counted"), (FULL, "no forecast was used in 10 steps")])
+def test_a_run_that_came_to_nothing_says_so(steps: int, says: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever wraps the wrong optimizer would believe for weeks that nowcasts do not help."""
+    model = network()
+    optimizer = adam(model)
+    with make(model, optimizer, ScriptedEndpoint()):
+        for index in range(steps):
+            step(model, optimizer, index)
+    assert [record.levelname for record in caplog.records if says in record.message] == ["WARNING"]
+
+
+def test_steps_may_be_counted_by_hand() -> None:
+    """A loop that calls no optimizer's `step`, as with functional updates, would never be nowcast."""
+    model = network()
+    optimizer = adam(model)
+    counted, stepped = ScriptedEndpoint(), ScriptedEndpoint()
+    with make(model, optimizer, stepped):
+        for index in range(STEPS):
+            step(model, optimizer, index)
+    other = network()
+    by_hand = adam(other)
+    with make(other, by_hand, counted) as nowcast:
+        for handle in nowcast._handles:  # as if the loop called no `step` that is seen
+            handle.remove()
+        for index in range(STEPS):
+            step(other, by_hand, index)
+            nowcast.step()
+    assert torch.equal(flat(other), flat(model))
+    assert counted.asked == stepped.asked != []
+
+
+def test_a_step_counted_before_the_start_is_told() -> None:
+    """An embedded forecast would be waited for without end, as nobody is there to make it."""
+    model = network()
+    with pytest.raises(RuntimeError, match="not started"):
+        make(model, adam(model), ScriptedEndpoint()).step()
 
 
 def test_no_random_state_is_touched() -> None:
@@ -117,11 +172,10 @@ def test_no_random_state_is_touched() -> None:
     model = network()
     optimizer = adam(model)
     before = states()
-    with make(model, optimizer, None, forecaster="linear"):
-        for index in range(PERIOD):
+    with make(model, optimizer, None, forecaster="nino"):
+        for index in range(FIRST):
             step(model, optimizer, index)
-    down = Nowcast(model, optimizer, server="http://127.0.0.1:9", max_steps=STEPS, interval=INTERVAL)
-    with down:
+    with make(model, optimizer, "http://127.0.0.1:9") as down:
         step(model, optimizer, 0)
     assert down.summary()["server"]["lost"] == 1
     assert states() == before
@@ -132,7 +186,7 @@ class OwnError(Exception):
 
 
 @pytest.mark.parametrize(("error", "reason"), [(Unavailable("gone"), "server_unavailable"), (OwnError("bug"), "worker_error")])
-@pytest.mark.parametrize("call", ["register", "send", "forecast", "report"])
+@pytest.mark.parametrize("call", ["register", "send", "forecast", "finish"])
 def test_no_failure_of_an_endpoint_reaches_the_loop(call: str, error: Exception, reason: str) -> None:
     """An exception out of `optimizer.step()` ends a training run of days."""
 
@@ -140,7 +194,7 @@ def test_no_failure_of_an_endpoint_reaches_the_loop(call: str, error: Exception,
         if name == call:
             raise error
 
-    model, endpoint = network(), ShiftingEndpoint(fail=fail)
+    model, endpoint = network(), ScriptedEndpoint(fail=fail)
     optimizer = adam(model)
     if call == "register" and reason == "worker_error":
         with pytest.raises(OwnError), make(model, optimizer, endpoint):
@@ -150,64 +204,12 @@ def test_no_failure_of_an_endpoint_reaches_the_loop(call: str, error: Exception,
         for index in range(STEPS):
             step(model, optimizer, index)
     summary = nowcast.summary()
-    if call == "report":
-        assert summary["nowcasts"] == {"accepted": 2, "rejected": 0, "skipped": 0} or reason == "server_unavailable"
+    if call == "finish":
+        assert summary["nowcasts"] == {"used": len(TAKEN_UP), "skipped": 0}
     else:
-        assert summary["nowcasts"] == {"accepted": 0, "rejected": 0, "skipped": 2}
-        assert summary["reasons"] == {reason: 2}
-        plain = network()
-        other = adam(plain)
-        for index in range(STEPS):
-            step(plain, other, index)
-        assert torch.equal(flat(model), flat(plain))
-
-
-def test_forecasts_that_are_not_finite_are_never_loaded() -> None:
-    """One NaN in the weights ends a run."""
-    model, endpoint = network(), ShiftingEndpoint(shift=float("inf"))
-    optimizer = adam(model)
-    with make(model, optimizer, endpoint) as nowcast:
-        for index in range(STEPS):
-            step(model, optimizer, index)
-    assert nowcast.summary()["reasons"] == {"bad_forecast": 2}
-    assert flat(model).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "forecast"), [(torch.float16, 1e5), (torch.float16, -1e5), (torch.float32, 1e-44), (torch.bfloat16, -1e-44)]
-)
-def test_forecasts_that_would_not_be_finite_as_weights_are_never_loaded(dtype: torch.dtype, forecast: float) -> None:
-    """What float32 holds is more than float16 does; and brought back to its norm, a tensor of next to nothing is NaN."""
-
-    class Flat(ShiftingEndpoint):
-        def forecast(self, step: int, horizons: tuple[int, ...], out: torch.Tensor, *, deadline: Any) -> None:
-            out.fill_(forecast)
-
-    model = network(dtype=dtype)
-    with make(model, optimizer := torch.optim.SGD(model.parameters(), lr=1e-3), Flat(), jump=Jump()) as nowcast:
-        for index in range(STEPS):
-            step(model, optimizer, index)
-    assert nowcast.summary()["reasons"] == {"bad_forecast": 2}
-    assert flat(model).isfinite().all()
-
-
-def test_where_nothing_is_tried_the_first_of_several_forecasts_is_loaded() -> None:
-    """The policy's first choice has to be the one that is loaded and reported; others would be computed for nobody."""
-
-    class Several:
-        furthest = 9
-
-        def horizons(self, step: int) -> tuple[int, ...]:
-            return (9, 1, 4) if step == PERIOD else ()
-
-    model, endpoint = network(), ShiftingEndpoint()
-    optimizer = adam(model)
-    with make(model, optimizer, endpoint, policy=Several()) as nowcast:
-        for index in range(PERIOD):
-            step(model, optimizer, index)
-    assert endpoint.asked == [(PERIOD, (9,))]
-    assert torch.equal(flat(model), endpoint.sent[PERIOD] + 0.01 * 9)
-    assert [event.horizon for event in nowcast.events] == [9]
+        assert summary["nowcasts"] == {"used": 0, "skipped": len(TAKEN_UP)}
+        assert summary["reasons"] == {reason: len(TAKEN_UP)}
+        assert torch.equal(flat(model), plain())
 
 
 def test_events_are_told_on_the_training_thread_and_may_fail() -> None:
@@ -221,86 +223,23 @@ def test_events_are_told_on_the_training_thread_and_may_fail() -> None:
     model = network()
     optimizer = adam(model)
     with make(model, optimizer, "http://127.0.0.1:9", on_event=on_event) as nowcast:
-        for index in range(PERIOD):
+        for index in range(FIRST):
             step(model, optimizer, index)
     assert [(event.kind, event.outcome) for event, _ in told] == [("server", "lost"), ("nowcast", "skipped")]
     assert all(main for _, main in told)
     assert [event for event, _ in told] == nowcast.events
 
 
-def test_frozen_tied_and_foreign_parameters() -> None:
-    """A jump that moves a frozen weight breaks fine-tuning; one that forgets a tied name shifts every later parameter."""
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
-    model[2].weight = model[0].weight
-    model[0].bias.requires_grad_(False)
-    other = torch.optim.SGD([model[3].weight], lr=0.1)
-    optimizer = torch.optim.SGD(
-        [{"params": [model[0].weight], "lr": 0.1}, {"params": [model[0].bias, model[2].bias, model[3].bias]}], lr=0.01
-    )
-    endpoint = ShiftingEndpoint()
-    frozen, foreign = model[0].bias.clone(), model[3].weight.detach().clone()
-    with make(model, optimizer, endpoint):
-        for index in range(PERIOD):
-            step(model, optimizer, index)
-    assert other.param_groups
-    assert endpoint.sent[PERIOD].numel() == sum(parameter.numel() for parameter in model.parameters())
-    assert torch.equal(model[0].bias, frozen)
-    assert torch.equal(model[3].weight, foreign)
-    moved = endpoint.sent[PERIOD] + 0.03
-    assert torch.equal(model[0].weight.detach().reshape(-1), moved[:64])
-    assert torch.equal(model[2].bias.detach(), moved[72:80])
-    assert model[2].weight is model[0].weight
-
-
-@pytest.mark.parametrize("model_dtype", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_rounded_snapshots_do_not_round_the_weights(model_dtype: str, dtype: Any) -> None:
-    """Sending 16 bits must not cost a float32 run the lower half of its weights."""
-    model = network(dtype=getattr(torch, model_dtype))
-    endpoint = ShiftingEndpoint(shift=0.0)  # forecasts no change
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with make(model, optimizer, endpoint, dtype=dtype):
-        for index in range(PERIOD - 1):
-            step(model, optimizer, index)
-        plain = network(dtype=getattr(torch, model_dtype))
-        plain.load_state_dict(model.state_dict())
-        step(plain, torch.optim.SGD(plain.parameters(), lr=0.1), PERIOD - 1)
-        step(model, optimizer, PERIOD - 1)
-    assert endpoint.sent[PERIOD].dtype == getattr(torch, dtype)
-    assert torch.equal(flat(model), flat(plain))
-
-
 def test_wrapped_models_are_unwrapped() -> None:
-    """Names with `module.` or `_orig_mod.` would not fit the wiring, and the jump would not reach the weights."""
-    model, endpoint = network(), ShiftingEndpoint()
+    """Names with `module.` or `_orig_mod.` would not fit the wiring, and the push would not reach the weights."""
+    model, endpoint = network(), ScriptedEndpoint()
     wrapped = torch.compile(nn.DataParallel(model), backend="eager")
     optimizer = adam(model)
-    with make(wrapped, optimizer, endpoint):
-        for index in range(PERIOD):
+    with make(wrapped, optimizer, endpoint) as nowcast:
+        for index in range(STEPS):
             step(wrapped, optimizer, index)
     assert [parameter.name for parameter in endpoint.spec.wiring.parameters] == [name for name, _ in model.named_parameters()]
-    assert torch.equal(flat(model), endpoint.sent[PERIOD] + 0.03)
-
-
-def test_a_sender_that_falls_behind_is_not_waited_for() -> None:
-    """A slow network must cost nowcasts, never training time or memory."""
-    release = threading.Event()
-
-    def fail(name: str) -> None:
-        if name == "send":
-            release.wait()
-
-    model, endpoint = network(), ShiftingEndpoint(fail=fail)
-    optimizer = adam(model)
-    with make(model, optimizer, endpoint, timeout_s=0.05) as nowcast:
-        for index in range(STEPS):
-            step(model, optimizer, index)
-        release.set()
-    summary = nowcast.summary()
-    assert summary["nowcasts"]["skipped"] == 2
-    assert summary["reasons"] == {"timeout": 2}
-    assert summary["snapshots"]["dropped"] == 0  # there is room for a context, and for one snapshot on its way
-    assert summary["waited_s"] < 2.5
+    assert nowcasts(nowcast) == [(at, "glided", "") for at in TAKEN_UP]
 
 
 class Lazy(nn.Module):
@@ -313,52 +252,53 @@ def _mistakes() -> list[Any]:
     model = network()
     wiring = wire(model)
     renamed = Wiring((Parameter("x", (16, 8)), *wiring.parameters[1:]), wiring.neurons, wiring.blocks)
+    lbfgs = torch.optim.LBFGS(model.parameters())
     return [
         pytest.param("model", {"model": nn.Linear(2, 2, device="meta")}, "meta", id="meta"),
-        pytest.param("model", {"model": Lazy(), "optimizer": adam(model)}, "lazy", id="lazy"),
-        pytest.param("model", {"model": nn.Linear(2, 2, dtype=torch.complex64)}, "complex64", id="complex"),
-        pytest.param("model", {"model": nn.ReLU(), "optimizer": adam(model)}, "no parameters", id="empty"),
+        pytest.param("model", {"model": (lazy := Lazy()), "optimizer": adam(lazy)}, "lazy", id="lazy"),
+        pytest.param("model", {"model": list(model.parameters()), "optimizer": adam(model)}, "nn.Module", id="no model"),
+        pytest.param("optimizer", {"model": nn.Linear(2, 2, dtype=torch.complex64)}, "can be forecast", id="complex"),
+        pytest.param("optimizer", {"model": nn.ReLU(), "optimizer": adam(model)}, "holds no trainable", id="empty"),
         pytest.param("optimizer", {"optimizer": adam(network())}, "holds no trainable", id="other optimizer"),
         pytest.param("optimizer", {"optimizer": "adam"}, "torch.optim.Optimizer", id="no optimizer"),
+        pytest.param("optimizer", {"optimizer": []}, "empty", id="no optimizers"),
+        pytest.param("optimizer", {"model": model, "optimizer": lbfgs}, "LBFGS cannot be nowcast", id="LBFGS"),
         pytest.param("interval", {"interval": 0}, "positive", id="interval 0"),
         pytest.param("interval", {"interval": 2.5}, "positive integer", id="interval 2.5"),
-        pytest.param("context", {"context": 1}, "2", id="context 1"),
         pytest.param("max_steps", {"max_steps": -1}, "positive", id="max_steps"),
-        pytest.param("timeout_s", {"timeout_s": 0}, "positive", id="timeout"),
-        pytest.param("dtype", {"dtype": "float8"}, "float8", id="dtype"),
-        pytest.param("quiet", {"quiet": 3}, "from 0 to interval = 2", id="quiet"),
-        pytest.param("policy", {"policy": PaperSchedule(STEPS, 7)}, "every 7 steps; here there is one every 10", id="period"),
-        pytest.param("policy", {"policy": BestAfterRecovery(PaperSchedule(STEPS, 7)), "guard": Guard()}, "every 7", id="wrapped"),
-        pytest.param("policy", {"policy": AdaptiveHorizon()}, "give probe= or guard=", id="nothing to learn from"),
-        pytest.param("policy", {"policy": BestAfterRecovery(FixedHorizon(8))}, "give probe= or guard=", id="nothing to compare by"),
-        pytest.param("policy", {"policy": FixedHorizon(10_001)}, "10001; .* from 1 to 10000", id="no such horizon"),
-        pytest.param("policy", {"policy": PaperSchedule(STEPS, PERIOD, furthest=0)}, "horizon 0", id="no way ahead"),
+        pytest.param("mode", {"mode": "leap"}, "glide, jump or shadow", id="mode"),
+        pytest.param("push", {"push": 0.5}, "a Push", id="push"),
         pytest.param("forecaster", {"server": None, "forecaster": "nina"}, "nina", id="forecaster"),
-        pytest.param("checkpoint", {"server": None, "forecaster": "nino", "checkpoint": "/nowhere.pt"}, "nowhere", id="checkpoint"),
+        pytest.param("forecaster", {"server": None, "forecaster": "/nowhere.pt"}, "nowhere", id="checkpoint"),
+        pytest.param("forecaster", {"server": "http://localhost:8440", "forecaster": "x.pt"}, "is a file", id="file and server"),
         pytest.param("server", {"server": "localhost:8440"}, "http://", id="server"),
-        pytest.param("checkpoint", {"server": "http://localhost:8440", "checkpoint": "x.pt"}, "server", id="checkpoint and server"),
-        pytest.param("job", {"job": "../etc"}, "letters", id="job"),
+        pytest.param("server", {"server": 8440}, "a URL", id="server's port"),
         pytest.param("wiring", {"wiring": wire(nn.Linear(2, 2))}, "has", id="wiring of another model"),
         pytest.param("wiring", {"wiring": "x"}, "what wire", id="no wiring"),
-        pytest.param("model", {"model": list(model.parameters()), "optimizer": adam(model)}, "nn.Module", id="no model"),
-        pytest.param("policy", {"policy": 4}, "FixedHorizon", id="policy 4"),
-        pytest.param("policy", {"policy": FixedHorizon}, "FixedHorizon", id="policy class"),
-        pytest.param("jump", {"jump": "all"}, "Jump", id="jump"),
-        pytest.param("guard", {"guard": 0.3}, "Guard", id="guard"),
-        pytest.param("probe", {"probe": 1000}, "must be a function, not 1000", id="probe"),
-        pytest.param("on_event", {"on_event": 3}, "must be a function", id="on_event"),
-        pytest.param("server", {"server": 8440}, "http://", id="server's port"),
         pytest.param("wiring", {"wiring": renamed}, "'x'", id="wiring with another name"),
+        pytest.param("on_event", {"on_event": 3}, "must be a function", id="on_event"),
     ]
 
 
 @pytest.mark.parametrize(("argument", "options", "word"), _mistakes())
 def test_mistakes_are_named_at_once(argument: str, options: dict[str, Any], word: str) -> None:
-    """A mistake that shows only at the first jump costs the user the first thousand steps."""
-    model = options.pop("model", None) or network()
-    optimizer = options.pop("optimizer", None) or adam(model)
+    """A mistake that shows only at the first push costs the user the first thousand steps."""
+    given = dict(options)
+    model = given.pop("model", None) or network()
+    optimizer = given.pop("optimizer", None)
+    optimizer = adam(model) if optimizer is None else optimizer
     with pytest.raises(BadArgument, match=word) as caught:
-        make(model, optimizer, **{"endpoint": options.pop("server", ShiftingEndpoint()), **options})
+        make(model, optimizer, given.pop("server", ScriptedEndpoint()), **given)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"), [("timeout_s", {"timeout_s": 0}), ("dtype", {"dtype": "float8"}), ("job", {"job": "../etc"})]
+)
+def test_mistakes_about_a_server_are_named_at_once(argument: str, options: dict[str, Any]) -> None:
+    """The same, of what belongs to a server."""
+    with pytest.raises(BadArgument) as caught:
+        Server("http://localhost:8440", **options)
     assert caught.value.argument == argument
 
 
@@ -367,51 +307,19 @@ class TwoInputs(nn.Module):
         super().__init__()
         self.first, self.second, self.out = nn.Linear(4, 8), nn.Linear(3, 8), nn.Linear(8, 2)
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        out: torch.Tensor = self.out(torch.relu(self.first(batch["left"]) + self.second(batch["right"])))
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        out: Tensor = self.out(torch.relu(self.first(batch["left"]) + self.second(batch["right"])))
         return out
-
-
-def test_a_file_that_is_no_checkpoint_is_named_as_the_argument(tmp_path: Path) -> None:
-    """The user would be told of an argument `edge_type_embedding.weight`, which `Nowcast` does not have."""
-    model = network()
-    torch.save(model.state_dict(), tmp_path / "mine.pt")
-    with pytest.raises(BadArgument, match=r"mine\.pt") as caught:
-        make(model, adam(model), None, forecaster="nino", checkpoint=str(tmp_path / "mine.pt"), context=5)
-    assert caught.value.argument == "checkpoint"
 
 
 def test_example_inputs_reach_the_wiring() -> None:
     """What `forward` takes cannot always be guessed, and a model wired without it is a heap of unconnected layers."""
-    model, endpoint = TwoInputs(), ShiftingEndpoint()
+    model, endpoint = TwoInputs(), ScriptedEndpoint()
     inputs = ({"left": torch.zeros(1, 4), "right": torch.zeros(1, 3)},)
     with make(model, adam(model), endpoint, example_inputs=inputs):
         pass
     assert endpoint.spec.wiring == wire(model, inputs)
     assert endpoint.spec.wiring != wire(model)
-
-
-def test_a_model_belongs_to_one_job_at_a_time() -> None:
-    """Two jobs that move the same weights would each forecast from the other's jumps."""
-    model = network()
-    optimizer = adam(model)
-    with make(model, optimizer, ShiftingEndpoint(), job="first"):
-        with pytest.raises(BadArgument, match="first") as caught, make(model, optimizer, ShiftingEndpoint()):
-            pass
-        with pytest.raises(BadArgument, match="first"), make(model, optimizer, ShiftingEndpoint()):
-            pass  # the refused one has not given the claim of the other away
-    assert caught.value.argument == "model"
-
-
-def test_a_layer_frozen_meanwhile_can_be_nowcast_again() -> None:
-    """The next run in the process would be refused for a claim that nobody gave free."""
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters())
-    with Nowcast(model, optimizer, server=ShiftingEndpoint(), max_steps=100):
-        model[0].requires_grad_(False)
-    model[0].requires_grad_(True)
-    with Nowcast(model, optimizer, server=ShiftingEndpoint(), max_steps=100):
-        pass
 
 
 @pytest.mark.parametrize("forecaster", ["linear", "wnn", "nino"])
@@ -425,40 +333,40 @@ def test_a_layer_frozen_meanwhile_can_be_nowcast_again() -> None:
     ids=["float64", "bfloat16", "device"],
 )
 def test_whatever_torchs_defaults(forecaster: str, set_default: Callable[[Any], None], usual: Any, default: Any) -> None:
-    """A script that sets one would train without nowcasts, load forecasts that were rounded to its dtype, or end before its first
-    step where its device is a GPU.
+    """A script that sets one would train without nowcasts, be pushed by forecasts that were rounded to its dtype, or end before its
+    first step where its device is a GPU.
     """
-    jumped = []
+    pushed = []
     for value in (usual, default):
         model = network()
         optimizer = adam(model)
         try:
             set_default(value)
             with make(model, optimizer, None, forecaster=forecaster) as nowcast:
-                for index in range(PERIOD):
+                for index in range(FIRST + 1):
                     drawn = torch.Generator("cpu").manual_seed(index)
                     inputs = torch.randn(8, 8, generator=drawn, dtype=torch.float32, device="cpu")
                     optimizer.zero_grad()
                     model(inputs).square().mean().backward()
                     optimizer.step()
+                nowcast.state_dict()
         finally:
             torch.set_default_dtype(torch.float32)
             torch.set_default_device(None)
-        assert [event.outcome for event in nowcast.events] == ["accepted"]
-        jumped.append(flat(model))
-    assert torch.equal(*jumped)
+        assert nowcasts(nowcast) == [(FIRST, "glided", "")]
+        pushed.append(flat(model))
+    assert torch.equal(*pushed)
 
 
-def test_a_horizon_beyond_the_forecaster_is_refused(shared: Any) -> None:
-    """The server would refuse every nowcast of the run."""
+def test_a_horizon_beyond_the_forecaster_is_skipped_with_its_reason(shared: Any) -> None:
+    """The run would end, or glide along something else."""
     model = network()
+    optimizer = adam(model)
     weights = str(shared / "checkpoints" / "nino_mlp.pt")
-    with pytest.raises(BadArgument, match="41") as caught:
-        make(model, adam(model), None, forecaster="wnn", checkpoint=weights, policy=FixedHorizon(41))
-    assert caught.value.argument == "policy"
-    with pytest.raises(BadArgument) as caught:
-        make(model, adam(model), None, forecaster="wnn", checkpoint=weights, context=4)
-    assert caught.value.argument == "context"
+    with make(model, optimizer, None, forecaster=weights, push=Push(start=0, fade=1, horizon=41)) as nowcast:
+        for index in range(FIRST):
+            step(model, optimizer, index)
+    assert nowcast.summary()["reasons"] == {"bad_request": 1}
 
 
 def test_a_network_beyond_the_forecaster_is_refused(tmp_path: Path) -> None:
@@ -467,9 +375,18 @@ def test_a_network_beyond_the_forecaster_is_refused(tmp_path: Path) -> None:
     tensors = {name: torch.zeros(shape) for name, shape in tensor_shapes(options).items()}
     save_checkpoint(Checkpoint(options, tensors, "single"), tmp_path / "single.safetensors")
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 1))
-    with pytest.raises(BadArgument, match="up to 9 weights; nino takes 1") as caught:
-        make(model, adam(model), None, forecaster="nino", checkpoint=str(tmp_path / "single.safetensors"), context=5)
+    with pytest.raises(BadArgument, match="up to 9 weights") as caught:
+        make(model, adam(model), None, forecaster=str(tmp_path / "single.safetensors"))
     assert caught.value.argument == "wiring"
+
+
+def test_a_file_that_is_no_checkpoint_is_named_as_the_argument(tmp_path: Path) -> None:
+    """The user would be told of an argument `edge_type_embedding.weight`, which `Nowcast` does not have."""
+    model = network()
+    torch.save(model.state_dict(), tmp_path / "mine.pt")
+    with pytest.raises(BadArgument, match=r"mine\.pt") as caught:
+        make(model, adam(model), None, forecaster=str(tmp_path / "mine.pt"))
+    assert caught.value.argument == "forecaster"
 
 
 @pytest.mark.parametrize("ended", ["well", "refused"])
@@ -482,9 +399,30 @@ def test_a_nowcast_is_entered_once(ended: str) -> None:
             raise refusal
 
     model = network()
-    optimizer = torch.optim.Adam(model.parameters())
-    nowcast = Nowcast(model, optimizer, server=ShiftingEndpoint(fail=fail), max_steps=100, interval=INTERVAL)
+    optimizer = adam(model)
+    nowcast = make(model, optimizer, ScriptedEndpoint(fail=fail))
     with pytest.raises(BadArgument) if refusal else nullcontext(), nowcast:
         step(model, optimizer, 0)
     with pytest.raises(RuntimeError, match="make another"), nowcast:
         pass
+
+
+def test_the_summary_counts_everything(caplog: pytest.LogCaptureFixture) -> None:
+    """It is all that a user sees of a run; and the log tells no more than one line of a trouble that lasts."""
+    bad = iter([False, True, True, False, True, False])
+
+    def forecast(states: Sequence[Tensor], horizon: int) -> Tensor:
+        return states[-1] * (torch.nan if next(bad) else 1.0) + (states[-1] - states[0])
+
+    model = network()
+    optimizer = adam(model)
+    caplog.set_level(logging.WARNING, "trainer_worker")
+    with make(model, optimizer, ScriptedEndpoint(forecast)) as nowcast:
+        for index in range(STEPS):
+            step(model, optimizer, index)
+    summary = nowcast.summary()
+    assert summary["nowcasts"] == {"used": 3, "skipped": 3}
+    assert summary["reasons"] == {"bad_forecast": 3}
+    assert summary["snapshots"] == {"taken": STEPS // INTERVAL, "sent": STEPS // INTERVAL, "dropped": 0}
+    assert (summary["steps"], summary["interval"], summary["parameters"]) == (STEPS, INTERVAL, 178)
+    assert sum("bad_forecast" in record.message for record in caplog.records) == 2  # of the first of each row

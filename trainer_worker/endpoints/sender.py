@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 OPEN_S: Final = 5.0
 """How long the start of a run may wait for the server."""
-STOP_S: Final = 2.0
+STOP_S: Final = 1.0
 """How long the end of a run waits for a call under way, and once more after cutting it off."""
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0

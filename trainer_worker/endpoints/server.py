@@ -69,18 +69,30 @@ class Server:
         return self.job or job_id(os.environ.get("NOWCAST_JOB", "job"))
 
 
-def connect(server: Server, spec: JobSpec, *, job: str, device: torch.device) -> Endpoint:
+def is_file(forecaster: str) -> bool:
+    """Whether a forecaster is given as a file of weights, not by its name."""
+    return "/" in forecaster or forecaster.endswith((".pt", ".safetensors"))
+
+
+def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device: torch.device) -> Endpoint:
     """The endpoint for a job.
+
+    Args:
+        server: where forecasts come from.
+        spec: of the job.
+        job: its id.
+        forecaster: as the user names it; a file only in this process.
+        device: of the model, on which forecasts are made in this process.
 
     Raises:
         BadArgument: an address that is none, a token that cannot be one, a forecaster that cannot be had.
     """
     url = server.url or os.environ.get("NOWCAST_SERVER") or EMBEDDED
     if url == EMBEDDED:
-        return embed(spec, device=device)
+        return embed(spec, forecaster=forecaster, device=device)
     _check_url(url)
-    if "/" in spec.forecaster or spec.forecaster.endswith((".pt", ".safetensors")):
-        detail = f"{spec.forecaster} is a file, for forecasts in this process; a server is started with its own (--checkpoint)"
+    if is_file(forecaster):
+        detail = f"{forecaster} is a file, for forecasts in this process; a server is started with its own (--checkpoint)"
         raise BadArgument("forecaster", detail)
     from trainer_worker.endpoints.client import HttpEndpoint
 
@@ -90,8 +102,8 @@ def connect(server: Server, spec: JobSpec, *, job: str, device: torch.device) ->
         raise BadArgument("server", f"the certificates that NOWCAST_TLS_* name cannot be used: {error}") from error
 
 
-def embed(spec: JobSpec, *, device: torch.device) -> "EmbeddedEndpoint":
-    """Forecasts in this process.
+def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedEndpoint":
+    """Forecasts in this process; for arguments see `connect`.
 
     Raises:
         BadArgument: the forecaster cannot be had, or not for this network.
@@ -101,12 +113,12 @@ def embed(spec: JobSpec, *, device: torch.device) -> "EmbeddedEndpoint":
     except ImportError as error:
         detail = f"forecasts in this process need the extra nowcast[embedded] ({error}); install it, or give the URL of a server"
         raise BadArgument("server", detail) from error
-    forecaster = load_embedded(spec.forecaster, device=device)
+    loaded = load_embedded(forecaster, device=device)
     try:
-        forecaster.check(spec.wiring, context=spec.context)
+        loaded.check(spec.wiring, context=spec.context)
     except BadRequest as error:
         raise BadArgument(error.field or "forecaster", error.detail) from error
-    return EmbeddedEndpoint(forecaster)
+    return EmbeddedEndpoint(loaded)
 
 
 def _check_url(given: Any) -> None:

@@ -46,6 +46,7 @@ class FlatParameters:
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        self._trained = _shapes(trained(model, optimizers))
         self.pieces = tuple(_pieces(model, optimizers))
         self.size = self.pieces[-1].stop if self.pieces else 0
         if not self.size:
@@ -66,11 +67,9 @@ class FlatParameters:
         """Names and shapes in the vector's order."""
         return [(piece.name, tuple(piece.parameter.shape)) for piece in self.pieces]
 
-    def same_as(self, other: "FlatParameters") -> bool:
-        """Whether both are vectors of the same parameter objects, of the same shapes."""
-        return self.size == other.size and [(id(p), p.shape) for p in self.parameters] == [
-            (id(p), p.shape) for p in other.parameters
-        ]
+    def covers(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether the same parameters are trained as when this was made, of the same shapes."""
+        return _shapes(trained(model, optimizers)) == self._trained
 
     @torch.no_grad()
     def copy_to(self, vector: Tensor | None) -> None:
@@ -81,11 +80,20 @@ class FlatParameters:
                 vector[piece.start : piece.stop].view(piece.parameter.shape).copy_(values)
 
 
+def trained(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that the optimizers move, with their names."""
+    held = {id(parameter) for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+    return ((name, each) for name, each in model.named_parameters() if each.requires_grad and id(each) in held)
+
+
+def _shapes(parameters: Iterator[tuple[str, nn.Parameter]]) -> list[tuple[int, torch.Size | None]]:
+    return [(id(parameter), None if is_lazy(parameter) else parameter.shape) for _, parameter in parameters]
+
+
 def _pieces(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[Piece]:
-    trained = {id(parameter) for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
     start = 0
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or id(parameter) not in trained or not _forecastable(name, parameter):
+    for name, parameter in trained(model, optimizers):
+        if not _forecastable(name, parameter):
             continue
         stop = start + parameter.numel()
         yield Piece(name, parameter, start, stop)

@@ -61,8 +61,8 @@ class PushedWeights:
         """Add one step's share."""
         if not self.active:
             return
-        if not all(parameter.requires_grad for parameter in self._moving):
-            self._prepare()  # one has been frozen since
+        if not self._moving or not all(parameter.requires_grad for parameter in self._moving):
+            self._prepare()  # the push is that of a checkpoint, or a parameter has been frozen since
         targets, pushes = self._exact
         if targets:
             torch._foreach_add_(targets, pushes)
@@ -95,7 +95,7 @@ class PushedWeights:
             self._narrow_pieces, narrow, torch.split(state["rest"], [push.numel() for push in narrow]), strict=True
         ):
             self._rests[index, 0] = part.view(push.shape).to(push)
-        self._prepare()
+        self._moving, self._copies = [], None  # to be found at the next step: the optimizer's state may be loaded later
         self.active = bool(state["push"].any())
 
     @property
@@ -135,7 +135,7 @@ class PushedWeights:
             return
         for optimizer in self._optimizers:
             for name, value in state_of(optimizer).get(parameter, {}).items():
-                if name in self._copies and _alike(value, parameter):
+                if name in self._copies and _is_copy(value, parameter):
                     yield local(value)
 
 
@@ -151,11 +151,12 @@ def copies_of_weights(parameters: Sequence[nn.Parameter], optimizers: Sequence[O
         for parameter in parameters:
             weights = local(parameter).float()
             for name, value in state_of(optimizer).get(parameter, {}).items():
-                if isinstance(name, str) and _alike(value, parameter):
+                if isinstance(name, str) and _is_copy(value, parameter):
                     apart[name] = apart.get(name, 0.0) + float((local(value).float() - weights).square().sum())
                     norms[name] = norms.get(name, 0.0) + float(weights.square().sum())
     return sorted(name for name, distance in apart.items() if distance < TRACKS * norms[name])
 
 
-def _alike(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape and value.dim() > 0
+def _is_copy(value: Any, parameter: Tensor) -> bool:
+    alike = isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape and value.dim() > 0
+    return alike and local(value).data_ptr() != local(parameter).data_ptr()  # SAM keeps the very memory of the weights

@@ -1,0 +1,426 @@
+"""What a gliding run does to its weights, with endpoints in this process."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from small_runs import (
+    FIRST,
+    FULL,
+    INTERVAL,
+    STEADY,
+    STEPS,
+    TAKEN_UP,
+    ScriptedEndpoint,
+    adam,
+    flat,
+    make,
+    network,
+    nowcasts,
+    onward,
+    plain,
+    settle,
+    step,
+)
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from waiting import until
+
+from protos.errors import DeadlineExceeded
+from trainer_worker import Nowcast, Push
+from trainer_worker.boundary import GROWTH, SHORTEST
+from trainer_worker.push import CONTEXT
+
+UNHELD = replace(STEADY, hold_norms=False)
+
+
+def glided(endpoint: ScriptedEndpoint, *, steps: int = STEPS, **options: Any) -> tuple[Tensor, Nowcast]:
+    """The weights at the end of a run, and its nowcasts."""
+    model = network()
+    optimizer = adam(model)
+    with make(model, optimizer, endpoint, **options) as nowcast:
+        for index in range(steps):
+            step(model, optimizer, index)
+    return flat(model), nowcast
+
+
+def by_hand(steps: int, *, gain: float) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """The weights after each step, and the snapshots, of a run that glides along `onward` without its norms held."""
+    model = network()
+    optimizer = adam(model)
+    push: Tensor | None = None
+    asked: Tensor | None = None
+    snapshots: dict[int, Tensor] = {}
+    seen = []
+    for index in range(steps):
+        step(model, optimizer, index)
+        if push is not None:
+            weights = flat(model) + push / INTERVAL
+            torch.nn.utils.vector_to_parameters(weights, model.parameters())
+        seen.append(flat(model))
+        count = index + 1
+        if count % INTERVAL == 0:
+            push, asked = asked, None
+            snapshots[count] = flat(model)
+            if count >= FULL and count + INTERVAL < STEPS:
+                asked = gain * (snapshots[count] - snapshots[count - FULL + INTERVAL]) / (CONTEXT - 1)
+    return seen, snapshots
+
+
+def test_a_run_glides_as_by_hand() -> None:
+    """A push that is too long, too late or begun at another step would make every figure of the project wrong."""
+    endpoint = ScriptedEndpoint()
+    model = network()
+    optimizer = adam(model)
+    seen, snapshots = by_hand(STEPS, gain=0.5)
+    with make(model, optimizer, endpoint, push=UNHELD) as nowcast:
+        for index in range(STEPS):
+            step(model, optimizer, index)
+            torch.testing.assert_close(flat(model), seen[index], rtol=1e-4, atol=1e-5)
+    assert sorted(endpoint.sent) == sorted(snapshots)
+    assert endpoint.asked == [tuple(range(last - FULL + INTERVAL, last + 1, INTERVAL)) for last in range(FULL, STEPS - INTERVAL, 2)]
+    assert nowcasts(nowcast) == [(at, "glided", "") for at in TAKEN_UP]
+    assert (flat(model) - plain()).norm() > 0.1
+    assert endpoint.finished is not None
+    assert (endpoint.finished.step, endpoint.finished.used) == (STEPS, len(TAKEN_UP))
+
+
+class Gate:
+    """Holds up forecasts until it is opened; then lets one through."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Semaphore(0)
+
+    def __call__(self, call: str) -> None:
+        if call == "forecast":
+            assert self.opened.acquire(timeout=20)
+
+
+def with_delay(delay: int, interval: int, *, late: Sequence[int] = ()) -> tuple[Tensor, Nowcast]:
+    """A run whose answers come so many steps after they were asked for; those of `late` right after their boundary."""
+    gate = Gate()
+    endpoint = ScriptedEndpoint(fail=gate, local=False)
+    model = network()
+    optimizer = adam(model)
+    with make(model, optimizer, endpoint, interval=interval, max_steps=60) as nowcast:
+        asked = 0  # at this step
+        for index in range(59):
+            step(model, optimizer, index)
+            if nowcast._boundaries._asking and nowcast.steps % interval == 0:
+                if asked in late:
+                    made = len(endpoint.asked)
+                    gate.opened.release()
+                    until(lambda made=made: len(endpoint.asked) > made)  # type: ignore[misc]
+                asked = nowcast.steps
+            if asked and nowcast.steps == asked + delay and asked not in late:
+                gate.opened.release()
+                settle(nowcast)
+    return flat(model), nowcast
+
+
+@pytest.mark.parametrize("delay", [2, 3])
+def test_when_an_answer_comes_within_its_interval_does_not_matter(delay: int) -> None:
+    """A run could not be repeated: its weights would depend on the network's mood."""
+    at_once, first = with_delay(0, 4)
+    later, second = with_delay(delay, 4)
+    assert torch.equal(at_once, later)
+    assert nowcasts(first) == nowcasts(second)
+    assert {outcome for _, outcome, _ in nowcasts(first)} == {"glided"}
+
+
+def test_an_answer_that_misses_its_boundary_is_never_used() -> None:
+    """Taken up an interval later, it would push along what was seen two intervals ago, at a moment that chance decides."""
+    late = (24, 28, 40)
+    missed, first = with_delay(1, 4, late=late)
+    failed, second = glided(
+        ScriptedEndpoint(fail=_failing([late_index(step) for step in late])), interval=4, max_steps=60, steps=59
+    )
+    assert torch.equal(missed, failed)
+    assert [at for at, _, reason in nowcasts(first) if reason == "late"] == [at + 4 for at in late]
+    assert nowcasts(first) == nowcasts(second)
+
+
+def late_index(step: int) -> int:
+    """Of the request made at this step, among all."""
+    return step // 4 - CONTEXT
+
+
+def _failing(which: Sequence[int]) -> Callable[[str], None]:
+    """Let these forecasts fail, counted from 0, as if their deadline had passed."""
+    count = iter(range(10**6))
+
+    def fail(call: str) -> None:
+        if call == "forecast" and next(count) in which:
+            raise DeadlineExceeded("no forecast came in time")
+
+    return fail
+
+
+def test_a_server_that_is_slow_for_long_costs_pushes_alone() -> None:
+    """With no row free a snapshot is missing: a context with a gap has seen more movement than an interval's, and its push would be
+    longer than the gain allows.
+    """
+    gate = Gate()
+    endpoint = ScriptedEndpoint(fail=gate, local=False)
+    model = network()
+    optimizer = adam(model)
+    with make(model, optimizer, endpoint, max_steps=200) as nowcast:
+        for index in range(FULL + 6 * INTERVAL):  # the first forecast is made all the while
+            step(model, optimizer, index)
+        assert nowcast.summary()["snapshots"]["dropped"] > 0
+        assert torch.equal(flat(model), plain(FULL + 6 * INTERVAL))
+        gate.opened.release(1000)
+        settle(nowcast)
+        for index in range(FULL + 6 * INTERVAL, FULL + 16 * INTERVAL):
+            step(model, optimizer, index)
+            settle(nowcast)
+    assert nowcast.summary()["nowcasts"]["used"] > 0
+    assert all(context[-1] - context[0] == FULL - INTERVAL for context in endpoint.asked)
+
+
+def test_a_loop_that_runs_on_is_not_pushed_for_ever() -> None:
+    """The last push would be added at every further step: a drift that nothing corrects."""
+    model, endpoint = network(), ScriptedEndpoint()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with make(model, optimizer, endpoint) as nowcast:
+        for index in range(STEPS + 1):
+            step(model, optimizer, index)
+        before = flat(model)
+        optimizer.param_groups[0]["lr"] = 0.0
+        for index in range(4 * INTERVAL):
+            step(model, optimizer, index)
+    assert torch.equal(flat(model), before)
+    assert max(at for at, _, _ in nowcasts(nowcast)) < STEPS
+    assert nowcast.steps == STEPS + 1 + 4 * INTERVAL
+
+
+def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
+    """Replaced tensors would leave optimizer, DDP and compiled graphs training weights that nobody uses."""
+    model = network()
+    optimizer = adam(model)
+    pointers = [parameter.data_ptr() for parameter in model.parameters()]
+    with make(model, optimizer, ScriptedEndpoint()):
+        for index in range(FIRST):
+            step(model, optimizer, index)
+        versions = [parameter._version for parameter in model.parameters()]
+        moments = [optimizer.state[parameter]["exp_avg"].clone() for parameter in model.parameters()]
+        optimizer.zero_grad()
+        optimizer.step()  # without gradients: only the push is added
+    assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
+    for parameter, version, moment in zip(model.parameters(), versions, moments, strict=True):
+        assert parameter._version > version
+        assert torch.equal(optimizer.state[parameter]["exp_avg"], moment)
+
+
+def test_frozen_tied_and_foreign_parameters() -> None:
+    """A push that moves a frozen weight breaks fine-tuning; one that forgets a tied name shifts every later parameter."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    model[2].weight = model[0].weight
+    model[0].bias.requires_grad_(False)
+    own = [model[0].weight, model[0].bias, model[2].bias, model[3].bias]
+    optimizer = torch.optim.SGD([{"params": own[:1], "lr": 0.1}, {"params": own[1:]}], lr=0.01)
+    endpoint = ScriptedEndpoint()
+    frozen, foreign = model[0].bias.clone(), model[3].weight.detach().clone()
+    with make(model, optimizer, endpoint, push=UNHELD):
+        for index in range(FIRST):
+            step(model, optimizer, index)
+        before = torch.cat([each.detach().flatten() for each in (own[0], own[2], own[3])])
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        step(model, optimizer, FIRST)
+    moved = torch.cat([each.detach().flatten() for each in (own[0], own[2], own[3])]) - before
+    context = endpoint.asked[0]
+    expected = 0.5 * (endpoint.sent[context[-1]] - endpoint.sent[context[0]]) / (CONTEXT - 1) / INTERVAL
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
+    assert torch.equal(model[0].bias, frozen)
+    assert torch.equal(model[3].weight, foreign)
+
+
+def test_a_layer_frozen_in_mid_run_stays_as_it_is_from_the_next_step() -> None:
+    """Who freezes a layer means it at once, not at the end of the interval."""
+    model = network()
+    optimizer = adam(model)
+    with make(model, optimizer, ScriptedEndpoint(), interval=4, max_steps=100):
+        for index in range(6 * 4 + 1):
+            step(model, optimizer, index)
+        model[0].requires_grad_(False)
+        frozen, other = model[0].weight.clone(), model[2].weight.detach().clone()
+        optimizer.param_groups[0]["lr"] = 0.0
+        step(model, optimizer, 25)
+        assert not torch.equal(model[2].weight, other)  # the push goes on
+        for index in range(26, 60):
+            step(model, optimizer, index)
+    assert torch.equal(model[0].weight, frozen)
+
+
+@pytest.mark.parametrize("change", ["unfrozen", "replaced"])
+def test_other_trained_parameters_are_noticed_and_told_once(change: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Fine-tuning that unfreezes layers one after the other would glide with its head alone, to the end of the run."""
+    model, endpoint = network(), ScriptedEndpoint()
+    optimizer = adam(model)
+    if change == "unfrozen":
+        model[0].requires_grad_(False)
+    with make(model, optimizer, endpoint, max_steps=100) as nowcast:
+        for index in range(FIRST + 1):
+            step(model, optimizer, index)
+        if change == "unfrozen":
+            model[0].requires_grad_(True)
+        else:
+            model[2] = nn.Linear(16, 2)
+            optimizer.add_param_group({"params": list(model[2].parameters())})
+        for index in range(FIRST + 1, 3 * FIRST):
+            step(model, optimizer, index)
+        used = nowcast.summary()["nowcasts"]["used"]
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        before = flat(model)
+        step(model, optimizer, 0)
+    noticed = FIRST + INTERVAL
+    contexts = [context for context in endpoint.asked if context[-1] > noticed]
+    assert contexts[0] == tuple(range(noticed + INTERVAL, noticed + FULL + INTERVAL, INTERVAL))
+    assert endpoint.sent[contexts[0][0]].numel() == before.numel()
+    assert ((flat(model) - before).abs() > 0).float().mean() > 0.9  # nowcast from then on
+    assert used > 1
+    assert sum("other parameters are trained" in record.message for record in caplog.records) == 1
+
+
+def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception out of `optimizer.step()`, because all layers are frozen for a while, ends a training run of days."""
+    model = network()
+    optimizer = adam(model)
+    with make(model, optimizer, ScriptedEndpoint()) as nowcast:
+        for index in range(FULL):
+            step(model, optimizer, index)
+        model.requires_grad_(False)
+        for _ in range(2 * INTERVAL):
+            optimizer.step()
+    assert nowcast.steps == FULL + INTERVAL
+    assert "training goes on without" in caplog.text
+
+
+def test_a_parameter_that_cannot_be_forecast_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Warned of at every boundary, it would fill the log; it is left to the optimizer, and the others glide."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+            self.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            out: Tensor = self.inner(inputs) * self.phase.abs()
+            return out
+
+    model = Mixed()
+    optimizer = adam(model)
+    with make(model, optimizer, ScriptedEndpoint()) as nowcast:
+        for index in range(STEPS):
+            generator = torch.Generator().manual_seed(index)
+            optimizer.zero_grad()
+            model(torch.randn(8, 8, generator=generator)).square().mean().backward()
+            optimizer.step()
+    assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
+    assert sum("cannot be forecast" in record.message for record in caplog.records) == 1
+
+
+def test_torchs_averages_work_as_they_are() -> None:
+    """A push moves the weights before the loop updates its average, so that no average has to be told of it."""
+    model = network()
+    optimizer = adam(model)
+    average = AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    expected: Tensor | None = None
+    with make(model, optimizer, ScriptedEndpoint()) as nowcast:
+        for index in range(STEPS):
+            step(model, optimizer, index)
+            average.update_parameters(model)
+            expected = flat(model) if expected is None else 0.9 * expected + 0.1 * flat(model)
+    assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
+    assert expected is not None
+    torch.testing.assert_close(flat(average.module), expected)
+
+
+def test_without_the_runs_length_the_interval_grows_and_contexts_stay_nearly_even() -> None:
+    """A context of uneven distances is none that any forecaster was fitted to."""
+    endpoint = ScriptedEndpoint()
+    model = network()
+    with make(model, adam(model), endpoint, max_steps=None, interval=None, push=Push(gain=0.0)) as nowcast:
+        for _ in range(4000):
+            nowcast.step()
+            until(lambda: nowcast.in_flight == 0)
+    taken = sorted(endpoint.sent)
+    assert taken[:3] == [SHORTEST, 2 * SHORTEST, 3 * SHORTEST]
+    assert nowcast.summary()["interval"] == 4000 // GROWTH
+    for context in zip(*(taken[start:] for start in range(CONTEXT)), strict=False):
+        gaps = [later - earlier for earlier, later in pairwise(context)]
+        assert max(gaps) <= min(gaps) + 2
+    assert nowcasts(nowcast) == []  # of gain 0 nothing is asked for
+
+
+def test_what_a_run_tells_of_its_progress() -> None:
+    """Pages and reports show loss, gain and coherence; of another interval's push they would say the opposite of what happened."""
+    drift = torch.linspace(-1, 1, flat(network()).numel())
+    model, endpoint = network(), ScriptedEndpoint(lambda states, _: states[-1] + drift)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for parameter, part in zip(model.parameters(), _parts(model, drift), strict=True):
+        parameter.register_hook(lambda _, part=part: -part)  # moves along `drift`, but for
+    with make(model, optimizer, endpoint, push=UNHELD) as nowcast:
+        for index in range(STEPS):
+            nowcast.observe(torch.tensor(float(index)))
+            if index in (FIRST, FIRST + 1):
+                optimizer.param_groups[0]["lr"] = -0.05  # the interval of the first push
+            step(model, optimizer, index)
+            optimizer.param_groups[0]["lr"] = 0.1
+    told = {progress.step: progress for progress in endpoint.told}
+    assert [told[at].coherence for at in (FULL, FIRST)] == [None, None]
+    assert told[FIRST + INTERVAL].coherence == pytest.approx(-1, abs=1e-3)
+    assert told[FIRST + 2 * INTERVAL].coherence == pytest.approx(1, abs=1e-3)
+    assert [told[at].gain for at in (FULL, FIRST)] == [0.0, 0.5]
+    assert told[FIRST].loss == pytest.approx(FIRST - 1.5)  # the mean of its interval's two
+    assert told[FIRST].max_steps == STEPS
+
+
+def _parts(model: nn.Module, vector: Tensor) -> list[Tensor]:
+    parameters = list(model.parameters())
+    parts = torch.split(vector, [parameter.numel() for parameter in parameters])
+    return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_forecasts_that_are_not_finite_are_never_used(bad: float) -> None:
+    """One NaN in the weights ends a run."""
+
+    def forecast(states: Sequence[Tensor], horizon: int) -> Tensor:
+        made = onward(states, horizon)
+        made[7] = bad
+        return made
+
+    weights, nowcast = glided(ScriptedEndpoint(forecast))
+    assert nowcast.summary()["reasons"] == {"bad_forecast": len(TAKEN_UP)}
+    assert torch.equal(weights, plain())
+
+
+def test_padding_rows_and_masked_weights_stay() -> None:
+    """What the optimizer never moves no push may move: a padding row is zero for a reason, and so is a pruned weight."""
+    embedding, out = nn.Embedding(10, 4, padding_idx=0), nn.Linear(4, 2)
+    model = nn.Sequential(embedding, out)
+    mask = (torch.arange(8) % 2).view(2, 4).float()
+    with torch.no_grad():
+        out.weight.mul_(mask)
+    out.weight.register_hook(lambda gradient: gradient * mask)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    endpoint = ScriptedEndpoint(lambda states, _: onward(states, 1) + 0.01)  # for all entries alike
+    with make(model, optimizer, endpoint, push=STEADY) as nowcast:
+        for index in range(STEPS):
+            generator = torch.Generator().manual_seed(index)
+            optimizer.zero_grad()
+            model(torch.randint(0, 6, (16,), generator=generator)).square().mean().backward()
+            optimizer.step()
+    assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
+    assert (embedding.weight[0] == 0).all()
+    torch.manual_seed(0)
+    assert (out.weight[mask == 0] == 0).all()

@@ -1,0 +1,96 @@
+"""`mode="jump"`: the published method."""
+
+from typing import Any
+
+import pytest
+import torch
+from small_runs import FULL, INTERVAL, ScriptedEndpoint, adam, flat, make, network, nowcasts, plain, step
+
+from protos.errors import Unavailable
+from trainer_worker import BadArgument, Nowcast, Push
+from trainer_worker.jump import paper_horizons
+
+STEPS = 10 * FULL
+WHOLE = Push(hold_norms=False)
+SHIFT = 0.001
+
+
+def shifting(**options: Any) -> ScriptedEndpoint:
+    """Forecasts the last weights, moved by the same for each interval."""
+    return ScriptedEndpoint(lambda states, horizon: states[-1] + SHIFT * horizon, **options)
+
+
+def jumped(endpoint: ScriptedEndpoint, *, steps: int = STEPS, **options: Any) -> tuple[list[torch.Tensor], Nowcast]:
+    """The weights after each step of a run."""
+    model = network()
+    optimizer = adam(model)
+    seen = []
+    with make(model, optimizer, endpoint, **{"mode": "jump", "max_steps": STEPS, "push": WHOLE, **options}) as nowcast:
+        for index in range(steps):
+            step(model, optimizer, index)
+            seen.append(flat(model))
+    return seen, nowcast
+
+
+def test_the_papers_horizons() -> None:
+    """Of the schedule the paper's figures hang on; section 4.2."""
+    assert paper_horizons(10) == (40, 33, 26, 21, 16, 11, 8, 5, 3, 1)
+    assert paper_horizons(1) == (40,)
+
+
+def test_predicted_weights_are_loaded_at_once_every_five_intervals() -> None:
+    """Weights other than the forecast's, or contexts that reach over a jump, are not the published method."""
+    endpoint = shifting()
+    seen, nowcast = jumped(endpoint)
+    horizons = paper_horizons(10)[:-1]  # none at the last step, which no step would repair
+    for period, horizon in enumerate(horizons, start=1):
+        at = period * FULL
+        torch.testing.assert_close(seen[at - 1], endpoint.sent[at] + SHIFT * horizon)
+    assert [(event.step, event.outcome, event.horizon) for event in nowcast.events] == [
+        (period * FULL, "jumped", horizon) for period, horizon in enumerate(horizons, start=1)
+    ]
+    assert endpoint.asked == [tuple(range(end - FULL + INTERVAL, end + 1, INTERVAL)) for end in range(FULL, STEPS, FULL)]
+    assert endpoint.spec.mode == "jump"
+
+
+def test_norms_can_be_held() -> None:
+    """Where a network is normalised, growth of its weights is a lower learning rate."""
+    at = FULL - 1
+    matrices = {hold: jumped(shifting(), steps=FULL, push=Push(hold_norms=hold))[0][at][:128] for hold in (True, False)}
+    before = plain(FULL)[:128].norm()
+    assert matrices[True].norm() == pytest.approx(float(before), rel=1e-5)
+    assert matrices[False].norm() != pytest.approx(float(before), rel=1e-3)
+
+
+def test_training_waits_for_the_forecast() -> None:
+    """A jump that comes later is another method: it throws away what was trained meanwhile."""
+    begun = []
+
+    def slow(call: str) -> None:
+        if call == "forecast":
+            begun.append(torch.empty(0))
+            torch.randn(400, 400).mm(torch.randn(400, 400))  # some milliseconds, in which a step would be made
+
+    _, nowcast = jumped(shifting(fail=slow, local=False))
+    assert [outcome for _, outcome, _ in nowcasts(nowcast)] == ["jumped"] * 9
+    assert nowcast.summary()["waited_s"] > 0
+
+
+def test_a_server_that_is_down_costs_jumps_alone() -> None:
+    """The same steps as without."""
+
+    def fail(call: str) -> None:
+        raise Unavailable("gone")
+
+    seen, nowcast = jumped(shifting(fail=fail, local=False))
+    assert nowcast.summary()["reasons"] == {"server_unavailable": 9}
+    assert torch.equal(seen[-1], plain(STEPS))
+
+
+def test_it_needs_the_runs_length() -> None:
+    """The schedule spans the run; with another length it is another schedule."""
+    model = network()
+    with pytest.raises(BadArgument, match="how long") as caught:
+        make(model, adam(model), shifting(), mode="jump", max_steps=None)
+    assert caught.value.argument == "max_steps"
+    assert make(model, adam(model), shifting(), mode="jump", max_steps=10_000, interval=None).summary()["interval"] == 200

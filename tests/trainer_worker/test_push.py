@@ -1,0 +1,155 @@
+"""From a forecast to a push: bounds, cuts and what stays."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from protos.errors import BadForecast
+from trainer_worker import BadArgument, Push
+from trainer_worker.push import coherence, displacement, shape
+from trainer_worker.weights.flat import FlatParameters, Piece
+
+
+def pieces() -> tuple[Piece, ...]:
+    """Of a matrix of 4 x 3 and a vector of 4."""
+    model = nn.Linear(3, 4)
+    return FlatParameters(model, [torch.optim.SGD(model.parameters(), lr=1.0)]).pieces
+
+
+def context(seed: int, scale: float = 1.0) -> list[Tensor]:
+    """Five snapshots (16,) of a walk with a drift."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = 0.1 + 0.1 * torch.randn(5, 16, generator=generator)
+    return list(scale * (1 + steps.cumsum(0)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10**6), st.floats(0, 0.99), st.sampled_from([1e-30, 1e-3, 1.0, 1e6, 1e30]), st.booleans())
+def test_no_push_is_longer_than_gain_times_the_movement(seed: int, gain: float, scale: float, hold: bool) -> None:  # noqa: FBT001
+    """The loop explodes where a tensor is pushed by more than it was seen to move: the next context sees the push."""
+    states = context(seed)
+    forecast = scale * torch.randn(16, generator=torch.Generator().manual_seed(seed + 1))
+    pushed = shape(forecast, states, pieces(), gain=gain, hold_norms=hold)
+    assert pushed.isfinite().all()
+    for piece in pieces():
+        moved = (states[-1] - states[0])[piece.start : piece.stop] / 4
+        part = pushed[piece.start : piece.stop]
+        assert part.norm() <= 1.0001 * gain * moved.norm()
+        assert part.norm() == 0 or torch.dot(part, moved) > 0
+
+
+def test_a_push_goes_where_the_forecast_points() -> None:
+    """Along the movement itself no forecaster would be needed."""
+    states = context(0)
+    ahead = states[-1] - states[0] + 0.2 * torch.randn(16, generator=torch.Generator().manual_seed(1))
+    pushed = shape(states[-1] + 7 * ahead, states, pieces(), gain=0.5, hold_norms=False)
+    for piece in pieces():
+        place = slice(piece.start, piece.stop)
+        moved = (states[-1] - states[0])[place] / 4
+        torch.testing.assert_close(pushed[place], 0.5 * moved.norm() * ahead[place] / ahead[place].norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_what_points_away_from_the_movement_is_cut() -> None:
+    """A forecaster with its sign flipped would undo what training does, a step at a time."""
+    states = context(0)
+    flipped = 2 * states[-1] - (states[-1] + (states[-1] - states[0]))
+    assert (shape(flipped, states, pieces(), gain=0.7, hold_norms=False) == 0).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_forecast_that_is_not_finite_is_refused(value: float) -> None:
+    """Multiplied by a factor of 0, infinity would be NaN in the weights."""
+    forecast = context(0)[-1].clone()
+    forecast[3] = value
+    with pytest.raises(BadForecast):
+        shape(forecast.clone(), context(0), pieces(), gain=0.7, hold_norms=True)
+    with pytest.raises(BadForecast):
+        displacement(forecast, context(0)[-1], pieces(), hold_norms=True)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e-45])
+def test_forecasts_at_the_ends_of_float32_stay_finite(value: float, *, hold: bool) -> None:
+    """Their norms are beyond float32: a push would be NaN."""
+    forecast = torch.full((16,), value)
+    forecast[::2] *= -1
+    for last in (context(0)[-1], torch.zeros(16)):
+        assert displacement(forecast.clone(), last, pieces(), hold_norms=hold).isfinite().all()
+    assert shape(forecast, context(0), pieces(), gain=0.7, hold_norms=hold).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entries_that_did_not_move_stay(dtype: torch.dtype) -> None:
+    """Padding rows and masked weights are what they are for a reason."""
+    states = [state.to(dtype) for state in context(0)]
+    for state in states:
+        state[::3] = states[0][::3]
+    states[2][0] = 0.0  # moved, and came back
+    pushed = shape(states[-1].float() + 1, states, pieces(), gain=0.7, hold_norms=False)
+    assert (pushed[3::3] == 0).all()
+    assert (pushed[[0, 1, 2, 4]] != 0).all()
+
+
+def test_a_tensor_that_did_not_move_stays_as_a_whole() -> None:
+    """A layer that is not used yet would be moved by whatever a forecaster says of it."""
+    states = context(0)
+    for state in states:
+        state[:12] = 1.0
+    pushed = shape(states[-1] + 1, states, pieces(), gain=0.7, hold_norms=False)
+    assert (pushed[:12] == 0).all()
+    assert (pushed[12:] != 0).all()
+
+
+def test_norms_of_matrices_are_held_and_those_of_vectors_are_not() -> None:
+    """Weight matrices before a normalisation would grow without effect but on the learning rate."""
+    states = context(0)
+    longer = 2 * states[-1]
+    held = shape(longer.clone(), states, pieces(), gain=0.7, hold_norms=True)
+    assert held[:12].abs().max() < 1e-5
+    assert held[12:].abs().max() > 0.01
+    assert shape(longer.clone(), states, pieces(), gain=0.7, hold_norms=False)[:12].abs().max() > 0.01
+    turned = states[-1] + torch.randn(16, generator=torch.Generator().manual_seed(1))
+    moved = states[-1] + displacement(turned, states[-1], pieces(), hold_norms=True)
+    assert moved[:12].norm() == pytest.approx(float(states[-1][:12].norm()), rel=1e-5)
+
+
+def test_the_gain_follows_its_course() -> None:
+    """Pushed at the end of a run, weights do not come to rest; pushed at its start, they go where nobody knows yet."""
+    push = Push(gain=0.8, start=0.1, fade=0.6)
+    at = [push.gain_at(step, max_steps=1000) for step in (0, 99, 100, 600, 800, 900, 1000, 2000)]
+    assert at == pytest.approx([0, 0, 0.8, 0.8, 0.4, 0.2, 0, 0])
+    assert [push.gain_at(step, max_steps=None) for step in (0, 10**9)] == [0.8, 0.8]
+    constant = Push(gain=0.8, start=0, fade=1)
+    assert [constant.gain_at(step, max_steps=1000) for step in (0, 999, 1000)] == [0.8, 0.8, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"gain": 1.0}, "explodes"),
+        ({"gain": -0.1}, "gain"),
+        ({"gain": float("nan")}, "gain"),
+        ({"start": 1.5}, "start"),
+        ({"fade": -1}, "fade"),
+        ({"horizon": 0}, "horizon"),
+        ({"horizon": 2.5}, "horizon"),
+    ],
+)
+def test_a_push_that_cannot_work_is_refused(options: dict[str, Any], word: str) -> None:
+    """At a gain of 1 the loss is 1e4 within a few intervals."""
+    with pytest.raises(BadArgument, match=word):
+        Push(**options)
+
+
+def test_coherence_is_the_cosine_with_what_training_did_itself() -> None:
+    """With the push left in, every push would look coherent."""
+    before, own = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    pushed = torch.tensor([4.0, -3.0])
+    assert coherence(pushed, before, before + own + pushed) == pytest.approx(0, abs=1e-6)
+    assert coherence(own, before, before + 2 * own) == pytest.approx(1)
+    assert coherence(-own, before, before) == pytest.approx(-1)
+    assert coherence(pushed, before, before + pushed) is None
