@@ -20,9 +20,9 @@ CONTEXT: Final = 5
 class Push:
     """How forecasts push the weights.
 
-    A push goes where the forecast points, tensor by tensor, and its length is bounded by `gain` times the movement seen over the
-    context. What points away from that movement is cut. Each push is seen by the next context, so a coherent drift is enlarged by
-    up to 1 / (1 - gain): at 1 the loop would explode.
+    A push goes where the forecast points, tensor by tensor, as far as `gain` times the movement seen in an interval of the context,
+    less if it points elsewhere, and nowhere if it points away from that movement. Each push is seen by the next context, so a
+    coherent drift is enlarged by up to 1 / (1 - gain): at 1 the loop would explode.
 
     Args:
         gain: share of the movement seen that a push adds, from 0 to below 1.
@@ -35,8 +35,8 @@ class Push:
         BadArgument: a value is out of range.
     """
 
-    gain: float = 0.7
-    start: float = 0.1
+    gain: float = 0.8
+    start: float = 0.05
     fade: float = 0.6
     hold_norms: bool = True
     horizon: int | None = None
@@ -71,7 +71,7 @@ def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Sequence[Piece], 
         context: the snapshots it was made from, (n,) each, oldest first, an interval apart.
         pieces: of the vector.
         gain: share of the movement seen that the displacement's length may be, tensor by tensor.
-        hold_norms: bring tensors of two and more dimensions back to their norms first.
+        hold_norms: turn tensors of two and more dimensions, and leave their norms.
 
     Returns:
         `forecast`, which holds the displacement now.
@@ -85,11 +85,16 @@ def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Sequence[Piece], 
         part = forecast[piece.start : piece.stop]
         last = states[-1].float()
         moved = (last - states[0].float()).div_(len(states) - 1)
-        if hold_norms and piece.parameter.dim() > 1:
-            _hold_norm(part, last)
+        unmoved = _unmoved(states)
         part -= last
-        part.masked_fill_(_unmoved(states), 0.0)
-        part *= _factor(part, moved, gain=gain)
+        part.masked_fill_(unmoved, 0.0)
+        longest = _bound(part, moved, gain=gain)
+        if hold_norms and piece.parameter.dim() > 1:  # only now: of a long displacement, what is left would point inward
+            part += last
+            _hold_norm(part, last)
+            part -= last
+            part.masked_fill_(unmoved, 0.0)
+            part *= _still_within(part, moved, longest=longest)
     _check_finite(forecast)
     return forecast
 
@@ -148,12 +153,24 @@ def _unmoved(states: Sequence[Tensor]) -> Tensor:
     return unmoved
 
 
-def _factor(part: Tensor, moved: Tensor, *, gain: float) -> float:
-    """By which a displacement is multiplied."""
+def _bound(part: Tensor, moved: Tensor, *, gain: float) -> float:
+    """Bring a displacement to its length, in place: `gain` times the movement seen, less the more it points elsewhere.
+
+    Full length up to 60 degrees from the movement, nothing from 90: noise of many dimensions is nearly orthogonal to it.
+    """
     length, seen = norm(part), norm(moved)
     if not length or not seen:
+        part.zero_()
         return 0.0
     part /= length  # so that no product overflows
-    if dot(part, moved) <= 0:
+    longest = gain * seen * min(1.0, max(0.0, 2 * dot(part, moved) / seen))
+    part *= longest
+    return longest
+
+
+def _still_within(part: Tensor, moved: Tensor, *, longest: float) -> float:
+    """By which to multiply a displacement whose norm was held: it may be longer now, or point away."""
+    length = norm(part)
+    if not length or dot(part, moved) <= 0:
         return 0.0
-    return gain * seen
+    return min(1.0, longest / length)

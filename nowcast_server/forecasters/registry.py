@@ -74,7 +74,7 @@ def _register(entry: EntryPoint) -> None:
         register(entry.name, entry.load())
     except Exception as error:  # noqa: BLE001  (importing it runs another package's code)
         package = entry.dist.name if entry.dist else "a package"
-        logger.error("forecaster %r of %s cannot be used: %s: %s", entry.name, package, type(error).__name__, error)
+        logger.warning("forecaster %r of %s cannot be used: %s: %s", entry.name, package, type(error).__name__, error)
 
 
 def load_forecaster(
