@@ -77,7 +77,8 @@ class Tally:
 class Journal:
     """A run's events: kept, counted, logged and passed on.
 
-    Of nowcasts that are skipped for one and the same reason, the first of a row is logged as a warning, the others for debugging.
+    Of nowcasts that are skipped, and snapshots dropped, for one and the same reason, the first of a row is logged as a warning, the
+    others for debugging.
 
     Args:
         job: named in the log.
@@ -86,7 +87,7 @@ class Journal:
 
     def __init__(self, job: str, on_event: Callable[[Event], None] | None) -> None:
         self._job, self._on_event = job, on_event
-        self._reason = ""  # of the last nowcast
+        self._reasons: dict[str, str] = {}  # of the last event of each kind
         self.events: list[Event] = []
         self.tally = Tally()
 
@@ -102,9 +103,10 @@ class Journal:
                 log.exception("on_event failed")
 
     def _level(self, event: Event) -> int:
-        if event.kind != "nowcast":
+        if event.kind == "server":
             return logging.WARNING if event.reason else logging.INFO
-        news, self._reason = event.reason and event.reason != self._reason, event.reason
+        news = event.reason and event.reason != self._reasons.get(event.kind)
+        self._reasons[event.kind] = event.reason
         if news:
             return logging.WARNING
         return logging.INFO if event.outcome == "jumped" else logging.DEBUG

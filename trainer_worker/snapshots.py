@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from protos.errors import NowcastError
 from trainer_worker.weights.flat import FlatParameters
 
 SPARE_ROWS: Final = 3
@@ -35,8 +36,10 @@ class Snapshot:
         return self.values
 
 
-class NoRow(Exception):
+class NoRow(NowcastError):
     """All rows are in use: earlier snapshots are still being sent or read."""
+
+    code = "behind"
 
 
 class SnapshotBuffers:
