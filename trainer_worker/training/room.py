@@ -1,4 +1,4 @@
-"""Say so when a Ray cluster has no room for the workers of a run: Ray waits for ever, and says nothing."""
+"""Say so when a Ray cluster has no room for the workers of a run, for which Ray waits for ever without a word, or has idle GPUs."""
 
 import logging
 import threading
@@ -20,10 +20,14 @@ POLL_S: Final = 1.0
 def warned_without_room(workers: int, each: Mapping[str, float]) -> Iterator[None]:
     """While the block runs, log a warning whenever so many workers have waited `PATIENCE_S` for a place on the connected cluster.
 
+    Also warn if they take no GPU and the cluster has free ones.
+
     Args:
         workers: that Ray Train is to start; the least, if their number is elastic.
         each: resources of one.
     """
+    if idle := _idle_gpus(each):
+        logger.warning("%s", idle)
     over = threading.Event()
 
     def watch() -> None:
@@ -52,6 +56,13 @@ def _waits(workers: int, each: Mapping[str, float]) -> bool:
         if group["state"] == "PENDING" and len(bundles) >= workers and all(bundle == dict(each) for bundle in bundles):
             return True
     return False
+
+
+def _idle_gpus(each: Mapping[str, float]) -> str | None:
+    free = _resources()[0].get("GPU", 0)
+    if each.get("GPU") or not free:
+        return None
+    return f"training on CPUs while {free:g} GPUs of the cluster are free: submit with --gpus 1, or set workers.gpus_per_worker"
 
 
 def _shortage(workers: int, each: Mapping[str, float]) -> str:
