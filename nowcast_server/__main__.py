@@ -1,5 +1,5 @@
 """`python -m nowcast_server`."""
 
-from nowcast_server.cli import app
+from nowcast_server.cli import main
 
-app(prog_name="nowcast-server")
+main()

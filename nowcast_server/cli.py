@@ -9,12 +9,14 @@ import typer
 from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
 from nowcast_server.nino.cli import app as checkpoints
 from nowcast_server.serve.cli import serve_on_ray
+from protos import command
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="Serve nowcasts, make tokens, look at checkpoints.",
     pretty_exceptions_enable=False,
+    callback=command.with_version,
 )
 
 Option = typer.Option
@@ -83,5 +85,7 @@ app.command(name="serve-on-ray")(serve_on_ray)
 
 app.add_typer(checkpoints, name="checkpoint")
 
-if __name__ == "__main__":
-    app()
+
+def main() -> None:
+    """The command `nowcast-server`."""
+    command.run(app, name="nowcast-server")

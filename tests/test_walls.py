@@ -51,7 +51,7 @@ ROOMS = {
     "trainer_worker/tasks": {"datasets"},
     "trainer_worker/training": {"endpoints", "tasks"},
     "trainer_worker/comparison": {"endpoints", "tasks", "training"},
-    "trainer_worker/cluster": {"endpoints", "training"},
+    "trainer_worker/cluster": {"training"},
     "nowcast_server/nino": set(),
     "nowcast_server/forecasters": {"nino"},
     "nowcast_server/jobs": {"forecasters"},

@@ -1,5 +1,5 @@
 """`python -m trainer_worker`."""
 
-from trainer_worker.cli import app
+from trainer_worker.cli import main
 
-app(prog_name="nowcast")
+main()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Never
 
 import typer
 
+from protos import command
 from trainer_worker.cluster.cli import app as submit_app
 from trainer_worker.metatrain.cli import app as metatrain_app
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="nowcast",
+    callback=command.with_version,
     help="Train models on Ray while a nowcast server forecasts where their weights are heading.",
     no_args_is_help=True,
     add_completion=False,
@@ -163,7 +165,9 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     if not (resume or fresh) and (unfinished := _unfinished(config)):
         _fail(f"{unfinished} holds an unfinished run: go on with --resume, start anew with --fresh, or choose another --out")
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server's process is stopped as well
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # so that the server's process is stopped as well
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    _check_writable(config.output.folder)
     with console.status("starting"):
         from trainer_worker.comparison import report
         from trainer_worker.comparison.compare import arm_with, run_arms
@@ -190,6 +194,17 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
         console.print("\n".join(f"wrote {copy}" for copy in copies), soft_wrap=True)
 
 
+def _check_writable(folder: Path) -> None:
+    """A folder that cannot be written to is told now, not after hours."""
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        _fail(f"cannot write to the results folder {folder}: {error.strerror or error}; choose another --out")
+
+
 def _unfinished(config: "Config") -> str | None:
     """The checkpoints that a fresh start would delete."""
     from trainer_worker.training.storage import StorageUnusable, folders
@@ -205,3 +220,8 @@ def _unfinished(config: "Config") -> str | None:
 def _fail(message: str) -> Never:
     typer.secho(message, err=True, fg="red")
     raise typer.Exit(2)
+
+
+def main() -> None:
+    """The command `nowcast`."""
+    command.run(app, name="nowcast")

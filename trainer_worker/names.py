@@ -18,8 +18,3 @@ def job_id(submission: str, *parts: str) -> str:
     """An id nobody has, that begins with whose run it is; up to two parts say which of its runs."""
     start = [plain_name(submission, most=LONGEST), *(plain_name(part, most=LONGEST_PART) for part in parts)]
     return "-".join([*start, uuid.uuid4().hex[:12]])
-
-
-def belongs_to(job: str, submission: str) -> bool:
-    """Whether `job_id` made it for this submission."""
-    return job.startswith(f"{plain_name(submission, most=LONGEST)}-")

@@ -173,3 +173,13 @@ def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "the folder given for fashion-mnist does not hold it" in result.stderr
     assert "there is no data set nope" in call("data", "fetch", "nope").stderr
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_results_folder_that_cannot_be_written_is_told_at_once(job: Path, command: str) -> None:
+    """A traceback, or hours of training whose results are lost."""
+    (job.parent / "file").touch()
+    result = call(command, job, "--out", job.parent / "file")
+    assert result.exit_code == 2
+    assert "cannot write to the results folder" in result.stderr
+    assert "choose another --out" in result.stderr

@@ -1,4 +1,4 @@
-"""`nowcast submit`, `jobs`, `status`, `logs`, `stop`: training jobs on a Ray cluster. Heavy imports come after the arguments."""
+"""`nowcast submit`: training jobs on a Ray cluster. Heavy imports come after the arguments."""
 
 import os
 import sys
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Final, Never
 import typer
 
 if TYPE_CHECKING:
-    from trainer_worker.cluster.following import State
     from trainer_worker.cluster.packaging import Submission
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -20,9 +19,6 @@ Address = Annotated[
     str | None,
     Option(help="Of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's"),
 ]
-Id = Annotated[str, typer.Argument(help="As submit printed it; nowcast jobs lists them.", metavar="ID", show_default=False)]
-
-
 INSTEAD: Final = {
     "workers": "set workers.count in it",
     "gpus": "set workers.gpus_per_worker in it",
@@ -91,62 +87,6 @@ def submit(
             _follow(address, submission.id)
 
 
-@app.command()
-def jobs(
-    *, address: Address = None, everything: Annotated[bool, Option("--all", help="Also jobs that others sent.")] = False
-) -> None:
-    """List the cluster's training jobs."""
-    with _errors():
-        from trainer_worker.cluster.connection import connect
-        from trainer_worker.cluster.following import submissions
-
-        found = submissions(connect(address), everything=everything)
-    width = max((len(each.id) for each in found), default=0)
-    for each in found:
-        typer.echo(f"{each.id:<{width}}  {each.status:<9}  {_moment(each)}  {_span(each)}  {each.entrypoint}")
-    if not found:
-        typer.echo("no jobs")
-
-
-@app.command()
-def status(job: Id, *, address: Address = None) -> None:
-    """Say how a job is, and what became of its nowcasts."""
-    with _errors():
-        from trainer_worker.cluster.connection import connect
-        from trainer_worker.cluster.following import nowcast_jobs, state
-
-        found = state(connect(address), job)
-        runs = nowcast_jobs(found, token=os.environ.get("NOWCAST_TOKEN"))
-    typer.echo(f"{found.id}: {found.status}, started {_moment(found)}, for {_span(found)}")
-    typer.echo(f"  {found.message}" if found.message else "", nl=bool(found.message))
-    for run in runs:
-        became = f"{run.progress.used} used" if run.progress else "none yet"
-        typer.echo(f"  {run.job} on {found.server}: {run.snapshots} snapshots, {run.nowcasts} nowcasts; jumps: {became}")
-
-
-@app.command()
-def logs(
-    job: Id, *, address: Address = None, follow: Annotated[bool, Option("--follow", "-f", help="Until the job ends.")] = False
-) -> None:
-    """Print a job's log."""
-    with _errors():
-        from trainer_worker.cluster import following
-        from trainer_worker.cluster.connection import connect
-
-        for text in following.logs(connect(address), job, follow=follow):
-            typer.echo(text, nl=False)
-
-
-@app.command()
-def stop(job: Id, *, address: Address = None) -> None:
-    """Stop a job, and wait until it has."""
-    with _errors():
-        from trainer_worker.cluster import following
-        from trainer_worker.cluster.connection import connect
-
-        typer.echo(f"{job}: {following.stop(connect(address), job).status}")
-
-
 def _refuse_options_of_scripts(context: typer.Context) -> None:
     for name, instead in INSTEAD.items():
         source = context.get_parameter_source(name)
@@ -160,17 +100,17 @@ def _follow(address: str | None, job: str) -> None:
     from trainer_worker.cluster.connection import connect
 
     client = connect(address)
-    for text in following.logs(client, job, follow=True):
+    for text in following.logs(client, job):
         typer.echo(text, nl=False)
-    ended = following.state(client, job)
-    if ended.status != "succeeded":
-        _fail(f"{job} {ended.status}: {ended.message}", code=1)
+    if why := following.failure(client, job):
+        _fail(f"{job} {why}", code=1)
 
 
 def _say_how_to_go_on(submission: "Submission", address: str | None) -> None:
-    at = f" --address {address}" if address else ""
+    at = f"--address {address} " if address else ""
     typer.echo(f"submitted {submission.id}")
-    typer.echo(f"  nowcast logs -f {submission.id}{at}\n  nowcast status {submission.id}{at}", err=True)
+    for command in ("status", "logs --follow", "stop"):
+        typer.echo(f"  ray job {command} {at}{submission.id}", err=True)
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -178,21 +118,6 @@ def _variable(text: str) -> tuple[str, str]:
     if not found or not name.isidentifier():
         raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--env")
     return name, value
-
-
-def _moment(found: "State") -> str:
-    from datetime import datetime
-
-    if found.started_at is None:
-        return "not yet"
-    return datetime.fromtimestamp(found.started_at).astimezone().isoformat(" ", "seconds")
-
-
-def _span(found: "State") -> str:
-    if found.seconds is None:
-        return "-"
-    minutes, seconds = divmod(int(found.seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 @contextmanager

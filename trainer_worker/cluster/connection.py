@@ -79,7 +79,7 @@ def cluster_errors(submission: str | None = None) -> Iterator[None]:
     except RuntimeError as error:
         text = str(error)
         if submission is not None and ("does not exist" in text or "404" in text):
-            raise ClusterError(f"the cluster knows no submission {submission!r}; nowcast jobs lists them") from error
+            raise ClusterError(f"the cluster knows no submission {submission!r}; `ray job list` lists them") from error
         if "already exists" in text:
             raise ClusterError("the cluster knows a submission of this name already: take another --name") from error
         raise ClusterError(f"the cluster refuses: {text.strip().splitlines()[0]}") from error

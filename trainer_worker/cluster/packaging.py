@@ -58,7 +58,7 @@ class Submission:
         working_dir: uploaded, and the command's working directory.
         environment: variables of the command and of all its workers.
         pip: packages to install for it.
-        metadata: for `nowcast jobs`.
+        metadata: shown by Ray with the job.
     """
 
     id: str

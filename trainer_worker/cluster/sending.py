@@ -12,7 +12,6 @@ from ray.job_submission import JobSubmissionClient
 from trainer_worker.cluster.connection import cluster_errors, connect, serve_details
 from trainer_worker.cluster.errors import ClusterError
 from trainer_worker.cluster.finding import BY_NAME, server_url
-from trainer_worker.cluster.following import MARK, SERVER_KEY
 from trainer_worker.cluster.packaging import Submission, Workers, environment, folder_of, locate, new_id, script_command
 
 EMBEDDED: Final = "embedded"
@@ -66,7 +65,7 @@ def prepare(
     client = connect(address)
     url = _server(server or DEFAULT_SERVER, client) if nowcasts else None
     given = environment(submission_id, server=url, token=token, extra=variables)
-    metadata = {MARK: version("nowcast"), **({SERVER_KEY: url} if url else {})}
+    metadata = {"nowcast.version": version("nowcast"), **({"nowcast.server": url} if url else {})}
     if what.suffix == ".toml":
         forecasts = (url or EMBEDDED) if nowcasts else None
         overrides = config_overrides(name=submission_id, server=forecasts, storage=storage)

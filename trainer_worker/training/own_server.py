@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import httpx2
 
@@ -15,6 +16,19 @@ from trainer_worker.errors import CommandFailed
 
 START_S = 60.0
 STOP_S = 15.0
+
+
+_CHILD: Final = f"""
+import os, runpy, signal, sys, threading, time
+def end_with_parent():
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep({STOP_S})
+    os._exit(1)
+threading.Thread(target=end_with_parent, daemon=True).start()
+runpy.run_module("nowcast_server", run_name="__main__", alter_sys=True)
+"""
+"""The server, which ends when its standard input does: a parent that was killed cannot stop it, but lets go of the pipe."""
 
 
 class ServerFailed(CommandFailed):
@@ -33,12 +47,14 @@ def own_server(*, log: Path, checkpoint: Path | None = None) -> Iterator[str]:
         ServerFailed: it ended, or was not ready within `START_S`.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "nowcast_server", "run", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-c", _CHILD, "run", "--host", "127.0.0.1", "--port", str(port)]
     if checkpoint is not None:
         command += ["--checkpoint", str(checkpoint)]
     with log.open("wb") as sink:
         # S603: our own interpreter and module; start_new_session: Ctrl-C reaches us first, and we stop it in order
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True)  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+        )
     try:
         _wait_until_ready(process, f"http://127.0.0.1:{port}", log)
         yield f"http://127.0.0.1:{port}"

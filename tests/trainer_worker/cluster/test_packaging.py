@@ -5,18 +5,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from ray.exceptions import AuthenticationError
 from typer.testing import CliRunner, Result
 
-from trainer_worker.assembly import new_job
 from trainer_worker.cli import app
 from trainer_worker.cluster import connection, sending
 from trainer_worker.cluster.connection import connect
 from trainer_worker.cluster.errors import ClusterError
 from trainer_worker.cluster.finding import server_url
-from trainer_worker.cluster.following import State, nowcast_jobs
 from trainer_worker.cluster.packaging import (
     Submission,
     Workers,
@@ -29,9 +26,6 @@ from trainer_worker.cluster.packaging import (
 )
 from trainer_worker.cluster.script import _parser
 from trainer_worker.cluster.sending import config_command, config_overrides
-from trainer_worker.comparison.compare import _job
-from trainer_worker.training.config import Config
-from trainer_worker.training.records import Arm
 
 
 def test_a_scripts_command_line_survives_the_shell() -> None:
@@ -249,29 +243,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-JOB = {
-    "wiring_hash": "", "parameters": 1, "neurons": 1, "edges": 1, "context": 5, "interval": 1, "dtype": "float32",
-    "forecaster": "nino", "created_at": 0, "seen_at": 0, "steps": [], "history_bytes": 0, "snapshots": 0, "nowcasts": 0,
-    "outcomes": {}, "last_outcomes": [],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["my_run.1", "my run", "größe", "fm-16", "a" * 90])
-def test_the_runs_of_a_submission_are_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`nowcast status` would say nothing of a configuration's nowcasts: without storage its folder has another name."""
-    monkeypatch.setenv("NOWCAST_JOB", name)
-    config = Config.model_validate({"task": {"name": "fm-16"}, "output": {"folder": tmp_path / "demo"}})
-    mine = [_job(config, Arm(name="adam+nino"), 1000), new_job()]
-    jobs = [{**JOB, "job": job} for job in (*mine, "other-run-1000-12345678", "fm-162-adam-1000-12345678")]
-    monkeypatch.setattr(httpx2.Client, "get", lambda *_, **__: httpx2.Response(200, json={"jobs": jobs}))
-    found = nowcast_jobs(State(name, "running", "", "", None, None, "http://a:1"), token=None)
-    assert [each.job for each in found] == mine
-
-
-@pytest.mark.parametrize("command", [["jobs"], ["status", "x"], ["logs", "x"], ["stop", "x"], ["submit", __file__]])
-def test_no_cluster_is_one_clear_sentence(command: list[str]) -> None:
+def test_no_cluster_is_one_clear_sentence() -> None:
     """A traceback of Ray's, or minutes of waiting."""
-    result = CliRunner().invoke(app, [*command, "--address", f"http://127.0.0.1:{free_port()}"])
+    result = CliRunner().invoke(app, ["submit", __file__, "--address", f"http://127.0.0.1:{free_port()}"])
     assert result.exit_code == 2
     assert "no Ray cluster answers at http://127.0.0.1" in result.output
     assert "--address" in result.output
@@ -285,7 +259,7 @@ def test_a_cluster_that_wants_its_token_says_how_it_is_given(monkeypatch: pytest
         raise AuthenticationError(f"Missing authentication token at {address}")
 
     monkeypatch.setattr(connection, "JobSubmissionClient", refuse)
-    result = CliRunner().invoke(app, ["jobs", "--address", "auto"])
+    result = CliRunner().invoke(app, ["submit", __file__, "--address", "auto"])
     assert result.exit_code == 2
     assert "RAY_AUTH_MODE=token" in result.output
 

@@ -1,5 +1,9 @@
 """The server process a command starts for itself."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -73,3 +77,37 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         own_server(log=tmp_path / "server.log", checkpoint=tmp_path / "weights.pt"),
     ):
         pytest.fail("it started")
+
+
+PARENT = """
+import sys, time
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from trainer_worker.training.own_server import own_server
+with own_server(log=Path(sys.argv[1])) as url:
+    print(url, flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGHUP"])
+def test_no_server_outlives_a_command_that_was_killed(name: str, tmp_path: Path) -> None:
+    """The out-of-memory killer, or a terminal that is closed, would leave a server behind with its port and memory."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "server.log")], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    url = parent.stdout.readline().strip()
+    assert httpx2.get(f"{url}/livez", trust_env=False).is_success
+    parent.send_signal(getattr(signal, name))
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            httpx2.get(f"{url}/livez", trust_env=False)
+        except httpx2.TransportError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the server is still there")
