@@ -1,4 +1,4 @@
-"""A small nowcast server in this process that breaks in the ways a test asks for. It forecasts `last + shift * horizon`."""
+"""A small nowcast server in this process that breaks in the ways a test asks for. It forecasts that weights go on as they moved."""
 
 import json
 import threading
@@ -15,14 +15,15 @@ from protos.messages import DEADLINE_HEADER, SESSION_HEADER
 
 
 class FaultyServer:
-    """Serves jobs, snapshots, nowcasts and outcomes.
+    """Serves jobs, snapshots, nowcasts and the ends of runs.
 
-    `faults[call]` holds what the next calls meet, first in first out; `call` is register, delete, send, forecast, report or skill.
+    `faults[call]` holds what the next calls meet, first in first out; `call` is register, delete, send, forecast or finish.
     A fault is one of
         an error code, e.g. `busy`        the answer is that problem (with `retry_after` seconds, if set)
         `hang`                            no answer, until the server closes
         `close`                           the connection is cut half way through the body
         `html`                            a 502 as a proxy gives it
+        `login`, `moved`                  a page to log in at; a 308 to another address
         for forecasts also `nan`, `wild`, `wrong_shape`, `wrong_step`, `garbage`, `trickle`, `checksum`, `no_end`
         `""`                              none: the call works
     """
@@ -31,12 +32,12 @@ class FaultyServer:
         self.faults: dict[str, deque[str]] = defaultdict(deque)
         self.met: Counter[str] = Counter()
         self.retry_after = ""
-        self.shift = 0.01
         self.jobs: dict[str, dict[int, np.ndarray[Any, Any]]] = {}
         self.specs: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
         self.headers: list[dict[str, str]] = []
-        self.outcomes: list[dict[str, Any]] = []
+        self.contexts: list[list[int]] = []
+        self.finished: list[dict[str, Any]] = []
         self.closing = threading.Event()
         server = self
 
@@ -72,14 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._serve("send" if "/snapshots/" in self.path else "register")
 
-    def do_GET(self) -> None:
-        self._serve("skill")
-
     def do_DELETE(self) -> None:
         self._serve("delete")
 
     def do_POST(self) -> None:
-        self._serve("forecast" if self.path.endswith("/nowcasts") else "report")
+        self._serve("forecast" if self.path.endswith("/nowcasts") else "finish")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the base class's name
         pass
@@ -102,6 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault == "html":
             self._answer(502, b"<html>Bad Gateway</html>", "text/html")
+        elif fault == "login":
+            self._answer(200, b"<html>Log in</html>", "text/html")
+        elif fault == "moved":
+            self._answer(308, b"", "text/html")
         elif fault in ERRORS:
             self._problem(fault)
         elif call not in ("register", "delete") and self.job not in server.jobs:
@@ -114,16 +116,12 @@ class _Handler(BaseHTTPRequestHandler):
         known = bool(self.faulty.jobs.setdefault(self.job, {}))
         self._status(200 if known else 201, spec)
 
-    def _skill(self, body: bytes, fault: str) -> None:
-        self._status(200, self.faulty.specs[self.job])
-
     def _status(self, code: int, spec: dict[str, Any]) -> None:
         history = self.faulty.jobs[self.job]
         status = {
             "job": self.job, "wiring_hash": "", "parameters": 1, "neurons": 1, "edges": 1, "context": spec["context"],
-            "interval": spec["interval"], "dtype": spec["dtype"], "forecaster": spec["forecaster"],
-            "created_at": 0.0, "seen_at": 0.0,
-            "steps": sorted(history), "history_bytes": 0, "snapshots": 0, "nowcasts": 0, "outcomes": {}, "last_outcomes": [],
+            "dtype": spec["dtype"], "forecaster": spec["forecaster"], "mode": spec["mode"], "created_at": 0.0, "seen_at": 0.0,
+            "steps": sorted(history), "history_bytes": 0, "snapshots": 0, "nowcasts": 0,
         }  # fmt: skip
         self._answer(code, json.dumps(status).encode())
 
@@ -149,18 +147,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forecast(self, body: bytes, fault: str) -> None:
         request = json.loads(body)
-        step, horizons = request["step"], request["horizons"]
-        server = self.faulty
-        history = server.jobs[self.job]
-        if step not in history:
-            self._problem("history_missing", missing=[step])
+        context, horizons = request["context"], request["horizons"] or [1]
+        history = self.faulty.jobs[self.job]
+        if missing := [step for step in context if step not in history]:
+            self._problem("history_missing", missing=missing)
             return
-        values = np.stack([history[step] + np.float32(server.shift * horizon) for horizon in horizons])
+        self.faulty.contexts.append(context)
+        first, last = history[context[0]], history[context[-1]]
+        values = np.stack([last + np.float32(horizon) * (last - first) / (len(context) - 1) for horizon in horizons])
         values[0, 0] = np.nan if fault == "nan" else values[0, 0]
         values *= 1e4 if fault == "wild" else 1
         if fault == "wrong_shape":
             values = values[:, :-1].copy()
-        header = Header("forecasts", "float32", values.shape, step + (fault == "wrong_step"), tuple(horizons))
+        header = Header("forecasts", "float32", values.shape, context[-1] + (fault == "wrong_step"), tuple(horizons))
         stream = bytearray(b"".join(bytes(frame) for frame in write_frames(header, memoryview(values).cast("B"), chunk_bytes=64)))
         if fault == "garbage":
             stream = bytearray(b"\x00garbage" * 40)
@@ -176,9 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(stream[: len(stream) // 2] if fault == "close" else stream)
         self.close_connection = fault in ("close", "trickle")
 
-    def _report(self, body: bytes, fault: str) -> None:
-        self.faulty.outcomes.append(json.loads(body))
-        self._answer(204, b"")
+    def _finish(self, body: bytes, fault: str) -> None:
+        self.faulty.finished.append(json.loads(body))
+        self._status(200, self.faulty.specs[self.job])
 
     def _problem(self, code: str, **extra: Any) -> None:
         error = ERRORS[code]

@@ -1,6 +1,7 @@
 """A training run that takes milliseconds, and endpoints that need no server."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -23,6 +24,7 @@ STEPS: Final = 10 * INTERVAL + 3
 TAKEN_UP: Final = list(range(FIRST, STEPS, INTERVAL))
 STEADY: Final = Push(gain=0.5, start=0.0, fade=1.0)
 """The same gain from the first context to the end."""
+UNHELD: Final = replace(STEADY, hold_norms=False)
 
 Forecast = Callable[[Sequence[Tensor], int], Tensor]
 

@@ -1,25 +1,33 @@
 """What a run tells of itself."""
 
 import logging
-from pathlib import Path
 
 import pytest
 
-from trainer_worker.errors import DECISIONS
 from trainer_worker.events import Event, Journal
 
-METRICS = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+
+def test_a_trouble_that_lasts_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """With two hundred boundaries a run, a server that is down for an hour would hide every other warning."""
+    journal = Journal("job", None)
+    with caplog.at_level(logging.DEBUG, logger="trainer_worker.events"):
+        for step, reason in enumerate(["", "late", "late", "busy", "", "busy"]):
+            journal.add(Event(step, "nowcast", "skipped" if reason else "glided", reason))
+        journal.add(Event(9, "server", "lost", "server_unavailable", "down"))
+        journal.add(Event(9, "server", "back"))
+    levels = [logging.getLevelName(record.levelno) for record in caplog.records]
+    assert levels == ["DEBUG", "WARNING", "DEBUG", "WARNING", "DEBUG", "WARNING", "WARNING", "INFO"]
 
 
-@pytest.mark.parametrize(("reason", "level"), [("paused", logging.INFO), ("", logging.INFO), ("timeout", logging.WARNING)])
-def test_a_decision_of_the_run_itself_is_no_warning(reason: str, level: int, caplog: pytest.LogCaptureFixture) -> None:
-    """A run that has used up its trials would warn of it until its end, and hide the warnings that matter."""
-    with caplog.at_level(logging.INFO, logger="trainer_worker.events"):
-        Journal("job", None).add(Event(10, "nowcast", "skipped", reason=reason))
-    assert [record.levelno for record in caplog.records] == [level]
-
-
-def test_every_decision_is_explained() -> None:
-    """The word is all that the summary of a run says."""
-    page = METRICS.read_text()
-    assert [reason for reason in DECISIONS if f"| `{reason}` |" not in page] == []
+def test_a_journal_goes_on_where_it_was() -> None:
+    """The summary of a resumed run would be that of its last part."""
+    first, second = Journal("job", None), Journal("job", None)
+    first.tally.snapshots = 3
+    first.add(Event(1, "nowcast", "glided", seconds=0.5))
+    first.add(Event(2, "nowcast", "skipped", "late", "no forecast came in time"))
+    first.add(Event(3, "snapshot", "dropped", "behind"))
+    first.add(Event(4, "server", "lost", "server_unavailable"))
+    second.load_state_dict(first.state_dict())
+    assert second.events == first.events
+    assert second.tally == first.tally
+    assert (second.tally.used, second.tally.dropped, second.tally.waited_s) == (1, 1, 0.5)

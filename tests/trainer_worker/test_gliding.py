@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +14,7 @@ from small_runs import (
     STEADY,
     STEPS,
     TAKEN_UP,
+    UNHELD,
     ScriptedEndpoint,
     adam,
     flat,
@@ -34,8 +34,6 @@ from protos.errors import DeadlineExceeded
 from trainer_worker import Nowcast, Push
 from trainer_worker.boundary import GROWTH, SHORTEST
 from trainer_worker.push import CONTEXT
-
-UNHELD = replace(STEADY, hold_norms=False)
 
 
 def glided(endpoint: ScriptedEndpoint, *, steps: int = STEPS, **options: Any) -> tuple[Tensor, Nowcast]:

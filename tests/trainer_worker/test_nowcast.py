@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, ScriptedEndpoint, adam, flat, make, network, nowcasts, plain, step
 from torch import Tensor, nn
+from waiting import until
 
 from nowcast_server.forecasters.linear import Linear
 from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
@@ -420,6 +421,7 @@ def test_the_summary_counts_everything(caplog: pytest.LogCaptureFixture) -> None
     with make(model, optimizer, ScriptedEndpoint(forecast)) as nowcast:
         for index in range(STEPS):
             step(model, optimizer, index)
+        until(lambda: nowcast.in_flight == 0)
     summary = nowcast.summary()
     assert summary["nowcasts"] == {"used": 3, "skipped": 3}
     assert summary["reasons"] == {"bad_forecast": 3}

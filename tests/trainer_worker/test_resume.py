@@ -5,22 +5,23 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONTEXT, INTERVAL, PERIOD, ShiftingEndpoint, flat, network, step
+from small_runs import CONTEXT, FULL, INTERVAL, STEPS, TAKEN_UP, ScriptedEndpoint, adam, flat, make, network, nowcasts, step
+from torch import Tensor
+from torch.distributed import checkpoint
 from waiting import until
 
-from trainer_worker import AdaptiveHorizon, BadArgument, Guard, Nowcast, WeightAverage
+from trainer_worker import BadArgument, Push
 
-STEPS = 3 * PERIOD + 3
+JUMPS = {"mode": "jump", "interval": 1}
 
 
 class Run:
     """A deterministic run with embedded forecasts, which can be written to bytes and read again."""
 
-    def __init__(self, **options: Any) -> None:
-        self.model = network()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
-        defaults = {"max_steps": STEPS, "interval": INTERVAL, "context": CONTEXT, "forecaster": "linear"}
-        self.nowcast = Nowcast(self.model, self.optimizer, **{**defaults, **options})
+    def __init__(self, *, dtype: torch.dtype = torch.float32, **options: Any) -> None:
+        self.model = network(dtype=dtype)
+        self.optimizer = adam(self.model)
+        self.nowcast = make(self.model, self.optimizer, None, **{"forecaster": "linear", "push": Push(start=0), **options})
         self.index = 0
 
     def train(self, steps: int) -> None:
@@ -28,108 +29,167 @@ class Run:
             step(self.model, self.optimizer, self.index)
             self.index += 1
 
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "index": self.index,
+            "nowcast": self.nowcast.state_dict(),
+        }
+
     def save(self) -> bytes:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "index": self.index}
         file = io.BytesIO()
-        torch.save({**state, "nowcast": self.nowcast.state_dict()}, file)
+        torch.save(self.state(), file)
         return file.getvalue()
 
     def load(self, data: bytes) -> None:
         state = torch.load(io.BytesIO(data), weights_only=True)
+        self.nowcast.load_state_dict(state["nowcast"])  # in any order
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.index = state["index"]
-        self.nowcast.load_state_dict(state["nowcast"])
 
 
-@pytest.fixture(scope="module")
-def unbroken() -> Run:
+def unbroken(**options: Any) -> Run:
     """A run that was never stopped."""
-    run = Run()
+    run = Run(**options)
     with run.nowcast:
         run.train(STEPS)
-    assert run.nowcast.summary()["nowcasts"]["accepted"] == 3
     return run
 
 
-@pytest.mark.parametrize("stop", range(STEPS))
-@pytest.mark.parametrize("entered", [False, True])
-def test_resumed_runs_end_in_the_same_bits(unbroken: Run, stop: int, *, entered: bool) -> None:
-    """A checkpoint that changes the run makes its results depend on where it was preempted."""
-    first = Run()
+def check_resumed(whole: Run, *, stop: int, entered: bool, **options: Any) -> None:
+    first = Run(**options)
     with first.nowcast:
         first.train(stop)
         saved = first.save()
-    second = Run()
+    second = Run(**options)
     if not entered:
         second.load(saved)
     with second.nowcast:
         if entered:
             second.load(saved)
         second.train(STEPS - stop)
-    assert torch.equal(flat(second.model), flat(unbroken.model))
-    mine, theirs = second.nowcast.summary(), unbroken.nowcast.summary()
-    for counted in ("steps", "nowcasts", "reasons"):
-        assert mine[counted] == theirs[counted]
+    assert torch.equal(flat(second.model), flat(whole.model)), stop
+    mine, theirs = second.nowcast.summary(), whole.nowcast.summary()
+    assert [mine[counted] for counted in ("steps", "nowcasts", "reasons")] == [
+        theirs[counted] for counted in ("steps", "nowcasts", "reasons")
+    ]
     assert mine["snapshots"]["taken"] == theirs["snapshots"]["taken"]
-    assert [event.step for event in second.nowcast.events] == [event.step for event in unbroken.nowcast.events]
+    assert nowcasts(second.nowcast) == nowcasts(whole.nowcast)
+
+
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        pytest.param({}, len(TAKEN_UP), id="glide"),
+        pytest.param({"interval": 3}, 2, id="interval 3"),
+        pytest.param({"dtype": torch.bfloat16}, len(TAKEN_UP), id="bfloat16"),
+        pytest.param({"dtype": torch.float64}, len(TAKEN_UP), id="float64"),
+        pytest.param(JUMPS, 4, id="jump"),
+        pytest.param({"mode": "shadow"}, len(TAKEN_UP), id="shadow"),
+    ],
+)
+def test_resumed_runs_end_in_the_same_bits(options: dict[str, Any], used: int) -> None:
+    """A checkpoint that changes the run makes its results depend on where it was preempted."""
+    whole = unbroken(**options)
+    assert whole.nowcast.summary()["nowcasts"] == {"used": used, "skipped": 0}
+    for stop in range(FULL - 1 if options else 0, STEPS, 4 if options else 1):
+        check_resumed(whole, stop=stop, entered=bool(stop % 2), **options)
 
 
 def test_a_run_can_go_back_to_an_earlier_checkpoint() -> None:
-    """Elastic trainers reload a checkpoint into the process that went on after it."""
+    """Elastic trainers reload a checkpoint into the process that went on after it, while forecasts are being made."""
     run = Run()
     with run.nowcast:
-        run.train(PERIOD + 3)
+        run.train(FULL + 3)
         saved = run.save()
-        run.train(PERIOD)
+        run.train(STEPS - FULL - 3)
         after = flat(run.model)
         run.load(saved)
-        run.train(PERIOD)
+        run.train(STEPS - FULL - 3)
     assert torch.equal(flat(run.model), after)
 
 
 def test_a_resumed_job_makes_the_server_forget() -> None:
     """Snapshots from before the checkpoint would contradict the ones that are taken again."""
-    endpoint = ShiftingEndpoint()
+    endpoint = ScriptedEndpoint()
     first = Run(server=endpoint)
     with first.nowcast:
-        first.train(PERIOD + 3)
+        first.train(FULL + 1)
         saved = first.save()
-        first.train(4)
+        first.train(6)
         until(lambda: first.nowcast.in_flight == 0)
-    assert max(endpoint.history) == PERIOD + 6
+    assert max(endpoint.history) == FULL + 6
     second = Run(server=endpoint)
     second.load(saved)
     with second.nowcast:
-        second.train(PERIOD - 3)
-    assert sorted(endpoint.history) == list(range(PERIOD + INTERVAL, 2 * PERIOD + 1, INTERVAL))
+        until(lambda: second.nowcast.in_flight == 0)
+        assert sorted(endpoint.history) == list(range(INTERVAL, FULL + 1, INTERVAL))
 
 
-@pytest.mark.parametrize(
-    ("change", "word"), [({"version": 99}, "version"), ({"interval": 7}, "interval = 7"), ({"period": 9}, "period = 9")]
-)
-def test_a_state_of_another_run_is_refused(change: dict[str, Any], word: str) -> None:
-    """A context of other steps would be forecast from as if it were this run's."""
-    run = Run()
-    with pytest.raises(BadArgument, match=word):
-        run.nowcast.load_state_dict({**run.nowcast.state_dict(), **change})
+def layout(state: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Keys, with the kinds of their values and the shapes of their tensors."""
+    found: dict[str, Any] = {}
+    for key, value in state.items():
+        place = f"{path}/{key}"
+        if isinstance(value, dict):
+            found |= layout(value, place)
+        else:
+            found[place] = (value.shape, value.dtype) if isinstance(value, Tensor) else type(value)
+    return found
 
 
-def test_a_state_of_a_policy_that_learns_otherwise_is_refused() -> None:
-    """It would end in a KeyError, with half of the state loaded."""
-    bold, cautious = Run(policy=AdaptiveHorizon(), guard=Guard()), Run(guard=Guard())
-    state = bold.nowcast.state_dict()
-    with pytest.raises(BadArgument, match="AdaptiveHorizon, this one's as Cautious"):
-        cautious.nowcast.load_state_dict(state)
-    assert cautious.nowcast.step == 0
+@pytest.mark.parametrize("options", [{}, JUMPS, {"dtype": torch.bfloat16}], ids=["glide", "jump", "bfloat16"])
+def test_a_state_is_laid_out_alike_at_any_step(options: dict[str, Any]) -> None:
+    """Checkpointing libraries load into a state that a fresh run gives: one with other keys or shapes is refused."""
+    run = Run(**options)
+    fresh = layout(run.nowcast.state_dict())
+    assert len(fresh) > 8
+    with run.nowcast:
+        for _ in range(STEPS + 3):
+            run.train(1)
+            assert layout(run.nowcast.state_dict()) == fresh
+    assert layout(run.nowcast.state_dict()) == fresh
 
 
-def test_a_state_of_a_trial_that_keeps_other_things_is_refused() -> None:
-    """The rollback would find too much or too little to give back, and end the training."""
-    first = Run(probe=lambda: 1.0)
+def test_a_state_goes_through_torchs_distributed_checkpoint(tmp_path: Any) -> None:
+    """What Accelerate, Lightning and torchtitan save with."""
+    whole, first, second = unbroken(), Run(), Run()
     with first.nowcast:
-        first.train(PERIOD + 1)
-    second = Run(guard=Guard(also=(WeightAverage(network()),)), probe=lambda: 1.0)
-    with pytest.raises(BadArgument, match=r"trial of 0 averages .* this run has 1"):
-        second.nowcast.load_state_dict(first.nowcast.state_dict())
-    assert second.nowcast.step == 0
+        first.train(FULL + 5)
+        checkpoint.save({"run": first.state()}, checkpoint_id=tmp_path, no_dist=True)
+    step(second.model, second.optimizer, 0)  # so that the optimizer has a state to be loaded into
+    state = {"run": second.state()}
+    checkpoint.load(state, checkpoint_id=tmp_path, no_dist=True)
+    file = io.BytesIO()
+    torch.save(state["run"], file)
+    second.load(file.getvalue())
+    with second.nowcast:
+        second.train(STEPS - FULL - 5)
+    assert torch.equal(flat(second.model), flat(whole.model))
+
+
+def test_a_push_under_way_goes_on_without_a_server() -> None:
+    """It is all there: a server that is down costs the pushes that were not made yet."""
+    whole, first = Run(server=(endpoint := ScriptedEndpoint())), Run(server=ScriptedEndpoint())
+    with whole.nowcast, first.nowcast:
+        whole.train(FULL + 2 * INTERVAL)
+        first.train(FULL + INTERVAL + 1)
+        saved = first.save()
+    second = Run(server="http://127.0.0.1:9")
+    second.load(saved)
+    with second.nowcast:
+        second.train(INTERVAL - 1)
+    assert torch.equal(flat(second.model), flat(whole.model))
+    assert len(endpoint.asked[0]) == CONTEXT
+
+
+@pytest.mark.parametrize(("change", "word"), [({"version": 99}, "version"), ({}, "trains 178 weights; this one trains 34")])
+def test_a_state_of_another_run_is_refused(change: dict[str, Any], word: str) -> None:
+    """Weights would be pushed by what belongs to others, or the run end in a message about shapes."""
+    run, other = Run(), Run()
+    other.model[0].requires_grad_(False)
+    small = make(other.model, other.optimizer, ScriptedEndpoint())
+    with pytest.raises(BadArgument, match=word):
+        small.load_state_dict({**run.nowcast.state_dict(), **change})
