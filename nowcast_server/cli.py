@@ -29,7 +29,6 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, …", show_default="auto")] = None,
     checkpoint: Annotated[list[str] | None, Option(help=CHECKPOINT_HELP, metavar="[NAME=]FILE")] = None,
     memory: Annotated[str | None, Option(help="For all histories, e.g. 8GiB.", show_default="8GiB")] = None,
-    spill: Annotated[Path | None, Option(help="Folder for histories of idle jobs when memory is full.")] = None,
     max_snapshot: Annotated[str | None, Option(help="Largest snapshot.", show_default="4GiB")] = None,
     forecast_memory: Annotated[str | None, Option(help="For forecasts in flight.", show_default="8GiB")] = None,
     token_file: Annotated[Path | None, Option(help="Lines tenant:token or tenant:sha256:HEX.")] = None,

@@ -1,6 +1,5 @@
 """What the device thread does: from a context to checked forecasts, ready to be sent."""
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ import torch
 
 from nowcast_server.jobs.finite import first_not_finite
 from nowcast_server.jobs.history import TORCH_DTYPES, Context
-from nowcast_server.wanted import wanted_until
 from protos.errors import BadForecast, OutOfMemoryBudget
 from protos.frames import DTYPE_BYTES, Header
 from protos.messages import JobSpec, NowcastRequest
@@ -71,20 +69,16 @@ def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:
     return spec.wiring.size * (4 * rows + converted)
 
 
-def forecast(
-    forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest, given_up: threading.Event
-) -> Forecasts:
+def forecast(forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest) -> Forecasts:
     """Run the forecaster and check what it says.
 
     Raises:
         BadForecast: values that are not finite, in the dtype asked for, or not of the right shape.
-        Unwanted: `given_up` was set meanwhile.
         OutOfMemoryBudget: the device has not the memory.
     """
     start = time.perf_counter()
     try:
-        with wanted_until(given_up):
-            values = _forecast(forecaster, spec, context, tuple(request.horizons))
+        values = _forecast(forecaster, spec, context, tuple(request.horizons))
         values = values.to("cpu", TORCH_DTYPES[request.dtype]).contiguous()
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemoryBudget(f"the device has not the memory for this forecast: {error}") from error

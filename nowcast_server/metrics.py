@@ -14,9 +14,7 @@
 | `nowcast_jobs_expired_total` | counter | | jobs forgotten because nobody called |
 | `nowcast_memory_bytes` | gauge | `use` | bytes promised to `histories` and `forecasts` |
 | `nowcast_memory_limit_bytes` | gauge | `use` | their budgets |
-| `nowcast_spilled_jobs` | gauge | | jobs whose history is on disk |
-| `nowcast_spilled_bytes` | gauge | | of these histories, promised on disk |
-| `nowcast_spills_total` | counter | `outcome` | histories `written`, `read` again, or not: `failed` and `broken` |
+| `nowcast_evictions_total` | counter | | histories evicted to make room; their workers send them again |
 | `nowcast_errors_total` | counter | `code` | calls answered with an error |
 | `nowcast_ready` | gauge | | 1 while `/readyz` says yes |
 
@@ -49,9 +47,7 @@ class Metrics:
         self.jobs_expired = counter("jobs_expired", "Jobs forgotten because nobody called")
         self.memory_bytes = gauge("memory_bytes", "Bytes promised", "use")
         self.memory_limit_bytes = gauge("memory_limit_bytes", "Bytes that may be promised", "use")
-        self.spilled_jobs = gauge("spilled_jobs", "Jobs whose history is on disk")
-        self.spilled_bytes = gauge("spilled_bytes", "Bytes of histories promised on disk")
-        self.spills = counter("spills", "Histories moved to disk and back, by what became of them", "outcome")
+        self.evictions = counter("evictions", "Histories evicted to make room")
         self.errors = counter("errors", "Calls answered with an error", "code")
         self.ready = gauge("ready", "1 while /readyz says yes")
 

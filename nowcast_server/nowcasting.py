@@ -1,7 +1,6 @@
 """One nowcast from question to answer: memory set aside, a turn on the device, and nobody waiting in vain."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -11,10 +10,9 @@ from typing import Any
 
 from nowcast_server.device import Device
 from nowcast_server.forecasting import Forecaster, Forecasts, forecast, forecast_bytes
-from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import Context
+from nowcast_server.jobs.loans import Lender, Loan
 from nowcast_server.jobs.registry import Job, Jobs
-from nowcast_server.jobs.spill import Spill
 from nowcast_server.metrics import Metrics
 from protos.errors import BadRequest, DeadlineExceeded, NowcastError
 from protos.messages import DEADLINE_HEADER, JobSpec, NowcastRequest
@@ -26,20 +24,18 @@ class Gone(Exception):
 
 @dataclass(frozen=True)
 class Nowcasting:
-    """Makes forecasts for jobs. Used on the event loop only; the forecasts themselves are made on the device thread.
+    """Makes forecasts for jobs. Used on the event loop only; the forecasts themselves are made on the device.
 
     Args:
         jobs: told when one of them is in use.
-        spill: brings back a history that is on disk.
         device: where forecasts are made.
-        memory: that they may take.
+        lender: of the memory they may take.
         metrics: to count them in.
     """
 
     jobs: Jobs
-    spill: Spill
     device: Device
-    memory: Budget
+    lender: Lender
     metrics: Metrics
 
     @asynccontextmanager
@@ -52,7 +48,7 @@ class Nowcasting:
         gone: Callable[[], Awaitable[None]],
         deadline_s: float | None,
     ) -> AsyncIterator[Forecasts]:
-        """Forecasts for a job; their memory is set aside until the context ends.
+        """Forecasts for a job; their memory is lent from when they are begun until the context ends.
 
         Args:
             job: whose snapshots.
@@ -67,18 +63,15 @@ class Nowcasting:
             DeadlineExceeded, Gone: nobody wants it any more; if it had not begun, it never will, else it ends soon.
             BadForecast: the forecaster failed.
         """
-        loan: _Loan | None = None
-        given_up = threading.Event()
+        loan: Loan | None = None
         try:
             try:
                 request = complete(request, job.spec, forecaster=forecaster)
                 if request.progress is not None:
                     job.progress = request.progress
-                loan = self._borrow(job, request)
+                loan = self._loan(job, request)
                 async with _within(deadline_s):
-                    async with self.spill.using(job):
-                        future = self._submit(job, request, forecaster=forecaster, loan=loan, given_up=given_up)
-                    forecasts = await _wanted(future, gone=gone)
+                    forecasts = await self._made(job, request, forecaster=forecaster, loan=loan, gone=gone)
             except BaseException as error:
                 self._count(job, _outcome(error))
                 raise
@@ -86,30 +79,50 @@ class Nowcasting:
             job.nowcasts += 1
             yield forecasts
         finally:
-            given_up.set()
             if loan is not None:
                 loan.end()
 
-    def _borrow(self, job: Job, request: NowcastRequest) -> "_Loan":
+    def _loan(self, job: Job, request: NowcastRequest) -> Loan:
         size_bytes = forecast_bytes(job.spec, request) + job.working_bytes
-        self.memory.borrow(size_bytes, what="the forecast", retry_after_s=self.device.retry_after_s())
-        return _Loan(self.memory, size_bytes)
+        self.lender.memory.check(size_bytes, what="the forecast")
+        return Loan(self.lender, tenant=job.tenant, size_bytes=size_bytes)
 
-    def _submit(
+    async def _made(
         self,
         job: Job,
         request: NowcastRequest,
         *,
         forecaster: Forecaster,
-        loan: "_Loan",
-        given_up: threading.Event,
-    ) -> "Future[Forecasts]":
-        context = job.history.read(request.context)
-        work = partial(forecast, forecaster, spec=job.spec, context=context, request=request, given_up=given_up)
-        self.jobs.enter(job)
-        loan.holders += 1
+        loan: Loan,
+        gone: Callable[[], Awaitable[None]],
+    ) -> Forecasts:
+        """The forecasts, as long as somebody wants them."""
+        with self.jobs.using(job):
+            future = self._submit(job, request, forecaster=forecaster, loan=loan)
+        result: asyncio.Future[Forecasts] = asyncio.wrap_future(future)
+        left: asyncio.Future[None] = asyncio.ensure_future(gone())
+        waiting: set[asyncio.Future[Any]] = {result, left}
         try:
-            future = self.device.submit(work, tenant=job.tenant, job=job.id)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
+                raise Gone
+            return await result
+        finally:
+            self.device.cancel(future)
+            result.cancel()
+            left.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await left
+            # an error's traceback holds this frame, and the futures hold the error
+            del future, result, left, waiting
+
+    def _submit(self, job: Job, request: NowcastRequest, *, forecaster: Forecaster, loan: Loan) -> "Future[Forecasts]":
+        context = job.history.read(request.context)
+        work = partial(forecast, forecaster, spec=job.spec, context=context, request=request)
+        self.jobs.enter(job)
+        loan.hold()
+        try:
+            future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=loan.begin)
         except BaseException:
             self._done(job, context, loan)
             raise
@@ -118,7 +131,7 @@ class Nowcasting:
         return future
 
     def _done(
-        self, job: Job, context: Context, loan: "_Loan", future: "Future[Forecasts] | None" = None, interval: float = 0.0
+        self, job: Job, context: Context, loan: Loan, future: "Future[Forecasts] | None" = None, interval: float = 0.0
     ) -> None:
         if future is not None and not future.cancelled() and future.exception() is None:
             made = future.result()
@@ -133,20 +146,6 @@ class Nowcasting:
 
     def _count(self, job: Job, outcome: str) -> None:
         self.metrics.forecasts.labels(job.spec.forecaster, outcome).inc()
-
-
-@dataclass
-class _Loan:
-    """Memory of one nowcast. The caller may leave while the device still works on it: the last to let go gives it back."""
-
-    memory: Budget
-    size_bytes: int
-    holders: int = 1
-
-    def end(self) -> None:
-        self.holders -= 1
-        if not self.holders:
-            self.memory.give(self.size_bytes)
 
 
 def complete(request: NowcastRequest, spec: JobSpec, *, forecaster: Forecaster) -> NowcastRequest:
@@ -179,20 +178,3 @@ async def _within(deadline_s: float | None) -> AsyncIterator[None]:
         if not limit.expired():
             raise
         raise DeadlineExceeded(f"the forecast was not made within the {deadline_s} s given", field=DEADLINE_HEADER) from None
-
-
-async def _wanted(future: "Future[Forecasts]", *, gone: Callable[[], Awaitable[None]]) -> Forecasts:
-    """Wait for a forecast as long as somebody wants it; what nobody wants is taken out of the queue."""
-    result: asyncio.Future[Forecasts] = asyncio.wrap_future(future)
-    left: asyncio.Future[None] = asyncio.ensure_future(gone())
-    waiting: set[asyncio.Future[Any]] = {result, left}
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if result.done():
-            return await result
-        raise Gone
-    finally:
-        result.cancel()
-        left.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await left

@@ -1,9 +1,12 @@
 """A server process: uvicorn with our app, our logs, and a SIGTERM that is honest with the load balancer."""
 
 import ctypes
+import os
 import resource
 import sys
+import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -19,26 +22,37 @@ from nowcast_server.web.intake import HttpProtocol
 from nowcast_server.web.tls import tls_options
 
 KEEP_ALIVE_S: Final = 75
+END_S: Final = 10.0
+"""After the drain, how long the process may take to end."""
 SWITCH_INTERVAL_S: Final = 0.001
 """How long Python code on the device thread may hold up the event loop, at most, when both want to run (Python's own is 5 ms)."""
 
-_MALLOPT: Final = {-1: 128 * MIB, -2: 16 * MIB, -3: 32 * MIB}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of malloc.h
+_MALLOPT: Final = {-1: 32 * MIB, -2: 16 * MIB, -3: 8 * MIB, -8: 2}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX
 
 
 class Server(uvicorn.Server):
-    """On the first signal it drains: `/readyz` says no and new work is refused, while forecasts in flight are made and fetched."""
+    """On the first signal it drains: `/readyz` says no and new work is refused, while forecasts in flight are made and fetched.
 
-    def __init__(self, config: uvicorn.Config, *, service: Service) -> None:
+    Args:
+        config: uvicorn's.
+        service: to be drained.
+        on_drain: told how long the drain may take, in seconds, when it begins.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, service: Service, on_drain: Callable[[float], None] = lambda _: None) -> None:
         super().__init__(config)
         self._service = service
+        self._on_drain = on_drain
         self._drain_until: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain_until is not None:
             super().handle_exit(sig, frame)
             return
-        self._drain_until = time.monotonic() + self._service.settings.drain_s
+        drain_s = self._service.settings.drain_s
+        self._drain_until = time.monotonic() + drain_s
         self._service.draining = True
+        self._on_drain(drain_s)
 
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until is not None:
@@ -48,8 +62,15 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def end_by(seconds: float) -> None:
+    """End this process after so many seconds, whatever its threads do: some may be in code that nothing interrupts."""
+    watchdog = threading.Timer(seconds, os._exit, args=(1,))
+    watchdog.daemon = True
+    watchdog.start()
+
+
 def keep_freed_memory() -> None:
-    """Have glibc keep up to 128 MiB that was freed, instead of handing it back and taking it anew for each piece of a body.
+    """Have glibc keep up to 32 MiB that was freed, instead of handing it back and taking it anew for each piece of a body.
 
     The page faults of that took two thirds of uvicorn's time for a large body (bench/ingest.py). Elsewhere than on glibc: nothing.
     """
@@ -60,10 +81,7 @@ def keep_freed_memory() -> None:
 
 
 def allow_open_files(more: int) -> None:
-    """Raise this process's limit of open files by so many, as far as its hard limit goes.
-
-    A spilled history keeps one open, and so does the record of a job.
-    """
+    """Raise this process's limit of open files by so many, as far as its hard limit goes. The record of a job keeps one open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
@@ -76,13 +94,12 @@ def prepare_process(settings: Settings) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    kept = (settings.spill, settings.record)
-    allow_open_files(settings.max_jobs * sum(folder is not None for folder in kept))
+    allow_open_files(settings.max_jobs if settings.record is not None else 0)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
-def server_for(app: FastAPI, settings: Settings) -> Server:
-    """The app as uvicorn shall serve it."""
+def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], None] = lambda _: None) -> Server:
+    """The app as uvicorn shall serve it; `on_drain` as `Server` has it."""
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -96,7 +113,7 @@ def server_for(app: FastAPI, settings: Settings) -> Server:
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
         **tls_options(settings),
     )
-    return Server(config, service=app.state.service)
+    return Server(config, service=app.state.service, on_drain=on_drain)
 
 
 def serve(settings: Settings) -> int:
@@ -108,7 +125,7 @@ def serve(settings: Settings) -> int:
     prepare_process(settings)
     app = create_app(settings, on_failure=lambda: server.handle_exit(0, None))
     service: Service = app.state.service
-    server = server_for(app, settings)
+    server = server_for(app, settings, on_drain=lambda drain_s: end_by(drain_s + END_S))
     tenants = {tenant for _, tenant in service.tokens.tenants}
     log.info("starting", extra={"host": settings.host, "port": settings.port, "tenants": len(tenants)})
     server.run()

@@ -10,8 +10,8 @@ from nowcast_server.device import Device
 from nowcast_server.forecasting import Forecaster, forecast_bytes
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.limits import check_coverage, check_size
+from nowcast_server.jobs.loans import SHARE, Lender
 from nowcast_server.jobs.registry import Job, Jobs
-from nowcast_server.jobs.spill import Spill
 from nowcast_server.logs import audit, log
 from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
@@ -33,7 +33,7 @@ class Service:
         on_failure: called if that fails, as the server can never be of use then.
 
     Raises:
-        OSError, ValueError: the tokens cannot be read, or nothing can be spilled to the folder given.
+        OSError, ValueError: the tokens cannot be read.
     """
 
     def __init__(self, settings: Settings, *, loader: Loader, on_failure: Callable[[], None] = lambda: None) -> None:
@@ -42,17 +42,17 @@ class Service:
         self.metrics = Metrics()
         self.histories = Budget(settings.memory)
         self.forecasts = Budget(settings.forecast_memory)
-        self.jobs = Jobs(self.histories, settings=settings)
-        self.spill = Spill(settings, jobs=self.jobs, memory=self.histories, metrics=self.metrics)
+        self.jobs = Jobs(self.histories, settings=settings, on_evict=self._evicted)
         self.device = Device(
             limit=settings.queue,
             tenant_limit=settings.tenant_queue,
             job_limit=settings.job_queue,
+            work_limit_s=settings.forecast_limit_s,
             on_start=self.metrics.queue_seconds.observe,
         )
-        self.nowcasting = Nowcasting(
-            jobs=self.jobs, spill=self.spill, device=self.device, memory=self.forecasts, metrics=self.metrics
-        )
+        tenants = {tenant for _, tenant in self.tokens.tenants}
+        lender = Lender(self.forecasts, share=SHARE if len(tenants) > 1 else 1.0, on_return=self.device.wake)
+        self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, lender=lender, metrics=self.metrics)
         self.recording = Recording(settings.record)
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
@@ -64,12 +64,14 @@ class Service:
         self._on_failure = on_failure
         self._watch()
 
+    def _evicted(self, job: Job) -> None:
+        self.metrics.evictions.inc()
+        log.info("history evicted", extra={"tenant": job.tenant, "job": job.id, "size_bytes": job.evictable_bytes})
+
     def _watch(self) -> None:
         metrics = self.metrics
         metrics.queue_depth.set_function(lambda: self.device.waiting)
         metrics.jobs.set_function(lambda: len(self.jobs))
-        metrics.spilled_jobs.set_function(lambda: sum(job.history.away for job in self.jobs))
-        metrics.spilled_bytes.set_function(lambda: self.spill.disk.used_bytes)
         metrics.ready.set_function(lambda: self.ready)
         for use, budget in (("histories", self.histories), ("forecasts", self.forecasts)):
             metrics.memory_bytes.labels(use).set_function(partial(getattr, budget, "used_bytes"))
@@ -140,17 +142,20 @@ class Service:
         """
         forecaster = self.forecasters.get(spec.forecaster)
         if forecaster is None:
-            known = ", ".join(self.forecasters)
-            raise UnknownForecaster(f"{spec.forecaster!r} is not one of this server's forecasters: {known}", field="forecaster")
+            names = ", ".join(self.forecasters)
+            raise UnknownForecaster(f"{spec.forecaster!r} is not one of this server's forecasters: {names}", field="forecaster")
         forecaster.check(spec.wiring, context=spec.context)
         check_size(spec, max_snapshot_bytes=self.settings.max_snapshot)
-        await asyncio.to_thread(check_coverage, spec.wiring)
         await asyncio.to_thread(getattr, spec.wiring, "hash")  # of a large wiring it takes a while; it is kept
-        working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
-        least = forecast_bytes(spec, NowcastRequest(context=[0, 1], horizons=[1])) + working_bytes
-        self.forecasts.check(least, what=f"a forecast of {spec.wiring.size} values by {spec.forecaster}")
-        await self.spill.make_room(self.jobs.needed_bytes(tenant, job_id, spec=spec), tenant=tenant)
-        job, created = self.jobs.register(tenant, job_id, spec=spec, run=run)
+        if (known := self.jobs.known(tenant, job_id, spec=spec, run=run)) is not None:
+            return known, False
+        with self.jobs.reserved(tenant, spec) as reservation:
+            # what the check allocates is less than the history, whose memory has been set aside
+            await asyncio.to_thread(check_coverage, spec.wiring)
+            working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
+            least = forecast_bytes(spec, NowcastRequest(context=[0, 1], horizons=[1])) + working_bytes
+            self.forecasts.check(least, what=f"a forecast of {spec.wiring.size} values by {spec.forecaster}")
+            job, created = self.jobs.register(tenant, job_id, spec=spec, reservation=reservation, run=run)
         job.working_bytes = working_bytes
         if created:
             audit.info(
@@ -164,6 +169,12 @@ class Service:
                 },
             )
         return job, created
+
+    def finish(self, job: Job) -> None:
+        """A run is over: free its history, keep its status."""
+        self.jobs.finish(job)
+        self.recording.end(job)
+        audit.info("job finished", extra={"tenant": job.tenant, "job": job.id})
 
     def remove(self, job: Job) -> None:
         """Forget a job."""

@@ -27,15 +27,16 @@ class Settings(BaseSettings):
         checkpoints: weights, each `FILE` (in place of the package's `nino` or `wnn`, whichever it holds) or `NAME=FILE` (besides
             them; jobs ask for it by that name). In the environment separated by the path separator.
         memory: for the histories of all jobs, and the wirings they came with.
-        spill: folder for histories of idle jobs that `memory` has no room for; None: jobs that do not fit are refused.
-        spill_limit: for the histories there; of local disk.
-        spill_idle_s: a job may be spilled that nobody has called on for this long.
+        evict_idle_s: to make room for others, the history of a job may be evicted that nobody has called on for this long, and for
+            2.5 times what lies between its snapshots. Its worker sends it again.
         max_snapshot: one snapshot.
         forecast_memory: for the forecasters' weights, what they work in, and the forecasts being made or sent.
+        forecast_limit_s: a forecast may use the device for so long; what would take longer is refused, and stopped. `/livez` fails
+            while one goes on beyond it.
         max_registration: the JSON body that registers a job.
         max_jobs: jobs known at once.
         tenant_jobs: jobs of one tenant.
-        tenant_memory: for one tenant, of `memory` and of what is spilled; None: there is no such limit.
+        tenant_memory: for one tenant, of `memory`; None: there is no such limit.
         queue: forecasts waiting for the device; more are `busy`.
         tenant_queue, job_queue: the same for one tenant, and for one job.
         idle_s: a job nobody has called on for this long is forgotten.
@@ -62,11 +63,10 @@ class Settings(BaseSettings):
     device: str = "auto"
     checkpoints: Annotated[tuple[CheckpointFile, ...], NoDecode] = ()
     memory: Size = ByteSize(8 * GIB)
-    spill: Path | None = None
-    spill_limit: Size = ByteSize(64 * GIB)
-    spill_idle_s: Seconds = 30.0
+    evict_idle_s: Seconds = 30.0
     max_snapshot: Size = ByteSize(4 * GIB)
     forecast_memory: Size = ByteSize(8 * GIB)
+    forecast_limit_s: Seconds = 300.0
     max_registration: Size = ByteSize(8 * MIB)
     max_jobs: Count = 1024
     tenant_jobs: Count = 256

@@ -7,6 +7,8 @@ import torch
 
 from nowcast_server.forecasters.learned import DEFAULT_ENGINE, EngineType, LearnedForecaster, streaming_engines
 from nowcast_server.nino.checkpoint import Checkpoint
+from nowcast_server.nino.laplacian import features_bytes
+from protos.wiring import Wiring
 
 
 class Nino(LearnedForecaster):
@@ -19,6 +21,9 @@ class Nino(LearnedForecaster):
         super().__init__(checkpoint, device=device, engine=engine)
         self.laplacian = checkpoint.options.laplacian
         self.max_slots = checkpoint.options.slots
+
+    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+        return super().working_bytes(wiring, context=context) + features_bytes(wiring, count=self.laplacian)
 
     @classmethod
     def engines(cls) -> Mapping[str, EngineType]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from bisect import bisect_right
+from functools import partial
 
 import torch
 
@@ -26,10 +27,10 @@ class Arrival:
 
     def __init__(self, spec: JobSpec, *, step: int, values: torch.Tensor) -> None:
         self._spec = spec
-        self._step = step
         self._values = values
         self._checked = 0  # values known to be finite
-        self._reader = FrameReader(self._allocate)
+        # not a method of this object: reader and arrival would hold each other, and a row of the history, until some collection
+        self._reader = FrameReader(partial(_allocate, spec, step, values))
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body.
@@ -67,16 +68,6 @@ class Arrival:
         if received - self._checked >= PIECE:
             self._check_finite(received)
 
-    def _allocate(self, header: Header) -> memoryview:
-        expected = Header("snapshot", self._spec.dtype, (self._spec.wiring.size,), self._step)
-        for name in ("kind", "dtype", "shape", "step"):
-            given, wanted = getattr(header, name), getattr(expected, name)
-            if given != wanted:
-                raise BadFrame(
-                    f"the header's {name} is {given!r}; this snapshot of this job needs {wanted!r}", field=f"header.{name}"
-                )
-        return self._values.view(torch.uint8).numpy().data
-
     def _check_finite(self, received: int) -> None:
         wrong = first_not_finite(self._values[self._checked : received])
         if wrong is not None:
@@ -85,6 +76,15 @@ class Arrival:
             value = self._values[position].item()
             raise BadValue(f"value {position} of the snapshot, in {parameter.name!r}, is {value}", field=parameter.name)
         self._checked = received
+
+
+def _allocate(spec: JobSpec, step: int, values: torch.Tensor, header: Header) -> memoryview:
+    expected = Header("snapshot", spec.dtype, (spec.wiring.size,), step)
+    for name in ("kind", "dtype", "shape", "step"):
+        given, wanted = getattr(header, name), getattr(expected, name)
+        if given != wanted:
+            raise BadFrame(f"the header's {name} is {given!r}; this snapshot of this job needs {wanted!r}", field=f"header.{name}")
+    return values.view(torch.uint8).numpy().data
 
 
 async def store(history: History, *, step: int, row: int) -> bool:

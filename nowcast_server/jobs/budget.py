@@ -1,10 +1,12 @@
 """Memory that was promised before it was used."""
 
-from protos.errors import Busy, OutOfMemoryBudget
+import threading
+
+from protos.errors import OutOfMemoryBudget
 
 
 class Budget:
-    """So many bytes, taken and given back. Used on the event loop only.
+    """So many bytes, taken and given back. Any thread may use it.
 
     Args:
         limit_bytes: there are.
@@ -14,10 +16,16 @@ class Budget:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._kept_bytes = 0  # of those used: never given back
+        self._lock = threading.Lock()
 
     @property
     def left_bytes(self) -> int:
         return self.limit_bytes - self.used_bytes
+
+    @property
+    def most_bytes(self) -> int:
+        """There would be if all was given back that will be."""
+        return self.limit_bytes - self._kept_bytes
 
     def check(self, size_bytes: int, *, what: str) -> None:
         """Could so many bytes ever be had?
@@ -25,7 +33,7 @@ class Budget:
         Raises:
             OutOfMemoryBudget: there will never be so many.
         """
-        most_bytes = self.limit_bytes - self._kept_bytes
+        most_bytes = self.most_bytes
         if size_bytes > most_bytes:
             detail = f"{what} needs {size_bytes} bytes; there are {most_bytes} in all"
             raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=most_bytes)
@@ -42,25 +50,23 @@ class Budget:
         Raises:
             OutOfMemoryBudget: they are not to be had. How many are left is not said: others' use is their own business.
         """
-        self.check_left(size_bytes, what=what)
-        self.used_bytes += size_bytes
+        with self._lock:
+            self.check_left(size_bytes, what=what)
+            self.used_bytes += size_bytes
+
+    def try_take(self, size_bytes: int) -> bool:
+        """Set bytes aside, if they are to be had."""
+        with self._lock:
+            if size_bytes > self.left_bytes:
+                return False
+            self.used_bytes += size_bytes
+            return True
 
     def keep(self, size_bytes: int, *, what: str) -> None:
         """Set bytes aside for good. Raises as `take` does."""
         self.take(size_bytes, what=what)
         self._kept_bytes += size_bytes
 
-    def borrow(self, size_bytes: int, *, what: str, retry_after_s: float) -> None:
-        """Set bytes aside for a short while.
-
-        Raises:
-            OutOfMemoryBudget: there will never be so many.
-            Busy: others have borrowed them; come again.
-        """
-        self.check(size_bytes, what=what)
-        if size_bytes > self.left_bytes:
-            raise Busy(f"{what} needs {size_bytes} bytes that others are using; come again", retry_after_s=retry_after_s)
-        self.take(size_bytes, what=what)
-
     def give(self, size_bytes: int) -> None:
-        self.used_bytes -= size_bytes
+        with self._lock:
+            self.used_bytes -= size_bytes

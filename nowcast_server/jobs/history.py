@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final
 
 import torch
@@ -18,6 +19,14 @@ SPARE_ROWS: Final = 1
 def history_bytes(size: int, *, context: int, dtype: str) -> int:
     """Memory of a history of snapshots of `size` values."""
     return (context + SPARE_ROWS) * size * DTYPE_BYTES[dtype]
+
+
+def _pages(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Memory of its own pages: the system has it back at once when it is let go, where malloc would keep some of it."""
+    if torch.cuda.is_available():
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    size_bytes = shape[0] * shape[1] * dtype.itemsize
+    return torch.frombuffer(mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS), dtype=dtype).view(shape)
 
 
 @dataclass(frozen=True)
@@ -58,44 +67,35 @@ class History:
         self._held: dict[int, int] = {}  # step -> row
         self._uses = [0] * self._shape[0]
         self._free = asyncio.Semaphore(self._shape[0])
-        self._rows: torch.Tensor | None = self.allocate()
+        self._rows: torch.Tensor | None = None
+        self.allocate()
 
-    def allocate(self) -> torch.Tensor:
-        """Memory of this history's size, (context + SPARE_ROWS, n).
+    def allocate(self) -> None:
+        """Have memory, after `evict` again.
 
         Raises:
             OutOfMemoryBudget: there is none.
         """
         try:
-            return torch.empty(self._shape, dtype=self._dtype, pin_memory=torch.cuda.is_available())
-        except RuntimeError as error:
+            self._rows = _pages(self._shape, self._dtype)
+        except (RuntimeError, OSError) as error:
             raise OutOfMemoryBudget(f"no memory for a history of {self._shape} {self._dtype} values") from error
+
+    def evict(self) -> None:
+        """Forget all snapshots and let go of the memory; nothing uses a row."""
+        for step in self.steps:
+            self.drop(self._held.pop(step))
+        self._rows = None
 
     @property
     def rows(self) -> torch.Tensor:
-        """All rows, (context + SPARE_ROWS, n); not while they are `away`."""
+        """All rows, (context + SPARE_ROWS, n); not while they are `evicted`."""
         assert self._rows is not None
         return self._rows
 
     @property
-    def away(self) -> bool:
-        """Are the values elsewhere, in what `nowcast_server.jobs.spill` has saved? Steps are known all the same."""
+    def evicted(self) -> bool:
         return self._rows is None
-
-    @property
-    def held(self) -> dict[int, int]:
-        """Rows of the steps held."""
-        return dict(self._held)
-
-    def part(self) -> None:
-        """Let go of the memory; nothing uses a row."""
-        self._rows = None
-
-    def put_back(self, rows: torch.Tensor, *, lost: Sequence[int]) -> None:
-        """Have memory again, filled as it was but for the steps that are lost."""
-        self._rows = rows
-        for step in lost:
-            self.drop(self._held.pop(step))
 
     @property
     def steps(self) -> list[int]:

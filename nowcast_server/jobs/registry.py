@@ -1,10 +1,9 @@
 """The jobs a server knows, each with its history; what they may take is settled when they register."""
 
-import asyncio
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -12,12 +11,14 @@ from typing import Final
 
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import History, history_bytes
-from nowcast_server.jobs.saved import Saved
 from nowcast_server.jobs.skill import TrackRecord, track_bytes
 from nowcast_server.settings import Settings
-from protos.errors import Busy, JobConflict, RunConflict, UnknownJob
+from protos.errors import Busy, JobConflict, OutOfMemoryBudget, RunConflict, UnknownJob
 from protos.messages import RUN_HEADER, JobSpec, JobStatus, Progress
 
+RETRY_AFTER_S: Final = 2.0
+PATIENCE: Final = 2.5
+"""A job rests when nobody has called for so many times what lies between its snapshots."""
 ROW_BYTES: Final = 512
 """What a block of a wiring, or a parameter without its name, takes as Python objects, about."""
 
@@ -31,9 +32,8 @@ class Job:
         id: its name with that tenant.
         spec: as registered.
         history: its snapshots.
-        budget: its tenant's,
-        memory_bytes: of which so many are promised to it.
-        place: budget that the history's part of them comes out of: memory's, or the disk's while it is spilled.
+        budget: its tenant's.
+        memory_bytes: promised to it besides what may be evicted.
         working_bytes: that its forecaster takes while it works.
         run: that registered it; None if it did not say.
     """
@@ -44,7 +44,6 @@ class Job:
     history: History
     budget: Budget
     memory_bytes: int
-    place: Budget
     working_bytes: int = 0
     run: str | None = None
     created_at: float = field(default_factory=time.time)
@@ -53,8 +52,9 @@ class Job:
     users: int = 0  # uploads and forecasts in flight
     closed: bool = False
     ended: bool = False  # closed, and its memory given back
-    saved: Saved | None = None  # the history while it is away
-    moving: asyncio.Task[bool] | None = None  # between memory and disk
+    finished: bool = False  # its run has said that it is over
+    gap_s: float = 0.0  # between two snapshots, about
+    stored: float = field(default_factory=time.monotonic)  # when the last snapshot came
     snapshots: int = 0
     nowcasts: int = 0
     progress: Progress | None = None  # as the worker last told it
@@ -63,6 +63,11 @@ class Job:
 
     def __post_init__(self) -> None:
         self.track = TrackRecord(self.spec)
+
+    @property
+    def evictable_bytes(self) -> int:
+        """Memory of its history and of the forecasts that wait for their future, if they are not evicted."""
+        return _evictable_bytes(self.spec)
 
     def check_run(self, run: str | None) -> None:
         """May this run call? One that does not say which it is may.
@@ -76,6 +81,12 @@ class Job:
 
     def touch(self) -> None:
         self.seen_at, self.seen = time.time(), time.monotonic()
+
+    def arrived(self) -> None:
+        """Count a snapshot."""
+        now = time.monotonic()
+        self.snapshots += 1
+        self.gap_s, self.stored = max(now - self.stored, self.gap_s / 2), now
 
     def status(self) -> JobStatus:
         wiring = self.spec.wiring
@@ -92,13 +103,27 @@ class Job:
             created_at=self.created_at,
             seen_at=self.seen_at,
             steps=self.history.steps,
-            history_bytes=self.history.size_bytes,
+            history_bytes=0 if self.history.evicted else self.history.size_bytes,
             snapshots=self.snapshots,
             nowcasts=self.nowcasts,
             progress=self.progress,
+            finished=self.finished,
             forecast_s=median(self.forecast_s) if self.forecast_s else None,
             skill=self.track.skill(),
         )
+
+
+@dataclass
+class Reservation:
+    """Memory set aside for a job that is being registered, out of its tenant's budget and the server's.
+
+    Args:
+        used: it is the job's now.
+    """
+
+    budget: Budget
+    size_bytes: int
+    used: bool = False
 
 
 class Jobs:
@@ -107,9 +132,11 @@ class Jobs:
     Args:
         memory: what all jobs together may take of it.
         settings: the limits.
+        on_evict: told whose history was evicted.
     """
 
-    def __init__(self, memory: Budget, *, settings: Settings) -> None:
+    def __init__(self, memory: Budget, *, settings: Settings, on_evict: Callable[[Job], None] = lambda _: None) -> None:
+        self.on_evict = on_evict
         self._memory = memory
         self._settings = settings
         self._tenants: dict[str, Budget] = {}
@@ -136,57 +163,148 @@ class Jobs:
         job.touch()
         return job
 
-    def register(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None = None) -> tuple[Job, bool]:
-        """Take in a job that has passed `limits.check_size`, or find it if it is the same; the second value says whether it is new.
+    def known(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None) -> Job | None:
+        """The job of this name, if it is the same; None if there is none.
 
         Raises:
             JobConflict: another job has this id.
             RunConflict: another run has this job.
-            OutOfMemoryBudget, Busy: it does not fit beside the others.
+            Busy: it was finished or evicted, and there is no memory for it now.
         """
-        known = self._jobs.get((tenant, job_id))
-        if known is not None:
-            _check_same(known.spec, spec)
-            known.check_run(run)
-            known.touch()
-            return known, False
-        memory_bytes, budget = self.needed_bytes(tenant, job_id, spec=spec), self._budget_of(tenant)
-        self._memory.check_left(memory_bytes, what=_promise(spec))
-        history = History(spec.wiring.size, context=spec.context, dtype=spec.dtype)
-        for each in (budget, self._memory):
-            each.take(memory_bytes, what=_promise(spec))
-        job = Job(tenant, job_id, spec, history, budget, memory_bytes, place=self._memory, run=run)
-        self._jobs[tenant, job_id] = job
-        return job, True
+        job = self._jobs.get((tenant, job_id))
+        if job is not None:
+            _check_same(job.spec, spec)
+            job.check_run(run)
+            job.touch()
+            self.restore(job)
+            job.finished = False
+        return job
 
-    def needed_bytes(self, tenant: str, job_id: str, *, spec: JobSpec) -> int:
-        """Memory that would be promised to a job if it were registered now; none if its id is known.
+    @contextmanager
+    def reserved(self, tenant: str, spec: JobSpec) -> Iterator["Reservation"]:
+        """Set the memory of a new job aside, before anything is allocated for it; given back unless `register` is called within.
 
         Raises:
-            OutOfMemoryBudget, Busy: it would be refused however much memory there is.
+            OutOfMemoryBudget, Busy: it does not fit beside the others, of whom none rests for long enough to make room for it.
         """
-        if (tenant, job_id) in self._jobs:
-            return 0
         self._check_number(tenant)
-        wiring = spec.wiring
-        memory_bytes = history_bytes(wiring.size, context=spec.context, dtype=spec.dtype)
-        memory_bytes += track_bytes(wiring.size) + ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters))
-        memory_bytes += sum(sys.getsizeof(parameter.name) for parameter in wiring.parameters)
-        for budget in (self._memory, self._budget_of(tenant)):
-            budget.check(memory_bytes, what=_promise(spec))
-        self._budget_of(tenant).check_left(memory_bytes, what=_promise(spec))
-        return memory_bytes
+        reservation = Reservation(self._budget_of(tenant), _evictable_bytes(spec) + _wiring_bytes(spec))
+        self._take(reservation.budget, reservation.size_bytes, spec, tenant)
+        try:
+            yield reservation
+        finally:
+            if not reservation.used:
+                self._give(reservation.budget, reservation.size_bytes)
+
+    def register(
+        self, tenant: str, job_id: str, *, spec: JobSpec, reservation: "Reservation", run: str | None = None
+    ) -> tuple[Job, bool]:
+        """Take in a job that has passed `limits`, or find it if it is the same; the second value says whether it is new.
+
+        Raises:
+            JobConflict, RunConflict: as `known` does.
+            OutOfMemoryBudget: the machine has not the memory the budget promised.
+        """
+        if (known := self.known(tenant, job_id, spec=spec, run=run)) is not None:
+            return known, False
+        history = History(spec.wiring.size, context=spec.context, dtype=spec.dtype)
+        job = Job(tenant, job_id, spec, history, reservation.budget, _wiring_bytes(spec), run=run)
+        self._jobs[tenant, job_id] = job
+        reservation.used = True
+        return job, True
+
+    def restore(self, job: Job) -> None:
+        """Have the memory of an evicted history again; what was in it has to be sent again.
+
+        Raises:
+            Busy: there is none, and no other job has rested for long enough.
+        """
+        if not job.history.evicted:
+            return
+        try:
+            self._take(job.budget, job.evictable_bytes, job.spec, job.tenant)
+        except OutOfMemoryBudget:
+            raise Busy("the job's history was evicted, and others use the memory", retry_after_s=RETRY_AFTER_S) from None
+        try:
+            job.history.allocate()
+        except BaseException:
+            self._give(job.budget, job.evictable_bytes)
+            raise
+
+    def evict(self, job: Job) -> None:
+        """Free the memory of a history that nobody uses now; its job goes on by sending its snapshots again."""
+        if not job.history.evicted:
+            job.history.evict()
+            job.track.forget()
+            self._give(job.budget, job.evictable_bytes)
+
+    def finish(self, job: Job) -> None:
+        """The run is over: its history is freed once its last upload or forecast has ended, its status stays."""
+        job.finished = True
+        if not job.users:
+            self.evict(job)
+
+    def _take(self, budget: Budget, size_bytes: int, spec: JobSpec, tenant: str) -> None:
+        what = f"a history of {spec.context} snapshots of {spec.wiring.size} {spec.dtype} values, with its wiring,"
+        for each, of in ((budget, tenant), (self._memory, None)):
+            each.check(size_bytes, what=what)
+            for victim in self._victims(size_bytes - each.left_bytes, of=of, tenant=tenant):
+                self.evict(victim)
+                self.on_evict(victim)
+            each.check_left(size_bytes, what=what)
+        for each in (budget, self._memory):
+            each.take(size_bytes, what=what)
+
+    def _give(self, budget: Budget, size_bytes: int) -> None:
+        for each in (budget, self._memory):
+            each.give(size_bytes)
+
+    def _victims(self, lacking_bytes: int, *, of: str | None, tenant: str) -> list[Job]:
+        """Jobs whose histories to evict for so many bytes: those that have rested longest; none if all together would not do.
+
+        Those of other tenants who have no more than an equal share of memory go last, so that nobody's histories are driven out
+        by a tenant that registers job after job.
+
+        Args:
+            lacking_bytes: so many.
+            of: the tenant whose jobs may be evicted; None for all.
+            tenant: who needs them.
+        """
+        used = Counter[str]()
+        for job in self._jobs.values():
+            used[job.tenant] += job.memory_bytes + job.evictable_bytes * (not job.history.evicted)
+        share = self._memory.limit_bytes / max(1, len(used))
+        resting = [job for job in self._jobs.values() if of in (None, job.tenant) and self._rests(job)]
+        resting.sort(key=lambda job: (job.tenant != tenant and used[job.tenant] <= share, job.seen))
+        chosen: list[Job] = []
+        for job in resting:
+            if lacking_bytes > 0:
+                chosen.append(job)
+                lacking_bytes -= job.evictable_bytes
+        return chosen if lacking_bytes <= 0 else []
+
+    def _rests(self, job: Job) -> bool:
+        """Has nobody called on it for much longer than lies between its snapshots?"""
+        if job.users or job.history.in_use or job.history.evicted:
+            return False
+        return job.seen <= time.monotonic() - max(self._settings.evict_idle_s, PATIENCE * job.gap_s)
 
     def _check_number(self, tenant: str) -> None:
-        if len(self._jobs) >= self._settings.max_jobs:
-            raise Busy("the server has as many jobs as it takes", retry_after_s=60)
         if len(self.of(tenant)) >= self._settings.tenant_jobs:
-            raise Busy(f"you have {self._settings.tenant_jobs} jobs, as many as may be: delete some", retry_after_s=60)
+            self._make_way(self.of(tenant), f"you have {self._settings.tenant_jobs} jobs, as many as may be: delete some")
+        if len(self._jobs) >= self._settings.max_jobs:
+            self._make_way(self._jobs.values(), f"job limit reached (max_jobs={self._settings.max_jobs})")
+
+    def _make_way(self, jobs: Iterable[Job], otherwise: str) -> None:
+        """Drop the job that was finished first, or raise Busy if none is."""
+        finished = [job for job in jobs if job.finished and not job.users]
+        if not finished:
+            raise Busy(otherwise, retry_after_s=60)
+        self.remove(min(finished, key=lambda job: job.seen))
 
     def _budget_of(self, tenant: str) -> Budget:
         self._tenants = {name: budget for name, budget in self._tenants.items() if budget.used_bytes}
-        everything = self._memory.limit_bytes + (self._settings.spill_limit if self._settings.spill else 0)
-        return self._tenants.setdefault(tenant, Budget(self._settings.tenant_memory or everything))
+        return self._tenants.setdefault(tenant, Budget(self._settings.tenant_memory or self._memory.limit_bytes))
 
     def remove(self, job: Job) -> None:
         """Forget a job; its memory is free once its last upload or forecast has ended."""
@@ -196,34 +314,33 @@ class Jobs:
             self._end(job)
 
     def _end(self, job: Job) -> None:
-        if job.ended:
-            return
-        job.ended = True
-        job.budget.give(job.memory_bytes)
-        self._memory.give(job.memory_bytes - job.history.size_bytes)
-        job.place.give(job.history.size_bytes)
-        if job.saved is not None:
-            job.saved.close()
+        if not job.ended:
+            job.ended = True
+            self.evict(job)
+            self._give(job.budget, job.memory_bytes)
 
     def enter(self, job: Job) -> None:
         """An upload or forecast of the job begins."""
         job.users += 1
 
-    def leave(self, job: Job, *, called: bool = True) -> None:
-        """It has ended.
-
-        Args:
-            job: whose.
-            called: it was the worker's call, not the server's own doing.
-        """
+    def leave(self, job: Job) -> None:
+        """It has ended."""
         job.users -= 1
-        if called:
-            job.touch()
+        job.touch()
         if job.closed and not job.users:
             self._end(job)
+        elif job.finished and not job.users:
+            self.evict(job)
 
     @contextmanager
     def using(self, job: Job) -> Iterator[None]:
+        """An upload or forecast of the job, as long as the context lasts.
+
+        Raises:
+            UnknownJob: it was deleted, or has expired, while the call came; or its run has said that it is over.
+        """
+        if job.closed or job.finished:
+            raise UnknownJob(f"job {job.id!r} is gone: register it again and resend its snapshots", field="job")
         self.enter(job)
         try:
             yield
@@ -239,8 +356,15 @@ class Jobs:
         return expired
 
 
-def _promise(spec: JobSpec) -> str:
-    return f"a history of {spec.context} snapshots of {spec.wiring.size} {spec.dtype} values, with its wiring,"
+def _evictable_bytes(spec: JobSpec) -> int:
+    return history_bytes(spec.wiring.size, context=spec.context, dtype=spec.dtype) + track_bytes(spec.wiring.size)
+
+
+def _wiring_bytes(spec: JobSpec) -> int:
+    """Memory of a job besides what may be evicted."""
+    wiring = spec.wiring
+    names = sum(sys.getsizeof(parameter.name) for parameter in wiring.parameters)
+    return ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters)) + names
 
 
 def _check_same(known: JobSpec, given: JobSpec) -> None:

@@ -118,6 +118,10 @@ class TrackRecord:
             for horizon, means in sorted(self._means.items())
         }
 
+    def forget(self) -> None:
+        """Let go of the forecasts that wait; what was judged stays."""
+        self._waiting.clear()
+
     def _of(self, values: Tensor) -> Tensor:
         """What is judged by: (m,) float32, copied."""
         return (values if self._sample is None else values[self._sample]).to(torch.float32, copy=True)

@@ -19,13 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from nowcast_server.interruption import interruption_point
 from protos.wiring import Block, Wiring
 
 SWEEPS: Final = 50
 """After so many sweeps each neuron on a diagonal is a class of its own: right too, and no chain of diagonals can take longer."""
 
-MOST_PAIRS: Final = 4_000_000
-"""Pairs of classes that rectangles may join; the largest networks have some ten thousand. A pair takes 100 bytes and more."""
+CARRIED: Final = 500_000_000
+"""Neurons of diagonals that all sweeps together may pass, a second's work; `BLOCK` more for each block."""
+BLOCK: Final = 1000
+
+MOST_PAIRS: Final = 1_000_000
+"""Pairs of classes that blocks may join; the largest networks have some ten thousand."""
+PAIR_BYTES: Final = 200
+"""Of such a pair, about, while the matrices are made."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -85,7 +92,9 @@ def _cuts(wiring: Wiring) -> NDArray[np.bool_]:
     for block in wiring.blocks:
         cuts[[block.source, block.source + block.sources, block.target, block.target + block.targets]] = True
     diagonals = [block for block in wiring.blocks if block.diagonal]
-    for _ in range(SWEEPS):
+    sweep = 2 * sum(BLOCK + block.sources for block in diagonals)
+    for _ in range(min(SWEEPS, 1 + CARRIED // max(1, sweep))):
+        interruption_point()
         # forward and backward in turn, so that a cut travels along a whole chain of residuals in one sweep
         if not any([_carry(cuts, diagonals), _carry(cuts, diagonals[::-1])]):
             return cuts
@@ -107,9 +116,8 @@ def _carry(cuts: NDArray[np.bool_], diagonals: Sequence[Block]) -> bool:
 def _check_pairs(wiring: Wiring, cuts: Ints) -> None:
     pairs = 0
     for block in wiring.blocks:
-        if not block.diagonal:
-            sources, targets = _classes(cuts, block.source, block.sources), _classes(cuts, block.target, block.targets)
-            pairs += len(sources) * len(targets)
+        sources = _count(cuts, block.source, block.sources)
+        pairs += sources if block.diagonal else sources * _count(cuts, block.target, block.targets)
     if pairs > MOST_PAIRS:
         raise TooManyPairs(f"its blocks join {pairs} pairs of classes of neurons, more than {MOST_PAIRS}")
 
@@ -133,6 +141,11 @@ def _joined(blocks: Iterator[Block], cuts: Ints) -> csr_array[Any]:
 def _classes(cuts: Ints, start: int, count: int) -> Ints:
     first, last = np.searchsorted(cuts, [start, start + count])
     return np.arange(first, last)
+
+
+def _count(cuts: Ints, start: int, count: int) -> int:
+    first, last = np.searchsorted(cuts, [start, start + count])
+    return int(last - first)
 
 
 def _diagonal(values: Any) -> csr_array[Any]:

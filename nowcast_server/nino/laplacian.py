@@ -23,16 +23,30 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
+from nowcast_server.interruption import interruption_point
 from nowcast_server.nino.cache import LruCache
-from nowcast_server.nino.classes import Floats, Ints, NeuronClasses, TooManyPairs
+from nowcast_server.nino.classes import MOST_PAIRS, PAIR_BYTES, Floats, Ints, NeuronClasses, TooManyPairs
 from nowcast_server.nino.feature_files import kept
 from protos.wiring import Wiring
 
 DENSE: Final = 2000
 """Up to so many classes a matrix is diagonalised whole, in 1.4 s of one core; beyond, Lanczos finds the few eigenvectors needed."""
 
-DENSEST: Final = 5000
-"""Up to so many classes it is diagonalised whole, in 20 s and 1 GB, if Lanczos does not find them."""
+DENSEST: Final = 3000
+"""Up to so many classes it is diagonalised whole, in 5 s and 220 MB, if Lanczos does not find them."""
+
+MOST_CLASSES: Final = 20_000
+"""Of a matrix that Lanczos is tried on, in 170 MB at most: no deep network has more, and more would not be done in `WORK`."""
+
+WORK: Final = 2e10
+"""Multiplications after which a graph is left without features, 20 s of one core or so. The slowest real network that was found, a
+plain network of 3000 layers, takes 9e9; one long diagonal, whose features nobody needs, would take hours. Counted, not timed: the
+same graph has the same features wherever they are computed."""
+
+PER_CLASS: Final = 100
+"""Multiplications of one step of Lanczos, for each class."""
+PER_MATRIX: Final = 400_000
+"""What cutting out a matrix takes, however small, as so many multiplications."""
 
 SAME: Final = 1e-8
 """Eigenvalues closer than this count as one repeated eigenvalue."""
@@ -55,7 +69,7 @@ def laplacian_features(wiring: Wiring, *, count: int = 8) -> Tensor:
     """The `count` Laplacian features of each neuron: (neurons, count) float32, zero where the graph has too few eigenvectors.
 
     Zero too from an eigenvalue on that is repeated too often to be completed in a graph of more than `DENSEST` classes, and all of
-    them where blocks cut the neurons smaller than any network's do (`MOST_PAIRS`): they would take minutes and gigabytes.
+    them in graphs that no network has, whose features would take minutes and gigabytes (`MOST_PAIRS`, `MOST_CLASSES`, `WORK`).
 
     Cached by the wiring's hash, those of large networks on disk too (`feature_files.py`); not to be written to.
     """
@@ -68,13 +82,47 @@ def laplacian_features(wiring: Wiring, *, count: int = 8) -> Tensor:
 def compute_features(wiring: Wiring, *, count: int) -> Tensor:
     """`laplacian_features`, not cached."""
     try:
-        classes = NeuronClasses.of(wiring)
-    except TooManyPairs as error:
+        return _compute(wiring, count)
+    except (TooManyPairs, TooMuchWork) as error:
         _LOG.warning("wiring %s has no Laplacian features, all are 0: %s", wiring.hash, error)
         return torch.zeros(wiring.neurons, count)
+
+
+def features_bytes(wiring: Wiring, *, count: int) -> int:
+    """An upper estimate of what computing them takes, without computing them."""
+    cuts = wiring.neurons if any(block.diagonal for block in wiring.blocks) else 4 * len(wiring.blocks) + 1
+    classes = min(wiring.neurons, cuts, MOST_CLASSES)
+    solver = max(3 * min(classes, DENSEST) ** 2, classes * (3 * MOST + 100) * (classes > DENSE))
+    return 8 * (solver + (count + 2) * wiring.neurons) + PAIR_BYTES * min(MOST_PAIRS, classes**2)
+
+
+class TooMuchWork(Exception):
+    """The features would take too long."""
+
+
+class _Work:
+    """What one graph's features have taken, in multiplications."""
+
+    def __init__(self) -> None:
+        self._left = WORK
+
+    def spend(self, multiplications: float) -> None:
+        """Go on to something that takes so many; an interruption point.
+
+        Raises:
+            TooMuchWork: `WORK` is used up.
+        """
+        interruption_point()
+        self._left -= multiplications
+        if self._left < 0:
+            raise TooMuchWork(f"they take more than {WORK:.0e} multiplications")
+
+
+def _compute(wiring: Wiring, count: int) -> Tensor:
+    classes = NeuronClasses.of(wiring)
     wanted = min(count + 1, wiring.neurons)
     found: list[Floats] = []
-    for eigenspace in _eigenspaces(classes, wanted):
+    for eigenspace in _eigenspaces(classes, wanted, _Work()):
         basis: list[Floats] = []
         for index in range(len(found), min(wanted, len(found) + eigenspace.dimension)):
             basis.append(_orthonormal(eigenspace.project(_start_vector(index, classes)), basis))
@@ -150,15 +198,15 @@ class _Eigenspace:
         return np.asarray(out)
 
 
-def _eigenspaces(classes: NeuronClasses, wanted: int) -> Iterator[_Eigenspace]:
+def _eigenspaces(classes: NeuronClasses, wanted: int, work: _Work) -> Iterator[_Eigenspace]:
     """Eigenspaces of the normalised adjacency by falling eigenvalue: by rising eigenvalue of the Laplacian.
 
     They end where one could not be completed.
     """
-    quotient = _largest(classes.quotient, wanted)
+    quotient = _largest(classes.quotient, wanted, work)
     values, vectors, floor = quotient.values, quotient.vectors, quotient.floor
     chains: list[_Chain] = []
-    for members, spectrum in _differences(classes, wanted):
+    for members, spectrum in _differences(classes, wanted, work):
         floor = max(floor, spectrum.floor)
         pairs = zip(spectrum.values, spectrum.vectors.T, strict=True)
         chains += [_Chain(float(value), members, vector) for value, vector in pairs]
@@ -172,25 +220,29 @@ def _eigenspaces(classes: NeuronClasses, wanted: int) -> Iterator[_Eigenspace]:
         levels = levels[levels < top - SAME]
 
 
-def _differences(classes: NeuronClasses, wanted: int) -> Iterator[tuple[Ints, _Spectrum]]:
+def _differences(classes: NeuronClasses, wanted: int, work: _Work) -> Iterator[tuple[Ints, _Spectrum]]:
     """Classes that diagonals join, and the eigenpairs on their vectors that sum to zero within classes."""
     several = np.flatnonzero(classes.sizes > 1)  # a single neuron has no differences
     differences = classes.differences[several][:, several]
     count, label = connected_components(differences, directed=False)
     order = np.argsort(label, kind="stable")
     for members in np.split(order, np.cumsum(np.bincount(label, minlength=count))[:-1]) if count else ():
-        yield several[members], _largest(differences[members][:, members], wanted)
+        yield several[members], _largest(differences[members][:, members], wanted, work)
 
 
-def _largest(matrix: csr_array[Any], wanted: int) -> _Spectrum:
+def _largest(matrix: csr_array[Any], wanted: int, work: _Work) -> _Spectrum:
     """The eigenpairs of the `wanted` largest eigenvalues or more; fewer if a repeated one is not to be had."""
     size = matrix.shape[0]
+    work.spend(PER_MATRIX)
     if size == 1:
         return _Spectrum(matrix.toarray()[0], np.ones((1, 1)))
+    if size > MOST_CLASSES:
+        raise TooMuchWork(f"the neurons fall into {size} classes, more than {MOST_CLASSES}")
     if size > DENSE:
-        found = _lanczos(matrix, wanted)
+        found = _lanczos(matrix, wanted, work)
         if len(found.values) >= wanted or size > DENSEST:
             return found
+    work.spend(size**3 / 4)
     return _Spectrum(*_diagonalised(matrix.toarray()))
 
 
@@ -203,7 +255,7 @@ def _diagonalised(matrix: Floats) -> tuple[Floats, Floats]:
     return values, vectors
 
 
-def _lanczos(matrix: csr_array[Any], wanted: int) -> _Spectrum:
+def _lanczos(matrix: csr_array[Any], wanted: int, work: _Work) -> _Spectrum:
     """`_largest` for a large matrix.
 
     Lanczos may overlook copies of a repeated eigenvalue. So what was found is moved to the far end of the spectrum and the search
@@ -215,6 +267,7 @@ def _lanczos(matrix: csr_array[Any], wanted: int) -> _Spectrum:
     while True:
 
         def deflated(x: Floats, values: Floats = values, vectors: Floats = vectors) -> Floats:
+            work.spend(matrix.nnz + PER_CLASS * size + 2 * vectors.size)
             return np.asarray(matrix @ x - vectors @ ((values + 1.0) * (vectors.T @ x)))  # eigenvalues lie in -1..1
 
         operator = LinearOperator(matrix.shape, matvec=deflated, dtype=np.float64)

@@ -1,5 +1,6 @@
 """Every failure of a call as problem+json with a stable code; none takes the server down or tells the client its insides."""
 
+import asyncio
 import logging
 import math
 import time
@@ -113,6 +114,11 @@ class Boundary:
             await self._app(scope, receive, watched)
         except (Gone, ClientDisconnect):
             log.info("client gone", extra=_call(scope))
+        except asyncio.CancelledError:  # by uvicorn, when the drain is over
+            log.info("call cut off", extra=_call(scope))
+            if not status:
+                stopping = Unavailable("the server is stopping: another one may take over", retry_after_s=5)
+                await problem_response(stopping, hang_up=True)(scope, receive, watched)
         except Exception:
             self._service.metrics.errors.labels(NowcastError.code).inc()
             log.exception("call failed", extra=_call(scope))

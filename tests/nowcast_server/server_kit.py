@@ -15,10 +15,10 @@ from fastapi import FastAPI
 from httpx2 import Client, Response
 from waiting import until as until  # noqa: PLC0414 -- for the tests that have the rest from here
 
+from nowcast_server.interruption import interruptible_items
 from nowcast_server.running import server_for
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
-from nowcast_server.wanted import while_wanted
 from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
 from protos.wiring import Block, Parameter, Wiring
 
@@ -62,6 +62,7 @@ class Last:
 
     name: str = "last"
     max_horizon: int | None = None
+    glide_horizon: int = 1
 
     working: int = 0
     weights_bytes: int = 0
@@ -93,14 +94,14 @@ class Held(Last):
 
 @dataclass
 class Walk(Last):
-    """Takes a minute, in small steps, as the streaming engine does; stops when it is not wanted."""
+    """Takes a minute, in small steps, as the streaming engine does; stops when it is cancelled."""
 
     begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     ended: bool = False
 
     def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         self.begun.release()
-        for _ in while_wanted(range(6000)):
+        for _ in interruptible_items(range(6000)):
             time.sleep(0.01)
         self.ended = True
         return super().forecast(wiring, states, horizons)
@@ -127,7 +128,7 @@ class Caller:
     headers: dict[str, str] = field(default_factory=dict)
 
     def register(self, **changes: Any) -> Response:
-        spec = {"wiring": self.wiring.to_dict(), "context": 3, "interval": 10, "forecaster": "last", **changes}
+        spec = {"wiring": self.wiring.to_dict(), "context": 3, "forecaster": "last", **changes}
         return self.client.put(
             f"/v1/jobs/{self.job}", content=json.dumps(spec), headers={**self.headers, "content-type": "application/json"}
         )
@@ -149,7 +150,9 @@ class Caller:
     ) -> Response:
         headers = self.headers if deadline_s is None else {**self.headers, "x-deadline-s": str(deadline_s)}
         return self.client.post(
-            f"/v1/jobs/{self.job}/nowcasts", json={"step": step, "horizons": list(horizons), **changes}, headers=headers
+            f"/v1/jobs/{self.job}/nowcasts",
+            json={"context": [step - 20, step - 10, step], "horizons": list(horizons), **changes},
+            headers=headers,
         )
 
     def status(self) -> dict[str, Any]:

@@ -1,6 +1,9 @@
-"""The device thread: one at a time, in fair turns, and never stuck."""
+"""The device: one at a time, in fair turns, and never stuck."""
 
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -11,8 +14,11 @@ from typing import Any
 import pytest
 from server_kit import until
 
-from nowcast_server.device import Device, Shares
-from protos.errors import Busy, Unavailable
+from nowcast_server import device as device_module
+from nowcast_server.device import Device
+from nowcast_server.interruption import Cancelled, interruption_point
+from nowcast_server.shares import Shares
+from protos.errors import Busy, DeadlineExceeded, Unavailable
 
 
 class Turns:
@@ -26,7 +32,7 @@ class Turns:
         self.device.start()
 
     def _wait(self) -> None:
-        self._begin.wait(10)
+        assert self._begin.wait(30)
 
     def add(self, tenant: str, job: str) -> None:
         self.futures.append(self.device.submit(lambda: self.order.append(f"{tenant}/{job}"), tenant=tenant, job=job))
@@ -65,7 +71,8 @@ def test_time_counts_not_turns() -> None:
         shares.enter(key, waiting=[])
     used = {"large": 0.0, "small": 0.0}
     for _ in range(200):
-        key = shares.first(list(used))
+        key = shares.order(used)[0]
+        shares.serve(key)
         seconds = 0.05 if key == "large" else 0.002
         shares.charge(key, seconds)
         used[key] += seconds
@@ -113,12 +120,13 @@ def test_idling_earns_no_credit() -> None:
     shares: Shares[str] = Shares()
     shares.enter("busy", waiting=[])
     for _ in range(100):
-        assert shares.first(["busy"]) == "busy"
+        shares.serve("busy")
         shares.charge("busy", 1.0)
     shares.enter("late", waiting=["busy"])
     served = []
     for _ in range(10):
-        key = shares.first(["busy", "late"])
+        key = shares.order(["busy", "late"])[0]
+        shares.serve(key)
         served.append(key)
         shares.charge(key, 1.0)
     assert 4 <= served.count("late") <= 6
@@ -130,7 +138,9 @@ def test_old_keys_are_forgotten() -> None:
     shares.enter("busy", waiting=[])
     for index in range(30_000):
         shares.enter(str(index), waiting=["busy"])
-        shares.charge(shares.first(["busy", str(index)]), 0.1)
+        key = shares.order(["busy", str(index)])[0]
+        shares.serve(key)
+        shares.charge(key, 0.1)
     assert shares._clocks["busy"] > 1000  # the busy one had its turns among all the newcomers
     assert len(shares._clocks) <= 3000
     device = Device(limit=10, tenant_limit=10, job_limit=10)
@@ -196,27 +206,174 @@ def test_limits() -> None:
 
 
 def test_stopping() -> None:
-    """A server that stops would hang on what waits, or cut off what runs."""
-    begun, go_on = threading.Event(), threading.Event()
+    """A server that stops would hang on what waits or runs, and leave callers without an answer."""
+    begun = threading.Event()
 
-    def work() -> str:
+    def work() -> None:
         begun.set()
-        go_on.wait(10)
-        return "made"
+        while True:
+            interruption_point()
+            time.sleep(0.001)
 
     device = Device(limit=10, tenant_limit=10, job_limit=10)
     device.start()
-    running, waiting = (device.submit(call, tenant="t", job="j") for call in (work, lambda: "late"))
-    assert begun.wait(10)
+    running, waiting = (device.submit(call, tenant="t", job="j") for call in (work, lambda: None))
+    assert begun.wait(30)
     assert not device.idle
-    stopping = threading.Thread(target=device.stop)
-    stopping.start()
-    go_on.set()
-    stopping.join(10)
-    assert running.result(10) == "made"
-    assert waiting.cancelled()
+    assert device.stop(within_s=30)
+    for future in (running, waiting):
+        assert isinstance(future.exception(30), Unavailable)
+    assert device.idle
     with pytest.raises(Unavailable):
         device.submit(lambda: None, tenant="t", job="j")
+
+
+def test_stopping_is_bounded() -> None:
+    """A server would never end whose forecaster does not let itself be interrupted."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    device = Device(limit=10, tenant_limit=10, job_limit=10)
+    device.start()
+    device.submit(work, tenant="t", job="j")
+    assert begun.wait(30)
+    assert not device.stop(within_s=0.01)
+    go_on.set()
+    until(lambda: device.idle)
+
+
+def test_turns_pass_within_a_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits behind a forecast of minutes would wait for all of it."""
+    clock = 0.0
+    monkeypatch.setattr("nowcast_server.device.time", SimpleNamespace(perf_counter=lambda: clock))
+    device, order = Device(limit=10, tenant_limit=10, job_limit=10), list[str]()
+
+    def work(name: str, pieces: int) -> None:
+        nonlocal clock
+        for _ in range(pieces):
+            interruption_point()
+            order.append(name)
+            clock += 1.0
+
+    futures = [device.submit(partial(work, name, 20), tenant=name, job="j") for name in "ab"]
+    futures.append(device.submit(partial(work, "c", 1), tenant="c", job="j"))
+    device.start()
+    for future in futures:
+        future.result(30)
+    device.stop()
+    assert order == ["a", "b", "c", *"ab" * 19]
+
+
+def test_few_forecasts_of_a_tenant_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every forecast that waits would be begun, and take the memory it works in."""
+    monkeypatch.setattr(device_module, "TURN_S", 0.0)
+    device, order = Device(limit=100, tenant_limit=100, job_limit=100), list[str]()
+    most = 0
+
+    def work() -> None:
+        nonlocal most
+        for _ in range(5):
+            interruption_point()
+            most = max(most, device._begun)
+        order.append("done")
+
+    futures = [device.submit(work, tenant="t", job=f"j{index}") for index in range(12)]
+    device.start()
+    for future in futures:
+        future.result(30)
+    device.stop()
+    assert len(order) == 12
+    assert 1 < most <= device_module.TENANT_BEGUN
+
+
+def test_work_begins_when_it_can() -> None:
+    """A forecast without memory would run all the same, or hold up those that have it, or never run at all."""
+    device, seen, may = Device(limit=10, tenant_limit=10, job_limit=10), list[str](), threading.Event()
+    late = device.submit(lambda: seen.append("late"), tenant="t", job="a", begin=may.is_set)
+    other = device.submit(lambda: seen.append("other"), tenant="t", job="b")
+    device.start()
+    other.result(30)
+    assert seen == ["other"]
+    assert device.waiting == 1
+    may.set()
+    device.wake()
+    late.result(30)
+    assert seen == ["other", "late"]
+    device.stop()
+
+
+def test_work_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One forecast could have the device for hours, and nobody would notice."""
+    clock = 0.0
+    monkeypatch.setattr("nowcast_server.device.time", SimpleNamespace(perf_counter=lambda: clock))
+    device, overdue = Device(limit=10, tenant_limit=10, job_limit=10, work_limit_s=10.0), list[bool]()
+
+    def work() -> None:
+        nonlocal clock
+        for _ in range(100):
+            overdue.append(device.overdue)
+            interruption_point()
+            clock += 3.0
+
+    device.start()
+    assert isinstance(device.submit(work, tenant="t", job="j").exception(30), DeadlineExceeded)
+    assert overdue == [False, False, False, False, True]
+    assert not device.overdue
+    assert device.submit(lambda: 7, tenant="t", job="j").result(30) == 7
+    device.stop()
+
+
+def test_cancelled_work_ends_between_its_pieces() -> None:
+    """The device would work for minutes for callers that are gone."""
+    begun = threading.Event()
+
+    def work() -> None:
+        while True:
+            begun.set()
+            interruption_point()
+
+    device = Device(limit=10, tenant_limit=10, job_limit=10)
+    device.start()
+    future = device.submit(work, tenant="t", job="j")
+    assert begun.wait(30)
+    device.cancel(future)
+    assert isinstance(future.exception(30), Cancelled)
+    until(lambda: device.idle)
+    device.stop()
+
+
+class Large:
+    """Stands for the snapshots that a forecast holds."""
+
+
+@pytest.mark.parametrize("ends", ["made", "failed", "interrupted", "cancelled"])
+def test_what_work_holds_is_let_go_without_a_collection(ends: str) -> None:
+    """Deleted histories and fetched forecasts would stay in memory until some collection: gigabytes beyond every budget."""
+    device, large = Device(limit=10, tenant_limit=10, job_limit=10, work_limit_s=0.0 if ends == "interrupted" else 60.0), Large()
+    gone = weakref.ref(large)
+
+    def call(held: Large) -> Large:
+        interruption_point()
+        if ends == "failed":
+            raise ValueError(ends)
+        return held
+
+    gc.collect()
+    gc.disable()
+    try:
+        future = device.submit(partial(call, large), tenant="t", job="j")
+        if ends == "cancelled":
+            device.cancel(future)
+        device.start()
+        until(future.done)
+        del future, large
+        until(lambda: gone() is None)
+    finally:
+        gc.enable()
+    device.stop()
 
 
 def test_hammering() -> None:

@@ -78,7 +78,7 @@ WIRING = st.fixed_dictionaries(
     }
 )
 SPEC = st.fixed_dictionaries(
-    {"wiring": WIRING | JSON}, optional={"context": VALUE, "interval": VALUE, "dtype": VALUE, "forecaster": st.just("last") | VALUE}
+    {"wiring": WIRING | JSON}, optional={"context": VALUE, "mode": VALUE, "dtype": VALUE, "forecaster": st.just("last") | VALUE}
 )
 
 
@@ -97,7 +97,12 @@ def test_registrations(start: Start, caller: Caller, spec: Any) -> None:
 
 
 @FUZZ
-@given(request=st.fixed_dictionaries({}, optional={"step": VALUE, "horizons": st.lists(VALUE) | VALUE, "dtype": VALUE}) | JSON)
+@given(
+    request=st.fixed_dictionaries(
+        {}, optional={"context": st.lists(VALUE) | VALUE, "horizons": st.lists(VALUE) | VALUE, "dtype": VALUE}
+    )
+    | JSON
+)
 def test_nowcasts(caller: Caller, request: Any) -> None:
     """Some odd question would bring the server down."""
     if not caller.steps():

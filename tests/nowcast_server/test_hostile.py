@@ -153,7 +153,7 @@ def test_large_wirings_are_read_one_at_a_time(listen: Start, monkeypatch: pytest
         return read(data)
 
     monkeypatch.setattr(Wiring, "from_dict", slow)
-    spec = {"wiring": caller.wiring.to_dict(), "context": 3, "interval": 10, "forecaster": "last"}
+    spec = {"wiring": caller.wiring.to_dict(), "context": 3, "forecaster": "last"}
     body, url = json.dumps(spec) + " " * 100_000, caller.client.base_url
     with ThreadPoolExecutor(4) as threads:
         calls = [

@@ -44,6 +44,36 @@ def test_the_context_is_in_order(start: Start) -> None:
     assert torch.equal(forecasts, torch.stack([caller.values(step) for step in (30, 40, 50)]))
 
 
+def test_the_context_is_as_asked(start: Start) -> None:
+    """A run whose interval grows would get no forecast, or one from other snapshots than it asked for."""
+    caller = start(Odd(answer=lambda states, rows: states[:rows]))
+    caller.register()
+    caller.fill(10, 25, 47)
+    _, forecasts = read_forecasts(caller.nowcast(context=[10, 25, 47], horizons=(1, 2, 3)).content)
+    assert torch.equal(forecasts, torch.stack([caller.values(step) for step in (10, 25, 47)]))
+
+
+def test_the_horizon_that_suits_the_forecaster(start: Start) -> None:
+    """A worker that names no horizon would get no forecast, or one as far as suits another forecaster."""
+    caller = start(Last(glide_horizon=7))
+    caller.register()
+    caller.fill()
+    assert read_forecasts(caller.nowcast(horizons=()).content)[0].horizons == (7,)
+
+
+def test_progress(caller: Caller) -> None:
+    """Nobody could see how a run is doing, or an odd report would break its status."""
+    caller.fill()
+    progress = {"step": 30, "max_steps": 1000, "loss": 0.5, "gain": 0.7, "used": 2, "skipped": {"busy": 1}}
+    assert caller.nowcast(progress=progress).status_code == 200
+    assert {**caller.status()["progress"], **progress} == caller.status()["progress"]
+    refused(caller.nowcast(progress={**progress, "loss": "low"}), 422, "bad_request", "progress.loss")
+    refused(caller.nowcast(progress={**progress, "gain": 1.5}), 422, "bad_request", "progress.gain")
+    last = {**progress, "step": 1000}
+    assert caller.client.post("/v1/jobs/job/finish", json=last).json()["progress"]["step"] == 1000
+    assert caller.status()["finished"]
+
+
 def test_missing_history(caller: Caller) -> None:
     """A worker could not learn which snapshots to resend."""
     caller.fill(10, 30)
@@ -57,13 +87,14 @@ def test_missing_history(caller: Caller) -> None:
 @pytest.mark.parametrize(
     ("asked", "field"),
     [
-        ({"horizons": []}, "horizons"),
         ({"horizons": [0]}, "horizons.0"),
         ({"horizons": list(range(1, 18))}, "horizons"),
         ({"horizons": [1, 41]}, "horizons"),
         ({"horizons": [1.5]}, "horizons.0"),
-        ({"step": 10}, "step"),
-        ({"step": -1}, "step"),
+        ({"context": [20, 30]}, "context"),
+        ({"context": [30]}, "context"),
+        ({"context": [10, 30, 20]}, "context"),
+        ({"context": [-10, 0, 10]}, "context.0"),
         ({"dtype": "float64"}, "dtype"),
         ({"horizon": [1]}, "horizon"),
     ],
@@ -73,7 +104,7 @@ def test_bad_requests(start: Start, asked: dict[str, Any], field: str) -> None:
     caller = start(Last(max_horizon=40))
     caller.register()
     caller.fill()
-    refused(caller.nowcast(**{"step": 30, "horizons": [1], **asked}), 422, "bad_request", field)
+    refused(caller.nowcast(**{"horizons": [1], **asked}), 422, "bad_request", field)
     assert caller.status()["nowcasts"] == 0
 
 
@@ -142,12 +173,17 @@ def test_forecast_memory(start: Start) -> None:
     caller.register()
     caller.fill()
     refused(caller.nowcast(horizons=range(1, 7)), 507, "out_of_memory_budget")
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(caller.nowcast, horizons=range(1, 5))
-        assert held.begun.acquire(timeout=10)
-        refused(caller.nowcast(), 429, "busy")
+    other = caller.as_job("other")
+    other.register()
+    other.fill()
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(caller.nowcast, horizons=range(1, 5))]
+        assert held.begun.acquire(timeout=30)
+        both.append(pool.submit(other.nowcast, horizons=(1, 2)))
+        until(lambda: caller.service.device.waiting == 1)
+        assert caller.service.forecasts.used_bytes == 12 * 4 * 4  # what waits has none
         held.released.set()
-        assert first.result().status_code == 200
+        assert [each.result().status_code for each in both] == [200, 200]
     until(lambda: caller.service.forecasts.used_bytes == 0)
     assert caller.nowcast(horizons=range(1, 6)).status_code == 200
 
@@ -159,14 +195,17 @@ def test_memory_to_work_in(start: Start) -> None:
     caller = start(held, forecast_memory=2 * row + 9999)
     caller.register()
     caller.fill()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(caller.nowcast, horizons=(1,))
-        assert held.begun.acquire(timeout=10)
-        refused(caller.nowcast(horizons=(1,)), 429, "busy")
+    other = caller.as_job("other")
+    other.register()
+    other.fill()
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(job.nowcast, horizons=(1,)) for job in (caller, other)]
+        assert held.begun.acquire(timeout=30)
+        until(lambda: caller.service.device.waiting == 1)
+        assert caller.service.forecasts.used_bytes == row + 5000
         held.released.set()
-        assert first.result().status_code == 200
+        assert [each.result().status_code for each in both] == [200, 200]
     until(lambda: caller.service.forecasts.used_bytes == 0)
-    assert caller.nowcast(horizons=(1,)).status_code == 200
 
 
 def test_a_job_that_could_never_be_forecast(start: Start) -> None:
@@ -334,7 +373,7 @@ def test_a_client_that_hangs_up(listen: Start) -> None:
 
 def _raw_nowcast() -> bytes:
     """A nowcast as it goes over the wire."""
-    body = b'{"step": 30, "horizons": [1]}'
+    body = b'{"context": [10, 20, 30], "horizons": [1]}'
     head = "POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 

@@ -27,7 +27,6 @@ def test_metrics_count_what_happened(caller: Caller) -> None:
     caller.upload(40, frames(caller.values(40), step=40)[:-1])
     caller.nowcast()
     caller.nowcast(90)
-    caller.client.post("/v1/jobs/job/outcomes", json={"step": 30, "outcome": "accepted"})
     samples = _samples(caller)
     expected = {
         "nowcast_uploads_total[stored]": 3,
@@ -39,7 +38,6 @@ def test_metrics_count_what_happened(caller: Caller) -> None:
         "nowcast_forecast_seconds_count[last]": 1,
         "nowcast_queue_seconds_count": 1,
         "nowcast_queue_depth": 0,
-        "nowcast_outcomes_total[accepted]": 1,
         "nowcast_jobs": 1,
         "nowcast_memory_bytes[histories]": caller.service.histories.used_bytes,
         "nowcast_memory_bytes[forecasts]": 0,
@@ -99,7 +97,7 @@ def test_openapi(caller: Caller) -> None:
         ("put", "/v1/jobs/{job}"),
         ("put", "/v1/jobs/{job}/snapshots/{step}"),
         ("post", "/v1/jobs/{job}/nowcasts"),
-        ("post", "/v1/jobs/{job}/outcomes"),
+        ("post", "/v1/jobs/{job}/finish"),
         ("get", "/v1/jobs"),
         ("get", "/v1/info"),
     }

@@ -33,7 +33,7 @@ from nowcast_server import running
 from nowcast_server.settings import Settings
 
 class Slow:
-    name, max_horizon, weights_bytes = "slow", None, 0
+    name, max_horizon, glide_horizon, weights_bytes = "slow", None, 1, 0
     def check(self, wiring, *, context):
         pass
     def forecast(self, wiring, states, horizons):
@@ -74,7 +74,7 @@ class Process:
 
     def register(self, forecaster: str = "last") -> None:
         wiring = {"parameters": [["w", [4]]], "neurons": 4, "blocks": []}
-        spec = {"wiring": wiring, "context": 2, "interval": 1, "forecaster": forecaster}
+        spec = {"wiring": wiring, "context": 2, "forecaster": forecaster}
         assert self.client.put("/v1/jobs/job", json=spec).status_code == 201
 
     def upload(self, step: int) -> httpx2.Response:
@@ -135,21 +135,6 @@ def test_a_restarted_server_knows_no_jobs(run: Run) -> None:
     assert second.upload(2).json()["steps"] == [2]
 
 
-def test_a_crash_leaves_nothing_on_disk(run: Run, tmp_path: Path) -> None:
-    """A spilled history of a server that was killed would fill the disk, or be taken for that of a job registered since."""
-    limits = {"NOWCAST_SPILL": str(tmp_path / "spill"), "NOWCAST_SPILL_IDLE_S": "1e-6", "NOWCAST_MEMORY": "12MB"}
-    first = run(**limits)
-    for job in ("a", "b"):
-        spec = {"wiring": {"parameters": [["w", [500_000]]], "neurons": 4, "blocks": []}, "context": 2, "forecaster": "last"}
-        assert first.client.put(f"/v1/jobs/{job}", json=spec).status_code == 201
-    assert "nowcast_spilled_jobs 1.0" in first.client.get("/metrics").text
-    first.end(signal.SIGKILL)
-    assert list((tmp_path / "spill").iterdir()) == []
-    second = run(**limits)
-    assert second.client.get("/v1/jobs/a").json()["code"] == "unknown_job"
-    assert "nowcast_spilled_bytes 0.0" in second.client.get("/metrics").text
-
-
 def test_draining(run: Run) -> None:
     """On SIGTERM a forecast in flight would be lost, or new work be taken in only to be lost."""
     process = run("-c", SLOW_FORECASTER)
@@ -158,7 +143,7 @@ def test_draining(run: Run) -> None:
         process.upload(step)
     assert process.popen.stdout is not None
     with ThreadPoolExecutor(1) as pool:
-        nowcast = pool.submit(process.client.post, "/v1/jobs/job/nowcasts", json={"step": 2, "horizons": [1]})
+        nowcast = pool.submit(process.client.post, "/v1/jobs/job/nowcasts", json={"context": [1, 2], "horizons": [1]})
         while process.popen.stdout.readline().strip() != "begun":
             pass
         process.popen.send_signal(signal.SIGTERM)
@@ -219,7 +204,6 @@ def test_a_client_that_disconnects_in_the_middle(run: Run) -> None:
         (["--tls-ca", "/etc/hosts"], 2, "need a certificate, --tls-cert"),
         (["--tls-cert", "/no/such/certificate"], 2, "there is no file /no/such/certificate"),
         (["--tls-cert", "/etc/hosts"], 2, "/etc/hosts is no PEM certificate"),
-        (["--spill", "/dev/null/spill"], 2, "/dev/null/spill"),
         (["--record", "/dev/null/record"], 2, "/dev/null/record"),
         (["--device", "gpu"], 1, "cannot load the forecasters: --device gpu"),
         (["--device", "cuda:99"], 1, "cannot load the forecasters: --device cuda:99"),

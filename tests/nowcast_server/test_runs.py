@@ -1,10 +1,11 @@
 """Two runs with one job id: never a mixture, and the one that began last has the job."""
 
+from httpx2 import Response
 from server_kit import Caller, refused
 
 
-def outcome(caller: Caller) -> object:
-    return caller.client.post("/v1/jobs/job/outcomes", json={"step": 30, "outcome": "skipped"}, headers=caller.headers)
+def finish(caller: Caller) -> Response:
+    return caller.client.post("/v1/jobs/job/finish", json={"step": 30}, headers=caller.headers)
 
 
 def test_a_job_is_one_runs(caller: Caller) -> None:
@@ -16,7 +17,7 @@ def test_a_job_is_one_runs(caller: Caller) -> None:
     refused(second.register(), 409, "run_conflict", "x-run-id")
     refused(second.upload(40), 409, "run_conflict", "x-run-id")
     refused(second.nowcast(), 409, "run_conflict", "x-run-id")
-    refused(outcome(second), 409, "run_conflict", "x-run-id")  # type: ignore[arg-type]
+    refused(finish(second), 409, "run_conflict", "x-run-id")
     assert first.register().status_code == 200
     assert first.nowcast().status_code == 200
     assert second.status()["steps"] == [10, 20, 30]  # anybody of the tenant may look

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import torch
 
-from nowcast_server.wanted import while_wanted
+from nowcast_server.interruption import interruptible_items
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,9 +48,9 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threa
         items: taken one by one, a few ahead of the results.
         threads: how many; a single one is the calling thread, which `aside` has made single-threaded.
 
-    The first error is raised when its turn comes; items not yet begun are then dropped, and so they are when nobody wants them.
+    The first error is raised when its turn comes; items not yet begun are then dropped, as they are when it is interrupted.
     """
-    items = while_wanted(items)
+    items = interruptible_items(items)
     if threads == 1:
         yield from map(function, items)
         return

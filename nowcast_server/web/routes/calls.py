@@ -79,9 +79,9 @@ OwnJob = Annotated[Job, Depends(_own_job)]
 DeadlineS = Annotated[float | None, Depends(_deadline_s)]
 
 
-def json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI description of a body that `read_message` reads."""
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": model.model_json_schema()}}}}
+def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """The OpenAPI description of a body that `read_message` or `read_optional` reads."""
+    return {"requestBody": {"required": required, "content": {JSON: {"schema": model.model_json_schema()}}}}
 
 
 def check_body(headers: Mapping[str, str], *, media_type: str, max_bytes: int) -> None:
@@ -110,6 +110,13 @@ async def read_message(request: Request, model: type[Model], *, max_bytes: int, 
         BadRequest, BadWiring: naming the field.
     """
     return await parse(model, await read_body(request, max_bytes=max_bytes, limit_s=limit_s))
+
+
+async def read_optional(request: Request, model: type[Model], *, max_bytes: int, limit_s: float) -> Model | None:
+    """Read and validate a JSON body; None if there is none. Raises as `read_message` does."""
+    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
+        return None
+    return await read_message(request, model, max_bytes=max_bytes, limit_s=limit_s)
 
 
 async def read_body(request: Request, *, max_bytes: int, limit_s: float) -> bytes:

@@ -18,9 +18,11 @@ router = APIRouter(tags=["health"], responses=PROBLEMS)
 
 @router.get("/livez")
 async def live(service: TheService) -> dict[str, str]:
-    """The process answers, and restarting it would not help."""
+    """The process answers, and restarting it would not help: its forecasters are loaded, and none is stuck."""
     if service.failure is not None:
         raise Unavailable("the forecasters could not be loaded; see the server's log")
+    if service.device.overdue:
+        raise Unavailable("a forecast goes on beyond its limit, and does not let itself be stopped")
     return {"status": "live"}
 
 

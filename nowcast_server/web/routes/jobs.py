@@ -1,4 +1,4 @@
-"""Jobs: register, look at, forget."""
+"""Jobs: register, look at, finish, forget."""
 
 from contextlib import nullcontext
 
@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from nowcast_server.web.routes.calls import (
     MAX_MESSAGE_BYTES,
     PROBLEMS,
+    OwnJob,
     Run,
     Tenant,
     TheJob,
@@ -15,8 +16,9 @@ from nowcast_server.web.routes.calls import (
     json_body,
     parse,
     read_body,
+    read_optional,
 )
-from protos.messages import JobList, JobSpec, JobStatus
+from protos.messages import JobList, JobSpec, JobStatus, Progress
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEMS)
 
@@ -53,3 +55,14 @@ async def status(job: TheJob) -> JobStatus:
 async def delete(job: TheJob, service: TheService) -> None:
     """Forget a job and its history."""
     service.remove(job)
+
+
+@router.post("/{job}/finish", openapi_extra=json_body(Progress, required=False))
+async def finish(job: OwnJob, service: TheService, request: Request) -> JobStatus:
+    """Hear that a run is over, and how it went: the memory of its history is free for others, its status stays."""
+    limit_s = service.settings.upload_grace_s
+    progress = await read_optional(request, Progress, max_bytes=MAX_MESSAGE_BYTES, limit_s=limit_s)
+    if progress is not None:
+        job.progress = progress
+    service.finish(job)
+    return job.status()

@@ -44,8 +44,8 @@ async def upload(
     except NowcastError as error:
         service.metrics.uploads.labels(error.code).inc()
         raise
-    job.snapshots += stored
     if stored:
+        job.arrived()
         await service.recording.snapshot(job, step)
     seconds = time.perf_counter() - start
     service.metrics.uploads.labels("stored" if stored else "replayed").inc()
@@ -59,7 +59,8 @@ async def _within_limits(job: Job, step: int, service: Service, request: Request
     check_body(request.headers, media_type=MEDIA_TYPE, max_bytes=max_bytes)
     job.history.check_step(step)
     limit_s = min(service.settings.transfer_limit_s(max_bytes), deadline_s or float("inf"))
-    async with service.spill.using(job):
+    with service.jobs.using(job):
+        service.jobs.restore(job)
         row = await _free_row(job, min(service.settings.upload_grace_s, deadline_s or float("inf")))
         try:
             arrival = Arrival(job.spec, step=step, values=job.history.row(row))

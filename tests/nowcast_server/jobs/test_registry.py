@@ -2,16 +2,19 @@
 
 import json
 import time
+import tracemalloc
 from http.client import HTTPConnection
+from mmap import mmap
 from typing import Any
 
 import pytest
-import torch
 from server_kit import Caller, Start, dense, refused, until
 
+from nowcast_server.jobs import history
 from nowcast_server.jobs.budget import Budget
-from nowcast_server.jobs.registry import Jobs
+from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.settings import Settings
+from protos.errors import UnknownJob
 from protos.messages import JobSpec
 from protos.wiring import MAX_NAME
 
@@ -28,7 +31,7 @@ def test_register_twice(caller: Caller) -> None:
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"context": 4}, "context"), ({"interval": 11}, "interval"), ({"dtype": "float16"}, "dtype")],
+    [({"context": 4}, "context"), ({"mode": "jump"}, "mode"), ({"dtype": "float16"}, "dtype")],
 )
 def test_conflicting_job(caller: Caller, change: dict[str, Any], field: str) -> None:
     """Two runs under one id would mix their snapshots."""
@@ -49,7 +52,7 @@ def test_unknown_job(start: Start) -> None:
         caller.nowcast(),
         caller.client.get("/v1/jobs/job"),
         caller.client.delete("/v1/jobs/job"),
-        caller.client.post("/v1/jobs/job/outcomes", json={"step": 1, "outcome": "skipped"}),
+        caller.client.post("/v1/jobs/job/finish", json={"step": 1}),
     ):
         refused(response, 404, "unknown_job", "job")
     assert caller.client.get("/v1/jobs").json() == {"jobs": []}
@@ -71,8 +74,7 @@ def test_delete(caller: Caller) -> None:
     [
         ({"dtype": "float64"}, "bad_request", "dtype"),
         ({"context": 1}, "bad_request", "context"),
-        ({"interval": 0}, "bad_request", "interval"),
-        ({"intervall": 10}, "bad_request", "intervall"),
+        ({"interval": 10}, "bad_request", "interval"),
         ({"forecaster": "crystal ball"}, "unknown_forecaster", "forecaster"),
         ({"wiring": None}, "bad_wiring", "wiring"),
         ({"wiring": {"parameters": [["w", [2]]], "neurons": 2, "blocks": [[1] * 3]}}, "bad_wiring", "blocks[0]"),
@@ -144,6 +146,31 @@ def test_memory_budget(start: Start) -> None:
     assert caller.as_job("c").register().status_code == 201
 
 
+def test_a_refused_job_costs_nothing(start: Start) -> None:
+    """A few registrations of 200 bytes, all refused, would take gigabytes to look at first."""
+    caller = start(memory=50_000_000)
+    wide = {
+        "parameters": [["w", [10_000, 10_000]]],
+        "neurons": 20_000,
+        "blocks": [[1, 0, 10_000, 10_000, 10_000, 0, 0, 0, 1, 10_000, 1, 0]],
+    }
+    tracemalloc.start()
+    try:
+        refused(caller.register(wiring=wide, dtype="float16"), 507, "out_of_memory_budget")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert caller.service.histories.used_bytes == 0
+
+
+def test_a_job_refused_late_gives_its_memory_back(start: Start) -> None:
+    """Memory set aside for a job whose wiring turns out to be wrong would be lost for good."""
+    caller = start()
+    twice = {"parameters": [["w", [4, 4]]], "neurons": 8, "blocks": [HALF, HALF]}
+    refused(caller.register(wiring=twice), 422, "bad_wiring")
+    assert caller.service.histories.used_bytes == 0
+
+
 def test_names_are_counted(start: Start) -> None:
     """Names of parameters, which may be far larger than the parameters, would fill memory that is on nobody's books."""
     caller = start(memory=800_000)
@@ -180,23 +207,6 @@ def test_number_of_jobs(start: Start) -> None:
     assert problem["retry_after_s"] == 60
 
 
-def test_outcomes(caller: Caller) -> None:
-    """What workers report would be lost, or an odd report would break the status."""
-    for index in range(25):
-        report = {"step": index, "outcome": "skipped", "reason": "server_unavailable"}
-        assert caller.client.post("/v1/jobs/job/outcomes", json=report).status_code == 204
-    report = {"step": 30, "horizon": 5, "outcome": "accepted", "loss_before": 0.5, "loss_after": 0.4}
-    assert caller.client.post("/v1/jobs/job/outcomes", json=report).status_code == 204
-    status = caller.status()
-    assert status["outcomes"] == {"skipped": 25, "accepted": 1}
-    assert len(status["last_outcomes"]) == 20
-    assert status["last_outcomes"][-1] == {"reason": "", "cost_steps": 0, **report}
-    bad = caller.client.post("/v1/jobs/job/outcomes", content=b'{"step":1,"outcome":"accepted","loss_before":1e999}', headers=JSON)
-    refused(bad, 422, "bad_request", "loss_before")
-    refused(caller.client.post("/v1/jobs/job/outcomes", json={"step": 1, "outcome": "won"}), 422, "bad_request", "outcome")
-    assert caller.status()["outcomes"] == {"skipped": 25, "accepted": 1}
-
-
 def test_status_figures(caller: Caller) -> None:
     """The status would show figures that nobody measured."""
     empty = caller.status()
@@ -221,10 +231,16 @@ def test_idle_jobs_expire(start: Start) -> None:
     refused(caller.upload(10), 404, "unknown_job")
 
 
+def registered(jobs: Jobs) -> Job:
+    spec = JobSpec(wiring=dense())
+    with jobs.reserved("tenant", spec) as reservation:
+        return jobs.register("tenant", "job", spec=spec, reservation=reservation)[0]
+
+
 def test_a_job_in_use_does_not_expire() -> None:
     """A forecast longer than the idle time would have its history taken away."""
     jobs = Jobs(Budget(10**6), settings=Settings())
-    job, _ = jobs.register("tenant", "job", spec=JobSpec(wiring=dense()))
+    job = registered(jobs)
     jobs.enter(job)
     assert jobs.expire(0.0) == []
     jobs.leave(job)
@@ -236,10 +252,16 @@ def test_memory_is_given_back_once() -> None:
     """Each use of a deleted job that ends would give its memory back again: the budget would take in any number of jobs."""
     budget = Budget(10**6)
     jobs = Jobs(budget, settings=Settings())
-    job, _ = jobs.register("tenant", "job", spec=JobSpec(wiring=dense()))
+    job = registered(jobs)
+    jobs.enter(job)
+    jobs.enter(job)
     jobs.remove(job)
-    with jobs.using(job):
-        assert budget.used_bytes == 0
+    assert budget.used_bytes > 0
+    jobs.leave(job)
+    jobs.leave(job)
+    assert budget.used_bytes == 0
+    with pytest.raises(UnknownJob), jobs.using(job):
+        pass
     assert budget.used_bytes == 0
 
 
@@ -248,7 +270,7 @@ def test_a_nowcast_asked_for_when_its_job_is_gone(listen: Start) -> None:
     caller = listen()
     assert caller.register().status_code == 201
     (job,) = caller.service.jobs.of("anonymous")
-    seen, body = job.seen, b'{"step": 30, "horizons": [1]}'
+    seen, body = job.seen, b'{"context": [10, 20, 30], "horizons": [1]}'
     connection = HTTPConnection(caller.client.base_url.host, caller.client.base_url.port or 0, timeout=20)
     connection.putrequest("POST", "/v1/jobs/job/nowcasts")
     for name, value in {**JSON, "content-length": str(len(body))}.items():
@@ -267,10 +289,10 @@ def test_no_memory_after_all(caller: Caller, monkeypatch: pytest.MonkeyPatch) ->
     """A machine with less memory than the budget promised would answer `internal`, and keep the promise on its books."""
     used = caller.service.histories.used_bytes
 
-    def no_memory(*_: object, **__: object) -> torch.Tensor:
-        raise RuntimeError("can't allocate memory")
+    def no_memory(*_: object, **__: object) -> mmap:
+        raise OSError("can't allocate memory")
 
-    monkeypatch.setattr(torch, "empty", no_memory)
+    monkeypatch.setattr(history, "mmap", no_memory)
     refused(caller.as_job("other").register(), 507, "out_of_memory_budget")
     assert caller.service.histories.used_bytes == used
 

@@ -6,14 +6,14 @@ from server_kit import Caller, Odd, Start, dense
 
 from nowcast_server.jobs import skill
 from nowcast_server.jobs.skill import KEPT, SAMPLE, TrackRecord, track_bytes
-from protos.messages import JobSpec, Outcome
+from protos.messages import JobSpec
 
 INTERVAL = 10
 
 
 def track(size: int = 4) -> TrackRecord:
     """Of a job with contexts of three states."""
-    return TrackRecord(JobSpec(wiring=dense(1, size), context=3, interval=INTERVAL, forecaster="nino"))
+    return TrackRecord(JobSpec(wiring=dense(1, size), context=3, forecaster="nino"))
 
 
 def state(value: float, size: int = 4) -> torch.Tensor:
@@ -22,87 +22,48 @@ def state(value: float, size: int = 4) -> torch.Tensor:
 
 def made(record: TrackRecord, step: int = 30, *, horizons: tuple[int, ...] = (1, 2)) -> None:
     """From the states 1, 2, 4: the line goes on to 16/3, 41/6, ..., and the mean is 7/3; `nino` says 5 + horizon."""
-    record.made(step, [state(1), state(2), state(4)], {horizon: state(5.0 + horizon) for horizon in horizons})
-
-
-def skipped(step: int = 30) -> Outcome:
-    return Outcome(step=step, outcome="skipped")
+    forecasts = {horizon: state(5.0 + horizon) for horizon in horizons}
+    record.made(step, [state(1), state(2), state(4)], forecasts, interval=INTERVAL)
 
 
 def test_scores_are_those_of_the_formula() -> None:
     """A skill that is not 1 - L1(forecast, truth) / L1(last, truth) would praise the wrong forecaster."""
     record = track()
     made(record)
-    assert record.told(skipped()) == []
     scores = dict(record.came(40, state(6)))
     assert scores == pytest.approx({"nino": 1.0, "linear": 1 - (6 - 16 / 3) / 2, "average": 1 - (6 - 7 / 3) / 2})
     record.came(50, state(9))
     assert record.skill()["1"] == pytest.approx(scores)
     assert record.skill()["2"] == pytest.approx({"nino": 1 - 2 / 5, "linear": 1 - (9 - 41 / 6) / 5, "average": 1 - (9 - 7 / 3) / 5})
     made(record, 60, horizons=(1,))
-    record.told(skipped(60))
     record.came(70, state(5))
     assert record.skill()["1"]["nino"] == pytest.approx((1.0 + 0.0) / 2)
 
 
-def test_a_jump_makes_another_future() -> None:
-    """A forecast measured against weights that a jump has moved would be blamed for the jump."""
+def test_snapshots_need_not_come_on_the_dot() -> None:
+    """A run whose interval grows would never be scored; or a forecast would be, against weights of long after it."""
     record = track()
-    made(record, horizons=(1, 9))
-    record.told(skipped())
-    made(record, 60)
-    assert record.came(70, state(6)) == []  # nobody knows yet whether this is the run's future
-    record.told(Outcome(step=60, horizon=1, outcome="accepted"))
-    for step in range(80, 140, INTERVAL):
-        assert record.came(step, state(6)) == []
-    assert record.skill() == {}
+    made(record, horizons=(1,))
+    assert record.came(34, state(6)) == []
+    assert dict(record.came(37, state(6)))["nino"] == 1.0
+    made(record, 60, horizons=(1,))
+    assert record.came(95, state(6)) == []
+    assert record.came(70, state(6)) == []
 
 
-def test_after_a_rejected_jump_the_future_comes_later() -> None:
-    """The steps that a rollback undid would count as training, and every forecast would seem to be too slow."""
+def test_memory_stays_bounded() -> None:
+    """A run that asks for far horizons would fill the server with forecasts for a future that is far away."""
     record = track()
-    made(record)
-    assert record.came(40, state(100)) == []  # of the jump that is going to be undone
-    record.told(Outcome(step=30, horizon=1, outcome="rejected", cost_steps=13))
-    assert record.came(50, state(100)) == []
-    assert dict(record.came(53, state(6)))["nino"] == 1.0
-    assert dict(record.came(63, state(7)))["nino"] == 1.0
-
-
-def test_what_came_before_the_outcome_counts_once_it_is_told() -> None:
-    """Snapshots overtake outcomes on their way; their scores must be neither lost nor taken for sure."""
-    record = track()
-    made(record)
-    assert record.came(40, state(6)) == []
-    assert record.skill() == {}
-    assert dict(record.told(skipped()))["nino"] == 1.0
-    assert record.told(skipped()) == []
-    assert list(record.skill()) == ["1"]
-
-
-def test_an_outcome_that_was_never_told_leaves_no_score() -> None:
-    """Then a jump may have been made, and nobody knows."""
-    record = track()
-    made(record, horizons=(1, 9))
-    record.came(40, state(6))
-    made(record, 60)
-    record.told(skipped(60))
-    assert record.skill() == {}
-    assert dict(record.came(70, state(6)))["nino"] == 1.0
-    assert record.came(120, state(6)) == []
-
-
-def test_the_oldest_are_dropped_and_memory_stays_bounded() -> None:
-    """A run in shadow mode would fill the server with forecasts for a future that is far away."""
-    record = track()
-    for step in range(30, 30 + 5 * INTERVAL * 20, 5 * INTERVAL):
-        made(record, step, horizons=tuple(range(30, 46)))
-        record.told(skipped(step))
+    for step in range(30, 30 + INTERVAL * 20, INTERVAL):
+        made(record, step, horizons=(30, 31, 32))
         assert len(record._waiting) <= KEPT
-    assert {waiting.step for waiting in record._waiting} == {step}
-    assert [waiting.horizon for waiting in record._waiting] == [37, 36, 35, 34, 33, 32, 31, 30]
+    assert {waiting.step for waiting in record._waiting} == {30, 40}  # the oldest are nearest to their future
     held = sum(row.nbytes for waiting in record._waiting for row in (waiting.last, *waiting.forecasts.values()))
-    assert held == track_bytes(4)
+    assert held <= track_bytes(4)
+    made(record, 400, horizons=(1,))
+    assert record.skill() == {}
+    record.forget()
+    assert not record._waiting
 
 
 def test_a_large_network_is_judged_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +75,7 @@ def test_a_large_network_is_judged_by_a_sample(monkeypatch: pytest.MonkeyPatch) 
     for values in (SAMPLE, size):
         monkeypatch.setattr(skill, "SAMPLE", values)
         record = track(size)
-        record.made(30, states[:3], {1: states[2].lerp(states[3], 0.3)})
-        record.told(skipped())
+        record.made(30, states[:3], {1: states[2].lerp(states[3], 0.3)}, interval=INTERVAL)
         (waiting,) = record._waiting
         assert waiting.last.numel() == values
         assert not waiting.last.untyped_storage().nbytes() > 4 * values
@@ -124,13 +84,8 @@ def test_a_large_network_is_judged_by_a_sample(monkeypatch: pytest.MonkeyPatch) 
     assert scores[0]["nino"] == pytest.approx(0.3)
 
 
-def tell(caller: Caller, step: int, outcome: str, **more: object) -> None:
-    body = {"step": step, "outcome": outcome, **more}
-    assert caller.client.post(f"/v1/jobs/{caller.job}/outcomes", json=body).status_code == 204
-
-
 def test_a_job_shows_its_skill(start: Start) -> None:
-    """What shadow mode is for: to know what a forecaster is worth before any jump is made."""
+    """What shadow mode is for: to know what a forecaster is worth before it is used."""
     caller = start(Odd(name="nino", answer=lambda states, rows: states[-1].add(1).repeat(rows, 1)))
     caller.register(forecaster="nino")
     values = caller.values(0)
@@ -143,17 +98,13 @@ def test_a_job_shows_its_skill(start: Start) -> None:
     for step, scale in ((10, 0.0), (20, 1.0), (30, 2.0)):
         upload(step, scale)
     assert caller.nowcast(horizons=(1, 2)).status_code == 200
-    tell(caller, 30, "skipped", reason="shadow")
     assert caller.status()["skill"] == {}
     for _ in range(3):  # an upload is sent again when its answer was lost
         upload(40, 4.0)
-        tell(caller, 30, "skipped", reason="shadow")
     status = caller.status()
     assert status["skill"] == {"1": pytest.approx({"nino": 0.5, "linear": 0.5, "average": -0.5}, abs=1e-5)}
-    assert status["outcomes"] == {"skipped": 1}
     text = caller.client.get("/metrics").text
     assert 'nowcast_skill_count{forecaster="nino"} 1.0' in text
-    assert 'nowcast_outcomes_total{outcome="skipped"} 1.0' in text
 
 
 def test_the_track_record_is_paid_for(caller: Caller) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch import multiprocessing as mp
 from wirings import drawn_wiring, node_pe, transformer_wiring
 
+from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.nino.engine import StreamingEngine
 from nowcast_server.nino.engine import workers as engine_workers
 from nowcast_server.nino.engine.kernels import Kernels, Sums
 from nowcast_server.nino.engine.plan import Sizes, Unit, plan
-from nowcast_server.wanted import Unwanted, wanted_until
 from protos.wiring import Wiring
 
 
@@ -97,7 +97,12 @@ def test_a_forecast_that_nobody_wants_stops(monkeypatch: pytest.MonkeyPatch, cou
 
     monkeypatch.setattr(Kernels, "messages", give_up_at_the_third)
     wiring, engine = transformer_wiring(width=160, vocabulary=500), StreamingEngine(random_checkpoint(hidden=32))
-    with wanted_until(given_up), pytest.raises(Unwanted):
+
+    def check() -> None:
+        if given_up.is_set():
+            raise Cancelled
+
+    with interruptible(check), pytest.raises(Cancelled):
         forecast(wiring, engine)
     assert 3 <= len(begun) <= 3 + count * (engine_workers.AHEAD + 1) < engine_units(wiring)
 

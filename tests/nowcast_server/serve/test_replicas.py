@@ -18,7 +18,7 @@ from trainer_worker.wiring import wire
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NET = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-SPEC = JobSpec(wiring=wire(NET), context=3, interval=10, forecaster="linear")
+SPEC = JobSpec(wiring=wire(NET), context=3, forecaster="linear")
 SIZE = SPEC.wiring.size
 TENANT_B = {"authorization": "Bearer token-of-tenant-b-0000"}
 OPERATOR = {"authorization": "Bearer token-of-operator-0000"}
@@ -42,7 +42,11 @@ def send(client: httpx2.Client, job: str, step: int, values: torch.Tensor) -> ht
 def nowcast(client: httpx2.Client, job: str, step: int) -> tuple[httpx2.Response, torch.Tensor]:
     """POST a nowcast for horizons 1 and 4; the answer and the forecasts (2, n) in it."""
     out = torch.full((2, SIZE), torch.nan)
-    response = client.post(f"/v1/jobs/{job}/nowcasts", json={"step": step, "horizons": [1, 4]}, headers={"x-session-id": job})
+    response = client.post(
+        f"/v1/jobs/{job}/nowcasts",
+        json={"context": [step - 20, step - 10, step], "horizons": [1, 4]},
+        headers={"x-session-id": job},
+    )
     if response.is_success:
         reader = FrameReader(lambda header: out.view(torch.uint8).numpy().data.cast("B"))
         reader.feed(response.content)

@@ -22,8 +22,8 @@ def snapshot() -> np.ndarray:
     return RNG.normal(size=8).astype(np.float32)
 
 
-def add(recorder: Recorder, step: int, job: str = "team.job-1", *, interval: int = 10) -> bool:
-    return recorder.add(job, wiring=WIRING, interval=interval, step=step, state=snapshot())
+def add(recorder: Recorder, step: int, job: str = "team.job-1") -> bool:
+    return recorder.add(job, wiring=WIRING, step=step, state=snapshot())
 
 
 def test_a_jump_starts_a_new_piece(tmp_path: Path) -> None:
@@ -53,16 +53,6 @@ def test_a_restarted_server_goes_on_and_a_restarted_job_begins_anew(tmp_path: Pa
         assert all(add(recorder, step) for step in steps)
         recorder.close()
     assert [run.steps.tolist() for run in trajectories(tmp_path)] == [[0, 10, 20, 30], [0, 10]]
-
-
-def test_another_interval_begins_anew(tmp_path: Path) -> None:
-    """Every snapshot would be a piece of its own, as far from the next as none of the run's, and a fit would use nothing of it."""
-    for steps, interval in (((0, 10), 10), ((15, 20, 25), 5), ((30, 40), 10)):
-        recorder = Recorder(tmp_path)
-        assert all(add(recorder, step, interval=interval) for step in steps)
-        recorder.close()
-    pieces = [[piece.steps.tolist() for piece in run.pieces()] for run in trajectories(tmp_path)]
-    assert pieces == [[[0, 10], [30, 40]], [[15, 20, 25]]]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, 100])
@@ -116,7 +106,7 @@ def test_a_record_takes_no_memory_between_snapshots(tmp_path: Path) -> None:
     try:
         for job in range(jobs):
             for step in (10, 20):
-                assert recorder.add(f"team/{job}", wiring=wiring, interval=10, step=step, state=np.full(size, step, np.float32))
+                assert recorder.add(f"team/{job}", wiring=wiring, step=step, state=np.full(size, step, np.float32))
         held_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

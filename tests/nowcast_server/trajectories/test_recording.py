@@ -20,8 +20,6 @@ from nowcast_server.trajectories.store import TrajectoryWriter, trajectories
 from protos.messages import JobSpec
 from protos.wiring import Parameter, Wiring
 
-OUTCOME = {"step": 30, "horizon": 5}
-
 
 def test_only_jobs_that_allow_it_are_recorded(start: Start, tmp_path: Path) -> None:
     """Weights are a team's property: keeping them unasked would be theft."""
@@ -46,15 +44,13 @@ def test_a_server_that_does_not_record_keeps_nothing(start: Start, tmp_path: Pat
     assert not list(tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize(("outcome", "pieces"), [("skipped", [[10, 20, 30, 40, 50]]), ("accepted", [[10, 20, 30], [40, 50]])])
-def test_a_nowcast_cuts_the_run_unless_it_is_skipped(start: Start, tmp_path: Path, outcome: str, pieces: list[list[int]]) -> None:
+@pytest.mark.parametrize(("mode", "pieces"), [("glide", [[10, 20, 30, 40, 50]]), ("jump", [[10, 20, 30], [40, 50]])])
+def test_a_nowcast_cuts_the_run_if_it_jumps(start: Start, tmp_path: Path, mode: str, pieces: list[list[int]]) -> None:
     """A forecaster would learn from its own jumps, or a job in shadow mode would give pieces too short to learn from."""
     caller = start(record=tmp_path)
-    caller.register(record=True)
+    caller.register(record=True, mode=mode)
     caller.fill(10, 20, 30)
     assert caller.nowcast().status_code == 200
-    report = caller.client.post("/v1/jobs/job/outcomes", json={**OUTCOME, "outcome": outcome})
-    assert report.status_code == 204
     caller.fill(40, 50)
     (run,) = trajectories(tmp_path)
     assert [piece.steps.tolist() for piece in run.pieces()] == pieces
@@ -84,8 +80,8 @@ def test_a_failure_costs_the_record_not_the_job(
 def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path) -> None:
     """A slow disk and a caller that hangs up would put the values of later steps into the record."""
     history = History(4, context=2, dtype="float32")
-    spec = JobSpec(wiring=Wiring((Parameter("w", (4,)),), 1, ()), context=2, interval=10, record=True)
-    job = Job("tenant", "job", spec, history, Budget(0), 0, place=Budget(0))
+    spec = JobSpec(wiring=Wiring((Parameter("w", (4,)),), 1, ()), context=2, record=True)
+    job = Job("tenant", "job", spec, history, Budget(0), 0)
     begun, released = threading.Event(), threading.Event()
 
     async def store(step: int) -> None:

@@ -127,7 +127,7 @@ def test_a_slow_body_and_a_slow_answer_are_waited_for(listen: Start, monkeypatch
     caller.fill(10, 20)
     body = frames(caller.values(30), step=30)
     put = f"PUT /v1/jobs/job/snapshots/30 HTTP/1.1\r\nhost: x\r\ncontent-type: {MEDIA_TYPE}\r\n".encode()
-    ask = b'{"step": 30, "horizons": [1]}'
+    ask = b'{"context": [10, 20, 30], "horizons": [1]}'
     post = b"POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     with _connect(caller) as connection, ThreadPoolExecutor(1) as pool:
         for head, half, rest in ((put, body[:50], body[50:]), (post, ask[:5], ask[5:])):

@@ -95,7 +95,7 @@ def test_a_connection_that_asks_for_nothing_ends(https: Https, files: Files, mon
 
 def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's way of receiving bodies would not work on encrypted connections; or a worker could not show its certificate."""
-    spec = JobSpec(wiring=dense(1000, 1000), context=2, interval=1, forecaster="last")
+    spec = JobSpec(wiring=dense(1000, 1000), context=2, forecaster="last")
     snapshots, out = torch.randn(2, spec.wiring.size), torch.empty(1, spec.wiring.size)
     with https(mutual=True) as url:
         monkeypatch.setenv("NOWCAST_TLS_CA", str(files.ca))

@@ -1,0 +1,44 @@
+"""Long work that can be interrupted: between its pieces it asks whether to go on.
+
+Whoever starts the work says, with `interruptible`, what to call at each interruption point; the work, however deep, marks the
+points. The device uses them to cancel work nobody waits for, to stop work that takes too long, and to let others have a turn.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, TypeVar
+
+Item = TypeVar("Item")
+
+_CHECK: Final[ContextVar[Callable[[], None] | None]] = ContextVar("interruption", default=None)
+
+
+class Cancelled(Exception):
+    """Nobody waits for this work any more."""
+
+
+@contextmanager
+def interruptible(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` at each interruption point within. It may block, and what it raises ends the work."""
+    token = _CHECK.set(check)
+    try:
+        yield
+    finally:
+        _CHECK.reset(token)
+
+
+def interruption_point() -> None:
+    """May this work go on? Raises whatever the check of `interruptible` raises."""
+    check = _CHECK.get()
+    if check is not None:
+        check()
+
+
+def interruptible_items(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, with an interruption point before each."""
+    check = _CHECK.get()
+    for item in items:
+        if check is not None:
+            check()
+        yield item

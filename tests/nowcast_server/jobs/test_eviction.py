@@ -1,0 +1,205 @@
+"""A server short of memory evicts the history that has rested longest; its job sends its snapshots again."""
+
+from typing import Any
+
+import pytest
+from server_kit import Caller, Held, Start, dense, read_forecasts, refused
+
+from nowcast_server.jobs.registry import Job
+
+ONE = 29_900
+"""Memory of a job of `dense(10, 20)`."""
+TOKENS = {"tokens": "alice:alice-alice-alice,bob:bob-bob-bob-bob-bob"}
+
+
+def headers(tenant: str) -> dict[str, str]:
+    return {"authorization": "Bearer " + "-".join([tenant] * (3 if tenant == "alice" else 5))}
+
+
+def crowded(start: Start, jobs: float = 2.5, **settings: Any) -> Caller:
+    """A server with memory for so many jobs, whose histories may be evicted at once."""
+    return start(**{"memory": int(jobs * ONE), "wiring": dense(10, 20), "evict_idle_s": 1e-6, **settings})
+
+
+def the_job(caller: Caller, name: str) -> Job:
+    (job,) = [job for job in caller.service.jobs if job.id == name]
+    job.gap_s = 0.0  # however slow this machine was
+    return job
+
+
+def test_the_longest_idle_history_makes_room(start: Start) -> None:
+    """A server full of abandoned jobs would refuse new ones for hours."""
+    caller = crowded(start)
+    a, b, c = (caller.as_job(name) for name in "abc")
+    for job in (a, b):
+        assert job.register().status_code == 201
+        job.fill()
+        the_job(caller, job.job)
+    a.status()  # so that b has rested longest
+    assert c.register().status_code == 201
+    assert (a.steps(), b.steps()) == ([10, 20, 30], [])
+    assert b.status()["history_bytes"] == 0
+    assert caller.service.histories.used_bytes <= caller.service.histories.limit_bytes
+    assert "nowcast_evictions_total 1.0" in caller.client.get("/metrics").text
+
+
+def test_an_evicted_job_goes_on(start: Start) -> None:
+    """A job whose history was evicted would get no forecast any more, or one from nowhere."""
+    caller = crowded(start, 1.5)
+    a, b = caller.as_job("a"), caller.as_job("b")
+    a.register()
+    a.fill()
+    the_job(caller, "a")
+    b.register()
+    assert refused(a.nowcast(), 409, "history_missing")["missing"] == [10, 20, 30]
+    the_job(caller, "b")
+    a.fill()
+    assert b.steps() == []
+    assert read_forecasts(a.nowcast().content)[0].step == 30
+
+
+def test_a_job_at_work_is_not_evicted(start: Start) -> None:
+    """Jobs would drive each other out in turn, and send all their snapshots for each forecast."""
+    caller = crowded(start, 1.5)
+    a, b = caller.as_job("a"), caller.as_job("b")
+    a.register()
+    a.fill()
+    the_job(caller, "a").gap_s = 3600.0  # it sends a snapshot an hour
+    refused(b.register(), 507, "out_of_memory_budget")
+    assert a.steps() == [10, 20, 30]
+
+
+def test_what_is_in_use_is_not_evicted(start: Start) -> None:
+    """A forecast would have its snapshots taken away."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    held = Held()
+    caller = crowded(start, 1.5)
+    caller = start(held, memory=int(1.5 * ONE), wiring=dense(10, 20), evict_idle_s=1e-6)
+    a, b = caller.as_job("a"), caller.as_job("b")
+    a.register()
+    a.fill()
+    the_job(caller, "a")
+    with ThreadPoolExecutor(1) as pool:
+        nowcast = pool.submit(a.nowcast)
+        assert held.begun.acquire(timeout=30)
+        refused(b.register(), 507, "out_of_memory_budget")
+        held.released.set()
+        assert nowcast.result().status_code == 200
+
+
+def test_nothing_is_evicted_in_vain(start: Start) -> None:
+    """A job that is refused all the same would have cost others their histories."""
+    caller = crowded(start, 2.5)
+    a, b = caller.as_job("a"), caller.as_job("b")
+    a.register()
+    a.fill()
+    the_job(caller, "a")
+    b.register()
+    b.fill()
+    the_job(caller, "b").gap_s = 3600.0
+    large = caller.as_job("large")
+    large.wiring = dense(20, 100)
+    refused(large.register(), 507, "out_of_memory_budget")
+    assert a.steps() == [10, 20, 30]
+
+
+def test_a_tenant_evicts_its_own_first(start: Start) -> None:
+    """A tenant that registers job after job would drive out everybody else's histories."""
+    caller = crowded(start, 3.5, **TOKENS)
+    bobs = caller.as_job("bobs", **headers("bob"))
+    bobs.register()
+    bobs.fill()
+    the_job(caller, "bobs")
+    for index in range(6):
+        mine = caller.as_job(f"job-{index}", **headers("alice"))
+        assert mine.register().status_code == 201
+        mine.fill()
+        the_job(caller, mine.job)
+    assert bobs.steps() == [10, 20, 30]
+
+
+def test_a_tenants_limit_is_its_own(start: Start) -> None:
+    """A tenant at its limit would evict others' histories, which does not help it."""
+    caller = crowded(start, 10, tenant_memory=int(1.5 * ONE), **TOKENS)
+    bobs = caller.as_job("bobs", **headers("bob"))
+    bobs.register()
+    bobs.fill()
+    the_job(caller, "bobs")
+    first, second = (caller.as_job(name, **headers("alice")) for name in ("first", "second"))
+    first.register()
+    the_job(caller, "first").gap_s = 3600.0
+    refused(second.register(), 507, "out_of_memory_budget")
+    the_job(caller, "first")
+    assert second.register().status_code == 201
+    assert bobs.steps() == [10, 20, 30]
+
+
+def test_memory_for_an_evicted_job_is_waited_for(start: Start) -> None:
+    """A worker would take it for the end of its nowcasts that memory is short just now."""
+    caller = crowded(start, 1.5)
+    a, b = caller.as_job("a"), caller.as_job("b")
+    a.register()
+    the_job(caller, "a")
+    b.register()
+    the_job(caller, "b").gap_s = 3600.0
+    assert refused(a.upload(10), 429, "busy")["retry_after_s"] > 0
+
+
+def finish(caller: Caller) -> Any:
+    return caller.client.post(f"/v1/jobs/{caller.job}/finish", headers=caller.headers)
+
+
+def test_a_finished_job_frees_its_memory(start: Start) -> None:
+    """Runs that are over would fill a server's memory until they expire; or nobody could look at how they went."""
+    caller = crowded(start)
+    caller.register()
+    caller.fill()
+    assert caller.nowcast().status_code == 200
+    before, (job,) = caller.service.histories.used_bytes, caller.service.jobs
+    answer = finish(caller)
+    assert answer.status_code == 200
+    assert (answer.json()["history_bytes"], answer.json()["nowcasts"]) == (0, 1)
+    assert before - caller.service.histories.used_bytes == job.evictable_bytes > 4 * 200 * 4
+    assert caller.status()["snapshots"] == 3
+    assert finish(caller).status_code == 200
+    refused(caller.upload(40), 404, "unknown_job")
+    refused(caller.nowcast(), 404, "unknown_job")
+    assert caller.register().status_code == 200  # a run that goes on
+    caller.fill()
+    assert caller.nowcast().status_code == 200
+
+
+def test_a_job_finished_during_its_forecast(start: Start) -> None:
+    """The forecaster would read memory that others have by then; or the memory would never come back."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from server_kit import until
+
+    held = Held()
+    caller = start(held, wiring=dense(10, 20))
+    caller.register()
+    caller.fill()
+    used = caller.service.histories.used_bytes
+    with ThreadPoolExecutor(1) as pool:
+        nowcast = pool.submit(caller.nowcast)
+        assert held.begun.acquire(timeout=30)
+        assert finish(caller).status_code == 200
+        assert caller.service.histories.used_bytes == used
+        held.released.set()
+        assert nowcast.result().status_code == 200
+    until(lambda: caller.service.histories.used_bytes < used)
+
+
+@pytest.mark.parametrize("limit", ["max_jobs", "tenant_jobs"])
+def test_finished_jobs_make_way(start: Start, limit: str) -> None:
+    """A server would refuse new jobs because of those that are over."""
+    caller = start(**{limit: 2})
+    a, b, c = (caller.as_job(name) for name in "abc")
+    for job in (a, b):
+        assert job.register().status_code == 201
+    refused(c.register(), 429, "busy")
+    finish(b)
+    assert c.register().status_code == 201
+    refused(b.client.get("/v1/jobs/b"), 404, "unknown_job")
+    assert a.status()["job"] == "a"
