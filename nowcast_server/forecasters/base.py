@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nowcast_server.streams import own_stream
 from protos.errors import BadRequest, BadValue
 from protos.wiring import Wiring
 
@@ -19,7 +20,11 @@ Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 
 
 class Forecaster(ABC):
-    """Forecasts weights from a context. Stateless: one instance serves any number of jobs and threads at once."""
+    """Forecasts weights from a context. Stateless: one instance serves any number of jobs and threads at once.
+
+    Args:
+        device: where it computes; None for wherever the snapshots lie.
+    """
 
     name: ClassVar[str]
     needs_checkpoint: ClassVar[bool] = False
@@ -41,6 +46,9 @@ class Forecaster(ABC):
 
     laplacian: int = 0
     """Laplacian features of a neuron it takes; 0 if it does not look at the graph."""
+
+    def __init__(self, *, device: str | torch.device | None = None) -> None:
+        self.device = None if device is None else torch.device(device)
 
     def forecast(
         self,
@@ -72,10 +80,27 @@ class Forecaster(ABC):
         if node_pe is not None:
             node_pe = _as_tensor(node_pe)
             self._check_node_pe(wiring, node_pe)
+        place = snapshots[0].device
+        device = self.device or place
+        with own_stream(device, shared=place.type == device.type):
+            there = [snapshot.to(device, non_blocking=True) for snapshot in snapshots]
+            return self._checked(wiring, there, horizons=steps, node_pe=node_pe).to(place)
+
+    def _checked(self, wiring: Wiring, snapshots: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+        """`predict` for snapshots on its device. That they are finite is asked once, together with the forecasts: on a device an
+        answer takes as long as all that was queued before.
+        """
+        # a sum is finite only if every term is, and a mask takes more than a snapshot
+        sums = [snapshot.sum().float() for snapshot in snapshots]
+        forecasts = self.predict(wiring, snapshots, horizons=horizons, node_pe=node_pe).to(torch.float32)
+        sums += [row.sum() for row in forecasts]
+        finite = torch.stack(sums).isfinite().tolist()
+        for index, snapshot in enumerate(snapshots):
+            if not finite[index] and not snapshot.isfinite().all():
+                raise BadValue(f"snapshot {index} of the context holds NaN or infinity", field="states")
         last = snapshots[-1]
-        forecasts = self.predict(wiring, snapshots, horizons=steps, node_pe=node_pe).to(last.device, torch.float32)
-        for row in forecasts:
-            if not row.sum().isfinite():  # a mask of what is nearly always finite would cost as much memory as it
+        for row, whole in zip(forecasts, finite[len(snapshots) :], strict=True):
+            if not whole:  # a mask of what is nearly always finite would cost as much memory as it
                 row.copy_(torch.where(row.isfinite(), row, last.float()))
         return forecasts
 
@@ -119,9 +144,6 @@ class Forecaster(ABC):
             raise BadRequest(f"{self.name} needs {self.context} snapshots, not {len(snapshots)}", field="states")
         if len(snapshots) < LEAST_CONTEXT:
             raise BadRequest(f"a context has at least {LEAST_CONTEXT} snapshots, not {len(snapshots)}", field="states")
-        for index, snapshot in enumerate(snapshots):  # a sum is finite only if every term is, and a mask takes more than a snapshot
-            if not snapshot.sum().isfinite() and not snapshot.isfinite().all():
-                raise BadValue(f"snapshot {index} of the context holds NaN or infinity", field="states")
         return snapshots
 
     def _check_horizons(self, horizons: Sequence[int]) -> Horizons:

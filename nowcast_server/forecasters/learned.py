@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import ClassVar, Final, Protocol
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from nowcast_server.forecasters.base import Forecaster, Horizons
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.options import CheckpointError
+from nowcast_server.nino.precision import Precision
 from protos.errors import BadRequest
 from protos.wiring import Wiring
 
@@ -30,7 +30,7 @@ class Engine(Protocol):
 class EngineType(Protocol):
     """How an engine is made."""
 
-    def __call__(self, checkpoint: Checkpoint, *, device: str | torch.device) -> Engine: ...
+    def __call__(self, checkpoint: Checkpoint, *, device: str | torch.device, precision: Precision) -> Engine: ...
 
 
 class LearnedForecaster(Forecaster):
@@ -40,6 +40,7 @@ class LearnedForecaster(Forecaster):
         checkpoint: the weights.
         device: where to compute.
         engine: a key of `engines()`.
+        precision: of the streaming engine's products.
 
     Raises:
         CheckpointError: the checkpoint is of the other kind of model.
@@ -51,18 +52,26 @@ class LearnedForecaster(Forecaster):
     graph: ClassVar[bool]
     """Whether its checkpoints are graph networks."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", engine: str = DEFAULT_ENGINE) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | torch.device = "cpu",
+        engine: str = DEFAULT_ENGINE,
+        precision: Precision = "float32",
+    ) -> None:
         if checkpoint.options.graph != self.graph:
             other = "nino" if checkpoint.options.graph else "wnn"
             raise CheckpointError(f"{checkpoint.name} is a checkpoint for the forecaster {other!r}", field="checkpoint")
         known = self.engines()
         if engine not in known:
             raise BadRequest(f"engine {engine!r} is not one of {tuple(known)}", field="engine")
+        super().__init__(device=device)
         self.checkpoint = checkpoint
         self.context = checkpoint.options.context
         self.max_horizon = checkpoint.options.max_horizon
         self.weights_bytes = 2 * 4 * checkpoint.size  # as they came, and as the engine folds them
-        self._engine = known[engine](checkpoint, device=device)
+        self._engine = known[engine](checkpoint, device=device, precision=precision)
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         del context  # no learned engine copies the states
@@ -70,15 +79,15 @@ class LearnedForecaster(Forecaster):
 
     @classmethod
     @abstractmethod
+    def reference(cls) -> EngineType:
+        """The plain model; imported when called."""
+
+    @classmethod
     def engines(cls) -> Mapping[str, EngineType]:
         """The engines there are, by name; imported when called."""
+        from nowcast_server.nino.engine import StreamingEngine
+
+        return {DEFAULT_ENGINE: StreamingEngine, "reference": cls.reference()}
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
         return self._engine.forecast(wiring, states, horizons=horizons, node_pe=node_pe)
-
-
-def streaming_engines() -> Mapping[str, EngineType]:
-    """The streaming engine: exact, and with products in bfloat16."""
-    from nowcast_server.nino.engine import StreamingEngine
-
-    return {"streaming": StreamingEngine, "streaming-bfloat16": partial(StreamingEngine, precision="bfloat16")}

@@ -1,13 +1,13 @@
 """`nino`: the graph network."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 
-from nowcast_server.forecasters.learned import DEFAULT_ENGINE, EngineType, LearnedForecaster, streaming_engines
+from nowcast_server.forecasters.learned import DEFAULT_ENGINE, EngineType, LearnedForecaster
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.laplacian import features_bytes
+from nowcast_server.nino.precision import Precision
 from protos.wiring import Wiring
 
 
@@ -17,8 +17,15 @@ class Nino(LearnedForecaster):
     name: ClassVar[str] = "nino"
     graph: ClassVar[bool] = True
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", engine: str = DEFAULT_ENGINE) -> None:
-        super().__init__(checkpoint, device=device, engine=engine)
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | torch.device = "cpu",
+        engine: str = DEFAULT_ENGINE,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(checkpoint, device=device, engine=engine, precision=precision)
         self.laplacian = checkpoint.options.laplacian
         self.max_slots = checkpoint.options.slots
 
@@ -26,7 +33,7 @@ class Nino(LearnedForecaster):
         return super().working_bytes(wiring, context=context) + features_bytes(wiring, count=self.laplacian)
 
     @classmethod
-    def engines(cls) -> Mapping[str, EngineType]:
+    def reference(cls) -> EngineType:
         from nowcast_server.nino.reference import NinoReference
 
-        return {**streaming_engines(), "reference": NinoReference}
+        return NinoReference

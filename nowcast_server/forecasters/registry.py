@@ -18,6 +18,7 @@ from nowcast_server.forecasters.linear import Linear
 from nowcast_server.forecasters.nino import Nino
 from nowcast_server.forecasters.wnn import Wnn
 from nowcast_server.nino.checkpoint import CheckpointError, load_checkpoint
+from nowcast_server.nino.precision import Precision
 from protos.errors import UnknownForecaster
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def load_forecaster(
     checkpoint: str | Path | None = None,
     device: "str | torch.device" = "cpu",
     engine: str = DEFAULT_ENGINE,
+    precision: Precision = "float32",
 ) -> Forecaster:
     """Get the forecaster `name` ready.
 
@@ -90,8 +92,9 @@ def load_forecaster(
         name: a key of `FORECASTERS`, or that of an installed package's forecaster.
         checkpoint: weights for `nino` and `wnn`, a published `.pt` or our `.safetensors`; None for the ones the package ships.
             The others have none.
-        device: where `nino` and `wnn` compute.
-        engine: what computes them: `streaming`, `streaming-bfloat16` (faster, approximate) or `reference`, the plain model.
+        device: where it computes.
+        engine: what computes `nino` and `wnn`: `streaming` or `reference`, the plain model.
+        precision: of the streaming engine's products.
 
     Raises:
         UnknownForecaster: no such forecaster.
@@ -104,21 +107,25 @@ def load_forecaster(
     if not issubclass(cls, LearnedForecaster):
         if checkpoint is not None:
             raise CheckpointError(f"{name!r} has no weights that {checkpoint} could hold; choose nino or wnn", field="checkpoint")
-        return cls()
-    return cls(load_checkpoint(checkpoint or _shipped(name)), device=device, engine=engine)
+        return cls(device=device)
+    return cls(load_checkpoint(checkpoint or _shipped(name)), device=device, engine=engine, precision=precision)
 
 
-def forecaster_of(checkpoint: str | Path, *, device: "str | torch.device" = "cpu") -> LearnedForecaster:
+def forecaster_of(
+    checkpoint: str | Path, *, device: "str | torch.device" = "cpu", precision: Precision = "float32"
+) -> LearnedForecaster:
     """The forecaster a file holds the weights of, `Nino` or `Wnn`, ready on a device.
 
     Raises:
         CheckpointError: the file holds no checkpoint.
     """
     weights = load_checkpoint(checkpoint)
-    return (Nino if weights.options.graph else Wnn)(weights, device=device)
+    return (Nino if weights.options.graph else Wnn)(weights, device=device, precision=precision)
 
 
-def load_forecasters(checkpoints: Iterable[CheckpointFile], *, device: str) -> Mapping[str, Forecaster]:
+def load_forecasters(
+    checkpoints: Iterable[CheckpointFile], *, device: str, precision: Precision = "float32"
+) -> Mapping[str, Forecaster]:
     """The forecasters that need no weights, those whose weights are given or come with the package, then those with names given.
 
     Raises:
@@ -127,14 +134,14 @@ def load_forecasters(checkpoints: Iterable[CheckpointFile], *, device: str) -> M
     discover()
     given: dict[str, Forecaster] = {}
     for file in checkpoints:
-        forecaster = forecaster_of(file.path, device=device)
+        forecaster = forecaster_of(file.path, device=device, precision=precision)
         name = file.name or forecaster.name
         if name in given:
             detail = f"{file.path} is the second checkpoint for {name!r}: give all but one a name (--checkpoint NAME=FILE)"
             raise CheckpointError(detail, field="checkpoints")
         given[name] = forecaster
     names = [name for name, cls in FORECASTERS.items() if name in given or _path(name).exists() or not cls.needs_checkpoint]
-    return {name: given.get(name) or load_forecaster(name, device=device) for name in names} | given
+    return {name: given.get(name) or load_forecaster(name, device=device, precision=precision) for name in names} | given
 
 
 def _path(name: str) -> Path:

@@ -1,9 +1,8 @@
 """`wnn`: an MLP for each parameter alone."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-from nowcast_server.forecasters.learned import EngineType, LearnedForecaster, streaming_engines
+from nowcast_server.forecasters.learned import EngineType, LearnedForecaster
 
 
 class Wnn(LearnedForecaster):
@@ -13,7 +12,7 @@ class Wnn(LearnedForecaster):
     graph: ClassVar[bool] = False
 
     @classmethod
-    def engines(cls) -> Mapping[str, EngineType]:
+    def reference(cls) -> EngineType:
         from nowcast_server.nino.reference import WnnReference
 
-        return {**streaming_engines(), "reference": WnnReference}
+        return WnnReference

@@ -12,8 +12,10 @@ from nowcast_server.nino.cache import LruCache
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.graph import SELF_LOOP_FEATURE, STRUCTURE_FEATURE, to_graph
 from nowcast_server.nino.laplacian import laplacian_features
+from nowcast_server.nino.precision import Precision
 from nowcast_server.nino.standardise import Standardisation
 from nowcast_server.nino.wnn import Wnn
+from protos.errors import BadRequest
 from protos.wiring import EdgeType, Wiring
 
 if TYPE_CHECKING:
@@ -33,9 +35,15 @@ class ReferenceEngine(ABC):
     Args:
         checkpoint: the weights.
         device: where to compute.
+        precision: `float32` alone.
+
+    Raises:
+        BadRequest: another precision.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", precision: Precision = "float32") -> None:
+        if precision != "float32":
+            raise BadRequest(f"the reference engine computes in float32, not {precision}", field="precision")
         self.options = checkpoint.options
         self.device = torch.device(device)
 
@@ -67,8 +75,8 @@ class ReferenceEngine(ABC):
 class NinoReference(ReferenceEngine):
     """NiNo through PyTorch Geometric."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> None:
-        super().__init__(checkpoint, device=device)
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", precision: Precision = "float32") -> None:
+        super().__init__(checkpoint, device=device, precision=precision)
         self._model = build_nino(checkpoint).to(self.device)
 
     def predict(self, wiring: Wiring, graph: "Data", z: Tensor, horizons: tuple[int, ...], node_pe: Tensor | None) -> Tensor:
@@ -88,8 +96,8 @@ class NinoReference(ReferenceEngine):
 class WnnReference(ReferenceEngine):
     """WNN and WNN+ in plain PyTorch."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> None:
-        super().__init__(checkpoint, device=device)
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", precision: Precision = "float32") -> None:
+        super().__init__(checkpoint, device=device, precision=precision)
         self._model = build_wnn(checkpoint).to(self.device)
 
     def predict(self, wiring: Wiring, graph: "Data", z: Tensor, horizons: tuple[int, ...], node_pe: Tensor | None) -> Tensor:

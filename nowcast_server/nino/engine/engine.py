@@ -6,6 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from nowcast_server.nino.cache import LruCache
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine.bundles import Bundle
 from nowcast_server.nino.engine.fold import Folded, NeuronStage, fold
@@ -13,11 +14,13 @@ from nowcast_server.nino.engine.kernels import Kernels, Sums
 from nowcast_server.nino.engine.neurons import Neurons
 from nowcast_server.nino.engine.placement import Placement, placement
 from nowcast_server.nino.engine.plan import Plan, Unit, plan, plan_bytes
-from nowcast_server.nino.engine.products import PRODUCTS, Precision
+from nowcast_server.nino.engine.products import PRODUCTS
 from nowcast_server.nino.engine.snapshots import Snapshots, panel_view
 from nowcast_server.nino.engine.tiles import Ends
 from nowcast_server.nino.engine.workers import aside, in_order, run
 from nowcast_server.nino.laplacian import laplacian_features
+from nowcast_server.nino.precision import Precision
+from nowcast_server.streams import own_stream
 from protos.wiring import Wiring
 
 
@@ -29,8 +32,7 @@ class StreamingEngine:
     Args:
         checkpoint: the weights.
         device: where to compute.
-        precision: of the products of H x H; `bfloat16` is off by some 0.5% of the forecast change, and faster where the hardware
-            multiplies it fast.
+        precision: of the products, see `Precision`; docs/gpu.md has the error of each.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", precision: Precision = "float32") -> None:
@@ -52,36 +54,47 @@ class StreamingEngine:
             (len(horizons), n) float32 on the device of `states`.
         """
         if node_pe is None and self.options.graph:
-            node_pe = laplacian_features(wiring, count=self.options.laplacian)
+            node_pe = _features(wiring, self.options.laplacian, self.device)
+        if self.device.type == "cpu":
+            return aside(lambda: self._forecast(wiring, states, horizons, node_pe))
+        with own_stream(self.device, shared=states[0].device.type == self.device.type), torch.no_grad():
+            return self._forecast(wiring, states, horizons, node_pe).to(states[0].device)
+
+    def _forecast(
+        self, wiring: Wiring, states: Tensor | Sequence[Tensor], horizons: tuple[int, ...], node_pe: Tensor | None
+    ) -> Tensor:
         place = placement(self.device)
-
-        def compute() -> Tensor:
-            work = plan(wiring, place.sizes, graph=self.options.graph, device=self.device)
-            little = work.single or work.edges < LITTLE
-            if little:
-                place.threads = 1
-            rows = [row.detach().to(self.device, non_blocking=True).contiguous() for row in states]
-            snapshots = Snapshots(rows, wiring, plan=work, scaling=self.options.scaling, placement=place, keep=little)
-            return _Forecast(work, snapshots, self._kernels, place).run(horizons, node_pe)
-
-        return aside(compute) if self.device.type == "cpu" else compute().to(states[0].device)
+        work = plan(wiring, place.sizes, graph=self.options.graph, device=self.device)
+        little = work.single or work.edges < LITTLE
+        if little:
+            place.threads = 1
+        rows = [row.detach().to(self.device, non_blocking=True).contiguous() for row in states]
+        snapshots = Snapshots(rows, wiring, plan=work, scaling=self.options.scaling, placement=place, keep=little)
+        return _Forecast(work, snapshots, self._kernels, place).run(horizons, node_pe)
 
     def memory_bytes(self, wiring: Wiring, *, horizons: int = 1) -> int:
-        """An upper estimate of what a forecast allocates besides the snapshots it reads, on the CPU; it needs no snapshots."""
+        """An upper estimate of what a forecast allocates on its device, besides the snapshots it reads; it needs no snapshots."""
         place = placement(self.device)
         vectors = 4 * self.options.hidden  # bytes
         stages = sum(stage.at_source is not None for stage in self._kernels.folded.edge_stages)
-        # at the last convolution: x and B, the sums twice (their group's apart), and both ends of every stage before and after it
+        # at the last convolution: x and B, the sums twice (those of units under way apart), and both ends of every stage
         neurons = wiring.neurons * vectors * (2 + 4 + 2 * stages)
-        units = 2 * place.threads * (_UNIT_BYTES + 8 * place.sizes.bundle * vectors)
+        units = 2 * place.threads * (place.unit_bytes + 8 * place.sizes.bundle * vectors)
         return plan_bytes(wiring, place.sizes, graph=self.options.graph) + neurons + units + 4 * horizons * wiring.size
 
 
 LITTLE: Final = 16_384
 """Edges: handing fewer to other threads takes longer than computing them, and reading them twice longer than keeping them."""
 
-_UNIT_BYTES: Final = 4 * 2**20
-"""A panel's snapshots and forecasts, two tiles' buffers, and what products need."""
+_FEATURES: Final = LruCache[Tensor](64 * 2**20, weigh=lambda features: features.nbytes)
+
+
+def _features(wiring: Wiring, count: int, device: torch.device) -> Tensor:
+    """A wiring's Laplacian features on the device, (neurons, count); cached there."""
+    features = laplacian_features(wiring, count=count)
+    if device.type == "cpu":
+        return features
+    return _FEATURES.get(f"{device}/{count}/{wiring.hash}", lambda: features.to(device))
 
 
 class _Forecast:

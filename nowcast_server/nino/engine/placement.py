@@ -28,6 +28,8 @@ class Placement:
     sizes: ClassVar[Sizes] = Sizes()
     span: ClassVar[int] = 1 << 14
     """Weights of one snapshot that are summed up at once when scales are fitted."""
+    unit_bytes: ClassVar[int] = 4 * 2**20
+    """A panel's snapshots and forecasts, two tiles' buffers, and what products or the sums of a span need."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -43,6 +45,7 @@ class DevicePlacement(Placement):
 
     sizes: ClassVar[Sizes] = DEVICE_SIZES
     span: ClassVar[int] = 1 << 21
+    unit_bytes: ClassVar[int] = 192 * 2**20
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)

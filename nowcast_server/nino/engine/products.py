@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nowcast_server.nino.engine.fold import Affine
-
-Precision = Literal["float32", "bfloat16"]
+from nowcast_server.nino.precision import Precision
 
 ACTIVATE: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "silu": partial(nn.functional.silu, inplace=True),
@@ -30,7 +29,7 @@ class Products(Protocol):
 
 
 class Float32:
-    """Exact."""
+    """Exact, or with TF32 factors if torch has been told so."""
 
     def add(self, h: Tensor, affine: Affine, out: Tensor) -> None:
         out.addmm_(h, affine.matrix)
@@ -51,4 +50,4 @@ class BFloat16:
         out.copy_(h.bfloat16() @ affine.narrow)
 
 
-PRODUCTS: Final[Mapping[Precision, type[Products]]] = {"float32": Float32, "bfloat16": BFloat16}
+PRODUCTS: Final[Mapping[Precision, type[Products]]] = {"float32": Float32, "tf32": Float32, "bfloat16": BFloat16}

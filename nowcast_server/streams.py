@@ -1,0 +1,45 @@
+"""A CUDA stream of our own: forecasts in a training's process neither wait for its steps nor hold them up.
+
+CUDA knows no priority below that of the default stream, on which training runs; both share the device's cores. What ends soonest is
+that the forecast is queued apart: a training step that is queued later does not wait for all of it.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+
+_STREAMS: Final[dict[torch.device, torch.cuda.Stream]] = {}
+_LOCK: Final = threading.Lock()
+LOWEST: Final = 0
+"""The lowest priority that CUDA has; higher ones are negative."""
+
+
+@contextmanager
+def own_stream(device: torch.device, *, shared: bool) -> Iterator[None]:
+    """Within it, CUDA work of this thread goes to the stream of forecasts; on other devices nothing changes.
+
+    Args:
+        device: whose stream.
+        shared: whether tensors on the device pass between the caller's stream and this one: then each waits for what the other has
+            queued so far.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    caller, ours = torch.cuda.current_stream(device), _stream(device)
+    if shared and caller != ours:
+        ours.wait_stream(caller)
+    with torch.cuda.stream(ours):
+        yield
+    if shared and caller != ours:
+        caller.wait_stream(ours)
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    with _LOCK:
+        if device not in _STREAMS:
+            _STREAMS[device] = torch.cuda.Stream(device, priority=LOWEST)  # type: ignore[no-untyped-call]
+        return _STREAMS[device]
