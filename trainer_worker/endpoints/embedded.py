@@ -8,9 +8,9 @@ from torch import Tensor
 
 from nowcast_server.forecasters import Forecaster, load_forecaster
 from nowcast_server.forecasters.registry import forecaster_of
+from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.jobs.skill import TrackRecord
 from nowcast_server.nino.options import CheckpointError
-from nowcast_server.wanted import Unwanted, wanted_until
 from protos.errors import BadForecast, HistoryMissing, NowcastError, Unavailable, UnknownJob
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
@@ -84,9 +84,9 @@ class EmbeddedEndpoint:
         states = [self._history[step] for step in context]
         asked = horizons or (self.forecaster.glide_horizon,)
         try:
-            with torch.no_grad(), wanted_until(self._closed):
+            with torch.no_grad(), interruptible(self._check_open):
                 forecasts = self.forecaster.forecast(spec.wiring, states, horizons=asked)
-        except Unwanted as error:
+        except Cancelled as error:
             raise Unavailable("the run has ended") from error
         if forecasts.shape != out.shape:
             raise BadForecast(f"{spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")
@@ -105,6 +105,10 @@ class EmbeddedEndpoint:
         """Let go of the snapshots, and stop a forecast that is under way."""
         self._closed.set()
         self._history.clear()
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise Cancelled
 
     def _tracked(self) -> TrackRecord:
         if self._track is None:
