@@ -1,5 +1,6 @@
 """Runs of the training loop as Ray Train jobs: data-parallel workers, checkpoints, restarts."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -106,6 +107,7 @@ def _run_config(order: Order) -> ray_train.RunConfig:
 def _worker(config: dict[str, Any]) -> Any:  # Any: ray expects None, and passes on what comes
     """What every worker process runs: a run record as JSON values, or the argument that cannot work and why."""
     order = Order.model_validate(config["order"])
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # Ray Train shows what is INFO: a line for each request
     shared_by = ray_train.get_context().get_local_world_size()
     torch.set_num_threads(order.config.workers.threads or max(1, (os.cpu_count() or 1) // shared_by))
     try:
