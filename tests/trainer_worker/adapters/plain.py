@@ -1,0 +1,49 @@
+"""The loop that adapters are compared with: same network, data and optimizer, by hand."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer_worker import Nowcast
+
+STEPS, INTERVAL = 72, 6
+OPTIONS: dict[str, Any] = {"server": "embedded", "forecaster": "linear", "interval": INTERVAL}
+
+
+class Network(nn.Module):
+    """Gives a loss if it is given the truth, as Hugging Face's models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        out = self.body(x)
+        return {"logits": out} if labels is None else {"loss": (out - labels).pow(2).mean(), "logits": out}
+
+
+def examples(count: int) -> tuple[Tensor, Tensor]:
+    """Inputs (count, 8) and targets (count, 1)."""
+    inputs = torch.randn(count, 8, generator=torch.Generator().manual_seed(1))
+    return inputs, inputs.sum(1, keepdim=True)
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def plain_run(batches: list[tuple[Tensor, Tensor]], *, lr: float = 1e-2, nowcasts: bool = True) -> tuple[Tensor, int]:
+    """The weights after a run of the loop by hand, and how many forecasts were used."""
+    model = Network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.0)
+    nowcast = Nowcast(model, optimizer, max_steps=len(batches), **OPTIONS)
+    if nowcasts:
+        nowcast.start()
+    for inputs, targets in batches:
+        model(inputs, targets)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    nowcast.stop()
+    return flat(model), nowcast.summary()["nowcasts"]["used"]

@@ -1,0 +1,118 @@
+"""Nowcasts in Hugging Face's Trainer."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plain import OPTIONS, STEPS, Network, examples, flat, plain_run
+from torch import Tensor
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+from trainer_worker.adapters.huggingface import FILE, NowcastCallback
+
+BATCH = 4
+
+
+@pytest.fixture(autouse=True)
+def _no_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In these tests the folder tests/trainer_worker/datasets looks like Hugging Face's package of that name."""
+    monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """Examples one by one."""
+
+    def __init__(self) -> None:
+        self.inputs, self.targets = examples(STEPS * BATCH)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"x": self.inputs[index], "labels": self.targets[index]}
+
+
+class InOrder(Trainer):  # type: ignore[misc]
+    """Takes the examples as they come, as the loop by hand does."""
+
+    def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+
+def trained(folder: Path, *, callback: NowcastCallback | None = None, resume: bool = False, **changes: Any) -> Tensor:
+    settings = {
+        "max_steps": STEPS, "per_device_train_batch_size": BATCH, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
+        "max_grad_norm": 0, "weight_decay": 0, "report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no",
+        "optim": "adamw_torch", "logging_strategy": "no", **changes,
+    }  # fmt: skip
+    arguments = TrainingArguments(str(folder), **settings)
+    trainer = InOrder(Network(), arguments, train_dataset=Rows(), callbacks=[callback] if callback else [])
+    trainer.train(resume_from_checkpoint=resume)
+    return flat(trainer.model)
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    inputs, targets = examples(STEPS * BATCH)
+    return list(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
+
+
+def test_the_same_bits_as_a_loop_by_hand(tmp_path: Path) -> None:
+    """The adapter would count other steps than the Trainer makes, or push at another moment."""
+    callback = NowcastCallback(**OPTIONS)
+    weights = trained(tmp_path, callback=callback)
+    expected, used = plain_run(batches())
+    assert callback.nowcast is not None
+    assert callback.nowcast.steps == STEPS
+    assert callback.nowcast.summary()["nowcasts"]["used"] == used > 3
+    assert torch.equal(weights, expected)
+    assert not torch.equal(weights, plain_run(batches(), nowcasts=False)[0])
+
+
+def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """A run that is stopped and resumed from the Trainer's checkpoint would lose its context, and end with other weights."""
+    whole = trained(tmp_path / "whole", callback=NowcastCallback(**OPTIONS))
+    saving = {"save_strategy": "steps", "save_steps": 40}
+    first = NowcastCallback(**OPTIONS)
+    first.on_step_end = lambda args, state, control, **_: setattr(control, "should_training_stop", state.global_step == 40)
+    trained(tmp_path / "parts", callback=first, **saving)
+    assert (tmp_path / "parts" / "checkpoint-40" / FILE).is_file()
+    second = NowcastCallback(**OPTIONS)
+    assert torch.equal(trained(tmp_path / "parts", callback=second, resume=True, **saving), whole)
+
+
+def test_a_checkpoint_without_state_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint from before the callback was added could not be resumed."""
+    trained(tmp_path, save_strategy="steps", save_steps=40)
+    for folder in tmp_path.glob("checkpoint-7*"):
+        folder.rename(tmp_path / "last")
+    caplog.set_level(logging.WARNING)
+    callback = NowcastCallback(**OPTIONS)
+    trained(tmp_path, callback=callback, resume=True)
+    assert "forecasts begin anew at step 40" in caplog.text
+    assert callback.nowcast is not None
+    assert callback.nowcast.steps == STEPS - 40
+
+
+def test_switched_off_it_costs_nothing(tmp_path: Path) -> None:
+    """A Trainer without the callback would train otherwise than by hand: the comparison above would prove nothing."""
+    assert torch.equal(trained(tmp_path), plain_run(batches(), nowcasts=False)[0])
+
+
+def test_the_loss_is_told(tmp_path: Path) -> None:
+    """The server's page would show no loss, and `nowcast try` have nothing to compare."""
+    told: list[float] = []
+    callback = NowcastCallback(**OPTIONS)
+
+    class Listening(NowcastCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            super().on_train_begin(*args, **kwargs)
+            assert self.nowcast is not None
+            self.nowcast.observe = lambda loss: told.append(float(loss))  # type: ignore[method-assign]
+
+    callback = Listening(**OPTIONS)
+    trained(tmp_path, callback=callback, logging_strategy="steps", logging_steps=12)
+    assert len(told) == STEPS // 12
+    assert told[0] > told[-1] > 0

@@ -1,0 +1,109 @@
+"""Nowcasts in Lightning's Trainer, and with Fabric."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric import Fabric
+from plain import OPTIONS, STEPS, Network, examples, flat, plain_run
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainer_worker import Nowcast
+from trainer_worker.adapters.lightning import NowcastCallback
+
+BATCH = 4
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and loggers
+
+
+class Module(pl.LightningModule):
+    """The network, as Lightning wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Network()
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        return self.network(*batch)["loss"]  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), 1e-2, weight_decay=0.0)
+
+
+def trained(folder: Path, *, callback: NowcastCallback | None = None, resume: str | None = None, **changes: Any) -> Tensor:
+    module = Module()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
+    settings = {"max_epochs": 2, "enable_checkpointing": False, **quiet, **changes}
+    trainer = pl.Trainer(default_root_dir=folder, callbacks=[callback] if callback else [], **settings)
+    trainer.fit(module, DataLoader(TensorDataset(*examples(STEPS * BATCH // 2)), BATCH), ckpt_path=resume, weights_only=True)
+    if settings["max_epochs"] == 1:
+        trainer.save_checkpoint(folder / "stopped.ckpt")
+    return flat(module)
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    inputs, targets = examples(STEPS * BATCH // 2)
+    return 2 * list(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
+
+
+def test_the_same_bits_as_a_loop_by_hand(tmp_path: Path) -> None:
+    """The adapter would count other steps than the Trainer makes, or push at another moment."""
+    callback = NowcastCallback(**OPTIONS)
+    weights = trained(tmp_path, callback=callback)
+    expected, used = plain_run(batches())
+    assert callback.nowcast is not None
+    assert callback.nowcast.steps == STEPS
+    assert callback.nowcast.summary()["nowcasts"]["used"] == used > 3
+    assert torch.equal(weights, expected)
+    assert torch.equal(trained(tmp_path), plain_run(batches(), nowcasts=False)[0])
+
+
+def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """A run that is resumed from Lightning's checkpoint would lose its context; read safely, without pickle, it must come back."""
+    options = {**OPTIONS, "max_steps": STEPS}
+    trained(tmp_path, callback=NowcastCallback(**options), max_epochs=1)
+    resumed = trained(tmp_path, callback=NowcastCallback(**options), resume=str(tmp_path / "stopped.ckpt"))
+    assert torch.equal(resumed, plain_run(batches())[0])
+
+
+def test_an_error_in_training_stops_it(tmp_path: Path) -> None:
+    """A crashed cell of a notebook would leave a thread behind, and hooks on the optimizer."""
+
+    class Failing(Module):
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            if index == 20:
+                raise ZeroDivisionError
+            return super().training_step(batch, index)
+
+    callback = NowcastCallback(**OPTIONS)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", callbacks=[callback], **quiet)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(Failing(), DataLoader(TensorDataset(*examples(STEPS * BATCH)), BATCH))
+    assert callback.nowcast is not None
+    assert callback.nowcast._over
+
+
+def test_fabric(tmp_path: Path) -> None:
+    """With Fabric, whose wrappers are neither module nor optimizer, no step would be counted, or no state saved."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+
+    def run(*, steps: slice, saved: bool) -> Tensor:
+        network = Network()
+        model, optimizer = fabric.setup(network, torch.optim.AdamW(network.parameters(), 1e-2, weight_decay=0.0))
+        nowcast = Nowcast(model, optimizer, max_steps=STEPS, **OPTIONS)
+        state = {"model": model, "optimizer": optimizer, "nowcast": nowcast}
+        if saved:
+            fabric.load(tmp_path / "run.ckpt", state)
+        with nowcast:
+            for inputs, targets in batches()[steps]:
+                fabric.backward(model(inputs, targets)["loss"])
+                optimizer.step()
+                optimizer.zero_grad()
+            fabric.save(tmp_path / "run.ckpt", state)
+        return flat(network)
+
+    run(steps=slice(40), saved=False)
+    assert torch.equal(run(steps=slice(40, None), saved=True), plain_run(batches())[0])

@@ -1,0 +1,31 @@
+"""Hugging Face's Accelerate: loops of one's own with `accelerator.prepare`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from trainer_worker.nowcast import Nowcast
+
+
+def nowcast(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], **options: Any) -> Nowcast:
+    """Make a `Nowcast` of what `accelerator.prepare` gave, whose state goes with `accelerator.save_state` and `load_state`.
+
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    with nowcast(accelerator, model, optimizer, max_steps=10_000):
+        for batch in loader: ...
+
+    Args:
+        accelerator: of the run.
+        model: prepared or not.
+        optimizer: prepared or not; several as a list.
+        options: of `Nowcast`.
+
+    Raises:
+        BadArgument: see `Nowcast`.
+    """
+    made = Nowcast(accelerator.unwrap_model(model), optimizer, **options)
+    accelerator.register_for_checkpointing(made)
+    return made

@@ -1,0 +1,75 @@
+"""Hugging Face's `Trainer`, and those built on it (TRL, sentence-transformers)."""
+
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainer_worker.nowcast import Nowcast
+
+log = logging.getLogger(__name__)
+
+FILE: Final = "nowcast.pt"
+"""Where a checkpoint's folder holds the state."""
+
+
+class NowcastCallback(TrainerCallback):
+    """Nowcasts for a `Trainer`; saved with its checkpoints, and resumed with them.
+
+    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[NowcastCallback(forecaster="linear")])
+    trainer.train()
+
+    Args:
+        options: of `Nowcast`; the run's length is the Trainer's own.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self.nowcast: Nowcast | None = None
+        """Of the present or the last run."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start, where the Trainer's checkpoint stopped if it resumes one."""
+        del control
+        steps = state.max_steps if state.max_steps > 0 else None
+        self.nowcast = Nowcast(kwargs["model"], kwargs["optimizer"], **{"max_steps": steps, **self._options})
+        if state.global_step:
+            self._resume(args, state)
+        self.nowcast.start()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Tell the loss."""
+        del args, state, control
+        logs = kwargs.get("logs") or {}
+        if self.nowcast is not None and "loss" in logs:
+            self.nowcast.observe(float(logs["loss"]))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the state beside the Trainer's."""
+        del control, kwargs
+        folder = _folder(args, state)
+        if self.nowcast is not None and state.is_world_process_zero and folder.is_dir():
+            torch.save(self.nowcast.state_dict(), folder / FILE)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop."""
+        del args, state, control, kwargs
+        if self.nowcast is not None:
+            self.nowcast.stop()
+
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Load the state of the checkpoint that the Trainer has loaded; without one, a new context begins."""
+        assert self.nowcast is not None
+        named = args.resume_from_checkpoint
+        folder = Path(named) if isinstance(named, str) else _folder(args, state)
+        if (folder / FILE).is_file():
+            self.nowcast.load_state_dict(torch.load(folder / FILE, map_location="cpu", weights_only=True))
+        else:
+            log.warning("%s is not there: forecasts begin anew at step %d", folder / FILE, state.global_step)
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the Trainer keeps the checkpoint of this step."""
+    return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

@@ -1,0 +1,61 @@
+"""Lightning's `Trainer`. With Fabric, use `Nowcast` itself, and give it to `fabric.save` and `fabric.load`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from trainer_worker.nowcast import Nowcast
+
+
+class NowcastCallback(Callback):
+    """Nowcasts for a `Trainer`; saved with its checkpoints, and resumed with them.
+
+    trainer = Trainer(max_epochs=10, callbacks=[NowcastCallback(forecaster="linear")])
+
+    Args:
+        options: of `Nowcast`; the run's length is the Trainer's own.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._state: Mapping[str, Any] | None = None
+        self.nowcast: Nowcast | None = None
+        """Of the present or the last run."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start, where the Trainer's checkpoint stopped if it resumes one."""
+        steps = trainer.estimated_stepping_batches
+        known = int(steps) if math.isfinite(steps) and steps > 0 else None
+        self.nowcast = Nowcast(pl_module, trainer.optimizers, **{"max_steps": known, **self._options})
+        if self._state is not None:
+            self.nowcast.load_state_dict(self._state)
+            self._state = None
+        self.nowcast.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Tell the loss."""
+        del trainer, pl_module, batch, batch_idx
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if self.nowcast is not None and isinstance(loss, Tensor):
+            self.nowcast.observe(loss)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop."""
+        self.teardown(trainer, pl_module, type(exception).__name__)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop."""
+        del trainer, pl_module, stage
+        if self.nowcast is not None:
+            self.nowcast.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the Trainer's checkpoints hold."""
+        return self.nowcast.state_dict() if self.nowcast is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep it for the start, which comes later."""
+        self._state = state_dict or None
