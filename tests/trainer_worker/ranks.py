@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_runs import CONTEXT, INTERVAL, PERIOD, WHOLE, ShiftingEndpoint, flat, network
+from small_runs import STEADY, STEPS, ScriptedEndpoint, flat, make, network
 from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
@@ -16,11 +16,10 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from protos.errors import BadRequest, Unavailable
-from trainer_worker import BestAfterRecovery, FixedHorizon, Guard, Jump, Nowcast
+from trainer_worker import Nowcast
+from trainer_worker.endpoints.server import Server
 from trainer_worker.errors import BadArgument, RanksDiffer
 from trainer_worker.wiring import wire
-
-STEPS = 3 * PERIOD
 
 
 def run_scenarios(folder: Path, url: str, *, world: int = 2) -> list[dict[str, Any]]:
@@ -40,72 +39,91 @@ def _main(rank: int, folder: Path, port: int, world: int, url: str) -> None:
     told = {
         "wrapped": train(rank, embedded, wrapped=True),
         "bare": train(rank, embedded, wrapped=False),
-        "http": train(rank, {"server": url, "forecaster": "linear", "dtype": "bfloat16"}),
-        "failing": train(rank, {"server": ShiftingEndpoint(fail=_fail)}),
-        "overlap": train(rank, {**embedded, "overlap": True}),
-        "tried": train(rank, {**embedded, "probe": Spoilt(rank), "guard": Guard(recovery=4)}),
-        "compared": train(rank, {**embedded, **compared(rank)}),
-        "stopped": train(rank, embedded, steps=PERIOD + 3),
+        "http": train(rank, {"server": Server(url, dtype="bfloat16", timeout_s=20), "forecaster": "linear"}),
+        "failing": train(rank, {"server": ScriptedEndpoint(fail=_fail)}),
+        "jump": train(rank, {**embedded, "mode": "jump", "interval": 1}),
+        "shadow": train(rank, {**embedded, "mode": "shadow"}),
+        "unfrozen": train(rank, embedded, unfreeze_at=5),
+        "stopped": train(rank, embedded, steps=15),
     }
     if rank == 0:
         torch.save(told["stopped"], folder / "checkpoint.pt")
     dist.barrier()
     told["resumed"] = train(rank, embedded, saved=torch.load(folder / "checkpoint.pt", weights_only=True))
-    halfway = train(rank, {**embedded, **compared(rank)}, steps=PERIOD + 6)
-    if rank == 0:
-        torch.save(halfway, folder / "halfway.pt")
-    dist.barrier()
-    saved = torch.load(folder / "halfway.pt", weights_only=True)
-    told["compared resumed"] = train(rank, {**embedded, **compared(rank)}, saved=saved)
     told["apart"] = train_apart(rank)
     told["refused"] = refused(rank)
     told["alone"] = train_alone(rank)
     told["sharded"] = train_sharded(rank)
-    told["sharded compared"] = train_sharded(rank, **compared(rank))
-    told["large"] = jump_large(rank)
+    told["sharded bfloat16"] = train_sharded(rank, dtype=torch.bfloat16)
+    told["large"] = glide_large(rank)
     torch.set_default_dtype(torch.float64)
-    told["double"], told["sharded double"] = train(rank, embedded), train_sharded(rank)
+    told["double"] = train(rank, embedded)
     torch.save(told, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def train(
-    rank: int, options: dict[str, Any], *, wrapped: bool = True, steps: int = STEPS, saved: dict[str, Any] | None = None
+    rank: int,
+    options: dict[str, Any],
+    *,
+    wrapped: bool = True,
+    steps: int = STEPS,
+    saved: dict[str, Any] | None = None,
+    unfreeze_at: int | None = None,
 ) -> dict[str, Any]:
-    """A data-parallel run, each rank on its own batches; weights at every step, collectives counted."""
+    """A data-parallel run, each rank on its own batches; weights at every step, broadcasts counted."""
     torch.manual_seed(0)
     model: nn.Module = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    model[0].requires_grad_(unfreeze_at is None)
     replica = DistributedDataParallel(model, forward_sync_buffers=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    nowcast = Nowcast(replica if wrapped else model, optimizer, max_steps=STEPS, interval=INTERVAL, context=CONTEXT, **options)
-    if isinstance(probe := options.get("probe"), Preferring):
-        probe.nowcast = nowcast
+    nowcast = make(replica if wrapped else model, optimizer, None, **options)
     broadcasts = []
     broadcast = dist.broadcast
-    dist.broadcast = lambda *args, **kwargs: (broadcasts.append(nowcast.step), broadcast(*args, **kwargs))[1]
+    dist.broadcast = lambda *args, **kwargs: (broadcasts.append(nowcast.steps), broadcast(*args, **kwargs))[1]
     weights = []
     if saved is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         nowcast.load_state_dict(saved["nowcast"])
     with nowcast:
-        while nowcast.step < steps:
-            generator = torch.Generator().manual_seed(2 * nowcast.step + rank)
+        while nowcast.steps < steps:
+            if nowcast.steps == unfreeze_at:
+                model[0].requires_grad_(True)
+            generator = torch.Generator().manual_seed(2 * nowcast.steps + rank)
             inputs = torch.randn(16, 8, generator=generator)
             optimizer.zero_grad()
             functional.cross_entropy(replica(inputs), (inputs.sum(1) > 0).long()).backward()
+            if unfreeze_at is not None:
+                average_gradients(model)
             optimizer.step()
+            wait_on_rank_0(nowcast)
             weights.append(flat(model))
     dist.broadcast = broadcast
     return {
         "weights": torch.stack(weights),
         "buffers": model[1].running_mean.clone(),
         "events": [event.to_dict() for event in nowcast.events if event.kind == "nowcast"],
-        "broadcasts": sorted(set(broadcasts)),
+        "broadcasts": broadcasts,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "nowcast": nowcast.state_dict(),
     }
+
+
+def average_gradients(model: nn.Module) -> None:
+    """What `DistributedDataParallel` does not do for parameters that were frozen when it was made."""
+    for parameter in model[0].parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+
+
+def wait_on_rank_0(nowcast: Nowcast) -> None:
+    """Until its answer is there; the other ranks wait for it in their next collective."""
+    request = nowcast._boundaries._asked
+    if request is not None:
+        assert request.done.wait(20)
 
 
 def train_apart(rank: int) -> dict[str, Any]:
@@ -113,7 +131,7 @@ def train_apart(rank: int) -> dict[str, Any]:
     model = network(seed=rank)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     told = ""
-    with Nowcast(model, optimizer, max_steps=STEPS, interval=INTERVAL, forecaster="linear"):
+    with make(model, optimizer, None, forecaster="linear"):
         optimizer.zero_grad()
         model(torch.ones(1, 8)).sum().backward()
         try:
@@ -126,11 +144,11 @@ def train_apart(rank: int) -> dict[str, Any]:
 def refused(rank: int) -> list[str]:
     """What each rank is told of arguments that rank 0 alone looks at, and of a server that refuses the job."""
     told = []
-    for options in ({"forecaster": "oracle"}, {"policy": FixedHorizon(10**6)}, {"server": ShiftingEndpoint(fail=_refuse)}):
+    for options in ({"server": None, "forecaster": "oracle"}, {"server": ScriptedEndpoint(fail=_refuse)}):
         model = network()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
         try:
-            with Nowcast(model, optimizer, max_steps=STEPS, interval=INTERVAL, **{"forecaster": "nino", **options}):
+            with make(model, optimizer, **{"endpoint": options.pop("server"), **options}):
                 pass
         except BadArgument as error:
             told.append(str(error))
@@ -142,27 +160,20 @@ def train_alone(rank: int) -> dict[str, Any]:
     groups = [dist.new_group([member]) for member in range(dist.get_world_size())]
     model = network(seed=rank)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    endpoint = ShiftingEndpoint()
-    with Nowcast(model, optimizer, server=endpoint, max_steps=STEPS, interval=INTERVAL, jump=WHOLE, process_group=groups[rank]):
-        for _ in range(PERIOD):
+    with make(model, optimizer, ScriptedEndpoint(), process_group=groups[rank]) as nowcast:
+        for _ in range(STEPS):
             optimizer.zero_grad()
             model(torch.ones(1, 8)).sum().backward()
             optimizer.step()
-    return {"forecast": endpoint.sent[PERIOD] + 0.01 * 40, "weights": flat(model)}
+    return {"used": nowcast.summary()["nowcasts"]["used"], "weights": flat(model)}
 
 
-def compared(rank: int) -> dict[str, Any]:
-    """The options of a run that compares three horizons; rank 1 finds the second best, rank 0 the third, by less."""
-    policy = BestAfterRecovery(FixedHorizon(4))
-    return {"policy": policy, "probe": Preferring(rank), "guard": Guard(recovery=4, budget=1.0)}
-
-
-def train_sharded(rank: int, **given: Any) -> dict[str, Any]:
-    """The same run, data-parallel and split over the ranks by `fully_shard`, with quiet snapshots, jumps and a rollback."""
+def train_sharded(rank: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """The same run, data-parallel and split over the ranks by `fully_shard`."""
     told: dict[str, Any] = {"weights": {}, "events": {}}
     for sharded in (False, True):
         torch.manual_seed(0)
-        model: nn.Module = nn.Sequential(nn.Linear(8, 17), nn.ReLU(), nn.Linear(17, 3))  # neither splits evenly
+        model: nn.Module = nn.Sequential(nn.Linear(8, 17), nn.ReLU(), nn.Linear(17, 3)).to(dtype)  # neither splits evenly
         wiring = wire(model)
         replica: nn.Module = model if sharded else DistributedDataParallel(model)
         if sharded:
@@ -170,56 +181,54 @@ def train_sharded(rank: int, **given: Any) -> dict[str, Any]:
             fully_shard(model)
             told["parts"] = [parameter.to_local().shape for parameter in model.parameters()]
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        options: dict[str, Any] = {"forecaster": "linear", "policy": FixedHorizon(2), "interval": 4, "context": CONTEXT}
         if sharded:
             try:
-                Nowcast(model, optimizer, max_steps=100, **options)
+                make(model, optimizer, None, forecaster="linear")
             except BadArgument as error:
                 told["refused"] = str(error)
-        options |= {"quiet": 3, "jump": Jump(scale=0.5, moments="reset"), "guard": Guard(recovery=4)}
-
-        def probe(replica: nn.Module = replica) -> float:
-            replica(torch.ones(4, 8))  # as probes do; what FSDP gathers for it, the average, must not stay
-            return 2.0 if rank == 1 and nowcast.step >= 40 and nowcast._cycle._trials._trial else 1.0
-
-        options["probe"] = probe
         weights = []
-        options |= given
-        with Nowcast(replica, optimizer, max_steps=100, wiring=wiring, **options) as nowcast:
-            if isinstance(options["probe"], Preferring):
-                options["probe"].nowcast = nowcast
-            for index in range(50):
-                inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2 * index + rank))
-                optimizer.zero_grad()
-                functional.cross_entropy(replica(inputs), (inputs.sum(1) > 0).long()).backward()
-                optimizer.step()
-                weights.append(torch.cat([whole(parameter).detach().reshape(-1) for parameter in model.parameters()]))
+        state: dict[str, Any] = {}
+        nowcast = make(replica, optimizer, None, forecaster="linear", wiring=wiring).start()
+        for index in range(STEPS):
+            if index == 15:  # goes on as another one, from the first one's state
+                state = nowcast.state_dict()
+                nowcast.stop()
+                nowcast = make(replica, optimizer, None, forecaster="linear", wiring=wiring)
+                nowcast.load_state_dict(state)
+                nowcast.start()
+            inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2 * index + rank)).to(dtype)
+            optimizer.zero_grad()
+            functional.cross_entropy(replica(inputs), (inputs.sum(1) > 0).long()).backward()
+            optimizer.step()
+            weights.append(torch.cat([whole(parameter).detach().reshape(-1).clone() for parameter in model.parameters()]))
+        nowcast.stop()
         told["weights"][sharded] = torch.stack(weights)
         told["events"][sharded] = [(event.step, event.outcome) for event in nowcast.events]
-        told["horizons"] = [event.horizon for event in nowcast.events]
     return told
 
 
-def jump_large(rank: int) -> dict[str, Any]:
-    """One snapshot after the other, and a jump, of 8 layers of 4 MiB; the most memory that takes."""
+def glide_large(rank: int) -> dict[str, Any]:
+    """One snapshot after the other, and a push, of 8 layers of 4 MiB; the most memory that takes."""
     model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(8)))
     wiring = wire(model)
     for layer in model:
         fully_shard(layer)
     fully_shard(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    endpoint = ShiftingEndpoint()
-    with Nowcast(
-        model, optimizer, server=endpoint, max_steps=100, interval=1, context=2, wiring=wiring, jump=WHOLE, policy=FixedHorizon(1)
-    ):
-        model(torch.zeros(1, 1024)).sum().backward()
-        optimizer.step()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with make(model, optimizer, ScriptedEndpoint(), max_steps=100, interval=1, wiring=wiring, push=STEADY) as nowcast:
+        for _ in range(5):
+            model(torch.ones(1, 1024)).sum().backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        wait_on_rank_0(nowcast)
+        before = whole(model[3].weight).detach()[:4].clone()
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = memory_bytes("VmRSS")
+        held = memory_bytes("VmRSS")
+        optimizer.step()
         optimizer.step()
         peak = memory_bytes("VmHWM")
-    first = float(whole(model[3].weight).detach()[0, 0])
-    return {"bytes": peak - before, "moved": first - float(endpoint.sent[2][3 << 20]) if rank == 0 else 0.0}
+    moved = float((whole(model[3].weight).detach()[:4] - before).abs().max())
+    return {"bytes": peak - held, "moved": moved}
 
 
 def memory_bytes(which: str) -> int:
@@ -231,30 +240,6 @@ def memory_bytes(which: str) -> int:
 def whole(parameter: torch.Tensor) -> torch.Tensor:
     """All of a parameter, wherever it is."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-class Spoilt:
-    """A probe that finds the first jump bad, and all from then on, on rank 1 alone."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank, self.calls = rank, 0
-
-    def __call__(self) -> float:
-        self.calls += 1
-        return 3.0 if self.rank == 1 and self.calls > 1 + PERIOD // (INTERVAL // 2) else 1.0
-
-
-class Preferring:
-    """A probe that finds one horizon of three better than the course, and another worse; which ones depends on the rank."""
-
-    def __init__(self, rank: int) -> None:
-        self.losses = {4: 0.98, 2: 1.0, 1: 0.95} if rank == 0 else {4: 0.98, 2: 0.8, 1: 1.0}
-        self.nowcast: Nowcast | None = None
-
-    def __call__(self) -> float:
-        assert self.nowcast is not None
-        trial = self.nowcast._cycle._trials._trial
-        return self.losses[trial.horizon] if trial else 1.0
 
 
 def _refuse(call: str) -> None:

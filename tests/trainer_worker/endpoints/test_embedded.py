@@ -4,38 +4,62 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from small_runs import network
 
+from protos.errors import HistoryMissing, UnknownJob
 from protos.messages import JobSpec
 from protos.wiring import Wiring
 from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.embedded import EmbeddedEndpoint
+from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
 from trainer_worker.wiring import wire
+
+NEVER = Deadline(60)
+
+
+def test_only_the_context_is_kept() -> None:
+    """All snapshots of a run would fill the memory; and what is asked for must be what was sent."""
+    spec = JobSpec(wiring=wire(network()), context=2, forecaster="last")
+    endpoint = EmbeddedEndpoint(load_embedded("last", device=torch.device("cpu")))
+    out = torch.empty(1, spec.wiring.size)
+    with pytest.raises(UnknownJob):
+        endpoint.forecast((1, 2), (1,), out, progress=None, deadline=NEVER)
+    endpoint.register(spec, replace=False, deadline=NEVER)
+    for step in (1, 2, 3):
+        endpoint.send(step, torch.full((spec.wiring.size,), float(step)), deadline=NEVER)
+    endpoint.forecast((2, 3), (), out, progress=None, deadline=NEVER)
+    assert (out == 3).all()
+    with pytest.raises(HistoryMissing) as caught:
+        endpoint.forecast((1, 2), (1,), out, progress=None, deadline=NEVER)
+    assert caught.value.extra["missing"] == [1]
 
 
 def test_training_that_goes_on_does_not_write_into_a_forecast() -> None:
-    """Where training does not wait, the next snapshots lie where those of a slow forecast did."""
+    """The next snapshots may lie where those of a slow forecast did, if they are not in use any more."""
     begun, released = threading.Event(), threading.Event()
 
     class Slow:
+        glide_horizon = 1
+
         def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
             begun.set()
             assert released.wait(10)
             return states[-1].repeat(len(horizons), 1)
 
-    spec = JobSpec(wiring=wire(network()), context=2, interval=1, forecaster="last")
+    spec = JobSpec(wiring=wire(network()), context=2, forecaster="last")
     forecaster: Any = Slow()
-    endpoint, never = EmbeddedEndpoint(forecaster), Deadline(60)
-    endpoint.register(spec, replace=False, deadline=never)
-    rows = torch.arange(2.0)[:, None].repeat(1, spec.wiring.size)
-    for step, row in enumerate(rows):
-        endpoint.send(step, row, deadline=never)
+    endpoint = EmbeddedEndpoint(forecaster)
+    endpoint.register(spec, replace=False, deadline=NEVER)
+    rows = torch.arange(3.0)[:, None].repeat(1, spec.wiring.size)
+    for step in (0, 1):
+        endpoint.send(step, rows[step], deadline=NEVER)
     out = torch.empty(1, spec.wiring.size)
-    thread = threading.Thread(target=endpoint.forecast, args=(1, (1,), out), kwargs={"deadline": never})
+    thread = threading.Thread(target=endpoint.forecast, args=((0, 1), (1,), out), kwargs={"progress": None, "deadline": NEVER})
     thread.start()
     assert begun.wait(10)
-    rows.fill_(99)
+    endpoint.send(2, rows[2], deadline=NEVER)  # 0 has left the history
+    rows[0].fill_(99)
     released.set()
     thread.join(10)
     assert (out == 1).all()

@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from protos.errors import Unavailable
+from protos.messages import Progress
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.http_client import http_client
@@ -34,6 +35,6 @@ def test_repeated_calls_say_nothing_where_no_log_is_set_up(
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     endpoint = HttpEndpoint("http://127.0.0.1:9", job="job")
     with pytest.raises(Unavailable):
-        endpoint.skill(deadline=Deadline(5))
+        endpoint.finish(Progress(step=1), deadline=Deadline(5))
     endpoint.close()
     assert capsys.readouterr().err == ""
