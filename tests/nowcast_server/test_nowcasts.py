@@ -439,7 +439,7 @@ def test_eight_jobs_at_once_get_what_each_gets_alone(listen: Start, start: Start
         for period in range(3):
             steps = [10 * (5 * period + each) for each in range(1, 6)]
             mine.fill(*steps)
-            found.append(read_forecasts(mine.nowcast(steps[-1], (1, 5, 40)).content)[1])
+            found.append(read_forecasts(mine.nowcast(context=steps, horizons=(1, 5, 40)).content)[1])
         return found
 
     with ThreadPoolExecutor(8) as pool:

@@ -1,6 +1,7 @@
 """The Laplacian features: true eigenvectors, and always the same ones."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.nino import laplacian
 from nowcast_server.nino.classes import NeuronClasses
 from nowcast_server.nino.graph import block_edges
@@ -249,6 +251,46 @@ def test_diagonals_that_shift_cannot_hold_up_the_server() -> None:
     long = structure(EdgeType.RESIDUAL, 0, 49_999, 1, 49_999, diagonal=True)
     assert len(NeuronClasses.of(Wiring((BIAS,), 50_000, (long,))).sizes) == 50_000
     assert time.perf_counter() - started < 20
+
+
+def test_one_long_diagonal_cannot_hold_up_the_server(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A job of 20,000 weights would have the device for seven minutes, and one of more for hours."""
+    monkeypatch.setattr(laplacian, "WORK", 1e9)  # as much less as this diagonal is shorter than what a snapshot may hold
+    wiring = Wiring((Parameter("w", (12_000,)),), 12_001, (Block(1, 0, 12_000, 1, 12_000, True, 0, 0, 1),))
+    products = 0
+
+    def count() -> None:
+        nonlocal products
+        products += 1
+
+    with interruptible(count):
+        assert not compute_features(wiring, count=8).any()
+    assert products < laplacian.WORK / (laplacian.PER_CLASS * 12_000) + 10
+    assert "multiplications" in caplog.text
+
+
+def test_features_can_be_interrupted() -> None:
+    """The device would go on with them for a client that has hung up."""
+
+    def check() -> None:
+        raise Cancelled
+
+    with interruptible(check), pytest.raises(Cancelled):
+        compute_features(layered(4, 4), count=2)
+
+
+@pytest.mark.parametrize("diagonals", [1, 64])
+def test_features_of_huge_diagonals_are_refused(diagonals: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A few hundred bytes of blocks would take gigabytes for classes of single neurons."""
+    size = 2_000_000
+    blocks = [structure(EdgeType.RESIDUAL, index, size, index + 1, size, diagonal=True) for index in range(diagonals)]
+    tracemalloc.start()
+    try:
+        assert not compute_features(Wiring((BIAS,), size + diagonals, tuple(blocks)), count=8).any()
+        assert tracemalloc.get_traced_memory()[1] < 300_000_000
+    finally:
+        tracemalloc.stop()
+    assert "has no Laplacian features" in caplog.text
 
 
 def test_what_lapack_gives_up_on_has_features() -> None:

@@ -82,21 +82,6 @@ def test_a_fit_reads_them_by_their_wiring(tmp_path: Path) -> None:
     assert torch.from_numpy(group.runs[0].states(slice(0, 2))).shape == (2, 8)
 
 
-def test_a_nowcast_that_was_asked_for_twice_and_not_loaded(tmp_path: Path) -> None:
-    """A worker that asks again after an outage would have its run cut in two where nothing happened."""
-    recorder = Recorder(tmp_path)
-    for step in (0, 10):
-        add(recorder, step)
-    recorder.jumped("team.job-1")
-    recorder.jumped("team.job-1")
-    recorder.stayed("team.job-1")
-    for step in (20, 30):
-        add(recorder, step)
-    (run,) = trajectories(tmp_path)
-    assert [piece.steps.tolist() for piece in run.pieces()] == [[0, 10, 20, 30]]
-    recorder.close()
-
-
 def test_a_record_takes_no_memory_between_snapshots(tmp_path: Path) -> None:
     """Each recorded job would hold a float32 snapshot that no budget counts, and a full server would end."""
     size, jobs = 100_000, 8
