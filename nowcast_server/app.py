@@ -5,15 +5,17 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from fastapi import APIRouter, FastAPI
 
-from nowcast_server.device import check_device, pick_device
+from nowcast_server.device import CPU, Chosen, check_device, choose_device
 from nowcast_server.forecasters.registry import load_forecasters
 from nowcast_server.forecasting import Forecaster
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web import problems
 from nowcast_server.web.routes import health, jobs, nowcasts, snapshots
+from protos.errors import BadRequest
 from protos.messages import API
 
 
@@ -36,7 +38,9 @@ def create_app(
         OSError, ValueError: the tokens cannot be read.
     """
     settings = settings or Settings()
-    service = Service(settings, loader=partial(_forecasters, settings, forecasters), on_failure=on_failure)
+    chosen = choose_device(settings.device) if forecasters is None else CPU
+    loader = partial(_forecasters, settings, chosen) if forecasters is None else lambda: forecasters
+    service = Service(settings, loader=loader, chosen=chosen, on_failure=on_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,12 +73,13 @@ def create_app(
     return app
 
 
-def _forecasters(settings: Settings, given: Mapping[str, Forecaster] | None) -> Mapping[str, Forecaster]:
-    if given is not None:
-        return given
-    device = pick_device(settings.device)
-    check_device(device)
-    return load_forecasters(settings.checkpoints, device=device)
+def _forecasters(settings: Settings, chosen: Chosen) -> Mapping[str, Forecaster]:
+    check_device(chosen.device)
+    if settings.precision == "tf32":
+        if not chosen.device.startswith("cuda"):
+            raise BadRequest(f"--precision tf32 needs a CUDA device, not {chosen.device}", field="precision")
+        torch.set_float32_matmul_precision("high")
+    return load_forecasters(settings.checkpoints, device=chosen.device, precision=settings.precision)
 
 
 def _probes(scope: MutableMapping[str, Any]) -> bool:

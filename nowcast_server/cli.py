@@ -27,6 +27,8 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     host: Annotated[str | None, Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one.", show_default="8440")] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, …", show_default="auto")] = None,
+    precision: Annotated[str | None, Option(help="float32, tf32 or bfloat16.", show_default="float32")] = None,
+    device_memory: Annotated[str | None, Option(help="Of a CUDA device.", show_default="0.9 of what is free")] = None,
     checkpoint: Annotated[list[str] | None, Option(help=CHECKPOINT_HELP, metavar="[NAME=]FILE")] = None,
     memory: Annotated[str | None, Option(help="For all histories, e.g. 8GiB.", show_default="8GiB")] = None,
     max_snapshot: Annotated[str | None, Option(help="Largest snapshot.", show_default="4GiB")] = None,

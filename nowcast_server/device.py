@@ -360,9 +360,31 @@ def _stopping() -> Unavailable:
     return Unavailable("the server is stopping", retry_after_s=5)
 
 
-def pick_device(name: str) -> str:
-    """`auto` as the device it stands for."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+@dataclass(frozen=True)
+class Chosen:
+    """Where forecasts are made.
+
+    Args:
+        device: in torch's words.
+        note: why it is the CPU although a CUDA device would have been used; None if nothing is to be said.
+    """
+
+    device: str
+    note: str | None = None
+
+
+CPU: Final = Chosen("cpu")
+
+
+def choose_device(name: str) -> Chosen:
+    """`auto` as the device it stands for: the first CUDA device, or else the CPU."""
+    if name != "auto":
+        return Chosen(name)
+    if torch.version.cuda is None:
+        return Chosen("cpu", "this torch is built without CUDA")
+    if not torch.cuda.is_available():
+        return Chosen("cpu", "torch finds no CUDA device: is there one, and a driver that is new enough?")
+    return Chosen("cuda")
 
 
 def check_device(name: str) -> None:

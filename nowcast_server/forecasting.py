@@ -1,15 +1,17 @@
 """What the device thread does: from a context to checked forecasts, ready to be sent."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 
+from nowcast_server.accelerator import Reservation
 from nowcast_server.jobs.finite import first_not_finite
 from nowcast_server.jobs.history import TORCH_DTYPES, Context
-from protos.errors import BadForecast, OutOfMemoryBudget
+from protos.errors import BadForecast, OutOfMemoryBudget, Unavailable
 from protos.frames import DTYPE_BYTES, Header
 from protos.messages import JobSpec, NowcastRequest
 from protos.wiring import Wiring
@@ -40,7 +42,10 @@ class Forecaster(Protocol):
         """Raise BadRequest if it cannot forecast for this network, or not from so many snapshots."""
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
-        """The most memory a forecast takes besides its states and its result, about. Called from any thread."""
+        """The most memory a forecast takes where it computes, besides its states and its result, about. Called from any thread."""
+
+    def host_bytes(self, wiring: Wiring) -> int:
+        """The same of the host's memory, if it computes on a device."""
 
 
 @dataclass(frozen=True)
@@ -69,30 +74,67 @@ def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:
     return spec.wiring.size * (4 * rows + converted)
 
 
-def forecast(forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest) -> Forecasts:
+def forecast(
+    forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest, reservation: Reservation | None = None
+) -> Forecasts:
     """Run the forecaster and check what it says.
+
+    Args:
+        forecaster: the job's.
+        spec: of the job.
+        context: its snapshots.
+        request: which forecasts.
+        reservation: what they take of a device, begun; None on the CPU.
 
     Raises:
         BadForecast: values that are not finite, in the dtype asked for, or not of the right shape.
         OutOfMemoryBudget: the device has not the memory.
+        Unavailable: the device has failed for good.
     """
     start = time.perf_counter()
+    make = partial(_made, forecaster, spec, request)
+    values = _on_host(make, context) if reservation is None else _on_device(make, reservation)
+    header = Header("forecasts", request.dtype, tuple(values.shape), request.step, tuple(request.horizons))
+    return Forecasts(header, values, time.perf_counter() - start)
+
+
+Make = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+
+
+def _on_host(make: Make, context: Context) -> torch.Tensor:
     try:
-        values = _forecast(forecaster, spec, context, tuple(request.horizons))
-        values = values.to("cpu", TORCH_DTYPES[request.dtype]).contiguous()
+        return make(context.states)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemoryBudget(f"the device has not the memory for this forecast: {error}") from error
+        raise OutOfMemoryBudget(f"there is not the memory for this forecast: {error}") from error
+
+
+def _on_device(make: Make, reservation: Reservation) -> torch.Tensor:
+    accelerator, detail = reservation.accelerator, ""
+    for _ in range(2):
+        try:
+            with reservation.states() as states:
+                return make(states).to("cpu")
+        except torch.OutOfMemoryError as error:  # others use the device too, or memory is in pieces
+            detail = str(error).splitlines()[0]
+        except RuntimeError as error:
+            if accelerator.lost():
+                accelerator.on_lost(error)
+                raise Unavailable("the device has failed, and the server with it", retry_after_s=5) from error
+            raise
+        accelerator.free()  # here, as the error's frames hold what was computed so far
+    raise OutOfMemoryBudget(f"the device has not the memory for this forecast: {detail}")
+
+
+def _made(forecaster: Forecaster, spec: JobSpec, request: NowcastRequest, states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The forecasts in the dtype asked for, where the snapshots are, checked."""
+    values = forecaster.forecast(spec.wiring, states, horizons=tuple(request.horizons)).detach()
+    expected = (len(request.horizons), spec.wiring.size)
+    if values.shape != expected:
+        raise BadForecast(f"{spec.forecaster} gives the shape {tuple(values.shape)}, not {expected}")
+    values = values.to(TORCH_DTYPES[request.dtype]).contiguous()
     for horizon, row in zip(request.horizons, values, strict=True):
         wrong = first_not_finite(row)
         if wrong is not None:
             detail = f"{spec.forecaster} forecasts {row[wrong].item()} as {request.dtype} for value {wrong} at horizon {horizon}"
             raise BadForecast(detail, field="horizons")
-    header = Header("forecasts", request.dtype, tuple(values.shape), request.step, tuple(request.horizons))
-    return Forecasts(header, values, time.perf_counter() - start)
-
-
-def _forecast(forecaster: Forecaster, spec: JobSpec, context: Context, horizons: tuple[int, ...]) -> torch.Tensor:
-    values = forecaster.forecast(spec.wiring, context.states, horizons=horizons)
-    if values.shape != (len(horizons), spec.wiring.size):
-        raise BadForecast(f"{spec.forecaster} gives the shape {tuple(values.shape)}, not {(len(horizons), spec.wiring.size)}")
-    return values.detach()
+    return values

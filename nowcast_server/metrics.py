@@ -12,8 +12,10 @@
 | `nowcast_skill` | histogram | `forecaster` | forecasts whose future has come: 1 is perfect, 0 as good as no change |
 | `nowcast_jobs` | gauge | | jobs known |
 | `nowcast_jobs_expired_total` | counter | | jobs forgotten because nobody called |
-| `nowcast_memory_bytes` | gauge | `use` | bytes promised to `histories` and `forecasts` |
+| `nowcast_memory_bytes` | gauge | `use` | bytes promised to `histories` and `forecasts`, and of the `device` |
 | `nowcast_memory_limit_bytes` | gauge | `use` | their budgets |
+| `nowcast_device_uploads` | gauge | | snapshots uploaded to the device since the start: one a nowcast, if contexts roll |
+| `nowcast_device_info` | gauge | `device`, `asked` | 1; where forecasts are made, and what `--device` said |
 | `nowcast_evictions_total` | counter | | histories evicted to make room; their workers send them again |
 | `nowcast_errors_total` | counter | `code` | calls answered with an error |
 | `nowcast_ready` | gauge | | 1 while `/readyz` says yes |
@@ -46,6 +48,8 @@ class Metrics:
         self.jobs = gauge("jobs", "Jobs known")
         self.jobs_expired = counter("jobs_expired", "Jobs forgotten because nobody called")
         self.memory_bytes = gauge("memory_bytes", "Bytes promised", "use")
+        self.device_uploads = gauge("device_uploads", "Snapshots uploaded to the device since the start")
+        self.device_info = gauge("device_info", "Where forecasts are made", "device", "asked")
         self.memory_limit_bytes = gauge("memory_limit_bytes", "Bytes that may be promised", "use")
         self.evictions = counter("evictions", "Histories evicted to make room")
         self.errors = counter("errors", "Calls answered with an error", "code")

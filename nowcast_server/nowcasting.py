@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import Device
 from nowcast_server.forecasting import Forecaster, Forecasts, forecast, forecast_bytes
 from nowcast_server.jobs.history import Context
@@ -15,6 +16,7 @@ from nowcast_server.jobs.loans import Lender, Loan
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.metrics import Metrics
 from protos.errors import BadRequest, DeadlineExceeded, NowcastError
+from protos.frames import DTYPE_BYTES
 from protos.messages import DEADLINE_HEADER, JobSpec, NowcastRequest
 
 
@@ -22,21 +24,23 @@ class Gone(Exception):
     """The client has hung up; nobody waits for an answer."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Nowcasting:
     """Makes forecasts for jobs. Used on the event loop only; the forecasts themselves are made on the device.
 
     Args:
         jobs: told when one of them is in use.
         device: where forecasts are made.
-        lender: of the memory they may take.
+        lender: of the memory they may take on the host.
         metrics: to count them in.
+        accelerator: the device they are made on; None for the CPU.
     """
 
     jobs: Jobs
     device: Device
     lender: Lender
     metrics: Metrics
+    accelerator: Accelerator | None = None
 
     @asynccontextmanager
     async def ask(
@@ -82,9 +86,30 @@ class Nowcasting:
             if loan is not None:
                 loan.end()
 
+    def check(self, spec: JobSpec, request: NowcastRequest, *, working_bytes: int, host_bytes: int) -> int:
+        """The memory of a nowcast on the host, if it could ever be had, and on the device.
+
+        Args:
+            spec: of the job.
+            request: which forecasts.
+            working_bytes: its forecaster takes where it computes,
+            host_bytes: and on the host, if that is elsewhere.
+
+        Raises:
+            OutOfMemoryBudget: it could not.
+        """
+        what, made_bytes = f"a forecast of {spec.wiring.size} values by {spec.forecaster}", forecast_bytes(spec, request)
+        if self.accelerator is None:
+            size_bytes = made_bytes + working_bytes
+        else:
+            context_bytes = spec.context * spec.wiring.size * DTYPE_BYTES[spec.dtype]
+            self.accelerator.check(made_bytes + working_bytes + context_bytes, what=what)
+            size_bytes = len(request.horizons) * spec.wiring.size * DTYPE_BYTES[request.dtype] + host_bytes
+        self.lender.memory.check(size_bytes, what=what)
+        return size_bytes
+
     def _loan(self, job: Job, request: NowcastRequest) -> Loan:
-        size_bytes = forecast_bytes(job.spec, request) + job.working_bytes
-        self.lender.memory.check(size_bytes, what="the forecast")
+        size_bytes = self.check(job.spec, request, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
         return Loan(self.lender, tenant=job.tenant, size_bytes=size_bytes)
 
     async def _made(
@@ -117,18 +142,28 @@ class Nowcasting:
             del future, result, left, waiting
 
     def _submit(self, job: Job, request: NowcastRequest, *, forecaster: Forecaster, loan: Loan) -> "Future[Forecasts]":
-        context = job.history.read(request.context)
-        work = partial(forecast, forecaster, spec=job.spec, context=context, request=request)
+        context, reservation = job.history.read(request.context), None
+        if self.accelerator is not None:
+            working_bytes = forecast_bytes(job.spec, request) + job.working_bytes
+            reservation = self.accelerator.reservation(context, working_bytes=working_bytes)
+        work = partial(forecast, forecaster, spec=job.spec, context=context, request=request, reservation=reservation)
         self.jobs.enter(job)
         loan.hold()
+        begin = loan.begin if reservation is None else partial(_begin, reservation, loan)
         try:
-            future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=loan.begin)
+            future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=begin)
         except BaseException:
             self._done(job, context, loan)
             raise
+        if reservation is not None:
+            future.add_done_callback(partial(self._release, reservation))
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda each: loop.call_soon_threadsafe(self._done, job, context, loan, each, request.interval))
         return future
+
+    def _release(self, reservation: Reservation, _: "Future[Forecasts]") -> None:
+        reservation.end()
+        self.device.wake()
 
     def _done(
         self, job: Job, context: Context, loan: Loan, future: "Future[Forecasts] | None" = None, interval: float = 0.0
@@ -146,6 +181,15 @@ class Nowcasting:
 
     def _count(self, job: Job, outcome: str) -> None:
         self.metrics.forecasts.labels(job.spec.forecaster, outcome).inc()
+
+
+def _begin(reservation: Reservation, loan: Loan) -> bool:
+    if not reservation.begin():
+        return False
+    if not loan.begin():
+        reservation.end()
+        return False
+    return True
 
 
 def complete(request: NowcastRequest, spec: JobSpec, *, forecaster: Forecaster) -> NowcastRequest:

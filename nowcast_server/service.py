@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
-from nowcast_server.device import Device
-from nowcast_server.forecasting import Forecaster, forecast_bytes
+import torch
+
+from nowcast_server.accelerator import Accelerator
+from nowcast_server.device import CPU, Chosen, Device
+from nowcast_server.forecasting import Forecaster
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.limits import check_coverage, check_size
 from nowcast_server.jobs.loans import SHARE, Lender
@@ -15,6 +18,7 @@ from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.logs import audit, log
 from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
+from nowcast_server.pinned import CudaLocks, PinnedMemory
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
 from nowcast_server.trajectories.recording import Recording
@@ -30,14 +34,18 @@ class Service:
     Args:
         settings: its limits.
         loader: makes the forecasters; called once, off the event loop, while the server already answers `/livez`.
-        on_failure: called if that fails, as the server can never be of use then.
+        chosen: the device where they compute.
+        on_failure: called if that fails, or the device does, as the server can never be of use then.
 
     Raises:
         OSError, ValueError: the tokens cannot be read.
     """
 
-    def __init__(self, settings: Settings, *, loader: Loader, on_failure: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, settings: Settings, *, loader: Loader, chosen: Chosen = CPU, on_failure: Callable[[], None] = lambda: None
+    ) -> None:
         self.settings = settings
+        self.chosen = chosen
         self.tokens = Tokens.load(settings)
         self.metrics = Metrics()
         self.histories = Budget(settings.memory)
@@ -53,6 +61,7 @@ class Service:
         tenants = {tenant for _, tenant in self.tokens.tenants}
         lender = Lender(self.forecasts, share=SHARE if len(tenants) > 1 else 1.0, on_return=self.device.wake)
         self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, lender=lender, metrics=self.metrics)
+        self.accelerator: Accelerator | None = None
         self.recording = Recording(settings.record)
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
@@ -73,6 +82,7 @@ class Service:
         metrics.queue_depth.set_function(lambda: self.device.waiting)
         metrics.jobs.set_function(lambda: len(self.jobs))
         metrics.ready.set_function(lambda: self.ready)
+        metrics.device_info.labels(self.chosen.device, self.settings.device).set(1)
         for use, budget in (("histories", self.histories), ("forecasts", self.forecasts)):
             metrics.memory_bytes.labels(use).set_function(partial(getattr, budget, "used_bytes"))
             metrics.memory_limit_bytes.labels(use).set(budget.limit_bytes)
@@ -89,7 +99,7 @@ class Service:
             Unavailable: the server starts, drains, or has failed to start.
         """
         if self.failure is not None:
-            raise Unavailable("the forecasters could not be loaded; see the server's log", retry_after_s=60)
+            raise Unavailable("the server has failed: see its log", retry_after_s=60)
         if self.draining:
             raise Unavailable("the server is draining: another one may take over", retry_after_s=5)
         if not self._loaded:
@@ -114,7 +124,11 @@ class Service:
         start = time.perf_counter()
         try:
             forecasters = await asyncio.to_thread(self._loader)
-            self.forecasts.keep(sum(each.weights_bytes for each in forecasters.values()), what="the weights of the forecasters")
+            if self.chosen.device == "cpu":
+                weights_bytes = sum(each.weights_bytes for each in forecasters.values())
+                self.forecasts.keep(weights_bytes, what="the weights of the forecasters")
+            else:
+                await self._use_device()
             self.forecasters = forecasters
         except Exception as error:  # noqa: BLE001 -- whatever it is, the server is of no use without forecasters
             self.failure = error
@@ -122,7 +136,30 @@ class Service:
             self._on_failure()
         else:
             self._loaded = True
-            log.info("ready", extra={"forecasters": ",".join(self.forecasters), "seconds": time.perf_counter() - start})
+            if self.chosen.note is not None:
+                log.warning("forecasts are made on the CPU: %s", self.chosen.note)
+            given = {"forecasters": ",".join(self.forecasters), "device": self.chosen.device}
+            log.info("ready", extra={**given, "seconds": time.perf_counter() - start})
+
+    async def _use_device(self) -> None:
+        loop, device = asyncio.get_running_loop(), torch.device(self.chosen.device)
+
+        def lost(error: BaseException) -> None:
+            loop.call_soon_threadsafe(self._lost, error)
+
+        accelerator = await asyncio.to_thread(Accelerator.of, device, limit_bytes=self.settings.device_memory, on_lost=lost)
+        self.accelerator = self.nowcasting.accelerator = accelerator
+        self.jobs.allocate = PinnedMemory(CudaLocks()).empty
+        self.metrics.memory_bytes.labels("device").set_function(lambda: accelerator.used_bytes)
+        self.metrics.memory_limit_bytes.labels("device").set(accelerator.limit_bytes)
+        self.metrics.device_uploads.set_function(lambda: accelerator.uploads)
+
+    def _lost(self, error: BaseException) -> None:
+        """The device has failed for good: only a new process can use it again."""
+        if self.failure is None:
+            self.failure = error
+            log.critical("the device %s has failed, and this process ends: %s", self.chosen.device, str(error).splitlines()[0])
+            self._on_failure()
 
     async def _expire(self) -> None:
         while True:
@@ -153,10 +190,11 @@ class Service:
             # what the check allocates is less than the history, whose memory has been set aside
             await asyncio.to_thread(check_coverage, spec.wiring)
             working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
-            least = forecast_bytes(spec, NowcastRequest(context=[0, 1], horizons=[1])) + working_bytes
-            self.forecasts.check(least, what=f"a forecast of {spec.wiring.size} values by {spec.forecaster}")
+            host_bytes = await asyncio.to_thread(forecaster.host_bytes, spec.wiring) if self.accelerator is not None else 0
+            least = NowcastRequest(context=[0, 1], horizons=[1])
+            self.nowcasting.check(spec, least, working_bytes=working_bytes, host_bytes=host_bytes)
             job, created = self.jobs.register(tenant, job_id, spec=spec, reservation=reservation, run=run)
-        job.working_bytes = working_bytes
+        job.working_bytes, job.host_bytes = working_bytes, host_bytes
         if created:
             audit.info(
                 "job registered",

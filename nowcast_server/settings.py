@@ -30,7 +30,10 @@ class Settings(BaseSettings):
         evict_idle_s: to make room for others, the history of a job may be evicted that nobody has called on for this long, and for
             2.5 times what lies between its snapshots. Its worker sends it again.
         max_snapshot: one snapshot.
-        forecast_memory: for the forecasters' weights, what they work in, and the forecasts being made or sent.
+        forecast_memory: for the forecasters' weights, what they work in, and the forecasts being made or sent. On a CUDA device it
+            is for the forecasts alone, which `device_memory` does not count.
+        device_memory: of a CUDA device, for snapshots and what forecasts work in; None for nine tenths of what is free then.
+        precision: of the learned forecasters' products: `float32`, `tf32` (CUDA alone) or `bfloat16`; docs/gpu.md has their errors.
         forecast_limit_s: a forecast may use the device for so long; what would take longer is refused, and stopped. `/livez` fails
             while one goes on beyond it.
         max_registration: the JSON body that registers a job.
@@ -66,6 +69,8 @@ class Settings(BaseSettings):
     evict_idle_s: Seconds = 30.0
     max_snapshot: Size = ByteSize(4 * GIB)
     forecast_memory: Size = ByteSize(8 * GIB)
+    device_memory: Size | None = None
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     forecast_limit_s: Seconds = 300.0
     max_registration: Size = ByteSize(8 * MIB)
     max_jobs: Count = 1024

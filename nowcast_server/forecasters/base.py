@@ -117,8 +117,15 @@ class Forecaster(ABC):
             raise BadRequest(detail, field="wiring")
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
-        """The most memory a forecast takes besides its states and its result, about: for simple ones, a copy of the states."""
+        """The most memory a forecast takes where it computes, besides its states and its result, about: for simple ones, a copy of
+        the states.
+        """
         return 4 * context * wiring.size
+
+    def host_bytes(self, wiring: Wiring) -> int:
+        """The same of the host's memory, if it computes on a device."""
+        del wiring
+        return 0
 
     @abstractmethod
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:

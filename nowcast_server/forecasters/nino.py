@@ -30,7 +30,11 @@ class Nino(LearnedForecaster):
         self.max_slots = checkpoint.options.slots
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
-        return super().working_bytes(wiring, context=context) + features_bytes(wiring, count=self.laplacian)
+        own_bytes = super().working_bytes(wiring, context=context)
+        return own_bytes + self.host_bytes(wiring) if self.device == torch.device("cpu") else own_bytes
+
+    def host_bytes(self, wiring: Wiring) -> int:
+        return features_bytes(wiring, count=self.laplacian)
 
     @classmethod
     def reference(cls) -> EngineType:

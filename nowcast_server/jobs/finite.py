@@ -15,8 +15,9 @@ def first_not_finite(values: torch.Tensor) -> int | None:
     A sum is finite only if every term is; it reads each value once and makes nothing. (Finite values whose sum overflows are
     looked at again one by one.)
     """
-    for start in range(0, values.numel(), PIECE):
-        piece = values[start : start + PIECE]
+    size = PIECE if values.device.type == "cpu" else max(1, values.numel())  # a device answers once
+    for start in range(0, values.numel(), size):
+        piece = values[start : start + size]
         if not math.isfinite(piece.sum(dtype=torch.float32).item()):
             wrong = piece.isfinite().logical_not_().nonzero()
             if wrong.numel():

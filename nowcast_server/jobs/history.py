@@ -1,8 +1,9 @@
 """The last snapshots of one job, in memory taken once: an upload streams into a free row, and becomes visible when it is whole."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final
 
@@ -12,6 +13,7 @@ from protos.errors import HistoryMissing, OutOfMemoryBudget, SnapshotConflict
 from protos.frames import DTYPE_BYTES
 
 TORCH_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SERIALS: Final = count(1)
 SPARE_ROWS: Final = 1
 """Rows beyond the context: one to receive into while a forecast reads all the others."""
 
@@ -21,10 +23,12 @@ def history_bytes(size: int, *, context: int, dtype: str) -> int:
     return (context + SPARE_ROWS) * size * DTYPE_BYTES[dtype]
 
 
-def _pages(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+Allocate = Callable[[tuple[int, int], torch.dtype], torch.Tensor]
+"""Makes the memory of a history; raises RuntimeError or OSError if there is none."""
+
+
+def pages(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
     """Memory of its own pages: the system has it back at once when it is let go, where malloc would keep some of it."""
-    if torch.cuda.is_available():
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
     size_bytes = shape[0] * shape[1] * dtype.itemsize
     return torch.frombuffer(mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS), dtype=dtype).view(shape)
 
@@ -35,11 +39,13 @@ class Context:
 
     Args:
         step: of the last of them.
+        serials: a number of each that no other snapshot of this process has.
         rows: where they lie in the history, oldest first.
         states: `context` tensors (n,) in the job's dtype, oldest first.
     """
 
     step: int
+    serials: tuple[int, ...]
     rows: tuple[int, ...]
     states: tuple[torch.Tensor, ...]
 
@@ -54,17 +60,20 @@ class History:
         size: n, values of one snapshot.
         context: snapshots kept.
         dtype: of the values.
+        allocate: makes its memory.
 
     Raises:
         OutOfMemoryBudget: the machine has not the memory the budget promised.
     """
 
-    def __init__(self, size: int, *, context: int, dtype: str) -> None:
+    def __init__(self, size: int, *, context: int, dtype: str, allocate: Allocate = pages) -> None:
         self.size_bytes = history_bytes(size, context=context, dtype=dtype)
         self._shape = (context + SPARE_ROWS, size)
         self._dtype = TORCH_DTYPES[dtype]
         self._context = context
+        self._allocate = allocate
         self._held: dict[int, int] = {}  # step -> row
+        self._serials = [0] * self._shape[0]
         self._uses = [0] * self._shape[0]
         self._free = asyncio.Semaphore(self._shape[0])
         self._rows: torch.Tensor | None = None
@@ -77,7 +86,7 @@ class History:
             OutOfMemoryBudget: there is none.
         """
         try:
-            self._rows = _pages(self._shape, self._dtype)
+            self._rows = self._allocate(self._shape, self._dtype)
         except (RuntimeError, OSError) as error:
             raise OutOfMemoryBudget(f"no memory for a history of {self._shape} {self._dtype} values") from error
 
@@ -151,6 +160,7 @@ class History:
         """
         self.check_step(step)
         self._held[step] = row
+        self._serials[row] = next(_SERIALS)
         self._uses[row] += 1
         if len(self._held) > self._context:
             self.drop(self._held.pop(min(self._held)))
@@ -166,7 +176,7 @@ class History:
             detail = f"the history lacks the steps {missing}: send them and ask again"
             raise HistoryMissing(detail, missing=missing, steps=self.steps)
         rows = tuple(self.hold(step) for step in steps)
-        return Context(steps[-1], rows, tuple(self.rows[row] for row in rows))
+        return Context(steps[-1], tuple(self._serials[row] for row in rows), rows, tuple(self.rows[row] for row in rows))
 
     def release(self, context: Context) -> None:
         """The forecast is made."""

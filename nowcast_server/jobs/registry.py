@@ -10,7 +10,7 @@ from statistics import median
 from typing import Final
 
 from nowcast_server.jobs.budget import Budget
-from nowcast_server.jobs.history import History, history_bytes
+from nowcast_server.jobs.history import Allocate, History, history_bytes, pages
 from nowcast_server.jobs.skill import TrackRecord, track_bytes
 from nowcast_server.settings import Settings
 from protos.errors import Busy, JobConflict, OutOfMemoryBudget, RunConflict, UnknownJob
@@ -34,7 +34,8 @@ class Job:
         history: its snapshots.
         budget: its tenant's.
         memory_bytes: promised to it besides what may be evicted.
-        working_bytes: that its forecaster takes while it works.
+        working_bytes: that its forecaster takes on its device while it works.
+        host_bytes: that it takes on the host, if that is not its device.
         run: that registered it; None if it did not say.
     """
 
@@ -45,6 +46,7 @@ class Job:
     budget: Budget
     memory_bytes: int
     working_bytes: int = 0
+    host_bytes: int = 0
     run: str | None = None
     created_at: float = field(default_factory=time.time)
     seen_at: float = field(default_factory=time.time)
@@ -137,6 +139,8 @@ class Jobs:
 
     def __init__(self, memory: Budget, *, settings: Settings, on_evict: Callable[[Job], None] = lambda _: None) -> None:
         self.on_evict = on_evict
+        self.allocate: Allocate = pages
+        """Makes the memory of histories; a server with a device sets it before the first job comes."""
         self._memory = memory
         self._settings = settings
         self._tenants: dict[str, Budget] = {}
@@ -207,7 +211,7 @@ class Jobs:
         """
         if (known := self.known(tenant, job_id, spec=spec, run=run)) is not None:
             return known, False
-        history = History(spec.wiring.size, context=spec.context, dtype=spec.dtype)
+        history = History(spec.wiring.size, context=spec.context, dtype=spec.dtype, allocate=self.allocate)
         job = Job(tenant, job_id, spec, history, reservation.budget, _wiring_bytes(spec), run=run)
         self._jobs[tenant, job_id] = job
         reservation.used = True

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from nowcast_server.device import pick_device
 from nowcast_server.tokens import OPERATOR
 from nowcast_server.web.routes.calls import PROBLEMS, Tenant, TheService
 from protos.errors import Forbidden, Unavailable
@@ -20,7 +19,7 @@ router = APIRouter(tags=["health"], responses=PROBLEMS)
 async def live(service: TheService) -> dict[str, str]:
     """The process answers, and restarting it would not help: its forecasters are loaded, and none is stuck."""
     if service.failure is not None:
-        raise Unavailable("the forecasters could not be loaded; see the server's log")
+        raise Unavailable("the server has failed: see its log")
     if service.device.overdue:
         raise Unavailable("a forecast goes on beyond its limit, and does not let itself be stopped")
     return {"status": "live"}
@@ -47,7 +46,9 @@ async def info(_: Tenant, service: TheService) -> Info:
     return Info(
         version=version("nowcast"),
         protocol=VERSION,
-        device=pick_device(service.settings.device),
+        device=service.chosen.device,
+        device_note=service.chosen.note,
+        precision=service.settings.precision,
         forecasters=list(service.forecasters),
         max_snapshot_bytes=service.settings.max_snapshot,
         max_memory_bytes=service.settings.memory,

@@ -1,0 +1,185 @@
+"""A device besides the CPU: what forecasts and snapshots may take of its memory, and whether it is still well.
+
+Snapshots that were uploaded for one nowcast stay for the next, which needs all but one of them, as long as nothing else needs their
+memory.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Self
+
+import torch
+from torch import Tensor
+
+from nowcast_server.jobs.history import Context
+from nowcast_server.streams import own_stream
+from protos.errors import OutOfMemoryBudget
+
+SHARE: Final = 0.9
+"""Of the memory that is free at the start, for snapshots and forecasts; the rest is for what allocating and libraries waste."""
+
+
+@dataclass
+class _Kept:
+    """A snapshot on the device, or on its way there.
+
+    Args:
+        size_bytes: it takes.
+        users: forecasts that read it now.
+        values: None before it is there.
+    """
+
+    size_bytes: int
+    users: int = 0
+    values: Tensor | None = None
+
+
+class Accelerator:
+    """Any thread may use it.
+
+    Args:
+        device: which.
+        limit_bytes: of its memory for snapshots and forecasts, the weights of forecasters not counted.
+        on_lost: told why, if the device cannot be used any more by this process.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        limit_bytes: int,
+        on_lost: Callable[[BaseException], None] = lambda _: None,
+    ) -> None:
+        self.device = device
+        self.limit_bytes = limit_bytes
+        self.on_lost = on_lost
+        self.uploads = 0
+        """Snapshots that were uploaded."""
+        self._lock = threading.Lock()
+        self._kept: dict[int, _Kept] = {}  # by serial, the one used longest ago first
+        self._working_bytes = 0
+
+    @classmethod
+    def of(cls, device: torch.device, *, limit_bytes: int | None, on_lost: Callable[[BaseException], None]) -> Self:
+        """A CUDA device, once the forecasters' weights are there; None limits it to most of the memory that is free."""
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return cls(device, limit_bytes=limit_bytes or int(SHARE * free_bytes), on_lost=on_lost)
+
+    @property
+    def used_bytes(self) -> int:
+        """Of snapshots, and promised to forecasts under way."""
+        with self._lock:
+            return self._used_bytes()
+
+    def check(self, size_bytes: int, *, what: str) -> None:
+        """Could so many bytes ever be had?
+
+        Raises:
+            OutOfMemoryBudget: no.
+        """
+        if size_bytes > self.limit_bytes:
+            detail = f"{what} needs {size_bytes} bytes on the device; there are {self.limit_bytes} in all: try 16-bit snapshots"
+            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
+
+    def reservation(self, context: Context, *, working_bytes: int) -> "Reservation":
+        """For a forecast from the context that works in so much memory besides."""
+        return Reservation(self, context, working_bytes)
+
+    def free(self) -> None:
+        """Let go of whatever is not in use: a forecast has found less memory than was promised."""
+        with self._lock:
+            self._evict(0)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def lost(self) -> bool:
+        """Whether the device fails whatever it is asked: after some errors CUDA does, until the process ends."""
+        try:
+            torch.ones(1, device=self.device).sum().item()
+        except torch.OutOfMemoryError:
+            return False
+        except RuntimeError:
+            return True
+        return False
+
+    def take(self, sizes: Mapping[int, int], working_bytes: int) -> list[_Kept] | None:
+        """Snapshots by serial and size for a forecast, and memory for it to work in; None if others have it now."""
+        with self._lock:
+            others = sum(kept.size_bytes for serial, kept in self._kept.items() if kept.users and serial not in sizes)
+            if others + self._working_bytes + sum(sizes.values()) + working_bytes > self.limit_bytes:
+                return None
+            self._working_bytes += working_bytes
+            taken = []
+            for serial, size_bytes in sizes.items():
+                kept = self._kept.pop(serial, _Kept(size_bytes))
+                self._kept[serial] = kept  # now the one used last
+                kept.users += 1
+                taken.append(kept)
+            self._evict(self.limit_bytes)
+            return taken
+
+    def give_back(self, taken: Sequence[_Kept], working_bytes: int) -> None:
+        with self._lock:
+            self._working_bytes -= working_bytes
+            for kept in taken:
+                kept.users -= 1
+            self._kept = {serial: kept for serial, kept in self._kept.items() if kept.users or kept.values is not None}
+
+    def upload(self, kept: _Kept, row: Tensor) -> Tensor:
+        """The snapshot on the device; queued on the current stream."""
+        if kept.values is None:
+            kept.values = torch.empty_like(row, device=self.device).copy_(row, non_blocking=True)
+            self.uploads += 1
+        return kept.values
+
+    def _evict(self, limit_bytes: int) -> None:
+        """Let go of snapshots that nobody reads, until no more than so many bytes are used, or none is left."""
+        used_bytes = self._used_bytes()
+        for serial in [serial for serial, kept in self._kept.items() if not kept.users]:
+            if used_bytes <= limit_bytes:
+                return
+            used_bytes -= self._kept.pop(serial).size_bytes
+
+    def _used_bytes(self) -> int:
+        return self._working_bytes + sum(kept.size_bytes for kept in self._kept.values())
+
+
+class Reservation:
+    """What one forecast takes of a device. Any thread may use it.
+
+    Args:
+        accelerator: whose memory it is.
+        context: of the forecast.
+        working_bytes: besides its snapshots.
+    """
+
+    def __init__(self, accelerator: Accelerator, context: Context, working_bytes: int) -> None:
+        self.accelerator = accelerator
+        self._context = context
+        self._working_bytes = working_bytes
+        self._kept: list[_Kept] | None = None
+
+    def begin(self) -> bool:
+        """Take the memory; False if other forecasts have it now."""
+        states = zip(self._context.serials, self._context.states, strict=True)
+        self._kept = self.accelerator.take({serial: state.nbytes for serial, state in states}, self._working_bytes)
+        return self._kept is not None
+
+    def end(self) -> None:
+        """Give back what was taken."""
+        if self._kept is not None:
+            self.accelerator.give_back(self._kept, self._working_bytes)
+            self._kept = None
+
+    @contextmanager
+    def states(self) -> Iterator[tuple[Tensor, ...]]:
+        """The context's snapshots on the device; work within is queued on a stream of our own. Only after `begin`."""
+        assert self._kept is not None
+        device, kept = self.accelerator.device, zip(self._kept, self._context.states, strict=True)
+        with own_stream(device, shared=False):
+            there = tuple(self.accelerator.upload(each, row) for each, row in kept)
+            if device.type == "cuda":  # once this forecast is given up, the rows may be received into
+                torch.cuda.current_stream(device).synchronize()
+            yield there

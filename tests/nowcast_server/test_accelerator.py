@@ -1,0 +1,311 @@
+"""A device's memory, with the CPU in its place: what is uploaded, what is kept, and what becomes of a job when it is short."""
+
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from server_kit import Caller, Held, Last, Start, dense, frames, read_forecasts, refused
+from waiting import until
+
+from nowcast_server.accelerator import Accelerator, Reservation
+from nowcast_server.device import choose_device
+from nowcast_server.jobs.history import Context
+from nowcast_server.pinned import PinnedMemory
+from protos.errors import OutOfMemoryBudget
+from protos.wiring import Wiring
+
+CPU = torch.device("cpu")
+ROW_BYTES = 4 * 10
+
+
+def context(*serials: int) -> Context:
+    rows = tuple(torch.full((10,), float(serial)) for serial in serials)
+    return Context(serials[-1], serials, tuple(range(len(serials))), rows)
+
+
+def begun(device: Accelerator, *serials: int, working_bytes: int = 0) -> Reservation | None:
+    reservation = device.reservation(context(*serials), working_bytes=working_bytes)
+    return reservation if reservation.begin() else None
+
+
+def forecast(device: Accelerator, *serials: int, working_bytes: int = 0) -> int:
+    """Snapshots uploaded for a forecast from these; checks that they are the right ones."""
+    before, reservation = device.uploads, begun(device, *serials, working_bytes=working_bytes)
+    assert reservation is not None
+    with reservation.states() as states:
+        assert [int(state[0]) for state in states] == list(serials)
+    reservation.end()
+    return device.uploads - before
+
+
+def test_a_rolling_context_uploads_one_snapshot() -> None:
+    """Each nowcast of a large network would upload five snapshots, which takes longer than the forecast."""
+    device = Accelerator(CPU, limit_bytes=100 * ROW_BYTES)
+    assert [forecast(device, *range(first, first + 5)) for first in range(4)] == [5, 1, 1, 1]
+
+
+def test_snapshots_make_room_for_others() -> None:
+    """Jobs that rest would keep the memory of the device from those that train, or running ones lose their snapshots."""
+    device = Accelerator(CPU, limit_bytes=7 * ROW_BYTES)
+    forecast(device, 1, 2, 3)
+    forecast(device, 11, 12, 13)
+    assert forecast(device, 2, 3, 4) == 1  # 1 went, which was used longest ago
+    assert forecast(device, 11, 12, 13, working_bytes=4 * ROW_BYTES) == 0
+    assert device.used_bytes == 3 * ROW_BYTES  # the others made room for what it worked in
+    assert forecast(device, 2, 3, 4) == 3
+
+
+def test_forecasts_under_way_keep_what_they_have() -> None:
+    """A forecast would find its snapshots gone, or the device be promised twice."""
+    device = Accelerator(CPU, limit_bytes=7 * ROW_BYTES)
+    first = begun(device, 1, 2, 3, working_bytes=ROW_BYTES)
+    assert first is not None
+    assert begun(device, 4, 5, 6, working_bytes=ROW_BYTES) is None
+    assert begun(device, 4, 5, 6) is not None
+    assert device.used_bytes == 7 * ROW_BYTES
+    first.end()
+    first.end()
+    assert device.used_bytes == 3 * ROW_BYTES  # it never uploaded, and gives back once
+
+
+def test_what_can_never_fit_is_told() -> None:
+    """A job would wait for ever for more memory than the device has."""
+    device = Accelerator(CPU, limit_bytes=100)
+    device.check(100, what="a forecast")
+    with pytest.raises(OutOfMemoryBudget, match="a forecast needs 101 bytes on the device"):
+        device.check(101, what="a forecast")
+
+
+@dataclass
+class Fails(Last):
+    """Raises what it is given, one error a call, and then is `Last`."""
+
+    errors: list[BaseException] = field(default_factory=list)
+    host: int = 0
+
+    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().forecast(wiring, states, horizons)
+
+    def host_bytes(self, wiring: Wiring) -> int:
+        return self.host
+
+
+def with_device(caller: Caller, *, limit_bytes: int = 10**6, kind: type[Accelerator] = Accelerator, **others: Any) -> Accelerator:
+    """Give a running app a device; the CPU in its place."""
+    device = kind(CPU, limit_bytes=limit_bytes, **others)
+    caller.service.accelerator = caller.service.nowcasting.accelerator = device
+    return device
+
+
+def test_nowcasts_go_by_the_device(start: Start) -> None:
+    """Forecasts would be computed from what was on the device before, or snapshots be uploaded again for each."""
+    caller = start(Fails())
+    device = with_device(caller)
+    caller.register()
+    caller.fill(10, 20, 30)
+    for step in (30, 40):
+        if step == 40:
+            caller.fill(40)
+        made = read_forecasts(caller.nowcast(step, horizons=[1]).content)[1]
+        assert torch.equal(made[0], caller.values(step))
+    assert device.uploads == 4
+    metrics = caller.client.get("/metrics").text
+    assert 'nowcast_device_info{asked="auto",device="cpu"} 1.0' in metrics
+
+
+def test_a_job_registered_anew_is_another(start: Start) -> None:
+    """A run that begins anew under its old name would be forecast from the snapshots of the last one."""
+    caller = start(Fails())
+    with_device(caller)
+    caller.register()
+    caller.fill(10, 20, 30)
+    caller.nowcast(30, horizons=[1])
+    caller.service.remove(caller.service.jobs.get("anonymous", "job"))
+    caller.register()
+    for seed, step in ((1, 10), (2, 20), (3, 30)):
+        caller.upload(step, frames(caller.values(seed), step=step))
+    made = read_forecasts(caller.nowcast(30, horizons=[1]).content)[1]
+    assert torch.equal(made[0], caller.values(3))
+
+
+def test_a_short_device_is_one_jobs_answer(start: Start) -> None:
+    """One network too large for the device would take the server down, or every job after it."""
+    caller = start(fails := Fails())
+    with_device(caller)
+    caller.register()
+    caller.fill()
+    fails.errors = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB") for _ in range(2)]
+    problem = refused(caller.nowcast(), 507, "out_of_memory_budget")
+    assert "Tried to allocate 9 GiB" in problem["detail"]
+    assert caller.nowcast().status_code == 200
+    fails.errors = [torch.OutOfMemoryError("memory in pieces")]
+    assert caller.nowcast().status_code == 200  # once the others' snapshots are gone, there is enough
+
+
+def test_memory_of_the_device_is_not_charged_to_the_host(start: Start) -> None:
+    """A server with a device would be `busy` for want of memory that nothing takes."""
+    caller = start(Fails(working=10**9), forecast_memory=2000)
+    refused(caller.register(), 507, "out_of_memory_budget")
+    with_device(caller, limit_bytes=2 * 10**9)
+    assert caller.register().status_code == 201
+    caller.fill()
+    assert caller.nowcast().status_code == 200
+    preparing = start(Fails(host=10**9), forecast_memory=2000)
+    with_device(preparing)
+    assert "on the device" not in refused(preparing.register(), 507, "out_of_memory_budget")["detail"]
+
+
+def test_a_network_too_large_for_the_device_is_refused(start: Start) -> None:
+    """A worker would learn after hours of training that the server cannot forecast for it."""
+    caller = start(Fails())
+    with_device(caller, limit_bytes=100)
+    assert "on the device" in refused(caller.register(), 507, "out_of_memory_budget")["detail"]
+
+
+def test_forecasts_wait_for_memory_of_the_device(start: Start) -> None:
+    """Two forecasts that do not fit beside each other would fail, or the second never begin."""
+    held = Held()
+    held.host_bytes = lambda wiring: 0  # type: ignore[attr-defined]
+    caller = start(held, wiring=dense())
+    with_device(caller, limit_bytes=3 * 48 + 2 * 48 + 8)
+    other = caller.as_job("other")
+    for each in (caller, other):
+        each.register()
+        each.fill()
+    answers: list[int] = []
+    threads = [threading.Thread(target=lambda each=each: answers.append(each.nowcast().status_code)) for each in (caller, other)]
+    for thread in threads:
+        thread.start()
+    assert held.begun.acquire(timeout=10)
+    until(lambda: caller.service.device.waiting == 1)
+    held.released.set()
+    for thread in threads:
+        thread.join(10)
+    assert answers == [200, 200]
+
+
+class Lost(Accelerator):
+    """Fails whatever it is asked."""
+
+    def lost(self) -> bool:
+        return True
+
+
+def test_a_device_that_has_failed_ends_the_server(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """After some CUDA errors every forecast fails until the process ends: a server would answer 500 for days, and /livez 200."""
+    caller = start(fails := Fails())
+    service, ended = caller.service, threading.Event()
+    service._on_failure = ended.set
+    with_device(caller, kind=Lost, on_lost=service._lost)
+    caller.register()
+    caller.fill()
+    fails.errors = [RuntimeError("CUDA error: an illegal memory access was encountered")]
+    refused(caller.nowcast(), 503, "unavailable")
+    assert ended.wait(5)
+    assert "illegal memory access" in caplog.text
+    refused(caller.client.get("/livez"), 503, "unavailable")
+    refused(caller.nowcast(), 503, "unavailable")
+
+
+def test_other_errors_are_one_jobs_answer(start: Start) -> None:
+    """A server would end, with all its histories, for what one wiring has made fail."""
+    caller = start(fails := Fails())
+    with_device(caller)
+    caller.register()
+    caller.fill()
+    fails.errors = [RuntimeError("a shape is wrong")]
+    assert caller.nowcast().status_code == 500
+    assert caller.nowcast().status_code == 200
+    assert caller.client.get("/livez").status_code == 200
+
+
+def test_why_it_is_the_cpu_is_told(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
+    """A machine whose driver is too old would be rented for its GPU, and compute on its CPU without a word."""
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert choose_device("auto").device == "cpu"
+    assert "without CUDA" in str(choose_device("auto").note)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    chosen = choose_device("auto")
+    assert chosen.device == "cpu"
+    assert "driver" in str(chosen.note)
+    assert choose_device("cpu").note is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto").device == "cuda"
+    caller = start()
+    caller.service.chosen = chosen
+    info = caller.client.get("/v1/info").json()
+    assert (info["device"], info["device_note"], info["precision"]) == ("cpu", chosen.note, "float32")
+
+
+@dataclass
+class CountedLocks:
+    """Locks nothing, and remembers what it was asked; may refuse."""
+
+    sizes: dict[int, int] = field(default_factory=dict)
+    refuses: bool = False
+
+    def lock(self, address: int, size_bytes: int) -> None:
+        if self.refuses:
+            raise RuntimeError("not permitted")
+        self.sizes[address] = size_bytes
+
+    def unlock(self, address: int) -> None:
+        del self.sizes[address]
+
+
+def test_memory_is_locked_to_the_byte_and_let_go() -> None:
+    """A budget of 8 GiB would lock 16, and keep them after the last job."""
+    locks = CountedLocks()
+    memory = PinnedMemory(locks)
+    rows = memory.empty((3, 5000), torch.float16)
+    row = rows[1].fill_(2)
+    memory.settle()
+    assert (list(locks.sizes.values()), memory.used_bytes) == ([30_000], 30_000)
+    assert list(locks.sizes) == [rows.data_ptr()]
+    del rows
+    gc.collect()
+    memory.settle()
+    assert memory.used_bytes == 30_000  # a forecast may still read a row
+    assert row.sum() == 10_000
+    del row
+    gc.collect()
+    memory.settle()
+    assert (locks.sizes, memory.used_bytes) == ({}, 0)
+
+
+def test_memory_that_cannot_be_locked_serves(caplog: pytest.LogCaptureFixture) -> None:
+    """A container with a low limit of locked memory could not serve at all."""
+    locks = CountedLocks(refuses=True)
+    memory = PinnedMemory(locks)
+    rows = memory.empty((2, 10), torch.float32)
+    memory.settle()
+    assert memory.used_bytes == 0
+    assert "cannot be locked" in caplog.text
+    rows.fill_(1)
+    del rows
+    memory.settle()
+    locks.refuses = False
+    assert memory.empty((0, 5), torch.float32).shape == (0, 5)
+
+
+def test_histories_lie_in_locked_memory(start: Start) -> None:
+    """Each upload to the device would hold up the one thread that queues its work."""
+    caller, locks = start(Fails()), CountedLocks()
+    with_device(caller)
+    memory = PinnedMemory(locks)
+    caller.service.jobs.allocate = memory.empty
+    caller.register()
+    caller.fill()
+    memory.settle()
+    assert list(locks.sizes.values()) == [caller.service.jobs.get("anonymous", "job").history.size_bytes]
+    assert caller.nowcast().status_code == 200
+    caller.client.delete("/v1/jobs/job")
+    wait: Callable[[], bool] = lambda: gc.collect() >= 0 and memory.settle() is None and not locks.sizes  # noqa: E731
+    until(wait)
