@@ -109,13 +109,10 @@ def average(model: Any, decay: float) -> Any:
 
     @torch.no_grad()
     def update(means: list[torch.Tensor], weights: list[torch.Tensor], count: torch.Tensor | int) -> None:
-        share = 1 - min(decay, float(count) / (float(count) + 4))
-        pairs = zip(means, weights, strict=True)
-        floating = [(mean, weight) for mean, weight in pairs if mean.is_floating_point()]
-        torch._foreach_lerp_([mean for mean, _ in floating], [weight for _, weight in floating], share)
-        for mean, weight in zip(means, weights, strict=True):
-            if not mean.is_floating_point():
-                mean.copy_(weight)
+        if means[0].is_floating_point():  # torch groups them by type; counters are copied
+            torch._foreach_lerp_(means, weights, 1 - min(decay, float(count) / (float(count) + 4)))
+        else:
+            torch._foreach_copy_(means, weights)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
