@@ -28,6 +28,7 @@ from protos.messages import (
 )
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.http_client import http_client
+from trainer_worker.endpoints.strangers import not_a_status, stranger_error
 
 CONNECT_S: Final = 2.0
 LONGEST_S: Final = 86_400.0
@@ -68,8 +69,10 @@ class HttpEndpoint:
         if replace:
             self._forget(deadline)
         body = spec.model_dump_json().encode()
-        answer = self._call("PUT", self._path, deadline, content=lambda: body, media="application/json")
-        return tuple(_read_status(answer).steps)
+        answer = self._call(
+            "PUT", self._path, deadline, content=lambda: body, media="application/json", read=_status_reader(deadline)
+        )
+        return tuple(answer.steps)
 
     def send(self, step: int, snapshot: Tensor, *, deadline: Deadline) -> None:
         """PUT a snapshot, framed as it is read from `snapshot`."""
@@ -100,8 +103,9 @@ class HttpEndpoint:
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
         """POST the end of the run."""
         body = progress.model_dump_json(exclude_none=True).encode()
-        answer = self._call("POST", f"{self._path}/finish", deadline, content=lambda: body, media="application/json")
-        return _read_status(answer).skill
+        path, read = f"{self._path}/finish", _status_reader(deadline)
+        answer = self._call("POST", path, deadline, content=lambda: body, media="application/json", read=read)
+        return answer.skill  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Close all connections."""
@@ -142,7 +146,7 @@ class HttpEndpoint:
                     timeout=httpx2.Timeout(left_s, connect=min(CONNECT_S, left_s)),
                 ) as response:
                     if not response.is_success:
-                        raise _error_of(response.status_code, response.headers, _read_short(response, deadline))
+                        raise _error_of(response, _read_short(response, deadline))
                     return read(response)
         raise AssertionError("unreachable")
 
@@ -164,6 +168,9 @@ def _transport_errors(call: str) -> Iterator[None]:
         yield
     except httpx2.ConnectTimeout as error:
         raise Unavailable(f"{call}: the server does not take connections") from error
+    except httpx2.ConnectError as error:
+        detail = f"{call}: no server answers at this address ({error or type(error).__name__}); `nowcast-server run` starts one"
+        raise Unavailable(detail) from error
     except httpx2.TimeoutException as error:
         raise DeadlineExceeded(f"{call} took longer than it may") from error
     except (httpx2.HTTPError, httpx2.StreamError) as error:
@@ -182,11 +189,16 @@ def _read_short(response: httpx2.Response, deadline: Deadline) -> bytes:
     return bytes(body)
 
 
-def _read_status(body: bytes) -> JobStatus:
-    try:
-        return JobStatus.model_validate_json(body)
-    except ValueError as error:
-        raise NowcastError(f"the answer is not a job's status; is this a nowcast server? {error}") from error
+def _status_reader(deadline: Deadline) -> Callable[[httpx2.Response], JobStatus]:
+    def read(response: httpx2.Response) -> JobStatus:
+        body = _read_short(response, deadline)
+        try:
+            return JobStatus.model_validate_json(body)
+        except ValueError as error:
+            media = response.headers.get("content-type", "")
+            raise not_a_status(body, media=media, url=str(response.request.url)) from error
+
+    return read
 
 
 def _read_forecasts(response: httpx2.Response, expected: Header, out: Tensor, deadline: Deadline) -> None:
@@ -206,16 +218,17 @@ def _read_forecasts(response: httpx2.Response, expected: Header, out: Tensor, de
         raise BadForecast(f"the forecasts cannot be read: {error.detail}", field=error.field) from error
 
 
-def _error_of(status: int, headers: httpx2.Headers, body: bytes) -> NowcastError:
+def _error_of(response: httpx2.Response, body: bytes) -> NowcastError:
     try:
         problem = json.loads(body)
     except ValueError:
         problem = None
-    if not isinstance(problem, dict) or "code" not in problem:
-        # no nowcast server, but something before it: a proxy, a load balancer
-        kind = Unavailable if status >= 500 else NowcastError
-        return kind(f"the answer was {status} without a problem document", **_retry_after(headers))
-    return error_from_problem({**_retry_after(headers), **problem})
+    waits = _retry_after(response.headers)
+    if isinstance(problem, dict) and "code" in problem:
+        return error_from_problem({**waits, **problem})
+    error = stranger_error(response.status_code, response.headers, url=str(response.request.url))
+    error.extra |= waits
+    return error
 
 
 def _retry_after(headers: httpx2.Headers) -> dict[str, Any]:

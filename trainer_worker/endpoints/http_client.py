@@ -20,7 +20,7 @@ def http_client(url: str, *, token: str | None, headers: Mapping[str, str] = Map
         headers: of every call.
 
     Raises:
-        BadArgument: the token cannot be one.
+        BadArgument: the token cannot be one, or a proxy that the environment names cannot be used.
         OSError: a file that NOWCAST_TLS_* names cannot be read, or is no certificate.
         httpx2.InvalidURL: the address is none.
     """
@@ -28,7 +28,13 @@ def http_client(url: str, *, token: str | None, headers: Mapping[str, str] = Map
     if token and not (token.isascii() and token.isprintable()):
         raise BadArgument("token", "has a character that no token has")
     given = {**headers, "authorization": f"Bearer {token}"} if token else dict(headers)
-    return httpx2.Client(base_url=url, headers=given, verify=_verification(), trust_env=trusts_environment(url))
+    try:
+        return httpx2.Client(base_url=url, headers=given, verify=_verification(), trust_env=trusts_environment(url))
+    except ImportError as error:
+        detail = "the environment names a SOCKS proxy (ALL_PROXY): pip install 'httpx2[socks]', or unset it"
+        raise BadArgument("server", detail) from error
+    except ValueError as error:
+        raise BadArgument("server", f"a proxy of the environment (ALL_PROXY, HTTPS_PROXY) cannot be used: {error}") from error
 
 
 def trusts_environment(url: str) -> bool:

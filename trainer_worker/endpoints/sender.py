@@ -133,7 +133,10 @@ class Sender:
                 self._endpoint.register(self._spec, replace=True, deadline=deadline)
         except NowcastError as error:
             if not resumed and not _passes(error):
-                raise BadArgument(error.field or "server", f"the server refuses the job ({error.code}): {error.detail}") from error
+                detail = f"the server refuses the job ({error.code}): {error.detail}"
+                if error.field == "authorization":
+                    raise BadArgument("token", f"{detail}; give Server(url, token=...) or NOWCAST_TOKEN") from error
+                raise BadArgument(error.field or "server", detail) from error
             self._pause(error)
         else:
             self._registered, self._replace = True, False

@@ -87,7 +87,7 @@ def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device:
     Raises:
         BadArgument: an address that is none, a token that cannot be one, a forecaster that cannot be had.
     """
-    url = server.url or os.environ.get("NOWCAST_SERVER") or EMBEDDED
+    url = server.url or os.environ.get("NOWCAST_SERVER", "").strip() or EMBEDDED
     if url == EMBEDDED:
         return embed(spec, forecaster=forecaster, device=device)
     _check_url(url)
@@ -99,7 +99,13 @@ def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device:
     try:
         return HttpEndpoint(url, job=job, token=server.token or os.environ.get("NOWCAST_TOKEN"))
     except OSError as error:
-        raise BadArgument("server", f"the certificates that NOWCAST_TLS_* name cannot be used: {error}") from error
+        raise BadArgument("server", f"the certificates that {_certificates()} name cannot be used: {error}") from error
+
+
+def _certificates() -> str:
+    """The variables of the environment that name files of certificates."""
+    names = ("NOWCAST_TLS_CA", "NOWCAST_TLS_CERT", "NOWCAST_TLS_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    return ", ".join(name for name in names if os.environ.get(name)) or "NOWCAST_TLS_*"
 
 
 def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedEndpoint":

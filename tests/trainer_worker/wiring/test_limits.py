@@ -140,3 +140,8 @@ def test_stated_sizes_are_guessed() -> None:
     report = describe(Conditioned())
     assert report.inputs == "guessed inputs 2x3x12x12 float32, 2 int64, 2x8x6 float32"
     assert report.coverage == 1
+
+
+def test_a_single_layer_is_traced() -> None:
+    """A model that is one linear layer would be told that it cannot be run."""
+    assert describe(nn.Linear(4, 2)).coverage == 1

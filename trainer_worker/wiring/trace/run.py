@@ -86,7 +86,7 @@ class _Visitor:
         self._deadline = time.monotonic() + SECONDS
 
     def visit(self, module: nn.Module, path: str, given: Arguments | None = None) -> None:
-        if self._runs_at_all(module) and self._unseen(module):
+        if self._tells(module, path) and self._unseen(module):
             self._run(module, path, given)
         for name, child in module.named_children():
             if self._unseen(child) and not self._late:
@@ -178,9 +178,10 @@ class _Visitor:
         return any(number in self._sought and not self._tracer.uses.of[number] for number in numbers if number is not None)
 
     @staticmethod
-    def _runs_at_all(module: nn.Module) -> bool:
-        """A linear layer by itself says no more than its shapes do."""
-        return getattr(module.forward, "__name__", "") != "_forward_unimplemented" and type(module) is not nn.Linear
+    def _tells(module: nn.Module, path: str) -> bool:
+        """Running it may show something; a linear layer in a model that does not run says no more than its shapes do."""
+        runs = getattr(module.forward, "__name__", "") != "_forward_unimplemented"
+        return runs and not (path and type(module) is nn.Linear)
 
 
 def _few_examples(arguments: Arguments) -> Arguments | None:

@@ -1,0 +1,111 @@
+"""What stands before a nowcast server, or in its place, is named before a run begins."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from torch import nn
+
+from trainer_worker import BadArgument, Nowcast
+
+Serve = Callable[[int, dict[str, str], bytes], str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start a service that gives every call one and the same answer; its address."""
+    started: list[ThreadingHTTPServer] = []
+
+    def start(status: int, headers: dict[str, str], body: bytes) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length") or 0))
+                self.send_response(status)
+                for name, value in {**headers, "content-length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_PUT = do_POST = do_GET = do_DELETE = answer  # noqa: N815  (http.server's own names)
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def begin(url: str | None) -> Nowcast:
+    model = nn.Linear(4, 4)
+    return Nowcast(model, torch.optim.Adam(model.parameters()), server=url, max_steps=100, interval=5)
+
+
+HTML = {"content-type": "text/html"}
+REFUSED = json.dumps(
+    {"title": "x", "status": 401, "detail": "send a token", "code": "unauthorized", "field": "authorization"}
+).encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "argument", "says"),
+    [
+        ((308, {"location": "https://nowcast.example/"}, b""), "server", "redirects to https://nowcast.example/"),
+        ((413, HTML, b"<h1>413</h1>"), "server", "client_max_body_size"),
+        ((200, HTML, b"<html>login</html>"), "server", "web page, perhaps a login"),
+        ((200, {}, b"hello"), "server", "does not answer as a nowcast server"),
+        ((404, {}, b"not found"), "server", "is this a nowcast server"),
+        ((405, {}, b""), "server", "another service"),
+        ((407, {}, b""), "server", "HTTPS_PROXY as http://USER:PASSWORD@HOST"),
+        ((403, HTML, b"<html>"), "server", "a proxy stands before it"),
+        ((401, {"content-type": "application/problem+json"}, REFUSED), "token", "NOWCAST_TOKEN"),
+    ],
+    ids=["redirect", "413", "login", "other service", "404", "405", "407", "403", "no token"],
+)
+def test_a_run_is_told_before_it_begins(serve: Serve, answer: tuple[int, dict[str, str], bytes], argument: str, says: str) -> None:
+    """A run of days would train without one nowcast, for a wrong address."""
+    nowcast = begin(serve(*answer))
+    with pytest.raises(BadArgument, match=says) as caught:
+        nowcast.start()
+    assert caught.value.argument == argument
+
+
+def test_a_server_that_is_down_names_the_command(caplog: pytest.LogCaptureFixture) -> None:
+    """A newcomer would not know what should be listening there."""
+    with begin("http://127.0.0.1:9") as nowcast:
+        pass
+    assert "`nowcast-server run` starts one" in nowcast.events[0].detail
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"ALL_PROXY": "socks5h://127.0.0.1:1080"}, "SOCKS proxy"),
+        ({"ALL_PROXY": "socks4://127.0.0.1:1080"}, "a proxy of the environment"),
+        ({"SSL_CERT_FILE": "/nonexistent.pem"}, "SSL_CERT_FILE"),
+    ],
+)
+def test_an_environment_that_cannot_work_is_named(variables: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback of the HTTP library's, which names neither the variable nor the way out."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadArgument, match=says):
+        begin("http://nowcast.internal:8440")
+
+
+@pytest.mark.parametrize("value", ["", " \n"])
+def test_an_empty_address_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that a script empties would be refused as an address."""
+    monkeypatch.setenv("NOWCAST_SERVER", value)
+    with begin(None) as nowcast:
+        pass
+    assert nowcast.events == []
