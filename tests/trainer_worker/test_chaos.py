@@ -12,24 +12,24 @@ import pytest
 import torch
 from cut_network import CutNetwork
 from faulty_server import FaultyServer
-from teacher_task import PROBE, VALIDATION, batch, loss, student
+from teacher_task import VALIDATION, batch, loss, student
 from waiting import until
 
-from trainer_worker import FixedHorizon, Guard, Nowcast
+from trainer_worker import Nowcast, Server
 from trainer_worker.endpoints import client, sender
 
 FAULTS = int(os.environ.get("NOWCAST_CHAOS", "200"))
 """How many; a few thousand for a night."""
-INTERVAL, CONTEXT = 2, 5
+INTERVAL = 4
 STEPS_BETWEEN = 4
 ANSWERS = {
-    "register": ["busy", "unavailable", "close", "html", "internal", "out_of_memory_budget"],
+    "register": ["busy", "unavailable", "close", "html", "login", "moved", "internal", "out_of_memory_budget"],
     "send": ["busy", "unavailable", "close", "html", "internal", "unknown_job", "snapshot_conflict", "bad_frame", "too_large"],
     "forecast": [
         *("nan", "wrong_shape", "wrong_step", "garbage", "checksum", "no_end", "wild", "bad_forecast", "internal", "busy", "hang"),
+        *("login", "moved"),
         *("unavailable", "close", "html", "history_missing", "unknown_job", "deadline_exceeded", "out_of_memory_budget"),
     ],
-    "report": ["close", "internal", "unknown_job"],
 }
 
 
@@ -61,7 +61,7 @@ class Chaos:
         elif kind == "slow":
             self.network.slow(0.05)
         else:
-            call = self.random.choice(["send", "forecast", "forecast", "register", "report"])
+            call = self.random.choice(["send", "forecast", "forecast", "register"])
             if not self.server.faults[call]:
                 self.server.faults[call].append(self.random.choice(ANSWERS[call]))
             return
@@ -88,10 +88,9 @@ def train(nowcast_options: dict[str, Any] | None, *, steps: int, strike: Any = N
     if nowcast_options is None:
         loop()
         return sum(losses) / len(losses), {}
-    probe = lambda: loss(model, PROBE)  # noqa: E731
-    with Nowcast(model, optimizer, probe=probe, max_steps=steps, **nowcast_options) as nowcast:
+    with Nowcast(model, optimizer, max_steps=steps, **nowcast_options) as nowcast:
         loop()
-    assert nowcast.step == steps
+    assert nowcast.steps == steps
     return sum(losses) / len(losses), nowcast.summary()
 
 
@@ -107,25 +106,23 @@ def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(sender, "LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(client, "FIRST_WAIT_S", 0.005)
-    steps = FAULTS * STEPS_BETWEEN * 3 // 2
+    steps = FAULTS * STEPS_BETWEEN * 5 // 2
     plain, _ = train(None, steps=steps)
     before = left_behind()
     server = FaultyServer()
-    server.shift = 1e-4
     monkeypatch.setattr(server._http, "handle_error", lambda *_: None)  # it would print of each cut
     network = CutNetwork(server.port)
     ports = server.port, network.port
     chaos = Chaos(server, network, seed=0)
-    options = {"server": network.url, "interval": INTERVAL, "context": CONTEXT, "policy": FixedHorizon(1), "timeout_s": 0.3}
-    guard = Guard(budget=1.0, tolerance=1.0)
-    struck, summary = train({**options, "guard": guard}, steps=steps, strike=chaos.strike)
+    options = {"server": Server(network.url, timeout_s=0.3), "interval": INTERVAL}
+    struck, summary = train(options, steps=steps, strike=chaos.strike)
     network.close()
     server.close()
     assert chaos.faults >= FAULTS
     assert min(chaos.made[kind] for kind in ("killed", "cut", "held", "slow")) > FAULTS // 20
-    assert min(server.met[call] for call in ("register", "send", "forecast", "report")) > FAULTS // 40
+    assert min(server.met[call] for call in ("register", "send", "forecast")) > FAULTS // 40
     assert struck == pytest.approx(plain, rel=0.02)
-    assert summary["nowcasts"]["accepted"] > 0  # now and then something worked
+    assert summary["nowcasts"]["used"] > 0  # now and then something worked
     assert len(summary["reasons"]) > 3
     until(lambda: left_behind()[0] <= before[0])
     assert left_behind()[1] <= before[1]

@@ -90,11 +90,9 @@ def test_an_unfinished_run_is_not_deleted(job: Path, command: str) -> None:
     ("nowcast", "says"),
     [
         ('server = "embedded"\nforecaster = "oracle"', "forecaster: forecaster 'oracle' is not one of"),
-        ('server = "embedded"\nforecaster = "last"\noverlap = true\nshadow = true', "shadow: never loads a forecast"),
-        ('server = "embedded"\nforecaster = "last"\nprobe = 5000', "probe: takes all"),
         ('server = "http://[::1"\nforecaster = "last"', "server: 'http://[::1' is no URL"),
     ],
-    ids=["forecaster", "modes", "probe", "url"],
+    ids=["forecaster", "url"],
 )
 def test_a_mistake_ends_with_one_line(job: Path, nowcast: str, says: str) -> None:
     """What a run finds out when it starts would end in a traceback."""
@@ -125,7 +123,8 @@ def test_the_demo_runs_again_after_it_was_interrupted() -> None:
 def test_results_go_where_they_are_asked_to(job: Path) -> None:
     """A run on a cluster would end without a trace; or its storage would be found wanting after hours of training."""
     refused = call("train", job, "--copies", "nosuch://bucket/runs")
-    assert (refused.exit_code, (job.parent / "runs").exists()) == (2, False)
+    assert refused.exit_code == 2
+    assert [path for path in (job.parent / "runs").rglob("*") if path.is_file()] == []
     assert "results cannot go to nosuch://bucket/runs" in refused.stderr
     try:
         load_task("fm-16")
@@ -157,7 +156,7 @@ def test_wire_shows_and_draws_a_network_of_the_users(job: Path) -> None:
         ("torch.nn:NoSuchLayer", "has no attribute 'NoSuchLayer'"),
         ("torch.nn:Linear", "cannot be called without arguments"),
         ("pathlib:Path", "gives a PosixPath, not a torch.nn.Module"),
-        ("torch.nn:ReLU", "no parameters"),
+        ("torch.nn:ReLU", "no real floating-point parameters"),
     ],
 )
 def test_wire_names_what_is_wrong(job: Path, place: str, message: str) -> None:

@@ -36,6 +36,10 @@ def show(summary: Summary, console: Console) -> None:
     console.print(
         f"[dim]target: {summary.metric} {reached}{rule}; test figures at the step that is best on validation; medians over seeds[/]"
     )
+    for arm in summary.arms:
+        if arm.skill:
+            worth = ", ".join(f"{name} {value:+.2f}" for name, value in arm.skill.items())
+            console.print(f"[dim]{arm.arm}: skill of the forecasts (0: no change, 1: perfect): {worth}[/]")
     for figures in summary.figures:
         for reason, times in figures.reasons.items():
             console.print(f"[yellow]{figures.arm}, seed {figures.seed}: {times} nowcast(s) skipped: {reason}[/]")

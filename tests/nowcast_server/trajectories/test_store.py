@@ -31,6 +31,24 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
     assert np.allclose(found.states(np.array([2, 5])), STATES[[2, 5]], atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("steps", "pieces"),
+    [
+        ([10, 20, 30, 41, 53, 67], [[10, 20, 30, 41, 53, 67]]),
+        ([10, 20, 30, 60, 70, 80], [[10, 20, 30], [60, 70, 80]]),
+        ([10, 20, 30, 31, 32, 33], [[10, 20, 30], [31, 32, 33]]),
+        ([7], [[7]]),
+    ],
+    ids=["grows", "a gap", "another interval", "one"],
+)
+def test_pieces_are_nearly_even(tmp_path: Path, steps: list[int], pieces: list[list[int]]) -> None:
+    """A missing snapshot would be taken for weights that moved twice as fast; a run whose interval grows would be cut to bits."""
+    with TrajectoryWriter(tmp_path / "a.trajectory", STATES[0], header={}) as writer:
+        for index, step in enumerate(steps):
+            writer.append(step, STATES[index % len(STATES)])
+    assert [piece.steps.tolist() for piece in Trajectory.open(tmp_path / "a.trajectory").pieces()] == pieces
+
+
 def test_small_movements_keep_their_digits(tmp_path: Path) -> None:
     """A weight near 1 that moves by 1e-4 would stand still if weights themselves were kept in float16."""
     base = np.ones(8, dtype=np.float32)

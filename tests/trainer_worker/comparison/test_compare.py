@@ -87,7 +87,7 @@ def run(folder: Path, *, lr: float = 1e-3, steps: int = 6, resume: bool = False)
         {
             "task": {"name": "fm-16"},
             "train": {"steps": steps, "batch_size": 8, "lr": lr, "eval_every": 2, "checkpoint_every": 2},
-            "nowcast": {"server": "embedded", "forecaster": "linear", "context": 2, "interval": 1},
+            "nowcast": {"server": "embedded", "forecaster": "linear", "interval": 1, "start": 0.0},
             "workers": {"count": 0, "threads": 1},
             "output": {"folder": folder},
         }

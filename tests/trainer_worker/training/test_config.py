@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from trainer_worker import Push
 from trainer_worker.tasks import TASKS
 from trainer_worker.training.config import TABLES, Config, ConfigError, load_config
 from trainer_worker.training.keys import show_keys
@@ -63,20 +64,11 @@ def test_the_demo_is_a_valid_configuration() -> None:
         (f"[nowcast]\nforecaster = 'linear'\ncheckpoint = '{DEMO}'", "the forecaster linear has none; choose nino or wnn"),
         ("[nowcast]\n[workers]\naddress = 'auto'", "cannot reach a server of this command's own; give its URL"),
         ("[train]\nrate = 'linear'", "[train] rate: Input should be 'constant', 'cosine' or 'warmup-stable-decay'"),
-        ("[nowcast]\nquiet = 201", "quiet = 201 is longer than interval = 200"),
-        ("[nowcast]\nscale = 1.5", "[nowcast] scale: Input should be less than or equal to 1"),
-        ("[nowcast]\nlimit = 0.0", "[nowcast] limit: Input should be greater than 0"),
-        ("[nowcast]\ngrowth = 2.0", "[nowcast] growth: Input should be less than or equal to 1"),
-        ("[nowcast]\nmoments = 'half'", "[nowcast] moments: Input should be 'keep', 'reset' or 'rescale'"),
-        ("[nowcast]\nrecalibrate = true", "recalibrate needs a probe"),
-        ("[nowcast]\nschedule = 'adaptive'", "schedule = adaptive needs a probe"),
-        ("[nowcast]\nschedule = 'best-after-recovery'", "schedule = best-after-recovery needs a probe: set probe"),
-        (
-            "[nowcast]\nschedule = 'best'",
-            "[nowcast] schedule: Input should be 'paper', 'fixed', 'adaptive' or 'best-after-recovery'",
-        ),
-        ("[nowcast]\nbudget = 0.3", "budget needs a probe: set probe"),
-        ("[nowcast]\nprobe = 9\nbudget = 1.5", "[nowcast] budget: Input should be less than or equal to 1"),
+        ("[nowcast]\ngain = 1.0", "[nowcast] gain: Input should be less than 1 (it is 1.0)"),
+        ("[nowcast]\nfade = 1.5", "[nowcast] fade: Input should be less than or equal to 1"),
+        ("[nowcast]\nhorizon = 0", "[nowcast] horizon: Input should be greater than or equal to 1"),
+        ("[nowcast]\nmode = 'leap'", "[nowcast] mode: Input should be 'glide', 'jump' or 'shadow'"),
+        ("[nowcast]\nprobe = 1000", "[nowcast] probe: unknown key"),
         ("steps = ", "not valid TOML"),
     ],
 )
@@ -123,22 +115,15 @@ def test_options_replace_values_and_are_checked_alike(tmp_path: Path) -> None:
         load(tmp_path, text, train__steps=0)
 
 
-def test_the_schedule_follows_the_forecaster(tmp_path: Path) -> None:
-    """`--forecaster nino` on the demo must get the paper's horizons, and a straight line must never be drawn 40 intervals on."""
-    text = '[task]\nname = "fm-16"\n[nowcast]\n'
-    plans = {name: load(tmp_path, text, nowcast__forecaster=name).nowcast for name in ("nino", "wnn", "linear", "vision")}
-    assert {name: table and table.plan for name, table in plans.items()} == {
-        "nino": ("paper", 40),
-        "wnn": ("paper", 40),
-        "linear": ("fixed", 4),
-        "vision": ("paper", 40),
-    }
-    given = load(tmp_path, text + 'forecaster = "nino"\nschedule = "fixed"\nfurthest = 7').nowcast
-    assert given is not None
-    assert given.plan == ("fixed", 7)
-    compared = load(tmp_path, text + 'forecaster = "linear"\nprobe = 9\nschedule = "best-after-recovery"').nowcast
-    assert compared is not None
-    assert compared.plan == ("best-after-recovery", 40)
+def test_pushes_are_as_the_table_says(tmp_path: Path) -> None:
+    """A key that is read and not passed on is worse than one that is refused."""
+    table = load(tmp_path, '[task]\nname = "fm-16"\n[nowcast]').nowcast
+    assert table is not None
+    assert table.push == Push()
+    text = "gain = 0.3\nstart = 0.2\nfade = 0.4\nhold_norms = false\nhorizon = 7"
+    table = load(tmp_path, f'[task]\nname = "fm-16"\n[nowcast]\n{text}').nowcast
+    assert table is not None
+    assert table.push == Push(gain=0.3, start=0.2, fade=0.4, hold_norms=False, horizon=7)
 
 
 def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

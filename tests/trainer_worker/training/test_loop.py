@@ -10,13 +10,13 @@ from faulty_server import FaultyServer
 from trainer_worker.datasets import DataMissing
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.task import Task
-from trainer_worker.training.config import Config, NowcastTable
+from trainer_worker.training.config import Config
 from trainer_worker.training.in_process import FolderHarness, train_in_process
 from trainer_worker.training.loop import Checkpoint, _rate, train
 from trainer_worker.training.records import Arm, Order, RunRecord, is_average
 from trainer_worker.training.resuming import begin
 
-NOWCAST = {"server": "embedded", "forecaster": "average", "context": 2, "interval": 3, "schedule": "fixed", "furthest": 1}
+NOWCAST = {"server": "embedded", "forecaster": "linear", "interval": 2, "start": 0.0}
 
 
 class Stopped(Exception):
@@ -66,25 +66,6 @@ def ignore(news: dict[str, Any]) -> None:
     pass
 
 
-def test_what_jumps_are_tried_on_does_not_judge_them(tmp_path: Path, small_task: Task) -> None:
-    """Jumps are kept by their loss there, so a run with them would look better than it is; one without is judged by the same."""
-    tried = train(order(tmp_path / "tried", nowcasts=True, probe=200, shadow=True), FolderHarness(tmp_path / "tried", ignore))
-    config = order(tmp_path / "plain", nowcasts=False)
-    table = NowcastTable.model_validate({**NOWCAST, "probe": 200})
-    config = config.model_copy(update={"config": config.config.model_copy(update={"nowcast": table})})
-    plain = train(config, FolderHarness(tmp_path / "plain", ignore))
-    whole = train(order(tmp_path / "whole", nowcasts=False), FolderHarness(tmp_path / "whole", ignore))
-    assert [(each.validation, each.test) for each in tried.evaluations] == [
-        (each.validation, each.test) for each in plain.evaluations
-    ]
-    for one, other in zip(plain.evaluations, whole.evaluations, strict=True):
-        assert one.test == other.test
-        assert one.validation != other.validation
-        assert one.validation.accuracy * 56 == pytest.approx(round(one.validation.accuracy * 56))  # of the other 56 examples
-    with pytest.raises(ValueError, match="takes all 256 validation examples"):
-        train(order(tmp_path / "none", nowcasts=True, probe=256), FolderHarness(tmp_path / "none", ignore))
-
-
 class Harness(FolderHarness):
     """Stops the process right after the checkpoint of one step."""
 
@@ -98,15 +79,21 @@ class Harness(FolderHarness):
             raise Stopped
 
 
-@pytest.mark.parametrize("nowcasts", [False, True], ids=["plain", "nowcasts"])
-def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(tmp_path: Path, *, nowcasts: bool) -> None:
-    """Within a context, at a snapshot, at a jump, between evaluations: a restart must leave no trace in weights or curves."""
-    whole = train_in_process(order(tmp_path / "whole", nowcasts=nowcasts), listen=ignore)
+@pytest.mark.parametrize(
+    ("options", "outcomes"),
+    [(None, {}), ({}, {"glided": 4}), ({"mode": "jump", "interval": 1, "horizon": 3}, {"jumped": 3})],
+    ids=["plain", "glide", "jump"],
+)
+def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(
+    tmp_path: Path, options: dict[str, Any] | None, outcomes: dict[str, int]
+) -> None:
+    """Within a context, at a boundary, in a push, between evaluations: a restart must leave no trace in weights or curves."""
+    given: dict[str, Any] = {"nowcasts": options is not None, "average": 0.9, **(options or {})}
+    whole = train_in_process(order(tmp_path / "whole", **given), listen=ignore)
     assert whole.restores == 0
-    if nowcasts:
-        assert whole.outcomes == {"accepted": 3}
-    for stop in (1, 3, 4, 6, 7, 11, 12, 19):
-        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=nowcasts)
+    assert whole.outcomes == outcomes
+    for stop in (1, 9, 10, 12, 13, 19):
+        stopped = order(tmp_path / f"stopped-{stop}", **given)
         with pytest.raises(Stopped):
             train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
         resumed = train_in_process(stopped, listen=ignore)
@@ -138,77 +125,6 @@ def test_an_average_of_the_weights_is_judged_besides_them(tmp_path: Path) -> Non
     assert is_average(averaged.arm)
     assert [evaluation.model_copy(update={"averaged": None}) for evaluation in record.evaluations] != averaged.evaluations
     assert [evaluation.validation for evaluation in record.evaluations] == [each.validation for each in without.evaluations]
-    for stop in (4, 7, 12):
-        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, average=0.9)
-        with pytest.raises(Stopped):
-            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
-        assert without_times(train_in_process(stopped, listen=ignore)) == without_times(record), stop
-
-
-def test_what_a_jump_is_undone_to_is_each_workers_own(tmp_path: Path) -> None:
-    """Of two workers the second would go back to the first one's random state and buffers."""
-    job = order(tmp_path, nowcasts=True, steps=44, forecaster="linear", probe=32, interval=2)
-    with pytest.raises(Stopped):
-        train(job, Harness(job.config.output.folder / "checkpoints" / job.name, stop_after=6))
-    (path,) = tmp_path.glob("checkpoints/*/checkpoint.pt")
-    saved = torch.load(path, weights_only=True)
-    assert "random" in saved["own"]["nowcast"]["trials"]["contest"]["start"]
-    assert "nowcast" not in saved["shared"]
-
-
-def test_a_run_that_tries_its_jumps_resumes_exactly_too(tmp_path: Path) -> None:
-    """In the middle of a trial the kept weights, the optimizer's state and the verdict to come are part of the checkpoint."""
-    tried = {"forecaster": "linear", "furthest": 2, "probe": 32, "interval": 8}
-    job = order(tmp_path / "whole", nowcasts=True, steps=44, **tried)
-    whole = train_in_process(job, listen=ignore)
-    assert whole.outcomes == {"accepted": 1, "rejected": 1}
-    for stop in (16, 19, 24, 32, 37, 40):
-        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, steps=44, **tried)
-        with pytest.raises(Stopped):
-            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
-        resumed = train_in_process(stopped, listen=ignore)
-        assert resumed.outcomes == whole.outcomes
-        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
-
-
-def test_every_option_resumes_exactly(tmp_path: Path) -> None:
-    """Averages, horizons learnt, moments and a learning rate under way are part of the checkpoint as well."""
-    options: dict[str, Any] = {
-        "forecaster": "linear", "furthest": 8, "schedule": "adaptive", "probe": 32, "interval": 8,
-        "quiet": 5, "scale": 0.5, "growth": 0.25, "limit": 2.0, "moments": "rescale", "recalibrate": True,
-    }  # fmt: skip
-
-    def job(folder: Path) -> Order:
-        made = order(folder, nowcasts=True, steps=44, **options)
-        train = made.config.train.model_copy(update={"rate": "warmup-stable-decay"})
-        return made.model_copy(update={"config": made.config.model_copy(update={"train": train})})
-
-    whole = train_in_process(job(tmp_path / "whole"), listen=ignore)
-    assert sum(whole.outcomes.values()) == 2
-    for stop in (20, 35):
-        stopped = job(tmp_path / f"stopped-{stop}")
-        with pytest.raises(Stopped):
-            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
-        resumed = train_in_process(stopped, listen=ignore)
-        assert resumed.outcomes == whole.outcomes
-        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
-
-
-def test_a_run_that_compares_horizons_resumes_exactly(tmp_path: Path) -> None:
-    """The schedule and the budget have to arrive, and a comparison under way is part of the checkpoint."""
-    options = {"furthest": 8, "schedule": "best-after-recovery", "probe": 32, "interval": 8, "budget": 1.0}
-    whole = train_in_process(order(tmp_path / "whole", nowcasts=True, steps=44, **options), listen=ignore)
-    (event,) = whole.events
-    windows = 3 if event["outcome"] == "rejected" else 2  # the period is of 16 steps, the comparison of 24
-    assert event["step"] == 16
-    assert 8 < event["cost_steps"] <= 8 * windows
-    for stop in (20, 28, 36):
-        stopped = order(tmp_path / f"stopped-{stop}", nowcasts=True, steps=44, **options)
-        with pytest.raises(Stopped):
-            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
-        resumed = train_in_process(stopped, listen=ignore)
-        assert resumed.outcomes == whole.outcomes
-        assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
 
 
 @pytest.mark.parametrize(("rate", "seen"), [("cosine", [1.0, 0.5, 0.0]), ("warmup-stable-decay", [0.05, 1.0, 0.0])])
@@ -220,13 +136,13 @@ def test_the_rate_follows_its_course(tmp_path: Path, rate: str, seen: list[float
     assert 0 < _rate(settings, 399) < 0.02
 
 
-def test_nowcasts_change_nothing_before_the_first_jump(tmp_path: Path) -> None:
+def test_nowcasts_change_nothing_before_the_first_push(tmp_path: Path) -> None:
     """Both arms must see the same weights and batches, or their difference is not the nowcasts'."""
     plain = train_in_process(order(tmp_path / "plain", nowcasts=False), listen=ignore)
-    jumping = train_in_process(order(tmp_path / "jumping", nowcasts=True), listen=ignore)
-    assert jumping.events[0]["step"] == 6
-    assert without_times(jumping)[0] == without_times(plain)[0]  # at step 5
-    assert without_times(jumping)[1] != without_times(plain)[1]  # at step 10
+    gliding = train_in_process(order(tmp_path / "gliding", nowcasts=True), listen=ignore)
+    assert gliding.events[0]["step"] == 12
+    assert without_times(gliding)[:2] == without_times(plain)[:2]  # at steps 5 and 10
+    assert without_times(gliding)[2] != without_times(plain)[2]  # at step 15
 
 
 def test_a_fresh_run_does_not_go_on_from_an_old_one(tmp_path: Path) -> None:
@@ -247,7 +163,7 @@ def test_the_last_step_is_evaluated_and_kept(tmp_path: Path) -> None:
     assert state["shared"]["step"] == 7
 
 
-def test_progress_tells_evaluations_and_jumps(tmp_path: Path) -> None:
+def test_progress_tells_evaluations_and_events(tmp_path: Path) -> None:
     """The progress display lives on this news."""
     heard: list[dict[str, Any]] = []
     record = train_in_process(order(tmp_path, nowcasts=True), listen=heard.append)

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from protos.errors import UnknownJob
+from protos.messages import Progress
 from trainer_worker.comparison.compare import _info
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
@@ -35,7 +36,7 @@ def test_a_proxy_is_not_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.delenv(name, raising=False)
     with own_server(log=tmp_path / "server.log") as url:
         with pytest.raises(UnknownJob):
-            HttpEndpoint(url, job="mine").skill(deadline=Deadline(10))
+            HttpEndpoint(url, job="mine").finish(Progress(step=1), deadline=Deadline(10))
         assert "linear" in (_info(url, token=None) or {})["forecasters"]
 
 
