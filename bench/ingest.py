@@ -196,7 +196,7 @@ def register(port: int, size: int) -> None:
     """A job whose one layer has `size` weights."""
     block = Block(1, 0, size, size, 1, parameter=0, source_stride=1, target_stride=1)
     wiring = Wiring((Parameter("weight", (1, size)),), size + 1, (block,))
-    spec = json.dumps({"wiring": wiring.to_dict(), "context": 2, "interval": 1, "forecaster": "last"}).encode()
+    spec = json.dumps({"wiring": wiring.to_dict(), "context": 2, "forecaster": "last"}).encode()
     request = Request(f"http://{HOST}:{port}/v1/jobs/bench", data=spec, method="PUT", headers={"content-type": "application/json"})
     urlopen(request).close()
 

@@ -47,6 +47,9 @@ class Forecaster(Protocol):
     def host_bytes(self, wiring: Wiring) -> int:
         """The same of the host's memory, if it computes on a device."""
 
+    def work_s(self, wiring: Wiring, *, context: int) -> float:
+        """How long a forecast has the device, about, from the wiring alone."""
+
 
 @dataclass(frozen=True)
 class Forecasts:

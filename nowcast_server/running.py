@@ -18,10 +18,14 @@ from nowcast_server.app import create_app
 from nowcast_server.logs import configure_logging, log
 from nowcast_server.service import Service
 from nowcast_server.settings import MIB, Settings
-from nowcast_server.web.intake import HttpProtocol
+from nowcast_server.web.connections import SPARE, Connections, protocol_for
 from nowcast_server.web.tls import tls_options
 
 KEEP_ALIVE_S: Final = 75
+BACKLOG: Final = 512
+"""Connections that wait to be accepted."""
+OTHER_FILES: Final = BACKLOG + SPARE + 192
+"""Open files besides the connections within the limit: those accepted in one go before any is ended, spare ones, and the rest."""
 END_S: Final = 10.0
 """After the drain, how long the process may take to end."""
 SWITCH_INTERVAL_S: Final = 0.001
@@ -80,12 +84,11 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-def allow_open_files(more: int) -> None:
-    """Raise this process's limit of open files by so many, as far as its hard limit goes. The record of a job keeps one open."""
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files to so many, as far as its hard limit goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY:
-        wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard))
 
 
 def prepare_process(settings: Settings) -> None:
@@ -94,17 +97,20 @@ def prepare_process(settings: Settings) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    allow_open_files(settings.max_jobs if settings.record is not None else 0)
+    records = settings.max_jobs if settings.record is not None else 0  # each keeps a file open
+    allow_open_files(settings.max_connections + OTHER_FILES + records)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
 def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], None] = lambda _: None) -> Server:
     """The app as uvicorn shall serve it; `on_drain` as `Server` has it."""
+    limit = min(settings.max_connections, max(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES))
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=HttpProtocol,
+        http=protocol_for(Connections(limit, settings.peer_connections)),
+        backlog=BACKLOG,
         ws="none",
         log_config=None,
         access_log=False,

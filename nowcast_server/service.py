@@ -14,6 +14,7 @@ from nowcast_server.forecasting import Forecaster
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.limits import check_coverage, check_size
 from nowcast_server.jobs.loans import SHARE, Lender
+from nowcast_server.jobs.registrations import BODIES, Registrations
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.logs import audit, log
 from nowcast_server.metrics import Metrics
@@ -22,7 +23,7 @@ from nowcast_server.pinned import CudaLocks, PinnedMemory
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
 from nowcast_server.trajectories.recording import Recording
-from protos.errors import NowcastError, Unavailable, UnknownForecaster
+from protos.errors import NowcastError, TooLarge, Unavailable, UnknownForecaster
 from protos.messages import JobSpec, NowcastRequest
 
 Loader = Callable[[], Mapping[str, Forecaster]]
@@ -66,8 +67,8 @@ class Service:
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
         self.draining = False
-        self.large = asyncio.Lock()
-        """Held by a registration of many blocks: while it is read it takes thirty times its size, which no budget counts."""
+        bodies = Budget(BODIES * settings.max_registration)
+        self.registrations = Registrations(Lender(bodies, share=SHARE, on_return=lambda: None))
         self._loaded = False
         self._loader = loader
         self._on_failure = on_failure
@@ -183,6 +184,7 @@ class Service:
             raise UnknownForecaster(f"{spec.forecaster!r} is not one of this server's forecasters: {names}", field="forecaster")
         forecaster.check(spec.wiring, context=spec.context)
         check_size(spec, max_snapshot_bytes=self.settings.max_snapshot)
+        self._check_time(forecaster, spec)
         await asyncio.to_thread(getattr, spec.wiring, "hash")  # of a large wiring it takes a while; it is kept
         if (known := self.jobs.known(tenant, job_id, spec=spec, run=run)) is not None:
             return known, False
@@ -207,6 +209,12 @@ class Service:
                 },
             )
         return job, created
+
+    def _check_time(self, forecaster: Forecaster, spec: JobSpec) -> None:
+        work_s, limit_s = forecaster.work_s(spec.wiring, context=spec.context), self.settings.forecast_limit_s
+        if work_s > limit_s:
+            detail = f"a forecast by {spec.forecaster} would take about {work_s:.0f} s; this server gives one {limit_s:g} s"
+            raise TooLarge(detail, field="wiring.blocks")
 
     def finish(self, job: Job) -> None:
         """A run is over: free its history, keep its status."""

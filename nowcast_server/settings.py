@@ -36,15 +36,18 @@ class Settings(BaseSettings):
         precision: of the learned forecasters' products: `float32`, `tf32` (CUDA alone) or `bfloat16`; docs/gpu.md has their errors.
         forecast_limit_s: a forecast may use the device for so long; what would take longer is refused, and stopped. `/livez` fails
             while one goes on beyond it.
-        max_registration: the JSON body that registers a job.
+        max_registration: the JSON body that registers a job. Bodies on their way take 16 times as much at most, and the one that is
+            read 30 times.
         max_jobs: jobs known at once.
         tenant_jobs: jobs of one tenant.
         tenant_memory: for one tenant, of `memory`; None: there is no such limit.
         queue: forecasts waiting for the device; more are `busy`.
         tenant_queue, job_queue: the same for one tenant, and for one job.
+        max_connections: open at once; beyond, the one that has been idle longest is ended.
+        peer_connections: those from one address. Behind a proxy, all have the proxy's.
         idle_s: a job nobody has called on for this long is forgotten.
-        upload_grace_s: an upload (or the reading of a forecast) may take this long,
-        upload_min_rate: plus its size by this many bytes a second; a client slower than that is cut off.
+        upload_grace_s: an upload (or the reading of a forecast) may be behind by this long
+        upload_min_rate: what this many bytes a second would have moved; a client slower than that is cut off.
         drain_s: after SIGTERM, how long work in flight may take to finish.
         token_file: lines `tenant:token` or `tenant:sha256:HEX`.
         tokens: the same in a variable, separated by commas.
@@ -79,6 +82,8 @@ class Settings(BaseSettings):
     queue: Count = 256
     tenant_queue: Count = 64
     job_queue: Count = 4
+    max_connections: Count = 1024
+    peer_connections: Count = 512
     idle_s: Seconds = 6 * 3600.0
     upload_grace_s: Seconds = 30.0
     upload_min_rate: Size = ByteSize(256 * 1024)
@@ -107,6 +112,6 @@ class Settings(BaseSettings):
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
-    def transfer_limit_s(self, size_bytes: int) -> float:
-        """How long a client may take to send or fetch so many bytes."""
-        return self.upload_grace_s + size_bytes / self.upload_min_rate
+    def transfer_limit_s(self, moved_bytes: int) -> float:
+        """How long after its begin a transfer that has moved so many bytes may be at that point."""
+        return self.upload_grace_s + moved_bytes / self.upload_min_rate

@@ -30,7 +30,6 @@ CHUNK_BYTES: Final = 1024 * 1024
 
 _CHUNK = struct.Struct(">BBQBIBI")  # 0x93 | 0xcf offset u64 | 0xce crc32 u32 | 0xc6 length u32
 _END = struct.Struct(">BBI")  # 0x91 | 0xce chunks u32
-_SCRATCH_BYTES = 4096
 _ARRAY_1, _ARRAY_3, _UINT64, _UINT32, _BIN32 = 0x91, 0x93, 0xCF, 0xCE, 0xC6
 
 
@@ -135,7 +134,6 @@ class FrameReader:
             max_ext_len=0,
         )
         self._fed = 0
-        self._scratch = bytearray(_SCRATCH_BYTES)  # the window while no chunk is open
         self._pending = bytearray()  # a prelude or end frame not yet complete: at most 20 bytes
         self._memory = memoryview(b"")
         self._received = 0  # bytes of the tensor in place
@@ -158,29 +156,6 @@ class FrameReader:
             if self._ended:
                 raise BadFrame("bytes follow the end frame", field="end")
             view = self._read_data(view) if self._chunk_left else self._read_prelude(view)
-
-    def window(self) -> memoryview:
-        """Writable memory for the next bytes of the stream, never empty: for most of them their place in the tensor.
-
-        A receiver that reads from its socket into the window, and then calls `advance`, copies nothing at all.
-        """
-        if self._chunk_left:
-            return self._memory[self._received : self._received + self._chunk_left]
-        if self._unpacker is not None:
-            return memoryview(self._scratch)
-        prelude = _CHUNK if self._received < self._memory.nbytes else _END
-        return memoryview(self._scratch)[: max(1, prelude.size - len(self._pending))]
-
-    def advance(self, received: int) -> None:
-        """The first `received` bytes of the window are in place.
-
-        Raises:
-            BadFrame: as in `feed`.
-        """
-        if self._chunk_left:
-            self._take(received)
-        else:
-            self.feed(memoryview(self._scratch)[:received])
 
     @property
     def received_bytes(self) -> int:

@@ -14,6 +14,8 @@ from protos.errors import BadRequest, BadValue
 from protos.wiring import Wiring
 
 LEAST_CONTEXT = 2
+PASS_S = 4e-9
+"""A simple forecaster's work on one value of one snapshot, on a slow core."""
 
 Horizons = tuple[int, ...]
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
@@ -126,6 +128,10 @@ class Forecaster(ABC):
         """The same of the host's memory, if it computes on a device."""
         del wiring
         return 0
+
+    def work_s(self, wiring: Wiring, *, context: int) -> float:
+        """How long a forecast takes, about: for simple ones, a few passes over the states."""
+        return PASS_S * context * wiring.size
 
     @abstractmethod
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:

@@ -41,19 +41,6 @@ class Arrival:
         self._reader.feed(data)
         self._check_received()
 
-    def window(self) -> memoryview:
-        """Where the next bytes of the body belong; `FrameReader.window`."""
-        return self._reader.window()
-
-    def advance(self, received: int) -> None:
-        """So many bytes are in the window.
-
-        Raises:
-            BadFrame, UnsupportedMedia, BadValue: as in `feed`.
-        """
-        self._reader.advance(received)
-        self._check_received()
-
     def close(self) -> None:
         """The body is over.
 

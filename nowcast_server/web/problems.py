@@ -19,6 +19,9 @@ from nowcast_server.service import Service
 from protos.errors import BadRequest, DeadlineExceeded, MethodNotAllowed, NotFound, NowcastError, TooLarge, Unavailable
 from protos.messages import Problem
 
+REFUSED_BYTES: Final = 1024 * 1024
+"""Of a body that was refused, as much as this is thrown away."""
+
 PROBLEM_TYPE: Final = "application/problem+json"
 _OF_STATUS: Final = {404: NotFound, 405: MethodNotAllowed, 413: TooLarge}
 
@@ -81,9 +84,11 @@ def _level(request: Request, error: NowcastError) -> int:
 def _hangs_up(request: Request, error: NowcastError) -> bool:
     """Could the client go on sending a body that nobody wants, for longer than is worth throwing away?
 
-    A body of honest length is thrown away instead, so that the client reads its answer and keeps its connection.
+    A short one of honest length is thrown away instead, so that the client reads its answer and keeps its connection.
     """
-    return "transfer-encoding" in request.headers or isinstance(error, TooLarge | DeadlineExceeded)
+    length = request.headers.get("content-length", "0")
+    long = not length.isdigit() or int(length) > REFUSED_BYTES
+    return long or "transfer-encoding" in request.headers or isinstance(error, TooLarge | DeadlineExceeded)
 
 
 def _call(scope: Scope) -> dict[str, Any]:

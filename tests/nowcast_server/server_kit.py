@@ -65,6 +65,7 @@ class Last:
     glide_horizon: int = 1
 
     working: int = 0
+    seconds: float = 0.0
     weights_bytes: int = 0
 
     def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
@@ -75,6 +76,9 @@ class Last:
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         return self.working
+
+    def work_s(self, wiring: Wiring, *, context: int) -> float:
+        return self.seconds
 
 
 @dataclass

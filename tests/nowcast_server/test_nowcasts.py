@@ -453,17 +453,21 @@ def test_eight_jobs_at_once_get_what_each_gets_alone(listen: Start, start: Start
 
 
 def test_a_client_that_fetches_too_slowly(caplog: pytest.LogCaptureFixture) -> None:
-    """A client's slow line would be logged and counted as a failure of the server."""
+    """A client that takes nothing would hold the memory of its forecasts for as long as its line could take for all of them; or
+    would be logged and counted as a failure of the server.
+    """
     forecasts = Forecasts(Header("forecasts", "float32", (1, 10), 30, (1,)), torch.zeros(1, 10), 0.0)
     service = Service(Settings(), loader=dict)
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await FramesResponse(forecasts, held=AsyncExitStack(), limit_s=0.05)(scope, receive, send)
+        await FramesResponse(forecasts, held=AsyncExitStack(), limit_s=lambda moved: 0.05 if moved < 50 else 60.0)(
+            scope, receive, send
+        )
 
     async def send(message: Any) -> None:
         sent.append(message)
-        await asyncio.sleep(0.04)
+        await asyncio.sleep(60.0 if len(sent) == 2 else 0.0)
 
     with caplog.at_level("INFO"):
         asyncio.run(Boundary(app, service=service)({"type": "http", "method": "POST", "path": "/v1"}, None, send))  # type: ignore[arg-type]
@@ -471,3 +475,24 @@ def test_a_client_that_fetches_too_slowly(caplog: pytest.LogCaptureFixture) -> N
     assert sent[-1].get("more_body")  # uvicorn closes a connection whose answer was not completed
     assert [record.message for record in caplog.records] == ["client gone"]
     assert "nowcast_errors_total{" not in service.metrics.render().decode()
+
+
+def test_one_tenant_has_half_of_the_memory(start: Start) -> None:
+    """A tenant that does not fetch its forecasts would take the memory of everybody else's."""
+    from nowcast_server.jobs.budget import Budget
+    from nowcast_server.jobs.loans import Lender, Loan
+
+    memory, woken = Budget(100), list[int]()
+    lender = Lender(memory, share=0.5, on_return=lambda: woken.append(memory.used_bytes))
+    first, second, third = (Loan(lender, tenant="greedy", size_bytes=30) for _ in range(3))
+    assert first.begin()
+    assert not second.begin()
+    assert Loan(lender, tenant="other", size_bytes=60).begin()  # a single one may have more than its share
+    second.end()
+    assert not second.begin()  # nobody needs it any more
+    first.hold()
+    first.end()
+    assert not woken
+    first.end()
+    assert woken == [60]
+    assert third.begin()

@@ -42,6 +42,8 @@ class Slow:
         return states[-1].repeat(len(horizons), 1)
     def working_bytes(self, wiring, *, context):
         return 0
+    def work_s(self, wiring, *, context):
+        return 0.0
 
 running.create_app = lambda settings, **given: app.create_app(settings, forecasters={"slow": Slow()}, **given)
 sys.exit(running.serve(Settings()))

@@ -1,10 +1,9 @@
 """Jobs: register, look at, finish, forget."""
 
-from contextlib import nullcontext
-
 from fastapi import APIRouter, Request, Response
 
 from nowcast_server.web.routes.calls import (
+    JSON,
     MAX_MESSAGE_BYTES,
     PROBLEMS,
     OwnJob,
@@ -13,6 +12,7 @@ from nowcast_server.web.routes.calls import (
     TheJob,
     TheJobId,
     TheService,
+    check_body,
     json_body,
     parse,
     read_body,
@@ -31,10 +31,13 @@ async def register(  # noqa: PLR0917 -- FastAPI passes them by name
     service.admit()
     limit_bytes = service.settings.max_registration
     limit_s = service.settings.transfer_limit_s(limit_bytes)
-    body = await read_body(request, max_bytes=limit_bytes, limit_s=limit_s)
-    async with service.large if len(body) > MAX_MESSAGE_BYTES else nullcontext():
-        spec = await parse(JobSpec, body)
-        registered, created = await service.register(tenant, job, spec=spec, run=run)
+    check_body(request.headers, media_type=JSON, max_bytes=limit_bytes)
+    chunked = "transfer-encoding" in request.headers
+    with service.registrations.receiving(tenant, limit_bytes if chunked else int(request.headers.get("content-length", "0"))):
+        body = await read_body(request, max_bytes=limit_bytes, limit_s=limit_s)
+        async with service.registrations.reading(tenant, len(body)):
+            spec = await parse(JobSpec, body)
+            registered, created = await service.register(tenant, job, spec=spec, run=run)
     response.status_code = 201 if created else 200
     return registered.status()
 

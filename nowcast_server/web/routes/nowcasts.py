@@ -1,6 +1,7 @@
 """Nowcasts: asked for in JSON, answered as a stream of frames."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -30,12 +31,12 @@ class FramesResponse(Response):
     Args:
         forecasts: to send.
         held: closed once they are sent, or not wanted any more.
-        limit_s: the client may take so long to fetch them.
+        limit_s: how long after its begin a client that has fetched so many bytes may be there.
     """
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, forecasts: Forecasts, *, held: AsyncExitStack, limit_s: float) -> None:
+    def __init__(self, forecasts: Forecasts, *, held: AsyncExitStack, limit_s: Callable[[int], float]) -> None:
         super().__init__(headers={"content-length": str(framed_bytes(forecasts.header))})
         self._forecasts = forecasts
         self._held = held
@@ -44,15 +45,19 @@ class FramesResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI
         async with self._held:
             try:
-                async with asyncio.timeout(self._limit_s):
-                    await self._send(send)
+                async with asyncio.timeout(None) as limit:
+                    await self._send(send, limit)
             except TimeoutError:
                 raise ClientDisconnect from None  # it is there, and takes nothing: all the same to us
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, limit: asyncio.Timeout) -> None:
+        begun, sent = asyncio.get_running_loop().time(), 0
+        limit.reschedule(begun + self._limit_s(0))
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for piece in write_frames(self._forecasts.header, self._forecasts.payload):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
+            sent += len(piece)
+            limit.reschedule(begun + self._limit_s(sent))
             await asyncio.sleep(0)  # a client that has gone takes every piece at once
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -74,7 +79,7 @@ async def nowcast(job: OwnJob, service: TheService, request: Request, deadline_s
         "nowcast",
         extra={"tenant": job.tenant, "job": job.id, "step": asked.step, "horizons": asked.horizons, "seconds": forecasts.seconds},
     )
-    return FramesResponse(forecasts, held=held, limit_s=service.settings.transfer_limit_s(forecasts.payload.nbytes))
+    return FramesResponse(forecasts, held=held, limit_s=service.settings.transfer_limit_s)
 
 
 async def _gone(request: Request) -> None:

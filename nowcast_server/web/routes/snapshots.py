@@ -10,7 +10,6 @@ from nowcast_server.jobs.arrival import Arrival, store
 from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
 from nowcast_server.service import Service
-from nowcast_server.web.intake import receive_into
 from nowcast_server.web.routes.calls import PROBLEMS, DeadlineS, OwnJob, TheService, check_body
 from protos.errors import Busy, DeadlineExceeded, NowcastError, TooLarge, UnknownJob
 from protos.frames import DTYPE_BYTES, MAX_HEADER_BYTES, MEDIA_TYPE
@@ -58,17 +57,12 @@ async def _within_limits(job: Job, step: int, service: Service, request: Request
     max_bytes = max_body_bytes(job.spec)
     check_body(request.headers, media_type=MEDIA_TYPE, max_bytes=max_bytes)
     job.history.check_step(step)
-    limit_s = min(service.settings.transfer_limit_s(max_bytes), deadline_s or float("inf"))
     with service.jobs.using(job):
         service.jobs.restore(job)
         row = await _free_row(job, min(service.settings.upload_grace_s, deadline_s or float("inf")))
         try:
             arrival = Arrival(job.spec, step=step, values=job.history.row(row))
-            try:
-                async with asyncio.timeout(limit_s):
-                    await _read(request, arrival, max_bytes, service)
-            except TimeoutError:
-                raise DeadlineExceeded(f"the snapshot did not come within {limit_s:.0f} s") from None
+            await _read(request, arrival, max_bytes, service, deadline_s or float("inf"))
             arrival.close()
             if job.closed:
                 raise UnknownJob(f"job {job.id!r} was deleted while its snapshot came", field="job")
@@ -88,16 +82,20 @@ async def _free_row(job: Job, limit_s: float) -> int:
         raise Busy("forecasts and uploads hold all of the job's memory; come again", retry_after_s=RETRY_AFTER_S) from None
 
 
-async def _read(request: Request, arrival: Arrival, max_bytes: int, service: Service) -> None:
-    read_into = receive_into(request.scope)
-    if read_into is not None:  # the body has a length, and `check_body` has found it good
-        await read_into(arrival)
-        service.metrics.upload_bytes.inc(int(request.headers["content-length"]))
-        return
-    received = 0
-    async for piece in request.stream():
-        received += len(piece)
-        service.metrics.upload_bytes.inc(len(piece))
-        if received > max_bytes:
-            raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
-        arrival.feed(piece)
+async def _read(request: Request, arrival: Arrival, max_bytes: int, service: Service, deadline_s: float) -> None:
+    begun, received = asyncio.get_running_loop().time(), 0
+    try:
+        async with asyncio.timeout(None) as limit:
+            pieces = request.stream()
+            while True:
+                limit.reschedule(begun + min(service.settings.transfer_limit_s(received), deadline_s))
+                piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                received += len(piece)
+                service.metrics.upload_bytes.inc(len(piece))
+                if received > max_bytes:
+                    raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
+                arrival.feed(piece)
+    except TimeoutError:
+        raise DeadlineExceeded(f"after {received} bytes the snapshot came too slowly, or its deadline passed") from None

@@ -13,7 +13,7 @@ from server_kit import Last, dense, listening
 
 from nowcast_server.app import create_app
 from nowcast_server.settings import Settings
-from nowcast_server.web import request_head
+from nowcast_server.web import connections
 from protos.errors import Unavailable
 from protos.messages import JobSpec
 from trainer_worker.endpoints.client import HttpEndpoint
@@ -83,9 +83,9 @@ def test_mutual_tls_lets_in_clients_of_the_authority_alone(https: Https, files: 
 
 def test_a_connection_that_asks_for_nothing_ends(https: Https, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle connections, or headers without an end, would do behind a certificate what they cannot do without."""
-    endless = b"GET /livez HTTP/1.1\r\nhost: x\r\nz: ".ljust(request_head.MAX_HEAD_BYTES, b"z")
+    endless = b"GET /livez HTTP/1.1\r\nhost: x\r\nz: ".ljust(connections.MAX_HEAD_BYTES, b"z")
     with https(mutual=False) as url:
-        monkeypatch.setattr(request_head, "HEAD_S", 0.3)
+        monkeypatch.setattr(connections, "HEAD_S", 0.3)
         for sent, answer in ((b"", b""), (endless, b"HTTP/1.1 431 ")):
             plain = socket.create_connection(("127.0.0.1", httpx2.URL(url).port or 0), timeout=10)
             with files.context().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
@@ -94,7 +94,7 @@ def test_a_connection_that_asks_for_nothing_ends(https: Https, files: Files, mon
 
 
 def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's way of receiving bodies would not work on encrypted connections; or a worker could not show its certificate."""
+    """A worker could not show its certificate."""
     spec = JobSpec(wiring=dense(1000, 1000), context=2, forecaster="last")
     snapshots, out = torch.randn(2, spec.wiring.size), torch.empty(1, spec.wiring.size)
     with https(mutual=True) as url:
@@ -103,9 +103,9 @@ def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeyp
             HttpEndpoint(url, job="nobody").register(spec, replace=False, deadline=Deadline(5))
         monkeypatch.setenv("NOWCAST_TLS_CERT", str(files.client))
         worker = HttpEndpoint(url, job="mine")
-        worker.register(spec, replace=False, deadline=Deadline(20))
+        worker.register(spec, replace=False, deadline=Deadline(60))
         for step, snapshot in enumerate(snapshots):
-            worker.send(step, snapshot, deadline=Deadline(20))
-        worker.forecast(1, (1,), out, deadline=Deadline(20))
+            worker.send(step, snapshot, deadline=Deadline(60))
+        worker.forecast((0, 1), (1,), out, progress=None, deadline=Deadline(60))
         worker.close()
     assert torch.equal(out[0], snapshots[1])

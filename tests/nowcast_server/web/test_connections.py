@@ -1,17 +1,17 @@
-"""Lines and headers of requests, which come before any token: what they may take of memory and of time."""
+"""Connections, lines and headers, which come before any token: what they may take of memory and of time."""
 
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPResponse
 
 import pytest
-from server_kit import Caller, Held, Start, frames
+from server_kit import Caller, Held, Start, frames, until
 
-from nowcast_server.web import request_head
-from nowcast_server.web.request_head import MAX_HEAD_BYTES
+from nowcast_server.web import connections
+from nowcast_server.web.connections import MAX_HEAD_BYTES
 from protos.frames import MEDIA_TYPE
 
 OPENING = b"GET /livez HTTP/1.1\r\nhost: x\r\n"
@@ -49,15 +49,6 @@ def test_a_head_has_a_limit(listen: Start, headers: int) -> None:
         assert _status(connection, _live(MAX_HEAD_BYTES, headers=headers)) == 200
         assert _status(connection, _live(MAX_HEAD_BYTES + 1, headers=headers)[:-1]) == 431
         assert connection.recv(1) == b""  # hung up
-
-
-def test_trailers_have_it_too(listen: Start) -> None:
-    """Headers after a body would do what those before it cannot."""
-    with _connect(listen()) as connection:
-        chunked = OPENING + b"transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
-        assert _status(connection, chunked) == 200
-        connection.sendall(b"z: " + b"z" * (MAX_HEAD_BYTES - 3))
-        assert _status(connection) == 431
 
 
 def test_nothing_is_said_within_an_answer(listen: Start) -> None:
@@ -100,7 +91,7 @@ def test_a_connection_that_asks_for_nothing_ends(
 ) -> None:
     """A thousand idle connections, without a token, would leave the server none for those who have one."""
     caller = listen()
-    monkeypatch.setattr(request_head, "HEAD_S", 0.3)
+    monkeypatch.setattr(connections, "HEAD_S", 0.3)
     with _connect(caller) as connection:
         if answered:
             assert _status(connection, answered) == 200
@@ -111,7 +102,7 @@ def test_a_connection_that_asks_for_nothing_ends(
 def test_a_connection_that_rests_between_requests_stays(listen: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker would connect anew for each snapshot."""
     caller = listen()
-    monkeypatch.setattr(request_head, "HEAD_S", 0.3)
+    monkeypatch.setattr(connections, "HEAD_S", 0.3)
     with _connect(caller) as connection:
         for _ in range(3):
             assert _status(connection, LIVE) == 200
@@ -122,7 +113,7 @@ def test_a_slow_body_and_a_slow_answer_are_waited_for(listen: Start, monkeypatch
     """Uploads and forecasts that take longer than a line and headers may would be cut off."""
     held = Held()
     caller = listen(held)
-    monkeypatch.setattr(request_head, "HEAD_S", 0.3)
+    monkeypatch.setattr(connections, "HEAD_S", 0.3)
     assert caller.register().status_code == 201
     caller.fill(10, 20)
     body = frames(caller.values(30), step=30)
@@ -139,3 +130,93 @@ def test_a_slow_body_and_a_slow_answer_are_waited_for(listen: Start, monkeypatch
                 time.sleep(0.6)
                 held.released.set()
             assert answer.result() == 200
+
+
+UPLOAD = b"PUT /v1/jobs/mine/snapshots/8 HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+
+
+def _fails(connection: socket.socket, data: bytes) -> bool:
+    """Has the other side hung up?"""
+    try:
+        connection.sendall(data)
+    except OSError:
+        return True
+    return False
+
+
+def test_a_refused_body_that_drips_has_an_end(listen: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then would hold a connection for ever, without a token."""
+    caller = listen()
+    monkeypatch.setattr(connections, "REFUSED_S", 0.5)
+    with _connect(caller) as connection:
+        assert _status(connection, UPLOAD % 1000) == 404
+        until(lambda: _fails(connection, b"x"))
+
+
+@pytest.mark.parametrize("tokens", [{}, {"tokens": "alice:alice-alice-alice"}])
+def test_a_long_refused_body_is_not_swallowed(listen: Start, tokens: dict[str, str]) -> None:
+    """A call that was answered 401 could go on to send 100 GB."""
+    with _connect(listen(**tokens)) as connection:
+        connection.sendall(UPLOAD % 10**11 + b"x" * 1000)
+        response = HTTPResponse(connection)
+        response.begin()
+        assert response.status == (401 if tokens else 404)
+        assert response.headers["connection"] == "close"
+        response.read()
+        assert connection.recv(1) == b""
+
+
+def test_the_longest_idle_connection_makes_room(listen: Start) -> None:
+    """Idle connections, without a token, would keep everybody else out."""
+    caller = listen(max_connections=10)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(_connect(caller)) for _ in range(30)]
+        for connection in idle[:15]:
+            with suppress(ConnectionResetError):
+                assert connection.recv(1) == b""  # ended to make room
+        with _connect(caller) as late:
+            assert _status(late, LIVE) == 200
+        assert _status(idle[-1], LIVE) == 200
+
+
+def test_one_address_has_its_own_limit(listen: Start) -> None:
+    """One machine could have all the connections there are."""
+    caller = listen(peer_connections=3)
+    with ExitStack() as stack:
+        kept = [stack.enter_context(_connect(caller)) for _ in range(3)]
+        first = stack.enter_context(_connect(caller))
+        with suppress(ConnectionResetError):
+            assert kept[0].recv(1) == b""
+        assert _status(first, LIVE) == 200
+
+
+def test_health_is_reachable_when_all_connections_are_busy(listen: Start) -> None:
+    """A server at its limit would be killed by its orchestrator, with all histories."""
+    held = Held()
+    caller = listen(held, max_connections=4)  # the caller's own is one of them
+    assert caller.register().status_code == 201
+    caller.fill()
+    ask = b'{"context": [10, 20, 30], "horizons": [1]}'
+    post = b"POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    with ExitStack() as stack:
+        busy = []
+        for index in range(4):
+            busy.append(stack.enter_context(_connect(caller)))
+            busy[-1].sendall(post % len(ask) + ask)
+            until(lambda index=index: caller.service.device.waiting == index)  # type: ignore[misc]
+        assert held.begun.acquire(timeout=30)
+        with _connect(caller) as probe:
+            assert _status(probe, LIVE) == 200
+        with _connect(caller) as other:
+            assert _status(other, b"GET /v1/info HTTP/1.1\r\nhost: x\r\n\r\n") == 503
+        held.released.set()
+        assert [_status(connection) for connection in busy] == [200] * 4
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_probes_of_any_kind(start: Start, path: str) -> None:
+    """A load balancer that asks by HEAD or OPTIONS would take a healthy server out."""
+    client = start().client
+    assert (client.head(path).status_code, client.head(path).content) == (200, b"")
+    assert client.options(path).status_code == 204
+    assert "HEAD" in client.options(path).headers["allow"]

@@ -1,0 +1,212 @@
+"""What connections may cost before a token is looked at: how many there are, how long they wait, and what refused bodies take.
+
+These are hooks into uvicorn's protocol, tested with the versions that `pyproject.toml` allows.
+"""
+
+import asyncio
+from collections import Counter, defaultdict
+from ipaddress import IPv6Address, ip_address
+from typing import Any, ClassVar, Final
+
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from nowcast_server.web.problems import REFUSED_BYTES, problem_response
+from protos.errors import Unavailable
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Of a request's line and headers, and of a body's trailers. One sent along with the request before may have up to twice that."""
+HEAD_S: Final = 30.0
+"""A connection has so long to bring a line and headers. From an answer to the next byte uvicorn's keep-alive counts instead."""
+REFUSED_S: Final = 10.0
+"""A body that was refused has so long to come, however it drips."""
+SPARE: Final = 64
+"""Connections beyond the limit, for calls of `HEALTH` alone, when all others are being answered."""
+HEALTH: Final = frozenset({"/livez", "/readyz"})
+
+
+class Connections:
+    """The open connections of a server. One more than may be ends the one that has been idle longest.
+
+    Idle is a connection on which no call is being answered: that rests between two, brings a head or a refused body, or nothing.
+
+    Args:
+        limit: connections in all.
+        peer_limit: those of one address (for IPv6, of one /64).
+    """
+
+    def __init__(self, limit: int, peer_limit: int) -> None:
+        self._limit, self._peer_limit = limit, peer_limit
+        self._open: Counter[str] = Counter()
+        self._idle: defaultdict[str, dict[LimitedProtocol, None]] = defaultdict(dict)  # the longest idle first
+
+    def __len__(self) -> int:
+        return self._open.total()
+
+    @property
+    def full(self) -> bool:
+        """Not even a call of `HEALTH` finds room."""
+        return len(self) > self._limit + SPARE
+
+    def opened(self, connection: "LimitedProtocol") -> bool:
+        """Count a connection, which is idle yet; False if it is one too many and all others are being answered."""
+        peer = connection.peer
+        self._open[peer] += 1
+        within = self._make_room(peer)
+        self._idle[peer][connection] = None
+        return within
+
+    def busy(self, connection: "LimitedProtocol") -> None:
+        """A call is being answered on it."""
+        self._idle[connection.peer].pop(connection, None)
+
+    def rests(self, connection: "LimitedProtocol") -> None:
+        """It is idle again, from now on."""
+        self._idle[connection.peer].pop(connection, None)
+        self._idle[connection.peer][connection] = None
+
+    def closed(self, connection: "LimitedProtocol") -> None:
+        peer = connection.peer
+        self._idle[peer].pop(connection, None)
+        self._open[peer] -= 1
+        if self._open[peer] <= 0:
+            del self._open[peer]
+            self._idle.pop(peer, None)
+
+    def _make_room(self, peer: str) -> bool:
+        if self._open[peer] > self._peer_limit:
+            return self._end_one(peer)
+        if len(self) > self._limit:
+            most = max((each for each, idle in self._idle.items() if idle), key=self._open.__getitem__, default=peer)
+            return self._end_one(most)
+        return True
+
+    def _end_one(self, peer: str) -> bool:
+        victim = next(iter(self._idle[peer]), None)
+        if victim is not None:
+            self.busy(victim)
+            victim.transport.abort()
+        return victim is not None
+
+
+async def _no_room(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = problem_response(Unavailable("too many connections; come again", retry_after_s=5), hang_up=True)
+    await answer(scope, receive, send)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, within limits."""
+
+    limits: ClassVar[Connections]
+    peer = ""
+    _head_bytes = 0  # since the last headers, piece of a body or end of a request
+    _body_left = 0  # of the body that is coming; chunked ones have no end
+    _late: asyncio.TimerHandle | None = None
+    _within = True
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self.peer = _peer(transport)
+        self._within = self.limits.opened(self)
+        self._wait(HEAD_S if self._within else REFUSED_S)
+        if self.limits.full:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._came()
+        self.limits.closed(self)
+
+    def data_received(self, data: bytes) -> None:
+        while data and not self.transport.is_closing():
+            left = MAX_HEAD_BYTES - self._head_bytes
+            piece, data = data[:left], data[left:]
+            self._head_bytes += len(piece)
+            super().data_received(piece)
+            if self._head_bytes == MAX_HEAD_BYTES:
+                self._refuse()
+        if self._late is None and not self._answering:
+            self._wait(HEAD_S)
+
+    def on_headers_complete(self) -> None:
+        self._came()
+        self._head_bytes, self._body_left = 0, _declared(self.headers)
+        self.limits.busy(self)
+        app, path = self.app, self.url.partition(b"?")[0].decode("ascii", "replace")
+        if not self._within and path not in HEALTH:
+            self.app = _no_room
+        super().on_headers_complete()
+        self.app = app
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        self._body_left -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head_bytes, self._body_left = 0, 0
+        if not self._answering:
+            self._came()  # a refused body is over
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing() or self._answering:
+            return
+        self.limits.rests(self)
+        if self._body_left > REFUSED_BYTES:
+            self.transport.close()
+        elif self._body_left:
+            self._wait(REFUSED_S)
+
+    def _wait(self, seconds: float) -> None:
+        """End the connection after so long, whatever comes, unless `_came` is called."""
+        if self._late is None:
+            self._late = self.loop.call_later(seconds, self.transport.close)
+
+    def _came(self) -> None:
+        """What was waited for has come."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _refuse(self) -> None:
+        self.logger.warning("Request line and headers of more than %d bytes received.", MAX_HEAD_BYTES)
+        if not self._answering:  # else it would stand in the middle of an answer
+            text = b"The request line and headers may have %d bytes: send fewer or shorter headers.\n" % MAX_HEAD_BYTES
+            about = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(text)
+            self.transport.write(STATUS_LINE[431] + about + text)
+        self.transport.close()
+
+
+def protocol_for(connections: Connections) -> type[LimitedProtocol]:
+    """The protocol of a server with these connections."""
+    return type("HttpProtocol", (LimitedProtocol,), {"limits": connections})
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    """Whose connection it is; empty on a Unix socket."""
+    name: Any = transport.get_extra_info("peername")
+    if not isinstance(name, tuple) or not name:
+        return ""
+    try:
+        address = ip_address(str(name[0]).partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
+        return str(IPv6Address(int(address) >> 64 << 64))
+    return str(address)
+
+
+def _declared(headers: list[tuple[bytes, bytes]]) -> int:
+    """Length of the body, by the headers, which the parser has checked; longer than any for a chunked one."""
+    for name, value in headers:
+        if name == b"transfer-encoding":
+            return 2**62
+        if name == b"content-length":
+            return int(value)
+    return 0

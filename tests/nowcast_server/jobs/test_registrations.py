@@ -1,0 +1,93 @@
+"""Registrations of many blocks: one at a time, tenants in turn, and their bodies in a budget."""
+
+import asyncio
+import json
+
+import pytest
+from server_kit import Caller, Last, Start, refused
+
+from nowcast_server.jobs.budget import Budget
+from nowcast_server.jobs.loans import Lender
+from nowcast_server.jobs.registrations import LARGE_BYTES, Registrations
+from protos.errors import Busy
+
+LARGE = LARGE_BYTES + 1
+
+
+def registrations(limit_bytes: int = 100 * LARGE) -> Registrations:
+    return Registrations(Lender(Budget(limit_bytes), share=0.5, on_return=lambda: None))
+
+
+def test_tenants_take_turns() -> None:
+    """One tenant's forty wirings of megabytes would keep another's small one waiting for all of them."""
+
+    async def run() -> list[str]:
+        line, order, begin = registrations(), list[str](), asyncio.Event()
+
+        async def one(tenant: str) -> None:
+            async with line.reading(tenant, LARGE):
+                await begin.wait()
+                await asyncio.sleep(0)
+                order.append(tenant)
+
+        tasks = [asyncio.create_task(one("many")) for _ in range(10)]
+        await asyncio.sleep(0.01)
+        tasks += [asyncio.create_task(one("one")), asyncio.create_task(one("two"))]
+        await asyncio.sleep(0.01)
+        begin.set()
+        await asyncio.gather(*tasks)
+        assert not line._tenants
+        return order
+
+    assert set(asyncio.run(run())[:4]) >= {"one", "two"}
+
+
+def test_small_ones_do_not_wait() -> None:
+    """A worker with an ordinary network would wait for others' huge ones."""
+
+    async def run() -> None:
+        line = registrations()
+        async with line.reading("many", LARGE), asyncio.timeout(30), line.reading("one", LARGE_BYTES):
+            pass
+
+    asyncio.run(run())
+
+
+def test_bodies_on_their_way_are_in_a_budget() -> None:
+    """Forty bodies of 8 MiB, of which one is read at a time, would be memory on nobody's books."""
+    line = registrations(4 * LARGE)
+    with line.receiving("many", LARGE), line.receiving("many", LARGE):
+        with pytest.raises(Busy), line.receiving("many", LARGE):
+            pass
+        with line.receiving("many", LARGE_BYTES), line.receiving("one", LARGE), line.receiving("one", LARGE):
+            pass
+    with line.receiving("many", LARGE):
+        pass
+
+
+def test_a_large_registration_that_is_too_early(start: Start) -> None:
+    """Its memory would be taken all the same; or never be given back."""
+    caller = start(max_registration=8 * LARGE)
+    blocks = [[2, index % 5, 1, index % 5, 1, 1, 0, index, 1, 1, 1, 0] for index in range(2000)]
+    spec = {"wiring": {"parameters": [["w", [2000]]], "neurons": 5, "blocks": blocks}, "forecaster": "last"}
+    body = json.dumps(spec).encode()
+    assert len(body) > LARGE_BYTES
+
+    def put(job: str) -> Caller:
+        return caller.client.put(f"/v1/jobs/{job}", content=body, headers={"content-type": "application/json"})  # type: ignore[no-any-return]
+
+    for index in range(40):
+        assert put(f"job-{index}").status_code == 201  # type: ignore[attr-defined]
+    bodies = caller.service.registrations._bodies
+    taken = bodies.memory.limit_bytes
+    assert bodies.lend("anonymous", taken)
+    refused(put("late"), 429, "busy")  # type: ignore[arg-type]
+    bodies.take_back("anonymous", taken)
+    assert put("late").status_code == 201  # type: ignore[attr-defined]
+
+
+def test_a_forecast_that_would_take_too_long(start: Start) -> None:
+    """A worker would train for hours before its first nowcast is stopped, and each of them hold up others."""
+    caller = start(Last(seconds=301.0))
+    assert "300 s" in refused(caller.register(), 413, "too_large", "wiring.blocks")["detail"]
+    assert start(Last(seconds=299.0)).register().status_code == 201
