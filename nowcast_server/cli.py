@@ -8,6 +8,7 @@ import typer
 
 from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
 from nowcast_server.nino.cli import app as checkpoints
+from nowcast_server.selftest.cli import selftest
 from nowcast_server.serve.cli import serve_on_ray
 from protos import command
 
@@ -82,6 +83,7 @@ def token(tenant: str) -> None:
 
 
 app.command(name="serve-on-ray")(serve_on_ray)
+app.command()(selftest)
 
 
 app.add_typer(checkpoints, name="checkpoint")

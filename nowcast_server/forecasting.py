@@ -107,7 +107,10 @@ Make = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 def _on_host(make: Make, context: Context) -> torch.Tensor:
     try:
         return make(context.states)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not short:
+            raise
         raise OutOfMemoryBudget(f"there is not the memory for this forecast: {error}") from error
 
 
