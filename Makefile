@@ -5,29 +5,33 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-cluster lint bench metatrain lock clean
+.PHONY: help demo test test-cluster lint docs bench metatrain lock clean
 
-demo: $(READY)
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
+
+demo: $(READY)  ## Fashion-MNIST on two Ray workers, without and with nowcasts: a table and runs/demo/report.png
 	$(BIN)/nowcast compare deploy/demo.toml --fresh
 
-test: $(READY)
+test: $(READY)  ## Run every test but those on a cluster
 	$(BIN)/python -m pytest
 
-# Submitted jobs on a two-node Ray cluster that loses a node, and scaling with the load: minutes, hence apart from the other tests.
-test-cluster: $(READY)
+test-cluster: $(READY)  ## Submitted jobs on a two-node Ray cluster that loses a node, and scaling with the load (minutes)
 	$(BIN)/python -m pytest -m cluster
 
-lint: $(READY)
+lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(READY)
+docs: $(READY)  ## Build the documentation into build/site
+	$(BIN)/mkdocs build --strict
+
+bench: $(READY)  ## What nowcasts cost a training step, and how fast forecasts are
 	$(BIN)/python bench/step_time.py
 	$(BIN)/python bench/forecast.py --quick
 
-# The shipped forecasters from nothing: some three core-hours. Stopped at any time, it goes on where it was.
-metatrain: $(READY)
+metatrain: $(READY)  ## Fit the shipped forecasters from nothing (hours); stopped at any time, it goes on where it was
 	$(BIN)/nowcast metatrain collect deploy/metatrain/collect.toml
 	$(BIN)/nowcast metatrain fit deploy/metatrain/nino-base.toml
 	$(BIN)/nowcast metatrain fit deploy/metatrain/wnn-base.toml
@@ -46,14 +50,13 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Resolve pyproject.toml afresh, in an environment of its own, and pin what came out.
-lock:
+lock:  ## Resolve pyproject.toml afresh, in an environment of its own, and pin the result
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet torch==2.13.0 "setuptools>=77" "pip>=25.1"
-	$(VENV)-lock/bin/pip install --quiet --editable ".[server,serve,worker]" --group dev
+	$(VENV)-lock/bin/pip install --quiet --editable ".[all]" --group dev
 	$(VENV)-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 	rm -rf $(VENV)-lock
 
-clean:
-	rm -rf $(VENV) runs
+clean:  ## Delete the environment, builds and results
+	rm -rf $(VENV) build dist runs

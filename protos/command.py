@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-DISTRIBUTION: Final = "nowcast"
+from protos import DISTRIBUTION
 
 _PART_OF: Final = {"grpc": "ray", "grpc_reflection": "ray"}
 """Packages that come with an extra of another one."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from nowcast_server import metrics as metrics_module
 from nowcast_server.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,24 +131,3 @@ def test_grafana_finds_its_dashboard_and_its_data(documents: Documents) -> None:
     assert home == f"{mounts['./deploy/grafana']}/nowcast.json"
     assert source["url"] == "http://prometheus:9090"
     assert "prometheus" in compose["services"]
-
-
-def test_the_table_of_metrics_is_complete() -> None:
-    """A metric would be missing from the documentation, or one documented that is not there."""
-    rows = r"^\| `(nowcast_\w+)` \| (\w+) \| (.*?) \|"
-    documented = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in
-                  re.findall(rows, (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)}  # fmt: skip
-    real = {}
-    for metric in Metrics().registry.collect():
-        name = metric.name + ("_total" if metric.type == "counter" else "")
-        real[name] = (
-            metric.type,
-            exported()[name if metric.type != "histogram" else f"{name}_count"] - {"replica", "instance", "job"},
-        )
-    assert documented == real
-
-
-def test_the_table_is_the_modules_own() -> None:
-    """docs/metrics.md and the docstring of nowcast_server/metrics.py would say different things."""
-    table = [line for line in (metrics_module.__doc__ or "").splitlines() if line.startswith("|")]
-    assert "\n".join(table) in (ROOT / "docs/metrics.md").read_text()

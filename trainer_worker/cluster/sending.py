@@ -9,6 +9,7 @@ from typing import Final
 import stamina
 from ray.job_submission import JobSubmissionClient
 
+from protos import DISTRIBUTION
 from trainer_worker.cluster.connection import cluster_errors, connect, serve_details
 from trainer_worker.cluster.errors import ClusterError
 from trainer_worker.cluster.finding import BY_NAME, server_url
@@ -65,7 +66,7 @@ def prepare(
     client = connect(address)
     url = _server(server or DEFAULT_SERVER, client) if nowcasts else None
     given = environment(submission_id, server=url, token=token, extra=variables)
-    metadata = {"nowcast.version": version("nowcast"), **({"nowcast.server": url} if url else {})}
+    metadata = {"nowcast.version": version(DISTRIBUTION), **({"nowcast.server": url} if url else {})}
     if what.suffix == ".toml":
         forecasts = (url or EMBEDDED) if nowcasts else None
         overrides = config_overrides(name=submission_id, server=forecasts, storage=storage)

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import mean, median
 from typing import Any
 
+from protos import DISTRIBUTION
 from protos.messages import Skill
 from trainer_worker.training.config import Config
 from trainer_worker.training.records import Record, RunRecord, Score, is_average
@@ -228,7 +229,7 @@ def _median_score(scores: Sequence[Score]) -> Score:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count())}
-    for package in ("nowcast", "torch", "ray", "torch-geometric"):
+    for package in (DISTRIBUTION, "torch", "ray", "torch-geometric"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

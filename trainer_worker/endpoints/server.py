@@ -117,7 +117,9 @@ def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedE
     try:
         from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
     except ImportError as error:
-        detail = f"forecasts in this process need the extra nowcast[embedded] ({error}); install it, or give the URL of a server"
+        detail = (
+            f"forecasts in this process need the extra nowcast-train[embedded] ({error}); install it, or give the URL of a server"
+        )
         raise BadArgument("server", detail) from error
     loaded = load_embedded(forecaster, device=device)
     try:

@@ -16,10 +16,11 @@ def show_keys(console: Console) -> None:
     for name, table in TABLES.items():
         shown = Table("key", "default", "meaning", title=escape(f"[{name}]"), title_justify="left")
         for key, field in table.model_fields.items():
-            shown.add_row(key, _default(field), escape(field.description or ""))
+            shown.add_row(key, escape(default_of(field)), escape(field.description or ""))
         console.print(shown)
 
 
-def _default(field: FieldInfo) -> str:
+def default_of(field: FieldInfo) -> str:
+    """The default of a key, as text."""
     value: Any = field.default
-    return "must be given" if value is PydanticUndefined else "" if value is None else escape(str(value))
+    return "must be given" if value is PydanticUndefined else "" if value is None else str(value)

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from nowcast_server.tokens import OPERATOR
 from nowcast_server.web.routes.calls import PROBLEMS, Tenant, TheService
+from protos import DISTRIBUTION
 from protos.errors import Forbidden, Unavailable
 from protos.frames import VERSION
 from protos.messages import API, Info
@@ -53,7 +54,7 @@ async def metrics(tenant: Tenant, service: TheService) -> Response:
 async def info(_: Tenant, service: TheService) -> Info:
     """Versions, limits and forecasters."""
     return Info(
-        version=version("nowcast"),
+        version=version(DISTRIBUTION),
         protocol=VERSION,
         device=service.chosen.device,
         device_note=service.chosen.note,
@@ -68,4 +69,4 @@ async def info(_: Tenant, service: TheService) -> Info:
 async def page(service: TheService) -> str:
     """A sign of life for a browser."""
     state = "ready" if service.ready else "not ready"
-    return f"<!doctype html><title>Nowcast</title><h1>Nowcast server</h1><p>Version {version('nowcast')}, {state}.</p>"
+    return f"<!doctype html><title>Nowcast</title><h1>Nowcast server</h1><p>Version {version(DISTRIBUTION)}, {state}.</p>"

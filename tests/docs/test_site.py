@@ -1,0 +1,95 @@
+"""The documentation as a site, its tables from the code, and what the README promises."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from protos.errors import ERRORS, NowcastError
+from trainer_worker.errors import REASONS, reason_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    """docs/generate.py, which mkdocs loads by its path."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    """A dead link, a page outside the navigation, or a name that the API reference cannot find."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "site/metrics/index.html").read_text()
+    assert "nowcast_queue_depth" in text
+    assert "generated:" not in text
+
+
+def test_every_marker_has_a_table(generate: ModuleType) -> None:
+    """A misspelt marker would end the build, and a table that no page shows would be forgotten."""
+    pages = [path.read_text() for path in (ROOT / "docs").glob("*.md")]
+    assert {name for page in pages for name in generate.MARKER.findall(page)} == set(generate.TABLES)
+
+
+@pytest.mark.parametrize(
+    ("table", "shown"),
+    [
+        ("extras", "`embedded`"),
+        ("configuration", "`hold_norms`"),
+        ("settings", "| `NOWCAST_MEMORY` | `8.0 GiB` | for the histories"),
+        ("commands", "nowcast-server serve-on-ray"),
+        ("http", "PUT /v1/jobs/{job}/snapshots/{step}"),
+        ("metrics", "| `nowcast_uploads_total` | counter | `outcome` |"),
+        ("errors", "`out_of_memory_budget` | 507"),
+        ("reasons", "`late`"),
+        ("forecasters", "`nino`"),
+    ],
+)
+def test_tables_hold_what_the_code_says(generate: ModuleType, table: str, shown: str) -> None:
+    """A library's next version may tell its fields in another way, and a table would be empty."""
+    made = generate.TABLES[table]()
+    assert shown in made
+    assert not re.search(r"\|  \|$", made, re.MULTILINE), "a row without a meaning"
+
+
+def test_every_reason_that_is_no_code_is_explained() -> None:
+    """A user would read a word in the summary that no page knows."""
+    told = {reason_for(error("")) for error in ERRORS.values()} | {reason_for(ValueError())}
+    assert told - set(ERRORS) == set(REASONS)
+    assert reason_for(NowcastError("")) == "server_error"
+
+
+def test_the_readme_is_short_and_stays_at_home() -> None:
+    """A newcomer reads it in a minute, and nothing in it depends on files beside the repository."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) < 600
+    assert "../" not in text
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_pages_name_nothing_outside_the_repository() -> None:
+    """A command or link would work on one machine alone."""
+    for path in (ROOT / "docs").glob("*.md"):
+        assert "../shared" not in path.read_text(), path.name
+        assert "/work/" not in path.read_text(), path.name
+
+
+def test_make_help_lists_every_target() -> None:
+    """A target without a line of help would not be found."""
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {line.split()[1] for line in done.stdout.splitlines()} == set(phony.split())
