@@ -66,6 +66,7 @@ class Service:
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
         self.draining = False
+        self.viewers = 0  # of the page, kept up to date
         self.large = asyncio.Lock()
         """Held by a registration of many blocks: while it is read it takes thirty times its size, which no budget counts."""
         self._loaded = False
@@ -75,6 +76,7 @@ class Service:
 
     def _evicted(self, job: Job) -> None:
         self.metrics.evictions.inc()
+        job.course.happened("evicted", step=job.progress.step if job.progress else 0)
         log.info("history evicted", extra={"tenant": job.tenant, "job": job.id, "size_bytes": job.evictable_bytes})
 
     def _watch(self) -> None:
@@ -211,6 +213,7 @@ class Service:
     def finish(self, job: Job) -> None:
         """A run is over: free its history, keep its status."""
         self.jobs.finish(job)
+        job.course.happened("finished", step=job.progress.step if job.progress else 0)
         self.recording.end(job)
         audit.info("job finished", extra={"tenant": job.tenant, "job": job.id})
 

@@ -1,6 +1,8 @@
 """Nowcasts: asked for in JSON, answered as a stream of frames."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -31,23 +33,27 @@ class FramesResponse(Response):
         forecasts: to send.
         held: closed once they are sent, or not wanted any more.
         limit_s: the client may take so long to fetch them.
+        sent: told the seconds that took.
     """
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, forecasts: Forecasts, *, held: AsyncExitStack, limit_s: float) -> None:
+    def __init__(self, forecasts: Forecasts, *, held: AsyncExitStack, limit_s: float, sent: Callable[[float], None]) -> None:
         super().__init__(headers={"content-length": str(framed_bytes(forecasts.header))})
         self._forecasts = forecasts
         self._held = held
         self._limit_s = limit_s
+        self._sent = sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI
+        start = time.perf_counter()
         async with self._held:
             try:
                 async with asyncio.timeout(self._limit_s):
                     await self._send(send)
             except TimeoutError:
                 raise ClientDisconnect from None  # it is there, and takes nothing: all the same to us
+        self._sent(time.perf_counter() - start)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -74,7 +80,8 @@ async def nowcast(job: OwnJob, service: TheService, request: Request, deadline_s
         "nowcast",
         extra={"tenant": job.tenant, "job": job.id, "step": asked.step, "horizons": asked.horizons, "seconds": forecasts.seconds},
     )
-    return FramesResponse(forecasts, held=held, limit_s=service.settings.transfer_limit_s(forecasts.payload.nbytes))
+    limit_s = service.settings.transfer_limit_s(forecasts.payload.nbytes)
+    return FramesResponse(forecasts, held=held, limit_s=limit_s, sent=partial(job.course.took, "download"))
 
 
 async def _gone(request: Request) -> None:
