@@ -1,6 +1,7 @@
 """One nowcast from question to answer: memory set aside, a turn on the device, and nobody waiting in vain."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -72,7 +73,7 @@ class Nowcasting:
             try:
                 request = complete(request, job.spec, forecaster=forecaster)
                 if request.progress is not None:
-                    job.progress = request.progress
+                    job.tell(request.progress)
                 loan = self._loan(job, request)
                 async with _within(deadline_s):
                     forecasts = await self._made(job, request, forecaster=forecaster, loan=loan, gone=gone)
@@ -149,6 +150,7 @@ class Nowcasting:
         work = partial(forecast, forecaster, spec=job.spec, context=context, request=request, reservation=reservation)
         self.jobs.enter(job)
         loan.hold()
+        asked = time.perf_counter()
         begin = loan.begin if reservation is None else partial(_begin, reservation, loan)
         try:
             future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=begin)
@@ -158,23 +160,32 @@ class Nowcasting:
         if reservation is not None:
             future.add_done_callback(partial(self._release, reservation))
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda each: loop.call_soon_threadsafe(self._done, job, context, loan, each, request.interval))
+
+        def done(each: "Future[Forecasts]") -> None:
+            loop.call_soon_threadsafe(self._keep, job, context, request.interval, each, time.perf_counter() - asked)
+            loop.call_soon_threadsafe(self._done, job, context, loan)
+
+        future.add_done_callback(done)
         return future
 
     def _release(self, reservation: Reservation, _: "Future[Forecasts]") -> None:
         reservation.end()
         self.device.wake()
 
-    def _done(
-        self, job: Job, context: Context, loan: Loan, future: "Future[Forecasts] | None" = None, interval: float = 0.0
-    ) -> None:
-        if future is not None and not future.cancelled() and future.exception() is None:
-            made = future.result()
-            if job.spec.mode != "jump":
-                forecasts = dict(zip(made.header.horizons, made.values, strict=True))
-                job.track.made(context.step, context.states, forecasts, interval=interval)
-            job.forecast_s.append(made.seconds)
-            self.metrics.forecast_seconds.labels(job.spec.forecaster).observe(made.seconds)
+    def _keep(self, job: Job, context: Context, interval: float, future: "Future[Forecasts]", took_s: float) -> None:
+        """Remember a forecast until its future comes, and what it took."""
+        if future.cancelled() or future.exception() is not None:
+            return
+        made = future.result()
+        if job.spec.mode != "jump":
+            forecasts = dict(zip(made.header.horizons, made.values, strict=True))
+            job.track.made(context.step, context.states, forecasts, interval=interval)
+        job.forecast_s.append(made.seconds)
+        job.course.took("forecast", made.seconds)
+        job.course.took("queue", max(0.0, took_s - made.seconds))
+        self.metrics.forecast_seconds.labels(job.spec.forecaster).observe(made.seconds)
+
+    def _done(self, job: Job, context: Context, loan: Loan) -> None:
         job.history.release(context)
         self.jobs.leave(job)
         loan.end()

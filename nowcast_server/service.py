@@ -69,6 +69,7 @@ class Service:
         self.draining = False
         bodies = Budget(BODIES * settings.max_registration)
         self.registrations = Registrations(Lender(bodies, share=SHARE, on_return=lambda: None))
+        self.viewers = 0  # of the page, kept up to date
         self._loaded = False
         self._loader = loader
         self._on_failure = on_failure
@@ -76,6 +77,7 @@ class Service:
 
     def _evicted(self, job: Job) -> None:
         self.metrics.evictions.inc()
+        job.course.happened("evicted", step=job.progress.step if job.progress else 0)
         log.info("history evicted", extra={"tenant": job.tenant, "job": job.id, "size_bytes": job.evictable_bytes})
 
     def _watch(self) -> None:
@@ -219,6 +221,7 @@ class Service:
     def finish(self, job: Job) -> None:
         """A run is over: free its history, keep its status."""
         self.jobs.finish(job)
+        job.course.happened("finished", step=job.progress.step if job.progress else 0)
         self.recording.end(job)
         audit.info("job finished", extra={"tenant": job.tenant, "job": job.id})
 

@@ -118,8 +118,9 @@ class Boundaries:
         self._take_snapshot()
         gain = self._gain_of_next()
         self._asking = self._taken >= CONTEXT and gain > 0
+        progress = self._progress()  # at each boundary, so that no loss is a mean over more than an interval
         if self._asking and self._forecasts is not None:
-            self._asked = self._forecasts.ask(self._progress(), gain=gain)
+            self._asked = self._forecasts.ask(progress, gain=gain)
 
     def _gain_of_next(self) -> float:
         """The gain of the push that the forecast asked for now will make, an interval later; 1 in shadow, where none is made."""

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Final
 
 from nowcast_server.jobs.budget import Budget
+from nowcast_server.jobs.course import COURSE_BYTES, Course
 from nowcast_server.jobs.history import Allocate, History, history_bytes, pages
 from nowcast_server.jobs.skill import TrackRecord, track_bytes
 from nowcast_server.settings import Settings
@@ -62,9 +63,16 @@ class Job:
     progress: Progress | None = None  # as the worker last told it
     forecast_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     track: TrackRecord = field(init=False)
+    course: Course = field(init=False)
 
     def __post_init__(self) -> None:
         self.track = TrackRecord(self.spec)
+        self.course = Course(self.created_at)
+
+    def tell(self, progress: Progress) -> None:
+        """Hear how the run is doing."""
+        self.progress = progress
+        self.course.tell(progress)
 
     @property
     def evictable_bytes(self) -> int:
@@ -368,7 +376,7 @@ def _wiring_bytes(spec: JobSpec) -> int:
     """Memory of a job besides what may be evicted."""
     wiring = spec.wiring
     names = sum(sys.getsizeof(parameter.name) for parameter in wiring.parameters)
-    return ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters)) + names
+    return ROW_BYTES * (len(wiring.blocks) + len(wiring.parameters)) + names + COURSE_BYTES
 
 
 def _check_same(known: JobSpec, given: JobSpec) -> None:

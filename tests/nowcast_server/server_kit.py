@@ -189,10 +189,10 @@ def wait_until_ready(client: Client) -> None:
 
 
 @contextmanager
-def listening(app: FastAPI, settings: Settings, *, verify: ssl.SSLContext | bool = True) -> Iterator[Client]:
-    """The app under uvicorn on a loopback port, and a client of it."""
+def listening(app: FastAPI, settings: Settings, *, verify: ssl.SSLContext | bool = True, port: int = 0) -> Iterator[Client]:
+    """The app under uvicorn on a loopback port, a free one if none is given, and a client of it."""
     scheme = "https" if settings.tls_cert else "http"
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = server_for(app, settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -3,7 +3,6 @@
 from importlib.metadata import version
 
 from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from nowcast_server.tokens import OPERATOR
@@ -63,10 +62,3 @@ async def info(_: Tenant, service: TheService) -> Info:
         max_snapshot_bytes=service.settings.max_snapshot,
         max_memory_bytes=service.settings.memory,
     )
-
-
-@router.get("/", response_class=HTMLResponse)
-async def page(service: TheService) -> str:
-    """A sign of life for a browser."""
-    state = "ready" if service.ready else "not ready"
-    return f"<!doctype html><title>Nowcast</title><h1>Nowcast server</h1><p>Version {version(DISTRIBUTION)}, {state}.</p>"

@@ -66,6 +66,6 @@ async def finish(job: OwnJob, service: TheService, request: Request) -> JobStatu
     limit_s = service.settings.upload_grace_s
     progress = await read_optional(request, Progress, max_bytes=MAX_MESSAGE_BYTES, limit_s=limit_s)
     if progress is not None:
-        job.progress = progress
+        job.tell(progress)
     service.finish(job)
     return job.status()

@@ -1,6 +1,7 @@
 """Nowcasts: asked for in JSON, answered as a stream of frames."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -32,23 +33,29 @@ class FramesResponse(Response):
         forecasts: to send.
         held: closed once they are sent, or not wanted any more.
         limit_s: how long after its begin a client that has fetched so many bytes may be there.
+        sent: told the seconds that took.
     """
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, forecasts: Forecasts, *, held: AsyncExitStack, limit_s: Callable[[int], float]) -> None:
+    def __init__(
+        self, forecasts: Forecasts, *, held: AsyncExitStack, limit_s: Callable[[int], float], sent: Callable[[float], None]
+    ) -> None:
         super().__init__(headers={"content-length": str(framed_bytes(forecasts.header))})
         self._forecasts = forecasts
         self._held = held
         self._limit_s = limit_s
+        self._sent = sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI
+        start = time.perf_counter()
         async with self._held:
             try:
                 async with asyncio.timeout(None) as limit:
                     await self._send(send, limit)
             except TimeoutError:
                 raise ClientDisconnect from None  # it is there, and takes nothing: all the same to us
+        self._sent(time.perf_counter() - start)
 
     async def _send(self, send: Send, limit: asyncio.Timeout) -> None:
         begun, sent = asyncio.get_running_loop().time(), 0
@@ -79,7 +86,8 @@ async def nowcast(job: OwnJob, service: TheService, request: Request, deadline_s
         "nowcast",
         extra={"tenant": job.tenant, "job": job.id, "step": asked.step, "horizons": asked.horizons, "seconds": forecasts.seconds},
     )
-    return FramesResponse(forecasts, held=held, limit_s=service.settings.transfer_limit_s)
+    sent = partial(job.course.took, "download")
+    return FramesResponse(forecasts, held=held, limit_s=service.settings.transfer_limit_s, sent=sent)
 
 
 async def _gone(request: Request) -> None:

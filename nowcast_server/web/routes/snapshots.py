@@ -47,6 +47,7 @@ async def upload(
         job.arrived()
         await service.recording.snapshot(job, step)
     seconds = time.perf_counter() - start
+    job.course.took("upload", seconds)
     service.metrics.uploads.labels("stored" if stored else "replayed").inc()
     service.metrics.upload_seconds.observe(seconds)
     log.debug("snapshot", extra={"tenant": job.tenant, "job": job.id, "step": step, "stored": stored, "seconds": seconds})

@@ -1,0 +1,171 @@
+"""Templates into pages, and into the pieces that keep them up to date."""
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any, Final, Self
+
+from fastapi import Request
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from nowcast_server.jobs.course import STAGES
+from nowcast_server.tokens import ANONYMOUS
+from nowcast_server.web.page import words
+from nowcast_server.web.page.saved import Saved, steps_saved
+from nowcast_server.web.page.source import Overview
+from nowcast_server.web.page.views import CourseView, JobView, ServerView
+from nowcast_server.web.page.wiring import WiringTable
+
+FOLDER: Final = Path(__file__).parent
+STATIC: Final = FOLDER / "static"
+BUSY_S: Final = 5.0
+"""The device's use is that of the last so many seconds, at least."""
+
+
+def _edition() -> str:
+    """Of the static files: browsers keep them for good, until they change."""
+    found = hashlib.sha256()
+    for path in sorted(STATIC.rglob("*.*")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+class Renderer:
+    """Writes pages. One for a server; `at` makes it one for the address a browser knows the server by."""
+
+    def __init__(self) -> None:
+        self._environment = Environment(
+            loader=FileSystemLoader(FOLDER / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        for name in ("figure", "share", "whole", "size", "duration", "clock", "saved", "polyline", "event", "reason"):
+            self._environment.filters[name] = getattr(words, name)
+        self._environment.globals |= {"edition": _edition(), "stages": STAGES}
+        self._rows: dict[tuple[str, str], tuple[Any, str]] = {}
+        self._used: dict[str, tuple[float, float]] = {}  # when a device's use was read, by replica, and what it was
+        self._busy: dict[str, float] = {}
+        self.base = self.url = ""  # of this server as its browsers see it
+
+    def at(self, request: Request) -> Self:
+        """The same, for links from the address of this request."""
+        here = copy.copy(self)
+        here.base = request.scope.get("root_path", "").rstrip("/")
+        here.url = str(request.base_url).rstrip("/")
+        return here
+
+    def path(self, path: str) -> str:
+        """A path of this server as its browsers see it."""
+        return f"{self.base}{path}"
+
+    def overview(self, seen: Overview, *, tenant: str) -> str:
+        """The page at `/`."""
+        jobs = _sorted(seen.jobs)
+        return self._write(
+            "overview.html", tenant=_shown(tenant), rows=self._rows_of(jobs), busy=self._use(seen.servers), seen=seen, url=self.url
+        )
+
+    def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
+        """What has changed on that page since `sent`, which is brought up to date; empty if nothing has."""
+        jobs = _sorted(seen.jobs)
+        rows = dict(zip((view.job for view in jobs), self._rows_of(jobs), strict=True))
+        facts = self._write("servers.html", seen=seen, busy=self._use(seen.servers))
+        pieces = [self._piece("#servers", "innerMorph", facts)] if sent.get("facts") != facts else []
+        if not jobs and not sent.get("rows"):
+            pass
+        elif list(rows) != list(sent.get("rows", {})):
+            pieces.append(self._piece("#jobs", "innerHTML", "".join(rows.values())))
+        else:
+            changed = {job: row for job, row in rows.items() if sent["rows"][job] != row}
+            pieces += [self._piece(f"#{_selector(job)}", "outerMorph", row) for job, row in changed.items()]
+        sent.update(facts=facts, rows=rows)
+        return "".join(pieces)
+
+    def job(self, course: CourseView, *, others: list[JobView], tenant: str) -> str:
+        """The page of a job."""
+        return self._write("job.html", tenant=_shown(tenant), **self._facts(course, others))
+
+    def job_changes(self, course: CourseView | None, others: list[JobView], sent: dict[str, Any]) -> str:
+        """What has changed in the text of that page since `sent`; see `changes`."""
+        if course is None:
+            facts = {"gone": self._write("gone.html")}
+        else:
+            known = self._facts(course, others)
+            facts = {name: self._write(f"{name}.html", **known) for name in ("facts", "happenings")} | {"gone": ""}
+        pieces = [self._piece(f"#{name}", "innerMorph", html) for name, html in facts.items() if sent.get(name, "") != html]
+        sent.update(facts)
+        return "".join(pieces)
+
+    def lost(self, job: str, *, tenant: str) -> str:
+        """The page of a job that is not known."""
+        return self._write("lost.html", job=job, tenant=_shown(tenant))
+
+    def login(self, *, wrong: bool = False) -> str:
+        """The form that asks for a token."""
+        return self._write("login.html", wrong=wrong, tenant="")
+
+    def wiring(self, table: WiringTable) -> str:
+        """How a job's network is wired: a piece of its page."""
+        return self._write("wiring.html", table=table)
+
+    def _facts(self, course: CourseView, others: list[JobView]) -> dict[str, Any]:
+        view = course.view
+        return {"course": course, "view": view, "status": view.status, "estimate": estimate(view, others)}
+
+    def _rows_of(self, jobs: list[JobView]) -> list[str]:
+        return [self._row(view, estimate(view, jobs)) for view in jobs]
+
+    def _row(self, view: JobView, saved: Saved | None) -> str:
+        """The row of a job; written anew when the job has changed."""
+        key, stamp = (self.base, f"{view.status.created_at}{view.job}"), (view.stamp, saved)
+        kept = self._rows.get(key)
+        if kept is None or kept[0] != stamp:
+            if len(self._rows) > 4096:
+                self._rows.clear()
+            kept = self._rows[key] = (stamp, self._write("row.html", view=view, status=view.status, estimate=saved))
+        return kept[1]
+
+    def _use(self, servers: list[ServerView]) -> dict[str, float]:
+        """The share of the last seconds for which each replica's device forecast; nothing at the first look."""
+        for server in servers:
+            if server.forecast_s is None:
+                continue
+            at, used = self._used.setdefault(server.name, (server.at, server.forecast_s))
+            if server.at - at >= BUSY_S or server.forecast_s < used:
+                self._busy[server.name] = min(1.0, max(0.0, (server.forecast_s - used) / max(server.at - at, 1e-3)))
+                self._used[server.name] = (server.at, server.forecast_s)
+        return self._busy
+
+    def _piece(self, target: str, swap: str, html: str) -> str:
+        return f'<hx-partial hx-target="{target}" hx-swap="{swap}">{html}</hx-partial>'
+
+    def _write(self, template: str, **values: Any) -> str:
+        return self._environment.get_template(template).render(base=self.base, **values)
+
+
+def estimate(view: JobView, others: list[JobView]) -> Saved | None:
+    """Steps saved against the newest run of the same network whose forecasts are never used."""
+    if view.status.mode == "shadow" or not view.curve:
+        return None
+    shadows = [each for each in others if each.status.mode == "shadow" and each.status.wiring_hash == view.status.wiring_hash]
+    if not shadows:
+        return None
+    other = max(shadows, key=lambda each: each.status.created_at)
+    return steps_saved(view.curve, other.curve, job=other.job)
+
+
+def _sorted(jobs: list[JobView]) -> list[JobView]:
+    """Those that train first, then the newest."""
+    return sorted(jobs, key=lambda view: (view.state == "finished", -view.status.created_at, view.job))
+
+
+def _selector(job: str) -> str:
+    """The id of a job's row, as selectors write it."""
+    return "job-" + job.replace(".", "\\.")
+
+
+def _shown(tenant: str) -> str:
+    return "" if tenant == ANONYMOUS else tenant

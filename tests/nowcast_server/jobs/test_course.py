@@ -1,0 +1,82 @@
+"""The course of a run: what a page shows of it, in memory that does not grow."""
+
+from itertools import pairwise
+
+import pytest
+
+from nowcast_server.jobs.course import POINTS, Course
+from protos.messages import Progress
+
+
+def told(count: int, *, first: int = 1) -> Course:
+    """A run that has told its progress so many times, ten steps apart; its loss is its step."""
+    course = Course(0.0)
+    for index in range(first, first + count):
+        course.tell(Progress(step=10 * index, loss=10.0 * index, gain=0.5))
+    return course
+
+
+def test_short_run_keeps_every_point() -> None:
+    """A curve would be smoothed that did not need it."""
+    points = told(POINTS - 1).points()
+    assert [(point.step, point.loss) for point in points] == [(10 * index, 10.0 * index) for index in range(1, POINTS)]
+
+
+@pytest.mark.parametrize("count", [POINTS, 3 * POINTS + 7, 20_000])
+def test_long_run_is_thinned_over_its_whole_length(count: int) -> None:
+    """A long run would fill the memory, or its beginning would be lost."""
+    course = told(count)
+    points = course.points()
+    assert POINTS // 2 <= len(points) == len(course) <= POINTS
+    steps = [point.step for point in points]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 10 * count
+    width = steps[1] - steps[0]
+    # a point is the mean of the boundaries since the one before, so its loss lies half their width below its step
+    assert points[0].loss == pytest.approx(steps[0] - (width - 10) / 2)
+    assert {later - earlier for earlier, later in pairwise(steps[:-1])} == {width}
+
+
+def test_new_point_shows_before_its_mean_is_complete() -> None:
+    """The curve of a long run would seem to stand still for a while."""
+    course = told(POINTS + 1)
+    assert course.points()[-1].step == 10 * (POINTS + 1)
+    course.tell(Progress(step=10 * (POINTS + 2)))
+    assert course.points()[-1].step == 10 * (POINTS + 2)
+
+
+def test_run_that_goes_back_loses_what_lay_ahead() -> None:
+    """A run that resumes from a checkpoint would draw a curve that runs backwards."""
+    course = told(20)
+    before = course.thinned
+    course.tell(Progress(step=100, loss=1.0))
+    assert [point.step for point in course.points()] == [*range(10, 100, 10), 100]
+    assert course.thinned > before
+
+
+def test_losses_that_are_not_known_stay_unknown() -> None:
+    """A loop that tells no loss would be drawn with one."""
+    course = Course(0.0)
+    course.tell(Progress(step=10))
+    course.tell(Progress(step=20, loss=3.0, coherence=-0.5))
+    assert [(point.loss, point.coherence) for point in course.points()] == [(None, None), (3.0, -0.5)]
+
+
+def test_skipped_forecasts_become_events_once() -> None:
+    """Each progress message repeats all counts: the page would list them again and again."""
+    course = Course(0.0)
+    for skipped in ({"late": 1}, {"late": 1}, {"late": 3}, {"late": 3, "busy": 1}):
+        course.tell(Progress(step=10, skipped=skipped))
+    assert [(event.kind, event.reason, event.times) for event in course.events] == [
+        ("registered", "", 1),
+        ("skipped", "late", 3),
+        ("skipped", "busy", 1),
+    ]
+
+
+def test_latency_is_the_median_of_the_last_calls() -> None:
+    """One slow call would be shown as how slow the server is."""
+    course = Course(0.0)
+    for seconds in (0.1, 9.0, 0.2):
+        course.took("upload", seconds)
+    assert course.latency() == {"upload": 0.2}

@@ -1,0 +1,135 @@
+"""The page over HTTP: whose jobs it shows, what it refuses, and that nothing of what others wrote becomes code."""
+
+import re
+
+import pytest
+from page_kit import register, tell
+from server_kit import Start
+
+from nowcast_server.web.page import routes
+from protos.wiring import Block, Parameter, Wiring
+
+ALICE, BOB, OPERATOR = (name * 4 for name in ("alice-secret", "bob---secret", "oper--secret"))
+TOKENS = f"alice:{ALICE},bob:{BOB},operator:{OPERATOR}"
+PAGES = ("/", "/login", "/jobs/job", "/jobs/none", "/jobs/job/wiring")
+
+
+def test_first_visit_shows_how_to_attach_a_job(start: Start) -> None:
+    """A new user would look at an empty page."""
+    page = start().client.get("/").text
+    assert 'server="http://testserver"' in page.replace("&#34;", '"')
+
+
+def test_job_shows_where_it_is(start: Start) -> None:
+    """The overview and the job's page would not tell what the worker told."""
+    caller = start()
+    register(caller.client, "job")
+    tell(caller.service, "job", range(10, 500, 10), skipped={"late": 2})
+    row, page = caller.client.get("/").text, caller.client.get("/jobs/job").text
+    for text in ("490", "gliding", "<polyline", "0.7"):
+        assert text in row
+    for text in ("of 2,000", "2 forecasts were skipped: the forecast did not come in time.", "not known. It takes a run"):
+        assert text in page
+
+
+def test_steps_saved_are_counted_against_a_shadow_run_of_the_same_network(start: Start) -> None:
+    """The page would claim steps saved where nothing can be known, or hide what can."""
+    caller = start()
+    register(caller.client, "shadow", mode="shadow")
+    tell(caller.service, "shadow", range(10, 2000, 10))
+    register(caller.client, "glide")
+    tell(caller.service, "glide", range(10, 500, 10), speed=2.0)
+    page = caller.client.get("/jobs/glide").text
+    estimate = re.search(r"Steps saved, an estimate</span><b>\+(\d+) \(\+(\d+) to \+(\d+)\)</b>", page)
+    assert estimate is not None, page
+    steps, low, high = map(int, estimate.groups())
+    assert low < steps < high
+    assert 400 < steps < 500
+    assert 'href="/jobs/shadow"' in page
+
+
+def test_tenant_sees_its_own_jobs_alone(start: Start) -> None:
+    """A token would open other people's runs."""
+    caller = start(tokens=TOKENS)
+    alice, bob = ({"authorization": f"Bearer {token}"} for token in (ALICE, BOB))
+    register(caller.client, "job", headers=alice)
+    assert 'href="/jobs/job"' in caller.client.get("/", headers=alice).text
+    assert 'href="/jobs/job"' not in caller.client.get("/", headers=bob).text
+    assert caller.client.get("/jobs/job", headers=bob).status_code == 404
+    for path in ("course.csv", "wiring"):
+        assert caller.client.get(f"/jobs/job/{path}", headers=alice).status_code == 200
+        assert caller.client.get(f"/jobs/job/{path}", headers=bob).status_code == 404
+
+
+def test_what_concerns_all_tenants_is_the_operators(start: Start) -> None:
+    """A tenant would read from the server's memory and queue what others do."""
+    caller = start(tokens=TOKENS)
+    pages = {token: caller.client.get("/", headers={"authorization": f"Bearer {token}"}).text for token in (ALICE, OPERATOR)}
+    assert "Memory for snapshots" not in pages[ALICE]
+    assert "Memory for snapshots" in pages[OPERATOR]
+
+
+def test_login_keeps_the_token_where_no_script_and_no_other_site_reaches_it(start: Start) -> None:
+    """The token could be stolen by a script, or be used by another site's request."""
+    client = start(tokens=TOKENS).client
+    assert client.get("/", follow_redirects=False).headers["location"] == "/login"
+    assert client.post("/login", data={"token": "wrong" * 4}).status_code == 401
+    answer = client.post("/login", data={"token": ALICE}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert "max-age" not in cookie
+    assert client.get("/").status_code == 200
+    assert client.get("/v1/jobs").status_code == 401  # the cookie is the page's alone
+    client.post("/logout")
+    assert client.get("/", follow_redirects=False).status_code == 303
+
+
+def test_form_of_another_site_is_refused(start: Start) -> None:
+    """Another site could log its visitors in as somebody else."""
+    answer = start(tokens=TOKENS).client.post("/login", data={"token": ALICE}, headers={"sec-fetch-site": "cross-site"})
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+def test_pages_run_no_script_but_the_servers_own(start: Start) -> None:
+    """One careless template, and what a worker sends is run in the browser of who looks."""
+    caller = start()
+    register(caller.client, "job")
+    for path in PAGES:
+        answer = caller.client.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert re.findall(r"<script(?![^>]*\bsrc=)", answer.text) == []
+        assert re.findall(r"\s(?:on\w+|style)=", answer.text) == []
+        assert re.findall(r"(?:src|href)=[\"'](?:https?:)?//", answer.text) == []
+
+
+def test_names_of_parameters_are_text(start: Start) -> None:
+    """A parameter may be called anything; it would become markup."""
+    name = "<script>alert(1)</script>.\"'>"
+    wiring = Wiring((Parameter(name, (3, 4)),), 7, (Block(1, 0, 4, 4, 3, parameter=0, source_stride=1, target_stride=4),))
+    caller = start()
+    register(caller.client, "job", wiring=wiring)
+    page = caller.client.get("/jobs/job/wiring").text
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_csv_holds_the_curves(start: Start) -> None:
+    """What is drawn could not be taken elsewhere."""
+    caller = start()
+    register(caller.client, "job")
+    tell(caller.service, "job", range(10, 40, 10), loss=None)
+    lines = caller.client.get("/jobs/job/course.csv").text.splitlines()
+    assert lines[0] == "step,seconds,loss,gain,coherence"
+    assert [(line.split(",")[0], line.split(",")[2]) for line in lines[1:]] == [("10", ""), ("20", ""), ("30", "")]
+
+
+def test_viewers_are_limited(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages left open everywhere would take the server's time from training runs."""
+    monkeypatch.setattr(routes, "MAX_VIEWERS", 0)
+    answer = start().client.get("/events")
+    assert (answer.status_code, answer.json()["code"]) == (429, "busy")

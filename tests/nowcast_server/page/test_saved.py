@@ -1,0 +1,45 @@
+"""Steps saved: an estimate that says how far it can be trusted, or nothing."""
+
+import math
+import random
+
+import pytest
+
+from nowcast_server.web.page.saved import Curve, steps_saved
+
+
+def curve(last: int, *, speed: float = 1.0, scatter: float = 0.0, seed: int = 0) -> Curve:
+    """A loss that falls as one over the steps, told every 20."""
+    draw = random.Random(seed)
+    return [(step, 100 / (50 + speed * step) + draw.gauss(0, scatter)) for step in range(20, last + 1, 20)]
+
+
+def test_run_twice_as_fast_has_saved_as_many_steps_as_it_took() -> None:
+    """The figure would be wrong where it is simplest."""
+    saved = steps_saved(curve(1000, speed=2.0), curve(3000), job="shadow")
+    assert saved is not None
+    assert saved.job == "shadow"
+    assert saved.steps == pytest.approx(1000, rel=0.06)
+    assert saved.low <= saved.steps <= saved.high
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_range_of_the_same_run_twice_holds_zero(seed: int) -> None:
+    """Chance would be sold as steps saved."""
+    saved = steps_saved(curve(1000, scatter=0.01, seed=seed), curve(3000, scatter=0.01, seed=100 + seed), job="shadow")
+    assert saved is not None
+    assert saved.low < 0 < saved.high
+
+
+def test_nothing_is_said_before_the_other_run_has_come_as_far() -> None:
+    """A run that is ahead of a young one would be called slow or fast by where the other happens to be."""
+    assert steps_saved(curve(1000), curve(400), job="shadow") is None
+    assert steps_saved(curve(1000), curve(100), job="shadow") is None
+
+
+def test_lower_bound_where_the_other_run_has_not_reached_the_loss() -> None:
+    """What is known, that it takes at least so many steps more, would be withheld."""
+    saved = steps_saved(curve(1000, speed=3.0), curve(2000), job="shadow")
+    assert saved is not None
+    assert math.isinf(saved.high)
+    assert 900 < saved.low <= 1000
