@@ -24,8 +24,7 @@ class Problem:
 
     Args:
         build: the network, from torch's global generator.
-        batch: the batch of a step, for a seed; with `spare=True` other examples stand in for those of `held`.
-        held: the end of the training data, which guarded runs probe with and do not train on.
+        batch: the batch of a step, for a seed.
         loss: mean loss of outputs.
         validation: batches on which every decision is taken.
         test: batches on which results are reported.
@@ -39,8 +38,7 @@ class Problem:
 
     name: str
     build: Callable[[], nn.Module]
-    batch: Callable[..., Batch]
-    held: tuple[Batch, ...]
+    batch: Callable[[int, int], Batch]
     loss: Callable[[Tensor, Tensor], Tensor]
     validation: tuple[Batch, ...]
     test: tuple[Batch, ...]
@@ -237,12 +235,8 @@ def _examples(
 ) -> Problem:
     train, validation, test = parts
 
-    some = min(1000, len(train[1]) // 10)
-
-    def batch(seed: int, step: int, *, spare: bool = False) -> Batch:
+    def batch(seed: int, step: int) -> Batch:
         index = batch_indices(len(train[1]), batch_size=batch_size, seed=seed, step=step)
-        if spare:
-            index = torch.where(index < len(train[1]) - some, index, index - some)
         return train[0][index], train[1][index]
 
     def cut(part: Batch) -> tuple[Batch, ...]:
@@ -250,12 +244,10 @@ def _examples(
 
     if autocast:
         train, validation, test = ((_channels_last(inputs), targets) for inputs, targets in parts)
-    held = (train[0][-some:], train[1][-some:])
     return Problem(
         name,
         (lambda: build().to(memory_format=torch.channels_last)) if autocast else build,
         batch,
-        (held,),
         loss,
         cut(validation),
         cut(test),
@@ -299,13 +291,9 @@ def _text(
     content = torch.from_numpy(tokens.astype(np.int64))
     train, validation, test = content.split([len(content) - 2 * (len(content) // 20)] + [len(content) // 20] * 2)
 
-    some = 128 * (context + 1)
-
-    def batch(seed: int, step: int, *, spare: bool = False) -> Batch:
+    def batch(seed: int, step: int) -> Batch:
         rng = np.random.Generator(np.random.PCG64([seed, step]))
         starts = torch.from_numpy(rng.integers(len(train) - context - 1, size=(16, 1)))
-        if spare:
-            starts = torch.where(starts < len(train) - some - context - 1, starts, starts - some)
         pieces = train[starts + torch.arange(context + 1)]
         return pieces[:, :-1], pieces[:, 1:]
 
@@ -314,7 +302,7 @@ def _text(
         return tuple((piece[:, :-1], piece[:, 1:]) for piece in pieces)
 
     build = partial(_gpt2, vocabulary=vocabulary, width=width, layers=layers, context=context)
-    sets = (cut(train[-some:]), cross_entropy, cut(validation), cut(test))
+    sets = (cross_entropy, cut(validation), cut(test))
     return Problem(name, build, batch, *sets, (1e-3, 2e-3, 4e-3), steps=steps, weight_decay=1e-2, ema=0.995)
 
 
