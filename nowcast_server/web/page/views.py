@@ -8,10 +8,10 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from nowcast_server.device import pick_device
 from nowcast_server.jobs.course import Course, Happening, Point
 from nowcast_server.jobs.registry import Job
 from nowcast_server.service import Service
+from protos import DISTRIBUTION
 from protos.messages import JobStatus
 
 CURVE: Final = 64
@@ -149,9 +149,9 @@ def server_view(service: Service, *, name: str, open_to: bool) -> ServerView:
         }
     return ServerView(
         name=name,
-        version=version("nowcast"),
+        version=version(DISTRIBUTION),
         ready=service.ready,
-        device=pick_device(service.settings.device),
+        device=service.chosen.device,
         forecasters=list(service.forecasters),
         at=time.time(),
         **shared,  # type: ignore[arg-type]  # each is of its field's type
