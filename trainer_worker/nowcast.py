@@ -26,7 +26,7 @@ from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
 from trainer_worker.forecasts import Forecasts
 from trainer_worker.jump import Jumps
-from trainer_worker.push import CONTEXT, Push
+from trainer_worker.push import CONTEXT, FORECASTERS, Push
 from trainer_worker.weights.distributed import Ranks, unwrap
 from trainer_worker.weights.flat import FlatParameters
 from trainer_worker.weights.optimizers import find_optimizers
@@ -61,7 +61,8 @@ class Nowcast:
         max_steps: optimizer steps of the whole run; None if that is not known.
         interval: steps between snapshots; None for 1/200 of the run, or for one that grows with a run of unknown length.
         mode: "glide"; "jump" for the published method; "shadow" to make and score forecasts and never use them.
-        forecaster: its name, or in this process a file of weights.
+        forecaster: `linear`, `nino` (graph network), `wnn`, …, or in this process a file of weights; None for what does best in the
+            mode: `linear`, but `nino` for jumps.
         server: URL, `Server` (token, job id, dtype, …) or `Endpoint`; None for NOWCAST_SERVER, else to forecast in this process.
         push: how far forecasts push.
         wiring: the neural graph of the trained parameters; None to have `wire(model, example_inputs)` make it.
@@ -81,7 +82,7 @@ class Nowcast:
         max_steps: int | None = None,
         interval: int | None = None,
         mode: Mode = "glide",
-        forecaster: str = "nino",
+        forecaster: str | None = None,
         server: "str | Server | Endpoint | None" = None,
         push: Push | None = None,
         wiring: Wiring | None = None,
@@ -92,7 +93,8 @@ class Nowcast:
         check_arguments(model, max_steps=max_steps, interval=interval, mode=mode, push=push, wiring=wiring, on_event=on_event)
         self._model, self._optimizers = unwrap(model), find_optimizers(optimizer)
         self._ranks = Ranks(process_group)
-        self._mode, self._max_steps, self._interval, self._forecaster = mode, max_steps, interval, forecaster
+        self._mode, self._max_steps, self._interval = mode, max_steps, interval
+        self._forecaster = forecaster or FORECASTERS[mode]
         self._push, self._wiring, self._example_inputs = push or Push(), wiring, example_inputs
         given = None if server is None or isinstance(server, str | Server) or not hasattr(server, "register") else server
         self._endpoint, self._server = given, Server() if given is not None else Server.of(server)  # type: ignore[arg-type]

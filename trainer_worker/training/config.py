@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from protos.messages import Dtype, Horizon, Mode
 from trainer_worker.errors import CommandFailed
-from trainer_worker.push import Push
+from trainer_worker.push import FORECASTERS, Push
 from trainer_worker.tasks import TASKS
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
@@ -95,7 +95,10 @@ class NowcastTable(Table):
     server: str = Field(
         default="own", description="`own`: a server process for this command alone; `embedded`: in the worker; or a URL"
     )
-    forecaster: str = Field(default="nino", description="nino, wnn, linear, average, last; or a checkpoint's name at the server")
+    forecaster: str = Field(
+        default="",
+        description="linear, nino, wnn, average, last; or a checkpoint's name at the server; by default linear, and nino if jump",
+    )
     checkpoint: Path | None = Field(default=None, description="weights of the forecaster, read by the own or embedded server")
     interval: Count | None = Field(
         default=None, description="steps between two snapshots; by default 1/200 of the run, 1/50 if jump"
@@ -125,6 +128,15 @@ class NowcastTable(Table):
         if server not in ("own", "embedded") and not server.startswith(("http://", "https://")):
             raise ValueError("must be own, embedded, or an address that starts with http:// or https://")
         return server
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_forecaster(cls, given: Any) -> Any:
+        """The one that does best in the mode, or that the weights given are for."""
+        if not isinstance(given, dict) or given.get("forecaster"):
+            return given
+        best = "nino" if given.get("checkpoint") else FORECASTERS.get(given.get("mode", "glide"), "linear")
+        return {**given, "forecaster": best}
 
     @field_validator("checkpoint")
     @classmethod
