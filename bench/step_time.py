@@ -1,6 +1,6 @@
 """What gliding costs a training step: a push added, and at each boundary a host copy and a push taken up.
 
-    python bench/step_time.py [--json FILE] [--rounds N] [--threads N] [--interval N]
+    python bench/step_time.py [--json FILE] [--rounds N] [--threads N] [--interval N] [--delay-ms N]
 
 Trains FM-16 and an MLP of 10M parameters, in turns without and with a `Nowcast` that glides on `linear` forecasts of a real server
 process over HTTP. Figures are medians over single steps; ratios are of medians from the same run:
@@ -10,12 +10,17 @@ process over HTTP. Figures are medians over single steps; ratios are of medians 
     boundary   the step that ends an interval
     copy       the host copy within it, beside one contiguous copy of the same size
     overhead   all that gliding costs over a whole interval, waiting for cores and memory included, as a share of its plain steps
+    blocked    the share of the training time in which training copied a snapshot or took up a push
+
+With `--delay-ms` a proxy holds every byte back, so that the server is a round trip of so long away.
 
 One core is left to the server, which in earnest runs elsewhere; `--threads` changes that.
 """
 
 import argparse
+import asyncio
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -48,21 +53,23 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=8, help="turns of each kind [8]")
     options.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="of torch, for training")
     options.add_argument("--interval", type=int, default=20, help="steps between snapshots [20]")
+    options.add_argument("--delay-ms", type=float, default=0.0, help="round trip to the server [0]")
     given = options.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    with serving() as url:
+    with serving() as near, distant(near, delay_s=given.delay_ms / 2000) as url:
         figures = {
             "FM-16": measure(convnet(16), (1, 28, 28), url, rounds=given.rounds, interval=given.interval),
             "10M MLP": measure(wide_mlp(), (784,), url, rounds=given.rounds, interval=given.interval),
         }
-    heads = ("parameters", "plain ms", "gliding ms", "ratio", "CPU ratio", "copy ms", "bare copy ms", "overhead")
+    heads = ("parameters", "plain ms", "gliding ms", "ratio", "CPU ratio", "copy ms", "bare copy ms", "overhead", "blocked", "used")
     print(f"{'':9}" + "".join(f"{head:>13}" for head in heads))
     for name, row in figures.items():
         print(
             f"{name:9}{row['parameters']:>13,}{1e3 * row['plain_s']:>13.2f}{1e3 * row['gliding_s']:>13.2f}"
             f"{row['gliding_ratio']:>13.3f}{row['gliding_cpu_ratio']:>13.3f}"
             f"{1e3 * row['copy_s']:>13.3f}{1e3 * row['bare_copy_s']:>13.3f}{row['overhead']:>13.3%}"
+            f"{row['blocked']:>13.3%}{row['forecasts_used']:>13}"
         )
     if given.json:
         given.json.write_text(json.dumps({"threads": given.threads, "interval": given.interval, "models": figures}, indent=2))
@@ -78,7 +85,7 @@ def measure(model: nn.Module, shape: tuple[int, ...], url: str, *, rounds: int, 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     inputs, targets = torch.randn(BATCH, *shape), torch.randint(10, (BATCH,))
     steps: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    copies, used, waited_s = [], 0, 0.0
+    copies, used, blocked_s = [], 0, 0.0
     train(model, optimizer, inputs, targets, steps=WARM_UP, into=defaultdict(list))
     for _ in range(rounds):
         train(model, optimizer, inputs, targets, steps=interval * INTERVALS // 2, into=steps)
@@ -87,7 +94,7 @@ def measure(model: nn.Module, shape: tuple[int, ...], url: str, *, rounds: int, 
         summary = nowcast.summary()
         assert summary["server"]["lost"] == 0, summary
         copies.append(summary["copied_s"] / summary["snapshots"]["taken"])
-        used, waited_s = used + summary["nowcasts"]["used"], waited_s + summary["waited_s"]
+        used, blocked_s = used + summary["nowcasts"]["used"], blocked_s + summary["waited_s"] + summary["copied_s"]
     clock = {kind: median(seconds for seconds, _ in times) for kind, times in steps.items()}
     cpu = {kind: median(seconds for _, seconds in times) for kind, times in steps.items()}
     extra_s = (interval - 1) * (clock["gliding"] - clock["plain"]) + clock["boundary"] - clock["plain"]
@@ -102,7 +109,7 @@ def measure(model: nn.Module, shape: tuple[int, ...], url: str, *, rounds: int, 
         "bare_copy_s": bare_copy_s(model),
         "overhead": extra_s / (interval * clock["plain"]),
         "forecasts_used": used,
-        "take_up_s": waited_s / max(1, used),
+        "blocked": blocked_s / sum(seconds for kind, times in steps.items() if kind != "plain" for seconds, _ in times),
         "steps": {kind: len(times) for kind, times in steps.items()},
     }
 
@@ -167,6 +174,66 @@ def serving() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextmanager
+def distant(url: str, *, delay_s: float) -> Iterator[str]:
+    """The same server, every byte held back for so long each way by a process of its own; its URL."""
+    if not delay_s:
+        yield url
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    proxy = multiprocessing.get_context("spawn").Process(
+        target=hold_back, args=(port, int(url.rsplit(":", 1)[1]), delay_s), daemon=True
+    )
+    proxy.start()
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        proxy.terminate()
+        proxy.join()
+
+
+def hold_back(port: int, target: int, delay_s: float) -> None:
+    """Pass bytes on between a port and a target on this machine, each `delay_s` after it came."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def write() -> None:
+            while True:
+                due, data = await queue.get()
+                await asyncio.sleep(due - loop.time())
+                if not data:
+                    writer.close()
+                    return
+                writer.write(data)
+                await writer.drain()
+
+        writing = asyncio.create_task(write())
+        data = b"-"
+        while data:
+            data = await reader.read(2**18)
+            queue.put_nowait((loop.time() + delay_s, data))
+        await writing
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer), return_exceptions=True)
+
+    async def serve() -> None:
+        async with await asyncio.start_server(connect, "127.0.0.1", port) as server:
+            await server.serve_forever()
+
+    asyncio.run(serve())
 
 
 if __name__ == "__main__":
