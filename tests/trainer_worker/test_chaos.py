@@ -3,7 +3,6 @@
 import os
 import random
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -18,10 +17,12 @@ from waiting import until
 from trainer_worker import Nowcast, Server
 from trainer_worker.endpoints import client, sender
 
-FAULTS = int(os.environ.get("NOWCAST_CHAOS", "200"))
+FAULTS = int(os.environ.get("NOWCAST_CHAOS", "100"))
 """How many; a few thousand for a night."""
 INTERVAL = 4
-STEPS_BETWEEN = 4
+STEPS_BETWEEN = 2 * INTERVAL
+PATIENCE_S = 0.2
+"""For what is due at a boundary: a step of a network this small is over before anything can happen to it."""
 ANSWERS = {
     "register": ["busy", "unavailable", "close", "html", "login", "moved", "internal", "out_of_memory_budget"],
     "send": ["busy", "unavailable", "close", "html", "internal", "unknown_job", "snapshot_conflict", "bad_frame", "too_large"],
@@ -74,14 +75,15 @@ def train(nowcast_options: dict[str, Any] | None, *, steps: int, strike: Any = N
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = []
 
-    def loop() -> None:
+    def loop(nowcast: Nowcast | None = None) -> None:
         for index in range(steps):
             optimizer.zero_grad()
             loss(model, batch(index)).backward()
             optimizer.step()
             if strike is not None and index % STEPS_BETWEEN == 0:
                 strike()
-                time.sleep(0.01)  # a step of a network this small is over before anything can happen to it
+            if nowcast is not None and nowcast._boundaries._asked is not None:
+                nowcast._boundaries._asked.done.wait(PATIENCE_S)
             if index >= steps - 50:
                 losses.append(float(loss(model, VALIDATION).detach()))
 
@@ -89,7 +91,7 @@ def train(nowcast_options: dict[str, Any] | None, *, steps: int, strike: Any = N
         loop()
         return sum(losses) / len(losses), {}
     with Nowcast(model, optimizer, max_steps=steps, **nowcast_options) as nowcast:
-        loop()
+        loop(nowcast)
     assert nowcast.steps == steps
     return sum(losses) / len(losses), nowcast.summary()
 
@@ -106,7 +108,7 @@ def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(sender, "LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(client, "FIRST_WAIT_S", 0.005)
-    steps = FAULTS * STEPS_BETWEEN * 5 // 2
+    steps = FAULTS * STEPS_BETWEEN * 2
     plain, _ = train(None, steps=steps)
     before = left_behind()
     server = FaultyServer()
@@ -120,8 +122,8 @@ def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
     server.close()
     assert chaos.faults >= FAULTS
     assert min(chaos.made[kind] for kind in ("killed", "cut", "held", "slow")) > FAULTS // 20
-    assert min(server.met[call] for call in ("register", "send", "forecast")) > FAULTS // 40
-    assert struck == pytest.approx(plain, rel=0.02)
+    assert min(server.met[call] for call in ("register", "send", "forecast")) > FAULTS // 40, server.met
+    assert struck <= 1.02 * plain
     assert summary["nowcasts"]["used"] > 0  # now and then something worked
     assert len(summary["reasons"]) > 3
     until(lambda: left_behind()[0] <= before[0])

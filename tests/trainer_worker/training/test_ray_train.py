@@ -36,7 +36,7 @@ def config(folder: Path, *, data: str | None = None) -> Config:
         {
             "task": {"name": "fm-16", "examples": 256, "data": data},
             "train": {"steps": STEPS, "batch_size": 16, "eval_every": 40, "checkpoint_every": 40},
-            "nowcast": {"forecaster": "average", "context": 3, "interval": 10, "schedule": "paper"},
+            "nowcast": {"forecaster": "average", "mode": "jump", "interval": 6},
             "workers": {"count": 2, "threads": 1, "max_failures": 1},
             "output": {"folder": folder, "checkpoints": f"local://{folder}/checkpoints"},  # by way of fsspec, as to a cloud's store
         }
@@ -77,10 +77,10 @@ def test_two_workers_jump_over_http(compared: tuple[Path, Summary, str]) -> None
     folder, summary, _ = compared
     plain, jumping = summary.runs
     assert (plain.nowcast, plain.events) == (None, [])
-    assert jumping.outcomes == {"accepted": 7}  # every 30 steps, not at the end
+    assert jumping.outcomes == {"jumped": 7}  # every 30 steps, not at the end
     assert [event["horizon"] for event in jumping.events] == [40, 31, 23, 16, 11, 6, 3]
     assert jumping.nowcast is not None
-    assert jumping.nowcast["snapshots"] == {"taken": 21, "sent": 21, "dropped": 0}
+    assert jumping.nowcast["snapshots"] == {"taken": 40, "sent": 40, "dropped": 0}
     assert without_times(plain) != without_times(jumping)
     assert plain.evaluations[0].train_loss > plain.evaluations[-1].train_loss
     assert (folder / "server.log").read_text().count("nowcast tenant") == 7
@@ -103,7 +103,7 @@ def test_the_report_is_printed_and_drawn(compared: tuple[Path, Summary, str]) ->
     """A table with both arms, and a picture that is one."""
     folder, _, printed = compared
     assert "adam+average" in printed
-    assert "7 accepted" in printed
+    assert "7 jumped" in printed
     picture = matplotlib.image.imread(folder / "report.png")
     assert picture.shape[1] > 1000
     assert picture.std() > 0.05
@@ -164,9 +164,9 @@ def test_a_mistake_of_the_users_is_told_as_one_and_not_tried_again(ray_cluster: 
     """The workers would be started `max_failures` times more, and the line that says what to mend be the end of a traceback."""
     settings = config(tmp_path)
     assert settings.nowcast is not None
-    asked = settings.nowcast.model_copy(update={"probe": 256, "server": "embedded"})
+    asked = settings.nowcast.model_copy(update={"forecaster": "oracle", "server": "embedded"})
     order = Order(config=settings, arm=arm_with(asked), seed=1, job="mistaken")
-    with pytest.raises(BadArgument, match="probe: takes all 256 validation examples; leave some"):
+    with pytest.raises(BadArgument, match="forecaster: forecaster 'oracle' is not one of"):
         train_on_ray(order, listen=lambda news: None)
 
 
