@@ -161,7 +161,7 @@ def serve(settings: Settings) -> int:
     service: Service = app.state.service
     server = server_for(app, settings, on_drain=lambda drain_s: end_by(drain_s + END_S))
     tenants = {tenant for _, tenant in service.tokens.tenants}
-    log.info("starting", extra={"host": settings.host, "port": settings.port, "tenants": len(tenants)})
+    log.info("starting", extra={"tenants": len(tenants)})
     server.run()
     log.info("stopped")
     return 1 if service.failure is not None else 0

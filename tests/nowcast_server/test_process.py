@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,8 +17,10 @@ from pathlib import Path
 import httpx2
 import pytest
 from server_kit import Last, frames, until
+from typer.testing import CliRunner
 
 from nowcast_server.app import create_app
+from nowcast_server.cli import app
 from nowcast_server.running import server_for
 from nowcast_server.settings import Settings
 from protos.frames import MEDIA_TYPE
@@ -299,27 +300,40 @@ def test_a_client_that_disconnects_in_the_middle(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "status", "says"),
+    ("options", "says"),
     [
-        (["--host", "0.0.0.0"], 2, "refusing to listen on 0.0.0.0 without tokens"),
-        (["--checkpoint", "/no/such/file.safetensors"], 1, "cannot read the checkpoint /no/such/file.safetensors"),
-        (["--memory", "much"], 2, "Invalid value for --memory"),
-        (["--token-file", "/no/such/tokens"], 2, "/no/such/tokens"),
-        (["--tls-ca", "/etc/hosts"], 2, "need a certificate, --tls-cert"),
-        (["--tls-cert", "/no/such/certificate"], 2, "there is no file /no/such/certificate"),
-        (["--tls-cert", "/etc/hosts"], 2, "/etc/hosts is no PEM certificate"),
-        (["--record", "/dev/null/record"], 2, "/dev/null/record"),
-        (["--device", "gpu"], 1, "cannot load the forecasters: --device gpu"),
-        (["--device", "cuda:99"], 1, "cannot load the forecasters: --device cuda:99"),
-        (["--port", "99999"], 2, "Invalid value for --port"),
-        (["--memroy", "1GiB"], 2, "No such option: --memroy"),
+        (["--host", "0.0.0.0"], "refusing to listen on 0.0.0.0 without tokens"),
+        (["--memory", "much"], "Invalid value for --memory"),
+        (["--token-file", "/no/such/tokens"], "/no/such/tokens"),
+        (["--tls-ca", "/etc/hosts"], "need a certificate, --tls-cert"),
+        (["--tls-cert", "/no/such/certificate"], "there is no file /no/such/certificate"),
+        (["--tls-cert", "/etc/hosts"], "/etc/hosts is no PEM certificate"),
+        (["--port", "99999"], "Invalid value for --port"),
+        (["--memroy", "1GiB"], "No such option"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_options(options: list[str], status: int, says: str) -> None:
+def test_wrong_options(options: list[str], says: str) -> None:
     """A server with a wrong option would start all the same, or fail with a traceback."""
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["run", "--port", "0", *options])
+    assert done.exit_code == 2, done.output
+    assert says in done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        (["--checkpoint", "/no/such/file.safetensors"], 1, "cannot read the checkpoint /no/such/file.safetensors"),
+        (["--record", "/dev/null/record"], 2, "/dev/null/record"),
+        (["--device", "cuda:99"], 1, "cannot load the forecasters: --device cuda:99"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_options_that_cannot_be_served(options: list[str], status: int, says: str) -> None:
+    """A server would start that is never ready, or fail with a traceback."""
     command = [sys.executable, "-m", "nowcast_server", "run", "--port", "0", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "COLUMNS": "200"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "COLUMNS": "200"})
     output = done.stdout + done.stderr
     assert done.returncode == status, output
     assert says in output
@@ -374,10 +388,8 @@ def test_traces_reach_a_collector(run: Run) -> None:
 
 def test_help_is_quick() -> None:
     """`--help` would take seconds, because torch is imported first."""
-    start = time.perf_counter()
     command = [sys.executable, "-X", "importtime", "-m", "nowcast_server", "run", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert time.perf_counter() - start < 5  # 0.2 s on a quiet machine
     assert "--token-file" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "fastapi", "uvicorn", "numpy"}
