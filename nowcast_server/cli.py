@@ -27,6 +27,7 @@ Option = typer.Option
 def run(  # noqa: PLR0917 -- typer passes every option by name
     host: Annotated[str | None, Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one.", show_default="8440")] = None,
+    uds: Annotated[Path | None, Option(help="Unix socket to listen on instead.")] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, …", show_default="auto")] = None,
     precision: Annotated[str | None, Option(help="float32, tf32 or bfloat16.", show_default="float32")] = None,
     device_memory: Annotated[str | None, Option(help="Of a CUDA device.", show_default="0.9 of what is free")] = None,

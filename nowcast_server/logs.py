@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,6 @@ def configure_logging(*, level: str, style: str, audit_log: Path | None = None) 
     audit.handlers = []
     audit.setLevel(logging.INFO)
     if audit_log is not None:
-        lines = logging.FileHandler(audit_log, encoding="utf-8")
+        lines = WatchedFileHandler(audit_log, encoding="utf-8")  # opens it anew once logrotate has moved it away
         lines.setFormatter(JsonLines())
         audit.addHandler(lines)

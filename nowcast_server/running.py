@@ -1,14 +1,17 @@
 """A server process: uvicorn with our app, our logs, and a SIGTERM that is honest with the load balancer."""
 
+import asyncio
 import ctypes
 import os
 import resource
+import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import torch
 import uvicorn
@@ -58,12 +61,36 @@ class Server(uvicorn.Server):
         self._service.draining = True
         self._on_drain(drain_s)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            log.info("listening", extra={"address": _shown(server.sockets[0].getsockname())})
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+
+    def reload(self) -> None:
+        """Read tokens and certificates anew, for calls and connections to come. If that fails, what there was stays."""
+        settings = self._service.settings
+        try:
+            self._service.reload_tokens()
+            if self.config.ssl is not None and settings.tls_cert is not None:
+                tls_options(settings)  # looks at the files first
+                self.config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)
+        except (OSError, ValueError) as error:
+            log.error("cannot reload: %s", error)
+        else:
+            log.info("reloaded", extra={"tenants": len({tenant for _, tenant in self._service.tokens.tenants})})
+
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until is not None:
             left_s = self._drain_until - time.monotonic()
             self.should_exit |= self._service.device.idle or left_s < 0
             self.config.timeout_graceful_shutdown = max(1, int(left_s))  # it has what is left, not all of it again
         return await super().on_tick(counter)
+
+
+def _shown(address: Any) -> str:
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
 
 def end_by(seconds: float) -> None:
@@ -109,6 +136,7 @@ def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], 
         app,
         host=settings.host,
         port=settings.port,
+        uds=str(settings.uds) if settings.uds is not None else None,
         http=protocol_for(Connections(limit, settings.peer_connections)),
         backlog=BACKLOG,
         ws="none",
@@ -133,7 +161,7 @@ def serve(settings: Settings) -> int:
     service: Service = app.state.service
     server = server_for(app, settings, on_drain=lambda drain_s: end_by(drain_s + END_S))
     tenants = {tenant for _, tenant in service.tokens.tenants}
-    log.info("starting", extra={"host": settings.host, "port": settings.port, "tenants": len(tenants)})
+    log.info("starting", extra={"tenants": len(tenants)})
     server.run()
     log.info("stopped")
     return 1 if service.failure is not None else 0

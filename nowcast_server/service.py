@@ -218,6 +218,14 @@ class Service:
             detail = f"a forecast by {spec.forecaster} would take about {work_s:.0f} s; this server gives one {limit_s:g} s"
             raise TooLarge(detail, field="wiring.blocks")
 
+    def reload_tokens(self) -> None:
+        """Read the tokens anew; those there were stay if that fails.
+
+        Raises:
+            OSError, ValueError: as `Tokens.load` does.
+        """
+        self.tokens = Tokens.load(self.settings)
+
     def finish(self, job: Job) -> None:
         """A run is over: free its history, keep its status."""
         self.jobs.finish(job)

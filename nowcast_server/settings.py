@@ -22,7 +22,8 @@ class Settings(BaseSettings):
 
     Args:
         host: address to listen on; other than loopback only with tokens or `allow_anonymous`.
-        port: to listen on.
+        port: to listen on; 0 for a free one, which the log tells.
+        uds: path of a Unix socket to listen on instead.
         device: `auto` is the first CUDA device if there is one, else the CPU.
         checkpoints: weights, each `FILE` (in place of the package's `nino` or `wnn`, whichever it holds) or `NAME=FILE` (besides
             them; jobs ask for it by that name). In the environment separated by the path separator.
@@ -66,6 +67,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=65536)] = 8440
+    uds: Path | None = None
     device: str = "auto"
     checkpoints: Annotated[tuple[CheckpointFile, ...], NoDecode] = ()
     memory: Size = ByteSize(8 * GIB)
@@ -106,6 +108,14 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         texts = filter(None, value.split(os.pathsep)) if isinstance(value, str) else map(str, value)
         return parse_all(tuple(texts))
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _no_service_link(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("tcp://"):
+            detail = f"NOWCAST_PORT={value} is what Kubernetes sets for a service named 'nowcast'"
+            raise ValueError(f"{detail}: give the pod enableServiceLinks: false, or say --port")
+        return value
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod

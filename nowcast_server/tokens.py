@@ -6,6 +6,7 @@ import ipaddress
 import re
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
 from nowcast_server.settings import Settings
@@ -66,14 +67,14 @@ class Tokens:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: a line is wrong, or a file that should hold tokens holds none.
+            ValueError: a line or the file's encoding is wrong, or a file that should hold tokens holds none.
         """
         tenants: tuple[tuple[bytes, str], ...] = ()
         if settings.tokens is not None:
             lines = settings.tokens.get_secret_value().replace(",", "\n")
             tenants += cls.parse(lines, source="NOWCAST_TOKENS").tenants
         if settings.token_file is not None:
-            tenants += cls.parse(settings.token_file.read_text(), source=str(settings.token_file)).tenants
+            tenants += cls.parse(_read(settings.token_file), source=str(settings.token_file)).tenants
         if not tenants and (settings.tokens is not None or settings.token_file is not None):
             raise ValueError("tokens were asked for, but there are none: nobody could call this server")
         return cls(tenants)
@@ -98,13 +99,20 @@ class Tokens:
         return found
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # Windows puts a mark before UTF-8
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8; save it as such") from None
+
+
 def check_exposure(settings: Settings, tokens: Tokens) -> None:
     """Refuse to serve strangers by mistake.
 
     Raises:
         ValueError: the address can be reached from elsewhere, and there are no tokens.
     """
-    if not (tokens.tenants or settings.allow_anonymous or _is_loopback(settings.host)):
+    if not (tokens.tenants or settings.allow_anonymous or settings.uds is not None or _is_loopback(settings.host)):
         way_out = "give --token-file (see nowcast-server token), or say --allow-anonymous"
         raise ValueError(f"refusing to listen on {settings.host} without tokens: {way_out}")
 

@@ -91,7 +91,7 @@ class Held(Last):
 
     def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         self.begun.release()
-        assert self.released.wait(30)
+        assert self.released.wait(120)
         self.seen.append(torch.stack(tuple(states)))
         return super().forecast(wiring, states, horizons)
 

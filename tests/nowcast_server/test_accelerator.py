@@ -182,7 +182,7 @@ def test_forecasts_wait_for_memory_of_the_device(start: Start) -> None:
     threads = [threading.Thread(target=lambda each=each: answers.append(each.nowcast().status_code)) for each in (caller, other)]
     for thread in threads:
         thread.start()
-    assert held.begun.acquire(timeout=10)
+    assert held.begun.acquire(timeout=60)
     until(lambda: caller.service.device.waiting == 1)
     held.released.set()
     for thread in threads:

@@ -144,7 +144,7 @@ def test_memory_does_not_grow(caller: Caller) -> None:
     import gc
 
     def refuse() -> None:
-        for _ in range(300):
+        for _ in range(100):
             caller.upload(10, GOOD[:-3])
             caller.nowcast(90)
             caller.register(context=1)
@@ -154,4 +154,4 @@ def test_memory_does_not_grow(caller: Caller) -> None:
     before = len(gc.get_objects())
     refuse()
     gc.collect()
-    assert len(gc.get_objects()) < before + 2000
+    assert len(gc.get_objects()) < before + 700

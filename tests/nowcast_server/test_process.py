@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,8 +17,10 @@ from pathlib import Path
 import httpx2
 import pytest
 from server_kit import Last, frames, until
+from typer.testing import CliRunner
 
 from nowcast_server.app import create_app
+from nowcast_server.cli import app
 from nowcast_server.running import server_for
 from nowcast_server.settings import Settings
 from protos.frames import MEDIA_TYPE
@@ -161,6 +162,108 @@ def test_draining(run: Run) -> None:
     assert "Traceback" not in output
 
 
+STUCK_FORECASTER = SLOW_FORECASTER.replace("time.sleep(1.5)", "time.sleep(1000)")
+
+
+def test_a_forecaster_that_is_stuck(run: Run) -> None:
+    """The server would never end, and neither would its client's call; or nobody would see that it is of no use any more."""
+    process = run("-c", STUCK_FORECASTER, NOWCAST_DRAIN_S="1", NOWCAST_FORECAST_LIMIT_S="0.5")
+    process.register("slow")
+    for step in (1, 2):
+        process.upload(step)
+    assert process.popen.stdout is not None
+    with ThreadPoolExecutor(1) as pool:
+        nowcast = pool.submit(
+            httpx2.post, f"{process.client.base_url}/v1/jobs/job/nowcasts", json={"context": [1, 2], "horizons": [1]}
+        )
+        while process.popen.stdout.readline().strip() != "begun":
+            pass
+        until(lambda: process.client.get("/livez").status_code == 503)
+        process.popen.send_signal(signal.SIGTERM)
+        answer = nowcast.result()
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    output, _ = process.popen.communicate(timeout=60)
+    assert process.popen.returncode in {0, 1}, output
+
+
+def test_tokens_and_certificates_are_read_anew(run: Run, tmp_path: Path) -> None:
+    """A new tenant would cost everybody their histories, or a mistake in the file would let nobody in any more."""
+    old, new = "a-token-of-some-length", "another-token-of-some-length"
+    tokens = tmp_path / "tokens"
+    tokens.write_bytes(b"\xef\xbb\xbf" + f"alice:{old}\n".encode())
+    process = run("-m", "nowcast_server", "run", "--token-file", str(tokens))
+
+    def status(token: str) -> int:
+        return process.client.get("/v1/jobs", headers={"authorization": f"Bearer {token}"}).status_code
+
+    assert (status(old), status(new)) == (200, 401)
+    tokens.write_text(f"alice:{new}\n")
+    process.popen.send_signal(signal.SIGHUP)
+    until(lambda: status(new) == 200)
+    assert status(old) == 401
+    tokens.write_text("what is this?\n")
+    process.popen.send_signal(signal.SIGHUP)
+    assert process.popen.stdout is not None
+    while "cannot reload" not in process.popen.stdout.readline():
+        assert process.popen.poll() is None
+    assert status(new) == 200
+
+
+def test_a_free_port_is_told(run: Run) -> None:
+    """Whoever asks for any free port could not know which."""
+    process = run("-m", "nowcast_server", "run", "--port", "0", wait=False)
+    assert process.popen.stdout is not None
+    lines = iter(process.popen.stdout.readline, "")
+    told = next(found for found in (re.search(r"listening address=127\.0\.0\.1:(\d+)", line) for line in lines) if found)
+    assert httpx2.get(f"http://127.0.0.1:{told[1]}/livez").status_code == 200
+
+
+def test_a_unix_socket(run: Run, tmp_path: Path) -> None:
+    """A server beside its workers could only be had on a port that others may reach."""
+    process = run("-m", "nowcast_server", "run", "--uds", str(tmp_path / "socket"), wait=False)
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(tmp_path / "socket")), base_url="http://nowcast") as client:
+        until((tmp_path / "socket").exists, within_s=60)
+        until(lambda: client.get("/readyz").status_code == 200, within_s=60)
+    assert "Traceback" not in process.end()[1]
+
+
+def test_a_service_link_is_named() -> None:
+    """In Kubernetes a server beside a service named nowcast would not start, and nobody would know why."""
+    with pytest.raises(ValueError, match="enableServiceLinks"):
+        Settings(port="tcp://10.0.0.1:8440")  # type: ignore[arg-type]
+
+
+def _resident_mb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@pytest.mark.slow
+def test_memory_comes_back(run: Run) -> None:
+    """Jobs that come and go would fill the machine, whatever the budgets say."""
+    import torch
+
+    process = run(NOWCAST_MEMORY="128MiB", NOWCAST_FORECAST_MEMORY="128MiB")
+    begin_mb, peak_mb, size = _resident_mb(process.popen.pid), 0.0, 700_000
+    spec = {"wiring": {"parameters": [["w", [size]]], "neurons": 4, "blocks": []}, "context": 5, "forecaster": "linear"}
+
+    def one(job: str) -> None:
+        with httpx2.Client(base_url=process.client.base_url, timeout=60) as client:
+            assert client.put(f"/v1/jobs/{job}", json=spec).status_code == 201
+            for step in range(5):
+                body = frames(torch.ones(size), step=step, chunk_bytes=1 << 20)
+                put = client.put(f"/v1/jobs/{job}/snapshots/{step}", content=body, headers={"content-type": MEDIA_TYPE})
+                assert put.status_code == 200
+            asked = {"context": [0, 1, 2, 3, 4], "horizons": [1, 5, 40]}
+            assert client.post(f"/v1/jobs/{job}/nowcasts", json=asked).status_code == 200
+            assert client.delete(f"/v1/jobs/{job}").status_code == 204
+
+    with ThreadPoolExecutor(4) as pool:  # 80 histories of 17 MB, as many forecasts of 8
+        for _ in pool.map(one, (f"job-{index}" for index in range(80))):
+            peak_mb = max(peak_mb, _resident_mb(process.popen.pid))
+    assert peak_mb < begin_mb + 1.2 * 256 + 150
+    until(lambda: _resident_mb(process.popen.pid) < 1.15 * begin_mb, within_s=60)
+
+
 def test_a_drain_ends_when_it_said() -> None:
     """Answers would be waited for as long again after forecasts were, and Kubernetes kills a server long before."""
     settings = Settings(drain_s=60)
@@ -197,27 +300,40 @@ def test_a_client_that_disconnects_in_the_middle(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "status", "says"),
+    ("options", "says"),
     [
-        (["--host", "0.0.0.0"], 2, "refusing to listen on 0.0.0.0 without tokens"),
-        (["--checkpoint", "/no/such/file.safetensors"], 1, "cannot read the checkpoint /no/such/file.safetensors"),
-        (["--memory", "much"], 2, "Invalid value for --memory"),
-        (["--token-file", "/no/such/tokens"], 2, "/no/such/tokens"),
-        (["--tls-ca", "/etc/hosts"], 2, "need a certificate, --tls-cert"),
-        (["--tls-cert", "/no/such/certificate"], 2, "there is no file /no/such/certificate"),
-        (["--tls-cert", "/etc/hosts"], 2, "/etc/hosts is no PEM certificate"),
-        (["--record", "/dev/null/record"], 2, "/dev/null/record"),
-        (["--device", "gpu"], 1, "cannot load the forecasters: --device gpu"),
-        (["--device", "cuda:99"], 1, "cannot load the forecasters: --device cuda:99"),
-        (["--port", "99999"], 2, "Invalid value for --port"),
-        (["--memroy", "1GiB"], 2, "No such option: --memroy"),
+        (["--host", "0.0.0.0"], "refusing to listen on 0.0.0.0 without tokens"),
+        (["--memory", "much"], "Invalid value for --memory"),
+        (["--token-file", "/no/such/tokens"], "/no/such/tokens"),
+        (["--tls-ca", "/etc/hosts"], "need a certificate, --tls-cert"),
+        (["--tls-cert", "/no/such/certificate"], "there is no file /no/such/certificate"),
+        (["--tls-cert", "/etc/hosts"], "/etc/hosts is no PEM certificate"),
+        (["--port", "99999"], "Invalid value for --port"),
+        (["--memroy", "1GiB"], "No such option"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_options(options: list[str], status: int, says: str) -> None:
+def test_wrong_options(options: list[str], says: str) -> None:
     """A server with a wrong option would start all the same, or fail with a traceback."""
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["run", "--port", "0", *options])
+    assert done.exit_code == 2, done.output
+    assert says in done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        (["--checkpoint", "/no/such/file.safetensors"], 1, "cannot read the checkpoint /no/such/file.safetensors"),
+        (["--record", "/dev/null/record"], 2, "/dev/null/record"),
+        (["--device", "cuda:99"], 1, "cannot load the forecasters: --device cuda:99"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_options_that_cannot_be_served(options: list[str], status: int, says: str) -> None:
+    """A server would start that is never ready, or fail with a traceback."""
     command = [sys.executable, "-m", "nowcast_server", "run", "--port", "0", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "COLUMNS": "200"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "COLUMNS": "200"})
     output = done.stdout + done.stderr
     assert done.returncode == status, output
     assert says in output
@@ -272,10 +388,8 @@ def test_traces_reach_a_collector(run: Run) -> None:
 
 def test_help_is_quick() -> None:
     """`--help` would take seconds, because torch is imported first."""
-    start = time.perf_counter()
     command = [sys.executable, "-X", "importtime", "-m", "nowcast_server", "run", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert time.perf_counter() - start < 5  # 0.2 s on a quiet machine
     assert "--token-file" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "fastapi", "uvicorn", "numpy"}

@@ -223,7 +223,7 @@ def test_upload_during_a_forecast(listen: Start) -> None:
     caller.fill(10, 20, 30)
     with ThreadPoolExecutor(4) as pool:
         nowcast = pool.submit(caller.nowcast)
-        assert held.begun.acquire(timeout=10)
+        assert held.begun.acquire(timeout=60)
         assert caller.upload(40).status_code == 200  # into the spare row; step 10 is forgotten, but still read
         assert caller.steps() == [20, 30, 40]
         waiting = pool.submit(caller.upload, 50)  # no row is free until the forecast is made
@@ -244,7 +244,7 @@ def test_delete_during_an_upload(listen: Start) -> None:
     def slowly() -> Iterator[bytes]:
         body = frames(caller.values(10), step=10)
         yield body[:60]
-        deleted.wait(10)
+        deleted.wait(60)
         yield body[60:]
 
     with ThreadPoolExecutor(1) as pool:
@@ -293,7 +293,7 @@ def test_an_upload_that_finds_no_room(start: Start) -> None:
     caller.fill(10, 20, 30)
     with ThreadPoolExecutor(1) as pool:
         nowcast = pool.submit(caller.nowcast)
-        assert held.begun.acquire(timeout=10)
+        assert held.begun.acquire(timeout=60)
         caller.fill(40)  # into the spare row
         problem = refused(caller.upload(50), 429, "busy")
         assert problem["retry_after_s"] > 0

@@ -20,7 +20,7 @@ from waiting import until
 from nowcast_server.forecasters.linear import Linear
 from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
-from nowcast_server.wanted import while_wanted
+from nowcast_server.interruption import interruptible_items
 from protos.errors import BadRequest, Unavailable
 from protos.wiring import Parameter, Wiring
 from trainer_worker import BadArgument, Event, Push, Server
@@ -108,7 +108,7 @@ def test_an_embedded_forecast_that_is_under_way_ends_with_the_run(monkeypatch: p
 
     def endless(*_: Any, **__: Any) -> Tensor:
         begun.set()
-        for _ in while_wanted(count()):
+        for _ in interruptible_items(count()):
             time.sleep(0.01)
         raise AssertionError
 

@@ -26,7 +26,7 @@ from protos.messages import (
     Progress,
     Skill,
 )
-from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.deadline import Deadline, bounded_by
 from trainer_worker.endpoints.http_client import http_client
 from trainer_worker.endpoints.strangers import not_a_status, stranger_error
 
@@ -136,7 +136,7 @@ class HttpEndpoint:
             wait_initial=FIRST_WAIT_S,
             wait_jitter=0,  # jitter would draw from the process's random state, which is the training's
         ):
-            with attempt, _transport_errors(f"{method} {path}"):
+            with attempt, bounded_by(deadline), _transport_errors(f"{method} {path}"):
                 left_s = min(deadline.check(f"{method} {path}"), LONGEST_S)
                 with self._client.stream(
                     method,

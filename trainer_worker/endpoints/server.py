@@ -104,8 +104,8 @@ def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device:
 
 def _certificates() -> str:
     """The variables of the environment that name files of certificates."""
-    names = ("NOWCAST_TLS_CA", "NOWCAST_TLS_CERT", "NOWCAST_TLS_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    return ", ".join(name for name in names if os.environ.get(name)) or "NOWCAST_TLS_*"
+    names = ("NOWCAST_SERVER_CA", "NOWCAST_CLIENT_CERT", "NOWCAST_CLIENT_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    return ", ".join(name for name in names if os.environ.get(name)) or "NOWCAST_SERVER_CA, NOWCAST_CLIENT_*"
 
 
 def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedEndpoint":

@@ -23,7 +23,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(ACTIONS)
 def test_rows_are_never_confused(actions: list[tuple[str, int, int]]) -> None:
     """An upload would write into a row that is held or read, or a row would be lost for good."""

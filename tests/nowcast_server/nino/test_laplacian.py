@@ -105,7 +105,7 @@ def wirings(draw: st.DrawFn) -> Wiring:
 
 
 @given(wirings())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_features_are_eigenvectors_of_any_graph(wiring: Wiring) -> None:
     """The reduction to classes of neurons loses an eigenvector, or invents one, for some way blocks can overlap."""
     check(wiring)

@@ -92,7 +92,7 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
 
     def slow(*arguments: Any, add: Any, **options: Any) -> None:
         begun.set()
-        assert released.wait(10)
+        assert released.wait(60)
         add(*arguments, **options)
 
     async def run() -> None:

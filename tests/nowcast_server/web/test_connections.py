@@ -22,7 +22,7 @@ WITH_BODY = OPENING + b"content-length: 200000\r\n\r\n"
 @contextmanager
 def _connect(caller: Caller) -> Iterator[socket.socket]:
     url = caller.client.base_url
-    with socket.create_connection((url.host, url.port or 0), timeout=10) as connection:
+    with socket.create_connection((url.host, url.port or 0), timeout=60) as connection:
         yield connection
 
 
@@ -91,10 +91,13 @@ def test_a_connection_that_asks_for_nothing_ends(
 ) -> None:
     """A thousand idle connections, without a token, would leave the server none for those who have one."""
     caller = listen()
-    monkeypatch.setattr(connections, "HEAD_S", 0.3)
+    if not answered:
+        monkeypatch.setattr(connections, "HEAD_S", 0.3)
     with _connect(caller) as connection:
         if answered:
             assert _status(connection, answered) == 200
+            monkeypatch.setattr(connections, "HEAD_S", 0.3)
+            monkeypatch.setattr(connections, "REFUSED_S", 0.3)
         connection.sendall(then)
         assert connection.recv(1) == b""
 
@@ -102,10 +105,10 @@ def test_a_connection_that_asks_for_nothing_ends(
 def test_a_connection_that_rests_between_requests_stays(listen: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker would connect anew for each snapshot."""
     caller = listen()
-    monkeypatch.setattr(connections, "HEAD_S", 0.3)
     with _connect(caller) as connection:
         for _ in range(3):
             assert _status(connection, LIVE) == 200
+            monkeypatch.setattr(connections, "HEAD_S", 0.3)
             time.sleep(0.6)
 
 
@@ -113,7 +116,6 @@ def test_a_slow_body_and_a_slow_answer_are_waited_for(listen: Start, monkeypatch
     """Uploads and forecasts that take longer than a line and headers may would be cut off."""
     held = Held()
     caller = listen(held)
-    monkeypatch.setattr(connections, "HEAD_S", 0.3)
     assert caller.register().status_code == 201
     caller.fill(10, 20)
     body = frames(caller.values(30), step=30)
@@ -121,12 +123,14 @@ def test_a_slow_body_and_a_slow_answer_are_waited_for(listen: Start, monkeypatch
     ask = b'{"context": [10, 20, 30], "horizons": [1]}'
     post = b"POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     with _connect(caller) as connection, ThreadPoolExecutor(1) as pool:
+        assert _status(connection, LIVE) == 200
+        monkeypatch.setattr(connections, "HEAD_S", 0.3)
         for head, half, rest in ((put, body[:50], body[50:]), (post, ask[:5], ask[5:])):
             connection.sendall(head + b"content-length: %d\r\n\r\n" % (len(half) + len(rest)) + half)
             time.sleep(0.6)
             answer = pool.submit(_status, connection, rest)
             if head is post:
-                assert held.begun.acquire(timeout=10)
+                assert held.begun.acquire(timeout=60)
                 time.sleep(0.6)
                 held.released.set()
             assert answer.result() == 200

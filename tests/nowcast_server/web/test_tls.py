@@ -98,10 +98,10 @@ def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeyp
     spec = JobSpec(wiring=dense(1000, 1000), context=2, forecaster="last")
     snapshots, out = torch.randn(2, spec.wiring.size), torch.empty(1, spec.wiring.size)
     with https(mutual=True) as url:
-        monkeypatch.setenv("NOWCAST_TLS_CA", str(files.ca))
+        monkeypatch.setenv("NOWCAST_SERVER_CA", str(files.ca))
         with pytest.raises(Unavailable):
             HttpEndpoint(url, job="nobody").register(spec, replace=False, deadline=Deadline(5))
-        monkeypatch.setenv("NOWCAST_TLS_CERT", str(files.client))
+        monkeypatch.setenv("NOWCAST_CLIENT_CERT", str(files.client))
         worker = HttpEndpoint(url, job="mine")
         worker.register(spec, replace=False, deadline=Deadline(60))
         for step, snapshot in enumerate(snapshots):

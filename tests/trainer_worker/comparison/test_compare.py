@@ -59,12 +59,12 @@ def test_a_server_with_tokens_and_its_own_authority_says_what_it_is(
     guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The summary would call the server unavailable that made all of the run's nowcasts."""
-    monkeypatch.setenv("NOWCAST_TLS_CA", str(tmp_path / "ca"))
+    monkeypatch.setenv("NOWCAST_SERVER_CA", str(tmp_path / "ca"))
     monkeypatch.setenv("NOWCAST_TOKEN", TOKEN)
     arms = [Arm(name="adam"), Arm(name="adam+nino", nowcast=NowcastTable(server=guarded))]
     assert _info(guarded, token=_token(arms)) == {"url": guarded, "forecasters": ["nino"]}
     assert _info(guarded, token=None) == {"url": guarded, "unavailable": "status 401"}
-    monkeypatch.setenv("NOWCAST_TLS_CA", str(tmp_path / "none"))
+    monkeypatch.setenv("NOWCAST_SERVER_CA", str(tmp_path / "none"))
     assert "No such file" in (_info(guarded, token=TOKEN) or {})["unavailable"]
     assert _token([Arm(name="adam+nino", nowcast=NowcastTable(server="own"))]) is None
 
