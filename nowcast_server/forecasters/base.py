@@ -49,6 +49,9 @@ class Forecaster(ABC):
     laplacian: int = 0
     """Laplacian features of a neuron it takes; 0 if it does not look at the graph."""
 
+    device: torch.device | None = None
+    """Where it computes; None for wherever the snapshots lie."""
+
     def __init__(self, *, device: str | torch.device | None = None) -> None:
         self.device = None if device is None else torch.device(device)
 
