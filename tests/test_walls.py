@@ -57,6 +57,7 @@ ROOMS = {
     "nowcast_server/forecasters": {"nino"},
     "nowcast_server/jobs": {"forecasters"},
     "nowcast_server/trajectories": {"jobs"},
+    "nowcast_server/selftest": {"forecasters", "jobs", "nino"},
     "trainer_worker/metatrain": {"datasets", "wiring"},
     "nowcast_server/web": {"jobs"},
     "nowcast_server/serve": {"web"},

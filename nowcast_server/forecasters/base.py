@@ -22,11 +22,7 @@ Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 
 
 class Forecaster(ABC):
-    """Forecasts weights from a context. Stateless: one instance serves any number of jobs and threads at once.
-
-    Args:
-        device: where it computes; None for wherever the snapshots lie.
-    """
+    """Forecasts weights from a context. Stateless: one instance serves any number of jobs and threads at once."""
 
     name: ClassVar[str]
     needs_checkpoint: ClassVar[bool] = False
@@ -49,8 +45,8 @@ class Forecaster(ABC):
     laplacian: int = 0
     """Laplacian features of a neuron it takes; 0 if it does not look at the graph."""
 
-    def __init__(self, *, device: str | torch.device | None = None) -> None:
-        self.device = None if device is None else torch.device(device)
+    device: torch.device | None = None
+    """Where it computes; None for wherever the snapshots lie."""
 
     def forecast(
         self,

@@ -70,7 +70,7 @@ class LearnedForecaster(Forecaster):
         known = self.engines()
         if engine not in known:
             raise BadRequest(f"engine {engine!r} is not one of {tuple(known)}", field="engine")
-        super().__init__(device=device)
+        self.device = torch.device(device)
         self.checkpoint = checkpoint
         self.context = checkpoint.options.context
         self.max_horizon = checkpoint.options.max_horizon

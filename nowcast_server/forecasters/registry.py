@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import torch
 
 from nowcast_server.checkpoint_file import CheckpointFile
 from nowcast_server.forecasters.average import Average
@@ -20,9 +22,6 @@ from nowcast_server.forecasters.wnn import Wnn
 from nowcast_server.nino.checkpoint import CheckpointError, load_checkpoint
 from nowcast_server.nino.precision import Precision
 from protos.errors import UnknownForecaster
-
-if TYPE_CHECKING:
-    import torch
 
 FORECASTERS: Final[dict[str, type[Forecaster]]] = {cls.name: cls for cls in (Last, Linear, Average, Wnn, Nino)}
 """Every forecaster, the simplest first, then those that were registered."""
@@ -82,7 +81,7 @@ def load_forecaster(
     name: str,
     *,
     checkpoint: str | Path | None = None,
-    device: "str | torch.device" = "cpu",
+    device: str | torch.device = "cpu",
     engine: str = DEFAULT_ENGINE,
     precision: Precision = "float32",
 ) -> Forecaster:
@@ -107,12 +106,15 @@ def load_forecaster(
     if not issubclass(cls, LearnedForecaster):
         if checkpoint is not None:
             raise CheckpointError(f"{name!r} has no weights that {checkpoint} could hold; choose nino or wnn", field="checkpoint")
-        return cls(device=device)
+        forecaster = cls()
+        if str(device) != "cpu":
+            forecaster.device = torch.device(device)
+        return forecaster
     return cls(load_checkpoint(checkpoint or _shipped(name)), device=device, engine=engine, precision=precision)
 
 
 def forecaster_of(
-    checkpoint: str | Path, *, device: "str | torch.device" = "cpu", precision: Precision = "float32"
+    checkpoint: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "float32"
 ) -> LearnedForecaster:
     """The forecaster a file holds the weights of, `Nino` or `Wnn`, ready on a device.
 

@@ -21,7 +21,7 @@ from protos.messages import JobSpec, NowcastRequest
 from protos.wiring import Wiring
 
 HORIZONS: Final = (1, 40)
-LIMITS: Final[dict[Precision, float]] = {"float32": 3e-5, "tf32": 5e-3, "bfloat16": 3e-2}
+LIMITS: Final[dict[Precision, float]] = {"float32": 3e-5, "tf32": 2e-2, "bfloat16": 3e-2}
 """Largest error, of the forecast change."""
 
 

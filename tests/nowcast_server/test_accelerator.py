@@ -14,7 +14,7 @@ from waiting import until
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import choose_device
 from nowcast_server.jobs.history import Context
-from nowcast_server.pinned import PinnedMemory
+from nowcast_server.pinned import CudaLocks, PinnedMemory
 from protos.errors import OutOfMemoryBudget
 from protos.wiring import Wiring
 
@@ -86,10 +86,14 @@ class Fails(Last):
 
     errors: list[BaseException] = field(default_factory=list)
     host: int = 0
+    takes: int = 0  # times it takes more memory than there is
 
     def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         if self.errors:
             raise self.errors.pop(0)
+        if self.takes:
+            self.takes -= 1
+            torch.empty(2**48, device=states[0].device)
         return super().forecast(wiring, states, horizons)
 
     def host_bytes(self, wiring: Wiring) -> int:
@@ -309,3 +313,39 @@ def test_histories_lie_in_locked_memory(start: Start) -> None:
     caller.client.delete("/v1/jobs/job")
     wait: Callable[[], bool] = lambda: gc.collect() >= 0 and memory.settle() is None and not locks.sizes  # noqa: E731
     until(wait)
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.gpu
+@cuda
+def test_cuda_knows_memory_as_locked() -> None:
+    """Uploads would run one after the other with everything else, or freeing the memory crash the process."""
+    memory = PinnedMemory(CudaLocks())
+    rows = memory.empty((3, 1_000_003), torch.float32)
+    memory.settle()
+    assert rows.is_pinned()
+    assert memory.used_bytes == 12_000_036
+    there = rows.fill_(1).to("cuda", non_blocking=True)
+    torch.cuda.synchronize()
+    assert there.sum() == rows.numel()
+    del rows
+    memory.settle()
+    assert memory.used_bytes == 0
+
+
+@pytest.mark.gpu
+@cuda
+def test_a_real_device_short_of_memory_goes_on(start: Start) -> None:
+    """The device would be taken for lost, or keep what the failed forecast held."""
+    caller = start(fails := Fails())
+    device = Accelerator.of(torch.device("cuda"), limit_bytes=None, on_lost=caller.service._lost)
+    caller.service.accelerator = caller.service.nowcasting.accelerator = device
+    caller.register()
+    caller.fill()
+    assert caller.nowcast().status_code == 200
+    fails.takes = 2
+    refused(caller.nowcast(), 507, "out_of_memory_budget")
+    assert not device.lost()
+    assert caller.nowcast().status_code == 200

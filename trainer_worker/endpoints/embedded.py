@@ -1,7 +1,7 @@
 """Forecasts in this process: the server's forecasters without the server."""
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from nowcast_server.forecasters.registry import forecaster_of
 from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.jobs.skill import TrackRecord
 from nowcast_server.nino.options import CheckpointError
+from nowcast_server.streams import own_stream
 from protos.errors import BadForecast, HistoryMissing, NowcastError, Unavailable, UnknownJob
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
@@ -48,6 +49,7 @@ class EmbeddedEndpoint:
         self.forecaster = forecaster
         self._spec: JobSpec | None = None
         self._history: dict[int, Tensor] = {}
+        self._there: dict[int, Tensor] = {}  # the context on the forecaster's device
         self._track: TrackRecord | None = None
         self._closed = threading.Event()
 
@@ -60,6 +62,7 @@ class EmbeddedEndpoint:
         self._closed.clear()
         if replace:
             self._history.clear()
+            self._there = {}
         return tuple(self._history)
 
     def send(self, step: int, snapshot: Tensor, *, deadline: Deadline) -> None:
@@ -85,26 +88,36 @@ class EmbeddedEndpoint:
         asked = horizons or (self.forecaster.glide_horizon,)
         try:
             with torch.no_grad(), interruptible(self._check_open):
-                forecasts = self.forecaster.forecast(spec.wiring, states, horizons=asked)
+                self._forecast(spec, dict(zip(context, states, strict=True)), asked, out)
         except Cancelled as error:
             raise Unavailable("the run has ended") from error
-        if forecasts.shape != out.shape:
-            raise BadForecast(f"{spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")
-        out.copy_(forecasts)
         if spec.mode != "jump" and bool(out.isfinite().all()):
             interval = NowcastRequest(context=list(context)).interval
             self._tracked().made(context[-1], states, dict(zip(asked, out, strict=True)), interval=interval)
+
+    def _forecast(self, spec: JobSpec, states: Mapping[int, Tensor], horizons: tuple[int, ...], out: Tensor) -> None:
+        device = self.forecaster.device or torch.device("cpu")
+        with own_stream(device, shared=False):
+            if device.type != "cpu":  # of a context that rolls one snapshot is not there yet
+                self._there = {step: self._there.get(step, state).to(device, non_blocking=True) for step, state in states.items()}
+                states = self._there
+            forecasts = self.forecaster.forecast(spec.wiring, tuple(states.values()), horizons=horizons)
+            if forecasts.shape != out.shape:
+                raise BadForecast(f"{spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")
+            out.copy_(forecasts)
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
         """The skill as a server keeps it."""
         del progress, deadline
         self._history.clear()
+        self._there = {}
         return self._tracked().skill()
 
     def close(self) -> None:
         """Let go of the snapshots, and stop a forecast that is under way."""
         self._closed.set()
         self._history.clear()
+        self._there = {}
 
     def _check_open(self) -> None:
         if self._closed.is_set():

@@ -41,6 +41,7 @@ def test_training_that_goes_on_does_not_write_into_a_forecast() -> None:
 
     class Slow:
         glide_horizon = 1
+        device = None
 
         def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
             begun.set()
@@ -63,3 +64,33 @@ def test_training_that_goes_on_does_not_write_into_a_forecast() -> None:
     released.set()
     thread.join(10)
     assert (out == 1).all()
+
+
+def test_a_device_is_sent_each_snapshot_once() -> None:
+    """Each nowcast would copy all five snapshots of a large model to the device it trains on."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    class OnDevice:
+        glide_horizon = 1
+        device = torch.device("meta")
+
+        def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
+            seen.append(tuple(states))
+            return torch.zeros(len(horizons), wiring.size)
+
+    spec = JobSpec(wiring=wire(network()), context=3, forecaster="last")
+    forecaster: Any = OnDevice()
+    endpoint, out = EmbeddedEndpoint(forecaster), torch.empty(1, spec.wiring.size)
+    endpoint.register(spec, replace=False, deadline=NEVER)
+    for step in range(4):
+        endpoint.send(step, torch.zeros(spec.wiring.size), deadline=NEVER)
+        if step >= 2:
+            endpoint.forecast((step - 2, step - 1, step), (1,), out, progress=None, deadline=NEVER)
+    first, second = seen
+    assert all(state.device.type == "meta" for state in (*first, *second))
+    assert [one is other for one, other in zip(first[1:], second[:2], strict=True)] == [True, True]
+    endpoint.register(spec, replace=True, deadline=NEVER)
+    for step in (1, 2, 3):
+        endpoint.send(step, torch.ones(spec.wiring.size), deadline=NEVER)
+    endpoint.forecast((1, 2, 3), (1,), out, progress=None, deadline=NEVER)
+    assert not any(one is other for one, other in zip(seen[2], second, strict=True))
