@@ -88,12 +88,12 @@ class Replica:
     async def page_course(self, tenant: str, job: str, start: int, thinned: int) -> dict[str, Any] | None:
         """A job of the tenant in full, if it is here."""
         course = await self._page.course(tenant, job, start=start, thinned=thinned)
-        return course and course.model_dump(mode="json")
+        return None if course is None else course.model_dump(mode="json")
 
     async def page_wiring(self, tenant: str, job: str) -> dict[str, Any] | None:
         """The neural graph of a job, if it is here."""
         wiring = await self._page.wiring(tenant, job)
-        return wiring and wiring.to_dict()
+        return None if wiring is None else wiring.to_dict()
 
     async def families(self) -> list[Family]:
         """All metrics, labelled with this replica."""
