@@ -9,11 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nowcast_server.app import create_app
 from nowcast_server.running import prepare_process
+from nowcast_server.serve.page import Replicas
 from nowcast_server.serve.peers import Peers, forget, router, run_conflict
 from nowcast_server.serve.scaling import AT_HAND
 from nowcast_server.serve.scrape import Family, families
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
+from nowcast_server.web.page.source import Local, Shared
 
 POLL_S = 0.05
 
@@ -48,8 +50,11 @@ class Replica:
         """Called by Serve after the constructor."""
         app = create_app(self._settings, first=router)
         app.add_middleware(Picklable)
-        app.state.peers = Peers(serve.get_replica_context())
+        context = serve.get_replica_context()
+        app.state.peers = Peers(context)
+        app.state.page_source = Shared(Replicas(app.state.peers))
         self._service: Service = app.state.service
+        self._page = Local(self._service, name=context.replica_tag)
         return app
 
     async def check_health(self) -> None:
@@ -75,6 +80,20 @@ class Replica:
     async def statuses(self, tenant: str) -> list[dict[str, Any]]:
         """The tenant's jobs that are here, as JSON values."""
         return [job.status().model_dump(mode="json") for job in self._service.jobs.of(tenant)]
+
+    async def page_overview(self, tenant: str) -> dict[str, Any]:
+        """What is here for the page of a tenant, as JSON values."""
+        return (await self._page.overview(tenant)).model_dump(mode="json")
+
+    async def page_course(self, tenant: str, job: str, start: int, thinned: int) -> dict[str, Any] | None:
+        """A job of the tenant in full, if it is here."""
+        course = await self._page.course(tenant, job, start=start, thinned=thinned)
+        return None if course is None else course.model_dump(mode="json")
+
+    async def page_wiring(self, tenant: str, job: str) -> dict[str, Any] | None:
+        """The neural graph of a job, if it is here."""
+        wiring = await self._page.wiring(tenant, job)
+        return None if wiring is None else wiring.to_dict()
 
     async def families(self) -> list[Family]:
         """All metrics, labelled with this replica."""

@@ -74,18 +74,18 @@ def test_tenants_do_not_meet(tenants: tuple[Caller, Caller]) -> None:
 
 def test_a_tenants_share(start: Start) -> None:
     """One tenant could take all the jobs or all the memory."""
-    caller = start(tokens=f"alice:{ALICE},bob:{BOB}", tenant_jobs=3, tenant_memory=40_000, memory=70_000, wiring=dense(10, 20))
+    caller = start(tokens=f"alice:{ALICE},bob:{BOB}", tenant_jobs=3, tenant_memory=105_000, memory=210_000, wiring=dense(10, 20))
     alice, bob = ({"authorization": f"Bearer {token}"} for token in (ALICE, BOB))
-    assert caller.as_job("a", **alice).register().status_code == 201  # 29,885 bytes
+    assert caller.as_job("a", **alice).register().status_code == 201  # 62,653 bytes
     refused(caller.as_job("b", **alice).register(), 507, "out_of_memory_budget")
     assert caller.as_job("a", **bob).register().status_code == 201
     refused(caller.as_job("b", **bob).register(context=10), 507, "out_of_memory_budget")
-    assert caller.service.histories.used_bytes == 2 * 29_885
+    assert caller.service.histories.used_bytes == 2 * 62_653
     for job in ("b", "c"):
         assert caller.as_job(job, **bob).register(context=2, dtype="float16").status_code in {201, 507}
     for name in ("a", "b", "c"):
         caller.client.delete(f"/v1/jobs/{name}", headers=bob)
-    assert caller.service.histories.used_bytes == 29_885
+    assert caller.service.histories.used_bytes == 62_653
     small = Caller(caller.client, caller.service, dense(1, 1), headers=bob)
     assert [small.as_job(job).register().status_code for job in "abcd"] == [201, 201, 201, 429]
     assert Caller(caller.client, caller.service, dense(1, 1), "d", alice).register().status_code == 201

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from statistics import mean, pstdev
+from statistics import mean, median
 from typing import Final
 
 FEWEST: Final = 8
 """Points of each curve, without which nothing is said."""
 WINDOW: Final = 5
 """Points a level is the mean of."""
+NORMAL: Final = 0.6745
+"""Median distance from the mean of a normal distribution of standard deviation 1."""
 WIDTH: Final = 2.0
 """Standard errors to either side."""
 
@@ -37,17 +38,15 @@ class Saved:
 def steps_saved(curve: Curve, other: Curve, *, job: str) -> Saved | None:
     """Compare the level of a run with the step at which another, without pushes, came to it.
 
-    Both levels are means of `WINDOW` points, and the other's curve counts as its lowest level so far. None if the curves are too
-    short, or the other has not come so far yet and nothing says that it needs more steps.
+    The level is the mean of the last `WINDOW` points, the other's curve the falling one that fits its points best. None if the
+    curves are too short, or the other has not come so far yet and nothing says that it needs more steps.
     """
     if len(curve) < FEWEST or len(other) < FEWEST:
         return None
     level = mean(loss for _, loss in curve[-WINDOW:])
     step = mean(step for step, _ in curve[-WINDOW:])
     error = WIDTH * math.hypot(_scatter(curve), _scatter(other)) / math.sqrt(WINDOW)
-    windows = [other[end - WINDOW : end] for end in range(WINDOW, len(other) + 1)]
-    steps = [mean(at for at, _ in window) for window in windows]
-    levels = list(accumulate((mean(loss for _, loss in window) for window in windows), min))
+    steps, levels = [at for at, _ in other], _falling([loss for _, loss in other])
     early, reached, late = (_first_at(steps, levels, level + shift) for shift in (error, 0.0, -error))
     low = (steps[-1] if early is None else early) - step
     if late is None and low <= 0:
@@ -55,9 +54,24 @@ def steps_saved(curve: Curve, other: Curve, *, job: str) -> Saved | None:
     return Saved((steps[-1] if reached is None else reached) - step, low, math.inf if late is None else late - step, job)
 
 
+def _falling(losses: Sequence[float]) -> list[float]:
+    """The falling curve nearest to the losses, in squares: neighbours that rise are pooled."""
+    pools: list[tuple[float, int]] = []
+    for loss in losses:
+        pools.append((loss, 1))
+        while len(pools) > 1 and pools[-1][0] > pools[-2][0]:
+            (late, more), (early, some) = pools.pop(), pools.pop()
+            pools.append(((early * some + late * more) / (some + more), some + more))
+    return [level for level, count in pools for _ in range(count)]
+
+
 def _scatter(curve: Curve) -> float:
-    """Standard deviation of a point about the curve, from the differences of neighbours."""
-    return pstdev(later - earlier for (_, earlier), (_, later) in pairwise(curve)) / math.sqrt(2)
+    """Standard deviation of a point about the curve: from how far points lie off the line through their neighbours, by the median,
+    as a curve that bends does not scatter.
+    """
+    losses = [loss for _, loss in curve]
+    bends = [abs(before - 2 * here + after) for before, here, after in zip(losses, losses[1:], losses[2:], strict=False)]
+    return median(bends) / (NORMAL * math.sqrt(6))
 
 
 def _first_at(steps: Sequence[float], levels: Sequence[float], level: float) -> float | None:

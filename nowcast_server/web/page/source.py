@@ -1,22 +1,20 @@
 """Where the page's figures come from: this server, or all replicas of one. Viewers share what was read within a second."""
 
 import time
-from dataclasses import dataclass
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
 from nowcast_server.jobs.registry import Job
 from nowcast_server.service import Service
 from nowcast_server.tokens import OPERATOR
-from nowcast_server.web.page.views import CourseView, JobView, ServerView, job_view, server_view, thinned_curve
+from nowcast_server.web.page.views import CourseView, JobView, ServerView, View, job_view, server_view, thinned_curve
 from protos.wiring import Wiring
 
 FRESH_S: Final = 0.9
 """An overview that was read so recently serves other viewers as well."""
 
 
-@dataclass(frozen=True)
-class Overview:
+class Overview(View):
     """All that a tenant may see.
 
     Args:
@@ -63,7 +61,7 @@ class Local:
     async def overview(self, tenant: str) -> Overview:
         everyone = not self._service.tokens.tenants or tenant == OPERATOR
         server = server_view(self._service, name=self._name, open_to=everyone)
-        return Overview([server], [self._view(job) for job in self._service.jobs.of(tenant)])
+        return Overview(servers=[server], jobs=[self._view(job) for job in self._service.jobs.of(tenant)])
 
     async def course(self, tenant: str, job: str, *, start: int = 0, thinned: int = 0) -> CourseView | None:
         found = next((each for each in self._service.jobs.of(tenant) if each.id == job), None)

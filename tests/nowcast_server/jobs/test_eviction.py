@@ -7,8 +7,8 @@ from server_kit import Caller, Held, Start, dense, read_forecasts, refused
 
 from nowcast_server.jobs.registry import Job
 
-ONE = 29_900
-"""Memory of a job of `dense(10, 20)`."""
+ONE, KEPT = 62_700, 33_900
+"""Memory of a job of `dense(10, 20)`; what is left of it when its history is evicted."""
 TOKENS = {"tokens": "alice:alice-alice-alice,bob:bob-bob-bob-bob-bob"}
 
 
@@ -16,9 +16,14 @@ def headers(tenant: str) -> dict[str, str]:
     return {"authorization": "Bearer " + "-".join([tenant] * (3 if tenant == "alice" else 5))}
 
 
-def crowded(start: Start, jobs: float = 2.5, **settings: Any) -> Caller:
+def memory_for(jobs: int) -> int:
+    """Bytes for so many jobs, and one whose history is evicted."""
+    return jobs * ONE + KEPT + 5_000
+
+
+def crowded(start: Start, jobs: int = 2, **settings: Any) -> Caller:
     """A server with memory for so many jobs, whose histories may be evicted at once."""
-    return start(**{"memory": int(jobs * ONE), "wiring": dense(10, 20), "evict_idle_s": 1e-6, **settings})
+    return start(**{"memory": memory_for(jobs), "wiring": dense(10, 20), "evict_idle_s": 1e-6, **settings})
 
 
 def the_job(caller: Caller, name: str) -> Job:
@@ -45,7 +50,7 @@ def test_the_longest_idle_history_makes_room(start: Start) -> None:
 
 def test_an_evicted_job_goes_on(start: Start) -> None:
     """A job whose history was evicted would get no forecast any more, or one from nowhere."""
-    caller = crowded(start, 1.5)
+    caller = crowded(start, 1)
     a, b = caller.as_job("a"), caller.as_job("b")
     a.register()
     a.fill()
@@ -60,7 +65,7 @@ def test_an_evicted_job_goes_on(start: Start) -> None:
 
 def test_a_job_at_work_is_not_evicted(start: Start) -> None:
     """Jobs would drive each other out in turn, and send all their snapshots for each forecast."""
-    caller = crowded(start, 1.5)
+    caller = crowded(start, 1)
     a, b = caller.as_job("a"), caller.as_job("b")
     a.register()
     a.fill()
@@ -74,8 +79,8 @@ def test_what_is_in_use_is_not_evicted(start: Start) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     held = Held()
-    caller = crowded(start, 1.5)
-    caller = start(held, memory=int(1.5 * ONE), wiring=dense(10, 20), evict_idle_s=1e-6)
+    caller = crowded(start, 1)
+    caller = start(held, memory=memory_for(1), wiring=dense(10, 20), evict_idle_s=1e-6)
     a, b = caller.as_job("a"), caller.as_job("b")
     a.register()
     a.fill()
@@ -90,7 +95,7 @@ def test_what_is_in_use_is_not_evicted(start: Start) -> None:
 
 def test_nothing_is_evicted_in_vain(start: Start) -> None:
     """A job that is refused all the same would have cost others their histories."""
-    caller = crowded(start, 2.5)
+    caller = crowded(start)
     a, b = caller.as_job("a"), caller.as_job("b")
     a.register()
     a.fill()
@@ -106,7 +111,7 @@ def test_nothing_is_evicted_in_vain(start: Start) -> None:
 
 def test_a_tenant_evicts_its_own_first(start: Start) -> None:
     """A tenant that registers job after job would drive out everybody else's histories."""
-    caller = crowded(start, 3.5, **TOKENS)
+    caller = crowded(start, memory=3 * (ONE - KEPT) + 7 * KEPT + 5_000, **TOKENS)
     bobs = caller.as_job("bobs", **headers("bob"))
     bobs.register()
     bobs.fill()
@@ -121,7 +126,7 @@ def test_a_tenant_evicts_its_own_first(start: Start) -> None:
 
 def test_a_tenants_limit_is_its_own(start: Start) -> None:
     """A tenant at its limit would evict others' histories, which does not help it."""
-    caller = crowded(start, 10, tenant_memory=int(1.5 * ONE), **TOKENS)
+    caller = crowded(start, 10, tenant_memory=memory_for(1), **TOKENS)
     bobs = caller.as_job("bobs", **headers("bob"))
     bobs.register()
     bobs.fill()
@@ -137,7 +142,7 @@ def test_a_tenants_limit_is_its_own(start: Start) -> None:
 
 def test_memory_for_an_evicted_job_is_waited_for(start: Start) -> None:
     """A worker would take it for the end of its nowcasts that memory is short just now."""
-    caller = crowded(start, 1.5)
+    caller = crowded(start, 1)
     a, b = caller.as_job("a"), caller.as_job("b")
     a.register()
     the_job(caller, "a")

@@ -117,7 +117,7 @@ def axe_findings(browser: Browser) -> list[str]:
 
 def test_job_appears_and_its_curve_grows(browser: Browser, listen: Start) -> None:
     """The page would have to be loaded anew to see what training does; or it asks other servers for something."""
-    caller = listen()
+    caller = listen(drain_s=1)
     url = address(caller)
     browser.driver.get(url)
     assert "No job yet" in browser.text()
@@ -139,7 +139,7 @@ def test_job_appears_and_its_curve_grows(browser: Browser, listen: Start) -> Non
 
 def test_killed_server_is_shown_as_lost_and_comes_back(browser: Browser) -> None:
     """Figures of a dead server would look like those of a running one; or the page would need a reload afterwards."""
-    settings = Settings(port=0)
+    settings = Settings(port=0, drain_s=1)
     app = create_app(settings, forecasters={})
     with listening(app, settings) as client:
         url, port = str(client.base_url).rstrip("/"), client.base_url.port
@@ -155,7 +155,7 @@ def test_killed_server_is_shown_as_lost_and_comes_back(browser: Browser) -> None
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (375, False), (375, True)])
 def test_pages_fit_and_can_be_read(browser: Browser, listen: Start, width: int, dark: bool) -> None:  # noqa: FBT001
     """On a phone, in the dark, or with a screen reader the page would be of no use."""
-    caller = listen()
+    caller = listen(drain_s=1)
     for job, mode, speed in (("vision.resnet-1", "glide", 1.6), ("vision.shadow", "shadow", 1.0)):
         register(caller.client, job, mode=mode)
         tell(caller.service, job, range(10, 900 if mode == "glide" else 1900, 10), speed=speed, skipped={"late": 3})
@@ -178,7 +178,7 @@ def test_keyboard_alone_leads_from_login_to_a_curve(browser: Browser, listen: St
     from selenium.webdriver.common.keys import Keys
 
     token = "alice-secret-alice-secret"
-    caller = listen(tokens=f"alice:{token}")
+    caller = listen(tokens=f"alice:{token}", drain_s=1)
     register(caller.client, "job", headers={"authorization": f"Bearer {token}"})
     tell(caller.service, "job", range(10, 300, 10), tenant="alice")
     browser.driver.get(address(caller))
