@@ -119,6 +119,52 @@ def wire(
 
 
 @app.command()
+def doctor(
+    module: Annotated[str | None, typer.Argument(help="MODULE:CALLABLE that returns the network", show_default=False)] = None,
+    *,
+    server: Annotated[str | None, typer.Option(help="URL of a nowcast server", show_default="NOWCAST_SERVER, or none")] = None,
+    forecaster: Annotated[str, typer.Option(help="of the run")] = "nino",
+    dtype: Annotated[str, typer.Option(help="of snapshots: float32, float16 or bfloat16")] = "float32",
+    max_steps: Annotated[int | None, typer.Option(help="of the run", min=1)] = None,
+    inputs: Annotated[str | None, typer.Option(help="what forward takes, as for `nowcast wire`")] = None,
+) -> None:
+    """Say whether nowcasts will work for a network and with a server, and what to do if not. The token is NOWCAST_TOKEN."""
+    import os
+
+    if dtype not in ("float32", "float16", "bfloat16"):
+        _fail(f"--dtype: {dtype!r} is not float32, float16 or bfloat16")
+    server = server or os.environ.get("NOWCAST_SERVER", "").strip() or None
+    if module is None and server is None:
+        _fail("give MODULE:CALLABLE, --server URL, or both")
+    from trainer_worker.doctor import Question, examine
+
+    question = Question(forecaster, dtype, max_steps)  # type: ignore[arg-type]  # checked above
+    findings = examine(module, server, question, token=os.environ.get("NOWCAST_TOKEN"), inputs=inputs)
+    for finding in findings:
+        typer.echo(f"{'ok     ' if finding.fine else 'PROBLEM'}  {finding.text}")
+    if not all(finding.fine for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(name="try", context_settings={"ignore_unknown_options": True})
+def try_(
+    script: Annotated[Path, typer.Argument(help="Python file that trains with Nowcast or an adapter", exists=True, dir_okay=False)],
+    arguments: Annotated[list[str] | None, typer.Argument(help="of the script", show_default=False)] = None,
+    *,
+    seed: Annotated[int, typer.Option(help="of both runs")] = 0,
+) -> None:
+    """Run SCRIPT twice, without and with nowcasts, and say what they saved. It has to tell its losses: nowcast.observe(loss)."""
+    from trainer_worker.errors import CommandFailed
+    from trainer_worker.trying import report, run
+
+    try:
+        courses = run(script, arguments or [], seed=seed)
+    except CommandFailed as error:
+        _fail(str(error))
+    typer.echo("\n".join(report(courses)))
+
+
+@app.command()
 def keys() -> None:
     """Show every key of a configuration, its default, and what it means."""
     from rich.console import Console

@@ -1,0 +1,85 @@
+"""`nowcast doctor`: what it finds, and what it says to do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer_worker.doctor import Question, examine
+from trainer_worker.training.own_server import own_server
+
+NETWORK = "torch.nn:Transformer"
+MODELS = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, a, b):
+        return self.layer(a["x"] + b.tokens)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "doctored.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+
+
+def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainer_worker", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
+
+
+def test_a_network_that_works() -> None:
+    """A user could not know, before hours of training, whether the network is understood and what it costs."""
+    done = call("doctored:build", "--max-steps", "2000")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "100.0% of 212 weights are wired" in done.stdout
+    assert "a snapshot is 0.000848 MB in float32" in done.stdout
+    assert "of 10 steps" in done.stdout
+    assert "nino takes" in done.stdout
+
+
+def test_a_network_that_is_not_understood() -> None:
+    """Forecasts that see nothing of the network would be taken for good ones."""
+    findings = examine("doctored:Odd", None, Question(), token=None, inputs=None)
+    assert not findings[0].fine
+    assert "give --inputs" in findings[0].text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [((), "give MODULE:CALLABLE"), (("nowhere:x",), "No module named"), (("doctored:build", "--dtype", "int8"), "--dtype")],
+)
+def test_mistakes_are_one_sentence(arguments: tuple[str, ...], says: str) -> None:
+    """A traceback in place of what is wrong with the command."""
+    done = call(*arguments)
+    assert done.returncode != 0
+    assert says in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_not_there() -> None:
+    """The first thing that goes wrong for everyone."""
+    findings = examine(None, "http://127.0.0.1:9", Question(), token=None, inputs=None)
+    assert [finding.fine for finding in findings] == [False]
+    assert "`nowcast-server run` starts one" in findings[0].text
+
+
+@pytest.mark.slow
+def test_a_server(tmp_path: Path) -> None:
+    """Reachable and compatible, but without the forecaster, or without room for the job: each is told by itself."""
+    with own_server(log=tmp_path / "server.log") as url:
+        fine = examine("doctored:build", url, Question(), token=None, inputs=None)
+        assert all(finding.fine for finding in fine)
+        assert fine[-1].text == "the server takes the job"
+        missing = examine("doctored:build", url, Question("nano"), token=None, inputs=None)
+        assert "there is no forecaster 'nano'; there are" in missing[-1].text
