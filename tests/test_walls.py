@@ -84,11 +84,18 @@ def test_folders_import_only_what_they_may(room: str) -> None:
     assert found & beside == ROOMS[room]
 
 
+_EXTRAS = ["fastapi", "pydantic_settings", "prometheus_client", "ray", "matplotlib", "torch_geometric", "transformers", "lightning"]
+"""What the extras `server`, `ray`, `metatrain` and those of the adapters bring."""
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
         ("nowcast_server.app", ["ray", "httpx2", "stamina", "matplotlib"]),
-        ("trainer_worker", ["fastapi", "torch_geometric", "prometheus_client"]),
+        ("trainer_worker.nowcast", [*_EXTRAS, "scipy", "safetensors"]),
+        ("trainer_worker.endpoints.client", [*_EXTRAS, "scipy", "safetensors"]),
+        ("trainer_worker.endpoints.embedded", _EXTRAS),
+        ("nowcast_server.forecasters.nino", _EXTRAS),
         ("trainer_worker.cli", ["fastapi", "torch_geometric"]),
         ("protos.messages", ["torch", "ray"]),
     ],

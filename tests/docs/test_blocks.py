@@ -17,9 +17,14 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
+EXTRAS = ("fastapi", "pydantic_settings", "prometheus_client", "ray", "matplotlib", "torch_geometric", "transformers", "lightning")
+"""What `.[embedded]`, which README and pages tell to install, does not bring."""
+
+
 def run(code: str, folder: Path) -> str:
-    """What a script prints in an empty folder, in an environment that names no server."""
-    (folder / "pasted.py").write_text(code)
+    """What a script prints in an empty folder, in an environment that names no server and has no other extra than `embedded`."""
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
+    (folder / "pasted.py").write_text(hidden + code)
     variables = {name: value for name, value in os.environ.items() if not name.startswith("NOWCAST_")}
     command = [sys.executable, "-W", "error::DeprecationWarning:__main__", "pasted.py"]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
