@@ -8,7 +8,7 @@ from typing import Final
 import httpx2
 import torch
 
-from protos.command import DISTRIBUTION
+from protos import DISTRIBUTION
 from protos.errors import BadWiring, NowcastError
 from protos.frames import VERSION
 from protos.messages import API, Dtype, Info, JobSpec, Progress

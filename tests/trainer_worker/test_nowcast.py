@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from waiting import until
 
 from nowcast_server.forecasters.linear import Linear
+from nowcast_server.interruption import interruptible_items
 from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
-from nowcast_server.interruption import interruptible_items
 from protos.errors import BadRequest, Unavailable
 from protos.wiring import Parameter, Wiring
 from trainer_worker import BadArgument, Event, Push, Server
