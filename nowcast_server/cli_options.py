@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from nowcast_server.settings import Settings
 
 CHECKPOINT_HELP: Final = (
-    "Weights in place of the package's nino or wnn; with a NAME besides them, for jobs whose forecaster is NAME. May be repeated."
+    "Weights that replace the package's nino or wnn; with a NAME, a further forecaster of that name. May be repeated."
 )
 
 

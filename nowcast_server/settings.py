@@ -1,4 +1,4 @@
-"""What a server is told at its start: by options of `nowcast-server run`, else by `NOWCAST_*` variables, else the defaults."""
+"""Settings of a server: options of `nowcast-server run`, else `NOWCAST_*` variables, else the defaults."""
 
 import os
 from pathlib import Path
@@ -18,49 +18,52 @@ Size = Annotated[ByteSize, Field(gt=0)]
 
 
 class Settings(BaseSettings):
-    """Every limit of a server. Sizes take units (`8GiB`).
+    """Settings and limits of a server. Sizes take units (`8GiB`).
 
     Args:
-        host: address to listen on; other than loopback only with tokens or `allow_anonymous`.
-        port: to listen on; 0 for a free one, which the log tells.
-        uds: path of a Unix socket to listen on instead.
-        device: `auto` is the first CUDA device if there is one, else the CPU.
-        checkpoints: weights, each `FILE` (in place of the package's `nino` or `wnn`, whichever it holds) or `NAME=FILE` (besides
-            them; jobs ask for it by that name). In the environment separated by the path separator.
-        memory: for the histories of all jobs, and the wirings they came with.
-        evict_idle_s: to make room for others, the history of a job may be evicted that nobody has called on for this long, and for
-            2.5 times what lies between its snapshots. Its worker sends it again.
-        max_snapshot: one snapshot.
-        forecast_memory: for the forecasters' weights, what they work in, and the forecasts being made or sent. On a CUDA device it
-            is for the forecasts alone, which `device_memory` does not count.
-        device_memory: of a CUDA device, for snapshots and what forecasts work in; None for nine tenths of what is free then.
-        precision: of the learned forecasters' products: `float32`, `tf32` (CUDA alone) or `bfloat16`; docs/gpu.md has their errors.
-        forecast_limit_s: a forecast may use the device for so long; what would take longer is refused, and stopped. `/livez` fails
-            while one goes on beyond it.
-        max_registration: the JSON body that registers a job. Bodies on their way take 16 times as much at most, and the one that is
-            read 30 times.
-        max_jobs: jobs known at once.
-        tenant_jobs: jobs of one tenant.
-        tenant_memory: for one tenant, of `memory`; None: there is no such limit.
-        queue: forecasts waiting for the device; more are `busy`.
-        tenant_queue, job_queue: the same for one tenant, and for one job.
-        max_connections: open at once; beyond, the one that has been idle longest is ended.
-        peer_connections: those from one address. Behind a proxy, all have the proxy's.
-        idle_s: a job nobody has called on for this long is forgotten.
-        upload_grace_s: an upload (or the reading of a forecast) may be behind by this long
-        upload_min_rate: what this many bytes a second would have moved; a client slower than that is cut off.
-        drain_s: after SIGTERM, how long work in flight may take to finish.
-        token_file: lines `tenant:token` or `tenant:sha256:HEX`.
-        tokens: the same in a variable, separated by commas.
-        tls_cert, tls_key: certificate and key for HTTPS; one file may hold both.
-        tls_ca: only clients with a certificate of this authority may connect.
-        allow_anonymous: listen on any address without tokens.
-        threads: of torch, for forecasts; 0 leaves torch's own choice.
-        log_level: of the server's own log.
+        host: Address to listen on. Any but loopback needs tokens, or `allow_anonymous`.
+        port: Port to listen on; 0 takes a free one.
+        uds: Path of a Unix socket to listen on instead of a port.
+        device: Where forecasts are made: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`, `cuda:1`, ….
+        checkpoints: Weights of forecasters. `FILE` replaces the package's `nino` or `wnn`, whichever it holds; `NAME=FILE` adds a
+            forecaster that jobs ask for by that name. Separate several by `:` (`;` on Windows).
+        memory: Memory for the histories and wirings of all jobs.
+        evict_idle_s: A full server may evict the history of a job that has been idle for this long, and for 2.5 times the time
+            between its snapshots. Its worker sends it again.
+        max_snapshot: Largest snapshot.
+        forecast_memory: Memory for the forecasters' weights, their work space, and forecasts being made or sent. With a CUDA
+            device, for the forecasts alone.
+        device_memory: Memory of a CUDA device, for snapshots and the forecasters' work space. None: nine tenths of what is free at
+            the start.
+        precision: Precision of the learned forecasters: `float32`, `tf32` (CUDA only) or `bfloat16`. docs/gpu.md has the errors.
+        forecast_limit_s: Longest time a forecast may use the device. Longer ones are refused or stopped; `/livez` fails while one
+            runs over.
+        max_registration: Largest JSON body that registers a job. Bodies being received take at most 16 times as much memory, and
+            the one being parsed 30 times.
+        max_jobs: Most jobs known at once.
+        tenant_jobs: Most jobs of one tenant.
+        tenant_memory: Share of `memory` that one tenant may use. None: no limit.
+        queue: Most forecasts waiting for the device. More are answered `busy`.
+        tenant_queue: Most forecasts of one tenant waiting for the device.
+        job_queue: Most forecasts of one job waiting for the device.
+        max_connections: Most open connections. Beyond that, the one that has been idle longest is closed.
+        peer_connections: Most open connections from one address. Behind a proxy, that is the proxy's address.
+        idle_s: A job is forgotten after this long without a call.
+        upload_grace_s: How far a transfer may fall behind `upload_min_rate` before it is cut off.
+        upload_min_rate: Slowest transfer allowed, in bytes a second.
+        drain_s: Time for work in flight to finish after SIGTERM.
+        token_file: File with lines `tenant:token` or `tenant:sha256:HEX`.
+        tokens: The same as a variable, separated by commas.
+        tls_cert: Certificate for HTTPS.
+        tls_key: Its key, unless it is in the same file.
+        tls_ca: Accept only clients with a certificate of this authority.
+        allow_anonymous: Listen on any address without tokens.
+        threads: Threads of torch; 0 leaves the choice to torch.
+        log_level: Level of the server's log.
         log_format: `text` (key=value) or `json`.
-        otel: send traces and metrics of all calls by OpenTelemetry, to where its own variables say (`OTEL_EXPORTER_OTLP_ENDPOINT`).
-        audit_log: file for who registered and deleted which job, as JSON lines, besides the log itself.
-        record: folder for what jobs registered with `record: true` stream, to fit a forecaster to; None: no job is recorded.
+        otel: Send traces and metrics of all calls by OpenTelemetry; its own variables configure it (`OTEL_EXPORTER_OTLP_ENDPOINT`).
+        audit_log: File that records who registered and deleted which job, as JSON lines.
+        record: Folder in which to keep the snapshots of jobs registered with `record: true`. None: no job is recorded.
     """
 
     model_config = SettingsConfigDict(env_prefix="NOWCAST_", frozen=True, extra="forbid")

@@ -12,9 +12,9 @@ class NowcastError(Exception):
     """Base of all errors of the protocol.
 
     Args:
-        detail: one sentence saying what is wrong and how to mend it.
-        field: the input it is about, e.g. `blocks[3].targets`; None where no single field is to blame.
-        extra: further JSON-able members of the problem, e.g. the steps a history lacks.
+        detail: one sentence: what is wrong, and what to do.
+        field: the input at fault, e.g. `blocks[3].targets`; None if no single field is.
+        extra: further members of the problem, e.g. the steps that a history lacks.
     """
 
     code: ClassVar[str] = "internal"
@@ -29,127 +29,127 @@ class NowcastError(Exception):
 
 
 class BadRequest(NowcastError):
-    """A request that is not of the form the protocol gives."""
+    """The request does not have the form that the protocol asks for."""
 
     code, status, title = "bad_request", 422, "The request is not valid"
 
 
 class BadWiring(NowcastError):
-    """A wiring whose blocks do not fit its parameters or neurons."""
+    """The wiring's blocks do not fit its parameters or neurons."""
 
     code, status, title = "bad_wiring", 422, "The wiring is not valid"
 
 
 class BadFrame(NowcastError):
-    """A stream that is truncated, out of order, or fails a checksum."""
+    """The stream is truncated, out of order, or fails a checksum."""
 
     code, status, title = "bad_frame", 422, "The stream is not valid"
 
 
 class BadValue(NowcastError):
-    """A tensor that holds NaN or infinity."""
+    """The tensor holds NaN or infinity."""
 
     code, status, title = "bad_value", 422, "The tensor holds values that are not finite"
 
 
 class UnknownForecaster(NowcastError):
-    """A forecaster this server does not have."""
+    """The server does not have this forecaster."""
 
     code, status, title = "unknown_forecaster", 422, "The forecaster is not known here"
 
 
 class NotFound(NowcastError):
-    """No such path."""
+    """The path does not exist."""
 
-    code, status, title = "not_found", 404, "There is nothing here"
+    code, status, title = "not_found", 404, "The path does not exist"
 
 
 class MethodNotAllowed(NowcastError):
-    """A path that exists, called by a method it does not have."""
+    """The path exists, but does not take this method."""
 
     code, status, title = "method_not_allowed", 405, "The method is not allowed here"
 
 
 class Unauthorized(NowcastError):
-    """No valid token came with the request."""
+    """The request has no valid token."""
 
     code, status, title = "unauthorized", 401, "A token is needed"
 
 
 class Forbidden(NowcastError):
-    """A valid token that does not allow the call."""
+    """The token is valid, but does not allow the call."""
 
     code, status, title = "forbidden", 403, "The token does not allow this"
 
 
 class UnknownJob(NowcastError):
-    """A job this server does not know: never registered, expired, or lost in a restart. Register and go on."""
+    """The server does not know the job: never registered, expired, or lost in a restart. Register it again."""
 
     code, status, title = "unknown_job", 404, "The job is not known here"
 
 
 class JobConflict(NowcastError):
-    """A job id that is taken by a job with another wiring, context, dtype or forecaster."""
+    """The id belongs to a job with other settings: wiring, context, dtype, forecaster, mode or record."""
 
     code, status, title = "job_conflict", 409, "The job exists with other settings"
 
 
 class RunConflict(NowcastError):
-    """A job that another run has: one of two with the same id. The one that began last takes it, by deleting it first."""
+    """Another run uses this job id. The run that starts last takes it over, by deleting the job first."""
 
     code, status, title = "run_conflict", 409, "Another run has the job"
 
 
 class SnapshotConflict(NowcastError):
-    """A snapshot that contradicts the history: older than what it holds, or other values for a step it has."""
+    """The snapshot contradicts the history: it is older, or has other values for a step that is held."""
 
     code, status, title = "snapshot_conflict", 409, "The snapshot contradicts the history"
 
 
 class HistoryMissing(NowcastError):
-    """The history lacks snapshots the nowcast needs; `extra["missing"]` lists the steps to resend."""
+    """The history lacks snapshots that the nowcast needs; `missing` lists the steps to resend."""
 
     code, status, title = "history_missing", 409, "The history lacks snapshots"
 
 
 class TooLarge(NowcastError):
-    """A body or wiring larger than the server takes."""
+    """The body or the wiring is larger than the server accepts."""
 
     code, status, title = "too_large", 413, "The body is too large"
 
 
 class UnsupportedMedia(NowcastError):
-    """A content type or protocol version the server does not speak."""
+    """The server does not know this content type or protocol version."""
 
     code, status, title = "unsupported_media", 415, "The content type is not supported"
 
 
 class Busy(NowcastError):
-    """A limit of calls in flight is reached; `extra["retry_after_s"]` says when to come again."""
+    """Too many calls are in flight. Try again after `retry_after_s`."""
 
     code, status, title = "busy", 429, "Too many calls in flight"
 
 
 class BadForecast(NowcastError):
-    """A forecast that holds NaN or infinity; it is withheld, never sent."""
+    """The forecast holds NaN or infinity, and is not sent."""
 
     code, status, title = "bad_forecast", 500, "The forecast is not finite"
 
 
 class Unavailable(NowcastError):
-    """The server is starting, draining or down; `extra["retry_after_s"]` says when to come again."""
+    """The server is starting, draining or down. Try again after `retry_after_s`."""
 
     code, status, title = "unavailable", 503, "The server is not available"
 
 
 class DeadlineExceeded(NowcastError):
-    """The caller's deadline passed before the work was done."""
+    """The caller's deadline passed before the forecast was made."""
 
     code, status, title = "deadline_exceeded", 504, "The deadline passed"
 
 
 class OutOfMemoryBudget(NowcastError):
-    """The job's history does not fit the memory the server may use."""
+    """The job's history does not fit into the memory that the server may use."""
 
     code, status, title = "out_of_memory_budget", 507, "The memory budget is spent"
 

@@ -19,7 +19,7 @@ _HOMES = {"BadArgument": "errors", "Event": "events", "Nowcast": "nowcast", "Pus
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names on first use: torch and httpx take a second, which `nowcast --help` does not have."""
+    """Import public names on first use: importing torch would slow down `nowcast --help`."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -43,7 +43,7 @@ class Boundaries:
         forecasts: rank 0's side of the job; None on other ranks.
         ranks: that train one model.
         push: how forecasts push.
-        journal: hears of everything.
+        journal: records events.
         max_steps: of the run; None if it is not known.
         interval: steps between boundaries; None to choose.
         shadow: forecasts are made and scored, never used.
@@ -98,7 +98,7 @@ class Boundaries:
 
     @property
     def pushing(self) -> bool:
-        """Is a push under way?"""
+        """Whether a push is under way."""
         return self._pushed.active
 
     def begin_at(self, step: int) -> None:
@@ -167,7 +167,7 @@ class Boundaries:
             return None, reason_for(error), str(error)
 
     def hear_news(self) -> None:
-        """Note the server's comings and goings."""
+        """Record when the server was lost or came back."""
         if self._forecasts is None:
             return
         for outcome, error in self._forecasts.news():
@@ -208,11 +208,11 @@ class Boundaries:
         return complete
 
     def last_progress(self) -> Progress:
-        """How the run ended."""
+        """The progress at the end of the run."""
         return self._progress()(None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, under keys that are the same for all runs of one model: numbers and tensors."""
+        """The whole state, as numbers and tensors under fixed keys."""
         return {
             "step": self.step,
             "next": self._next,

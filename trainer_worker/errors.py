@@ -1,4 +1,4 @@
-"""What a user can get wrong, and the words for why a nowcast was skipped."""
+"""Errors that users see, and the reasons for skipped nowcasts."""
 
 from typing import Final
 
@@ -6,11 +6,11 @@ from protos.errors import NowcastError
 
 
 class BadArgument(ValueError):
-    """An argument that cannot work, found before training starts.
+    """An argument that cannot work. Raised before training starts.
 
     Args:
         argument: its name, e.g. `interval`.
-        detail: what is wrong with it and how to mend it.
+        detail: what is wrong with it, and what to do.
     """
 
     def __init__(self, argument: str, detail: str) -> None:
@@ -20,11 +20,11 @@ class BadArgument(ValueError):
 
 
 class CommandFailed(Exception):
-    """A command cannot do what it was asked for; the message says why, and the way out."""
+    """A command failed; the message says why, and what to do."""
 
 
 class RanksDiffer(RuntimeError):
-    """The data-parallel workers do not train the same thing: weights, steps or settings differ between ranks."""
+    """Weights, steps or settings differ between data-parallel ranks."""
 
 
 _REASONS: Final = {"unavailable": "server_unavailable", "deadline_exceeded": "late", "internal": "server_error"}
@@ -39,7 +39,7 @@ REASONS: Final = {
 
 
 def reason_for(error: BaseException) -> str:
-    """The stable word for a failure: the error's code, or `worker_error` for what is no error of the protocol.
+    """The stable word for a failure: the error's code, or `worker_error` for errors outside the protocol.
 
     `server_unavailable`, `late`, `history_missing`, `bad_forecast`, `unknown_job`, `busy`, `server_error`, ...
     """

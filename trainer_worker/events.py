@@ -1,4 +1,4 @@
-"""What happened to a run's nowcasts, one event at a time and in sum."""
+"""What happened to a run's nowcasts: single events, and counts."""
 
 import json
 import logging
@@ -14,17 +14,17 @@ Kind = Literal["nowcast", "snapshot", "server"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something worth telling.
+    """What became of a nowcast, a snapshot that could not be taken, or a change of the server's state.
 
     Args:
         step: optimizer steps taken when it happened.
-        kind: `nowcast`, `snapshot` (one that could not be taken) or `server` (its coming and going).
+        kind: `nowcast`, `snapshot` or `server`.
         outcome: of a nowcast `glided`, `jumped`, `scored` (shadow) or `skipped`; of a snapshot `dropped`; of the server `lost` or
             `back`.
-        reason: a stable word (`trainer_worker.errors.reason_for`; docs/metrics.md); empty if all went well.
-        detail: the same as a sentence.
+        reason: why not, as a stable word (docs/errors.md); empty if all went well.
+        detail: the reason as a sentence.
         horizon: of a jump, in intervals.
-        seconds: for which training waited.
+        seconds: how long training waited.
     """
 
     step: int
@@ -36,7 +36,7 @@ class Event:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """Convert to values that JSON can hold."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Tally:
 
     @property
     def used(self) -> int:
-        """Forecasts that were taken up."""
+        """Forecasts that were used."""
         return self.nowcasts.total() - self.nowcasts["skipped"]
 
     def count(self, event: Event) -> None:
@@ -75,7 +75,7 @@ class Tally:
 
 
 class Journal:
-    """A run's events: kept, counted, logged and passed on.
+    """Records, counts, logs and passes on a run's events.
 
     Of nowcasts that are skipped, and snapshots dropped, for one and the same reason, the first of a row is logged as a warning, the
     others for debugging.
@@ -92,7 +92,7 @@ class Journal:
         self.tally = Tally()
 
     def add(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event, log it, and pass it on."""
         self.events.append(event)
         self.tally.count(event)
         log.log(self._level(event), "%s: %s", self._job, event)

@@ -124,7 +124,7 @@ class Forecasts:
         self._sender.reset()
 
     def news(self) -> Iterator[tuple[str, BaseException | None]]:
-        """The server's comings and goings since the last call."""
+        """When the server was lost or came back, since the last call."""
         return self._sender.news()
 
     @property
@@ -144,7 +144,7 @@ class Forecasts:
 
     @property
     def in_flight(self) -> int:
-        """Snapshots that are on their way."""
+        """Snapshots that have not arrived yet."""
         return self._sender.in_flight
 
     def state_dict(self) -> dict[str, Any]:

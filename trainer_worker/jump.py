@@ -30,14 +30,14 @@ class Jumps(Boundaries):
     """Waits for a forecast at the end of every period, and loads it. Contexts do not overlap: each begins after a jump.
 
     Raises:
-        BadArgument: the length of the run is not known, which the paper's schedule needs.
+        BadArgument: `max_steps` is None; the paper's schedule needs it.
     """
 
     mode = "jump"
 
     def __init__(self, *args: Any, max_steps: int | None, interval: int | None, **kwargs: Any) -> None:
         if max_steps is None:
-            raise BadArgument("max_steps", 'mode="jump" follows the paper\'s schedule over the whole run: say how long it is')
+            raise BadArgument("max_steps", 'mode="jump" follows the paper\'s schedule over the whole run: pass the number of steps')
         super().__init__(*args, max_steps=max_steps, interval=interval or max(1, max_steps // JUMP_SHARE), **kwargs)
         period = CONTEXT * self.interval_after(0)
         self._horizons = paper_horizons(max_steps // period)

@@ -22,16 +22,16 @@ FORECASTERS: Final = {"glide": "linear", "shadow": "linear", "jump": "nino"}
 class Push:
     """How forecasts push the weights.
 
-    A push goes where the forecast points, tensor by tensor, as far as `gain` times the movement seen in an interval of the context,
-    less if it points elsewhere, and nowhere if it points away from that movement. Each push is seen by the next context, so a
-    coherent drift is enlarged by up to 1 / (1 - gain): at 1 the loop would explode.
+    Tensor by tensor, a push goes in the direction of the forecast. Its length per interval is at most `gain` times the movement per
+    interval of the context, less the more the two directions differ, and 0 if they are 90 degrees apart or more. The next context
+    sees the push, so drift that persists is multiplied by up to 1 / (1 - gain); a gain of 1 would explode.
 
     Args:
-        gain: share of the movement seen that a push adds, from 0 to below 1.
+        gain: share of the movement seen that a push may add; 0 <= gain < 1.
         start: share of the run after which pushes begin.
-        fade: share of the run after which the gain falls along a line, to 0 at its end. Both need `max_steps`.
+        fade: share of the run after which the gain falls linearly, to 0 at the end. `start` and `fade` need `max_steps`.
         hold_norms: keep the norms of weight matrices: turn them, do not enlarge them.
-        horizon: of the forecasts, in intervals; None for the one that suits the forecaster.
+        horizon: how far ahead to forecast, in intervals; None for what suits the forecaster.
 
     Raises:
         BadArgument: a value is out of range.
@@ -45,12 +45,12 @@ class Push:
 
     def __post_init__(self) -> None:
         if not 0 <= self.gain < 1:
-            raise BadArgument("push", f"gain must be from 0 to below 1, or the loop explodes, not {self.gain!r}")
+            raise BadArgument("push", f"gain must be at least 0 and below 1 (at 1 the weights explode), not {self.gain!r}")
         for name in ("start", "fade"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadArgument("push", f"{name} must be a share of the run from 0 to 1, not {getattr(self, name)!r}")
         if self.horizon is not None and (type(self.horizon) is not int or self.horizon < 1):
-            raise BadArgument("push", f"horizon must be a whole number of intervals from 1, or None, not {self.horizon!r}")
+            raise BadArgument("push", f"horizon must be a positive whole number of intervals, or None, not {self.horizon!r}")
 
     def gain_at(self, step: int, *, max_steps: int | None) -> float:
         """The gain of a push that begins at a step."""
@@ -139,7 +139,7 @@ def dot(first: Tensor, second: Tensor) -> float:
 
 def _check_finite(values: Tensor) -> None:
     if not bool(values.isfinite().all()):
-        raise BadForecast("the forecast holds NaN or infinity, or would as weights")
+        raise BadForecast("the forecast holds NaN or infinity, or overflows the dtype of the weights")
 
 
 def _hold_norm(part: Tensor, last: Tensor) -> None:

@@ -31,7 +31,7 @@ def convert(
     source: Source,
     target: Annotated[Path, typer.Argument(help="Where to write the .safetensors file.", show_default=False)],
     *,
-    name: Annotated[str | None, typer.Option(help="What to call the weights.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the weights.")] = None,
     note: Annotated[str | None, typer.Option(help="How they were trained.")] = None,
 ) -> None:
     """Write any checkpoint as .safetensors with a JSON header."""

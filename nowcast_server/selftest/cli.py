@@ -9,9 +9,9 @@ import typer
 
 
 def selftest(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    checkpoint: Annotated[Path | None, typer.Option(help="In place of the package's nino.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
+    device: Annotated[str, typer.Option(help="Device to test: auto, cpu, cuda, cuda:1, …")] = "auto",
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights that replace the package's nino.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
     """Check that forecasts are right on this machine's device, and how fast. Exit status 1 if a check fails."""
     import torch

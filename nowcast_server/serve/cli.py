@@ -13,29 +13,37 @@ Option = typer.Option
 
 def serve_on_ray(
     *,
-    address: Annotated[str | None, Option(help="Of a Ray cluster, e.g. auto. By default one is started on this machine.")] = None,
-    replicas: Annotated[int, Option(min=1, help="How many; the least, if --max-replicas is given.")] = 1,
-    max_replicas: Annotated[int | None, Option(help="Scale up to so many on forecasts at hand.")] = None,
-    at_hand: Annotated[float, Option(help="Forecasts that may wait or run on each before there is another.", min=0.1)] = 4.0,
-    upscale_delay_s: Annotated[float, Option(help="More must have been wanted for so long.", min=0)] = 30,
-    downscale_delay_s: Annotated[float, Option(help="Fewer must have been wanted for so long.", min=0)] = 600,
-    cpus: Annotated[float, Option(help="Of each replica; also torch's threads.")] = 1.0,
-    gpus: Annotated[float, Option(help="Of each replica; 0.5 puts two on a GPU.")] = 0.0,
-    name: Annotated[str, Option(help="Of the Serve application; nowcast submit finds the server by it.")] = "nowcast",
-    prefix: Annotated[str, Option(help="Of all paths; several servers can share a cluster.")] = "/",
+    address: Annotated[
+        str | None, Option(help="Address of a Ray cluster, e.g. auto. By default one is started on this machine.")
+    ] = None,
+    replicas: Annotated[int, Option(min=1, help="Number of replicas; with --max-replicas, the least.")] = 1,
+    max_replicas: Annotated[int | None, Option(help="Most replicas to scale up to.")] = None,
+    at_hand: Annotated[float, Option(help="Forecasts waiting or running per replica before another is added.", min=0.1)] = 4.0,
+    upscale_delay_s: Annotated[float, Option(help="Scale up after the load has been high for this long.", min=0)] = 30,
+    downscale_delay_s: Annotated[float, Option(help="Scale down after the load has been low for this long.", min=0)] = 600,
+    cpus: Annotated[float, Option(help="CPUs of each replica, and threads of torch.")] = 1.0,
+    gpus: Annotated[float, Option(help="GPUs of each replica; 0.5 puts two on one GPU.")] = 0.0,
+    name: Annotated[str, Option(help="Name of the Serve application; nowcast submit finds the server by it.")] = "nowcast",
+    prefix: Annotated[str, Option(help="Prefix of all paths, for several servers on one cluster.")] = "/",
     host: Annotated[str | None, Option(help="Address the proxies listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, Option(help="Port the proxies listen on.", show_default="8440")] = None,
-    checkpoint: Annotated[list[str] | None, Option(help=f"{CHECKPOINT_HELP} On every node.", metavar="[NAME=]FILE")] = None,
-    memory: Annotated[str | None, Option(help="For all histories of a replica, e.g. 8GiB.", show_default="8GiB")] = None,
-    token_file: Annotated[Path | None, Option(help="Lines tenant:token or tenant:sha256:HEX. Replicas get the hashes.")] = None,
+    checkpoint: Annotated[
+        list[str] | None, Option(help=f"{CHECKPOINT_HELP} The file must be on every node.", metavar="[NAME=]FILE")
+    ] = None,
+    memory: Annotated[str | None, Option(help="Memory for all histories of a replica.", show_default="8GiB")] = None,
+    token_file: Annotated[
+        Path | None, Option(help="File with lines tenant:token or tenant:sha256:HEX. Replicas get hashes only.")
+    ] = None,
     allow_anonymous: Annotated[bool | None, Option("--allow-anonymous", help="Listen beyond loopback without tokens.")] = None,
     tls_cert: Annotated[Path | None, Option(help="Certificate for HTTPS, on every node.")] = None,
     tls_key: Annotated[Path | None, Option(help="Its key.")] = None,
     log_level: Annotated[str | None, Option(help="debug, info, warning or error.", show_default="info")] = None,
     log_format: Annotated[str | None, Option(help="text or json.", show_default="text")] = None,
-    stay: Annotated[bool, Option(help="Take the server down at SIGTERM; with --no-stay leave it to the cluster.")] = True,
+    stay: Annotated[
+        bool, Option(help="Stay, and take the server down at SIGTERM; with --no-stay, leave it on the cluster.")
+    ] = True,
 ) -> None:
-    """Serve nowcasts from replicas on a Ray cluster. Further settings as NOWCAST_OPTION in the environment of its nodes."""
+    """Serve nowcasts from replicas on a Ray cluster. Other settings are NOWCAST_* variables on its nodes."""
     given: dict[str, Any] = {
         "host": host,
         "port": port,

@@ -90,7 +90,7 @@ def test_an_unfinished_run_is_not_deleted(job: Path, command: str) -> None:
     ("nowcast", "says"),
     [
         ('server = "embedded"\nforecaster = "oracle"', "forecaster: forecaster 'oracle' is not one of"),
-        ('server = "http://[::1"\nforecaster = "last"', "server: 'http://[::1' is no URL"),
+        ('server = "http://[::1"\nforecaster = "last"', "server: 'http://[::1' is not a URL"),
     ],
     ids=["forecaster", "url"],
 )
@@ -109,7 +109,7 @@ def test_a_run_of_another_configuration_is_not_resumed(job: Path) -> None:
     order.write_text('{"train.lr": 0.5}')
     result = call("compare", job, "--resume")
     assert result.exit_code == 2
-    assert "adam-seed1000 was begun with " in result.stderr
+    assert "adam-seed1000 was started with " in result.stderr
     assert "train.lr = 0.5, not 0.006" in result.stderr
     assert order.exists()
 

@@ -17,7 +17,7 @@ app = typer.Typer(pretty_exceptions_enable=False)
 Option = typer.Option
 Address = Annotated[
     str | None,
-    Option(help="Of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's"),
+    Option(help="Address of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's"),
 ]
 INSTEAD: Final = {
     "workers": "set workers.count in it",
@@ -38,7 +38,7 @@ def submit(
         Path, typer.Argument(help="CONFIG.toml, or a SCRIPT.py of your own that uses Nowcast.", metavar="WHAT", show_default=False)
     ],
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="Of the script, after --.", metavar="-- ARGS", show_default=False)
+        list[str] | None, typer.Argument(help="Arguments of the script, after --.", metavar="-- ARGS", show_default=False)
     ] = None,
     *,
     address: Address = None,
@@ -49,19 +49,19 @@ def submit(
             show_default="serve:nowcast; none for a configuration without nowcasts",
         ),
     ] = None,
-    name: Annotated[str | None, Option(help="Of the job; unique on the cluster.", show_default="made from the file's")] = None,
-    workers: Annotated[str, Option(help="Processes that run the script: 4, or 2:8 for as many as there is room for.")] = "1",
+    name: Annotated[str | None, Option(help="Name of the job, unique on the cluster.", show_default="made from the file's")] = None,
+    workers: Annotated[str, Option(help="Processes that run the script: a number, or LEAST:MOST for as many as fit.")] = "1",
     driver: Annotated[bool, Option("--driver", help="Run the script once; it starts its Ray workers itself.")] = False,
-    gpus: Annotated[float, Option(help="Of each worker.")] = 0,
-    cpus: Annotated[float, Option(help="Of each worker.")] = 1,
-    max_failures: Annotated[int, Option(help="Restarts after a lost worker or node; -1: without end.")] = 3,
+    gpus: Annotated[float, Option(help="GPUs of each worker.")] = 0,
+    cpus: Annotated[float, Option(help="CPUs of each worker.")] = 1,
+    max_failures: Annotated[int, Option(help="Restarts after a lost worker or node; -1 for no limit.")] = 3,
     storage: Annotated[
-        str | None, Option(help="For checkpoints, and results of a configuration: a path all nodes share, or s3://, gs://, …")
+        str | None, Option(help="Where checkpoints and results go: a path that all nodes share, or s3://, gs://, …")
     ] = None,
     working_dir: Annotated[Path | None, Option(help="Folder to upload.", show_default="the script's")] = None,
     pip: Annotated[list[str] | None, Option(help="Package the script needs; may be repeated.", show_default=False)] = None,
     env: Annotated[list[str] | None, Option(help="NAME=VALUE for script and workers; may be repeated.", show_default=False)] = None,
-    follow: Annotated[bool, Option("--follow", "-f", help="Print the log until the job ends; exit as it does.")] = False,
+    follow: Annotated[bool, Option("--follow", "-f", help="Print the log until the job ends, and exit with its status.")] = False,
 ) -> None:
     """Send a training job to a Ray cluster. Its token is taken from NOWCAST_TOKEN."""
     from trainer_worker.cluster.packaging import Workers, parse_workers

@@ -128,7 +128,7 @@ def read(dataset: Dataset, *, path: str | Path | None = None) -> Held:
         except SourceFailed as failure:
             tried.append(f"{source.label}: {failure}")
     raise DataMissing(
-        f"the data set {dataset.name} is nowhere to be found. Tried:\n"
+        f"the data set {dataset.name} was not found. Tried:\n"
         + "\n".join(f"  - {line}" for line in tried)
         + f"\nPut the files {', '.join(file.name for file in dataset.files)} into {store() / dataset.name} or give their folder."
     )

@@ -96,7 +96,7 @@ def run_program(command: str, *arguments: str, folder: Path, label: str) -> None
     """
     program = shutil.which(command)
     if program is None:
-        raise SourceFailed(f"{command} is not on this machine")
+        raise SourceFailed(f"{command} is not installed")
     call: Sequence[str] = (program, *arguments)
     try:
         # S603: the arguments are this module's own words and paths, and no shell reads them.

@@ -1,4 +1,4 @@
-"""How to reach a nowcast server: what a user says, and the endpoint that comes of it."""
+"""How to reach a nowcast server, and the endpoint that talks to it."""
 
 import os
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ EMBEDDED: Final = "embedded"
 
 @dataclass(frozen=True)
 class Server:
-    """A nowcast server, and what a job says to it.
+    """How to reach a nowcast server, and what a job sends there.
 
     Args:
         url: `http://` or `https://`; "embedded" to forecast in this process; None for NOWCAST_SERVER, else "embedded".
         token: bearer token; None for NOWCAST_TOKEN.
-        job: id of the job, unique among running jobs; None for a random one, which begins with NOWCAST_JOB.
-        timeout_s: of each call, and of each forecast.
-        dtype: `float32`, `float16` or `bfloat16`: in which snapshots are kept and sent. Forecasts come back in float32.
-        record: allow a server that records (`--record`) to keep the snapshots, to fit forecasters to.
+        job: id of the job, unique among running jobs; None for a random one that begins with NOWCAST_JOB.
+        timeout_s: longest time for a call, and for a forecast.
+        dtype: precision of snapshots, kept and sent: `float32`, `float16` or `bfloat16`. Forecasts come back in float32.
+        record: allow a server that records (`--record`) to keep the snapshots, to fit forecasters to them.
 
     Raises:
         BadArgument: a value cannot work.
@@ -57,7 +57,7 @@ class Server:
 
     @classmethod
     def of(cls, given: "str | Server | None") -> "Server":
-        """What a user gives as `server`: an address, a `Server`, or None."""
+        """Make a `Server` of what a user passes as `server`: a URL, a `Server`, or None."""
         if given is None or isinstance(given, str):
             return cls(given)
         if not isinstance(given, cls):
@@ -65,12 +65,12 @@ class Server:
         return given
 
     def new_job(self) -> str:
-        """The job's id, or one that nobody has; one that `nowcast submit` started says so."""
+        """The job's id, or a new random one."""
         return self.job or job_id(os.environ.get("NOWCAST_JOB", "job"))
 
 
 def is_file(forecaster: str) -> bool:
-    """Whether a forecaster is given as a file of weights, not by its name."""
+    """Whether a forecaster is given as a file of weights rather than by name."""
     return "/" in forecaster or forecaster.endswith((".pt", ".safetensors"))
 
 
@@ -85,14 +85,14 @@ def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device:
         device: of the model, on which forecasts are made in this process.
 
     Raises:
-        BadArgument: an address that is none, a token that cannot be one, a forecaster that cannot be had.
+        BadArgument: the address, the token or the forecaster cannot be used.
     """
     url = server.url or os.environ.get("NOWCAST_SERVER", "").strip() or EMBEDDED
     if url == EMBEDDED:
         return embed(spec, forecaster=forecaster, device=device)
     _check_url(url)
     if is_file(forecaster):
-        detail = f"{forecaster} is a file, for forecasts in this process; a server is started with its own (--checkpoint)"
+        detail = f"{forecaster} is a file, which a server cannot read: start it with --checkpoint, and pass the forecaster's name"
         raise BadArgument("forecaster", detail)
     from trainer_worker.endpoints.client import HttpEndpoint
 
@@ -112,7 +112,7 @@ def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedE
     """Forecasts in this process; for arguments see `connect`.
 
     Raises:
-        BadArgument: the forecaster cannot be had, or not for this network.
+        BadArgument: the forecaster does not exist, or does not fit this network.
     """
     try:
         from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
@@ -133,6 +133,6 @@ def _check_url(given: Any) -> None:
     try:
         url = httpx2.URL(given)
     except (httpx2.InvalidURL, TypeError) as error:
-        raise BadArgument("server", f"{given!r} is no URL: {error}") from error
+        raise BadArgument("server", f"{given!r} is not a URL: {error}") from error
     if url.scheme not in ("http", "https") or not url.host:
-        raise BadArgument("server", f"{given!r} is no URL like http://127.0.0.1:8440")
+        raise BadArgument("server", f"{given!r} is not a URL such as http://127.0.0.1:8440")

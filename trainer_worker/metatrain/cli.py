@@ -7,14 +7,14 @@ import typer
 
 app = typer.Typer(help="Make forecasters: collect trajectories of training runs and fit to them.", no_args_is_help=True)
 
-Config = Annotated[Path, typer.Argument(help="A TOML file; deploy/metatrain/ has the ones nino-base was made with.")]
+Config = Annotated[Path, typer.Argument(help="TOML file; deploy/metatrain/ has those behind nino-base.")]
 
 
 @app.command()
 def collect(
     config: Config,
     *,
-    on_ray: Annotated[bool, typer.Option("--ray", help="Spread the studies over a Ray cluster, not over local processes.")] = False,
+    on_ray: Annotated[bool, typer.Option("--ray", help="Run the studies on a Ray cluster instead of in local processes.")] = False,
 ) -> None:
     """Train the studies that CONFIG asks for and that its folder does not hold yet. Stop it at any time, start it again."""
     from trainer_worker.metatrain.collect import CollectConfig
@@ -39,7 +39,7 @@ def fit(config: Config) -> None:
 
 
 @app.command()
-def show(folder: Annotated[Path, typer.Argument(help="Of trajectories.")]) -> None:
+def show(folder: Annotated[Path, typer.Argument(help="Folder of trajectories.")]) -> None:
     """Count the networks, runs and snapshots of each task in FOLDER."""
     from rich.console import Console
     from rich.table import Table
@@ -57,10 +57,10 @@ def show(folder: Annotated[Path, typer.Argument(help="Of trajectories.")]) -> No
 
 @app.command()
 def judge(
-    folder: Annotated[Path, typer.Argument(help="Of trajectories; those for validation are used.")],
-    checkpoints: Annotated[list[Path], typer.Argument(help="Forecasters, published ones too.")],
-    stride: Annotated[int, typer.Option(help="Snapshots between two of a context.")] = 2,
-    held: Annotated[list[str] | None, typer.Option(help="More tasks to judge on, by the start of their names.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of trajectories; those for validation are used.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of forecasters, published ones included.")],
+    stride: Annotated[int, typer.Option(help="Recorded snapshots from one of a context to the next.")] = 2,
+    held: Annotated[list[str] | None, typer.Option(help="Judge also on tasks whose names start with this.")] = None,
 ) -> None:
     """Print the skill of CHECKPOINTS and their rivals on validation runs, by kind of network and horizon."""
     from rich.console import Console

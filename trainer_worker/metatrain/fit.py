@@ -101,7 +101,7 @@ class FitConfig(BaseModel):
     @model_validator(mode="after")
     def _has_start(self) -> Self:
         if self.keep and self.start is None:
-            raise ValueError("keep is a share of start, and there is none")
+            raise ValueError("keep needs start: it is the share of its weights that is kept")
         return self
 
     def options(self) -> ModelOptions:
@@ -213,12 +213,12 @@ def _runs(config: FitConfig, state: _State) -> list[Trajectory]:
     for name, count in state.runs.items():
         if name not in found or len(found[name].steps) < count:
             raise ValueError(
-                f"{config.out} holds a fit to {config.trajectories / name}, which is missing or damaged: bring it back, "
-                "or begin anew in another folder (out)"
+                f"{config.out} holds a fit to {config.trajectories / name}, which is missing or damaged: restore it, "
+                "or start again in another folder (out)"
             )
     if new := [name for name in found if name not in state.runs]:
         named = ", ".join(new[:MOST_NAMED]) + (", ..." if len(new) > MOST_NAMED else "")
-        logger.info("%d trajectories have come since the fit began and are left for the next: %s", len(new), named)
+        logger.info("%d trajectories were added since the fit began, and are ignored until the next one: %s", len(new), named)
     return [found[name].first(count) for name, count in state.runs.items()]
 
 

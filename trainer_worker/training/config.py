@@ -40,15 +40,15 @@ class TaskTable(Table):
     """`[task]`: what is trained."""
 
     name: str = Field(description=f"one of {', '.join(TASKS)}")
-    data: Path | None = Field(default=None, description="folder that holds the data set; by default it is looked for and fetched")
+    data: Path | None = Field(default=None, description="folder that holds the data set; by default it is found or downloaded")
 
-    examples: Count | None = Field(default=None, description="at most so many in each split, for quick trials")
+    examples: Count | None = Field(default=None, description="most examples in each split, for quick trials")
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in TASKS:
-            raise ValueError(f"no such task{_nearest(name, TASKS)}")
+            raise ValueError(f"unknown task{_nearest(name, TASKS)}")
         return name
 
     @field_validator("data")
@@ -61,31 +61,31 @@ class TrainTable(Table):
     """`[train]`: the optimisation, without nowcasts."""
 
     steps: Count = Field(default=10_000, description="optimizer steps of a run")
-    batch_size: Count = Field(default=128, description="examples a step, over all workers together")
-    lr: Positive = Field(default=6e-3, description="AdamW's learning rate, at its highest")
+    batch_size: Count = Field(default=128, description="examples per step, over all workers together")
+    lr: Positive = Field(default=6e-3, description="peak learning rate of AdamW")
     rate: Literal["constant", "cosine", "warmup-stable-decay"] = Field(
         default="constant",
-        description="its course: cosine falls to 0; the other rises for 5% of the steps and falls for the last 20%",
+        description="learning-rate schedule: constant; cosine, to 0; or warmup-stable-decay, up for 5% of the steps, down for 20%",
     )
-    weight_decay: Annotated[float, Field(ge=0, strict=True)] = Field(default=0.0, description="AdamW's")
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = Field(default=0.0, description="weight decay of AdamW")
     average: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
         default=0.0,
-        description="decay of an average of the weights that is evaluated besides them, e.g. 0.998; 0: none",
+        description="decay of an exponential moving average of the weights, evaluated beside them, e.g. 0.998; 0 for none",
     )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = Field(
-        default=[1000], description="one run each: of weights, batches and dropout"
+        default=[1000], description="one run for each seed; it sets weights, batches and dropout"
     )
     eval_every: Count = Field(default=200, description="steps between two evaluations on validation and test data")
     checkpoint_every: Count = Field(default=1000, description="steps between two checkpoints")
     target: Annotated[float, Field(gt=0, le=1, strict=True)] | None = Field(
-        default=None, description="smoothed validation accuracy to reach; by default the plain run's best smoothed validation loss"
+        default=None, description="validation accuracy to reach, smoothed; by default the plain run's best smoothed validation loss"
     )
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("every seed must be given once")
+            raise ValueError("seeds must differ")
         return seeds
 
 
@@ -93,13 +93,13 @@ class NowcastTable(Table):
     """`[nowcast]`: where forecasts come from, and how they push."""
 
     server: str = Field(
-        default="own", description="`own`: a server process for this command alone; `embedded`: in the worker; or a URL"
+        default="own", description="`own`: start a server for this command; `embedded`: forecast in the worker; or a URL"
     )
     forecaster: str = Field(
         default="",
         description="linear, nino, wnn, average, last; or a checkpoint's name at the server; by default linear, and nino if jump",
     )
-    checkpoint: Path | None = Field(default=None, description="weights of the forecaster, read by the own or embedded server")
+    checkpoint: Path | None = Field(default=None, description="file with the forecaster's weights, for an own or embedded server")
     interval: Count | None = Field(
         default=None, description="steps between two snapshots; by default 1/200 of the run, 1/50 if jump"
     )
@@ -112,15 +112,17 @@ class NowcastTable(Table):
         default=Push.gain, description="share of the movement seen that a push adds"
     )
     start: Share = Field(default=Push.start, description="share of the run after which pushes begin")
-    fade: Share = Field(default=Push.fade, description="share of the run after which the gain falls, to 0 at its end")
-    hold_norms: bool = Field(default=Push.hold_norms, description="turn weight matrices and keep their norms")
+    fade: Share = Field(default=Push.fade, description="share of the run after which the gain falls, to 0 at the end")
+    hold_norms: bool = Field(
+        default=Push.hold_norms, description="keep the norms of weight matrices: turn them, do not enlarge them"
+    )
     horizon: Horizon | None = Field(
         default=None,
-        description="of forecasts, in intervals; by default what suits the forecaster; jump follows the paper",
+        description="how far ahead to forecast, in intervals; by default what suits the forecaster; jump follows the paper",
     )
-    dtype: Dtype = Field(default="float32", description="in which snapshots travel")
-    timeout_s: Positive = Field(default=30.0, description="longest time for a call of the server")
-    record: bool = Field(default=False, description="let a server that records keep the snapshots, to fit forecasters to")
+    dtype: Dtype = Field(default="float32", description="precision in which snapshots are sent")
+    timeout_s: Positive = Field(default=30.0, description="longest time for a call to the server, in seconds")
+    record: bool = Field(default=False, description="allow a server that records to keep the snapshots, to fit forecasters to them")
 
     @field_validator("server")
     @classmethod
@@ -163,27 +165,35 @@ class NowcastTable(Table):
 class WorkersTable(Table):
     """`[workers]`: the data-parallel processes of the Ray job."""
 
-    count: Annotated[int, Field(ge=0, strict=True)] = Field(default=2, description="0: no Ray, train in this process")
-    gpus_per_worker: Annotated[float, Field(ge=0, strict=True)] = Field(default=0, description="GPUs of each; 0 trains on CPUs")
-    threads: Count | None = Field(default=None, description="torch threads a worker; by default the machine's cores are shared out")
+    count: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=2, description="data-parallel worker processes; 0 trains in this process, without Ray"
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0, strict=True)] = Field(
+        default=0, description="GPUs of each worker; 0 trains on CPUs"
+    )
+    threads: Count | None = Field(
+        default=None, description="torch threads of each worker; by default its share of the machine's cores"
+    )
     max_failures: Annotated[int, Field(ge=0, strict=True)] = Field(
         default=3, description="restarts from the latest checkpoint before giving up"
     )
-    address: str | None = Field(default=None, description="of a running Ray cluster; by default one is started on this machine")
+    address: str | None = Field(
+        default=None, description="address of a running Ray cluster; by default one is started on this machine"
+    )
 
 
 class OutputTable(Table):
     """`[output]`: where results go."""
 
-    folder: Path = Field(default=Path("runs/job"), description="for summary.json, report.png and, by default, checkpoints")
+    folder: Path = Field(default=Path("runs/job"), description="folder for summary.json, report.png and, by default, checkpoints")
     checkpoints: str | None = Field(
         default=None,
-        description="where checkpoints go: a path all nodes share, or s3://, gs://, …; by default a folder in `folder`",
+        description="where checkpoints go: a path that all nodes share, or s3://, gs://, …; by default a subfolder of `folder`",
     )
 
     copies: str | None = Field(
         default=None,
-        description="where summary.json and report.png go as well, in the end: a path, s3://, gs://, …",
+        description="where to copy summary.json and report.png at the end: a path, s3://, gs://, …",
     )
 
     @field_validator("folder")

@@ -52,9 +52,9 @@ def check(orders: Sequence[Order]) -> None:
     for order in orders:
         for place, begun in _begun(order):
             if begun is None:
-                raise CannotResume(f"{place} does not say with which configuration it was begun: {WAYS_OUT}")
+                raise CannotResume(f"{place} does not record the configuration it was started with: {WAYS_OUT}")
             if different := ", ".join(_differences(begun, terms(order))):
-                raise CannotResume(f"{place} was begun with {different}: go back to that, {WAYS_OUT}")
+                raise CannotResume(f"{place} was started with {different}: use that again, {WAYS_OUT}")
 
 
 def begin(orders: Sequence[Order], *, resume: bool) -> None:

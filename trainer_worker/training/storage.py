@@ -104,4 +104,4 @@ def _errors(place: str) -> Iterator[None]:
     try:
         yield
     except (ArrowException, ImportError, OSError, ValueError) as error:
-        raise StorageUnusable(f"checkpoints and results cannot go to {place}: {error}") from error
+        raise StorageUnusable(f"checkpoints and results cannot be written to {place}: {error}") from error

@@ -110,5 +110,5 @@ def _forecastable(name: str, parameter: nn.Parameter) -> bool:
     if parameter.dtype.is_floating_point and plain:
         return True
     kind = str(parameter.dtype) if plain else type(parameter.data).__name__
-    log.warning("parameter %r is trained but cannot be forecast (%s): it is left to the optimizer alone", name, kind)
+    log.warning("parameter %r is trained but cannot be forecast (%s): only the optimizer changes it", name, kind)
     return False

@@ -130,7 +130,7 @@ class PushedWeights:
         if self._copies is None:
             self._copies = copies_of_weights(self._flat.parameters, self._optimizers)
             if self._copies:
-                log.info("the optimizer keeps weights of its own, which are pushed too: %s", ", ".join(self._copies))
+                log.info("the optimizer keeps copies of the weights, which are pushed as well: %s", ", ".join(self._copies))
         if not self._copies:
             return
         for optimizer in self._optimizers:

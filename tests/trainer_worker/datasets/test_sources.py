@@ -75,7 +75,7 @@ def test_a_package_that_is_unknown_is_a_failed_source(programs: Path, into: Path
 def test_a_machine_without_apt_is_a_failed_source(into: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On other systems the next source has its turn."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SourceFailed, match="apt-get is not on this machine"):
+    with pytest.raises(SourceFailed, match="apt-get is not installed"):
         PACKAGE.fetch((FILE,), into)
 
 

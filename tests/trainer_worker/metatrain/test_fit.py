@@ -75,7 +75,10 @@ def test_a_resumed_fit_draws_from_what_it_began_with(runs: Path, tmp_path: Path,
         resumed = fit(settings)
     ours, theirs = load_checkpoint(straight), load_checkpoint(resumed)
     assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
-    assert "2 trajectories have come since the fit began and are left for the next: 9/00.trajectory, 9/01.trajectory" in caplog.text
+    assert (
+        "2 trajectories were added since the fit began, and are ignored until the next one: 9/00.trajectory, 9/01.trajectory"
+        in caplog.text
+    )
 
 
 def test_a_resumed_fit_misses_what_is_gone(runs: Path, tmp_path: Path) -> None:

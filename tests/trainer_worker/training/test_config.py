@@ -56,7 +56,7 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[train]\nlr = -1.0", "[train] lr: Input should be greater than 0 (it is -1.0)"),
         ("[train]\nlr = nan", "[train] lr: "),
         ("[train]\nsteps = '9'", "[train] steps: Input should be a valid integer (it is '9')"),
-        ("[train]\nseeds = [1, 1]", "[train] seeds: every seed must be given once (it is [1, 1])"),
+        ("[train]\nseeds = [1, 1]", "[train] seeds: seeds must differ (it is [1, 1])"),
         ("[workers]\ncount = true", "[workers] count: Input should be a valid integer (it is True)"),
         ("[workers]\ncount = 3", "train.batch_size 128 does not split evenly over 3 workers"),
         ("[nowcast]\nserver = 'localhost:8440'", "[nowcast] server: must be own, embedded, or an address"),
@@ -86,14 +86,14 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         load(tmp_path, '[task]\nname = "fm16"\n[train]\nsteps = 0\nsed = [1]')
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
-    assert "no such task; did you mean fm-16?" in lines[0]
+    assert "unknown task; did you mean fm-16?" in lines[0]
 
 
 def test_an_unknown_task_is_told_once_which_there_are(tmp_path: Path) -> None:
     """The list would be in the message twice."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, '[task]\nname = "zebra"')
-    assert str(caught.value).endswith(f"[task] name: no such task (known: {', '.join(TASKS)}) (it is 'zebra')")
+    assert str(caught.value).endswith(f"[task] name: unknown task (known: {', '.join(TASKS)}) (it is 'zebra')")
 
 
 def test_a_missing_file_or_table_is_named(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def record(order: Order) -> RunRecord:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"train__lr": 1.0}, r"adam-seed1000.* was begun with train.lr = 0.006, not 1.0: go back .* --fresh, .* --out"),
+        ({"train__lr": 1.0}, r"adam-seed1000.* was started with train.lr = 0.006, not 1.0: use .* --fresh, .* --out"),
         ({"train__steps": 10}, "train.steps = 20, not 10"),
         ({"train__eval_every": 7, "task__examples": 9}, "task.examples = None, not 9, train.eval_every = 200, not 7"),
         ({"nowcast__mode": "jump"}, r"adam\+linear-seed1000.*nowcast.mode = glide, not jump"),
@@ -115,7 +115,7 @@ def test_checkpoints_that_do_not_say_whose_they_are_are_refused(tmp_path: Path, 
         file.unlink()
     else:
         file.write_text(text)
-    with pytest.raises(CannotResume, match="adam-seed1000 does not say with which configuration it was begun: start anew"):
+    with pytest.raises(CannotResume, match="adam-seed1000 does not record the configuration it was started with: start anew"):
         check(orders(tmp_path))
 
 

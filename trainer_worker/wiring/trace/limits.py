@@ -67,7 +67,7 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def _check(self, func: Any, elements: int) -> None:
         if elements > self._elements:
-            raise TooCostly(f"{_name(func)} puts out {elements:,} elements, more than {self._elements:,}")
+            raise TooCostly(f"{_name(func)} returns {elements:,} elements, more than {self._elements:,}")
 
 
 def _foreseen(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
