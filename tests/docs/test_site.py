@@ -48,7 +48,7 @@ def test_every_marker_has_a_table(generate: ModuleType) -> None:
     [
         ("extras", "`embedded`"),
         ("configuration", "`hold_norms`"),
-        ("settings", "| `NOWCAST_MEMORY` | `8.0 GiB` | for the histories"),
+        ("settings", "| `NOWCAST_MEMORY` | `8.0 GiB` | Memory for the histories"),
         ("commands", "nowcast-server serve-on-ray"),
         ("http", "PUT /v1/jobs/{job}/snapshots/{step}"),
         ("metrics", "| `nowcast_uploads_total` | counter | `outcome` |"),

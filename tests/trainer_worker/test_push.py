@@ -130,7 +130,7 @@ def test_the_gain_follows_its_course() -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"gain": 1.0}, "explodes"),
+        ({"gain": 1.0}, "explode"),
         ({"gain": -0.1}, "gain"),
         ({"gain": float("nan")}, "gain"),
         ({"start": 1.5}, "start"),
