@@ -1,4 +1,4 @@
-"""A device besides the CPU: what forecasts and snapshots may take of its memory, and whether it is still well.
+"""A CUDA device: its memory budget for forecasts and snapshots, and whether it still works.
 
 Snapshots that were uploaded for one nowcast stay for the next, which needs all but one of them, as long as nothing else needs their
 memory.

@@ -1,4 +1,4 @@
-"""The device: forecasts run here one at a time, never on the event loop, in turns that no job can stretch beyond its share."""
+"""The device thread: runs forecasts one at a time, off the event loop, in fair turns."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""Long work that can be interrupted: between its pieces it asks whether to go on.
+"""Interruptible work: between its pieces it checks whether to go on.
 
 Whoever starts the work says, with `interruptible`, what to call at each interruption point; the work, however deep, marks the
 points. The device uses them to cancel work nobody waits for, to stop work that takes too long, and to let others have a turn.

@@ -1,4 +1,4 @@
-"""One nowcast from question to answer: memory set aside, a turn on the device, and nobody waiting in vain."""
+"""One nowcast from request to answer: reserve memory, wait for the device, forecast; stop if the client is gone."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Page-locked host memory, from which a CUDA device copies beside other work; a CPU needs none.
+"""Page-locked host memory, from which a CUDA device copies asynchronously; a CPU needs none.
 
 torch's own page-locked memory comes in powers of two and is never given back: a budget of 8 GiB could lock 16. Here a block has the
 size that was asked for, to the page, and is unlocked when its last tensor is gone.

@@ -1,4 +1,4 @@
-"""A server process: uvicorn with our app, our logs, and a SIGTERM that is honest with the load balancer."""
+"""The server process: uvicorn with our app and logs; on SIGTERM it fails `/readyz` before it stops."""
 
 import asyncio
 import ctypes

@@ -1,4 +1,4 @@
-"""A CUDA stream of our own: forecasts in a training's process neither wait for its steps nor hold them up.
+"""A CUDA stream for forecasts, so that they and the training steps of the same process run side by side.
 
 CUDA knows no priority below that of the default stream, on which training runs; both share the device's cores. What ends soonest is
 that the forecast is queued apart: a training step that is queued later does not wait for all of it.

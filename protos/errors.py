@@ -1,4 +1,4 @@
-"""Everything a nowcast call can fail with: one small hierarchy, each error with a stable code.
+"""Errors of the API: one small hierarchy, each with a stable code.
 
 The code, not the text, is the contract. A server renders an error as RFC 9457 problem+json (`Problem` in
 `protos.messages`); a client rebuilds the same error with `error_from_problem`, so both sides raise and catch one set of types.

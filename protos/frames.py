@@ -1,4 +1,4 @@
-"""Framing: one tensor as a stream of msgpack objects, checked chunk by chunk. The format is spelt out in WIRE.md.
+"""Framing: one tensor as a stream of msgpack objects, checked chunk by chunk. WIRE.md defines the format.
 
     header            a msgpack map, at most 64 KiB
     chunk, chunk, …   [offset, crc32, bytes], a fixed 20-byte prelude and then the data

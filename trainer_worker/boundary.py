@@ -1,4 +1,4 @@
-"""What happens after each optimizer step: a push is added; at the end of an interval, one decision."""
+"""After each optimizer step: add the push; at the end of an interval, make one decision."""
 
 import logging
 import math

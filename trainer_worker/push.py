@@ -1,4 +1,4 @@
-"""From a forecast to a push: how much of its displacement, and for how long in a run."""
+"""Turn a forecast into a push: its direction, its length, and when in a run."""
 
 import math
 from collections.abc import Sequence

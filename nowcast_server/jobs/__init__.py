@@ -1,1 +1,1 @@
-"""The jobs a server knows: their snapshots, what they may cost, and how good their forecasts were."""
+"""Jobs: their snapshots, limits, and the skill of their forecasts."""

@@ -1,4 +1,4 @@
-"""One snapshot on its way from the socket into its row of the history, checked as it comes."""
+"""Receive one snapshot into its row of the history, checked as it arrives."""
 
 import asyncio
 from bisect import bisect_right

@@ -1,4 +1,4 @@
-"""Memory that was promised before it was used."""
+"""A memory budget: reserve before use."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The course of a run as its worker told it, in memory taken once: points thinned to fit, what happened, how long calls took."""
+"""The course of a run as its worker reported it, in fixed memory: thinned points, events, call times."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Are all values finite? Without a mask of the tensor's size."""
+"""Check that all values are finite, without a mask of the tensor's size."""
 
 import math
 from typing import Final

@@ -1,4 +1,4 @@
-"""The last snapshots of one job, in memory taken once: an upload streams into a free row, and becomes visible when it is whole."""
+"""The last snapshots of one job, in fixed memory: an upload streams into a free row and becomes visible when complete."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Memory lent to nowcasts: taken when one begins, not while it waits, and given back when its answer has been fetched."""
+"""The memory budget of nowcasts: reserved when one begins, released when its answer has been sent."""
 
 import threading
 from collections import Counter

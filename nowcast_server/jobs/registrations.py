@@ -1,4 +1,4 @@
-"""Registrations of many blocks: while one is read it takes thirty times its size, so they are read one at a time, in fair turns."""
+"""Large registrations: parsing one takes thirty times its size, so they are parsed one at a time, in fair turns."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""The jobs a server knows, each with its history; what they may take is settled when they register."""
+"""The jobs a server knows, with their histories; memory is reserved when a job registers."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Skill: how much less a forecast errs than the claim that nothing changes, once the future it speaks of has come.
+"""Skill: 1 - error of a forecast / error of "nothing changes", once the future has come.
 
     skill = 1 - L1(forecast, truth) / L1(last, truth)
 

@@ -1,4 +1,4 @@
-"""The edge operator: an edge learns what the neurons at its ends have learnt."""
+"""The edge operator: updates edges from the neurons at their ends."""
 
 from typing import cast
 

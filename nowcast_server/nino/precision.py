@@ -1,4 +1,4 @@
-"""How exactly the engine multiplies."""
+"""Precision of the engine's products."""
 
 from typing import Final, Literal, get_args
 

@@ -1,4 +1,4 @@
-"""Checks of what is forecast: right, the same each time, in the memory that was promised."""
+"""Checks of forecasts: correct, deterministic, within the memory budget."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Networks of every form of block and of any size, as wirings alone: the server knows no modules."""
+"""Test networks of every kind of block and any size, as wirings: the server knows no modules."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

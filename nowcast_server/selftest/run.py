@@ -1,4 +1,4 @@
-"""Runs the checks one after the other; what fails does not keep the others from running."""
+"""Run the checks one after another; a failure does not stop the others."""
 
 import platform
 import time

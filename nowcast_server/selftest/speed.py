@@ -1,4 +1,4 @@
-"""Checks of how fast forecasts are, by themselves and beside other work."""
+"""Checks of speed: forecasts alone, and beside other work."""
 
 import threading
 import time

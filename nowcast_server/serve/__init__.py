@@ -1,1 +1,1 @@
-"""The nowcast server on Ray Serve: the same app in several replicas, one device each, behind a router that keeps a job on one."""
+"""The nowcast server on Ray Serve: replicas of the same app, one device each; a router keeps each job on one replica."""

@@ -1,4 +1,4 @@
-"""Bring the application up on a Ray cluster, and stay until it is to end."""
+"""Start the application on a Ray cluster, and wait until it is stopped."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""One replica: the whole app in a Ray actor, and what it answers to Serve and to the other replicas."""
+"""One replica: the whole app in a Ray actor, and its answers to Serve and to other replicas."""
 
 import asyncio
 from typing import Any

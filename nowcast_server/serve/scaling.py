@@ -1,4 +1,4 @@
-"""How many replicas the forecasts at hand are worth."""
+"""Scaling: how many replicas the waiting forecasts need."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""One scrape for all replicas: Prometheus reaches them only through the proxy, which would pick one at random."""
+"""One scrape for all replicas: through the proxy, Prometheus would reach one at random."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Every failure of a call as problem+json with a stable code; none takes the server down or tells the client its insides."""
+"""Answer every failure of a call as problem+json with a stable code, without internal details."""
 
 import asyncio
 import logging

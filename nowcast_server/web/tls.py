@@ -1,4 +1,4 @@
-"""HTTPS, and who may speak it to us."""
+"""HTTPS, and client certificates."""
 
 import ssl
 from typing import Any

@@ -1,1 +1,1 @@
-"""Nowcasts inside other people's training loops; each module needs the framework it is named for, and no other."""
+"""Adapters for training frameworks. Each module needs the framework it is named after, and no other."""

@@ -1,4 +1,4 @@
-"""A job's log until it ends, and how it ended."""
+"""Following a job: its log until it ends, and its final status."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

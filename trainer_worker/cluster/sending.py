@@ -1,4 +1,4 @@
-"""From a configuration or a script to a job on the cluster."""
+"""Submit a configuration or a script as a job on the cluster."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,1 +1,1 @@
-"""The same job without and with nowcasts: run, summed up, drawn."""
+"""Compare a job without and with nowcasts: runs, summary, picture."""

@@ -1,4 +1,4 @@
-"""How long something may still take."""
+"""Deadlines."""
 
 import time
 from collections.abc import Iterator

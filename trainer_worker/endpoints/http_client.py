@@ -1,4 +1,4 @@
-"""How a worker, or a command, reaches a nowcast server: as whom, whom it trusts, and past which proxy."""
+"""The HTTP client for a nowcast server: token, certificates, proxy."""
 
 import os
 import socket

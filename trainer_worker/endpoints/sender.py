@@ -1,4 +1,4 @@
-"""The background thread that keeps an endpoint as informed as the worker is.
+"""The background thread that sends snapshots and requests to an endpoint.
 
 It works towards a state rather than through a queue: the job is registered, the endpoint holds every snapshot of the context, and
 the request that waits is answered. Whatever fails, a server restarted, a snapshot lost, the next round sets

@@ -1,4 +1,4 @@
-"""Answers of what stands before a nowcast server, or in its place: a proxy, a login page, another service."""
+"""Recognise answers that do not come from a nowcast server: a proxy, a login page, another service."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,4 +1,4 @@
-"""Collecting trajectories: train study after study and store what every lane went through."""
+"""Collecting trajectories: train one study after another and store the snapshots of every lane."""
 
 import math
 import shutil

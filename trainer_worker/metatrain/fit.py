@@ -1,4 +1,4 @@
-"""Fitting a forecaster to trajectories: resumable at any step, to the bit."""
+"""Fitting a forecaster to trajectories. It can be stopped at any step; a resumed fit is equal bit for bit."""
 
 import json
 import logging

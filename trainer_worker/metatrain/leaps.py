@@ -1,4 +1,4 @@
-"""Runs that jump: in use, a forecaster meets contexts that follow upon its own jumps, and plain runs have none."""
+"""Training runs with jumps, for contexts that follow a jump; plain runs have none."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Skill on held-out trajectories: how much less a forecast errs than `last`, the claim that nothing changes."""
+"""Skill on held-out trajectories: 1 - error of a forecast / error of `last` ("nothing changes")."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator

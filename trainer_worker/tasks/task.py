@@ -1,4 +1,4 @@
-"""A task: what a job trains, on which data, judged how."""
+"""A task: a network, its data, and how it is evaluated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""A small Ray cluster on this machine: silent, modest in memory, its workers tuned for torch on few cores."""
+"""A small Ray cluster on this machine: quiet, little memory, workers tuned for torch on few cores."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Progress from a Ray worker to the command that waits for it. Imports nothing heavy: its actor's process starts at once."""
+"""Progress from a Ray worker to the waiting command. Imports nothing heavy, so that its actor starts fast."""
 
 import threading
 from collections.abc import Callable, Iterator

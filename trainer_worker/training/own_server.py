@@ -1,4 +1,4 @@
-"""A nowcast server in a process of its own, for the time of one command."""
+"""A nowcast server in a subprocess, for the duration of one command."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar for every run, a line for what is news."""
+"""Progress on the terminal: a bar for each run, a line for each event."""
 
 from types import TracebackType
 from typing import Any, Self

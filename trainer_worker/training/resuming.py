@@ -1,4 +1,4 @@
-"""Going on with runs: what each was ordered with is kept beside its record and its checkpoints, and has to be the same."""
+"""Resuming runs. A run resumes only with the configuration that was stored beside its checkpoints."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Say so when a Ray cluster has no room for the workers of a run, for which Ray waits for ever without a word, or has idle GPUs."""
+"""Warn when a Ray cluster has no room for a run's workers (Ray would wait silently), or has idle GPUs."""
 
 import logging
 import threading

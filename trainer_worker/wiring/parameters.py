@@ -1,4 +1,4 @@
-"""The parameters of a module as the wiring lists them, and the mistakes that can be told from them alone."""
+"""List a module's parameters for the wiring, and check them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

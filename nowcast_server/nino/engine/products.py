@@ -1,4 +1,4 @@
-"""The arithmetic of tiles: products of H x H in float32 or bfloat16, activations in place."""
+"""Arithmetic on tiles: H x H products in float32 or bfloat16, activations in place."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""The page's calls: an overview, a page for each job, what keeps both up to date, and who may look."""
+"""Routes of the live page: overview, jobs, updates, login."""
 
 import asyncio
 import json

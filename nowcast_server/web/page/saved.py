@@ -1,4 +1,4 @@
-"""How many steps a run has saved, as far as the training losses of a run without pushes can tell."""
+"""Estimate how many steps a run has saved, from the training losses of a run without pushes."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How a network is wired, as a table and a picture. Its wiring may be anyone's, so both have an end."""
+"""Show a wiring as a table and a picture, both bounded: the wiring may be hostile."""
 
 from dataclasses import dataclass
 from typing import Final

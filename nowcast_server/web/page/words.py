@@ -1,4 +1,4 @@
-"""Figures and reasons as people read them."""
+"""Format figures and reasons for people."""
 
 import math
 import time

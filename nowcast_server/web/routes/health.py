@@ -1,4 +1,4 @@
-"""Is the server well, what does it offer, what has it done."""
+"""Health, info and metrics."""
 
 from importlib.metadata import version
 

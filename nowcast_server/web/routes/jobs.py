@@ -1,4 +1,4 @@
-"""Jobs: register, look at, finish, forget."""
+"""Jobs: register, read, finish, delete."""
 
 from fastapi import APIRouter, Request, Response
 

@@ -1,4 +1,4 @@
-"""Nowcasts: asked for in JSON, answered as a stream of frames."""
+"""Nowcasts: a JSON request, answered by a stream of frames."""
 
 import asyncio
 import time

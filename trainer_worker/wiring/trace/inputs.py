@@ -1,4 +1,4 @@
-"""Example inputs for a module that comes without: guessed from its signature and its layers, tried until one fits."""
+"""Guess example inputs for a module from its signature and layers; they are tried until one works."""
 
 import inspect
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Operators that move elements about: what they do to the tensor, they do to its labels."""
+"""Operators that rearrange elements: applied to the labels as to the tensor."""
 
 from dataclasses import replace
 from typing import Any
