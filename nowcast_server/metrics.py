@@ -1,6 +1,6 @@
 """Prometheus metrics, on a registry of each app's own.
 
-No label names a job or a tenant: their number is not bounded, and they are nobody else's business. docs/metrics.md lists them all.
+No label names a job or a tenant: their number is not bounded, and other tenants must not see them. docs/metrics.md lists them all.
 """
 
 from collections.abc import Iterable

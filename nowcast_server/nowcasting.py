@@ -22,7 +22,7 @@ from protos.messages import DEADLINE_HEADER, JobSpec, NowcastRequest
 
 
 class Gone(Exception):
-    """The client has hung up; nobody waits for an answer."""
+    """The client has disconnected."""
 
 
 @dataclass

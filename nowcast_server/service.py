@@ -102,11 +102,11 @@ class Service:
             Unavailable: the server starts, drains, or has failed to start.
         """
         if self.failure is not None:
-            raise Unavailable("the server has failed: see its log", retry_after_s=60)
+            raise Unavailable("the server has failed; its log says why", retry_after_s=60)
         if self.draining:
-            raise Unavailable("the server is draining: another one may take over", retry_after_s=5)
+            raise Unavailable("the server is shutting down", retry_after_s=5)
         if not self._loaded:
-            raise Unavailable("the forecasters are being loaded", retry_after_s=1)
+            raise Unavailable("the server is loading its forecasters", retry_after_s=1)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -76,7 +76,7 @@ class Tokens:
         if settings.token_file is not None:
             tenants += cls.parse(_read(settings.token_file), source=str(settings.token_file)).tenants
         if not tenants and (settings.tokens is not None or settings.token_file is not None):
-            raise ValueError("tokens were asked for, but there are none: nobody could call this server")
+            raise ValueError("tokens are required, but the file holds none, so no client could call this server")
         return cls(tenants)
 
     def tenant(self, authorization: str | None) -> str:
@@ -95,7 +95,7 @@ class Tokens:
             if hmac.compare_digest(given, known):
                 found = tenant
         if found is None:
-            raise Unauthorized("the token is not known here", field="authorization")
+            raise Unauthorized("unknown token", field="authorization")
         return found
 
 

@@ -38,8 +38,8 @@ Out = Annotated[Path | None, typer.Option(help="folder for the results")]
 Checkpoints = Annotated[str | None, typer.Option(help="where checkpoints go, if not to the results: a path, s3://, gs://, …")]
 Copies = Annotated[str | None, typer.Option(help="where summary.json and report.png go as well: a path, s3://, gs://, …")]
 Address = Annotated[str | None, typer.Option(help="of a running Ray cluster, e.g. `auto`")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="start anew even if the folder holds an unfinished run")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on from the checkpoints in the results folder")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="start over even if the folder holds an unfinished run")]
+Resume = Annotated[bool, typer.Option("--resume", help="resume from the checkpoints in the results folder")]
 
 PLACES: Final = {
     "server": "nowcast.server",
@@ -209,7 +209,7 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     from rich.console import Console
 
     if not (resume or fresh) and (unfinished := _unfinished(config)):
-        _fail(f"{unfinished} holds an unfinished run: go on with --resume, start anew with --fresh, or choose another --out")
+        _fail(f"{unfinished} holds an unfinished run: resume it with --resume, start over with --fresh, or choose another --out")
     console = Console()
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # so that the server's process is stopped as well
         signal.signal(number, lambda received, _: sys.exit(128 + received))
@@ -222,7 +222,7 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
         from trainer_worker.training.storage import put, resolve
     try:
         if config.output.copies:
-            resolve(config.output.copies)  # a mistake is told now, not after hours
+            resolve(config.output.copies)  # fail now, not after hours
         if compared:
             summary = compare_arms(config, console=console, resume=resume)
         else:
@@ -241,7 +241,7 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
 
 
 def _check_writable(folder: Path) -> None:
-    """A folder that cannot be written to is told now, not after hours."""
+    """Check that a folder can be written to: fail now, not after hours."""
     import tempfile
 
     try:

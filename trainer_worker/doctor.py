@@ -168,7 +168,7 @@ def _room(url: str, report: WiringReport, question: Question, *, token: str | No
         endpoint.register(spec, replace=False, deadline=deadline)
         endpoint.finish(Progress(step=0), deadline=deadline)
     except NowcastError as error:
-        return Finding(fine=False, text=f"the server refuses the job ({error.code}): {error.detail}")
+        return Finding(fine=False, text=f"the server rejected the job ({error.code}): {error.detail}")
     finally:
         endpoint.close()
     return Finding(fine=True, text="the server takes the job")

@@ -90,7 +90,7 @@ class Forecasts:
         out = torch.empty(1, self._flat.size, dtype=torch.float32, device="cpu")
         request = Request(context, (horizon,) if horizon else (), out, Deadline(self._timeout_s), tell, finish)
         if len(context) < self._spec.context:
-            missing = f"{self._spec.context - len(context)} snapshots of the context were not taken"
+            missing = f"{self._spec.context - len(context)} of the context's snapshots could not be taken"
             request.finish(error=HistoryMissing(missing, field="context"))
         else:
             self._sender.ask(request)
@@ -109,7 +109,7 @@ class Forecasts:
         patience_s = max(0.0, request.deadline.left_s + GRACE_S) if wait else 0.0
         if not request.done.wait(min(patience_s, threading.TIMEOUT_MAX)):
             self._sender.give_up(request)
-            raise DeadlineExceeded("no forecast came in time")
+            raise DeadlineExceeded("the forecast was not there in time")
         if request.error is not None:
             raise request.error
         assert request.result is not None

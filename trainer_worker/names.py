@@ -15,6 +15,6 @@ def plain_name(text: str, *, most: int) -> str:
 
 
 def job_id(submission: str, *parts: str) -> str:
-    """An id nobody has, that begins with whose run it is; up to two parts say which of its runs."""
+    """A new id that begins with the submission's name; up to two parts say which of its runs."""
     start = [plain_name(submission, most=LONGEST), *(plain_name(part, most=LONGEST_PART) for part in parts)]
     return "-".join([*start, uuid.uuid4().hex[:12]])

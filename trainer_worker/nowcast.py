@@ -160,13 +160,13 @@ class Nowcast:
             raise BadArgument(str(first["loc"][0]), first["msg"]) from error
 
     def start(self) -> Self:
-        """Begin; what `with` does at its start.
+        """Start. `with` does this on entry.
 
         Raises:
             BadArgument: the server refuses the job, unless a state was loaded before.
         """
         if self._entered:
-            raise RuntimeError("a Nowcast is started once; make another, and give it this one's state_dict to go on")
+            raise RuntimeError("a Nowcast can be started once only; make a new one, and load this one's state_dict() into it")
         self._entered = True
         self._claim()
         try:
@@ -181,7 +181,7 @@ class Nowcast:
         return self
 
     def stop(self) -> None:
-        """End: hooks are gone, the server is told, the thread has ended; within seconds. More than once does no harm."""
+        """Stop: remove the hooks, tell the server, end the thread. Takes seconds at most; may be called again."""
         if self._over:
             return
         self._over = True
@@ -219,7 +219,7 @@ class Nowcast:
             self._look_again()
 
     def observe(self, loss: "Tensor | float") -> None:
-        """Tell the training loss of a step, for pages and reports. Nothing waits for it."""
+        """Report the training loss of a step, for the live page and reports. Never waits for the device."""
         self._boundaries.observe(loss)
 
     @property
@@ -229,7 +229,7 @@ class Nowcast:
 
     @property
     def events(self) -> list[Event]:
-        """Everything worth telling, in order."""
+        """All events, in order."""
         return self._journal.events
 
     @property
@@ -239,16 +239,16 @@ class Nowcast:
 
     @property
     def pushing(self) -> bool:
-        """Is a push under way?"""
+        """Whether a push is under way."""
         return self._boundaries.pushing
 
     @property
     def in_flight(self) -> int:
-        """Snapshots that were taken and have not arrived yet; 0 on ranks that send none."""
+        """Snapshots taken that have not arrived yet; 0 on ranks that send none."""
         return self._forecasts.in_flight if self._forecasts else 0
 
     def summary(self) -> dict[str, Any]:
-        """The run so far as JSON-able values: what was sent, what became of each nowcast, why, and what it cost."""
+        """Summarise the run so far, in values that JSON can hold: snapshots, nowcasts, reasons, skill, time."""
         tally, forecasts = self._journal.tally, self._forecasts
         return {
             "job": self._job,
@@ -267,7 +267,7 @@ class Nowcast:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs besides model and optimizer: numbers and tensors, under keys that are always the same.
+        """What a resumed run needs besides model and optimizer: numbers and tensors, under fixed keys.
 
         Take it after `optimizer.step()`, with the states of model and optimizer. In data-parallel training rank 0's will do for
         all ranks, unless the model is split over them.
@@ -282,7 +282,7 @@ class Nowcast:
             BadArgument: the state is of another version, or of a run that trains other parameters.
         """
         if int(state.get("version", 0)) != STATE_VERSION:
-            raise BadArgument("state", f"version {state.get('version')!r}, not {STATE_VERSION}: not a state of this version")
+            raise BadArgument("state", f"version {state.get('version')!r}, not {STATE_VERSION}: saved by another version")
         snapshots = state["snapshots"]
         if snapshots and snapshots["context"].shape[-1] != self._flat.size:
             detail = f"of a run that trains {snapshots['context'].shape[-1]} weights; this one trains {self._flat.size}"
@@ -297,10 +297,10 @@ class Nowcast:
             self._look_again()
 
     def _look_again(self) -> None:
-        """Begin anew if other parameters are trained than before: unfrozen layers, a new head, another shape. All ranks alike."""
+        """Start a new context if the set of trained parameters has changed: unfrozen layers, a new head. The same on all ranks."""
         if self._flat.covers(self._model, self._optimizers):
             return
-        log.warning("%s: other parameters are trained since step %d: a new context begins", self._job, self.steps)
+        log.warning("%s: the set of trained parameters changed at step %d: starting a new context", self._job, self.steps)
         step, self._wiring = self.steps, None
         self._release()
         if self._forecasts is not None:
@@ -308,7 +308,7 @@ class Nowcast:
         try:
             self._begin()
         except Exception:  # whatever it is, training goes on
-            log.exception("%s: these cannot be nowcast; training goes on without", self._job)
+            log.exception("%s: the changed parameters cannot be forecast; training continues without nowcasts", self._job)
             self.stop()
             return
         self._claim()
@@ -317,10 +317,10 @@ class Nowcast:
             self._forecasts.open(resumed=True)
 
     def _claim(self) -> None:
-        """Take the parameters over from an earlier `Nowcast` that nobody stopped."""
+        """Take the parameters over from an earlier `Nowcast` that was not stopped."""
         others = {id(other): other for p in self._flat.parameters if (ref := _running.get(p)) and (other := ref())}
         for other in others.values():
-            log.warning("%s: an earlier Nowcast of this model (%s) was never stopped; it is now", self._job, other.job)
+            log.warning("%s: an earlier Nowcast of this model (%s) was still running; it was stopped", self._job, other.job)
             other.stop()
         for parameter in self._flat.parameters:
             _running[parameter] = weakref.ref(self)

@@ -78,7 +78,7 @@ async def store(history: History, *, step: int, row: int) -> bool:
     """Make a received row visible; False if the very same snapshot was there already.
 
     Raises:
-        SnapshotConflict: the step is held with other values, or has become too old.
+        SnapshotConflict: the step already has other values, or has become too old.
     """
     if not history.holds(step):
         history.commit(step, row)
@@ -87,7 +87,7 @@ async def store(history: History, *, step: int, row: int) -> bool:
     try:
         ours, theirs = (history.row(each).view(torch.uint8) for each in (row, held))
         if not await asyncio.to_thread(torch.equal, ours, theirs):
-            raise SnapshotConflict(f"step {step} is held with other values", field="step", steps=history.steps)
+            raise SnapshotConflict(f"step {step} already has other values", field="step", steps=history.steps)
     finally:
         history.drop(held)
     return False

@@ -37,7 +37,7 @@ class Registrations:
             yield
             return
         if not self._bodies.lend(tenant, size_bytes):
-            raise Busy("too many large registrations at once; come again", retry_after_s=2)
+            raise Busy("too many large registrations at once; try again", retry_after_s=2)
         try:
             yield
         finally:

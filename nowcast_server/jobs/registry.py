@@ -171,7 +171,7 @@ class Jobs:
         """
         job = self._jobs.get((tenant, job_id))
         if job is None:
-            raise UnknownJob(f"job {job_id!r} is not registered here: register it and resend its snapshots", field="job")
+            raise UnknownJob(f"job {job_id!r} is not registered: register it and resend its snapshots", field="job")
         job.touch()
         return job
 
@@ -236,7 +236,9 @@ class Jobs:
         try:
             self._take(job.budget, job.evictable_bytes, job.spec, job.tenant)
         except OutOfMemoryBudget:
-            raise Busy("the job's history was evicted, and others use the memory", retry_after_s=RETRY_AFTER_S) from None
+            raise Busy(
+                "the job's history was evicted, and there is no memory to hold it again now", retry_after_s=RETRY_AFTER_S
+            ) from None
         try:
             job.history.allocate()
         except BaseException:
@@ -303,7 +305,9 @@ class Jobs:
 
     def _check_number(self, tenant: str) -> None:
         if len(self.of(tenant)) >= self._settings.tenant_jobs:
-            self._make_way(self.of(tenant), f"you have {self._settings.tenant_jobs} jobs, as many as may be: delete some")
+            self._make_way(
+                self.of(tenant), f"job limit of the tenant reached (tenant_jobs={self._settings.tenant_jobs}): delete some"
+            )
         if len(self._jobs) >= self._settings.max_jobs:
             self._make_way(self._jobs.values(), f"job limit reached (max_jobs={self._settings.max_jobs})")
 
@@ -352,7 +356,7 @@ class Jobs:
             UnknownJob: it was deleted, or has expired, while the call came; or its run has said that it is over.
         """
         if job.closed or job.finished:
-            raise UnknownJob(f"job {job.id!r} is gone: register it again and resend its snapshots", field="job")
+            raise UnknownJob(f"job {job.id!r} was deleted: register it again and resend its snapshots", field="job")
         self.enter(job)
         try:
             yield

@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 class CheckpointError(NowcastError):
-    """A file that is no checkpoint of this project's models; the detail names the option or tensor and the way out."""
+    """The file is not a checkpoint of this project's models; the detail names the option or tensor, and what to do."""
 
     code, status, title = "bad_checkpoint", 500, "The checkpoint cannot be used"
 

@@ -90,7 +90,7 @@ class Connections:
 
 
 async def _no_room(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = problem_response(Unavailable("too many connections; come again", retry_after_s=5), hang_up=True)
+    answer = problem_response(Unavailable("too many connections; try again", retry_after_s=5), hang_up=True)
     await answer(scope, receive, send)
 
 

@@ -118,11 +118,11 @@ class Boundary:
         try:
             await self._app(scope, receive, watched)
         except (Gone, ClientDisconnect):
-            log.info("client gone", extra=_call(scope))
+            log.info("client disconnected", extra=_call(scope))
         except asyncio.CancelledError:  # by uvicorn, when the drain is over
             log.info("call cut off", extra=_call(scope))
             if not status:
-                stopping = Unavailable("the server is stopping: another one may take over", retry_after_s=5)
+                stopping = Unavailable("the server is stopping", retry_after_s=5)
                 await problem_response(stopping, hang_up=True)(scope, receive, watched)
         except Exception:
             self._service.metrics.errors.labels(NowcastError.code).inc()

@@ -469,7 +469,7 @@ def test_a_client_that_fetches_too_slowly(caplog: pytest.LogCaptureFixture) -> N
         asyncio.run(Boundary(app, service=service)({"type": "http", "method": "POST", "path": "/v1"}, None, send))  # type: ignore[arg-type]
     assert sent[0]["type"] == "http.response.start"
     assert sent[-1].get("more_body")  # uvicorn closes a connection whose answer was not completed
-    assert [record.message for record in caplog.records] == ["client gone"]
+    assert [record.message for record in caplog.records] == ["client disconnected"]
     assert "nowcast_errors_total{" not in service.metrics.render().decode()
 
 

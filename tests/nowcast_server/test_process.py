@@ -290,7 +290,7 @@ def test_a_client_that_disconnects_in_the_middle(run: Run) -> None:
             connection.sendall(head.encode() + body[:cut])
     assert process.popen.stdout is not None
     for _ in cuts:  # the server hears of them later than of a call on a connection that it has already
-        while "client gone" not in process.popen.stdout.readline():
+        while "client disconnected" not in process.popen.stdout.readline():
             assert process.popen.poll() is None
     assert process.client.get("/v1/jobs/job").json()["steps"] == []
     assert process.upload(1).json()["steps"] == [1]

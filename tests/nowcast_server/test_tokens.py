@@ -122,7 +122,7 @@ def test_token_file(tmp_path: Path) -> None:
     with pytest.raises(Unauthorized):
         tokens.tenant(f"Bearer {digest(BOB).hex()}")
     path.write_text("# nobody\n")
-    with pytest.raises(ValueError, match="nobody could call"):
+    with pytest.raises(ValueError, match="no client could call"):
         Tokens.load(Settings(token_file=path))
     for line in ("alice", "alice:short", f"alice {made}", f"a/b:{made}", "bob:sha256:12"):
         with pytest.raises(ValueError, match="line 1: ") as error:

@@ -82,7 +82,7 @@ def test_an_unfinished_run_is_not_deleted(job: Path, command: str) -> None:
     kept.mkdir(parents=True)
     result = call(command, job)
     assert result.exit_code == 2
-    assert "go on with --resume, start anew with --fresh" in result.stderr
+    assert "resume it with --resume, start over with --fresh" in result.stderr
     assert kept.exists()
 
 

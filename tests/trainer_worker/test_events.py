@@ -24,7 +24,7 @@ def test_a_journal_goes_on_where_it_was() -> None:
     first, second = Journal("job", None), Journal("job", None)
     first.tally.snapshots = 3
     first.add(Event(1, "nowcast", "glided", seconds=0.5))
-    first.add(Event(2, "nowcast", "skipped", "late", "no forecast came in time"))
+    first.add(Event(2, "nowcast", "skipped", "late", "the forecast was not there in time"))
     first.add(Event(3, "snapshot", "dropped", "behind"))
     first.add(Event(4, "server", "lost", "server_unavailable"))
     second.load_state_dict(first.state_dict())

@@ -153,7 +153,7 @@ def _failing(which: Sequence[int]) -> Callable[[str], None]:
 
     def fail(call: str) -> None:
         if call == "forecast" and next(count) in which:
-            raise DeadlineExceeded("no forecast came in time")
+            raise DeadlineExceeded("the forecast was not there in time")
 
     return fail
 

@@ -70,7 +70,7 @@ def test_a_model_belongs_to_the_nowcast_that_began_last(caplog: pytest.LogCaptur
     with make(model, optimizer, endpoint) as second:
         step(model, optimizer, 0)
     assert (first.steps, second.steps) == (0, 1)
-    assert "was never stopped; it is now" in caplog.text
+    assert "was still running; it was stopped" in caplog.text
 
 
 class Slow:

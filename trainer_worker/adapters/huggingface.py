@@ -67,7 +67,7 @@ class NowcastCallback(TrainerCallback):
         if (folder / FILE).is_file():
             self.nowcast.load_state_dict(torch.load(folder / FILE, map_location="cpu", weights_only=True))
         else:
-            log.warning("%s is not there: forecasts begin anew at step %d", folder / FILE, state.global_step)
+            log.warning("%s not found: nowcasts start over at step %d", folder / FILE, state.global_step)
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -31,7 +31,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         address: http://HEAD:8265, HEAD:6379 or auto; None takes that of the environment, or of this machine's cluster.
 
     Raises:
-        ClusterError: nobody answers there, or not without a token.
+        ClusterError: nothing answers there, or a token is missing.
     """
     for name in CHATTY:  # a terminal wants the answer, not how it came about
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -93,7 +93,7 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 def new_id(what: Path) -> str:
-    """A name nobody has, that says what runs."""
+    """A new name that says what runs."""
     return f"{plain_name(what.stem, most=40)}-{uuid.uuid4().hex[:8]}"
 
 

@@ -57,7 +57,7 @@ def prepare(
         token: for the server.
 
     Raises:
-        ClusterError: naming what does not work, and the way out.
+        ClusterError: something does not work; the message says what to do.
     """
     if not what.is_file():
         raise ClusterError(f"there is no file {what}")

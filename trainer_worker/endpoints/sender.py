@@ -129,11 +129,11 @@ class Sender:
         try:
             steps = self._take(replace=resumed, deadline=deadline)
             if steps and not resumed:
-                log.warning("the server knows this job from an earlier run, whose %d snapshots it is told to forget", len(steps))
+                log.warning("the server has %d snapshots of this job from an earlier run; they are deleted", len(steps))
                 self._endpoint.register(self._spec, replace=True, deadline=deadline)
         except NowcastError as error:
             if not resumed and not _passes(error):
-                detail = f"the server refuses the job ({error.code}): {error.detail}"
+                detail = f"the server rejected the job ({error.code}): {error.detail}"
                 if error.field == "authorization":
                     raise BadArgument("token", f"{detail}; give Server(url, token=...) or NOWCAST_TOKEN") from error
                 raise BadArgument(error.field or "server", detail) from error
@@ -148,7 +148,7 @@ class Sender:
         try:
             return self._endpoint.register(self._spec, replace=replace, deadline=deadline)
         except RunConflict:
-            log.warning("another run has this job, and loses it: if that one is still going, give each an id of its own")
+            log.warning("another run used this job id and has lost it; if it is still running, give each run its own id")
             return self._endpoint.register(self._spec, replace=True, deadline=deadline)
 
     def offer(self, snapshot: Snapshot) -> None:
@@ -167,7 +167,7 @@ class Sender:
         with self._changed:
             self._request, self._repairs = request, 0
             if self._stopping:
-                request.finish(error=Unavailable("the run is over, and nobody is left to send it"))
+                request.finish(error=Unavailable("the run has ended"))
             self._settle()
             self._changed.notify()
 
@@ -319,7 +319,7 @@ class Sender:
                 try:
                     self._mend(call, error)
                 except Exception as mistake:  # an error may hold anything, and nobody starts this thread again
-                    log.exception("no way was found to mend it")
+                    log.exception("recovery failed")
                     self._pause(mistake)
                 self._settle()
 

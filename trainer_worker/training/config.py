@@ -1,4 +1,4 @@
-"""The configuration of a training job: a TOML file, read strictly, with errors that name the key and the way out."""
+"""The configuration of a training job: a TOML file, read strictly, with errors that name the key and say what to do."""
 
 import difflib
 import tomllib

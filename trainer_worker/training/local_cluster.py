@@ -66,7 +66,7 @@ def join_cluster(address: str) -> None:
     """Connect to a running Ray cluster.
 
     Raises:
-        ConnectionError: there is none at the address.
+        ConnectionError: no cluster at the address.
     """
     import ray
 

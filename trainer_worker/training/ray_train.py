@@ -34,7 +34,7 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
     """The Ray cluster of the configuration, for a while: the one at its address, one already joined, or a local one.
 
     Raises:
-        TrainingFailed: there is none at the address.
+        TrainingFailed: no cluster at the address.
     """
     if ray.is_initialized():
         yield

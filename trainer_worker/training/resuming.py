@@ -13,11 +13,11 @@ from trainer_worker.training.storage import folders, forget, read, write
 
 TERMS: Final = "order.json"
 """In the folder of a run's checkpoints."""
-WAYS_OUT: Final = "start anew with --fresh, or choose another --out (of a submitted job: another --name)"
+WAYS_OUT: Final = "start over with --fresh, or choose another --out (of a submitted job: another --name)"
 
 
 class CannotResume(CommandFailed):
-    """A run was begun with another configuration; the message names the keys, and the ways out."""
+    """A run was started with another configuration; the message names the keys, and what to do."""
 
 
 class _Finished(Record):

@@ -18,7 +18,7 @@ def resolve(place: str) -> tuple[FileSystem, str]:
     """The file system of a path or URI, and the path on it.
 
     Raises:
-        StorageUnusable: nobody knows this kind of URI, the package that does is not installed, or the store does not answer.
+        StorageUnusable: the URI's scheme is unknown, its package is not installed, or the store does not answer.
     """
     if "://" not in place:
         return LocalFileSystem(), str(Path(place).expanduser().absolute())

@@ -72,7 +72,7 @@ def describe(
     """As `wire`, with an account of how each parameter was wired."""
     listed = list_parameters(model, parameters)
     if listed.left_out:
-        logger.info("not wired and not forecast, for they are no real floating-point numbers: %s", _some(listed.left_out))
+        logger.info("not wired and not forecast, as they are not real floating-point numbers: %s", _some(listed.left_out))
     if layout == "published" and (report := _published(model, listed, heads=heads)):
         return report
     chosen = listed.chosen

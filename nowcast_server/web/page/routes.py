@@ -42,7 +42,7 @@ async def _renderer(request: Request) -> Renderer:
 async def _place(service: TheService) -> None:
     """Raise Busy if too many pages are kept up to date already: a stream that has begun cannot say so."""
     if service.viewers >= MAX_VIEWERS:
-        raise Busy(f"{MAX_VIEWERS} pages are being kept up to date, as many as may be", retry_after_s=60)
+        raise Busy(f"{MAX_VIEWERS} live pages are open (the limit)", retry_after_s=60)
 
 
 TheSource = Annotated[Source, Depends(_source)]

@@ -20,7 +20,7 @@ router = APIRouter(tags=["health"], responses=PROBLEMS)
 async def live(service: TheService) -> dict[str, str]:
     """The process answers, and restarting it would not help: its forecasters are loaded, and none is stuck."""
     if service.failure is not None:
-        raise Unavailable("the server has failed: see its log")
+        raise Unavailable("the server has failed; its log says why")
     if service.device.overdue:
         raise Unavailable("a forecast goes on beyond its limit, and does not let itself be stopped")
     return {"status": "live"}

@@ -80,7 +80,7 @@ async def _free_row(job: Job, limit_s: float) -> int:
         async with asyncio.timeout(limit_s):
             return await job.history.take()
     except TimeoutError:
-        raise Busy("forecasts and uploads hold all of the job's memory; come again", retry_after_s=RETRY_AFTER_S) from None
+        raise Busy("forecasts and uploads hold all of the job's memory; try again", retry_after_s=RETRY_AFTER_S) from None
 
 
 async def _read(request: Request, arrival: Arrival, max_bytes: int, service: Service, deadline_s: float) -> None:

@@ -115,7 +115,7 @@ def test_checkpoints_that_do_not_say_whose_they_are_are_refused(tmp_path: Path, 
         file.unlink()
     else:
         file.write_text(text)
-    with pytest.raises(CannotResume, match="adam-seed1000 does not record the configuration it was started with: start anew"):
+    with pytest.raises(CannotResume, match="adam-seed1000 does not record the configuration it was started with: start over"):
         check(orders(tmp_path))
 
 

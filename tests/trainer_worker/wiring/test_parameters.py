@@ -87,7 +87,7 @@ def test_numbers_that_cannot_be_forecast_are_left_out(dtype: torch.dtype, caplog
     assert [parameter.name for parameter in report.wiring.parameters] == ["weight", "bias"]
     assert report.left_out == (f"phase ({str(dtype)[6:]})",)
     assert [record.getMessage() for record in caplog.records if "phase" in record.getMessage()] == [
-        f"not wired and not forecast, for they are no real floating-point numbers: phase ({str(dtype)[6:]})"
+        f"not wired and not forecast, as they are not real floating-point numbers: phase ({str(dtype)[6:]})"
     ]
 
 
