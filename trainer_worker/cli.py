@@ -123,7 +123,7 @@ def doctor(
     module: Annotated[str | None, typer.Argument(help="MODULE:CALLABLE that returns the network", show_default=False)] = None,
     *,
     server: Annotated[str | None, typer.Option(help="URL of a nowcast server", show_default="NOWCAST_SERVER, or none")] = None,
-    forecaster: Annotated[str, typer.Option(help="of the run")] = "nino",
+    forecaster: Annotated[str, typer.Option(help="of the run")] = "linear",
     dtype: Annotated[str, typer.Option(help="of snapshots: float32, float16 or bfloat16")] = "float32",
     max_steps: Annotated[int | None, typer.Option(help="of the run", min=1)] = None,
     inputs: Annotated[str | None, typer.Option(help="what forward takes, as for `nowcast wire`")] = None,

@@ -52,7 +52,7 @@ class Question:
         max_steps: of the run, None if it is not known.
     """
 
-    forecaster: str = "nino"
+    forecaster: str = "linear"
     dtype: Dtype = "float32"
     max_steps: int | None = None
 

@@ -31,7 +31,7 @@ from trainer_worker.weights.distributed import Ranks, unwrap
 from trainer_worker.weights.flat import FlatParameters
 from trainer_worker.weights.optimizers import find_optimizers
 from trainer_worker.weights.push import PushedWeights
-from trainer_worker.wiring import wire
+from trainer_worker.wiring import describe, logged
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class Nowcast:
         self._job = self._server.new_job()
         self._journal = Journal(self._job, on_event)
         self._handles: list[Any] = []
+        self._wired: dict[str, object] = {}
         self._over = self._entered = False
         self._begin()
 
@@ -134,7 +135,7 @@ class Nowcast:
     def _spec(self) -> JobSpec:
         shapes = self._flat.shapes
         try:
-            wiring = self._wiring or wire(self._model, self._example_inputs, parameters=[name for name, _ in shapes])
+            wiring = self._wiring or self._wire([name for name, _ in shapes])
         except BadWiring as error:
             raise BadArgument("model", error.detail) from error
         held = [(parameter.name, parameter.shape) for parameter in wiring.parameters]
@@ -158,6 +159,11 @@ class Nowcast:
         except ValidationError as error:
             first = error.errors()[0]
             raise BadArgument(str(first["loc"][0]), first["msg"]) from error
+
+    def _wire(self, names: list[str]) -> Wiring:
+        report = logged(describe(self._model, self._example_inputs, parameters=names))
+        self._wired = report.summary()
+        return report.wiring
 
     def start(self) -> Self:
         """Start. `with` does this on entry.
@@ -254,6 +260,7 @@ class Nowcast:
             "job": self._job,
             "mode": self._mode,
             "forecaster": self._forecaster,
+            "wiring": self._wired,
             "parameters": self._flat.size,
             "steps": self.steps,
             "interval": self._boundaries.interval_after(self.steps),

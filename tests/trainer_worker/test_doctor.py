@@ -45,7 +45,7 @@ def test_a_network_that_works() -> None:
     assert "100.0% of 212 weights are wired" in done.stdout
     assert "a snapshot is 0.000848 MB in float32" in done.stdout
     assert "of 10 steps" in done.stdout
-    assert "nino takes" in done.stdout
+    assert "linear takes" in done.stdout
 
 
 def test_a_network_that_is_not_understood() -> None:

@@ -19,7 +19,7 @@ from trainer_worker.wiring.restrict import restrict
 from trainer_worker.wiring.show import draw, show
 from trainer_worker.wiring.trace import trace
 
-__all__ = ["Layout", "Row", "WiringReport", "describe", "draw", "show", "wire"]
+__all__ = ["Layout", "Row", "WiringReport", "describe", "draw", "logged", "show", "wire"]
 
 Layout = Literal["traced", "published"]
 
@@ -56,9 +56,13 @@ def wire(
     Raises:
         BadWiring: there is nothing to wire, a name is unknown, or a parameter is lazy; `field` is its name.
     """
-    report = describe(model, example_inputs, parameters=parameters, heads=heads, layout=layout)
+    return logged(describe(model, example_inputs, parameters=parameters, heads=heads, layout=layout)).wiring
+
+
+def logged(report: WiringReport) -> WiringReport:
+    """Say in the log how a module was wired."""
     logger.log(logging.INFO if report.coverage >= POOR else logging.WARNING, "%s", report.sentence)
-    return report.wiring
+    return report
 
 
 def describe(

@@ -104,6 +104,10 @@ class WiringReport:
         rest = f"; {len(alone)} parameters have neurons of their own, first {alone[0]!r}" if alone else ""
         return f"{self.coverage:.1%} of {self.wiring.size:,} weights are wired into the network ({how}){rest}"
 
+    def summary(self) -> dict[str, object]:
+        """The coverage, what was run with which inputs, and how many parameters have neurons of their own, JSON-able."""
+        return {"coverage": round(self.coverage, 4), "inputs": self.inputs, "apart": len(self.fallbacks)}
+
     @property
     def structure(self) -> dict[str, int]:
         """Edges without weights by type, self loops aside."""

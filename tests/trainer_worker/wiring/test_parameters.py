@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from protos.errors import BadWiring
 from protos.wiring import STRUCTURE, EdgeType
+from trainer_worker import Nowcast
 from trainer_worker.wiring import describe, wire
 
 
@@ -127,3 +128,11 @@ def test_coverage_in_one_line() -> None:
         "1 parameters have neurons of their own, first 'spare'"
     )
     assert "traced with the given inputs 7x3 float32" in describe(model, torch.randn(7, 3)).sentence
+
+
+def test_the_run_tells_how_much_is_wired() -> None:
+    """A network that is hardly understood would show only as forecasts that do not help."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model.spare = nn.Parameter(torch.zeros(5))
+    nowcast = Nowcast(model, torch.optim.Adam(model.parameters()), server="embedded", max_steps=10)
+    assert nowcast.summary()["wiring"] == {"coverage": 0.8387, "inputs": "guessed inputs 2x3 float32", "apart": 1}

@@ -29,6 +29,9 @@ PASSES, FRUITLESS = 8, 4
 Chance may route around parameters (experts, dropped layers).
 """
 
+LARGEST_COPY = 2 * 2**30
+"""Bytes of parameters beyond which only their shapes are copied, to the meta device: what depends on values then cannot be run."""
+
 FEW, MANY_ELEMENTS = 4, 2**16
 """Of examples with so many elements only so many are run."""
 
@@ -227,7 +230,10 @@ def _redrawn(tensor: Tensor, seed: int) -> Tensor:
 
 
 def _copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
-    """A copy that shares nothing with the model, on the CPU unless it has shapes only; how it calls the model's parameters."""
+    """A copy that shares nothing with the model, on the CPU unless it has shapes only; how it calls the model's parameters.
+
+    A copy of a very large model has shapes only.
+    """
     inner = model
     for attribute in ("_orig_mod", "module"):  # compiled, data parallel
         wrapped = getattr(inner, attribute, None)
@@ -236,17 +242,20 @@ def _copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     names = {name: inside[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in inside}
     if len(names) < len(list(model.parameters())):
         inner, names = model, {name: name for name, _ in model.named_parameters()}
+    held = sum(parameter.numel() * parameter.element_size() for parameter in inner.parameters())
+    shapes_only = held > LARGEST_COPY or any(parameter.is_meta for parameter in inner.parameters())
     memo: dict[int, Any] = {}
     for parameter in inner.parameters():
-        values = parameter.detach()
-        values = values.clone() if parameter.is_meta else values.cpu().clone()
+        values = torch.empty_like(parameter, device="meta") if shapes_only else parameter.detach().cpu().clone()
         memo[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
     try:
         copied = copy.deepcopy(inner, dict(memo))
     except Exception:  # noqa: BLE001  (locks, loggers, open files: copying runs the user's code)
         copied = copy.deepcopy(inner, {**memo, **_uncopyable(inner, memo)})
-    if not any(parameter.is_meta for parameter in copied.parameters()):
+    if not shapes_only:
         copied.cpu()
+    elif held > LARGEST_COPY:
+        copied.to("meta")  # buffers as well
     return copied, names
 
 
