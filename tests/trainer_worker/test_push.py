@@ -53,6 +53,24 @@ def test_a_push_goes_where_the_forecast_points() -> None:
         torch.testing.assert_close(pushed[place], 0.5 * moved.norm() * ahead[place] / ahead[place].norm(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("degrees", "share"), [(0, 1.0), (45, 1.0), (60, 1.0), (75, 2 * 0.25882), (89.9, 0.00349), (90.1, 0.0)])
+def test_a_push_shrinks_the_more_it_points_elsewhere(degrees: float, share: float) -> None:
+    """Noise of many dimensions is nearly orthogonal to any movement: at full length it would walk the weights off at random."""
+    torch.manual_seed(0)
+    moved, other = torch.randn(2, 16, dtype=torch.float64)
+    for piece in pieces():
+        place = slice(piece.start, piece.stop)
+        other[place] -= torch.dot(other[place], moved[place]) / torch.dot(moved[place], moved[place]) * moved[place]
+        other[place] *= moved[place].norm() / other[place].norm()
+    angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+    states = [(0.1 * index * moved).float() for index in range(5)]
+    ahead = angle.cos() * moved + angle.sin() * other
+    pushed = shape(states[-1] + ahead.float(), states, pieces(), gain=0.5, hold_norms=False)
+    for piece in pieces():
+        place = slice(piece.start, piece.stop)
+        assert float(pushed[place].norm()) == pytest.approx(share * 0.5 * 0.1 * float(moved[place].norm()), rel=0.01, abs=1e-7)
+
+
 def test_what_points_away_from_the_movement_is_cut() -> None:
     """A forecaster with its sign flipped would undo what training does, a step at a time."""
     states = context(0)
