@@ -91,13 +91,13 @@ def test_a_connection_that_asks_for_nothing_ends(
 ) -> None:
     """A thousand idle connections, without a token, would leave the server none for those who have one."""
     caller = listen()
+    monkeypatch.setattr(connections, "REFUSED_S", 0.3)
     if not answered:
         monkeypatch.setattr(connections, "HEAD_S", 0.3)
     with _connect(caller) as connection:
         if answered:
             assert _status(connection, answered) == 200
             monkeypatch.setattr(connections, "HEAD_S", 0.3)
-            monkeypatch.setattr(connections, "REFUSED_S", 0.3)
         connection.sendall(then)
         assert connection.recv(1) == b""
 
