@@ -2,20 +2,25 @@
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from nowcast_server.forecasters import Forecaster, load_forecaster
+from nowcast_server.forecasters.learned import LearnedForecaster
 from nowcast_server.forecasters.registry import forecaster_of
 from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.jobs.skill import TrackRecord
 from nowcast_server.nino.options import CheckpointError
 from nowcast_server.streams import own_stream
-from protos.errors import BadForecast, HistoryMissing, NowcastError, Unavailable, UnknownJob
+from protos.errors import BadForecast, HistoryMissing, NowcastError, OutOfMemoryBudget, Unavailable, UnknownJob
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.errors import BadArgument
+
+SHARE_OF_FREE: Final = 0.5
+"""Of the memory that training leaves free on its device, that a forecast may take."""
 
 
 def load_embedded(name: str, *, device: torch.device) -> Forecaster:
@@ -29,11 +34,20 @@ def load_embedded(name: str, *, device: torch.device) -> Forecaster:
         try:
             if name.endswith((".safetensors", ".pt")):
                 return forecaster_of(name, device=device)
-            return load_forecaster(name, device=device)
+            forecaster = load_forecaster(name, device=device)
+            if not isinstance(forecaster, LearnedForecaster):
+                forecaster.device = None  # a few passes over the weights, which the host makes: training has the device's memory
         except (CheckpointError, OSError) as error:
             raise BadArgument("forecaster", f"{name}: {getattr(error, 'detail', error)}") from error
         except NowcastError as error:
             raise BadArgument(error.field or "forecaster", error.detail) from error
+    return forecaster
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a CUDA device that nobody uses, and that torch keeps without using them."""
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return free_bytes + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 class EmbeddedEndpoint:
@@ -97,6 +111,8 @@ class EmbeddedEndpoint:
 
     def _forecast(self, spec: JobSpec, states: Mapping[int, Tensor], horizons: tuple[int, ...], out: Tensor) -> None:
         device = self.forecaster.device or torch.device("cpu")
+        if device.type != "cpu":
+            self._check_memory(spec, states, device, rows=len(horizons))
         with own_stream(device, shared=False):
             if device.type != "cpu":  # of a context that rolls one snapshot is not there yet
                 self._there = {step: self._there.get(step, state).to(device, non_blocking=True) for step, state in states.items()}
@@ -105,6 +121,17 @@ class EmbeddedEndpoint:
             if forecasts.shape != out.shape:
                 raise BadForecast(f"{spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")
             out.copy_(forecasts)
+
+    def _check_memory(self, spec: JobSpec, states: Mapping[int, Tensor], device: torch.device, *, rows: int) -> None:
+        """Training comes first: a forecast takes no more than a share of what it leaves free on the device."""
+        needed_bytes = sum(state.nbytes for step, state in states.items() if step not in self._there)
+        needed_bytes += 4 * rows * spec.wiring.size + self.forecaster.working_bytes(spec.wiring, context=spec.context)
+        free_bytes = free_memory(device)
+        if needed_bytes > SHARE_OF_FREE * free_bytes:
+            self._there = {}
+            lacking = f"a forecast needs {needed_bytes / 1e9:.1f} GB of {device}, where training leaves {free_bytes / 1e9:.1f} GB"
+            detail = f"{lacking}: use a server, 16-bit snapshots, or forecaster='linear', which computes on the host"
+            raise OutOfMemoryBudget(detail, needed_bytes=needed_bytes, limit_bytes=int(SHARE_OF_FREE * free_bytes))
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
         """The skill as a server keeps it."""
