@@ -98,6 +98,27 @@ def compare(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="results folders of `nowcast compare`", metavar="RUN…", show_default=False)],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write; by default report.html in the folder, or here for several")
+    ] = None,
+) -> None:
+    """Write one HTML file on RUNS that answers: did it help, how much, at what cost, can I trust it."""
+    from trainer_worker.comparison import page
+    from trainer_worker.errors import CommandFailed
+
+    try:
+        summaries = [page.read(run) for run in runs]
+        alone = runs[0] if runs[0].is_dir() else runs[0].parent
+        written = page.write(summaries, out or (alone if len(runs) == 1 else Path()) / "report.html")
+    except (CommandFailed, OSError) as error:
+        _fail(str(error))
+    typer.echo(f"wrote {written}")
+
+
+@app.command()
 def wire(
     module: Annotated[str, typer.Argument(help="MODULE:CALLABLE that returns the network", show_default=False)],
     *,

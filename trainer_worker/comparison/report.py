@@ -1,4 +1,4 @@
-"""The report of a comparison: `summary.json`, `report.png` and a table."""
+"""The report of a comparison: `summary.json`, `report.png`, `report.html` and a table."""
 
 from pathlib import Path
 
@@ -9,15 +9,16 @@ from trainer_worker.comparison.summary import ArmFigures, Summary
 from trainer_worker.training.records import is_average
 
 
-def write(summary: Summary) -> tuple[Path, Path]:
-    """Write `summary.json` and `report.png` into the output folder; their paths."""
+def write(summary: Summary) -> tuple[Path, Path, Path]:
+    """Write `summary.json`, `report.png` and `report.html` into the output folder; their paths."""
+    from trainer_worker.comparison import page
     from trainer_worker.comparison.picture import draw
 
     folder = summary.config.output.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
     draw(summary, folder / "report.png")
-    return folder / "summary.json", folder / "report.png"
+    return folder / "summary.json", folder / "report.png", page.write([summary], folder / "report.html")
 
 
 def show(summary: Summary, console: Console) -> None:

@@ -179,7 +179,7 @@ def test_a_run_that_diverged_is_reported(
     assert [figures.steps_to_target for figures in summary.figures] == reached
     for figures, each in zip(summary.figures, losses, strict=True):
         assert figures.best_validation.loss == pytest.approx(min(smooth(each)))
-    path, picture = report.write(summary)
+    path, picture, _ = report.write(summary)
     report.show(summary, Console(file=io.StringIO(), width=150))
     assert picture.stat().st_size > 1000
     back_again = Summary.model_validate_json(path.read_text())
@@ -246,7 +246,7 @@ def test_the_picture_shows_both_arms_and_the_jumps(tmp_path: Path) -> None:
     for name, events in (("without", []), ("with", [event(20, "jumped", horizon=4), event(60, "jumped", horizon=2)])):
         folder = tmp_path / name
         summary = summarise(config(folder), [run("adam", 1, SLOW), run("adam+x", 1, FAST, events=events)], server=None, wall_s=1.0)
-        _, path = report.write(summary)
+        _, path, _ = report.write(summary)
         with Image.open(path) as image:
             drawn[name] = np.asarray(image.convert("RGB")).copy()
         for colour in ((0x64, 0x74, 0x8B), (0xEA, 0x58, 0x0C)):
