@@ -1,6 +1,6 @@
 """A small GPT on the King James Bible, letter by letter, with Hugging Face's Trainer. The callback is all that is new.
 
-pip install "nowcast-train[embedded,huggingface]"
+pip install ".[embedded,huggingface]"
 python examples/gpt_huggingface.py [STEPS]
 """
 

@@ -1,6 +1,6 @@
 """A multilayer perceptron on a table with Lightning: what diamonds cost. The callback is all that is new.
 
-pip install "nowcast-train[embedded,lightning]"
+pip install ".[embedded,lightning]"
 python examples/lightning_tables.py [STEPS]
 """
 

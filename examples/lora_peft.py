@@ -1,6 +1,6 @@
 """LoRA with PEFT: a frozen GPT and small trained matrices beside it. Only the trained ones are sent and forecast.
 
-pip install "nowcast-train[embedded,huggingface]" peft
+pip install ".[embedded,huggingface]" peft
 python examples/lora_peft.py [STEPS]
 """
 

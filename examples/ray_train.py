@@ -1,6 +1,6 @@
 """A loop of one's own on Ray Train: data-parallel workers, a checkpoint, and a nowcast of the whole model.
 
-pip install "nowcast-train[embedded,ray]"
+pip install ".[embedded,ray]"
 python examples/ray_train.py [STEPS]
 """
 
