@@ -131,3 +131,10 @@ def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     config = load(tmp_path, '[task]\nname = "fm-16"\ndata = "d"\n[output]\nfolder = "o"')
     assert (config.task.data, config.output.folder) == (tmp_path / "d", tmp_path / "o")
+
+
+def test_a_byte_order_mark_is_no_statement(tmp_path: Path) -> None:
+    """A file that was saved by a Windows editor would be refused for its invisible first character."""
+    path = tmp_path / "job.toml"
+    path.write_bytes(b'\xef\xbb\xbf[task]\r\nname = "fm-16"\r\n')
+    assert load_config(path).task.name == "fm-16"
