@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
+from nowcast_server.embedding import embed
 from nowcast_server.nino.cli import app as checkpoints
 from nowcast_server.selftest.cli import selftest
 from nowcast_server.serve.cli import serve_on_ray
@@ -86,6 +87,7 @@ def token(tenant: str) -> None:
 
 
 app.command(name="serve-on-ray")(serve_on_ray)
+app.command()(embed)
 app.command()(selftest)
 
 

@@ -125,7 +125,7 @@ def wire(
     inputs: Annotated[
         str | None, typer.Option(help="what forward takes, if guessing fails: 2x3x32x32, 2x16:int64,2x16:bool or MODULE:CALLABLE")
     ] = None,
-    draw: Annotated[Path | None, typer.Option(help="also draw the graph into this file (png, svg, pdf)")] = None,
+    draw: Annotated[Path | None, typer.Option(help="also draw the network into this file (svg)")] = None,
 ) -> None:
     """Show how a network is wired: its blocks, neurons and edges."""
     from rich.console import Console

@@ -133,7 +133,7 @@ def test_results_go_where_they_are_asked_to(job: Path) -> None:
     kept = job.parent / "a-folder-with-a-name-so-long-that-a-terminal-would-break-the-line" / "kept"
     result = call("train", job, "--copies", f"file://{kept}")
     assert result.exit_code == 0, result.output
-    for name in ("summary.json", "report.png"):
+    for name in ("summary.json", "report.png", "report.html"):
         assert f"wrote file://{kept}/{name}\n" in result.stdout
         assert (kept / name).read_bytes() == (job.parent / "runs" / "job" / name).read_bytes()
 
@@ -141,10 +141,10 @@ def test_results_go_where_they_are_asked_to(job: Path) -> None:
 def test_wire_shows_and_draws_a_network_of_the_users(job: Path) -> None:
     """A function or a network in a module of the working directory will do."""
     (job.parent / "users_networks.py").write_text(NETWORKS)
-    result = call("wire", "users_networks:build", "--draw", "graph.png")
+    result = call("wire", "users_networks:build", "--draw", "graph.svg")
     assert result.exit_code == 0, result.output
     assert "1.weight" in result.output
-    assert (job.parent / "graph.png").stat().st_size > 1000
+    assert (job.parent / "graph.svg").stat().st_size > 1000
     assert call("wire", "users_networks:net").exit_code == 0
 
 

@@ -125,8 +125,12 @@ def test_picture(tmp_path: Path) -> None:
     import transformers
 
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=30, n_positions=6)
-    draw(describe(transformers.GPT2LMHeadModel(config)), tmp_path / "graph.png")
-    assert (tmp_path / "graph.png").stat().st_size > 20_000
+    draw(describe(transformers.GPT2LMHeadModel(config)), tmp_path / "graph.svg")
+    picture = (tmp_path / "graph.svg").read_text()
+    for seen in ("transformer.wte", "h.0.attn.c_attn", "residual", "query key value"):
+        assert seen in picture
+    with pytest.raises(ValueError, match=r"ends in \.svg"):
+        draw(describe(nn.Linear(2, 2)), tmp_path / "graph.png")
 
 
 class Picky(nn.Module):

@@ -1,0 +1,159 @@
+"""`nowcast-server embed`: recorded runs as trajectories on a map of training. Heavy imports come after the arguments."""
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from nowcast_server.nino.embed import Embedder, Floats, Projection
+    from nowcast_server.trajectories.store import Trajectory
+
+ABOUT: Final = ("task", "lr", "seed")
+"""What a trajectory's header may say of its run, and the table repeats."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A run's contexts.
+
+    Args:
+        name: of its file, below the folder.
+        about: what its header says, of `ABOUT`.
+        steps: (m,) of the last snapshot of each context.
+        losses: (m,) at that step; NaN if they were not recorded.
+        vectors: (m, parameters + 2, hidden), see `Embedder.embed`.
+    """
+
+    name: str
+    about: dict[str, Any]
+    steps: "Floats"
+    losses: "Floats"
+    vectors: "Floats"
+
+
+def embed_run(run: "Trajectory", embedder: "Embedder", *, name: str) -> Embedded:
+    """Embed every context of a run; none lies across a jump or a missing snapshot."""
+    import numpy as np
+    import torch
+
+    steps: list[float] = []
+    losses: list[float] = []
+    vectors = []
+    for piece in run.pieces():
+        for end in range(embedder.context, len(piece.steps) + 1):
+            states = torch.from_numpy(piece.states(slice(end - embedder.context, end)))
+            steps.append(float(piece.steps[end - 1]))
+            losses.append(float(piece.records["loss"][end - 1]))
+            vectors.append(embedder.embed(states).double().numpy())
+    about: dict[str, Any] = {key: run.header[key] for key in ABOUT if key in run.header}
+    return Embedded(name, about, np.asarray(steps), np.asarray(losses), np.asarray(vectors))
+
+
+def placed(vectors: "Floats") -> "Floats":
+    """(m, parameters + 2, hidden) -> (m, hidden): the neurons' embeddings, which tell runs apart best (bench/map.py)."""
+    return vectors[:, -1]
+
+
+def rows_of(runs: Sequence[Embedded], projection: "Projection") -> list[dict[str, Any]]:
+    """A row for each context: where it is on the map, and which context of another run is nearest to it."""
+    import numpy as np
+
+    points = [placed(run.vectors) for run in runs]
+    rows = []
+    for index, run in enumerate(runs):
+        places = projection.apply(points[index])
+        for at in range(len(run.steps)):
+            row: dict[str, Any] = {"run": run.name, "step": int(run.steps[at]), "loss": run.losses[at], **run.about}
+            row |= {"x": places[at, 0], "y": places[at, 1]}
+            near = [
+                (float(np.square(other - points[index][at]).sum(1).min()), place)
+                for place, other in enumerate(points)
+                if place != index
+            ]
+            if near:
+                _, place = min(near)
+                closest = int(np.square(points[place] - points[index][at]).sum(1).argmin())
+                row |= {"nearest_run": runs[place].name, "nearest_step": int(runs[place].steps[closest])}
+                row |= {"nearest_ended_at": runs[place].losses[-1]}
+            rows.append(row)
+    return rows
+
+
+def embed(
+    folder: Annotated[Path, typer.Argument(help="Trajectories, as --record keeps them.", show_default=False)],
+    *,
+    out: Annotated[Path, typer.Option(help="Table (.csv) or arrays (.npz).")] = Path("map.csv"),
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of a graph network; the package's nino by default.")] = None,
+    basis: Annotated[Path | None, typer.Option(help="Axes of an earlier .npz, so that what is on that map stays.")] = None,
+) -> None:
+    """Embed recorded runs of one network with the graph network, and project them to two axes.
+
+    A vector does not depend on how neurons are numbered, so runs of different seeds can be compared.
+    """
+    from nowcast_server.forecasters.registry import _path
+    from nowcast_server.nino.checkpoint import load_checkpoint
+    from nowcast_server.nino.embed import Embedder, Projection
+    from nowcast_server.trajectories.store import trajectories
+    from protos.errors import NowcastError
+    from protos.wiring import Wiring
+
+    try:
+        weights = load_checkpoint(checkpoint or _path("nino"))
+        found = [(run, Wiring.from_dict(run.header["wiring"])) for run in trajectories(folder) if "wiring" in run.header]
+        if not found:
+            raise typer.BadParameter(f"{folder} holds no trajectory with a wiring", param_hint="FOLDER")
+        wiring = found[0][1]
+        embedder = Embedder(weights, wiring)
+        runs = [
+            embed_run(run, embedder, name=str(run.path.relative_to(folder)))
+            for run, its in found
+            if its.hash == wiring.hash and len(run.steps) >= embedder.context
+        ]
+    except NowcastError as error:
+        typer.echo(f"nowcast-server: {error.detail}", err=True)
+        sys.exit(1)
+    if not runs:
+        raise typer.BadParameter(f"no run in {folder} has {embedder.context} snapshots", param_hint="FOLDER")
+    if len(runs) < len(found):
+        typer.echo(f"{len(found) - len(runs)} runs left out: too short, or of another network than {runs[0].name}", err=True)
+    projection = _basis(basis) if basis else Projection.fit(_together(runs))
+    _write(out, runs, projection)
+    explained = " and ".join(f"{share:.0%}" for share in projection.explained)
+    typer.echo(f"{out}: {sum(len(run.steps) for run in runs)} contexts of {len(runs)} runs; the axes explain {explained}")
+
+
+def _together(runs: Sequence[Embedded]) -> "Floats":
+    import numpy as np
+
+    return np.concatenate([placed(run.vectors) for run in runs])
+
+
+def _basis(path: Path) -> "Projection":
+    import numpy as np
+
+    from nowcast_server.nino.embed import Projection
+
+    with np.load(path) as arrays:
+        return Projection(arrays["mean"], arrays["components"], arrays["explained"])
+
+
+def _write(path: Path, runs: Sequence[Embedded], projection: "Projection") -> None:
+    import numpy as np
+
+    rows = rows_of(runs, projection)
+    if path.suffix == ".npz":
+        arrays: dict[str, Any] = {name: np.asarray([row.get(name) for row in rows]) for name in ("run", "step", "loss", "x", "y")}
+        arrays["vectors"] = np.concatenate([run.vectors for run in runs]).astype(np.float32)
+        arrays |= {"mean": projection.mean, "components": projection.components, "explained": projection.explained}
+        np.savez_compressed(path, **arrays)
+        return
+    fields = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,97 @@
+"""The map of training: vectors that do not depend on how neurons are numbered, axes that stay."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nowcast_server.cli import app
+from nowcast_server.forecasters.registry import _path
+from nowcast_server.nino.checkpoint import load_checkpoint
+from nowcast_server.nino.embed import Embedder, Projection
+from nowcast_server.trajectories.store import TrajectoryWriter
+from protos.wiring import Block, Parameter, Wiring
+
+IN, MID, OUT = 3, 4, 2
+PARAMETERS = (Parameter("up.weight", (MID, IN)), Parameter("down.weight", (OUT, MID)))
+WIRING = Wiring(
+    PARAMETERS,
+    IN + MID + OUT,
+    (
+        Block(1, 0, IN, IN, MID, parameter=0, source_stride=1, target_stride=IN),
+        Block(1, IN, MID, IN + MID, OUT, parameter=1, source_stride=1, target_stride=MID),
+    ),
+)
+
+
+def states(seed: int, count: int = 5) -> torch.Tensor:
+    """Snapshots of a network of 3-4-2 that moves."""
+    generator = torch.Generator().manual_seed(seed)
+    start, move = (torch.randn(WIRING.size, generator=generator) for _ in range(2))
+    return torch.stack([start + 0.1 * index * move for index in range(count)])
+
+
+def renumbered(flat: torch.Tensor, order: list[int]) -> torch.Tensor:
+    """The same network with its hidden neurons in another order."""
+    up, down = flat[:, : MID * IN].view(-1, MID, IN), flat[:, MID * IN :].view(-1, OUT, MID)
+    return torch.cat([up[:, order].flatten(1), down[:, :, order].flatten(1)], dim=1)
+
+
+def test_vector_does_not_depend_on_how_neurons_are_numbered() -> None:
+    """Runs of different seeds could not be compared, and the map would show nothing but seeds."""
+    embedder = Embedder(load_checkpoint(_path("nino")), WIRING)
+    one, other = embedder.embed(states(1)), embedder.embed(renumbered(states(1), [2, 0, 3, 1]))
+    assert one.shape[0] == len(PARAMETERS) + 2
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    assert (one - embedder.embed(states(2))).abs().max() > 1e-2
+
+
+def test_projection_is_that_of_the_largest_variance() -> None:
+    """The map would be drawn along axes on which runs hardly differ, or mirrored from one time to the next."""
+    vectors = np.random.default_rng(0).normal(size=(50, 6)) * np.array([9, 4, 1, 1, 1, 1])
+    projection = Projection.fit(vectors)
+    assert np.abs(projection.components).argmax(1).tolist() == [0, 1]
+    assert (projection.components.max(1) > 0.9).all()
+    again = Projection.fit(vectors[::-1])
+    np.testing.assert_allclose(projection.components, again.components, atol=1e-8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two recorded runs of eight snapshots, the second with a jump in the middle."""
+    for name, seed, jumped in (("a", 1, False), ("b", 2, True)):
+        values = states(seed, 8).numpy()
+        header = {"wiring": WIRING.to_dict(), "lr": 0.1 * seed}
+        with TrajectoryWriter(tmp_path / "runs" / f"{name}.trajectory", values[0], header=header) as writer:
+            for index, row in enumerate(values):
+                writer.append(10 * (index + 1), row, loss=1.0 / (index + 1), segment=int(jumped and index >= 3))
+    return tmp_path / "runs"
+
+
+def test_command_writes_a_row_for_each_context(folder: Path, tmp_path: Path) -> None:
+    """The table would not say where a run was, or count contexts across a jump."""
+    done = CliRunner().invoke(app, ["embed", str(folder), "--out", str(tmp_path / "map.csv")])
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader((tmp_path / "map.csv").open()))
+    assert [(row["run"], row["step"]) for row in rows] == [
+        *(("a.trajectory", str(step)) for step in (50, 60, 70, 80)),
+        ("b.trajectory", "80"),
+    ]
+    assert {row["nearest_run"] for row in rows[:4]} == {"b.trajectory"}
+    assert rows[0]["lr"] == "0.1"
+    assert float(rows[0]["nearest_ended_at"]) == pytest.approx(1 / 8)
+
+
+def test_axes_of_an_earlier_map_are_kept(folder: Path, tmp_path: Path) -> None:
+    """What is on a map would move whenever a run is added."""
+    runner = CliRunner()
+    assert runner.invoke(app, ["embed", str(folder), "--out", str(tmp_path / "one.npz")]).exit_code == 0
+    (folder / "b.trajectory").unlink()
+    again = ["embed", str(folder), "--out", str(tmp_path / "two.npz"), "--basis", str(tmp_path / "one.npz")]
+    assert runner.invoke(app, again).exit_code == 0
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        np.testing.assert_allclose(one["x"][:4], two["x"], atol=1e-6)
+        assert two["vectors"].shape[:2] == (4, len(PARAMETERS) + 2)
