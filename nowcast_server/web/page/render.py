@@ -116,10 +116,11 @@ class Renderer:
         return {"course": course, "view": view, "status": view.status, "estimate": estimate(view, others)}
 
     def _rows_of(self, jobs: list[JobView]) -> list[str]:
-        return [self._row(view, estimate(view, jobs)) for view in jobs]
+        shadows = [view for view in jobs if view.status.mode == "shadow"]
+        return [self._row(view, estimate(view, shadows)) for view in jobs]
 
     def _row(self, view: JobView, saved: Saved | None) -> str:
-        """The row of a job; written anew when the job has changed."""
+        """The row of a job; written anew when the job, or what it is compared with, has changed."""
         key, stamp = (self.base, f"{view.status.created_at}{view.job}"), (view.stamp, saved)
         kept = self._rows.get(key)
         if kept is None or kept[0] != stamp:

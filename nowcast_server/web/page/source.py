@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 from nowcast_server.jobs.registry import Job
 from nowcast_server.service import Service
 from nowcast_server.tokens import OPERATOR
-from nowcast_server.web.page.views import CourseView, JobView, ServerView, View, job_view, server_view, thinned_curve
+from nowcast_server.web.page.views import CourseView, JobView, ServerView, View, job_view, server_view, stamp_of, thinned_curve
 from protos.wiring import Wiring
 
 FRESH_S: Final = 0.9
@@ -57,6 +57,7 @@ class Local:
     def __init__(self, service: Service, *, name: str = "") -> None:
         self._service, self._name = service, name
         self._curves: WeakKeyDictionary[Job, tuple[int, list[tuple[int, float]]]] = WeakKeyDictionary()
+        self._views: WeakKeyDictionary[Job, JobView] = WeakKeyDictionary()
 
     async def overview(self, tenant: str) -> Overview:
         everyone = not self._service.tokens.tenants or tenant == OPERATOR
@@ -81,11 +82,16 @@ class Local:
         return next((each.spec.wiring for each in self._service.jobs.of(tenant) if each.id == job), None)
 
     def _view(self, job: Job) -> JobView:
-        version, curve = self._curves.get(job, (-1, []))
-        if version != job.course.version:
-            curve = thinned_curve(job.course)
-            self._curves[job] = (job.course.version, curve)
-        return job_view(job, curve=curve)
+        """A job as it is now; made anew when it has changed."""
+        stamp = stamp_of(job)
+        kept = self._views.get(job)
+        if kept is None or kept.stamp != stamp:
+            version, curve = self._curves.get(job, (-1, []))
+            if version != job.course.version:
+                curve = thinned_curve(job.course)
+                self._curves[job] = (job.course.version, curve)
+            kept = self._views[job] = job_view(job, curve=curve, stamp=stamp)
+        return kept
 
 
 class Shared:

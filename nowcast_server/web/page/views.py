@@ -98,27 +98,27 @@ class CourseView(View):
     events: list[Happening]
 
 
-def job_view(job: Job, *, curve: Sequence[tuple[int, float]]) -> JobView:
-    """A job now."""
+def job_view(job: Job, *, curve: Sequence[tuple[int, float]], stamp: tuple[int, int, str]) -> JobView:
+    """A job now; `stamp` is that of `stamp_of`."""
     status = job.status()
     step = max(status.progress.step if status.progress else 0, status.steps[-1] if status.steps else 0)
-    state = _state(job, status)
-    stamp = (job.course.version, job.snapshots, state)
-    return JobView(status=status, step=step, state=state, curve=list(curve), latency=job.course.latency(), stamp=stamp)
+    return JobView(status=status, step=step, state=stamp[2], curve=list(curve), latency=job.course.latency(), stamp=stamp)
 
 
-def _state(job: Job, status: JobStatus) -> str:
-    if status.finished:
+def stamp_of(job: Job) -> tuple[int, int, str]:
+    """What changes whenever something that is shown of a job does."""
+    return (job.course.version, job.snapshots, _state(job))
+
+
+def _state(job: Job) -> str:
+    if job.finished:
         return "finished"
     quiet_s = time.time() - job.seen_at
-    gaps = max(job.snapshots, 1)
-    if quiet_s > max(SILENT_S, SILENT_GAPS * (job.seen_at - job.created_at) / gaps):
+    if quiet_s > max(SILENT_S, SILENT_GAPS * (job.seen_at - job.created_at) / max(job.snapshots, 1)):
         return "silent"
-    if status.mode == "shadow":
+    if job.spec.mode == "shadow":
         return "shadow"
-    if status.progress is not None and status.progress.gain > 0:
-        return "gliding"
-    return "training"
+    return "gliding" if job.progress is not None and job.progress.gain > 0 else "training"
 
 
 def thinned_curve(course: Course) -> list[tuple[int, float]]:
