@@ -132,6 +132,10 @@ class Course:
         """The points from the `start`-th on, oldest first; the last may still be in the making."""
         return [_point(row) for row in self._rows(start)]
 
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss) of the points whose loss is known."""
+        return [(int(row[0]), row[2]) for row in self._rows(0) if not math.isnan(row[2])]
+
     def _rows(self, start: int) -> Iterator[tuple[float, ...]]:
         if self._points is not None:
             yield from self._points[start : self._count].tolist()

@@ -123,7 +123,7 @@ def _state(job: Job) -> str:
 
 def thinned_curve(course: Course) -> list[tuple[int, float]]:
     """The losses of a run, means over equal stretches, as the overview draws them."""
-    known = [(point.step, point.loss) for point in course.points() if point.loss is not None]
+    known = course.losses()
     size = max(1, math.ceil(len(known) / CURVE))
     pieces = [known[start : start + size] for start in range(0, len(known), size)]
     return [(piece[-1][0], sum(loss for _, loss in piece) / len(piece)) for piece in pieces]
