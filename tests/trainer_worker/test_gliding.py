@@ -298,7 +298,7 @@ def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.Log
         for _ in range(2 * INTERVAL):
             optimizer.step()
     assert nowcast.steps == FULL + INTERVAL
-    assert "training goes on without" in caplog.text
+    assert "training continues without" in caplog.text
 
 
 def test_a_parameter_that_cannot_be_forecast_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
