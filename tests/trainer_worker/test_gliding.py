@@ -284,7 +284,7 @@ def test_other_trained_parameters_are_noticed_and_told_once(change: str, caplog:
     assert endpoint.sent[contexts[0][0]].numel() == before.numel()
     assert ((flat(model) - before).abs() > 0).float().mean() > 0.9  # nowcast from then on
     assert used > 1
-    assert sum("other parameters are trained" in record.message for record in caplog.records) == 1
+    assert sum("the set of trained parameters changed" in record.message for record in caplog.records) == 1
 
 
 def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
