@@ -41,28 +41,30 @@ _running: Final[Any] = WeakIdKeyDictionary()
 
 
 class Nowcast:
-    """Streams snapshots of a model in training, and glides to where a forecast sees its weights going.
+    """Push a model's weights, during training, to where a forecast sees them heading.
 
+    ```python
     with Nowcast(model, optimizer, max_steps=10_000) as nowcast:  # server="http://…" for a shared one
         for batch in loader:  # the loop is unchanged
             loss(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
     print(nowcast.summary())
+    ```
 
-    At the end of each interval the trained weights are copied and sent in the background, and a forecast is asked for. What came of
-    the request before is added to the weights over the next interval, in equal parts, one after each optimizer step. Whatever goes
-    wrong with a server or a forecast, the nowcast is skipped and counted, and training goes on.
+    At the end of each interval the trained weights are copied, sent in the background, and a forecast is requested. The forecast
+    requested one interval ago is added to the weights in equal parts, one after each optimizer step of the next interval. If a
+    server or a forecast fails, the nowcast is skipped and counted, and training continues.
 
     In data-parallel training make one on every rank, with the same arguments: rank 0 talks to the server. A model that is split by
-    `fully_shard` (FSDP2) needs the `wiring` that was made before.
+    `fully_shard` (FSDP2) needs a `wiring` that was made before the split.
 
     Args:
-        model: what is trained; may be wrapped by `DistributedDataParallel`, `DataParallel` or `torch.compile`.
-        optimizer: that trains it, or a list of them, of which the last is stepped last. Its steps are counted.
-        max_steps: optimizer steps of the whole run; None if that is not known.
+        model: the model in training; may be wrapped by `DistributedDataParallel`, `DataParallel` or `torch.compile`.
+        optimizer: the optimizer that trains it, or a list in the order in which they step. The last one's steps are counted.
+        max_steps: optimizer steps of the whole run; None if unknown.
         interval: steps between snapshots; None for 1/200 of the run, or for one that grows with a run of unknown length.
-        mode: "glide"; "jump" for the published method; "shadow" to make and score forecasts and never use them.
-        forecaster: `linear`, `nino` (graph network), `wnn`, …, or in this process a file of weights; None for what does best in the
-            mode: `linear`, but `nino` for jumps.
+        mode: "glide"; "jump" for the published method; "shadow" to make and score forecasts without using them.
+        forecaster: `linear`, `nino` (graph network), `wnn`, …, or a file of weights for forecasts in this process; None for
+            `linear`, or `nino` if jumping.
         server: URL, `Server` (token, job id, dtype, …) or `Endpoint`; None for NOWCAST_SERVER, else to forecast in this process.
         push: how far forecasts push.
         wiring: the neural graph of the trained parameters; None to have `wire(model, example_inputs)` make it.
@@ -71,7 +73,7 @@ class Nowcast:
         process_group: the ranks that train this model together; None for all.
 
     Raises:
-        BadArgument: an argument that cannot work, by name; also when a server refuses the job as the run begins.
+        BadArgument: an argument cannot work, or a server rejects the job at the start.
     """
 
     def __init__(

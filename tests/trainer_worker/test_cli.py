@@ -125,7 +125,7 @@ def test_results_go_where_they_are_asked_to(job: Path) -> None:
     refused = call("train", job, "--copies", "nosuch://bucket/runs")
     assert refused.exit_code == 2
     assert [path for path in (job.parent / "runs").rglob("*") if path.is_file()] == []
-    assert "results cannot go to nosuch://bucket/runs" in refused.stderr
+    assert "results cannot be written to nosuch://bucket/runs" in refused.stderr
     try:
         load_task("fm-16")
     except DataMissing as missing:

@@ -404,7 +404,7 @@ def test_a_nowcast_is_entered_once(ended: str) -> None:
     nowcast = make(model, optimizer, ScriptedEndpoint(fail=fail))
     with pytest.raises(BadArgument) if refusal else nullcontext(), nowcast:
         step(model, optimizer, 0)
-    with pytest.raises(RuntimeError, match="make another"), nowcast:
+    with pytest.raises(RuntimeError, match="make a new one"), nowcast:
         pass
 
 

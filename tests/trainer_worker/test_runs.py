@@ -37,7 +37,7 @@ def test_the_run_that_began_last_has_the_job(start_server: Callable[..., ServerP
     with first.nowcast:
         first.train(FIRST + 1)
         with second.nowcast:
-            assert "another run has this job" in caplog.text
+            assert "another run used this job id" in caplog.text
             for _ in range(STEPS):  # in turns, so that each would spoil the other's history
                 second.train(1)
                 first.train(first.index < STEPS)

@@ -13,15 +13,17 @@ from trainer_worker.nowcast import Nowcast
 def nowcast(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], **options: Any) -> Nowcast:
     """Make a `Nowcast` of what `accelerator.prepare` gave, whose state goes with `accelerator.save_state` and `load_state`.
 
+    ```python
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     with nowcast(accelerator, model, optimizer, max_steps=10_000):
         for batch in loader: ...
+    ```
 
     Args:
         accelerator: of the run.
         model: prepared or not.
         optimizer: prepared or not; several as a list.
-        options: of `Nowcast`.
+        options: arguments of `Nowcast`.
 
     Raises:
         BadArgument: see `Nowcast`.

@@ -18,11 +18,13 @@ FILE: Final = "nowcast.pt"
 class NowcastCallback(TrainerCallback):
     """Nowcasts for a `Trainer`; saved with its checkpoints, and resumed with them.
 
-    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[NowcastCallback(forecaster="linear")])
+    ```python
+    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[NowcastCallback()])
     trainer.train()
+    ```
 
     Args:
-        options: of `Nowcast`; the run's length is the Trainer's own.
+        options: arguments of `Nowcast`; `max_steps` comes from the Trainer.
     """
 
     def __init__(self, **options: Any) -> None:

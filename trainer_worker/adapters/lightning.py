@@ -13,10 +13,12 @@ from trainer_worker.nowcast import Nowcast
 class NowcastCallback(Callback):
     """Nowcasts for a `Trainer`; saved with its checkpoints, and resumed with them.
 
-    trainer = Trainer(max_epochs=10, callbacks=[NowcastCallback(forecaster="linear")])
+    ```python
+    trainer = Trainer(max_epochs=10, callbacks=[NowcastCallback()])
+    ```
 
     Args:
-        options: of `Nowcast`; the run's length is the Trainer's own.
+        options: arguments of `Nowcast`; `max_steps` comes from the Trainer.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -91,7 +91,7 @@ def test_a_checkpoint_without_state_begins_anew(tmp_path: Path, caplog: pytest.L
     caplog.set_level(logging.WARNING)
     callback = NowcastCallback(**OPTIONS)
     trained(tmp_path, callback=callback, resume=True)
-    assert "forecasts begin anew at step 40" in caplog.text
+    assert "nowcasts start over at step 40" in caplog.text
     assert callback.nowcast is not None
     assert callback.nowcast.steps == STEPS - 40
 

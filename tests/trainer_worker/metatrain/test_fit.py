@@ -123,7 +123,7 @@ def test_a_share_of_the_start_is_kept(runs: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(half[name], (fitted[name] + tensor) / 2)
         assert torch.equal(all_of_it[name], tensor)
     assert not all(torch.equal(fitted[name], tensor) for name, tensor in start.items())
-    with pytest.raises(ValidationError, match="keep is a share of start"):
+    with pytest.raises(ValidationError, match="keep needs start"):
         config(runs, tmp_path, keep=0.5)
 
 

@@ -67,5 +67,5 @@ def test_a_small_file_is_read_back(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("place", ["nosuch://bucket/runs", "s4://x"])
 def test_a_store_that_nobody_knows(place: str) -> None:
     """The mistake would show only when the first checkpoint is written, or as a folder named s4:."""
-    with pytest.raises(StorageUnusable, match=r"cannot go to \w+://.*(?i:protocol)"):
+    with pytest.raises(StorageUnusable, match=r"cannot be written to \w+://.*(?i:protocol)"):
         resolve(place)

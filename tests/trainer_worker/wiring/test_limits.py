@@ -34,7 +34,7 @@ def test_a_guess_that_is_too_large_is_not_run() -> None:
     Attentive.largest = 0
     report = describe(Attentive(scale=128))
     assert Attentive.largest == 0
-    assert any("puts out" in remark for remark in report.remarks)
+    assert any("returns" in remark for remark in report.remarks)
     assert sum(block.size for block in report.wiring.blocks) == report.wiring.size  # by its shapes alone
 
 
