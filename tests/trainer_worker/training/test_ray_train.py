@@ -82,7 +82,7 @@ def test_two_workers_jump_over_http(compared: tuple[Path, Summary, str]) -> None
     assert jumping.nowcast is not None
     snapshots = jumping.nowcast["snapshots"]
     assert (snapshots["taken"], snapshots["dropped"]) == (40, 0)
-    assert snapshots["sent"] >= 39  # the last one is taken as the run ends
+    assert snapshots["sent"] >= 7 * 5  # those after the last jump are needed by none
     assert without_times(plain) != without_times(jumping)
     assert plain.evaluations[0].train_loss > plain.evaluations[-1].train_loss
     assert (folder / "server.log").read_text().count("nowcast tenant") == 7
