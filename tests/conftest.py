@@ -12,7 +12,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of small networks wait for each other on a busy machine
 hypothesis.settings.register_profile("any-machine", deadline=None)  # nothing is wrong with an example that takes long
 hypothesis.settings.load_profile("any-machine")
 sys.path.insert(0, str(Path(__file__).parent))
