@@ -31,7 +31,6 @@ print("training", flush=True)
 """
 ENDS = {
     "end": ("", 0),
-    "error": ("raise ValueError", 1),
     "interrupt": ("signal = __import__('signal'); __import__('os').kill(__import__('os').getpid(), signal.SIGINT)", -signal.SIGINT),
 }
 

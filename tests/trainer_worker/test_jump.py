@@ -90,7 +90,7 @@ def test_a_server_that_is_down_costs_jumps_alone() -> None:
 def test_it_needs_the_runs_length() -> None:
     """The schedule spans the run; with another length it is another schedule."""
     model = network()
-    with pytest.raises(BadArgument, match="how long") as caught:
+    with pytest.raises(BadArgument, match="pass the number of steps") as caught:
         make(model, adam(model), shifting(), mode="jump", max_steps=None)
     assert caught.value.argument == "max_steps"
     assert make(model, adam(model), shifting(), mode="jump", max_steps=10_000, interval=None).summary()["interval"] == 200
