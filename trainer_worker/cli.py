@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="nowcast",
     callback=command.with_version,
-    help="Train models on Ray while a nowcast server forecasts where their weights are heading.",
+    help="Train models with nowcasts, compare runs with and without, submit jobs, and fit forecasters.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -71,7 +71,7 @@ def train(
     resume: Resume = False,
     fresh: Fresh = False,
 ) -> None:
-    """Train the job of CONFIG, with nowcasts if it has a table `nowcast` or an option asks for them."""
+    """Train the job of CONFIG; with nowcasts if it has a [nowcast] table or an option asks for them."""
     settings = _load(config, options=locals())
     _run(settings, compared=False, resume=resume, fresh=fresh)
 
@@ -105,7 +105,7 @@ def report(
         Path | None, typer.Option(help="file to write; by default report.html in the folder, or here for several")
     ] = None,
 ) -> None:
-    """Write one HTML file on RUNS that answers: did it help, how much, at what cost, can I trust it."""
+    """Write one HTML file about RUNS: did it help, how much, at what cost, how certain is it."""
     from trainer_worker.comparison import page
     from trainer_worker.errors import CommandFailed
 
@@ -149,7 +149,7 @@ def doctor(
     max_steps: Annotated[int | None, typer.Option(help="of the run", min=1)] = None,
     inputs: Annotated[str | None, typer.Option(help="what forward takes, as for `nowcast wire`")] = None,
 ) -> None:
-    """Say whether nowcasts will work for a network and with a server, and what to do if not. The token is NOWCAST_TOKEN."""
+    """Check a network and a server before training, and say what to do. The token is read from NOWCAST_TOKEN."""
     import os
 
     if dtype not in ("float32", "float16", "bfloat16"):
@@ -174,7 +174,7 @@ def try_(
     *,
     seed: Annotated[int, typer.Option(help="of both runs")] = 0,
 ) -> None:
-    """Run SCRIPT twice, without and with nowcasts, and say what they saved. It has to tell its losses: nowcast.observe(loss)."""
+    """Run SCRIPT twice, without and with nowcasts, and say what they saved. It must pass its losses to nowcast.observe(loss)."""
     from trainer_worker.errors import CommandFailed
     from trainer_worker.trying import report, run
 

@@ -63,7 +63,7 @@ def submit(
     env: Annotated[list[str] | None, Option(help="NAME=VALUE for script and workers; may be repeated.", show_default=False)] = None,
     follow: Annotated[bool, Option("--follow", "-f", help="Print the log until the job ends, and exit with its status.")] = False,
 ) -> None:
-    """Send a training job to a Ray cluster. Its token is taken from NOWCAST_TOKEN."""
+    """Submit a training job to a Ray cluster. The server's token is read from NOWCAST_TOKEN."""
     from trainer_worker.cluster.packaging import Workers, parse_workers
 
     try:
