@@ -113,7 +113,7 @@ def test_each_job_is_forecast_by_the_checkpoint_it_names(make: Make) -> None:
             caller = Caller(client, service, dense(10, 20), f"job-{name}")
             assert caller.register(forecaster=name, context=5).status_code == 201
             caller.fill(10, 20, 30, 40, 50)
-            _, told[name] = read_forecasts(caller.nowcast(50, (1, 40)).content)
+            _, told[name] = read_forecasts(caller.nowcast(50, (1, 40), context=[10, 20, 30, 40, 50]).content)
             states = torch.stack([caller.values(step) for step in (10, 20, 30, 40, 50)])
             alone = load_forecaster("wnn" if name == "plain" else "nino", checkpoint=path)
             assert torch.equal(told[name], alone.forecast(caller.wiring, states, horizons=(1, 40)))

@@ -7,7 +7,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server_kit import Caller, Start, frames
 
-from nowcast_server import metrics
 from nowcast_server.logs import JsonLines, TextLines
 
 
@@ -48,18 +47,6 @@ def test_metrics_count_what_happened(caller: Caller) -> None:
     }
     assert {name: samples[name] for name in expected} == expected
     assert samples["nowcast_upload_bytes_total"] == pytest.approx(5 * len(frames(caller.values(10), step=10)), abs=60)
-
-
-def test_the_table_is_complete(caller: Caller) -> None:
-    """The documentation would list other metrics than there are."""
-    assert metrics.__doc__ is not None
-    documented = {line.split("`")[1] for line in metrics.__doc__.splitlines() if line.startswith("| `")}
-    exported = {
-        family.name + ("_total" if family.type == "counter" else "")
-        for family in text_string_to_metric_families(caller.client.get("/metrics").text)
-        if not family.name.endswith("_created")
-    }
-    assert exported == documented
 
 
 def test_apps_do_not_share_metrics(start: Start) -> None:

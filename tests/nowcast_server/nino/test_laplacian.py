@@ -265,7 +265,7 @@ def test_one_long_diagonal_cannot_hold_up_the_server(monkeypatch: pytest.MonkeyP
 
     with interruptible(count):
         assert not compute_features(wiring, count=8).any()
-    assert products < laplacian.WORK / (laplacian.PER_CLASS * 12_000) + 10
+    assert products < 1.1 * laplacian.WORK / (laplacian.PER_CLASS * 12_000)  # and some points between the products
     assert "multiplications" in caplog.text
 
 
