@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from trainer_worker.datasets import DATASETS, DataMissing, read
-from trainer_worker.training.local_cluster import start_local_cluster
 from trainer_worker.training.own_server import own_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,17 +59,11 @@ def test_lora_sends_what_it_trains() -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_ray_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ray_train(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A loop of one's own on Ray Train would get no nowcasts, or ranks that differ."""
-    import ray
-
     needs("diamonds")
     monkeypatch.setattr(sys, "argv", ["ray_train.py", "100"])
-    start_local_cluster(cpus=3)
-    try:
-        runpy.run_path(str(ROOT / "examples" / "ray_train.py"), run_name="__main__")
-    finally:
-        ray.shutdown()
+    runpy.run_path(str(ROOT / "examples" / "ray_train.py"), run_name="__main__")
     found = re.search(r"'used': (\d+)", capsys.readouterr().out)
     assert found
     assert int(found[1]) > 10

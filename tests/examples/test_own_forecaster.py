@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx2
@@ -25,8 +25,7 @@ class Still(Forecaster):
     name = "still"
     calls = 0
 
-    def predict(self, wiring: object, states: object, *, horizons: tuple[int, ...], node_pe: object) -> Tensor:
-        assert isinstance(states, tuple)
+    def predict(self, wiring: object, states: Sequence[Tensor], *, horizons: tuple[int, ...], node_pe: object) -> Tensor:
         Still.calls += 1
         return states[-1].float().repeat(len(horizons), 1)
 

@@ -457,9 +457,10 @@ def test_a_client_that_fetches_too_slowly(caplog: pytest.LogCaptureFixture) -> N
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await FramesResponse(forecasts, held=AsyncExitStack(), limit_s=lambda moved: 0.05 if moved < 50 else 60.0)(
-            scope, receive, send
+        response = FramesResponse(
+            forecasts, held=AsyncExitStack(), limit_s=lambda moved: 0.05 if moved < 50 else 60.0, sent=lambda _: None
         )
+        await response(scope, receive, send)
 
     async def send(message: Any) -> None:
         sent.append(message)
