@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-cluster lint docs bench metatrain lock clean
+.PHONY: help demo test test-browser test-cluster lint docs bench metatrain lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -15,6 +15,9 @@ demo: $(READY)  ## Fashion-MNIST on two Ray workers, without and with nowcasts: 
 
 test: $(READY)  ## Run every test but those on a cluster
 	$(BIN)/python -m pytest
+
+test-browser: $(READY)  ## The live page in Debian's chromium and chromium-driver, on a machine with little else to do
+	$(BIN)/python -m pytest -m browser
 
 test-cluster: $(READY)  ## Submitted jobs on a two-node Ray cluster that loses a node, and scaling with the load (minutes)
 	$(BIN)/python -m pytest -m cluster

@@ -72,7 +72,7 @@ class Embedder:
             word=self._graph.word,
             return_embedding=True,
         )
-        pooled = torch.zeros(len(sizes) + 1, edges.shape[1]).index_reduce_(0, self._owner, edges, "mean", include_self=False)
+        pooled = _means(edges, self._owner, count=len(sizes) + 1)
         return torch.cat([pooled, neurons.mean(0, keepdim=True)])
 
 
@@ -83,8 +83,13 @@ def _alike(features: Tensor, wiring: Wiring) -> Tensor:
     """
     sizes = torch.from_numpy(NeuronClasses.of(wiring).sizes)
     owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-    means = features.new_zeros(len(sizes), features.shape[1]).index_reduce_(0, owner, features, "mean", include_self=False)
-    return means[owner]
+    return _means(features, owner, count=len(sizes))[owner]
+
+
+def _means(values: Tensor, owner: Tensor, *, count: int) -> Tensor:
+    """Mean of the rows (n, k) of each owner: (count, k), 0 of those that own none."""
+    sums = values.new_zeros(count, values.shape[1]).index_add_(0, owner, values)
+    return sums / torch.bincount(owner, minlength=count).clamp_min(1).unsqueeze(1)
 
 
 @dataclass(frozen=True)
