@@ -9,7 +9,7 @@ import typer
 
 from protos import DISTRIBUTION
 
-_PART_OF: Final = {"grpc": "ray", "grpc_reflection": "ray"}
+_PART_OF: Final = {"fsspec": "ray", "grpc": "ray", "grpc_reflection": "ray", "pyarrow": "ray"}
 """Packages that come with an extra of another one."""
 
 

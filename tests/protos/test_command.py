@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+DEMO = Path(__file__).resolve().parents[2] / "deploy/demo.toml"
 COMMANDS = ("trainer_worker", "nowcast_server")
 
 
@@ -41,6 +43,7 @@ WITHOUT = "import sys; sys.modules[{missing!r}] = None; from {module}.cli import
         ("nowcast_server", ["nowcast-server", "serve-on-ray"], "grpc_reflection"),
         ("nowcast_server", ["nowcast-server", "run", "--port", "0"], "fastapi"),
         ("trainer_worker", ["nowcast", "submit", __file__], "ray"),
+        ("trainer_worker", ["nowcast", "compare", str(DEMO)], "pyarrow"),
     ],
 )
 def test_a_missing_extra_is_one_sentence(module: str, arguments: list[str], missing: str) -> None:
