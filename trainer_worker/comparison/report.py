@@ -37,8 +37,9 @@ def show(summary: Summary, console: Console) -> None:
     console.print(
         f"[dim]target: {summary.metric} {reached}{rule}; test figures at the step that is best on validation; medians over seeds[/]"
     )
+    shadow = summary.config.nowcast is not None and summary.config.nowcast.mode == "shadow"
     for arm in summary.arms:
-        if arm.skill:
+        if shadow and arm.skill:  # of a forecast that pushes only the direction counts
             worth = ", ".join(f"{name} {value:+.2f}" for name, value in arm.skill.items())
             console.print(f"[dim]{arm.arm}: skill of the forecasts (0: no change, 1: perfect): {worth}[/]")
     for figures in summary.figures:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from trainer_worker.comparison import report
 from trainer_worker.comparison.summary import Summary, smooth, summarise
-from trainer_worker.training.config import Config
+from trainer_worker.training.config import Config, NowcastTable
 from trainer_worker.training.records import Evaluation, RunRecord, Score, Scores
 
 
@@ -234,10 +234,12 @@ def test_the_table_says_what_forecasts_were_worth(tmp_path: Path) -> None:
     summary = summarise(config(tmp_path, seeds=(1, 2)), [*plain, *others], server=None, wall_s=1.0)
     assert [figures.skill for figures in summary.figures] == [{}, {}, *skills]
     assert summary.arms[1].skill == pytest.approx({"nino": 0.3, "linear": -0.3})
-    console = Console(file=io.StringIO(), width=150)
-    report.show(summary, console)
-    assert isinstance(console.file, io.StringIO)
-    assert "nino +0.30, linear -0.30" in console.file.getvalue()
+    for mode, shown in (("shadow", True), ("glide", False)):  # of a forecast that pushes only the direction counts
+        table = summary.config.model_copy(update={"nowcast": NowcastTable(mode=mode)})
+        console = Console(file=io.StringIO(), width=150)
+        report.show(summary.model_copy(update={"config": table}), console)
+        assert isinstance(console.file, io.StringIO)
+        assert ("nino +0.30, linear -0.30" in console.file.getvalue()) == shown
 
 
 def test_the_picture_shows_both_arms_and_the_jumps(tmp_path: Path) -> None:
