@@ -19,6 +19,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Where tests run in several processes, a file stays in one; all that need Ray are in one, which has one cluster."""
+    item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else str(item.path)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what needs Ray, which takes longest."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @dataclass(frozen=True)
 class ParityFixture:
     """One small network, five snapshots of it, and what the published code predicted (../shared/parity/README.md)."""
