@@ -1,27 +1,17 @@
-"""Turning an `nn.Module` into its wiring.
-
-A module is run once, on a copy and beside the training, and its neurons are followed from tensor to tensor. On request, named
-families (GPT-2, Llama, BERT, ViT and relatives) are read by their parameters' names instead, so that their graph is the published
-one.
-"""
+"""Turning an `nn.Module` into its wiring: it is run once, on a copy, and its neurons are followed from tensor to tensor."""
 
 import logging
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from protos.wiring import Wiring
-from trainer_worker.wiring.families import wire_family
-from trainer_worker.wiring.parameters import Listed, list_parameters
-from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport
-from trainer_worker.wiring.restrict import restrict
-from trainer_worker.wiring.show import draw, show
+from trainer_worker.wiring.parameters import list_parameters, restrict
+from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport, draw, show
 from trainer_worker.wiring.trace import trace
 
-__all__ = ["Layout", "Row", "WiringReport", "describe", "draw", "logged", "show", "wire"]
-
-Layout = Literal["traced", "published"]
+__all__ = ["Row", "WiringReport", "describe", "draw", "logged", "show", "wire"]
 
 POOR = 0.5
 """Coverage below which the log warns: a graph network then sees little of the network."""
@@ -29,14 +19,7 @@ POOR = 0.5
 logger = logging.getLogger(__name__)
 
 
-def wire(
-    model: nn.Module,
-    example_inputs: Any = None,
-    *,
-    parameters: Collection[str] | None = None,
-    heads: bool = True,
-    layout: Layout = "traced",
-) -> Wiring:
+def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None, heads: bool = True) -> Wiring:
     """Build the neural graph of a module: which neurons each parameter joins.
 
     The module is not changed, its random state neither; a module on the meta device will do, since only shapes count.
@@ -50,13 +33,11 @@ def wire(
             wiring's parameters are these in the order of `named_parameters()`. Those that are not real floating-point numbers
             (quantised, complex) are left out, with one line in the log.
         heads: tie query, key and value neurons by attention heads; False gives the naive graph of the ablation.
-        layout: "published" wires the named families exactly as the published code does, oddities included, for a published
-            checkpoint; "traced" traces them like any other module.
 
     Raises:
         BadWiring: there is nothing to wire, a name is unknown, or a parameter is lazy; `field` is its name.
     """
-    return logged(describe(model, example_inputs, parameters=parameters, heads=heads, layout=layout)).wiring
+    return logged(describe(model, example_inputs, parameters=parameters, heads=heads)).wiring
 
 
 def logged(report: WiringReport) -> WiringReport:
@@ -66,52 +47,17 @@ def logged(report: WiringReport) -> WiringReport:
 
 
 def describe(
-    model: nn.Module,
-    example_inputs: Any = None,
-    *,
-    parameters: Collection[str] | None = None,
-    heads: bool = True,
-    layout: Layout = "traced",
+    model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None, heads: bool = True
 ) -> WiringReport:
     """As `wire`, with an account of how each parameter was wired."""
     listed = list_parameters(model, parameters)
-    if listed.left_out:
-        logger.info("not wired and not forecast, as they are not real floating-point numbers: %s", _some(listed.left_out))
-    if layout == "published" and (report := _published(model, listed, heads=heads)):
-        return report
+    if out := listed.left_out:
+        some = ", ".join(out[:3]) + (f" and {len(out) - 3} more" if len(out) > 3 else "")
+        logger.info("not wired and not forecast, as they are not real floating-point numbers: %s", some)
     chosen = listed.chosen
     traced = trace(model, listed.whole, {parameter.name for parameter in chosen}, example_inputs, heads=heads)
     wiring = traced.wiring if len(chosen) == len(listed.whole) else restrict(traced.wiring, chosen)
     how = {item.name: traced.how.get(item.name, FALLBACK) if item.shape else SCALAR for item in chosen}
-    followed = {item.name: _followed(how[item.name], traced.placed.get(item.name, 1.0)) for item in chosen}
-    return WiringReport(
-        wiring,
-        type(model).__name__,
-        None,
-        how,
-        followed,
-        remarks=tuple(traced.remarks),
-        inputs=traced.inputs,
-        left_out=listed.left_out,
-    )
-
-
-def _followed(how: str, placed: float) -> float:
-    """The share of a parameter's weights whose place in the network is known."""
-    return {FALLBACK: 0.0, SCALAR: 1.0}.get(how, placed)
-
-
-def _published(model: nn.Module, listed: Listed, *, heads: bool) -> WiringReport | None:
-    """The report of a model of a named family, None for any other."""
-    found = wire_family(model, listed.whole, heads=heads)
-    if found is None:
-        return None
-    family, wiring = found
-    how = {parameter.name: "family" if parameter.shape else SCALAR for parameter in listed.chosen}
-    wiring = wiring if len(listed.chosen) == len(listed.whole) else restrict(wiring, listed.chosen)
-    return WiringReport(wiring, type(model).__name__, family, how, dict.fromkeys(how, 1.0), left_out=listed.left_out)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shares = {FALLBACK: 0.0, SCALAR: 1.0}
+    followed = {name: shares.get(way, traced.placed.get(name, 1.0)) for name, way in how.items()}
+    return WiringReport(wiring, type(model).__name__, how, followed, tuple(traced.remarks), traced.inputs, listed.left_out)

@@ -1,9 +1,16 @@
 """Where a wiring is drawn: neurons are numbered as they are asked for, blocks listed as they are drawn."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from protos.wiring import MAX_SLOTS, Block, EdgeType, Parameter, Wiring
+
+MAX_STRETCHES = 2**12
+"""Stretches of unseen weights beyond which they stay out of the wiring, and keep their last value in a forecast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +93,36 @@ class Canvas:
 
     def wiring(self) -> Wiring:
         return Wiring(self.parameters, max(1, self._neurons), tuple(self._blocks))
+
+
+def draw_alone(canvas: Canvas, parameters: Iterable[Parameter]) -> None:
+    """Draw each parameter by its shape alone: a matrix joins new inputs to new outputs; a module's vectors share its outputs."""
+    outputs: dict[str, Neurons] = {}
+    for parameter in parameters:
+        module, _, key = parameter.name.rpartition(".")
+        if len(parameter.shape) > 1:
+            outputs[module] = _matrix(canvas, parameter)
+            continue
+        shared = outputs.get(module)
+        if shared is None or shared.count != parameter.size:
+            shared = outputs[module] = canvas.neurons(parameter.size)
+        canvas.vector(parameter.name, shared, EdgeType.NORM if key == "weight" else EdgeType.OTHER)
+
+
+def draw_rest(canvas: Canvas, parameter: Parameter, seen: Tensor) -> None:
+    """Draw the weights of a parameter that were not seen at work when others were: each stretch of them as a vector."""
+    edges = torch.nn.functional.pad(~seen, (1, 1)).to(torch.int8).diff()
+    starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
+    if len(starts) <= MAX_STRETCHES:
+        for start, end in zip(starts, ends, strict=True):
+            canvas.vector(parameter.name, canvas.neurons(end - start), EdgeType.OTHER, offset=start)
+
+
+def _matrix(canvas: Canvas, parameter: Parameter) -> Neurons:
+    """New inputs to new outputs, of a parameter (out, in, *kernel)."""
+    rows, columns = parameter.shape[:2]
+    slots = math.prod(parameter.shape[2:])
+    sources, targets = canvas.neurons(columns), canvas.neurons(rows)
+    kind = EdgeType.CONVOLUTION if len(parameter.shape) > 2 else EdgeType.LINEAR
+    canvas.weights(parameter.name, sources, targets, kind, strides=(slots, columns * slots), slots=slots)
+    return targets

@@ -1,11 +1,17 @@
-"""How a module was wired, parameter by parameter."""
+"""How a module was wired, parameter by parameter: as a sentence, as a table on a terminal, and as a picture."""
 
 import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from protos.diagram import draw_svg
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FALLBACK, SCALAR = "fallback", "scalar"
 
@@ -16,7 +22,7 @@ class Row:
 
     Args:
         name, shape: the parameter's.
-        how: "family", "traced", "traced apart", "scalar" (in no block) or "fallback" (neurons of its own).
+        how: "traced", "traced apart", "scalar" (in no block) or "fallback" (neurons of its own).
         kinds: types of its edges.
         sources, targets: neuron ranges (first, last) over all its blocks; None for a scalar.
         blocks: how many blocks it takes.
@@ -32,10 +38,6 @@ class Row:
     blocks: int
     followed: float
 
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
 
 @dataclass(frozen=True)
 class WiringReport:
@@ -44,7 +46,6 @@ class WiringReport:
     Args:
         wiring: the result.
         model: the module's class.
-        family: the named family it was read as, None if it was traced.
         how, followed: for each parameter as in `Row`.
         remarks: what went wrong on the way, one sentence each.
         inputs: what the model was run with: "guessed inputs 2x3x32x32 float32"; None if it was not run as a whole.
@@ -53,7 +54,6 @@ class WiringReport:
 
     wiring: Wiring
     model: str
-    family: str | None
     how: dict[str, str]
     followed: dict[str, float]
     remarks: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class WiringReport:
     @property
     def coverage(self) -> float:
         """The share of all weights that are wired into the network, not by fallback."""
-        return sum(row.size * row.followed for row in self.rows) / max(1, self.wiring.size)
+        return sum(math.prod(row.shape) * row.followed for row in self.rows) / max(1, self.wiring.size)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -94,15 +94,13 @@ class WiringReport:
     @property
     def sentence(self) -> str:
         """The coverage, and how it was found, in one line for a log or summary."""
-        if self.family is not None:
-            how = f"read as {self.family}"
-        elif self.inputs is not None:
-            how = f"traced with {self.inputs}"
+        if self.inputs is not None:
+            how = f" (traced with {self.inputs})"
         else:
-            how = "the model could not be run as a whole; give example inputs"
+            how = " (the model could not be run as a whole; give example inputs)" if self.fallbacks or self.remarks else ""
         alone = self.fallbacks
         rest = f"; {len(alone)} parameters have neurons of their own, first {alone[0]!r}" if alone else ""
-        return f"{self.coverage:.1%} of {self.wiring.size:,} weights are wired into the network ({how}){rest}"
+        return f"{self.coverage:.1%} of {self.wiring.size:,} weights are wired into the network{how}{rest}"
 
     def summary(self) -> dict[str, object]:
         """The coverage, what was run with which inputs, and how many parameters have neurons of their own, JSON-able."""
@@ -118,5 +116,40 @@ class WiringReport:
         return dict(counts)
 
 
+def show(report: WiringReport, console: "Console") -> None:
+    """Print a table of the parameters, what is structure, and what could not be followed."""
+    from rich.table import Table
+
+    title = f"{report.model}: {report.wiring.size:,} weights, {report.wiring.neurons:,} neurons, {report.wiring.edges:,} edges"
+    table = Table(title=title, caption=f"{report.coverage:.1%} of the weights are wired into the network")
+    for heading in ("parameter", "shape", "how", "edges", "from neurons", "to neurons", "blocks"):
+        table.add_column(heading, justify="right" if heading == "blocks" else "left", overflow="fold")
+    for row in report.rows:
+        shape = "x".join(map(str, row.shape)) or "scalar"
+        kinds = ", ".join(kind.name.lower().replace("_", " ") for kind in row.kinds) or "-"
+        cells = (row.name, shape, row.how, kinds, _span(row.sources), _span(row.targets), str(row.blocks))
+        table.add_row(*cells, style="yellow" if row.how == FALLBACK else None)
+    console.print(table)
+    for kind, edges in report.structure.items():
+        console.print(f"{edges:,} {kind} edges without weights")
+    for remark in report.remarks:
+        console.print(remark, style="yellow", markup=False, highlight=False)
+
+
+def draw(report: WiringReport, path: Path) -> None:
+    """Draw the network's layers, repeats folded, and the matrix of which neurons are joined, as SVG.
+
+    Raises:
+        ValueError: the file's name ends otherwise.
+    """
+    if path.suffix.lower() != ".svg":
+        raise ValueError(f"{path}: the picture is SVG, which browsers and editors open: give a name that ends in .svg")
+    path.write_text(draw_svg(report.wiring, alone=True), encoding="utf-8")
+
+
 def _range(ends: list[tuple[int, int]]) -> tuple[int, int] | None:
     return (min(start for start, _ in ends), max(start + count for start, count in ends) - 1) if ends else None
+
+
+def _span(ends: tuple[int, int] | None) -> str:
+    return "-" if ends is None else str(ends[0]) if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"

@@ -1,4 +1,4 @@
-"""The whole way from a module to a forecast, against the published code: `wire`, then `forecast`."""
+"""Forecasts on the published graphs, against the published code's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from graphs import expand, match, published
-from published_networks import build
+from graphs import expand, published, published_wiring
 
 from nowcast_server.forecasters import load_forecaster
 from nowcast_server.nino.graph import to_graph
 from nowcast_server.nino.laplacian import laplacian_features
 from protos.wiring import EdgeType
-from trainer_worker.wiring import wire
 
 NETWORKS = ("mlp", "conv", "conv_bn", "gpt2", "llama", "bert")
 TOLERANCE = 1e-5
@@ -27,11 +25,10 @@ def test_forecasts_are_the_published_ones(
 ) -> None:
     """Whoever switches from the published code would get other weights loaded."""
     fixture = parity(network)
-    wiring = wire(build(fixture.meta), layout="published")
-    neurons = match(expand(wiring), published(fixture.arrays))
+    wiring = published_wiring(fixture.params, published(fixture.arrays))
     states = torch.from_numpy(fixture.arrays["states"])
     forecaster = load_forecaster(name, checkpoint=shared / "checkpoints" / f"{checkpoint}.pt")
-    forecasts = forecaster.forecast(wiring, states, fixture.horizons, fixture.arrays["node_pe"][neurons])
+    forecasts = forecaster.forecast(wiring, states, fixture.horizons, fixture.arrays["node_pe"])
     for horizon, ours in zip(fixture.horizons, forecasts, strict=True):
         theirs = torch.from_numpy(fixture.arrays[f"{checkpoint}_k{horizon}"])
         assert (ours - theirs).norm() <= TOLERANCE * (theirs - states[-1]).norm()
@@ -40,13 +37,14 @@ def test_forecasts_are_the_published_ones(
 @pytest.mark.parametrize("network", NETWORKS)
 def test_graphs_are_expanded_right(network: str, parity: Callable[[str], Any]) -> None:
     """`to_graph` would disagree with a plain loop over the blocks."""
-    wiring = wire(build(parity(network).meta), layout="published")
+    fixture = parity(network)
+    wiring = published_wiring(fixture.params, published(fixture.arrays))
     graph, plain = to_graph(wiring), expand(wiring)
     assert np.array_equal(graph.edge_index, plain.edge_index)
     assert np.array_equal(graph.edge_type, plain.edge_type)
     assert np.array_equal(graph.param_edge, plain.param_edge)
     assert np.array_equal(graph.param_slot, plain.param_slot)
-    words = int((graph.edge_type == EdgeType.WORD_EMBEDDING).any()) * parity(network).meta.get("vocab_size", 0)
+    words = int((graph.edge_type == EdgeType.WORD_EMBEDDING).any()) * fixture.meta.get("vocab_size", 0)
     assert sorted(graph.word.tolist()) == [0] * (wiring.neurons - words) + list(range(1, words + 1))
 
 
@@ -57,7 +55,6 @@ def test_features_are_the_published_ones_where_unique(network: str, simple: int,
     Up to their sign, and before the first repeated eigenvalue, of which ARPACK leaves out a copy in `llama`.
     """
     fixture = parity(network)
-    wiring = wire(build(fixture.meta), layout="published")
-    theirs = fixture.arrays["node_pe"][match(expand(wiring), published(fixture.arrays))]
-    cosines = (laplacian_features(wiring).T.numpy() @ theirs)[:simple, :simple]
+    wiring = published_wiring(fixture.params, published(fixture.arrays))
+    cosines = (laplacian_features(wiring).T.numpy() @ fixture.arrays["node_pe"])[:simple, :simple]
     assert np.allclose(np.abs(cosines), np.eye(simple), atol=1e-4)

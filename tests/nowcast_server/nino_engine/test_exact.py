@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from graphs import published, published_wiring
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import mlp_wiring, random_checkpoint, random_states
-from published_networks import build
 from wirings import compare, drawn_wiring, node_pe, relative_error, transformer_wiring
 
 from nowcast_server.nino.checkpoint import load_checkpoint
@@ -18,7 +18,6 @@ from nowcast_server.nino.engine import StreamingEngine
 from nowcast_server.nino.engine.placement import Placement
 from nowcast_server.nino.engine.plan import Sizes
 from nowcast_server.nino.reference import NinoReference
-from trainer_worker.wiring import wire
 
 TOLERANCE = 1e-5
 TINY = Sizes(panel=96, tile=40, sources=16, bundle=30, small=20)
@@ -114,7 +113,7 @@ def test_full_size_panels(*, graph: bool) -> None:
 def test_published_networks_cut_small(network: str, parity: Callable[[str], Any], shared: Path, tiny: None) -> None:
     """Published weights on published architectures would differ from the reference once blocks are cut into panels."""
     fixture = parity(network)
-    wiring, states = wire(build(fixture.meta), layout="published"), torch.from_numpy(fixture.arrays["states"])
+    wiring, states = published_wiring(fixture.params, published(fixture.arrays)), torch.from_numpy(fixture.arrays["states"])
     checkpoint = load_checkpoint(shared / "checkpoints" / "nino_no_posw.pt")
     assert compare(checkpoint, wiring, states, horizons=(1, 2, 5, 13, 40)) <= TOLERANCE
 
@@ -170,7 +169,7 @@ def test_snapshots_may_lie_anywhere() -> None:
 def test_bfloat16_is_as_near_as_documented(network: str, error: float, parity: Callable[[str], Any], shared: Path) -> None:
     """The optional narrow products would be further off than the documentation says, or secretly wide."""
     fixture = parity(network)
-    wiring, states = wire(build(fixture.meta), layout="published"), torch.from_numpy(fixture.arrays["states"])
+    wiring, states = published_wiring(fixture.params, published(fixture.arrays)), torch.from_numpy(fixture.arrays["states"])
     checkpoint = load_checkpoint(shared / "checkpoints" / "nino_no_posw.pt")
     exact, narrow = (
         StreamingEngine(checkpoint, precision=precision).forecast(wiring, states, horizons=(1, 40), node_pe=None)

@@ -1,11 +1,11 @@
 """Graphs edge by edge, and the one-to-one map of neurons between two of them (../shared/parity/README.md)."""
 
-import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from protos.wiring import STRUCTURE, Wiring
+from protos.wiring import STRUCTURE, Block, EdgeType, Parameter, Wiring
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,44 @@ def _structure(graph: Graph, names: np.ndarray) -> np.ndarray:
     return rows[:, np.lexsort(rows)]
 
 
-def digest(graph: Graph) -> str:
-    """A hash of the graph that does not depend on how its neurons are numbered.
+def published_wiring(params: Sequence[tuple[str, tuple[int, ...]]], graph: Graph) -> Wiring:
+    """The published graph itself as a wiring, in its own numbering: rows of edges, and rows upon rows, become blocks.
 
-    Neurons are renamed in the order in which the flat vector's weights meet them, those without (heads) by what they point to.
+    `params` are names and shapes in the order of the flat vector.
     """
-    names = np.full(graph.neurons, -1)
-    ends = graph.edge_index[:, graph.param_edge].T.ravel()
-    _, first = np.unique(ends, return_index=True)
-    met = ends[np.sort(first)]
-    names[met] = np.arange(len(met))
-    groups = sorted((group, node) for node, group in _groups(graph, names).items() if names[node] < 0)
-    names[[node for _, node in groups]] = len(met) + np.arange(len(groups))
-    weights = np.stack([*names[graph.edge_index[:, graph.param_edge]], graph.edge_type[graph.param_edge], graph.param_slot])
-    parts = (weights, _structure(graph, names))
-    return hashlib.sha256(b"".join(np.ascontiguousarray(part, dtype="<i8").tobytes() for part in parts)).hexdigest()
+    parameters = tuple(Parameter(name, shape) for name, shape in params)
+    blocks: list[Block] = []
+    start = 0
+    for number, parameter in enumerate(parameters):
+        edges, slots = (array[start : start + parameter.size] for array in (graph.param_edge, graph.param_slot))
+        first = np.flatnonzero(slots == 0)  # the weights of an edge lie side by side
+        count = np.bincount(edges)[edges[first]]
+        ends = np.stack([*graph.edge_index[:, edges[first]], graph.edge_type[edges[first]], first, count]).T.tolist()
+        rows = [
+            Block(kind, source, 1, target, 1, parameter=number, offset=at, slots=many, slot_stride=int(many > 1))
+            for source, target, kind, at, many in ends
+        ]
+        for side in ("source", "target", "source"):
+            rows = _stacked(rows, side)
+        blocks += rows
+        start += parameter.size
+    structure = (graph.edge_type >= 10) & (graph.edge_type != EdgeType.SELF_LOOP)
+    ends = np.stack([*graph.edge_index[:, structure], graph.edge_type[structure]]).T.tolist()
+    blocks += [Block(kind, source, 1, target, 1) for source, target, kind in ends]
+    return Wiring(parameters, graph.neurons, tuple(blocks))
+
+
+def _stacked(blocks: list[Block], side: str) -> list[Block]:
+    """Put blocks together whose sources (or targets) follow one upon the other, at one distance in the tensor."""
+    kept: list[Block] = []
+    for block in blocks:
+        if kept:
+            last = kept[-1]
+            start, count, stride = (getattr(last, name) for name in (side, f"{side}s", f"{side}_stride"))
+            step = stride if count > 1 else block.offset - last.offset
+            one = {side: start + count, f"{side}s": 1, f"{side}_stride": 0, "offset": last.offset + count * step}
+            if step > 0 and replace(last, **one) == block:
+                kept[-1] = replace(last, **{f"{side}s": count + 1, f"{side}_stride": step})
+                continue
+        kept.append(block)
+    return kept

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType, Parameter, Wiring
-from trainer_worker.wiring.canvas import Canvas, Neurons
-from trainer_worker.wiring.fallback import draw_alone, draw_rest
+from trainer_worker.wiring.canvas import Canvas, Neurons, draw_alone, draw_rest
 from trainer_worker.wiring.trace.labels import UNKNOWN, distinct
 from trainer_worker.wiring.trace.rectangles import MAX_PIECES, Piece, Weights
 from trainer_worker.wiring.trace.shadows import Pairing

@@ -1,4 +1,4 @@
-"""Equivariance of the named families: their symmetries map the graph onto itself and keep what the network computes."""
+"""Equivariance of transformers: their symmetries map the graph onto itself and keep what the network computes."""
 
 from typing import Any
 
@@ -20,27 +20,20 @@ from permutations import (
 from torch import Tensor, nn
 
 from protos.wiring import EdgeType, Wiring
-from trainer_worker.wiring import Layout, describe, wire
+from trainer_worker.wiring import describe, wire
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 20}
 TEXT = {"vocab_size": 19, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 
 
 def transformer(model: str, config: str, **sizes: Any) -> nn.Module:
-    """A Hugging Face model in double precision with weights everywhere.
-
-    But for the key biases of GPT-2 and BERT: no output depends on them, and the published graphs attach them to other neurons.
-    """
+    """A Hugging Face model in double precision with weights everywhere."""
     import transformers
 
     torch.manual_seed(0)
     net = getattr(transformers, model)(getattr(transformers, config)(**sizes)).eval().double()
-    for name, parameter in net.named_parameters():
+    for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-        if model.startswith("Bert") and name.endswith("key.bias"):
-            torch.nn.init.zeros_(parameter)
-        if name.endswith("c_attn.bias"):
-            torch.nn.init.zeros_(parameter.data[len(parameter) // 3 : 2 * len(parameter) // 3])
     return net
 
 
@@ -73,7 +66,7 @@ def vit() -> nn.Module:
 
 
 FAMILIES = {"gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen3": qwen3, "bert": bert, "roberta": roberta, "vit": vit}
-MLP = {"gpt2": "c_fc.weight", "llama": "up_proj.weight", "bert": "intermediate.dense.weight", "vit": "fc1.weight"}
+MLP = ("c_fc.weight", "up_proj.weight", "intermediate.dense.weight", "fc1.weight")
 
 
 def output(model: nn.Module) -> Tensor:
@@ -101,59 +94,48 @@ def layers_with_heads(wiring: Wiring) -> list[list[HeadNeurons]]:
     return layers
 
 
-@pytest.mark.parametrize("layout", ["published", "traced"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_mlp_neurons(name: str, layout: Layout) -> None:
+def test_mlp_neurons(name: str) -> None:
     """Permuting MLP neurons would change the forecast of a network that computes the same."""
     model = FAMILIES[name]()
-    report = describe(model, layout=layout)
-    assert (report.family is not None) == (layout == "published")
-    ending = next(ending for key, ending in MLP.items() if key == (report.family or key) and _has(model, ending))
-    for parameter in (label for label, _ in model.named_parameters() if label.endswith(ending)):
-        count = len(targets(report.wiring, parameter))
-        check(model, report.wiring, permutation(report.wiring, {parameter: np.random.default_rng(0).permutation(count)}))
+    wiring = wire(model)
+    for parameter in (label for label, _ in model.named_parameters() if label.endswith(MLP)):
+        count = len(targets(wiring, parameter))
+        check(model, wiring, permutation(wiring, {parameter: np.random.default_rng(0).permutation(count)}))
 
 
-def _has(model: nn.Module, ending: str) -> bool:
-    return any(label.endswith(ending) for label, _ in model.named_parameters())
-
-
-@pytest.mark.parametrize("layout", ["published", "traced"])
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "qwen3"])
-def test_heads_change_places(name: str, layout: Layout) -> None:
+def test_heads_change_places(name: str) -> None:
     """Swapping two heads would change the forecast of a network that computes the same."""
     model = FAMILIES[name]()
-    wiring = wire(model, layout=layout)
+    wiring = wire(model)
     for layer in layers_with_heads(wiring):
         check(model, wiring, swap_heads(wiring, layer[0], layer[2]))
 
 
-@pytest.mark.parametrize("layout", ["published", "traced"])
 @pytest.mark.parametrize("name", ["gpt2", "bert", "roberta", "vit"])
-def test_neurons_within_a_head(name: str, layout: Layout) -> None:
+def test_neurons_within_a_head(name: str) -> None:
     """Permuting a head's query neurons with its key neurons, or its value neurons, would change the forecast."""
     model = FAMILIES[name]()
-    wiring = wire(model, layout=layout)
+    wiring = wire(model)
     for layer in layers_with_heads(wiring):
         for group in range(len(layer[1].groups)):
             check(model, wiring, shuffle_head(wiring, layer[1], group))
 
 
-@pytest.mark.parametrize("layout", ["published", "traced"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
-def test_values_within_a_head(name: str, layout: Layout) -> None:
+def test_values_within_a_head(name: str) -> None:
     """Rotary positions tie a head's query neurons to their places; its value neurons stay free."""
     model = FAMILIES[name]()
-    wiring = wire(model, layout=layout)
+    wiring = wire(model)
     for layer in layers_with_heads(wiring):
         check(model, wiring, shuffle_head(wiring, layer[3], 1))
 
 
-@pytest.mark.parametrize("layout", ["published", "traced"])
-def test_heads_that_share_values(layout: Layout) -> None:
-    """Query heads of one group may change places, and their common values; only Llama's published graph cannot say so."""
+def test_heads_that_share_values() -> None:
+    """Query heads of one group may change places, and their common values."""
     model = mistral(shared=2)
-    wiring = wire(model, layout=layout)
+    wiring = wire(model)
     for layer in layers_with_heads(wiring):
         check(model, wiring, swap_heads(wiring, layer[2], layer[3]))
         check(model, wiring, shuffle_head(wiring, layer[0], 1))
@@ -173,11 +155,10 @@ def test_heads_do_not_mix() -> None:
         weight_order(wiring, swap_heads(wiring, mixed, second))
 
 
-@pytest.mark.parametrize("layout", ["published", "traced"])
-def test_naive_graph(layout: Layout) -> None:
+def test_naive_graph() -> None:
     """The ablation would not be one: no head neurons, no shared query and key neurons, every weight still wired."""
     model = llama(num_key_value_heads=2)
-    wiring = wire(model, heads=False, layout=layout)
+    wiring = wire(model, heads=False)
     kinds = {block.edge_type for block in wiring.blocks}
     assert EdgeType.HEAD not in kinds
     assert {EdgeType.QUERY, EdgeType.KEY, EdgeType.VALUE} <= kinds
@@ -189,44 +170,8 @@ def test_naive_graph(layout: Layout) -> None:
 
 
 def test_adapters_are_traced() -> None:
-    """A known model with foreign parameters in it would be read as if it had none."""
+    """A layer put into a known model would cut its neurons off."""
     model = gpt2()
     block = model.transformer.h[0].mlp
     block.c_fc = nn.Sequential(block.c_fc, nn.Linear(64, 64).double())
-    report = describe(model)
-    assert report.family is None
-    assert report.coverage == 1.0
-
-
-def test_nanogpt() -> None:
-    """Karpathy's GPT, whose names are GPT-2's and whose matrices are nn.Linear's, would be read the wrong way round."""
-
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.c_attn, self.c_proj, self.n_head = nn.Linear(8, 24), nn.Linear(8, 8), 2
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ln_1, self.attn, self.ln_2 = nn.LayerNorm(8), Attention(), nn.LayerNorm(8)
-            self.mlp = nn.ModuleDict({"c_fc": nn.Linear(8, 32), "c_proj": nn.Linear(32, 8)})
-
-    class GPT(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            parts = {
-                "wte": nn.Embedding(11, 8),
-                "wpe": nn.Embedding(5, 8),
-                "h": nn.ModuleList([Block(), Block()]),
-                "ln_f": nn.LayerNorm(8),
-            }
-            self.transformer = nn.ModuleDict(parts)
-            self.lm_head = nn.Linear(8, 11, bias=False)
-            self.lm_head.weight = self.transformer.wte.weight
-
-    report = describe(GPT(), layout="published")
-    assert report.family == "nanogpt"
-    fused = next(row for row in report.rows if row.name == "transformer.h.0.attn.c_attn.weight")
-    assert fused.kinds == (EdgeType.QUERY, EdgeType.KEY, EdgeType.VALUE)
-    assert report.structure == {"head": 32, "residual": 32}
+    assert describe(model).coverage == 1.0
