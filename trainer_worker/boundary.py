@@ -64,7 +64,7 @@ class Boundaries:
         interval: int | None,
         shadow: bool = False,
     ) -> None:
-        self._flat, self._pushed, self._forecasts, self._ranks = flat, pushed, forecasts, ranks
+        self._flat, self.pushed, self._forecasts, self._ranks = flat, pushed, forecasts, ranks
         self._push, self._journal, self._max_steps, self._shadow = push, journal, max_steps, shadow
         self._interval = interval or (max(1, max_steps // SHARE) if max_steps else None)
         self._next = self.interval_after(0)
@@ -82,24 +82,17 @@ class Boundaries:
         return self._interval or max(SHORTEST, step // GROWTH)
 
     def after_step(self) -> bool:
-        """Count a step and do what is due; whether an interval ended. Raises only what the ranks' own communication raises, and
-        `RanksDiffer`.
-        """
+        """Count a step and do what is due; whether an interval ended. Raises what the ranks' communication raises, nothing else."""
         self.step += 1
         if not self._compared:
             self._compare()
-        self._pushed.add()
+        self.pushed.add()
         if self.step < self._next:
             return False
         self._next = self.step + self.interval_after(self.step)
         self.hear_news()
         self._decide()
         return True
-
-    @property
-    def pushing(self) -> bool:
-        """Whether a push is under way."""
-        return self._pushed.active
 
     def begin_at(self, step: int) -> None:
         """Go on from a step with nothing in hand: other parameters are trained from now on."""
@@ -138,17 +131,17 @@ class Boundaries:
             return
         reason, displacement = self._ranks.share(reason, displacement, size=None if self._flat.sharded else self._flat.size)
         if reason:
-            self._pushed.clear()
+            self._end_push()
         else:
-            self._pushed.set(displacement, steps=self._next - self.step)
-        if self._forecasts is not None:
-            self._forecasts.pushing(None if reason else displacement)
-        self._gain = 0.0 if reason else self._push.gain_at(self.step, max_steps=self._max_steps)
+            self.pushed.set(displacement, steps=self._next - self.step)
+            self._gain = self._push.gain_at(self.step, max_steps=self._max_steps)
+            if self._forecasts is not None:
+                self._forecasts.pushing(displacement)
         waited_s = time.perf_counter() - start
         self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "glided", reason, detail, seconds=waited_s))
 
     def _end_push(self) -> None:
-        self._pushed.clear()
+        self.pushed.clear()
         self._gain = 0.0
         if self._forecasts is not None:
             self._forecasts.pushing(None)
@@ -170,7 +163,7 @@ class Boundaries:
         """Record when the server was lost or came back."""
         if self._forecasts is None:
             return
-        for outcome, error in self._forecasts.news():
+        for outcome, error in self._forecasts.sender.news():
             reason, detail = (reason_for(error), str(error)) if error is not None else ("", "")
             self._journal.add(Event(self.step, "server", outcome, reason, detail))
 
@@ -190,7 +183,7 @@ class Boundaries:
         except Exception as error:
             if not isinstance(error, NoRow):  # that happens where the server is slow
                 log.exception("a snapshot could not be taken")
-            self._forecasts.forget()  # a context with a gap would be taken for an even one
+            self._forecasts.sender.reset()  # a context with a gap would be taken for an even one
             self._journal.add(Event(self.step, "snapshot", "dropped", reason_for(error), str(error)))
         else:
             self._journal.tally.snapshots += 1
@@ -219,7 +212,7 @@ class Boundaries:
             "taken": self._taken,
             "asking": self._asking,
             "gain": self._gain,
-            "pushed": self._pushed.state_dict(),
+            "pushed": self.pushed.state_dict(),
             "snapshots": self._forecasts.state_dict() if self._forecasts else {},
         }
 
@@ -227,7 +220,7 @@ class Boundaries:
         """Go on from `state_dict()`. What was asked for then is asked again."""
         self.step, self._next, self._taken = int(state["step"]), int(state["next"]), int(state["taken"])
         self._asking, self._gain = bool(state["asking"]), float(state["gain"])
-        self._pushed.load_state_dict(state["pushed"])
+        self.pushed.load_state_dict(state["pushed"])
         self._compared = False
         if self._forecasts is not None and state["snapshots"]:
             self._forecasts.load_state_dict(state["snapshots"])

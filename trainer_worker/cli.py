@@ -144,7 +144,8 @@ def doctor(
     module: Annotated[str | None, typer.Argument(help="MODULE:CALLABLE that returns the network", show_default=False)] = None,
     *,
     server: Annotated[str | None, typer.Option(help="URL of a nowcast server", show_default="NOWCAST_SERVER, or none")] = None,
-    forecaster: Annotated[str, typer.Option(help="of the run")] = "linear",
+    mode: Annotated[str, typer.Option(help="of the run: glide, jump or shadow")] = "glide",
+    forecaster: Annotated[str | None, typer.Option(help="of the run", show_default="the mode's")] = None,
     dtype: Annotated[str, typer.Option(help="of snapshots: float32, float16 or bfloat16")] = "float32",
     max_steps: Annotated[int | None, typer.Option(help="of the run", min=1)] = None,
     inputs: Annotated[str | None, typer.Option(help="what forward takes, as for `nowcast wire`")] = None,
@@ -154,12 +155,14 @@ def doctor(
 
     if dtype not in ("float32", "float16", "bfloat16"):
         _fail(f"--dtype: {dtype!r} is not float32, float16 or bfloat16")
+    if mode not in ("glide", "jump", "shadow"):
+        _fail(f"--mode: {mode!r} is not glide, jump or shadow")
     server = server or os.environ.get("NOWCAST_SERVER", "").strip() or None
     if module is None and server is None:
         _fail("give MODULE:CALLABLE, --server URL, or both")
     from trainer_worker.doctor import Question, examine
 
-    question = Question(forecaster, dtype, max_steps)  # type: ignore[arg-type]  # checked above
+    question = Question(forecaster, mode, dtype, max_steps)  # type: ignore[arg-type]  # checked above
     findings = examine(module, server, question, token=os.environ.get("NOWCAST_TOKEN"), inputs=inputs)
     for finding in findings:
         typer.echo(f"{'ok     ' if finding.fine else 'PROBLEM'}  {finding.text}")

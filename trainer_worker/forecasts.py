@@ -2,14 +2,14 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from protos.errors import DeadlineExceeded, HistoryMissing
-from protos.messages import JobSpec, Progress, Skill
+from protos.messages import JobSpec, Progress
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.endpoints.sender import Request, Sender
@@ -22,8 +22,8 @@ GRACE_S: Final = 0.5
 
 
 class Forecasts:
-    """Takes snapshots, has them sent, asks for forecasts and makes them ready to be added. No method waits but `open` and `close`,
-    and `collect` where it is told to.
+    """Takes snapshots, has them sent, asks for forecasts and makes them ready to be added. No method waits but `open`, and
+    `collect` where it is told to.
 
     Args:
         flat: the trained parameters.
@@ -37,8 +37,8 @@ class Forecasts:
         self._flat, self._spec, self._push = flat, spec, push
         self._timeout_s = math.inf if endpoint.local else timeout_s
         self.waits = endpoint.local
-        self._sender = Sender(endpoint, spec, timeout_s=self._timeout_s)
-        self._buffers = SnapshotBuffers(flat, dtype=TORCH_DTYPES[spec.dtype], rows=spec.context + SPARE_ROWS)
+        self.sender = Sender(endpoint, spec, timeout_s=self._timeout_s)
+        self.buffers = SnapshotBuffers(flat, dtype=TORCH_DTYPES[spec.dtype], rows=spec.context + SPARE_ROWS)
         self._pushed: Tensor | None = None  # (n,) what is being added in this interval
         self._ended: Tensor | None = None  # (n,) what was added in the interval before
         self._resumed = False
@@ -52,11 +52,7 @@ class Forecasts:
         Raises:
             BadArgument: the server refuses the job, of a run that begins.
         """
-        self._sender.open(resumed=resumed or self._resumed)
-
-    def close(self, progress: Progress) -> None:
-        """Stop sending and tell the endpoint that the run has ended; returns within seconds."""
-        self._sender.stop(progress)
+        self.sender.open(resumed=resumed or self._resumed)
 
     def take(self, step: int) -> None:
         """Take a snapshot and have it sent.
@@ -64,7 +60,7 @@ class Forecasts:
         Raises:
             NoRow: earlier ones are still under way.
         """
-        self._sender.offer(self._buffers.take(step, in_use=self._sender.in_use()))
+        self.sender.offer(self.buffers.take(step, in_use=self.sender.in_use()))
 
     def ask(self, progress: Callable[[float | None], Progress], *, gain: float, horizon: int | None = None) -> Request:
         """Have a forecast made from the present context; returns at once.
@@ -74,7 +70,7 @@ class Forecasts:
             gain: of the push that is to come of it; 0 for all of the displacement.
             horizon: in intervals; None for the push's, or the one that suits the forecaster.
         """
-        context, pushed = self._sender.context, self._ended
+        context, pushed = self.sender.context, self._ended
         horizon = horizon or self._push.horizon
 
         def tell() -> Progress:
@@ -93,7 +89,7 @@ class Forecasts:
             missing = f"{self._spec.context - len(context)} of the context's snapshots could not be taken"
             request.finish(error=HistoryMissing(missing, field="context"))
         else:
-            self._sender.ask(request)
+            self.sender.ask(request)
         return request
 
     def collect(self, request: Request, *, wait: bool) -> Tensor:
@@ -108,7 +104,7 @@ class Forecasts:
         """
         patience_s = max(0.0, request.deadline.left_s + GRACE_S) if wait else 0.0
         if not request.done.wait(min(patience_s, threading.TIMEOUT_MAX)):
-            self._sender.give_up(request)
+            self.sender.give_up(request)
             raise DeadlineExceeded("the forecast was not there in time")
         if request.error is not None:
             raise request.error
@@ -119,37 +115,9 @@ class Forecasts:
         """Remember what is added in the interval that begins: how coherent it is shows at its end."""
         self._ended, self._pushed = self._pushed, displacement
 
-    def forget(self) -> None:
-        """Begin a new context: the weights have changed at once."""
-        self._sender.reset()
-
-    def news(self) -> Iterator[tuple[str, BaseException | None]]:
-        """When the server was lost or came back, since the last call."""
-        return self._sender.news()
-
-    @property
-    def sent(self) -> int:
-        """Snapshots the endpoint has taken."""
-        return self._sender.sent
-
-    @property
-    def copied_s(self) -> float:
-        """Seconds for which training copied snapshots."""
-        return self._buffers.copied_s
-
-    @property
-    def skill(self) -> Skill:
-        """Of the run's forecasts, as the endpoint told it at the end."""
-        return self._sender.skill
-
-    @property
-    def in_flight(self) -> int:
-        """Snapshots that have not arrived yet."""
-        return self._sender.in_flight
-
     def state_dict(self) -> dict[str, Any]:
         """The context, copied: `context` (context, n) and `steps` (context,), -1 where there is none; what is pushed, or zeros."""
-        context = self._sender.context
+        context = self.sender.context
         values = torch.zeros(self._spec.context, self._flat.size, dtype=TORCH_DTYPES[self._spec.dtype])
         steps = torch.full((self._spec.context,), -1)
         for index, snapshot in enumerate(context):
@@ -160,11 +128,11 @@ class Forecasts:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; the endpoint is made to forget what it holds, and gets these snapshots instead."""
         self._resumed = True
-        self._sender.reset()
+        self.sender.reset()
         for step, values in zip(state["steps"].tolist(), state["context"], strict=True):
             if step >= 0:
                 # in memory of its own: rows may still be read for an answer that nobody wants any more
-                self._sender.offer(Snapshot(step, values.to(TORCH_DTYPES[self._spec.dtype], copy=True)))
+                self.sender.offer(Snapshot(step, values.to(TORCH_DTYPES[self._spec.dtype], copy=True)))
         self._pushed = state["pushed"].clone() if bool(state["pushed"].any()) else None
         self._ended = None
-        self._sender.restart()
+        self.sender.restart()

@@ -39,19 +39,20 @@ class Jumps(Boundaries):
         if max_steps is None:
             raise BadArgument("max_steps", 'mode="jump" follows the paper\'s schedule over the whole run: pass the number of steps')
         super().__init__(*args, max_steps=max_steps, interval=interval or max(1, max_steps // JUMP_SHARE), **kwargs)
-        period = CONTEXT * self.interval_after(0)
-        self._horizons = paper_horizons(max_steps // period)
+        self._end = max_steps
+        self._period = CONTEXT * self.interval_after(0)
+        self._horizons = paper_horizons(max_steps // self._period)
 
     def _decide(self) -> None:
+        due = self.step + (CONTEXT - 1 - self._taken) * self.interval_after(self.step)
+        if due >= self._end:
+            return  # no jump is left to take a snapshot for
         self._take_snapshot()
-        if self._taken < CONTEXT:
-            return
-        period = self.step // (CONTEXT * self.interval_after(0)) - 1
-        if 0 <= period < len(self._horizons) and self._max_steps is not None and self.step < self._max_steps:
-            self._jump(self._horizons[period])
-        self._taken = 0
-        if self._forecasts is not None:
-            self._forecasts.forget()
+        if self.step == due:
+            self._jump(self._horizons[due // self._period - 1])
+            self._taken = 0
+            if self._forecasts is not None:
+                self._forecasts.sender.reset()
 
     def _jump(self, horizon: int) -> None:
         start = time.perf_counter()
@@ -61,7 +62,7 @@ class Jumps(Boundaries):
             displacement, reason, detail = self._collect(wait=True)
         reason, displacement = self._ranks.share(reason, displacement, size=None if self._flat.sharded else self._flat.size)
         if not reason:
-            self._pushed.displace(displacement)
+            self.pushed.displace(displacement)
         outcome, made = ("skipped", None) if reason else ("jumped", horizon)
         waited_s = time.perf_counter() - start
         self._journal.add(Event(self.step, "nowcast", outcome, reason, detail, horizon=made, seconds=waited_s))

@@ -197,7 +197,7 @@ class Nowcast:
             handle.remove()
         self._release()
         if self._forecasts is not None:
-            self._forecasts.close(self._boundaries.last_progress())
+            self._forecasts.sender.stop(self._boundaries.last_progress())
             self._boundaries.hear_news()
         if self._handles:
             self._tell_end()
@@ -248,12 +248,12 @@ class Nowcast:
     @property
     def pushing(self) -> bool:
         """Whether a push is under way."""
-        return self._boundaries.pushing
+        return self._boundaries.pushed.active
 
     @property
     def in_flight(self) -> int:
         """Snapshots taken that have not arrived yet; 0 on ranks that send none."""
-        return self._forecasts.in_flight if self._forecasts else 0
+        return self._forecasts.sender.in_flight if self._forecasts else 0
 
     def summary(self) -> dict[str, Any]:
         """Summarise the run so far, in values that JSON can hold: snapshots, nowcasts, reasons, skill, time."""
@@ -266,13 +266,13 @@ class Nowcast:
             "parameters": self._flat.size,
             "steps": self.steps,
             "interval": self._boundaries.interval_after(self.steps),
-            "snapshots": {"taken": tally.snapshots, "sent": forecasts.sent if forecasts else 0, "dropped": tally.dropped},
+            "snapshots": {"taken": tally.snapshots, "sent": forecasts.sender.sent if forecasts else 0, "dropped": tally.dropped},
             "nowcasts": {"used": tally.used, "skipped": tally.nowcasts["skipped"]},
             "reasons": dict(tally.reasons),
             "server": {"lost": tally.server["lost"], "back": tally.server["back"]},
-            "skill": forecasts.skill if forecasts else {},
+            "skill": forecasts.sender.skill if forecasts else {},
             "waited_s": tally.waited_s,
-            "copied_s": forecasts.copied_s if forecasts else 0.0,
+            "copied_s": forecasts.buffers.copied_s if forecasts else 0.0,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -313,7 +313,7 @@ class Nowcast:
         step, self._wiring = self.steps, None
         self._release()
         if self._forecasts is not None:
-            self._forecasts.close(self._boundaries.last_progress())
+            self._forecasts.sender.stop(self._boundaries.last_progress())
         try:
             self._begin()
         except Exception:  # whatever it is, training goes on

@@ -43,9 +43,16 @@ def test_a_network_that_works() -> None:
     done = call("doctored:build", "--max-steps", "2000")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "100.0% of 212 weights are wired" in done.stdout
-    assert "a snapshot is 0.000848 MB in float32" in done.stdout
-    assert "of 10 steps" in done.stdout
-    assert "linear takes" in done.stdout
+    assert "a snapshot of 0.000848 MB in float32 is sent every interval" in done.stdout
+    assert "intervals of 10 steps" in done.stdout
+    assert "linear (mode glide) takes" in done.stdout
+
+
+def test_the_forecaster_is_that_of_the_mode() -> None:
+    """A user who jumps would learn what another forecaster costs."""
+    *_, traffic, forecast = examine("doctored:build", None, Question(mode="jump", max_steps=2000), token=None, inputs=None)
+    assert "every 5 intervals; with intervals of 40 steps" in traffic.text
+    assert "nino (mode jump) takes" in forecast.text
 
 
 def test_a_network_that_is_not_understood() -> None:

@@ -89,7 +89,7 @@ def test_a_broken_forecast_is_skipped_with_its_reason(faulty: FaultyServer, faul
             step(model, optimizer, index)
             settle(nowcast)
         assert torch.equal(flat(model), plain(FIRST))
-        until(lambda: nowcast._forecasts is not None and nowcast._forecasts._sender._registered)  # if it was held to be gone
+        until(lambda: nowcast._forecasts is not None and nowcast._forecasts.sender._registered)  # if it was held to be gone
         for index in range(FIRST, STEPS):
             step(model, optimizer, index)
             settle(nowcast)
@@ -186,7 +186,7 @@ def test_a_server_that_refuses_a_resumed_job_does_not_end_the_run(faulty: Faulty
         for index in range(INTERVAL):
             step(model, optimizer, index)
         assert [(event.outcome, event.reason) for event in nowcast.events] == [("lost", fault)]
-        until(lambda: nowcast._forecasts is not None and nowcast._forecasts._sender._registered)
+        until(lambda: nowcast._forecasts is not None and nowcast._forecasts.sender._registered)
         for index in range(INTERVAL, STEPS):
             step(model, optimizer, index)
             settle(nowcast)

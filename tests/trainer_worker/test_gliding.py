@@ -79,6 +79,7 @@ def test_a_run_glides_as_by_hand() -> None:
         for index in range(STEPS):
             step(model, optimizer, index)
             torch.testing.assert_close(flat(model), seen[index], rtol=1e-4, atol=1e-5)
+        until(lambda: nowcast.in_flight == 0)
     assert sorted(endpoint.sent) == sorted(snapshots)
     assert endpoint.asked == [tuple(range(last - FULL + INTERVAL, last + 1, INTERVAL)) for last in range(FULL, STEPS - INTERVAL, 2)]
     assert nowcasts(nowcast) == [(at, "glided", "") for at in TAKEN_UP]

@@ -49,6 +49,7 @@ def test_predicted_weights_are_loaded_at_once_every_five_intervals() -> None:
     assert [(event.step, event.outcome, event.horizon) for event in nowcast.events] == [
         (period * FULL, "jumped", horizon) for period, horizon in enumerate(horizons, start=1)
     ]
+    assert max(endpoint.sent) == STEPS - FULL  # snapshots that no jump is left for are not sent
     assert endpoint.asked == [tuple(range(end - FULL + INTERVAL, end + 1, INTERVAL)) for end in range(FULL, STEPS, FULL)]
     assert endpoint.spec.mode == "jump"
 

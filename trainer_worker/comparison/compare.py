@@ -3,15 +3,16 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import httpx2
 from rich.console import Console
 
-from protos.messages import API
+from protos.errors import NowcastError
 from trainer_worker.comparison.summary import Summary, summarise
-from trainer_worker.endpoints.http_client import http_client
+from trainer_worker.endpoints.client import HttpEndpoint
+from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.names import job_id
 from trainer_worker.training.config import Config, NowcastTable
 from trainer_worker.training.progress import Display
@@ -120,10 +121,7 @@ def _info(server: str | None, *, token: str | None) -> dict[str, Any] | None:
     if server is None:
         return None
     try:
-        with http_client(server, token=token) as client:
-            answer = client.get(f"{API}/info", timeout=5.0)
-        return {"url": server, **answer.raise_for_status().json()}
-    except httpx2.HTTPStatusError as error:
-        return {"url": server, "unavailable": f"status {error.response.status_code}"}
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        with closing(HttpEndpoint(server, job="none", token=token)) as endpoint:
+            return {"url": server, **endpoint.info(deadline=Deadline(5.0)).model_dump(mode="json")}
+    except (NowcastError, httpx2.InvalidURL, OSError) as error:
         return {"url": server, "unavailable": str(error)}

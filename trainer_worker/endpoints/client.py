@@ -2,15 +2,18 @@
 
 import json
 import logging
+import socket
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import httpx2
 import stamina
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from protos.errors import BadForecast, BadFrame, Busy, DeadlineExceeded, NowcastError, Unavailable, UnknownJob, error_from_problem
@@ -20,15 +23,15 @@ from protos.messages import (
     DEADLINE_HEADER,
     RUN_HEADER,
     SESSION_HEADER,
+    Info,
     JobSpec,
     JobStatus,
     NowcastRequest,
     Progress,
     Skill,
 )
-from trainer_worker.endpoints.deadline import Deadline, bounded_by
-from trainer_worker.endpoints.http_client import http_client
-from trainer_worker.endpoints.strangers import not_a_status, stranger_error
+from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.http_client import http_client, stranger_error, stranger_success
 
 CONNECT_S: Final = 2.0
 LONGEST_S: Final = 86_400.0
@@ -43,13 +46,16 @@ logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 DTYPE_NAMES: Final = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 T = TypeVar("T")
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class HttpEndpoint:
     """One job on one server.
 
     Every call is safe to repeat, so a call that meets a connection refused or broken, or a server that asks to come again, is
-    repeated up to twice within its deadline. A server that is not there is told within `CONNECT_S`.
+    repeated up to twice within its deadline. A server that is not there is told within `CONNECT_S`. httpx gives each wait for a
+    socket its timeout anew, so that a server which sends a byte now and then could hold a call for as long as it likes: at the
+    deadline the connection is shut down.
 
     Args:
         url: of the server, `http://` or `https://`.
@@ -63,16 +69,14 @@ class HttpEndpoint:
         headers = {SESSION_HEADER: job, RUN_HEADER: uuid.uuid4().hex, "accept-encoding": "identity"}
         self._path = f"{API}/jobs/{job}"
         self._client = http_client(url, token=token, headers=headers)
+        self._socket: socket.socket | None = None
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
         """PUT the job, after a DELETE with `replace`; the steps the server holds of it."""
         if replace:
-            self._forget(deadline)
-        body = spec.model_dump_json().encode()
-        answer = self._call(
-            "PUT", self._path, deadline, content=lambda: body, media="application/json", read=_status_reader(deadline)
-        )
-        return tuple(answer.steps)
+            with suppress(UnknownJob):
+                self._call("DELETE", self._path, deadline, read=_read_short)
+        return tuple(self._call("PUT", self._path, deadline, read=_reader(JobStatus), message=spec).steps)
 
     def send(self, step: int, snapshot: Tensor, *, deadline: Deadline) -> None:
         """PUT a snapshot, framed as it is read from `snapshot`."""
@@ -83,37 +87,33 @@ class HttpEndpoint:
                 deadline.check(f"sending snapshot {step}")
                 yield frame  # type: ignore[misc]  # h11 and sockets take any buffer; httpx types it as bytes
 
-        length = str(framed_bytes(header))
-        self._call("PUT", f"{self._path}/snapshots/{step}", deadline, content=frames, media=MEDIA_TYPE, length=length)
+        headers = {"content-type": MEDIA_TYPE, "content-length": str(framed_bytes(header))}
+        self._call("PUT", f"{self._path}/snapshots/{step}", deadline, read=_read_short, content=frames, headers=headers)
 
     def forecast(
         self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
     ) -> None:
         """POST a nowcast; the stream that comes back is read into `out` as it arrives."""
         asked = NowcastRequest(context=list(context), horizons=list(horizons), progress=progress)
-        body = asked.model_dump_json(exclude_none=True).encode()
+        expected = Header("forecasts", "float32", tuple(out.shape), asked.step, horizons)
 
         def read(response: httpx2.Response) -> None:
-            expected = Header("forecasts", "float32", tuple(out.shape), asked.step, horizons)
-            _read_forecasts(response, expected, out, deadline)
+            _read_forecasts(response, expected, out)
 
-        path = f"{self._path}/nowcasts"
-        self._call("POST", path, deadline, content=lambda: body, media="application/json", read=read)
+        self._call("POST", f"{self._path}/nowcasts", deadline, read=read, message=asked)
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
         """POST the end of the run."""
-        body = progress.model_dump_json(exclude_none=True).encode()
-        path, read = f"{self._path}/finish", _status_reader(deadline)
-        answer = self._call("POST", path, deadline, content=lambda: body, media="application/json", read=read)
-        return answer.skill  # type: ignore[no-any-return]
+        return self._call("POST", f"{self._path}/finish", deadline, read=_reader(JobStatus), message=progress).skill
+
+    def info(self, *, deadline: Deadline) -> Info:
+        """GET what the server says of itself."""
+        return self._call("GET", f"{API}/info", deadline, read=_reader(Info))
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; a call under way fails at once."""
+        self._cut()
         self._client.close()
-
-    def _forget(self, deadline: Deadline) -> None:
-        with suppress(UnknownJob):
-            self._call("DELETE", self._path, deadline)
 
     def _call(
         self,
@@ -121,14 +121,15 @@ class HttpEndpoint:
         path: str,
         deadline: Deadline,
         *,
+        read: Callable[[httpx2.Response], T],
+        message: BaseModel | None = None,
         content: Callable[[], Any] | None = None,
-        media: str | None = None,
-        length: str | None = None,
-        read: Callable[[httpx2.Response], Any] | None = None,
-    ) -> Any:
-        """Call, again if that may help; the answer as `read` gives it, by default as bytes."""
-        headers = {name: value for name, value in (("content-type", media), ("content-length", length)) if value is not None}
-        read = read or (lambda response: _read_short(response, deadline))
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> T:
+        """Call, again if that may help; the answer as `read` gives it."""
+        if message is not None:
+            body = message.model_dump_json(exclude_none=True).encode()
+            content, headers = (lambda: body), {"content-type": "application/json"}
         for attempt in stamina.retry_context(
             on=lambda error: _again(error, deadline),
             attempts=ATTEMPTS,
@@ -136,7 +137,7 @@ class HttpEndpoint:
             wait_initial=FIRST_WAIT_S,
             wait_jitter=0,  # jitter would draw from the process's random state, which is the training's
         ):
-            with attempt, bounded_by(deadline), _transport_errors(f"{method} {path}"):
+            with attempt, _transport_errors(f"{method} {path}", deadline), deadline.cutting(self._cut):
                 left_s = min(deadline.check(f"{method} {path}"), LONGEST_S)
                 with self._client.stream(
                     method,
@@ -144,11 +145,25 @@ class HttpEndpoint:
                     content=content() if content else None,
                     headers={**headers, DEADLINE_HEADER: f"{left_s:.3f}"},
                     timeout=httpx2.Timeout(left_s, connect=min(CONNECT_S, left_s)),
+                    extensions={"trace": lambda event, info: self._trace(event, info, deadline)},
                 ) as response:
                     if not response.is_success:
-                        raise _error_of(response, _read_short(response, deadline))
+                        raise _error_of(response)
                     return read(response)
         raise AssertionError("unreachable")
+
+    def _trace(self, event: str, info: Mapping[str, Any], deadline: Deadline) -> None:
+        """Remember the connection; calls come one after the other, so there is one."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+            if deadline.left_s <= 0:
+                self._cut()
+
+    def _cut(self) -> None:
+        """Shut the connection down, which ends a wait for it in another thread."""
+        if self._socket is not None:
+            with suppress(OSError):  # it is closed already
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # an SSLSocket's own also changes its state
 
 
 def _again(error: Exception, deadline: Deadline) -> bool | float:
@@ -162,46 +177,44 @@ def _again(error: Exception, deadline: Deadline) -> bool | float:
 
 
 @contextmanager
-def _transport_errors(call: str) -> Iterator[None]:
+def _transport_errors(call: str, deadline: Deadline) -> Iterator[None]:
     """Exceptions of httpx as the protocol's."""
     try:
         yield
-    except httpx2.ConnectTimeout as error:
-        raise Unavailable(f"{call}: the server does not take connections") from error
-    except httpx2.ConnectError as error:
-        detail = f"{call}: no server answers at this address ({error or type(error).__name__}); `nowcast-server run` starts one"
-        raise Unavailable(detail) from error
-    except httpx2.TimeoutException as error:
-        raise DeadlineExceeded(f"{call} took longer than it may") from error
-    except (httpx2.HTTPError, httpx2.StreamError) as error:
-        raise Unavailable(f"{call}: {error or type(error).__name__}") from error
-    except RuntimeError as error:  # httpx, when it is closed from another thread
-        raise Unavailable(f"{call}: {error}") from error
+    except (httpx2.HTTPError, httpx2.StreamError, RuntimeError) as error:  # RuntimeError: closed from another thread
+        if isinstance(error, httpx2.ConnectTimeout):
+            raise Unavailable(f"{call}: the server does not take connections") from error
+        if deadline.left_s <= 0 or isinstance(error, httpx2.TimeoutException):
+            raise DeadlineExceeded(f"{call} took longer than it may") from error
+        told = str(error) or type(error).__name__
+        if isinstance(error, httpx2.ConnectError):
+            told = f"no server answers at this address ({told}); `nowcast-server run` starts one"
+        raise Unavailable(f"{call}: {told}") from error
 
 
-def _read_short(response: httpx2.Response, deadline: Deadline) -> bytes:
+def _read_short(response: httpx2.Response) -> bytes:
     body = bytearray()
     for piece in response.iter_raw():
-        deadline.check("reading the answer")
         body += piece
         if len(body) > MAX_ANSWER_BYTES:
             raise NowcastError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
     return bytes(body)
 
 
-def _status_reader(deadline: Deadline) -> Callable[[httpx2.Response], JobStatus]:
-    def read(response: httpx2.Response) -> JobStatus:
-        body = _read_short(response, deadline)
+def _reader(kind: type[Answer]) -> Callable[[httpx2.Response], Answer]:
+    """Reads an answer of one kind."""
+
+    def read(response: httpx2.Response) -> Answer:
+        body = _read_short(response)
         try:
-            return JobStatus.model_validate_json(body)
+            return kind.model_validate_json(body)
         except ValueError as error:
-            media = response.headers.get("content-type", "")
-            raise not_a_status(body, media=media, url=str(response.request.url)) from error
+            raise stranger_success(response, body) from error
 
     return read
 
 
-def _read_forecasts(response: httpx2.Response, expected: Header, out: Tensor, deadline: Deadline) -> None:
+def _read_forecasts(response: httpx2.Response, expected: Header, out: Tensor) -> None:
     def allocate(header: Header) -> memoryview:
         known = header if expected.horizons else replace(header, horizons=())  # none asked for: the forecaster's own
         if known != expected:
@@ -211,14 +224,14 @@ def _read_forecasts(response: httpx2.Response, expected: Header, out: Tensor, de
     reader = FrameReader(allocate)
     try:
         for piece in response.iter_raw():
-            deadline.check("reading the forecasts")
             reader.feed(piece)
         reader.close()
     except BadFrame as error:
         raise BadForecast(f"the forecasts cannot be read: {error.detail}", field=error.field) from error
 
 
-def _error_of(response: httpx2.Response, body: bytes) -> NowcastError:
+def _error_of(response: httpx2.Response) -> NowcastError:
+    body = _read_short(response)
     try:
         problem = json.loads(body)
     except ValueError:
@@ -226,7 +239,7 @@ def _error_of(response: httpx2.Response, body: bytes) -> NowcastError:
     waits = _retry_after(response.headers)
     if isinstance(problem, dict) and "code" in problem:
         return error_from_problem({**waits, **problem})
-    error = stranger_error(response.status_code, response.headers, url=str(response.request.url))
+    error = stranger_error(response)
     error.extra |= waits
     return error
 

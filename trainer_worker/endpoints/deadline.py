@@ -1,10 +1,9 @@
-"""Deadlines."""
+"""Deadlines, which cut off what still waits when they pass."""
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Final
 
 from protos.errors import DeadlineExceeded
 
@@ -18,6 +17,8 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self._at = time.monotonic() + seconds
+        self._cut: Callable[[], None] | None = None
+        self._changing = threading.Lock()
 
     @property
     def left_s(self) -> float:
@@ -35,24 +36,23 @@ class Deadline:
             raise DeadlineExceeded(f"{what} took longer than it may")
         return left_s
 
+    def expire(self) -> None:
+        """Let it pass now: nobody waits any more. May be called from any thread."""
+        with self._changing:
+            self._at = min(self._at, time.monotonic())
+            if self._cut is not None:
+                self._cut()
 
-_CURRENT: Final[ContextVar[Deadline | None]] = ContextVar("deadline", default=None)
-
-
-@contextmanager
-def bounded_by(deadline: Deadline) -> Iterator[None]:
-    """Whatever waits for a socket within has until the deadline; see `left`."""
-    token = _CURRENT.set(deadline)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
-
-
-def left(timeout_s: float | None) -> float | None:
-    """What is left of a timeout under the deadline of `bounded_by`; 0 once that has passed. None: there is no end."""
-    deadline = _CURRENT.get()
-    if deadline is None:
-        return timeout_s
-    left_s = max(0.0, deadline.left_s)
-    return left_s if timeout_s is None else min(timeout_s, left_s)
+    @contextmanager
+    def cutting(self, cut: Callable[[], None]) -> Iterator[None]:
+        """Have `cut` called by another thread if the deadline passes within."""
+        self._cut = cut
+        timer = threading.Timer(max(0.0, min(self.left_s, threading.TIMEOUT_MAX)), self.expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            with self._changing:
+                self._cut = None

@@ -1,19 +1,27 @@
-"""The HTTP client for a nowcast server: token, certificates, proxy."""
+"""The HTTP client for a nowcast server: token, certificates, proxy; and what answers mean that are no nowcast server's."""
 
 import os
-import socket
 import ssl
-import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_address
 from types import MappingProxyType
-from typing import Any
+from typing import Final
 
-import httpcore2
 import httpx2
 
-from trainer_worker.endpoints.deadline import left
+from protos.errors import BadRequest, MethodNotAllowed, NotFound, NowcastError, TooLarge, Unauthorized, Unavailable
 from trainer_worker.errors import BadArgument
+
+_LOGIN: Final = (Unauthorized, "{url} asks for a login that is no nowcast server's (status {status}): a proxy stands before it")
+_MEANINGS: Final[dict[int, tuple[type[NowcastError], str]]] = {
+    401: _LOGIN,
+    403: _LOGIN,
+    404: (NotFound, "{url} is not there: is this a nowcast server, and is a path before /v1 missing?"),
+    405: (MethodNotAllowed, "{url} does not take this call: another service, not a nowcast server"),
+    407: (Unauthorized, "the proxy asks for a login: put it into HTTPS_PROXY as http://USER:PASSWORD@HOST"),
+    413: (TooLarge, "a proxy before {url} takes no body of this size: raise its limit (nginx: client_max_body_size)"),
+}
+"""Of an answer that is not of the protocol, by status."""
 
 
 def http_client(url: str, *, token: str | None, headers: Mapping[str, str] = MappingProxyType({})) -> httpx2.Client:
@@ -34,17 +42,12 @@ def http_client(url: str, *, token: str | None, headers: Mapping[str, str] = Map
         raise BadArgument("token", "has a character that no token has")
     given = {**headers, "authorization": f"Bearer {token}"} if token else dict(headers)
     try:
-        client = httpx2.Client(base_url=url, headers=given, verify=_verification(), trust_env=trusts_environment(url))
+        return httpx2.Client(base_url=url, headers=given, verify=_verification(), trust_env=trusts_environment(url))
     except ImportError as error:
         detail = "the environment names a SOCKS proxy (ALL_PROXY): pip install 'httpx2[socks]', or unset it"
         raise BadArgument("server", detail) from error
     except ValueError as error:
         raise BadArgument("server", f"a proxy of the environment (ALL_PROXY, HTTPS_PROXY) cannot be used: {error}") from error
-    for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 -- httpx has no option for it
-        if isinstance(transport, httpx2.HTTPTransport):
-            pool = transport._pool  # noqa: SLF001
-            pool._network_backend = _Backend(pool._network_backend)  # noqa: SLF001
-    return client
 
 
 def trusts_environment(url: str) -> bool:
@@ -69,112 +72,21 @@ def _verification() -> ssl.SSLContext | bool:
     return context
 
 
-class _Backend(httpcore2.NetworkBackend):
-    """Sockets whose waits together end at the deadline of `bounded_by`.
-
-    httpx gives each wait its timeout anew: a server that sends a byte now and then, or one `100 Continue` after the other, holds a
-    call for as long as it likes.
-    """
-
-    def __init__(self, inner: httpcore2.NetworkBackend) -> None:
-        self._inner = inner
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.NetworkStream:
-        """Connect to one address of the host after the other."""
-        error: Exception = httpcore2.ConnectError(f"{host} has no address")
-        for address in _addresses(host, port, left(timeout)):
-            try:
-                stream = self._inner.connect_tcp(address, port, _some(left(timeout)), local_address, socket_options)
-                return _Stream(stream)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as failed:
-                error = failed
-        raise error
-
-    def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None
-    ) -> httpcore2.NetworkStream:
-        return _Stream(self._inner.connect_unix_socket(path, _some(left(timeout)), socket_options))
-
-    def sleep(self, seconds: float) -> None:
-        self._inner.sleep(left(seconds) or 0.0)
+def stranger_error(response: httpx2.Response) -> NowcastError:
+    """Name what a failure means that is not of the protocol: a proxy's, a login page's, another service's."""
+    status, url = response.status_code, str(response.request.url)
+    if status >= 500:
+        return Unavailable(f"{url} answers {status}; a proxy that does not reach its server?")
+    if 300 <= status < 400:
+        place = response.headers.get("location", "another address")
+        return BadRequest(f"{url} redirects to {place} (status {status}): give that server's address", field="server")
+    kind, meaning = _MEANINGS.get(status, (BadRequest, "{url} answers {status}, as no nowcast server does"))
+    return kind(meaning.format(url=url, status=status), field="server")
 
 
-class _Stream(httpcore2.NetworkStream):
-    """A connection of `_Backend`."""
-
-    def __init__(self, inner: httpcore2.NetworkStream) -> None:
-        self._inner = inner
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Raises ReadTimeout at the deadline."""
-        left_s = left(timeout)
-        if left_s == 0:
-            raise httpcore2.ReadTimeout("the deadline passed")
-        return self._inner.read(max_bytes, left_s)
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Raises WriteTimeout at the deadline, whatever the other side takes meanwhile."""
-        connection: socket.socket = self._inner.get_extra_info("socket")
-        view = memoryview(buffer).cast("B")
-        try:
-            while view:
-                left_s = left(timeout)
-                if left_s == 0:
-                    raise httpcore2.WriteTimeout("the deadline passed")
-                connection.settimeout(left_s)
-                view = view[connection.send(view) :]
-        except TimeoutError as error:
-            raise httpcore2.WriteTimeout(str(error)) from error
-        except OSError as error:
-            raise httpcore2.WriteError(str(error)) from error
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore2.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _some(left(timeout))))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
-
-
-def _some(timeout_s: float | None) -> float | None:
-    """A timeout that is one: 0 would mean not to wait at all, with another error."""
-    return None if timeout_s is None else max(timeout_s, 0.001)
-
-
-def _addresses(host: str, port: int, timeout_s: float | None) -> list[str]:
-    """The addresses of a host. The system's resolver knows no timeout, so it is asked in a thread of its own.
-
-    Raises:
-        httpcore2.ConnectTimeout, httpcore2.ConnectError: it does not answer in time, or knows none.
-    """
-    try:
-        return [str(ip_address(host))]
-    except ValueError:
-        found: list[str] = []
-        failed: list[OSError] = []
-
-    def ask() -> None:
-        try:
-            found.extend(dict.fromkeys(str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-        except OSError as error:
-            failed.append(error)
-
-    asking = threading.Thread(target=ask, name="resolve", daemon=True)
-    asking.start()
-    asking.join(timeout_s)
-    if asking.is_alive():
-        raise httpcore2.ConnectTimeout(f"no address for {host!r} in time")
-    if failed:
-        raise httpcore2.ConnectError(str(failed[0])) from failed[0]
-    return found
+def stranger_success(response: httpx2.Response, body: bytes) -> NowcastError:
+    """Name an answer of success that is none of a nowcast server's."""
+    url = response.request.url
+    if "html" in response.headers.get("content-type", "") or body.lstrip()[:1] == b"<":
+        return BadRequest(f"{url} answers with a web page, perhaps a login: give the nowcast server's own address", field="server")
+    return BadRequest(f"{url} does not answer as a nowcast server does", field="server")

@@ -1,8 +1,8 @@
 """The background thread that sends snapshots and requests to an endpoint.
 
 It works towards a state rather than through a queue: the job is registered, the endpoint holds every snapshot of the context, and
-the request that waits is answered. Whatever fails, a server restarted, a snapshot lost, the next round sets
-right in the same way, so first registration, recovery and resuming share one path.
+the request that waits is answered. Whatever fails, a server restarted, a snapshot lost, the next round sets right in the same way,
+so first registration, recovery and resuming share one path.
 """
 
 import logging
@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -45,7 +45,6 @@ LONGEST_PAUSE_S: Final = 5.0
 LONGEST_RETRY_AFTER_S: Final = 60.0
 REPAIRS: Final = 3
 """How often one context is registered or sent anew before its nowcast is given up."""
-Work = Callable[[], None]
 
 
 @dataclass(eq=False)
@@ -115,41 +114,28 @@ class Sender:
     # called by the training thread
 
     def open(self, *, resumed: bool) -> None:
-        """Register the job, waiting `OPEN_S` at most, and start the thread. A server that is down is left to the thread.
+        """Start the thread, and wait `OPEN_S` at most until the job is registered; what the endpoint held of it is forgotten.
 
         Args:
-            resumed: the server may hold snapshots of steps that are going to be taken again; it has to forget them. One that
-                refuses the job now, being full or having other tokens, is left to the thread as well.
+            resumed: the run goes on whatever the endpoint says.
 
         Raises:
             BadArgument: the server is there and refuses the job of a run that begins.
         """
-        deadline = Deadline(min(self._timeout_s, OPEN_S))
         self._replace = True
-        try:
-            steps = self._take(replace=resumed, deadline=deadline)
-            if steps and not resumed:
-                log.warning("the server has %d snapshots of this job from an earlier run; they are deleted", len(steps))
-                self._endpoint.register(self._spec, replace=True, deadline=deadline)
-        except NowcastError as error:
-            if not resumed and not _passes(error):
-                detail = f"the server rejected the job ({error.code}): {error.detail}"
-                if error.field == "authorization":
-                    raise BadArgument("token", f"{detail}; give Server(url, token=...) or NOWCAST_TOKEN") from error
-                raise BadArgument(error.field or "server", detail) from error
-            self._pause(error)
-        else:
-            self._registered, self._replace = True, False
         self._thread = threading.Thread(target=self._work, name="nowcast-sender", daemon=True)
         self._thread.start()
-
-    def _take(self, *, replace: bool, deadline: Deadline) -> Collection[int]:
-        """Register; a job that another run has is taken from it: this one began later."""
-        try:
-            return self._endpoint.register(self._spec, replace=replace, deadline=deadline)
-        except RunConflict:
-            log.warning("another run used this job id and has lost it; if it is still running, give each run its own id")
-            return self._endpoint.register(self._spec, replace=True, deadline=deadline)
+        with self._changed:
+            self._changed.wait_for(lambda: self._registered or self._down, OPEN_S)
+            error = self._down
+        if resumed or error is None or _passes(error):
+            return
+        if not isinstance(error, NowcastError):
+            raise error
+        detail = f"the server rejected the job ({error.code}): {error.detail}"
+        if error.field == "authorization":
+            raise BadArgument("token", f"{detail}; give Server(url, token=...) or NOWCAST_TOKEN") from error
+        raise BadArgument(error.field or "server", detail) from error
 
     def offer(self, snapshot: Snapshot) -> None:
         """Add a snapshot to the context; its memory must stay as it is while `in_use` names it."""
@@ -172,10 +158,11 @@ class Sender:
             self._changed.notify()
 
     def give_up(self, request: Request) -> None:
-        """Nobody waits for the request any more."""
+        """Nobody waits for the request any more: a call under way for it is cut off."""
         with self._changed:
             if self._request is request:
-                self._request = None  # one that is being answered runs to its deadline
+                self._request = None
+        request.deadline.expire()
 
     def reset(self) -> None:
         """Begin the next context."""
@@ -244,7 +231,7 @@ class Sender:
             with self._failures_of("finish"):
                 self.skill = self._endpoint.finish(self._last, deadline=Deadline(STOP_S))
 
-    def _next(self) -> Work | None:
+    def _next(self) -> Callable[[], None] | None:
         """Wait for something to do; None to end."""
         with self._changed:
             while True:
@@ -256,7 +243,7 @@ class Sender:
                     return work
                 self._changed.wait(pause_s if pause_s > 0 else None)
 
-    def _pick(self) -> Work | None:
+    def _pick(self) -> Callable[[], None] | None:
         if self._lost is not None:
             return None
         if not self._registered:
@@ -282,6 +269,7 @@ class Sender:
                 if self._down is not None:
                     self._news.append(("back", None))
                 self._down, self._failures = None, 0
+                self._changed.notify_all()
 
     def _send(self) -> None:
         snapshot = self._sending
@@ -360,6 +348,7 @@ class Sender:
         self._down, self._registered = error, False
         self._failures += 1
         self._retry_at = time.monotonic() + pause_s
+        self._changed.notify_all()
 
     def _settle(self) -> None:
         """Answer a request that cannot succeed."""

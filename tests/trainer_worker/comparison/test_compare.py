@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from protos.messages import Info
 from trainer_worker.comparison.compare import _info, _token, compare
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.datasets import DataMissing
@@ -20,6 +21,7 @@ from trainer_worker.training.records import Arm, RunRecord
 from trainer_worker.training.resuming import CannotResume
 
 TOKEN = "a-tokens-text"
+INFO = Info(version="1", protocol=1, device="cpu", forecasters=["nino"], max_snapshot_bytes=1, max_memory_bytes=1)
 
 
 class _Guarded(BaseHTTPRequestHandler):
@@ -27,7 +29,7 @@ class _Guarded(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         known = self.headers["authorization"] == f"Bearer {TOKEN}"
-        body = b'{"forecasters": ["nino"]}' if known and self.path == "/v1/info" else b"{}"
+        body = INFO.model_dump_json().encode() if known and self.path == "/v1/info" else b"{}"
         self.send_response(200 if known else 401)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -62,8 +64,8 @@ def test_a_server_with_tokens_and_its_own_authority_says_what_it_is(
     monkeypatch.setenv("NOWCAST_SERVER_CA", str(tmp_path / "ca"))
     monkeypatch.setenv("NOWCAST_TOKEN", TOKEN)
     arms = [Arm(name="adam"), Arm(name="adam+nino", nowcast=NowcastTable(server=guarded))]
-    assert _info(guarded, token=_token(arms)) == {"url": guarded, "forecasters": ["nino"]}
-    assert _info(guarded, token=None) == {"url": guarded, "unavailable": "status 401"}
+    assert _info(guarded, token=_token(arms)) == {"url": guarded, **INFO.model_dump()}
+    assert "asks for a login" in (_info(guarded, token=None) or {})["unavailable"]
     monkeypatch.setenv("NOWCAST_SERVER_CA", str(tmp_path / "none"))
     assert "No such file" in (_info(guarded, token=TOKEN) or {})["unavailable"]
     assert _token([Arm(name="adam+nino", nowcast=NowcastTable(server="own"))]) is None

@@ -4,14 +4,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 import torch
+from small_runs import adam, make, network
 
 from protos.errors import DeadlineExceeded, Unavailable
 from protos.messages import JobSpec
 from protos.wiring import Block, Parameter, Wiring
+from trainer_worker.endpoints import sender
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
 
@@ -76,22 +78,37 @@ def slow_reader(connection: socket.socket) -> None:
 @pytest.mark.parametrize("serve", [drip_head, endless_continue, drip_body])
 def test_a_registration_ends_at_its_deadline(serve: Callable[[socket.socket], None]) -> None:
     """`with Nowcast(...)` would never come to the first training step."""
-    with server(serve) as url:
-        endpoint, begun = HttpEndpoint(url, job="job"), time.monotonic()
+    with server(serve) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
+        begun = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=Deadline(1.0))
+            endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=Deadline(0.3))
         assert time.monotonic() - begun < PATIENCE_S
-        endpoint.close()
 
 
 def test_an_upload_ends_at_its_deadline() -> None:
     """A server that reads a kilobyte now and then would hold up the sender for ever."""
-    with server(slow_reader) as url:
-        endpoint, begun = HttpEndpoint(url, job="job"), time.monotonic()
+    with server(slow_reader) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
+        begun = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            endpoint.send(1, torch.zeros(5_000_000), deadline=Deadline(1.0))
+            endpoint.send(1, torch.zeros(5_000_000), deadline=Deadline(0.3))
         assert time.monotonic() - begun < PATIENCE_S
-        endpoint.close()
+
+
+def test_what_nobody_waits_for_any_more_ends_at_once() -> None:
+    """An answer that is late would keep its connection, and the server at work, until its deadline."""
+    with server(drip_body) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
+        deadline = Deadline(1000.0)
+        threading.Timer(0.2, deadline.expire).start()
+        with pytest.raises(DeadlineExceeded):
+            endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=deadline)
+
+
+def test_closing_ends_a_call_under_way() -> None:
+    """A run would end, and its thread go on to wait for a server that hangs."""
+    with server(drip_body) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
+        threading.Timer(0.2, endpoint.close).start()
+        with pytest.raises(Unavailable):
+            endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=Deadline(1000.0))
 
 
 def test_a_name_that_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +119,10 @@ def test_a_name_that_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
         answered.wait(120)
         return []
 
-    monkeypatch.setattr("trainer_worker.endpoints.http_client.socket.getaddrinfo", resolve)
-    endpoint, begun = HttpEndpoint("http://nowhere.invalid", job="job"), time.monotonic()
-    with pytest.raises((Unavailable, DeadlineExceeded)):
-        endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=Deadline(1.0))
-    assert time.monotonic() - begun < PATIENCE_S
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(sender, "OPEN_S", 0.2)
+    monkeypatch.setattr(sender, "STOP_S", 0.1)
+    model, begun = network(), time.monotonic()
+    with make(model, adam(model), "http://nowhere.invalid"):
+        assert time.monotonic() - begun < PATIENCE_S
     answered.set()
-    endpoint.close()
