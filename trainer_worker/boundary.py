@@ -137,6 +137,7 @@ class Boundaries:
             self._gain = self._push.gain_at(self.step, max_steps=self._max_steps)
             if self._forecasts is not None:
                 self._forecasts.pushing(displacement)
+                self._gain *= self._forecasts.braked
         waited_s = time.perf_counter() - start
         self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "glided", reason, detail, seconds=waited_s))
 

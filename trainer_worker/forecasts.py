@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -13,10 +14,12 @@ from protos.messages import JobSpec, Progress
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.endpoints.sender import Request, Sender
-from trainer_worker.push import Push, coherence, displacement, shape
+from trainer_worker.push import Push, brake, coherence, displacement, shape
 from trainer_worker.snapshots import SPARE_ROWS, Snapshot, SnapshotBuffers
 from trainer_worker.weights.flat import TORCH_DTYPES, FlatParameters
 
+REMEMBERED: Final = 6
+"""Intervals over which coherence is averaged."""
 GRACE_S: Final = 0.5
 """Beyond the deadline, for the answer that is just coming in."""
 
@@ -41,6 +44,8 @@ class Forecasts:
         self.buffers = SnapshotBuffers(flat, dtype=TORCH_DTYPES[spec.dtype], rows=spec.context + SPARE_ROWS)
         self._pushed: Tensor | None = None  # (n,) what is being added in this interval
         self._ended: Tensor | None = None  # (n,) what was added in the interval before
+        self._seen: Callable[[], float | None] = lambda: None  # how coherent that was
+        self._coherence = 0.0  # of the pushes so far, a moving average
         self._resumed = False
 
     def open(self, *, resumed: bool = False) -> None:
@@ -70,19 +75,24 @@ class Forecasts:
             gain: of the push that is to come of it; 0 for all of the displacement.
             horizon: in intervals; None for the push's, or the one that suits the forecaster.
         """
-        context, pushed = self.sender.context, self._ended
+        context, ended, before = self.sender.context, self._ended, self._coherence
         horizon = horizon or self._push.horizon
 
+        @cache
+        def seen() -> float | None:
+            return None if ended is None or len(context) < 2 else coherence(ended, context[-2].wait(), context[-1].wait())
+
         def tell() -> Progress:
-            ended = len(context) > 1 and pushed is not None
-            return progress(coherence(pushed, context[-2].wait(), context[-1].wait()) if ended else None)  # type: ignore[arg-type]
+            return progress(seen())
 
         def finish(forecast: Tensor) -> Tensor:
             states = [snapshot.wait() for snapshot in context]
             if gain:
-                return shape(forecast, states, self._flat.pieces, gain=gain, hold_norms=self._push.hold_norms)
+                left = gain * brake(_follow(before, seen()))
+                return shape(forecast, states, self._flat.pieces, gain=left, hold_norms=self._push.hold_norms)
             return displacement(forecast, states[-1], self._flat.pieces, hold_norms=self._push.hold_norms)
 
+        self._seen = seen
         out = torch.empty(1, self._flat.size, dtype=torch.float32, device="cpu")
         request = Request(context, (horizon,) if horizon else (), out, Deadline(self._timeout_s), tell, finish)
         if len(context) < self._spec.context:
@@ -109,21 +119,27 @@ class Forecasts:
         if request.error is not None:
             raise request.error
         assert request.result is not None
+        self._coherence = _follow(self._coherence, self._seen())
         return request.result
 
+    @property
+    def braked(self) -> float:
+        """Share of its gain that the forecast collected last was left with."""
+        return brake(self._coherence)
+
     def pushing(self, displacement: Tensor | None) -> None:
-        """Remember what is added in the interval that begins: how coherent it is shows at its end."""
+        """Remember what is added in the interval that begins: at its end it shows whether training went along."""
         self._ended, self._pushed = self._pushed, displacement
 
     def state_dict(self) -> dict[str, Any]:
-        """The context, copied: `context` (context, n) and `steps` (context,), -1 where there is none; what is pushed, or zeros."""
+        """The context, copied: `context` (context, n), `steps` (context,), -1 where there is none; the last pushes, 0 if none."""
         context = self.sender.context
         values = torch.zeros(self._spec.context, self._flat.size, dtype=TORCH_DTYPES[self._spec.dtype])
         steps = torch.full((self._spec.context,), -1)
         for index, snapshot in enumerate(context):
             values[index], steps[index] = snapshot.wait(), snapshot.step
-        pushed = torch.zeros(self._flat.size) if self._pushed is None else self._pushed.clone()
-        return {"context": values, "steps": steps, "pushed": pushed}
+        pushed, ended = (torch.zeros(self._flat.size) if push is None else push.clone() for push in (self._pushed, self._ended))
+        return {"context": values, "steps": steps, "pushed": pushed, "ended": ended, "coherence": self._coherence}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; the endpoint is made to forget what it holds, and gets these snapshots instead."""
@@ -133,6 +149,11 @@ class Forecasts:
             if step >= 0:
                 # in memory of its own: rows may still be read for an answer that nobody wants any more
                 self.sender.offer(Snapshot(step, values.to(TORCH_DTYPES[self._spec.dtype], copy=True)))
-        self._pushed = state["pushed"].clone() if bool(state["pushed"].any()) else None
-        self._ended = None
+        self._pushed, self._ended = (state[key].clone() if bool(state[key].any()) else None for key in ("pushed", "ended"))
+        self._coherence = float(state["coherence"])
         self.sender.restart()
+
+
+def _follow(mean: float, seen: float | None) -> float:
+    """A moving average of coherence, with what was seen last."""
+    return mean if seen is None else mean + (seen - mean) / REMEMBERED

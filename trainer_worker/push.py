@@ -24,7 +24,8 @@ class Push:
 
     Tensor by tensor, a push goes in the direction of the forecast. Its length per interval is at most `gain` times the movement per
     interval of the context, less the more the two directions differ, and 0 if they are 90 degrees apart or more. The next context
-    sees the push, so drift that persists is multiplied by up to 1 / (1 - gain); a gain of 1 would explode.
+    sees the push, so drift that persists is multiplied by up to 1 / (1 - gain); a gain of 1 would explode. Where training takes
+    pushes back, as at learning rates that are too high, the gain falls by itself (`brake`).
 
     Args:
         gain: share of the movement seen that a push may add; 0 <= gain < 1.
@@ -124,6 +125,14 @@ def coherence(pushed: Tensor, before: Tensor, after: Tensor) -> float | None:
     own = after.float() - before.float() - pushed
     length = norm(own) * norm(pushed)
     return max(-1.0, min(1.0, dot(own, pushed) / length)) if length else None
+
+
+def brake(coherence: float) -> float:
+    """Share of the gain that is left where training takes pushes back: all of it at a mean coherence of 0, nothing at -0.4.
+
+    Measured in `bench/acceleration/results`: without it a gain that suits a learning rate breaks a run at three times that rate.
+    """
+    return min(1.0, max(0.0, 1 + 2.5 * coherence))
 
 
 def norm(part: Tensor) -> float:

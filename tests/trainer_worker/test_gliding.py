@@ -33,6 +33,7 @@ from waiting import until
 from protos.errors import DeadlineExceeded
 from trainer_worker import Nowcast, Push
 from trainer_worker.boundary import GROWTH, SHORTEST
+from trainer_worker.forecasts import REMEMBERED
 from trainer_worker.push import CONTEXT
 
 
@@ -379,6 +380,8 @@ def test_what_a_run_tells_of_its_progress() -> None:
     assert told[FIRST + INTERVAL].coherence == pytest.approx(-1, abs=1e-3)
     assert told[FIRST + 2 * INTERVAL].coherence == pytest.approx(1, abs=1e-3)
     assert [told[at].gain for at in (FULL, FIRST)] == [0.0, 0.5]
+    braked = [told[FIRST + intervals * INTERVAL].gain for intervals in (1, 2, 3)]
+    assert braked == pytest.approx([0.5, 0.5 * (1 - 2.5 / REMEMBERED), 0.5], abs=1e-3)  # training took the first push back
     assert told[FIRST].loss == pytest.approx(FIRST - 1.5)  # the mean of its interval's two
     assert told[FIRST].max_steps == STEPS
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from protos.errors import BadForecast
 from trainer_worker import BadArgument, Push
-from trainer_worker.push import coherence, displacement, shape
+from trainer_worker.push import brake, coherence, displacement, shape
 from trainer_worker.weights.flat import FlatParameters, Piece
 
 
@@ -171,3 +171,9 @@ def test_coherence_is_the_cosine_with_what_training_did_itself() -> None:
     assert coherence(own, before, before + 2 * own) == pytest.approx(1)
     assert coherence(-own, before, before) == pytest.approx(-1)
     assert coherence(pushed, before, before + pushed) is None
+
+
+@pytest.mark.parametrize(("mean", "left"), [(1.0, 1.0), (0.0, 1.0), (-0.2, 0.5), (-0.4, 0.0), (-1.0, 0.0)])
+def test_pushes_that_training_takes_back_are_braked(mean: float, left: float) -> None:
+    """At learning rates far above the best, pushes at full gain make a run oscillate."""
+    assert brake(mean) == pytest.approx(left)
