@@ -106,13 +106,13 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML file about RUNS: did it help, how much, at what cost, how certain is it."""
-    from trainer_worker.comparison import page
+    from trainer_worker.comparison.report import read, write_page
     from trainer_worker.errors import CommandFailed
 
     try:
-        summaries = [page.read(run) for run in runs]
+        summaries = [read(run) for run in runs]
         alone = runs[0] if runs[0].is_dir() else runs[0].parent
-        written = page.write(summaries, out or (alone if len(runs) == 1 else Path()) / "report.html")
+        written = write_page(summaries, out or (alone if len(runs) == 1 else Path()) / "report.html")
     except (CommandFailed, OSError) as error:
         _fail(str(error))
     typer.echo(f"wrote {written}")
