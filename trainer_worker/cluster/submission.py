@@ -17,9 +17,9 @@ from trainer_worker.names import plain_name
 EMBEDDED: Final = "embedded"
 BY_NAME: Final = "serve:"
 DEFAULT_SERVER: Final = f"{BY_NAME}nowcast"
-EXCLUDES: Final = (
-    *(".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules", "runs", "wandb"),
-)
+EXCLUDES: Final = [
+    *(".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules", "runs", "wandb")
+]
 """Left at home: large, and of no use there."""
 NOT_UPLOADED: Final = {
     "task.data": "leave it out, and the data set is fetched there; or give the whole path of a folder that all nodes share",
@@ -30,15 +30,7 @@ NOT_UPLOADED: Final = {
 
 @dataclass(frozen=True)
 class Workers:
-    """How a script is started.
-
-    Args:
-        least: number of data-parallel processes; the run goes on with so few if nodes are lost.
-        most: number of them if the cluster has room.
-        gpus: of each.
-        cpus: of each.
-        max_failures: restarts from the latest checkpoint before giving up; -1 without end.
-    """
+    """The data-parallel processes that run a script: `most` if the cluster has room, no fewer than `least`."""
 
     least: int = 1
     most: int = 1
@@ -49,16 +41,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Submission:
-    """One job.
-
-    Args:
-        id: on the cluster.
-        entrypoint: command line, run in the working directory.
-        working_dir: folder that is uploaded.
-        environment: of the job and of all its workers.
-        pip: packages to install for it.
-        metadata: shown by Ray with the job.
-    """
+    """One job: a command line, run in a folder that is uploaded."""
 
     id: str
     entrypoint: str
@@ -70,11 +53,7 @@ class Submission:
     @property
     def runtime_env(self) -> dict[str, Any]:
         """As Ray takes it."""
-        env: dict[str, Any] = {
-            "working_dir": str(self.working_dir),
-            "excludes": list(EXCLUDES),
-            "env_vars": dict(self.environment),
-        }
+        env = {"working_dir": str(self.working_dir), "excludes": EXCLUDES, "env_vars": dict(self.environment)}
         return {**env, "pip": list(self.pip)} if self.pip else env
 
 
@@ -93,21 +72,8 @@ def prepare(
     variables: Mapping[str, str],
     token: str | None,
 ) -> Iterator[Submission]:
-    """Check everything that can be checked from here, before anything is sent.
-
-    Args:
-        what: a configuration (.toml) or a script.
-        arguments: of the script.
-        find_server: gives the URL of a server named `serve:NAME`.
-        server: URL, `serve:NAME`, or `embedded` for forecasts in the workers themselves; None for the cluster's `nowcast`, unless
-            it is a configuration without nowcasts.
-        name: of the job; None makes one.
-        workers: None if the script starts its own.
-        storage: for checkpoints, and results of a configuration: a path all nodes share, or a URI (s3://, gs://, …).
-        working_dir: to upload; None for the script's folder.
-        pip: packages.
-        variables: for the environment.
-        token: for the server.
+    """Check everything that can be checked from here, before anything is sent. Arguments are the command's, see `nowcast submit
+    --help`, but `find_server`, which gives the URL of a server named `serve:NAME`; `workers` is None if a script starts its own.
 
     Raises:
         CommandFailed: something does not work; the message says what to do.
@@ -165,15 +131,7 @@ def environment(submission_id: str, *, server: str | None, token: str | None, ex
 
 
 def script_command(script: Path, arguments: list[str], *, name: str, workers: Workers | None, storage: str | None = None) -> str:
-    """The command line that runs a script: once as it is, or in each of its workers.
-
-    Args:
-        script: relative to the working directory.
-        arguments: the script's own.
-        name: of the run.
-        workers: None if the script starts its workers itself.
-        storage: for checkpoints.
-    """
+    """The command line that runs a script, by its place in the uploaded folder: once as it is, or in each of its workers."""
     if workers is None:
         return shlex.join(["python", script.as_posix(), *arguments])
     options = ["--name", name, "--workers", f"{workers.least}:{workers.most}", "--max-failures", str(workers.max_failures)]
@@ -215,9 +173,9 @@ def config_overrides(*, name: str, server: str | None, storage: str | None) -> d
 
 def config_command(config: Path, overrides: Mapping[str, str], *, resume: bool) -> str:
     """The command line that trains a configuration on the cluster it runs on; sent again, it goes on from its storage."""
-    from trainer_worker.cli import PLACES
+    from trainer_worker.training.config import OPTIONS
 
-    options = [word for name, place in PLACES.items() if place in overrides for word in (f"--{name}", overrides[place])]
+    options = [word for name, place in OPTIONS.items() if place in overrides for word in (f"--{name}", overrides[place])]
     options += ["--resume"] if resume else []
     return shlex.join(["python", "-m", "trainer_worker", "train", config.name, *options])
 
