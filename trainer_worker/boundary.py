@@ -18,7 +18,7 @@ from trainer_worker.push import CONTEXT, Push
 from trainer_worker.snapshots import NoRow
 from trainer_worker.weights.distributed import Ranks
 from trainer_worker.weights.flat import FlatParameters
-from trainer_worker.weights.push import PushedWeights
+from trainer_worker.weights.pushed import PushedWeights
 
 log = logging.getLogger(__name__)
 
@@ -32,21 +32,10 @@ SHORTEST: Final = 10
 
 class Boundaries:
     """Counts the steps of a run, and decides at the end of each interval. The same on every rank, but that rank 0 alone has
-    `forecasts`.
+    `forecasts`. With `shadow` they are made and scored, never used.
 
     At a boundary it (1) takes up what was asked for at the boundary before, if it has come, else goes without; (2) takes a snapshot
     and asks for a forecast from the newest ones. What a run does depends on which forecasts came by their boundary, not on when.
-
-    Args:
-        flat: the trained parameters.
-        pushed: adds pushes to them.
-        forecasts: rank 0's side of the job; None on other ranks.
-        ranks: that train one model.
-        push: how forecasts push.
-        journal: records events.
-        max_steps: of the run; None if it is not known.
-        interval: steps between boundaries; None to choose.
-        shadow: forecasts are made and scored, never used.
     """
 
     mode = "glide"
@@ -78,7 +67,7 @@ class Boundaries:
         self.step = 0
 
     def interval_after(self, step: int) -> int:
-        """Steps from a boundary to the next."""
+        """Steps from the boundary at this step to the next."""
         return self._interval or max(SHORTEST, step // GROWTH)
 
     def after_step(self) -> bool:

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Never
+from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
@@ -40,19 +40,6 @@ Copies = Annotated[str | None, typer.Option(help="where summary.json and report.
 Address = Annotated[str | None, typer.Option(help="of a running Ray cluster, e.g. `auto`")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start over even if the folder holds an unfinished run")]
 Resume = Annotated[bool, typer.Option("--resume", help="resume from the checkpoints in the results folder")]
-
-PLACES: Final = {
-    "server": "nowcast.server",
-    "forecaster": "nowcast.forecaster",
-    "checkpoint": "nowcast.checkpoint",
-    "steps": "train.steps",
-    "seed": "train.seeds",
-    "out": "output.folder",
-    "checkpoints": "output.checkpoints",
-    "copies": "output.copies",
-    "address": "workers.address",
-}
-"""Options that stand in for values of the configuration."""
 
 
 @app.command()
@@ -106,13 +93,13 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML file about RUNS: did it help, how much, at what cost, how certain is it."""
-    from trainer_worker.comparison import page
+    from trainer_worker.comparison.report import read, write_page
     from trainer_worker.errors import CommandFailed
 
     try:
-        summaries = [page.read(run) for run in runs]
+        summaries = [read(run) for run in runs]
         alone = runs[0] if runs[0].is_dir() else runs[0].parent
-        written = page.write(summaries, out or (alone if len(runs) == 1 else Path()) / "report.html")
+        written = write_page(summaries, out or (alone if len(runs) == 1 else Path()) / "report.html")
     except (CommandFailed, OSError) as error:
         _fail(str(error))
     typer.echo(f"wrote {written}")
@@ -219,9 +206,9 @@ def fetch(
 
 def _load(path: Path, *, options: Mapping[str, Any], compared: bool = False) -> "Config":
     """The configuration with the command's options in place of its values."""
-    from trainer_worker.training.config import ConfigError, load_config
+    from trainer_worker.training.config import OPTIONS, ConfigError, load_config
 
-    given = {place: options[name] for name, place in PLACES.items() if options[name] not in (None, [])}
+    given = {place: options[name] for name, place in OPTIONS.items() if options[name] not in (None, [])}
     overrides = {place: str(value) if isinstance(value, Path) else value for place, value in given.items()}
     try:
         return load_config(path, overrides=overrides, compared=compared)

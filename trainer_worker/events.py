@@ -78,11 +78,7 @@ class Journal:
     """Records, counts, logs and passes on a run's events.
 
     Of nowcasts that are skipped, and snapshots dropped, for one and the same reason, the first of a row is logged as a warning, the
-    others for debugging.
-
-    Args:
-        job: named in the log.
-        on_event: called with each event; what it raises is logged.
+    others for debugging. What `on_event` raises is logged.
     """
 
     def __init__(self, job: str, on_event: Callable[[Event], None] | None) -> None:

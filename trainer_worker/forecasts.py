@@ -28,12 +28,7 @@ class Forecasts:
     """Takes snapshots, has them sent, asks for forecasts and makes them ready to be added. No method waits but `open`, and
     `collect` where it is told to.
 
-    Args:
-        flat: the trained parameters.
-        endpoint: where forecasts come from.
-        spec: of the job.
-        push: how forecasts push.
-        timeout_s: for a nowcast, and for each call of the background thread; without meaning for an endpoint in this process.
+    `timeout_s` is for a nowcast, and for each call of the background thread; an endpoint in this process knows none.
     """
 
     def __init__(self, flat: FlatParameters, endpoint: Endpoint, spec: JobSpec, *, push: Push, timeout_s: float) -> None:
@@ -49,22 +44,11 @@ class Forecasts:
         self._resumed = False
 
     def open(self, *, resumed: bool = False) -> None:
-        """Reach for the endpoint and start to send.
-
-        Args:
-            resumed: the run is under way already, and goes on whatever the server says.
-
-        Raises:
-            BadArgument: the server refuses the job, of a run that begins.
-        """
+        """Reach for the endpoint and start to send; see `Sender.open`."""
         self.sender.open(resumed=resumed or self._resumed)
 
     def take(self, step: int) -> None:
-        """Take a snapshot and have it sent.
-
-        Raises:
-            NoRow: earlier ones are still under way.
-        """
+        """Take a snapshot and have it sent. Raises NoRow while earlier ones are still under way."""
         self.sender.offer(self.buffers.take(step, in_use=self.sender.in_use()))
 
     def ask(self, progress: Callable[[float | None], Progress], *, gain: float, horizon: int | None = None) -> Request:
@@ -106,8 +90,8 @@ class Forecasts:
         """The displacement (n,) float32 that came of a request.
 
         Args:
-            request: as `ask` gave it; it is over then.
-            wait: for it until its deadline. Otherwise it is here or it is not.
+            request: as `ask` gave it.
+            wait: until its deadline. Otherwise it is here or it is given up.
 
         Raises:
             NowcastError: there is none; the error says why.

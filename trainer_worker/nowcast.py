@@ -30,7 +30,7 @@ from trainer_worker.push import CONTEXT, FORECASTERS, Push
 from trainer_worker.weights.distributed import Ranks, unwrap
 from trainer_worker.weights.flat import FlatParameters
 from trainer_worker.weights.optimizers import find_optimizers
-from trainer_worker.weights.push import PushedWeights
+from trainer_worker.weights.pushed import PushedWeights
 from trainer_worker.wiring import describe, logged
 
 log = logging.getLogger(__name__)

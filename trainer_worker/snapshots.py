@@ -47,11 +47,6 @@ class SnapshotBuffers:
 
     On a CPU training pays for one copy. On CUDA it pays for a copy within the device, into a staging vector; a side stream
     brings that to pinned host memory while training goes on.
-
-    Args:
-        flat: what to copy.
-        dtype: of the snapshots.
-        rows: how many there is room for.
     """
 
     def __init__(self, flat: FlatParameters, *, dtype: torch.dtype, rows: int) -> None:
@@ -65,11 +60,7 @@ class SnapshotBuffers:
         self.copied_s = 0.0
 
     def take(self, step: int, *, in_use: Sequence[Snapshot]) -> Snapshot:
-        """Copy the parameters into a row that none of the snapshots in use lies in.
-
-        Raises:
-            NoRow: there is none.
-        """
+        """Copy the parameters into a row that none of the snapshots in use lies in. Raises NoRow if there is none."""
         start = time.perf_counter()
         values = self._free(in_use)
         if self._staging is None:

@@ -15,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from trainer_worker import nowcast as home
 
@@ -24,9 +23,13 @@ _told: list[tuple[int, float, Tensor | float]] = []
 
 
 class Recorded(home.Nowcast):
-    """A `Nowcast` that keeps what it is told."""
+    """A `Nowcast` that keeps what it is told; of a run without nowcasts the first interval does not end."""
 
+    without = False
     _start_s = 0.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **({**options, "interval": sys.maxsize} if self.without else options))
 
     def start(self) -> Self:
         self._start_s = time.perf_counter()
@@ -35,19 +38,6 @@ class Recorded(home.Nowcast):
     def observe(self, loss: Tensor | float) -> None:
         _told.append((self.steps, time.perf_counter() - self._start_s, loss.detach() if isinstance(loss, Tensor) else loss))
         super().observe(loss)
-
-
-class Without(Recorded):
-    """Counts steps, and does nothing else."""
-
-    def step(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._boundaries.step += 1
-
-    def _after_step(self, optimizer: Optimizer) -> None:
-        skipped = getattr(optimizer, "found_inf", None)
-        self._boundaries.step += int(skipped is None or not float(skipped))
 
 
 def write(log: Path) -> None:
@@ -61,7 +51,7 @@ def main(arguments: list[str]) -> None:
     """Run the script as Python would."""
     mode, log, seed, script, *rest = arguments
     patched: Any = home
-    patched.Nowcast = Recorded if mode == "with" else Without
+    patched.Nowcast, Recorded.without = Recorded, mode == "without"
     random.seed(int(seed))
     np.random.seed(int(seed))  # noqa: NPY002  (the script may draw from the global state)
     torch.manual_seed(int(seed))

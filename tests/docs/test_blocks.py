@@ -1,6 +1,7 @@
 """The code in README and pages: blocks marked `python` run as pasted, those marked `py` are fragments that parse."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -21,34 +22,43 @@ EXTRAS = ("fastapi", "pydantic_settings", "prometheus_client", "ray", "matplotli
 """What `.[embedded]`, which README and pages tell to install, does not bring."""
 
 
-def run(code: str, folder: Path) -> str:
-    """What a script prints in an empty folder, in an environment that names no server and has no other extra than `embedded`."""
-    hidden = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
-    (folder / "pasted.py").write_text(hidden + code)
+def run(codes: dict[str, str], folder: Path) -> dict[str, str]:
+    """What scripts print in an empty folder, one after the other in one process (torch takes seconds to import), in an environment
+    that names no server and has no other extra than `embedded`.
+    """
+    (folder / "run.py").write_text(RUN)
+    (folder / "codes.json").write_text(json.dumps(codes))
     variables = {name: value for name, value in os.environ.items() if not name.startswith("NOWCAST_")}
-    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", "pasted.py"]
+    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", "run.py"]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    printed = re.split(r"^page (.*)\n", done.stdout, flags=re.MULTILINE)
+    return dict(zip(printed[1::2], printed[2::2], strict=True))
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/loop.md", "docs/forecasters.md"])
-def test_blocks_run_as_pasted(name: str, tmp_path: Path) -> None:
-    """The first thing a newcomer tries would fail."""
-    code = "\n".join(blocks(ROOT / name, "python"))
-    assert "Nowcast(" in code
-    printed = run(code, tmp_path)
-    assert re.search(r"'used': [1-9]", printed) or name == "docs/loop.md", printed
+RUN = f"""
+import json, sys
+sys.modules.update(dict.fromkeys({EXTRAS}))
+for name, code in json.load(open("codes.json")).items():
+    print("page", name)
+    exec(compile(code, name, "exec"), {{"__name__": "__main__"}})
+"""
 
 
 @pytest.mark.slow
-def test_the_recipe_compares(tmp_path: Path) -> None:
-    """The page on honest comparisons would hand out a script that does not run."""
-    (code,) = blocks(ROOT / "docs/compare.md", "python")
-    short = code.replace("STEPS, EVERY, DECAY = 2000, 50", "STEPS, EVERY, DECAY = 300, 50")
+def test_blocks_run_as_pasted(tmp_path: Path) -> None:
+    """The first thing a newcomer tries would fail; or the page on honest comparisons would hand out a script that does not run."""
+    pages = ["README.md", "docs/quickstart.md", "docs/loop.md", "docs/forecasters.md"]
+    codes = {name: "\n".join(blocks(ROOT / name, "python")) for name in pages}
+    assert all("Nowcast(" in code for code in codes.values())
+    (recipe,) = blocks(ROOT / "docs/compare.md", "python")
+    short = recipe.replace("STEPS, EVERY, DECAY = 2000, 50", "STEPS, EVERY, DECAY = 300, 50")
     short = short.replace("RATES, SEEDS = (1e-3, 3e-3, 1e-2), (1, 2, 3)", "RATES, SEEDS = (1e-3, 3e-3), (1, 2)")
     assert short.count("= 300") == short.count("(1, 2)\n") == 1
-    assert "steps saved to the plain run's final loss" in run(short, tmp_path)
+    printed = run({**codes, "recipe": short}, tmp_path)
+    for name in pages:
+        assert re.search(r"'used': [1-9]", printed[name]) or name == "docs/loop.md", printed[name]
+    assert "steps saved to the plain run's final loss" in printed["recipe"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

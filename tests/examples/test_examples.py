@@ -44,17 +44,12 @@ def needs(data: str) -> None:
 def test_an_example_uses_forecasts(name: str, data: str) -> None:
     """A user who copies the example would get an error, or a run without nowcasts."""
     needs(data)
-    found = re.search(r"'nowcasts': \{'used': (\d+), 'skipped': (\d+)\}", run(name, "100"))
+    text = run(name, "100")
+    found = re.search(r"'nowcasts': \{'used': (\d+), 'skipped': (\d+)\}", text)
     assert found
     assert int(found[1]) > 10
     assert int(found[2]) == 0
-
-
-@pytest.mark.slow
-def test_lora_sends_what_it_trains() -> None:
-    """A thousand trained weights would be sent as a million."""
-    needs("king-james")
-    assert "4,608 of 116,992 weights are trained, sent and forecast" in run("lora_peft.py", "4")
+    assert name != "lora_peft.py" or "4,608 of 116,992 weights are trained, sent and forecast" in text
 
 
 @pytest.mark.slow

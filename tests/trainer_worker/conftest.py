@@ -43,3 +43,15 @@ def start_server() -> Iterator[Callable[..., ServerProcess]]:
     yield start
     for process in processes:
         process.kill()
+
+
+CHECKPOINTS = {"nino": "nino_no_posw.pt", "wnn": "nino_mlp.pt"}
+"""The published weights that `server` has in place of the package's, in ../shared."""
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+    """One for all tests that leave it alive, with as many threads as this process."""
+    folder = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
+    weights = [option for name in CHECKPOINTS.values() for option in ("--checkpoint", str(folder / name)) if folder.is_dir()]
+    return start_server("--threads", "1", *weights)

@@ -31,25 +31,24 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["wire"], ["data", "fetch"]], ids=" ".join)
-def test_help_imports_nothing_heavy(command: list[str]) -> None:
-    """Help must answer at once: torch alone takes over a second, Ray two."""
-    code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom trainer_worker.cli import app\n"
-        f"result = CliRunner().invoke(app, {[*command, '--help']})\n"
-        "assert result.exit_code == 0, result.output\n"
-        "print({'torch', 'ray', 'matplotlib', 'httpx2', 'numpy'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+HELP = """
+import sys
+from typer.testing import CliRunner
+from trainer_worker.cli import app
+for command in ([], ["train"], ["compare"], ["wire"], ["data", "fetch"], ["submit"], ["doctor"], ["try"], ["metatrain"]):
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0, result.output
+print({"torch", "ray", "matplotlib", "httpx2", "numpy"} & set(sys.modules))
+"""
 
 
-def test_help_takes_less_than_a_second() -> None:
-    """In seconds of computing, because the machine may be busy."""
+def test_help_imports_nothing_heavy_and_takes_less_than_a_second() -> None:
+    """Torch alone takes over a second, Ray two. In seconds of computing, because the machine may be busy."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "trainer_worker", "compare", "--help"], capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    assert done.stdout.strip() == "set()"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5  # of nine
 
 
 def test_a_misspelt_key_ends_with_one_line(job: Path) -> None:

@@ -3,27 +3,17 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import CHECKPOINTS
 from server_process import ServerProcess
 from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, adam, flat, make, network, plain, settle, step
 
 from trainer_worker import Nowcast, Server
-
-CHECKPOINTS = {"nino": "nino_no_posw.pt", "wnn": "nino_mlp.pt"}
-
-
-@pytest.fixture(scope="module")
-def server(shared: Path, start_server: Callable[..., ServerProcess]) -> Iterator[ServerProcess]:
-    """One with published weights and as many threads as this process."""
-    weights = [option for name in CHECKPOINTS.values() for option in ("--checkpoint", str(shared / "checkpoints" / name))]
-    process = start_server("--threads", "1", *weights)
-    yield process
-    process.kill()
 
 
 def trained(server: Server, **options: Any) -> tuple[torch.Tensor, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """What a run's forecasts were worth, from the worker's side: in this process and by a server."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from statistics import mean
 from typing import Any
 
@@ -45,11 +44,6 @@ def by_hand(seen: dict[int, torch.Tensor], *, first: int) -> dict[str, Any]:
         skills["linear"].append(float(1 - (line - truth).abs().sum() / unchanged))
         skills["average"].append(float(1 - (states.mean(0) - truth).abs().sum() / unchanged))
     return {str(HORIZON): pytest.approx({name: mean(values) for name, values in skills.items()}, abs=1e-3)}
-
-
-@pytest.fixture(scope="module")
-def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
-    return start_server()
 
 
 @pytest.mark.parametrize("where", ["here", "server"])

@@ -1,13 +1,15 @@
 """`nowcast try`: the same script without and with nowcasts, and the difference in words."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from trainer_worker.trying import Course, report
+from trainer_worker.cli import app
+from trainer_worker.trying import Course, report, run
 
 SCRIPT = """
 import sys
@@ -32,42 +34,35 @@ print("weights", model.weight.sum().item(), "used", nowcast.summary()["nowcasts"
 """
 
 
-def attempt(tmp_path: Path, *arguments: str, tell: str = "nowcast.observe(loss)") -> subprocess.CompletedProcess[str]:
+def test_a_script_that_drifts_is_faster_and_the_run_without_is_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could say whether nowcasts help a loop of one's own; or it would be compared with another script's run."""
     script = tmp_path / "mine.py"
-    script.write_text(SCRIPT.replace("{tell}", tell))
-    command = [sys.executable, "-m", "trainer_worker", "try", str(script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_a_script_that_drifts_is_faster(tmp_path: Path) -> None:
-    """Nobody could say whether nowcasts help a loop of one's own without writing the comparison by hand."""
-    done = attempt(tmp_path, "400")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.findall(r"used (\d+)", done.stdout)[0] == "0"
-    assert int(re.findall(r"used (\d+)", done.stdout)[1]) > 10
-    saved = re.search(r"at 75% of the run.*without; \d+ steps \((-\d+)%\)", done.stdout)
-    assert saved, done.stdout
+    script.write_text(SCRIPT.replace("{tell}", "nowcast.observe(loss)"))
+    courses = run(script, ["400"], seed=3)
+    told = capfd.readouterr().out
+    without, used = re.findall(r"used (\d+)", told)
+    assert (int(without), int(used) > 10) == (0, True)
+    saved = re.search(r"at 75% of the run.*without; \d+ steps \((-\d+)%\)", "\n".join(report(courses)))
+    assert saved, report(courses)
     assert int(saved[1]) < -5
-
-
-def test_the_run_without_is_the_scripts_own(tmp_path: Path) -> None:
-    """It would be compared with a run that is not what the script does without nowcasts."""
-    done = attempt(tmp_path, "40", "--seed", "3")
     plain = SCRIPT.replace("{tell}", "pass").replace("import torch\n", "import torch\ntorch.manual_seed(3)\n", 1)
-    plain = (
-        re.sub(r"with Nowcast\(.*\) as nowcast:", "if True:", plain).split('print("weights"')[0]
-        + 'print("weights", model.weight.sum().item())'
-    )
-    alone = subprocess.run([sys.executable, "-c", plain, "40"], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0].startswith(alone.stdout.strip())
+    plain = re.sub(r"with Nowcast\(.*\) as nowcast:", "if True:", plain).split('print("weights"')[0]
+    monkeypatch.setattr(sys, "argv", ["mine.py", "400"])
+    alone: dict[str, Any] = {}
+    exec(plain, alone)
+    assert f"weights {alone['model'].weight.sum().item()} used 0" in told
 
 
 @pytest.mark.parametrize(("tell", "says"), [("pass", "told no losses"), ("raise SystemExit(3)", "exit code 3")])
 def test_a_script_that_cannot_be_compared(tmp_path: Path, tell: str, says: str) -> None:
     """A table of nothing, or success for a script that failed."""
-    done = attempt(tmp_path, "5", tell=tell)
-    assert done.returncode == 2
-    assert says in done.stderr
+    script = tmp_path / "mine.py"
+    script.write_text(SCRIPT.replace("{tell}", tell))
+    result = CliRunner().invoke(app, ["try", str(script), "5"])
+    assert result.exit_code == 2
+    assert says in result.stderr
 
 
 def test_a_run_that_never_gets_there_says_so() -> None:

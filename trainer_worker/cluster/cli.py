@@ -2,15 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Never
 
 import typer
 
 if TYPE_CHECKING:
-    from trainer_worker.cluster.packaging import Submission
+    from trainer_worker.cluster.submission import Submission
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -64,7 +63,8 @@ def submit(
     follow: Annotated[bool, Option("--follow", "-f", help="Print the log until the job ends, and exit with its status.")] = False,
 ) -> None:
     """Submit a training job to a Ray cluster. The server's token is read from NOWCAST_TOKEN."""
-    from trainer_worker.cluster.packaging import Workers, parse_workers
+    from trainer_worker.cluster.submission import Workers, parse_workers, prepare
+    from trainer_worker.errors import CommandFailed
 
     try:
         least, most = parse_workers(workers)
@@ -73,18 +73,26 @@ def submit(
     variables = dict(_variable(text) for text in env or ())
     if what.suffix == ".toml":
         _refuse_options_of_scripts(context)
-    started = None if driver else Workers(least, most, gpus, cpus, max_failures, storage)
-    with _errors():
-        from trainer_worker.cluster import sending
+    if not what.is_file():
+        _fail(f"there is no file {what}")
+    started = None if driver else Workers(least, most, gpus, cpus, max_failures)
+    try:
+        from trainer_worker.cluster import connection
 
-        with sending.prepare(
-            what, arguments or [], address=address, server=server, name=name, workers=started, storage=storage,
-            working_dir=working_dir, pip=tuple(pip or ()), variables=variables, token=os.environ.get("NOWCAST_TOKEN"),
-        ) as (client, submission):  # fmt: skip
-            sending.send(client, submission)
+        client = connection.connect(address)
+        with prepare(
+            what, arguments or [], find_server=partial(connection.find_server, client), server=server, name=name, workers=started,
+            storage=storage, working_dir=working_dir, pip=tuple(pip or ()), variables=variables,
+            token=os.environ.get("NOWCAST_TOKEN"),
+        ) as submission:  # fmt: skip
+            connection.send(client, submission)
         _say_how_to_go_on(submission, address)
-        if follow:
-            _follow(address, submission.id)
+        if follow and (why := connection.follow(client, submission.id)):
+            _fail(f"{submission.id} {why}", code=1)
+    except CommandFailed as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _refuse_options_of_scripts(context: typer.Context) -> None:
@@ -93,17 +101,6 @@ def _refuse_options_of_scripts(context: typer.Context) -> None:
         if source is not None and source.name == "COMMANDLINE":
             hint = "ARGS" if name == "arguments" else f"--{name.replace('_', '-')}"
             raise typer.BadParameter(f"not for a configuration: {instead}", param_hint=hint)
-
-
-def _follow(address: str | None, job: str) -> None:
-    from trainer_worker.cluster import following
-    from trainer_worker.cluster.connection import connect
-
-    client = connect(address)
-    for text in following.logs(client, job):
-        typer.echo(text, nl=False)
-    if why := following.failure(client, job):
-        _fail(f"{job} {why}", code=1)
 
 
 def _say_how_to_go_on(submission: "Submission", address: str | None) -> None:
@@ -118,18 +115,6 @@ def _variable(text: str) -> tuple[str, str]:
     if not found or not name.isidentifier():
         raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--env")
     return name, value
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    from trainer_worker.cluster.errors import ClusterError
-
-    try:
-        yield
-    except ClusterError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _fail(message: str, *, code: int = 2) -> Never:

@@ -18,7 +18,7 @@ import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from trainer_worker.cluster.packaging import parse_workers
+from trainer_worker.cluster.submission import parse_workers
 from trainer_worker.training.local_cluster import WORKER_ENVIRONMENT
 from trainer_worker.training.room import warned_without_room
 from trainer_worker.training.storage import StorageUnusable, resolve

@@ -1,31 +1,63 @@
-"""The report of a comparison: `summary.json`, `report.png`, `report.html` and a table."""
+"""The report of a comparison: `summary.json`, `report.png`, a table, and `report.html`, which loads nothing."""
 
+import html
+import io
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from trainer_worker.comparison.summary import ArmFigures, Summary
+from trainer_worker.comparison.verdict import Verdict, verdicts
+from trainer_worker.errors import CommandFailed
 from trainer_worker.training.records import is_average
+
+WORDS: Final = {
+    "helped": "Yes: fewer steps with every seed.",
+    "did not help": "No: no seed got there sooner.",
+    "no clear difference": "Not clearly: seeds disagree.",
+    "one seed": "One seed only: an indication, not an answer.",
+    "few seeds": "Two seeds only: an indication, not an answer.",
+}
+HEADS: Final = ("arm", "steps to target", "time to target", "test loss", "test accuracy", "forecasts", "ms a step", "run")
+RUN_HEADS: Final = ("run", "target", "steps to target", "validation loss at the end", "test loss at its best", "best step")
 
 
 def write(summary: Summary) -> tuple[Path, Path, Path]:
     """Write `summary.json`, `report.png` and `report.html` into the output folder; their paths."""
-    from trainer_worker.comparison import page
     from trainer_worker.comparison.picture import draw
 
     folder = summary.config.output.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
-    draw(summary, folder / "report.png")
-    return folder / "summary.json", folder / "report.png", page.write([summary], folder / "report.html")
+    draw(summary).savefig(folder / "report.png")
+    return folder / "summary.json", folder / "report.png", write_page([summary], folder / "report.html")
+
+
+def read(place: Path) -> Summary:
+    """The summary in a results folder, or the file itself.
+
+    Raises:
+        CommandFailed: there is none, or it is of another version.
+    """
+    path = place / "summary.json" if place.is_dir() else place
+    try:
+        return Summary.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CommandFailed(f"{place}: no results of a comparison ({error.strerror})") from error
+    except ValidationError as error:
+        raise CommandFailed(f"{path} is not a summary of this version: {error.errors()[0]['msg']}") from error
 
 
 def show(summary: Summary, console: Console) -> None:
     """Print the table."""
     title = f"{summary.headline}, {summary.wall_s:.0f} s in all"
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-    for column in ("arm", "steps to target", "time to target", "test loss", "test accuracy", "forecasts", "ms a step", "run"):
+    for column in HEADS:
         table.add_column(column, justify="left" if column == "arm" else "right")
     for arm in summary.arms:
         table.add_row(*_row(arm))
@@ -48,6 +80,7 @@ def show(summary: Summary, console: Console) -> None:
 
 
 def _row(arm: ArmFigures) -> tuple[str, ...]:
+    """The figures of `HEADS`."""
     steps = "not reached" if arm.steps_to_target is None else f"{arm.steps_to_target:,.0f}"
     if arm.fewer_steps:
         steps += f" ({-arm.fewer_steps:+.0%})"
@@ -57,13 +90,84 @@ def _row(arm: ArmFigures) -> tuple[str, ...]:
     if arm.less_time:
         seconds += f" ({-arm.less_time:+.0%})"
     nowcasts = ", ".join(f"{count} {outcome}" for outcome, count in arm.nowcasts.items()) or "-"
+    score = (f"{arm.best.loss:.4f}", f"{arm.best.accuracy:.2%}")
+    return (arm.arm, steps, seconds, *score, nowcasts, f"{arm.step_s * 1000:.1f}", f"{arm.wall_s:.0f} s")
+
+
+def write_page(summaries: Sequence[Summary], path: Path) -> Path:
+    """Write one HTML file about one or more comparisons: it can be mailed, and opened in ten years."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(summaries), encoding="utf-8")
+    return path
+
+
+def render(summaries: Sequence[Summary]) -> str:
+    """The page."""
+    title = summaries[0].name if len(summaries) == 1 else f"{len(summaries)} comparisons"
+    body = "".join(_section(summary) for summary in summaries)
+    rows = [[each.name, found.arm, WORDS[found.word], found.helped] for each in summaries for found in verdicts(each)]
+    top = _table(["comparison", "arm", "did it help", "how much"], rows) if len(summaries) > 1 else ""
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    head += """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
+    head += f"<title>{html.escape(title)}: nowcast report</title><style>{style}</style>"
+    heading = f"<h1>Did nowcasts help? {html.escape(title)}</h1>"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{heading}{top}{body}</body></html>\n'
+
+
+def _section(summary: Summary) -> str:
+    found = "".join(_verdict(verdict) for verdict in verdicts(summary))
     return (
-        arm.arm,
-        steps,
-        seconds,
-        f"{arm.best.loss:.4f}",
-        f"{arm.best.accuracy:.2%}",
-        nowcasts,
-        f"{arm.step_s * 1000:.1f}",
-        f"{arm.wall_s:.0f} s",
+        f"<section><h2>{html.escape(f'{summary.name}: {summary.headline}')}</h2>"
+        f"{found or '<p>One arm alone: there is nothing to compare it with.</p>'}"
+        f'<h3>Curves</h3><p class="quiet">Bold: the median over seeds, smoothed over five evaluations. Faint: each run. '
+        f"Dashed: averages of the weights.</p><figure>{_picture(summary)}</figure>"
+        f"<h3>Figures</h3>{_table(HEADS, [_row(arm) for arm in summary.arms])}"
+        f"<details><summary>Each run</summary>{_runs(summary)}</details>"
+        f"<h3>How it was made</h3>{_settings(summary)}</section>"
     )
+
+
+def _verdict(verdict: Verdict) -> str:
+    trust = "".join(f"<li>{html.escape(each)}</li>" for each in verdict.trust)
+    return (
+        f'<div class="verdict"><b class="word">{html.escape(f"{verdict.arm}: {WORDS[verdict.word]}")}</b><dl>'
+        f"<dt>Did it help?</dt><dd>{html.escape(verdict.helped)}</dd><dt>At what cost?</dt><dd>{html.escape(verdict.cost)}</dd>"
+        f"<dt>Can I trust it?</dt><dd><ul>{trust}</ul></dd></dl></div>"
+    )
+
+
+def _picture(summary: Summary) -> str:
+    """As SVG, without the prolog of a file."""
+    from trainer_worker.comparison.picture import draw
+
+    file = io.StringIO()
+    draw(summary).savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()[file.getvalue().index("<svg") :]
+
+
+def _runs(summary: Summary) -> str:
+    rows = []
+    for each in summary.figures:
+        reached = "–" if each.steps_to_target is None else f"{each.steps_to_target:,}"
+        losses = [f"{each.final_validation.loss:.4g}", f"{each.best.loss:.4g}"]
+        rows.append([f"{each.arm}, seed {each.seed}", f"{each.target:.4g}", reached, *losses, f"{each.best_step:,}"])
+    return _table(RUN_HEADS, rows)
+
+
+def _settings(summary: Summary) -> str:
+    settings = json.dumps(summary.config.model_dump(mode="json", exclude_none=True), indent=1)
+    about: dict[str, Any] = {**summary.versions, **(summary.server or {})}
+    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in about.items())
+    return (
+        f"<pre>{html.escape(summary.versions.get('command', ''))}</pre>"
+        f"<details><summary>Versions and server</summary><dl>{told}</dl></details>"
+        f"<details><summary>Settings</summary><pre>{html.escape(settings)}</pre></details>"
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" role="region" aria-label="table" tabindex="0">{table}</div>'

@@ -30,14 +30,11 @@ class RunFigures(Record):
         arm, seed: which.
         target: what the smoothed validation metric had to reach.
         steps_to_target: first evaluated step at which it did; None if never.
-        test_at_target: smoothed test score at that step.
-        final: smoothed test score at the last step.
+        s_to_target: seconds of training until then; evaluations, checkpoints and start-up are not counted.
+        final_validation: smoothed validation score at the last step.
         best_step: with the lowest smoothed validation loss.
         best: smoothed test score at that step.
-        final_validation, best_validation: smoothed validation score at the last and the best step.
         step_s: median seconds a step, nowcasts included.
-        s_to_target: seconds of training until then; None if never.
-        train_s: seconds of training; evaluations, checkpoints and start-up are not counted.
         wall_s: seconds of the whole run.
         nowcasts: how many ended in each outcome.
         reasons: how often each reason was given for those that were skipped.
@@ -49,14 +46,10 @@ class RunFigures(Record):
     target: float
     steps_to_target: int | None
     s_to_target: float | None
-    test_at_target: Score | None
-    final: Score
     final_validation: Score
     best_step: int
     best: Score
-    best_validation: Score
     step_s: float
-    train_s: float
     wall_s: float
     nowcasts: dict[str, int]
     reasons: dict[str, int]
@@ -75,7 +68,6 @@ class ArmFigures(Record):
     fewer_steps: float | None
     s_to_target: float | None
     less_time: float | None
-    final: Score
     best: Score
     step_s: float
     wall_s: float
@@ -151,8 +143,7 @@ def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, An
 
 
 def _figures(run: RunRecord, *, plain: RunRecord, accuracy: float | None) -> RunFigures:
-    validation = smooth_scores([evaluation.validation for evaluation in run.evaluations])
-    test = smooth_scores([evaluation.test for evaluation in run.evaluations])
+    validation, test = (smooth_scores([getattr(each, split) for each in run.evaluations]) for split in ("validation", "test"))
     if accuracy is None:
         target = min(smooth([evaluation.validation.loss for evaluation in plain.evaluations]))
         hits = [index for index, score in enumerate(validation) if score.loss <= target < math.inf]
@@ -166,14 +157,10 @@ def _figures(run: RunRecord, *, plain: RunRecord, accuracy: float | None) -> Run
         target=target,
         steps_to_target=run.evaluations[hits[0]].step if hits else None,
         s_to_target=run.evaluations[hits[0]].train_s if hits else None,
-        test_at_target=test[hits[0]] if hits else None,
-        final=test[-1],
         final_validation=validation[-1],
         best_step=run.evaluations[best].step,
         best=test[best],
-        best_validation=validation[best],
         step_s=run.step_s,
-        train_s=run.evaluations[-1].train_s,
         wall_s=run.wall_s,
         nowcasts=run.outcomes,
         reasons=run.reasons,
@@ -193,8 +180,9 @@ def _over_seeds(figures: Sequence[RunFigures], *, plain: Sequence[RunFigures]) -
         fewer_steps=_saved(steps, base_steps),
         s_to_target=seconds,
         less_time=_saved(seconds, base_seconds),
-        final=_median_score([figure.final for figure in figures]),
-        best=_median_score([figure.best for figure in figures]),
+        best=Score(
+            loss=median(figure.best.loss for figure in figures), accuracy=median(figure.best.accuracy for figure in figures)
+        ),
         step_s=median(figure.step_s for figure in figures),
         wall_s=median(figure.wall_s for figure in figures),
         nowcasts=dict(sum((Counter(figure.nowcasts) for figure in figures), Counter())),
@@ -221,10 +209,6 @@ def _median_or_none(figures: Sequence[float | None]) -> float | None:
 
 def _saved(figure: float | None, base: float | None) -> float | None:
     return 1 - figure / base if figure is not None and base else None
-
-
-def _median_score(scores: Sequence[Score]) -> Score:
-    return Score(loss=median(score.loss for score in scores), accuracy=median(score.accuracy for score in scores))
 
 
 def _versions() -> dict[str, str]:

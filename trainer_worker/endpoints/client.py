@@ -56,11 +56,6 @@ class HttpEndpoint:
     repeated up to twice within its deadline. A server that is not there is told within `CONNECT_S`. httpx gives each wait for a
     socket its timeout anew, so that a server which sends a byte now and then could hold a call for as long as it likes: at the
     deadline the connection is shut down.
-
-    Args:
-        url: of the server, `http://` or `https://`.
-        job: id of the job.
-        token: bearer token.
     """
 
     local = False

@@ -51,11 +51,7 @@ def free_memory(device: torch.device) -> int:
 
 
 class EmbeddedEndpoint:
-    """Same forecasters, same inputs, same results bit for bit as a server with as many threads.
-
-    Args:
-        forecaster: what makes the forecasts.
-    """
+    """Same forecasters, same inputs, same results bit for bit as a server with as many threads."""
 
     local = True
 

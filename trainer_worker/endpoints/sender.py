@@ -79,10 +79,7 @@ class Request:
 class Sender:
     """Owns the endpoint and the thread that talks to it. No method waits for either, except `open` and `stop`.
 
-    Args:
-        endpoint: where snapshots go.
-        spec: of the job.
-        timeout_s: for each call but forecasts, which bring their own deadline.
+    `timeout_s` is for each call but forecasts, which bring their own deadline.
     """
 
     def __init__(self, endpoint: Endpoint, spec: JobSpec, *, timeout_s: float) -> None:

@@ -75,14 +75,7 @@ def is_file(forecaster: str) -> bool:
 
 
 def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device: torch.device) -> Endpoint:
-    """The endpoint for a job.
-
-    Args:
-        server: where forecasts come from.
-        spec: of the job.
-        job: its id.
-        forecaster: as the user names it; a file only in this process.
-        device: of the model, on which forecasts are made in this process.
+    """The endpoint for a job; in this process forecasts are made on `device`, the model's, and `forecaster` may be a file.
 
     Raises:
         BadArgument: the address, the token or the forecaster cannot be used.

@@ -236,6 +236,20 @@ TABLES: Final[dict[str, type[Table]]] = {
 }
 
 
+OPTIONS: Final = {
+    "server": "nowcast.server",
+    "forecaster": "nowcast.forecaster",
+    "checkpoint": "nowcast.checkpoint",
+    "steps": "train.steps",
+    "seed": "train.seeds",
+    "out": "output.folder",
+    "checkpoints": "output.checkpoints",
+    "copies": "output.copies",
+    "address": "workers.address",
+}
+"""Options of the command that stand in for values of a configuration."""
+
+
 def read_tables(path: Path) -> dict[str, Any]:
     """What a configuration says, before it is checked.
 

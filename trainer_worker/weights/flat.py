@@ -37,10 +37,6 @@ class FlatParameters:
     Of a model that is split over ranks (FSDP2) rank 0 holds the vector. Every rank takes part in `copy_to`, parameter by parameter,
     and none holds more than one whole parameter besides.
 
-    Args:
-        model: unwrapped.
-        optimizers: that train it.
-
     Raises:
         BadArgument: a trained parameter has no values yet, or the optimizers train none of the model's.
     """

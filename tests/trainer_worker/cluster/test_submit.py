@@ -155,7 +155,7 @@ def test_a_configuration_is_trained_on_the_cluster(cluster: TwoNodes, tmp_path: 
         """
         task = {name = "fm-16", examples = 256}
         train = {steps = 120, batch_size = 16, eval_every = 40, checkpoint_every = 40}
-        nowcast = {forecaster = "linear", context = 3, interval = 10}
+        nowcast = {forecaster = "linear", interval = 10}
         workers = {count = 2, threads = 1}
         """
     )

@@ -109,8 +109,6 @@ def test_the_plain_runs_best_is_the_target(tmp_path: Path) -> None:
     plain, other = summary.figures
     assert plain.target == other.target == pytest.approx(0.4)
     assert (plain.steps_to_target, other.steps_to_target) == (80, 60)  # with 0.6 0.5 0.4 0.4 0.4 and 0.7 0.5 0.4 0.3 0.3
-    assert other.test_at_target is not None
-    assert other.test_at_target.model_dump() == pytest.approx({"loss": 0.5, "accuracy": 0.5})
     assert summary.arms[1].fewer_steps == pytest.approx(0.25)
     assert other.best.loss == pytest.approx(0.4)
     assert other.step_s == pytest.approx(0.01)
@@ -121,7 +119,6 @@ def test_a_target_in_the_configuration_is_an_accuracy(tmp_path: Path) -> None:
     summary = summarise(config(tmp_path, target=0.65), [run("adam", 1, SLOW), run("adam+x", 1, FAST)], server=None, wall_s=1.0)
     assert summary.metric == "smoothed validation accuracy"
     assert [figures.steps_to_target for figures in summary.figures] == [None, 70]
-    assert summary.figures[0].test_at_target is None
     assert [(arm.reached, arm.fewer_steps) for arm in summary.arms] == [(0, None), (1, None)]
 
 
@@ -177,8 +174,6 @@ def test_a_run_that_diverged_is_reported(
     summary = summarise(config(tmp_path), runs, server=None, wall_s=1.0)
     assert summary.figures[0].target == pytest.approx(target)
     assert [figures.steps_to_target for figures in summary.figures] == reached
-    for figures, each in zip(summary.figures, losses, strict=True):
-        assert figures.best_validation.loss == pytest.approx(min(smooth(each)))
     path, picture, _ = report.write(summary)
     report.show(summary, Console(file=io.StringIO(), width=150))
     assert picture.stat().st_size > 1000
@@ -193,7 +188,6 @@ def test_a_diverged_seed_counts_as_slowest(tmp_path: Path) -> None:
     ]
     arm = summarise(config(tmp_path, seeds=(1, 2, 3)), runs, server=None, wall_s=1.0).arms[1]
     assert (arm.reached, arm.steps_to_target) == (2, 80)
-    assert arm.final.loss == pytest.approx(0.5)
 
 
 def test_the_table_says_what_was_skipped_and_why(tmp_path: Path) -> None:
@@ -223,7 +217,7 @@ def test_table_and_picture_have_one_headline(count: int, says: str, tmp_path: Pa
     report.show(summary, console)
     titles.append(console.file.getvalue())  # type: ignore[attr-defined]
     assert all(f"fm-16, 100 steps, {says} seed 1" in title for title in titles)
-    assert len(titles) == 2
+    assert len(titles) == 3  # of the table, report.png and report.html
 
 
 def test_the_table_says_what_forecasts_were_worth(tmp_path: Path) -> None:

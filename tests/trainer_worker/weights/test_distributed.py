@@ -1,6 +1,5 @@
 """Data-parallel training in real processes: all ranks glide along the same push and stay equal, bit for bit."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,12 +12,9 @@ Told = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., ServerProcess]) -> Told:
+def ranks(tmp_path_factory: pytest.TempPathFactory, server: ServerProcess) -> Told:
     """What the ranks of every scenario of `ranks.py` told: they run in one pair of processes, as starting one takes seconds."""
-    server = start_server("--threads", "1")
-    told = run_scenarios(tmp_path_factory.mktemp("ranks"), server.url)
-    server.kill()
-    return told
+    return run_scenarios(tmp_path_factory.mktemp("ranks"), server.url)
 
 
 @pytest.mark.parametrize(

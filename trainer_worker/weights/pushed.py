@@ -22,10 +22,6 @@ class PushedWeights:
     """Adds a push to the weights, and to what an optimizer keeps of them itself: float32 master copies, slow or averaged weights.
 
     Weights narrower than float32 take a push up once it has grown to their last digit, so that none is lost to rounding.
-
-    Args:
-        flat: the trained parameters.
-        optimizers: that train them.
     """
 
     def __init__(self, flat: FlatParameters, optimizers: Sequence[Optimizer]) -> None:

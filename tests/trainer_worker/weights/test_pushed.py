@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_worker.weights.flat import FlatParameters
-from trainer_worker.weights.push import PushedWeights, copies_of_weights
+from trainer_worker.weights.pushed import PushedWeights, copies_of_weights
 
 
 class Keeping(torch.optim.SGD):
