@@ -11,13 +11,12 @@ lie all edges, none, or a matching. The normalised adjacency of N neurons then f
 K is about ten a layer, whatever the width, so that the spectrum of a graph with 10^9 edges is the work of seconds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from nowcast_server.interruption import interruption_point
 from protos.wiring import Block, Wiring
@@ -29,16 +28,18 @@ CARRIED: Final = 500_000_000
 """Neurons of diagonals that all sweeps together may pass, a second's work; `BLOCK` more for each block."""
 BLOCK: Final = 1000
 
-MOST_PAIRS: Final = 1_000_000
-"""Pairs of classes that blocks may join; the largest networks have some ten thousand."""
-PAIR_BYTES: Final = 200
-"""Of such a pair, about, while the matrices are made."""
+MOST_CLASSES: Final = 3000
+"""Beyond, a spectrum takes more than 5 s of one core and `CLASSES_BYTES`. GPT of 12 layers has 600, ResNet-152 450."""
+CLASSES_BYTES: Final = 9 * 8 * MOST_CLASSES**2
+
+MOST_PAIRS: Final = 500_000_000
+"""Pairs of classes that blocks may join, counted block by block: a second's work."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-class TooManyPairs(Exception):
+class TooManyClasses(Exception):
     """Blocks cut the neurons so small that nothing is won by classes."""
 
 
@@ -57,32 +58,30 @@ class NeuronClasses:
     starts: Ints
     sizes: Ints
     degrees: Floats
-    quotient: csr_array[Any]
-    differences: csr_array[Any]
+    quotient: Floats
+    differences: Floats
 
     @classmethod
     def of(cls, wiring: Wiring) -> "NeuronClasses":
         """The classes of a wiring.
 
         Raises:
-            TooManyPairs: more than `MOST_PAIRS` of them are joined.
+            TooManyClasses: there are more than `MOST_CLASSES`, or blocks join more than `MOST_PAIRS` of them.
         """
         cuts = np.flatnonzero(_cuts(wiring))
-        _check_pairs(wiring, cuts)
         starts, sizes = cuts[:-1], np.diff(cuts)
-        dense = _joined((block for block in wiring.blocks if not block.diagonal), cuts)
-        matched = _joined((block for block in wiring.blocks if block.diagonal), cuts)
-        matched = matched - matched.multiply(dense)  # a rectangle holds its diagonal
-        within = dense.diagonal()
-        matched.setdiag(0)  # self loops
-        matched.eliminate_zeros()
+        if len(sizes) > MOST_CLASSES:
+            raise TooManyClasses(f"its blocks cut the neurons into {len(sizes)} classes, more than {MOST_CLASSES}")
+        dense, matched = _joined(wiring, cuts)
+        within = dense.diagonal().copy()
+        matched *= 1 - dense  # a rectangle holds its diagonal
+        np.fill_diagonal(matched, 0)  # self loops
         degrees = dense @ sizes - within + matched.sum(axis=1)
         inverse = np.divide(1.0, np.sqrt(degrees), out=np.zeros(len(sizes)), where=degrees > 0)
-        roots = _diagonal(np.sqrt(sizes))
-        normalise = _diagonal(inverse)
-        quotient = normalise @ (roots @ dense @ roots - _diagonal(within) + matched) @ normalise
-        differences = normalise @ (matched - _diagonal(within)) @ normalise
-        return cls(starts, sizes, degrees, csr_array(quotient), csr_array(differences))
+        scale = inverse[:, None] * inverse
+        differences = (matched - np.diag(within)) * scale
+        quotient = dense * np.sqrt(sizes) * np.sqrt(sizes)[:, None] * scale + differences
+        return cls(starts, sizes, degrees, quotient, differences)
 
 
 def _cuts(wiring: Wiring) -> NDArray[np.bool_]:
@@ -113,41 +112,19 @@ def _carry(cuts: NDArray[np.bool_], diagonals: Sequence[Block]) -> bool:
     return int(cuts.sum()) > before
 
 
-def _check_pairs(wiring: Wiring, cuts: Ints) -> None:
+def _joined(wiring: Wiring, cuts: Ints) -> tuple[Floats, Floats]:
+    """Two symmetric (K, K), 1 where a dense block joins two classes, and where a diagonal does."""
+    dense, matched = np.zeros((2, len(cuts) - 1, len(cuts) - 1))
     pairs = 0
     for block in wiring.blocks:
-        sources = _count(cuts, block.source, block.sources)
-        pairs += sources if block.diagonal else sources * _count(cuts, block.target, block.targets)
-    if pairs > MOST_PAIRS:
-        raise TooManyPairs(f"its blocks join {pairs} pairs of classes of neurons, more than {MOST_PAIRS}")
-
-
-def _joined(blocks: Iterator[Block], cuts: Ints) -> csr_array[Any]:
-    """(K, K) symmetric, 1 where a block joins two classes."""
-    rows, columns = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for block in blocks:
-        sources = _classes(cuts, block.source, block.sources)
-        targets = _classes(cuts, block.target, block.targets)
-        rows.append(sources if block.diagonal else sources.repeat(len(targets)))
-        columns.append(targets if block.diagonal else np.tile(targets, len(sources)))
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    one = np.ones(2 * len(row))
-    size = len(cuts) - 1
-    joined = csr_array((one, (np.concatenate((row, column)), np.concatenate((column, row)))), shape=(size, size))
-    joined.data[:] = 1.0  # parallel blocks are one edge
-    return joined
-
-
-def _classes(cuts: Ints, start: int, count: int) -> Ints:
-    first, last = np.searchsorted(cuts, [start, start + count])
-    return np.arange(first, last)
-
-
-def _count(cuts: Ints, start: int, count: int) -> int:
-    first, last = np.searchsorted(cuts, [start, start + count])
-    return int(last - first)
-
-
-def _diagonal(values: Any) -> csr_array[Any]:
-    index = np.arange(len(values))
-    return csr_array((np.asarray(values, dtype=np.float64), (index, index)), shape=(len(values), len(values)))
+        source, source_end = np.searchsorted(cuts, [block.source, block.source + block.sources])
+        target, target_end = np.searchsorted(cuts, [block.target, block.target + block.targets])
+        pairs += 1000 + (source_end - source) * (1 if block.diagonal else target_end - target)
+        if pairs > MOST_PAIRS:
+            raise TooManyClasses(f"its blocks join more than {MOST_PAIRS} pairs of classes")
+        if block.diagonal:
+            index = np.arange(source, source_end), np.arange(target, target_end)
+            matched[index] = matched[index[::-1]] = 1
+        else:
+            dense[source:source_end, target:target_end] = dense[target:target_end, source:source_end] = 1
+    return dense, matched
