@@ -28,11 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint
-from nowcast_server.nino.engine import StreamingEngine
-from nowcast_server.nino.engine.plan import Sizes
+from nowcast_server.nino.engine import CPU_SIZES, StreamingEngine
 from nowcast_server.nino.engine.workers import run
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
-from nowcast_server.nino.reference import NinoReference
+from trainer_worker.metatrain.reference import Reference
 from trainer_worker.wiring import wire
 
 HORIZONS = (1, 5, 20, 40)
@@ -59,13 +58,11 @@ class Row:
     edges: int
     engine_s: float
     reference_s: float | None
-    bfloat16_s: float
     us_per_edge: float
     gflops: float
     ceiling_gflops: float
     peak_bytes: int
     relative_error: float | None
-    bfloat16_error: float
 
     @property
     def ratio(self) -> float | None:
@@ -114,7 +111,7 @@ def seconds(function: Callable[[], object], *, cpu_time: bool) -> float:
 
 def ceiling_gflops(hidden: int, *, cpu_time: bool, repeats: int = 200) -> float:
     """What bare products of the engine's tiles reach, on torch's threads or on the engine's, whichever is faster."""
-    edges, threads = Sizes().tile, torch.get_num_threads()
+    edges, threads = CPU_SIZES.tile, torch.get_num_threads()
 
     def products(_: object) -> None:
         h, matrix, out = torch.ones(edges, hidden), torch.ones(hidden, hidden), torch.empty(edges, hidden)
@@ -128,7 +125,7 @@ def ceiling_gflops(hidden: int, *, cpu_time: bool, repeats: int = 200) -> float:
 
 def flops_per_edge(options: ModelOptions) -> int:
     """Of the products an edge with one weight needs, see `nowcast_server.nino.engine`."""
-    updates, hidden = options.edge_updates, options.hidden
+    updates, hidden = options.layers - 1, options.hidden
     # one walk for each convolution and one for the forecasts; all begin with the weights, the i-th has i products of H x H
     square = sum(range(updates + 1))
     return 2 * hidden * ((updates + 1) * options.context + square * hidden + len(HORIZONS))
@@ -143,12 +140,9 @@ def measure(name: str, checkpoint: Checkpoint, arguments: argparse.Namespace) ->
     wiring, states = wire(model), context_of(model)
     features = torch.randn(wiring.neurons, checkpoint.options.laplacian, generator=torch.Generator().manual_seed(1))
     features /= math.sqrt(wiring.neurons)
-    engines: dict[str, Any] = {
-        "engine": StreamingEngine(checkpoint),
-        "bfloat16": StreamingEngine(checkpoint, precision="bfloat16"),
-    }
+    engines: dict[str, Any] = {"engine": StreamingEngine(checkpoint)}
     if wiring.edges <= arguments.reference_edges:
-        engines["reference"] = NinoReference(checkpoint)
+        engines["reference"] = Reference(checkpoint)
     times: dict[str, list[float]] = {key: [] for key in engines}
     forecasts: dict[str, Tensor] = {}
     ceilings: list[float] = []
@@ -172,13 +166,11 @@ def measure(name: str, checkpoint: Checkpoint, arguments: argparse.Namespace) ->
         wiring.edges,
         medians["engine"],
         medians.get("reference"),
-        medians["bfloat16"],
         medians["engine"] / wiring.edges * 1e6,
         flops / medians["engine"] / 1e9,
         statistics.median(ceilings),
         peak_bytes(name),
         errors[0],
-        relative_error(forecasts["bfloat16"], forecasts["engine"], states[-1]),
     )
 
 
@@ -208,7 +200,7 @@ def status(field: str) -> int:
 
 def table(rows: Iterable[Row]) -> str:
     head = f"{'network':<10} {'params':>10} {'edges':>10} {'engine s':>9} {'reference':>9} {'ratio':>6} {'us/edge':>8} "
-    head += f"{'GFLOP/s':>8} {'ceiling':>8} {'share':>6} {'peak MB':>8} {'error':>8} {'bf16 s':>8} {'bf16 err':>8}"
+    head += f"{'GFLOP/s':>8} {'ceiling':>8} {'share':>6} {'peak MB':>8} {'error':>8}"
     lines = [head]
     for row in rows:
         reference = f"{row.reference_s:9.3f} {row.ratio:6.1f}" if row.reference_s else f"{'-':>9} {'-':>6}"
@@ -216,7 +208,7 @@ def table(rows: Iterable[Row]) -> str:
         lines.append(
             f"{row.network:<10} {row.parameters:>10,} {row.edges:>10,} {row.engine_s:9.4f} {reference} {row.us_per_edge:8.3f} "
             f"{row.gflops:8.1f} {row.ceiling_gflops:8.1f} {row.gflops / row.ceiling_gflops:6.0%} {row.peak_bytes / 1e6:8.1f} "
-            f"{error} {row.bfloat16_s:8.4f} {row.bfloat16_error:8.1e}"
+            f"{error}"
         )
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
-"""What a device does with forecasts, by size of network, precision and size of tile: one JSON.
+"""What a device does with forecasts, by size of network and size of tile: one JSON.
 
     python bench/gpu.py [--device cuda] [--out gpu.json] [--budget 600]
 
-First the ten checks of `nowcast-server selftest`; then, with random weights of the published shape (128 hidden channels) and with
-the package's own (64): edges a second for each size and precision, with the error of each precision; and what other tiles give.
+First the checks of `nowcast-server selftest`; then, with random weights of the published shape (128 hidden channels) and with
+the package's own (64): edges a second for each size; and what other tiles give.
 A measurement that would begin after the budget is left out. `bench/gpu.sh` runs this and the tests that need a device.
 """
 
@@ -22,16 +22,13 @@ import torch
 from nowcast_server.device import check_device
 from nowcast_server.forecasters.registry import SHIPPED
 from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint
-from nowcast_server.nino.engine.placement import DEVICE_SIZES, DevicePlacement
+from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
-from nowcast_server.nino.precision import PRECISIONS
-from nowcast_server.selftest.networks import snapshots
-from nowcast_server.selftest.run import as_json, outcomes
-from nowcast_server.selftest.setup import Setup, error, multiplying
-from nowcast_server.selftest.speed import SIZES
+from nowcast_server.selftest.checks import Setup
+from nowcast_server.selftest.cli import as_json, outcomes
+from nowcast_server.selftest.networks import SIZES, snapshots
 
 TILES = (1 << 13, 1 << 14, 1 << 15, 1 << 16, 1 << 17)
-HORIZONS = (1, 5, 20, 40)
 
 
 def published_shape() -> Checkpoint:
@@ -40,39 +37,25 @@ def published_shape() -> Checkpoint:
     return Checkpoint(options, tensors, "random weights of the published shape")
 
 
-def by_precision(setup: Setup, sizes: list[str]) -> Iterator[dict[str, Any]]:
-    """Seconds and edges a second, and the error against float32."""
+def by_size(setup: Setup, sizes: list[str]) -> Iterator[dict[str, Any]]:
+    """Seconds and edges a second."""
+    engine = StreamingEngine(setup.checkpoint, device=setup.device)
     for name in sizes:
         wiring = SIZES[name]()
-        states, features, exact = snapshots(wiring, device=setup.device), setup.features(wiring), None
-        for precision in PRECISIONS if setup.cuda else ("float32", "bfloat16"):
-            engine = setup.engine(precision)
-            with multiplying(precision):
-                made = engine.forecast(wiring, states, horizons=HORIZONS, node_pe=features)
-                forecast = partial(engine.forecast, wiring, states, horizons=(1,), node_pe=features)
-                seconds = setup.seconds(forecast, rounds=3)
-            exact = made if exact is None else exact
-            yield {
-                "hidden": setup.checkpoint.options.hidden,
-                "network": name,
-                "parameters": wiring.size,
-                "edges": wiring.edges,
-                "precision": precision,
-                "seconds": seconds,
-                "edges_per_s": wiring.edges / seconds,
-                "error": error(made, exact, states[-1]),
-            }
+        forecast = partial(engine.forecast, wiring, snapshots(wiring, device=setup.device), horizons=(1,))
+        seconds = setup.seconds(forecast, rounds=3)
+        hidden, speed = setup.checkpoint.options.hidden, wiring.edges / seconds
+        yield {"hidden": hidden, "network": name, "edges": wiring.edges, "seconds": seconds, "edges_per_s": speed}
 
 
 def by_tile(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """Edges a second with tiles of other sizes."""
     wiring = SIZES[name]()
-    states, features, engine = snapshots(wiring, device=setup.device), setup.features(wiring), setup.engine()
+    states = snapshots(wiring, device=setup.device)
     for tile in TILES:
-        DevicePlacement.sizes = replace(DEVICE_SIZES, tile=tile)
-        seconds = setup.seconds(lambda: engine.forecast(wiring, states, horizons=(1,), node_pe=features), rounds=3)
+        engine = StreamingEngine(setup.checkpoint, device=setup.device, sizes=replace(DEVICE_SIZES, tile=tile))
+        seconds = setup.seconds(partial(engine.forecast, wiring, states, horizons=(1,)), rounds=3)
         yield {"network": name, "tile": tile, "seconds": seconds, "edges_per_s": wiring.edges / seconds}
-    DevicePlacement.sizes = DEVICE_SIZES
 
 
 def main() -> None:
@@ -85,13 +68,13 @@ def main() -> None:
     check_device(arguments.device)
     device, shipped = torch.device(arguments.device), load_checkpoint(SHIPPED / "nino-base.safetensors")
     done = []
-    for outcome in outcomes(device, shipped):
+    for outcome in outcomes(Setup(device, shipped)):
         done.append(outcome)
         print(f"{'ok' if outcome.ok else 'FAILED'} {outcome.name} {outcome.seconds:.1f} s {outcome.detail}", flush=True)
-    report: dict[str, Any] = {"selftest": as_json(done, device=device, checkpoint=shipped), "precisions": [], "tiles": []}
+    report: dict[str, Any] = {"selftest": as_json(done, Setup(device, shipped)), "sizes": [], "tiles": []}
     sizes = ["14k", "0.2M", "1.4M", "30M"] if device.type == "cuda" else ["14k"]
     setups = [Setup(device, checkpoint) for checkpoint in (published_shape(), shipped)]
-    measurements = [("precisions", by_precision(setup, sizes)) for setup in setups]
+    measurements = [("sizes", by_size(setup, sizes)) for setup in setups]
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         report["memory_bytes"], report["processors"] = properties.total_memory, properties.multi_processor_count

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nowcast_server.embedding import embed_run, placed
-from nowcast_server.forecasters.registry import _path
+from nowcast_server.embedding import embed_run
+from nowcast_server.forecasters.registry import SHIPPED
 from nowcast_server.nino.checkpoint import load_checkpoint
 from nowcast_server.nino.embed import Embedder, Floats, Projection
 from nowcast_server.trajectories.store import Trajectory, trajectories
@@ -45,7 +45,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = list(trajectories(given.folder))
-    embedder = Embedder(load_checkpoint(_path("nino")), Wiring.from_dict(found[0].header["wiring"]))
+    embedder = Embedder(load_checkpoint(SHIPPED / "nino-base.safetensors"), Wiring.from_dict(found[0].header["wiring"]))
     runs = [embed_run(run, embedder, name=run.path.name) for run in found]
     labels = np.concatenate([np.full(len(run.steps), run.about["lr"]) for run in runs])
     whose = np.concatenate([np.full(len(run.steps), index) for index, run in enumerate(runs)])
@@ -56,8 +56,7 @@ def main() -> None:
         "raw weights": np.concatenate([each[context - 1 :] for each in states]),
         "movement of raw weights": np.concatenate([each[context - 1 :] - each[: 1 - context] for each in states]),
         "spread of each tensor's weights and movement": np.concatenate([_spreads(each, found[0], context) for each in states]),
-        "edge and neuron embeddings": np.concatenate([run.vectors.reshape(len(run.steps), -1) for run in runs]),
-        "neuron embeddings alone": np.concatenate([placed(run.vectors) for run in runs]),
+        "neuron embeddings": np.concatenate([run.vectors for run in runs]),
     }
     print("| space | 2 components | 8 components | 2 components, second half of the runs |\n|---|---|---|---|")
     for name, vectors in spaces.items():

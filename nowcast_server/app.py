@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from fastapi import APIRouter, FastAPI
 
 from nowcast_server.device import CPU, Chosen, check_device, choose_device
@@ -15,7 +14,6 @@ from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web import page, problems
 from nowcast_server.web.routes import health, jobs, nowcasts, snapshots
-from protos.errors import BadRequest
 from protos.messages import API
 
 
@@ -76,11 +74,7 @@ def create_app(
 
 def _forecasters(settings: Settings, chosen: Chosen) -> Mapping[str, Forecaster]:
     check_device(chosen.device)
-    if settings.precision == "tf32":
-        if not chosen.device.startswith("cuda"):
-            raise BadRequest(f"--precision tf32 needs a CUDA device, not {chosen.device}", field="precision")
-        torch.set_float32_matmul_precision("high")
-    return load_forecasters(settings.checkpoints, device=chosen.device, precision=settings.precision)
+    return load_forecasters(settings.checkpoints, device=chosen.device)
 
 
 def _probes(scope: MutableMapping[str, Any]) -> bool:

@@ -30,9 +30,6 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one.", show_default="8440")] = None,
     uds: Annotated[Path | None, Option(help="Unix socket to listen on instead.")] = None,
     device: Annotated[str | None, Option(help="Where to forecast: auto, cpu, cuda, cuda:1, …", show_default="auto")] = None,
-    precision: Annotated[
-        str | None, Option(help="Precision of learned forecasters: float32, tf32 or bfloat16.", show_default="float32")
-    ] = None,
     device_memory: Annotated[str | None, Option(help="Memory of a CUDA device to use.", show_default="0.9 of what is free")] = None,
     checkpoint: Annotated[list[str] | None, Option(help=CHECKPOINT_HELP, metavar="[NAME=]FILE")] = None,
     memory: Annotated[str | None, Option(help="Memory for all histories.", show_default="8GiB")] = None,

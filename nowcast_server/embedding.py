@@ -26,7 +26,7 @@ class Embedded:
         about: what its header says, of `ABOUT`.
         steps: (m,) of the last snapshot of each context.
         losses: (m,) at that step; NaN if they were not recorded.
-        vectors: (m, parameters + 2, hidden), see `Embedder.embed`.
+        vectors: (m, hidden), see `Embedder.embed`.
     """
 
     name: str
@@ -41,45 +41,30 @@ def embed_run(run: "Trajectory", embedder: "Embedder", *, name: str) -> Embedded
     import numpy as np
     import torch
 
-    steps: list[float] = []
-    losses: list[float] = []
-    vectors = []
-    for piece in run.pieces():
-        for end in range(embedder.context, len(piece.steps) + 1):
-            states = torch.from_numpy(piece.states(slice(end - embedder.context, end)))
-            steps.append(float(piece.steps[end - 1]))
-            losses.append(float(piece.records["loss"][end - 1]))
-            vectors.append(embedder.embed(states).double().numpy())
+    rows = [
+        (int(piece.steps[end - 1]), float(piece.records["loss"][end - 1]), piece.states(slice(end - embedder.context, end)))
+        for piece in run.pieces()
+        for end in range(embedder.context, len(piece.steps) + 1)
+    ]
     about: dict[str, Any] = {key: run.header[key] for key in ABOUT if key in run.header}
-    return Embedded(name, about, np.asarray(steps), np.asarray(losses), np.asarray(vectors))
-
-
-def placed(vectors: "Floats") -> "Floats":
-    """(m, parameters + 2, hidden) -> (m, hidden): the neurons' embeddings, which tell runs apart best (bench/map.py)."""
-    return vectors[:, -1]
+    vectors = [embedder.embed(torch.from_numpy(states)).double().numpy() for _, _, states in rows]
+    return Embedded(name, about, np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), np.asarray(vectors))
 
 
 def rows_of(runs: Sequence[Embedded], projection: "Projection") -> list[dict[str, Any]]:
     """A row for each context: where it is on the map, and which context of another run is nearest to it."""
     import numpy as np
 
-    points = [placed(run.vectors) for run in runs]
     rows = []
     for index, run in enumerate(runs):
-        places = projection.apply(points[index])
-        for at in range(len(run.steps)):
-            row: dict[str, Any] = {"run": run.name, "step": int(run.steps[at]), "loss": run.losses[at], **run.about}
-            row |= {"x": places[at, 0], "y": places[at, 1]}
-            near = [
-                (float(np.square(other - points[index][at]).sum(1).min()), place)
-                for place, other in enumerate(points)
-                if place != index
-            ]
-            if near:
-                _, place = min(near)
-                closest = int(np.square(points[place] - points[index][at]).sum(1).argmin())
-                row |= {"nearest_run": runs[place].name, "nearest_step": int(runs[place].steps[closest])}
-                row |= {"nearest_ended_at": runs[place].losses[-1]}
+        others = [other for place, other in enumerate(runs) if place != index]
+        for step, loss, vector, (x, y) in zip(run.steps, run.losses, run.vectors, projection.apply(run.vectors), strict=True):
+            row: dict[str, Any] = {"run": run.name, "step": int(step), "loss": loss, **run.about, "x": x, "y": y}
+            distances = [np.square(other.vectors - vector).sum(1) for other in others]
+            if distances:
+                near = int(np.argmin([each.min() for each in distances]))
+                row |= {"nearest_run": others[near].name, "nearest_step": int(others[near].steps[distances[near].argmin()])}
+                row |= {"nearest_ended_at": others[near].losses[-1]}
             rows.append(row)
     return rows
 
@@ -95,51 +80,48 @@ def embed(
 
     A vector does not depend on how neurons are numbered, so runs of different seeds can be compared.
     """
-    from nowcast_server.forecasters.registry import _path
-    from nowcast_server.nino.checkpoint import load_checkpoint
-    from nowcast_server.nino.embed import Embedder, Projection
-    from nowcast_server.trajectories.store import trajectories
+    import numpy as np
+
+    from nowcast_server.nino.embed import Projection
     from protos.errors import NowcastError
-    from protos.wiring import Wiring
 
     try:
-        weights = load_checkpoint(checkpoint or _path("nino"))
-        found = [(run, Wiring.from_dict(run.header["wiring"])) for run in trajectories(folder) if "wiring" in run.header]
-        if not found:
-            raise typer.BadParameter(f"{folder} holds no trajectory with a wiring", param_hint="FOLDER")
-        wiring = found[0][1]
-        embedder = Embedder(weights, wiring)
-        runs = [
-            embed_run(run, embedder, name=str(run.path.relative_to(folder)))
-            for run, its in found
-            if its.hash == wiring.hash and len(run.steps) >= embedder.context
-        ]
+        runs = _runs(folder, checkpoint)
     except NowcastError as error:
         typer.echo(f"nowcast-server: {error.detail}", err=True)
         sys.exit(1)
-    if not runs:
-        raise typer.BadParameter(f"no run in {folder} has {embedder.context} snapshots", param_hint="FOLDER")
-    if len(runs) < len(found):
-        typer.echo(f"{len(found) - len(runs)} runs left out: too short, or of another network than {runs[0].name}", err=True)
-    projection = _basis(basis) if basis else Projection.fit(_together(runs))
+    if basis:
+        with np.load(basis) as arrays:
+            projection = Projection(arrays["mean"], arrays["components"], arrays["explained"])
+    else:
+        projection = Projection.fit(np.concatenate([run.vectors for run in runs]))
     _write(out, runs, projection)
     explained = " and ".join(f"{share:.0%}" for share in projection.explained)
     typer.echo(f"{out}: {sum(len(run.steps) for run in runs)} contexts of {len(runs)} runs; the axes explain {explained}")
 
 
-def _together(runs: Sequence[Embedded]) -> "Floats":
-    import numpy as np
+def _runs(folder: Path, checkpoint: Path | None) -> list[Embedded]:
+    """The runs below a folder that are of the first one's network, embedded."""
+    from nowcast_server.forecasters.registry import SHIPPED
+    from nowcast_server.nino.checkpoint import load_checkpoint
+    from nowcast_server.nino.embed import Embedder
+    from nowcast_server.trajectories.store import trajectories
+    from protos.wiring import Wiring
 
-    return np.concatenate([placed(run.vectors) for run in runs])
-
-
-def _basis(path: Path) -> "Projection":
-    import numpy as np
-
-    from nowcast_server.nino.embed import Projection
-
-    with np.load(path) as arrays:
-        return Projection(arrays["mean"], arrays["components"], arrays["explained"])
+    weights = load_checkpoint(checkpoint or SHIPPED / "nino-base.safetensors")
+    found = [(run, Wiring.from_dict(run.header["wiring"])) for run in trajectories(folder) if "wiring" in run.header]
+    if not found:
+        raise typer.BadParameter(f"{folder} holds no trajectory with a wiring", param_hint="FOLDER")
+    wiring = found[0][1]
+    embedder = Embedder(weights, wiring)
+    alike = [run for run, its in found if its.hash == wiring.hash]
+    embedded = [embed_run(run, embedder, name=str(run.path.relative_to(folder))) for run in alike]
+    runs = [run for run in embedded if len(run.steps)]
+    if not runs:
+        raise typer.BadParameter(f"no run in {folder} has {embedder.context} snapshots", param_hint="FOLDER")
+    if len(runs) < len(found):
+        typer.echo(f"{len(found) - len(runs)} runs left out: too short, or of another network than {runs[0].name}", err=True)
+    return runs
 
 
 def _write(path: Path, runs: Sequence[Embedded], projection: "Projection") -> None:

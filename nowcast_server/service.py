@@ -19,7 +19,6 @@ from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.logs import audit, log
 from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
-from nowcast_server.pinned import CudaLocks, PinnedMemory
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
 from nowcast_server.trajectories.recording import Recording
@@ -152,7 +151,6 @@ class Service:
 
         accelerator = await asyncio.to_thread(Accelerator.of, device, limit_bytes=self.settings.device_memory, on_lost=lost)
         self.accelerator = self.nowcasting.accelerator = accelerator
-        self.jobs.allocate = PinnedMemory(CudaLocks()).empty
         self.metrics.memory_bytes.labels("device").set_function(lambda: accelerator.used_bytes)
         self.metrics.memory_limit_bytes.labels("device").set(accelerator.limit_bytes)
         self.metrics.device_uploads.set_function(lambda: accelerator.uploads)

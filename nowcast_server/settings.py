@@ -35,7 +35,6 @@ class Settings(BaseSettings):
             device, for the forecasts alone.
         device_memory: Memory of a CUDA device, for snapshots and the forecasters' work space. None: nine tenths of what is free at
             the start.
-        precision: Precision of the learned forecasters: `float32`, `tf32` (CUDA only) or `bfloat16`. docs/gpu.md has the errors.
         forecast_limit_s: Longest time a forecast may use the device. Longer ones are refused or stopped; `/livez` fails while one
             runs over.
         max_registration: Largest JSON body that registers a job. Bodies being received take at most 16 times as much memory, and
@@ -78,7 +77,6 @@ class Settings(BaseSettings):
     max_snapshot: Size = ByteSize(4 * GIB)
     forecast_memory: Size = ByteSize(8 * GIB)
     device_memory: Size | None = None
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     forecast_limit_s: Seconds = 300.0
     max_registration: Size = ByteSize(8 * MIB)
     max_jobs: Count = 1024

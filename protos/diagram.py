@@ -63,12 +63,7 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Modules that repeat, drawn once.
-
-    Args:
-        name: of the first and the last.
-        times: how many there are.
-    """
+    """Modules that repeat, drawn once: the names of the first and the last, and how many there are."""
 
     name: str
     times: int
@@ -76,13 +71,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Diagram:
-    """What is to be drawn.
-
-    Args:
-        boxes: by rank.
-        links: from box to box, and whether it is a residual one.
-        left_out: modules beyond `MAX_BOXES`.
-    """
+    """What is to be drawn: boxes by rank, links between them and whether it is a residual one, how many modules are left out."""
 
     boxes: list[Box]
     links: list[tuple[Box, Box, bool]]
@@ -102,9 +91,9 @@ def layers(wiring: Wiring) -> Diagram:
         shapes = [(wiring.parameters[index].name.rpartition(".")[2], wiring.parameters[index].shape) for index in indices]
         box = Box(".".join(path), shapes, sum(wiring.parameters[index].size for index in indices), *_kinds(own), folds)
         wide = [block for block in own if block.sources > 1 and not block.diagonal]
-        box.targets = _targets(own)
-        box.sources = _sources(wide) or box.targets  # gains and biases act on what is there
-        last[box] = _targets([block for index in final for block in blocks[index]])
+        box.targets = _ends(own, 1)
+        box.sources = _ends(wide, 0) or box.targets  # gains and biases act on what is there
+        last[box] = _ends([block for index in final for block in blocks[index]], 1)
         boxes.append(box)
     kept = boxes[:MAX_BOXES]
     links = _links(kept, last, [block for block in blocks[STRUCTURE] if block.edge_type == EdgeType.RESIDUAL])
@@ -147,18 +136,11 @@ def _kinds(blocks: Sequence[Block]) -> tuple[EdgeType, tuple[EdgeType, ...]]:
     return most, tuple(sorted(kinds)) or (most,)
 
 
-def _sources(blocks: Sequence[Block]) -> Ranges:
-    return sorted({_ends(block)[0] for block in blocks})
-
-
-def _targets(blocks: Sequence[Block]) -> Ranges:
-    return sorted({_ends(block)[1] for block in blocks})
-
-
-def _ends(block: Block) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The neurons that feed a block, and those it feeds: edges of keys point backwards."""
-    begin, end = (block.source, block.source + block.sources), (block.target, block.target + block.targets)
-    return (end, begin) if block.edge_type == EdgeType.KEY else (begin, end)
+def _ends(blocks: Sequence[Block], side: int) -> Ranges:
+    """The neurons that feed blocks (0), or those they feed (1)."""
+    ends = [((block.source, block.source + block.sources), (block.target, block.target + block.targets)) for block in blocks]
+    # edges of keys point backwards
+    return sorted({pair[side ^ (block.edge_type == EdgeType.KEY)] for block, pair in zip(blocks, ends, strict=True)})
 
 
 def _overlap(ranges: Ranges, others: Ranges) -> bool:
@@ -184,9 +166,8 @@ def _links(boxes: Sequence[Box], last: dict[Box, Ranges], residuals: Sequence[Bl
                 found[box, other] = False
     _drop_detours(boxes, found)
     for block in residuals[:MAX_RECTANGLES]:
-        begins, ends = [(block.source, block.source + block.sources)], [(block.target, block.target + block.targets)]
-        sources = [box for box in boxes if _overlap(begins, box.targets)]
-        targets = [box for box in boxes if _overlap(ends, box.targets)]
+        sources = [box for box in boxes if _overlap(_ends([block], 0), box.targets)]
+        targets = [box for box in boxes if _overlap(_ends([block], 1), box.targets)]
         if sources and targets and boxes.index(sources[-1]) < boxes.index(targets[-1]):
             found.setdefault((sources[-1], targets[-1]), True)
     return [(box, other, residual) for (box, other), residual in found.items()]

@@ -170,7 +170,6 @@ class Info(Message):
     protocol: int
     device: str
     device_note: str | None = Field(None, description="why it is the CPU, if a CUDA device was hoped for")
-    precision: str = "float32"
     forecasters: list[str]
     max_snapshot_bytes: int
     max_memory_bytes: int

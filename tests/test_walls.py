@@ -93,7 +93,7 @@ _EXTRAS = ["fastapi", "pydantic_settings", "prometheus_client", "ray", "matplotl
     [
         ("nowcast_server.app", ["ray", "httpx2", "stamina", "matplotlib"]),
         ("trainer_worker.nowcast, trainer_worker.endpoints.client", [*_EXTRAS, "safetensors"]),
-        ("trainer_worker.endpoints.embedded, nowcast_server.forecasters.nino", _EXTRAS),
+        ("trainer_worker.endpoints.embedded, nowcast_server.forecasters.learned", _EXTRAS),
         ("trainer_worker.cli", ["fastapi", "torch_geometric"]),
         ("protos.messages", ["torch", "ray"]),
     ],

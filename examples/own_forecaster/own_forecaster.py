@@ -18,8 +18,8 @@ class Newest(Forecaster):
     name = "newest"
     glide_horizon = 1  # gliding asks for one interval ahead
 
-    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: tuple[int, ...], node_pe: Tensor | None) -> Tensor:
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: tuple[int, ...]) -> Tensor:
         """Forecast (len(horizons), n) float32 from snapshots (n,), oldest first; arguments have been checked."""
-        del wiring, node_pe  # a forecaster may look at the network's graph; this one does not
+        del wiring  # a forecaster may look at the network's graph; this one does not
         before, last = states[-2].float(), states[-1].float()
         return torch.stack([last + horizon * (last - before) for horizon in horizons])

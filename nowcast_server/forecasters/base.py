@@ -3,9 +3,8 @@
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,6 @@ PASS_S = 4e-9
 """A simple forecaster's work on one value of one snapshot, on a slow core."""
 
 Horizons = tuple[int, ...]
-Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 
 
 class Forecaster(ABC):
@@ -42,19 +40,10 @@ class Forecaster(ABC):
     weights_bytes: int = 0
     """Memory its weights take."""
 
-    laplacian: int = 0
-    """Laplacian features of a neuron it takes; 0 if it does not look at the graph."""
-
     device: torch.device | None = None
     """Where it computes; None for wherever the snapshots lie."""
 
-    def forecast(
-        self,
-        wiring: Wiring,
-        states: Array | Sequence[Tensor],
-        horizons: Sequence[int] = (1, 5, 40),
-        node_pe: Array | None = None,
-    ) -> Tensor:
+    def forecast(self, wiring: Wiring, states: Tensor | Sequence[Tensor], horizons: Sequence[int] = (1, 5, 40)) -> Tensor:
         """Forecast the weights some horizons after the last snapshot.
 
         Args:
@@ -62,7 +51,6 @@ class Forecaster(ABC):
             states: the context, oldest first, raw: (context, n) float32, float16 or bfloat16, `interval` steps apart; or its
                 snapshots (n,) one by one, wherever they lie: the learned forecasters copy none of them.
             horizons: how far ahead, in intervals.
-            node_pe: Laplacian features (neurons, laplacian) to use in place of the wiring's own.
 
         Returns:
             (len(horizons), n) float32 on the device of `states`, finite. Weights that no block of the wiring holds keep
@@ -70,27 +58,23 @@ class Forecaster(ABC):
 
         Raises:
             BadRequest: an argument has the wrong shape, type or range; `field` names it.
-            BadValue: `states` or `node_pe` hold NaN or infinity.
+            BadValue: `states` hold NaN or infinity.
         """
-        snapshots = self._snapshots(wiring, states)
+        snapshots = tuple(states)
+        self._check_snapshots(wiring, snapshots)
         self.check(wiring, context=len(snapshots))
         steps = self._check_horizons(horizons)
-        if node_pe is not None:
-            node_pe = _as_tensor(node_pe)
-            self._check_node_pe(wiring, node_pe)
         place = snapshots[0].device
         device = self.device or place
         with own_stream(device, shared=place.type == device.type):
             there = [snapshot.to(device, non_blocking=True) for snapshot in snapshots]
-            return self._checked(wiring, there, horizons=steps, node_pe=node_pe).to(place)
+            return self._checked(wiring, there, horizons=steps).to(place)
 
-    def _checked(self, wiring: Wiring, snapshots: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
-        """`predict` for snapshots on its device. That they are finite is asked once, together with the forecasts: on a device an
-        answer takes as long as all that was queued before.
-        """
+    def _checked(self, wiring: Wiring, snapshots: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
+        """`predict` for snapshots on its device; all are asked to be finite at once, as an answer waits for whatever is queued."""
         # a sum is finite only if every term is, and a mask takes more than a snapshot
         sums = [snapshot.sum().float() for snapshot in snapshots]
-        forecasts = self.predict(wiring, snapshots, horizons=horizons, node_pe=node_pe).to(torch.float32)
+        forecasts = self.predict(wiring, snapshots, horizons=horizons).to(torch.float32)
         sums += [row.sum() for row in forecasts]
         finite = torch.stack(sums).isfinite().tolist()
         for index, snapshot in enumerate(snapshots):
@@ -130,30 +114,21 @@ class Forecaster(ABC):
         return PASS_S * context * wiring.size
 
     @abstractmethod
-    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         """`forecast` for arguments that have been checked, the context one by one; values may overflow.
 
         Must write to none of its arguments, and return a tensor of its own.
         """
 
-    def _snapshots(self, wiring: Wiring, states: Array | Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The context one by one, checked."""
-        if isinstance(states, Tensor | np.ndarray):
-            context = _as_tensor(states)
-            snapshots, shape = tuple(context) if context.ndim else (), tuple(context.shape)
-        else:
-            snapshots = tuple(states)
-            shape = (len(snapshots), *{size for snapshot in snapshots for size in snapshot.shape})
+    def _check_snapshots(self, wiring: Wiring, snapshots: Sequence[Tensor]) -> None:
         if odd := [snapshot.dtype for snapshot in snapshots if not snapshot.is_floating_point()]:
             raise BadRequest(f"states must be floating point, not {odd[0]}", field="states")
         if not snapshots or any(snapshot.shape != (wiring.size,) for snapshot in snapshots):
+            shape = (len(snapshots), *{size for snapshot in snapshots for size in snapshot.shape})
             detail = f"states must be (context, {wiring.size}), as the wiring has parameters, not {shape}"
             raise BadRequest(detail, field="states")
-        if self.context is not None and len(snapshots) != self.context:
-            raise BadRequest(f"{self.name} needs {self.context} snapshots, not {len(snapshots)}", field="states")
         if len(snapshots) < LEAST_CONTEXT:
             raise BadRequest(f"a context has at least {LEAST_CONTEXT} snapshots, not {len(snapshots)}", field="states")
-        return snapshots
 
     def _check_horizons(self, horizons: Sequence[int]) -> Horizons:
         try:
@@ -167,26 +142,3 @@ class Forecaster(ABC):
                 limit = f"1..{self.max_horizon}" if self.max_horizon is not None else "1 or more"
                 raise BadRequest(f"a horizon of {self.name} is {limit} intervals, not {horizon}", field="horizons")
         return steps
-
-    def _check_node_pe(self, wiring: Wiring, node_pe: Tensor) -> None:
-        if not self.laplacian:
-            return
-        if not node_pe.is_floating_point() or tuple(node_pe.shape) != (wiring.neurons, self.laplacian):
-            detail = f"node_pe must be floating point ({wiring.neurons}, {self.laplacian}), not {tuple(node_pe.shape)}"
-            raise BadRequest(detail, field="node_pe")
-        if not node_pe.isfinite().all():
-            raise BadValue("node_pe holds NaN or infinity", field="node_pe")
-
-
-def stacked(states: Sequence[Tensor]) -> Tensor:
-    """A copy of the snapshots (n,) in float32, (len(states), n), and nothing of its size besides."""
-    rows = torch.empty(len(states), len(states[0]), dtype=torch.float32, device=states[0].device)
-    for row, state in zip(rows, states, strict=True):
-        row.copy_(state)
-    return rows
-
-
-def _as_tensor(values: Array) -> Tensor:
-    if isinstance(values, np.ndarray) and not values.flags.writeable:
-        values = values.copy()  # torch has no read-only tensors, and warns
-    return torch.as_tensor(values)

@@ -1,40 +1,22 @@
-"""What the learned forecasters share: a checkpoint, and an engine that computes its model."""
+"""The forecasters with weights: `nino`, the graph network, and `wnn`, an MLP for each parameter alone."""
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, Protocol
+from collections.abc import Sequence
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from nowcast_server.forecasters.base import Forecaster, Horizons
 from nowcast_server.nino.checkpoint import Checkpoint
+from nowcast_server.nino.engine import StreamingEngine
+from nowcast_server.nino.laplacian import features_bytes
 from nowcast_server.nino.options import CheckpointError
-from nowcast_server.nino.precision import Precision
-from protos.errors import BadRequest
 from protos.wiring import Wiring
 
-DEFAULT_ENGINE: Final = "streaming"
 EDGES_PER_S: Final = 2e6
 """That one core of a CPU computes; structure alone is at 2.5e6 with `nino-base`."""
 CUDA_LANES: Final = 40
 """As many cores is a GPU worth, at least."""
-
-
-class Engine(Protocol):
-    """Computes a checkpoint's model. Must write to no argument and serve several threads at once."""
-
-    def forecast(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
-        """Checked arguments, raw snapshots (n,) of any floating dtype to (len(horizons), n)."""
-
-    def memory_bytes(self, wiring: Wiring, *, horizons: int) -> int:
-        """An upper estimate of what a forecast takes besides the states, result included."""
-
-
-class EngineType(Protocol):
-    """How an engine is made."""
-
-    def __call__(self, checkpoint: Checkpoint, *, device: str | torch.device, precision: Precision) -> Engine: ...
 
 
 class LearnedForecaster(Forecaster):
@@ -43,12 +25,9 @@ class LearnedForecaster(Forecaster):
     Args:
         checkpoint: the weights.
         device: where to compute.
-        engine: a key of `engines()`.
-        precision: of the streaming engine's products.
 
     Raises:
         CheckpointError: the checkpoint is of the other kind of model.
-        BadRequest: no such engine.
     """
 
     needs_checkpoint: ClassVar[bool] = True
@@ -56,29 +35,19 @@ class LearnedForecaster(Forecaster):
     graph: ClassVar[bool]
     """Whether its checkpoints are graph networks."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        device: str | torch.device = "cpu",
-        engine: str = DEFAULT_ENGINE,
-        precision: Precision = "float32",
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> None:
         if checkpoint.options.graph != self.graph:
             other = "nino" if checkpoint.options.graph else "wnn"
             raise CheckpointError(f"{checkpoint.name} is a checkpoint for the forecaster {other!r}", field="checkpoint")
-        known = self.engines()
-        if engine not in known:
-            raise BadRequest(f"engine {engine!r} is not one of {tuple(known)}", field="engine")
         self.device = torch.device(device)
         self.checkpoint = checkpoint
         self.context = checkpoint.options.context
         self.max_horizon = checkpoint.options.max_horizon
         self.weights_bytes = 2 * 4 * checkpoint.size  # as they came, and as the engine folds them
-        self._engine = known[engine](checkpoint, device=device, precision=precision)
+        self._engine = StreamingEngine(checkpoint, device=device)
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
-        del context  # no learned engine copies the states
+        del context  # the engine does not copy the states
         return self._engine.memory_bytes(wiring, horizons=0)
 
     def work_s(self, wiring: Wiring, *, context: int) -> float:
@@ -87,17 +56,30 @@ class LearnedForecaster(Forecaster):
         lanes = CUDA_LANES if self.device is not None and self.device.type == "cuda" else torch.get_num_threads()
         return (wiring.edges if self.graph else wiring.size) / (EDGES_PER_S * lanes)
 
-    @classmethod
-    @abstractmethod
-    def reference(cls) -> EngineType:
-        """The plain model; imported when called."""
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
+        return self._engine.forecast(wiring, states, horizons=horizons)
 
-    @classmethod
-    def engines(cls) -> Mapping[str, EngineType]:
-        """The engines there are, by name; imported when called."""
-        from nowcast_server.nino.engine import StreamingEngine
 
-        return {DEFAULT_ENGINE: StreamingEngine, "reference": cls.reference()}
+class Nino(LearnedForecaster):
+    """Forecasts with NiNo: every weight in the light of the neurons it joins (arXiv 2409.04434)."""
 
-    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
-        return self._engine.forecast(wiring, states, horizons=horizons, node_pe=node_pe)
+    name: ClassVar[str] = "nino"
+    graph: ClassVar[bool] = True
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> None:
+        super().__init__(checkpoint, device=device)
+        self.max_slots = checkpoint.options.slots
+
+    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+        own_bytes = super().working_bytes(wiring, context=context)
+        return own_bytes + self.host_bytes(wiring) if self.device == torch.device("cpu") else own_bytes
+
+    def host_bytes(self, wiring: Wiring) -> int:
+        return features_bytes(wiring, count=self.checkpoint.options.laplacian)
+
+
+class Wnn(LearnedForecaster):
+    """Forecasts with WNN+: every weight from its own past (Jang et al., ICML 2023)."""
+
+    name: ClassVar[str] = "wnn"
+    graph: ClassVar[bool] = False

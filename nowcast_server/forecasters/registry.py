@@ -12,15 +12,10 @@ from typing import Final
 import torch
 
 from nowcast_server.checkpoint_file import CheckpointFile
-from nowcast_server.forecasters.average import Average
 from nowcast_server.forecasters.base import Forecaster
-from nowcast_server.forecasters.last import Last
-from nowcast_server.forecasters.learned import DEFAULT_ENGINE, LearnedForecaster
-from nowcast_server.forecasters.linear import Linear
-from nowcast_server.forecasters.nino import Nino
-from nowcast_server.forecasters.wnn import Wnn
+from nowcast_server.forecasters.learned import LearnedForecaster, Nino, Wnn
+from nowcast_server.forecasters.simple import Average, Last, Linear
 from nowcast_server.nino.checkpoint import CheckpointError, load_checkpoint
-from nowcast_server.nino.precision import Precision
 from protos.errors import UnknownForecaster
 
 FORECASTERS: Final[dict[str, type[Forecaster]]] = {cls.name: cls for cls in (Last, Linear, Average, Wnn, Nino)}
@@ -77,14 +72,7 @@ def _register(entry: EntryPoint) -> None:
         logger.warning("forecaster %r of %s cannot be used: %s: %s", entry.name, package, type(error).__name__, error)
 
 
-def load_forecaster(
-    name: str,
-    *,
-    checkpoint: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    engine: str = DEFAULT_ENGINE,
-    precision: Precision = "float32",
-) -> Forecaster:
+def load_forecaster(name: str, *, checkpoint: str | Path | None = None, device: str | torch.device = "cpu") -> Forecaster:
     """Get the forecaster `name` ready.
 
     Args:
@@ -92,8 +80,6 @@ def load_forecaster(
         checkpoint: weights for `nino` and `wnn`, a published `.pt` or our `.safetensors`; None for the ones the package ships.
             The others have none.
         device: where it computes.
-        engine: what computes `nino` and `wnn`: `streaming` or `reference`, the plain model.
-        precision: of the streaming engine's products.
 
     Raises:
         UnknownForecaster: no such forecaster.
@@ -110,24 +96,20 @@ def load_forecaster(
         if str(device) != "cpu":
             forecaster.device = torch.device(device)
         return forecaster
-    return cls(load_checkpoint(checkpoint or _shipped(name)), device=device, engine=engine, precision=precision)
+    return cls(load_checkpoint(checkpoint or _shipped(name)), device=device)
 
 
-def forecaster_of(
-    checkpoint: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "float32"
-) -> LearnedForecaster:
+def forecaster_of(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> LearnedForecaster:
     """The forecaster a file holds the weights of, `Nino` or `Wnn`, ready on a device.
 
     Raises:
         CheckpointError: the file holds no checkpoint.
     """
     weights = load_checkpoint(checkpoint)
-    return (Nino if weights.options.graph else Wnn)(weights, device=device, precision=precision)
+    return (Nino if weights.options.graph else Wnn)(weights, device=device)
 
 
-def load_forecasters(
-    checkpoints: Iterable[CheckpointFile], *, device: str, precision: Precision = "float32"
-) -> Mapping[str, Forecaster]:
+def load_forecasters(checkpoints: Iterable[CheckpointFile], *, device: str) -> Mapping[str, Forecaster]:
     """The forecasters that need no weights, those whose weights are given or come with the package, then those with names given.
 
     Raises:
@@ -136,14 +118,14 @@ def load_forecasters(
     discover()
     given: dict[str, Forecaster] = {}
     for file in checkpoints:
-        forecaster = forecaster_of(file.path, device=device, precision=precision)
+        forecaster = forecaster_of(file.path, device=device)
         name = file.name or forecaster.name
         if name in given:
             detail = f"{file.path} is the second checkpoint for {name!r}: give all but one a name (--checkpoint NAME=FILE)"
             raise CheckpointError(detail, field="checkpoints")
         given[name] = forecaster
     names = [name for name, cls in FORECASTERS.items() if name in given or _path(name).exists() or not cls.needs_checkpoint]
-    return {name: given.get(name) or load_forecaster(name, device=device, precision=precision) for name in names} | given
+    return {name: given.get(name) or load_forecaster(name, device=device) for name in names} | given
 
 
 def _path(name: str) -> Path:

@@ -15,8 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.average import Average
-from nowcast_server.forecasters.linear import Linear
+from nowcast_server.forecasters.simple import Average, Linear
 from protos.messages import JobSpec
 
 SAMPLE: Final = 16_384
@@ -97,7 +96,7 @@ class TrackRecord:
             return  # the oldest forecasts are nearest to their future: none is dropped for a new one
         states = [self._of(state) for state in context]
         for horizon, forecast in sorted(forecasts.items()):
-            rivals = {each.name: each.predict(self._spec.wiring, states, horizons=(horizon,), node_pe=None)[0] for each in RIVALS}
+            rivals = {each.name: each.predict(self._spec.wiring, states, horizons=(horizon,))[0] for each in RIVALS}
             rows = {**rivals, self._spec.forecaster: self._of(forecast)}
             due = step + horizon * interval
             self._waiting.append(_Waiting(step, horizon, due - interval / 2, due + interval, states[-1].clone(), rows))

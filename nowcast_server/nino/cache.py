@@ -33,8 +33,7 @@ class LruCache(Generic[Value]):
                 self._values[key] = value
                 self._weight += self._weigh(value)
             while self._weight > self._capacity and len(self._values) > 1:
-                _, dropped = self._values.popitem(last=False)
-                self._weight -= self._weigh(dropped)
+                self._weight -= self._weigh(self._values.popitem(last=False)[1])
             return self._values.get(key, value)
 
     def __len__(self) -> int:

@@ -28,9 +28,9 @@ CARRIED: Final = 500_000_000
 """Neurons of diagonals that all sweeps together may pass, a second's work; `BLOCK` more for each block."""
 BLOCK: Final = 1000
 
-MOST_CLASSES: Final = 3000
-"""Beyond, a spectrum takes more than 5 s of one core and `CLASSES_BYTES`. GPT of 12 layers has 600, ResNet-152 450."""
-CLASSES_BYTES: Final = 9 * 8 * MOST_CLASSES**2
+MOST_CLASSES: Final = 2000
+"""Beyond, a spectrum takes more than 4 s of one core and `CLASSES_BYTES`. GPT-2 of 12 layers has 600, ResNet-152 460."""
+CLASSES_BYTES: Final = 7 * 8 * MOST_CLASSES**2
 
 MOST_PAIRS: Final = 500_000_000
 """Pairs of classes that blocks may join, counted block by block: a second's work."""

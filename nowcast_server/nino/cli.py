@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,16 +14,14 @@ Source = Annotated[Path, typer.Argument(help="A published .pt or a .safetensors 
 
 
 @app.command()
-def show(path: Source, *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print what a checkpoint holds: forecaster, context, horizons, options, tensors."""
+def show(path: Source) -> None:
+    """Print what a checkpoint holds, as JSON: forecaster, context, horizons, options, tensors."""
     from nowcast_server.nino import checkpoint
 
     with _errors():
         about = checkpoint.show(path)
-    if as_json:
-        typer.echo(json.dumps(about))
-    else:
-        _print_table(about)
+    about["tensors"] = {name: " x ".join(map(str, shape)) for name, shape in about["tensors"].items()}
+    typer.echo(json.dumps(about, indent=1))
 
 
 @app.command()
@@ -52,18 +50,3 @@ def _errors() -> Iterator[None]:
     except NowcastError as error:
         typer.secho(f"error: {error.detail}", fg="red", err=True)
         raise typer.Exit(1) from error
-
-
-def _print_table(about: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    options = about.pop("options")
-    tensors = about.pop("tensors")
-    table = Table(show_header=False, box=None)
-    for key, value in {**about, **options}.items():
-        table.add_row(key, f"{value:,}" if type(value) is int else str(value))
-    table.add_section()
-    for key, shape in tensors.items():
-        table.add_row(key, " x ".join(map(str, shape)))
-    Console().print(table)

@@ -1,61 +1,17 @@
-"""The neural graph of a wiring as PyTorch Geometric data: every edge and every weight's place, spelt out."""
+"""The edges of a wiring's blocks, one by one, and what edges without weights carry."""
 
-from typing import TYPE_CHECKING
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
+from protos.wiring import Block, Wiring
 
-if TYPE_CHECKING:
-    from torch_geometric.data import Data
-
-STRUCTURE_FEATURE = 1.0
+STRUCTURE_FEATURE: Final = 1.0
 """What structural edges (residual connections, attention heads) carry in slot 0 of every snapshot, not standardised."""
 
-SELF_LOOP_FEATURE = 2.0
+SELF_LOOP_FEATURE: Final = 2.0
 """What self loops carry in slot 0 of every snapshot, not standardised."""
-
-
-def to_graph(wiring: Wiring) -> "Data":
-    """Materialise the graph of `wiring`: its E edges block by block, then one self loop for each of the N neurons.
-
-    Within a block edges run source by source; parallel edges stay separate.
-
-    Returns:
-        A `torch_geometric.data.Data` with, for n parameters,
-
-        - `edge_index` (2, E) int64: source and target neuron of each edge,
-        - `edge_type` (E,) int64: its `EdgeType`,
-        - `param_edge`, `param_slot` (n,) int64: the edge and the slot each parameter sits in; -1 for weights in no block,
-        - `word` (N,) int64: 1 + position of the neurons that stand for words, 0 for all others,
-        - `num_nodes` N.
-    """
-    from torch_geometric.data import Data
-
-    edge_index = torch.empty(2, wiring.edges, dtype=torch.int64)
-    edge_type = torch.full((wiring.edges,), int(EdgeType.SELF_LOOP), dtype=torch.int64)
-    param_edge = torch.full((wiring.size,), -1, dtype=torch.int64)
-    param_slot = torch.full((wiring.size,), -1, dtype=torch.int64)
-    start = 0
-    for block in wiring.blocks:
-        rows = slice(start, start + block.edges)
-        edge_index[:, rows] = block_edges(block)
-        edge_type[rows] = block.edge_type
-        if block.parameter != STRUCTURE:
-            positions = wiring.offsets[block.parameter] + block_positions(block)  # (edges, slots)
-            param_edge[positions] = torch.arange(start, start + block.edges)[:, None]
-            param_slot[positions] = torch.arange(block.slots)
-        start += block.edges
-    edge_index[:, start:] = torch.arange(wiring.neurons)
-    return Data(
-        edge_index=edge_index,
-        edge_type=edge_type,
-        param_edge=param_edge,
-        param_slot=param_slot,
-        word=word_positions(wiring),
-        num_nodes=wiring.neurons,
-    )
 
 
 def block_edges(block: Block) -> Tensor:

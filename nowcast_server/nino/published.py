@@ -19,8 +19,9 @@ _FIXED: Final[dict[str, tuple[Any, ...]]] = {
     "act_first": (True, False),  # no normalisation stands between, so the order is the same
     "jk": (None,),
     "train_norm": (True, False),
+    "input_layer": ("linear",),
 }
-"""Options of which one value is supported."""
+"""Options of which these values are supported."""
 
 _NAMES: Final = {
     "ctx": "context",
@@ -39,7 +40,7 @@ _NAMES: Final = {
 }
 """Options that have one of ours for a counterpart, with the same meaning and default."""
 
-_SPECIAL: Final = frozenset({"gnn", "input_layer", "wte_pos_enc", "vocab_size"})
+_SPECIAL: Final = frozenset({"gnn", "wte_pos_enc", "vocab_size"})
 _VOCABULARY: Final = 50257
 
 _TENSORS: Final = tuple(
@@ -78,14 +79,13 @@ def published_options(arguments: Mapping[str, Any]) -> ModelOptions:
         elif name not in _FIXED and name not in _RUN_TIME and name not in _SPECIAL:
             raise CheckpointError(f"unknown option {name!r} in model_args", field=name)
     options["graph"] = arguments.get("gnn", True) not in (False, None, "None", "none")
-    options["input_layers"] = 1 if arguments.get("input_layer", "linear") == "linear" else 2
     words = options["graph"] and arguments.get("wte_pos_enc", True)
     options["vocabulary"] = arguments.get("vocab_size", _VOCABULARY) if words else 0
-    # None and True stand for numbers in the published arguments
+    # None stands for a number in the published arguments
     if "max_feat_size" in arguments and arguments["max_feat_size"] is None:
         options["slots"] = 1
-    for name in ("laplacian", "edge_types"):
-        options[name] = int(options.get(name, getattr(ModelOptions(), name)) or 0)
+    if not options["graph"]:
+        options.pop("laplacian", None)
     return ModelOptions.from_dict(options)
 
 

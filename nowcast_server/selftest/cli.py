@@ -1,11 +1,18 @@
-"""`nowcast-server selftest`."""
+"""`nowcast-server selftest`: run the checks one after another; a failure does not stop the others."""
 
 import json
+import platform
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from nowcast_server.selftest.checks import Setup
 
 
 def selftest(
@@ -19,7 +26,7 @@ def selftest(
     from nowcast_server.device import check_device, choose_device
     from nowcast_server.forecasters.registry import SHIPPED
     from nowcast_server.nino.checkpoint import load_checkpoint
-    from nowcast_server.selftest.run import as_json, outcomes
+    from nowcast_server.selftest.checks import Setup
     from protos.errors import NowcastError
 
     try:
@@ -31,16 +38,72 @@ def selftest(
         sys.exit(2)
     if chosen.note is not None:
         typer.echo(f"on the CPU: {chosen.note}")
-    place, done = torch.device(chosen.device), []
-    for outcome in outcomes(place, weights):
+    setup, done = Setup(torch.device(chosen.device), weights), []
+    for outcome in outcomes(setup):
         done.append(outcome)
         said = _short(outcome.figures) if outcome.ok else outcome.detail
         typer.echo(f"{'ok' if outcome.ok else 'FAILED':<6} {outcome.name:<16} {outcome.seconds:6.1f} s  {said}")
-    report = as_json(done, device=place, checkpoint=weights)
+    report = as_json(done, setup)
     typer.echo(f"{sum(outcome.ok for outcome in done)} of {len(done)} checks ok on {report['name']}, {report['seconds']:.0f} s")
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(0 if report["ok"] else 1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one check.
+
+    Args:
+        name: of the check.
+        ok: whether it held.
+        seconds: it took.
+        figures: it measured.
+        detail: what failed.
+    """
+
+    name: str
+    ok: bool
+    seconds: float
+    figures: dict[str, Any]
+    detail: str = ""
+
+
+def outcomes(setup: "Setup") -> Iterator[Outcome]:
+    """Check after check."""
+    import torch
+
+    from nowcast_server.selftest.checks import CHECKS, Failed
+
+    for name, check in CHECKS.items():
+        start = time.perf_counter()
+        figures, detail = {}, ""
+        try:
+            with torch.no_grad():
+                figures = check(setup)
+        except Failed as error:
+            detail = str(error)
+        except Exception as error:  # noqa: BLE001 -- whatever a device does is this check's outcome
+            detail = f"{type(error).__name__}: {error}"
+        yield Outcome(name, not detail, time.perf_counter() - start, figures, detail)
+
+
+def as_json(done: list[Outcome], setup: "Setup") -> dict[str, Any]:
+    """All that is to be known, for a file."""
+    import torch
+
+    return {
+        "ok": all(outcome.ok for outcome in done),
+        "device": str(setup.device),
+        "name": torch.cuda.get_device_name(setup.device) if setup.cuda else platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "checkpoint": setup.checkpoint.name,
+        "hidden": setup.checkpoint.options.hidden,
+        "seconds": sum(outcome.seconds for outcome in done),
+        "checks": [asdict(outcome) for outcome in done],
+    }
 
 
 def _short(figures: dict[str, Any]) -> str:

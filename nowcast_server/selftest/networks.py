@@ -14,7 +14,7 @@ CONTEXT: Final = 5
 
 @dataclass
 class _Network:
-    """A wiring under construction."""
+    """A wiring under construction; a layer is a slice of its neurons."""
 
     neurons: int = 0
     parameters: list[Parameter] = field(default_factory=list)
@@ -26,38 +26,30 @@ class _Network:
 
     def dense(self, kind: EdgeType, source: slice, target: slice, *, slots: int = 1, by_source: bool = False) -> None:
         """A weight for each pair, the sources' axis first if `by_source`."""
-        sources, targets = _count(source), _count(target)
+        sources, targets = source.stop - source.start, target.stop - target.start
         strides = (targets * slots, slots) if by_source else (slots, sources * slots)
-        layout = {"parameter": self._parameter(sources * targets * slots), "source_stride": strides[0], "target_stride": strides[1]}
-        weights: dict[str, Any] = {**layout, "slots": slots, "slot_stride": int(slots > 1)}
-        self.blocks.append(Block(kind, source.start, sources, target.start, targets, **weights))
+        layout = {"source_stride": strides[0], "target_stride": strides[1], "slots": slots, "slot_stride": int(slots > 1)}
+        self._weights(kind, source, target, sources * targets * slots, **layout)
 
     def bias(self, target: slice) -> None:
-        one = self.layer(1)
-        weights: dict[str, Any] = {"parameter": self._parameter(_count(target)), "target_stride": 1}
-        self.blocks.append(Block(EdgeType.OTHER, one.start, 1, target.start, _count(target), **weights))
+        self._weights(EdgeType.OTHER, self.layer(1), target, target.stop - target.start, target_stride=1)
 
     def norm(self, source: slice, target: slice) -> None:
-        weights: dict[str, Any] = {"parameter": self._parameter(_count(target)), "target_stride": 1}
-        self.blocks.append(Block(EdgeType.NORM, source.start, _count(source), target.start, _count(target), True, **weights))
+        self._weights(EdgeType.NORM, source, target, target.stop - target.start, diagonal=True, target_stride=1)
 
-    def residual(self, source: slice, target: slice) -> None:
-        self.blocks.append(Block(EdgeType.RESIDUAL, source.start, _count(source), target.start, _count(target), True))
-
-    def heads(self, target: slice) -> None:
-        one = self.layer(1)
-        self.blocks.append(Block(EdgeType.HEAD, one.start, 1, target.start, _count(target)))
+    def structure(self, kind: EdgeType, source: slice, target: slice) -> None:
+        self._block(kind, source, target, diagonal=kind == EdgeType.RESIDUAL)
 
     def wiring(self) -> Wiring:
         return Wiring(tuple(self.parameters), self.neurons, tuple(self.blocks))
 
-    def _parameter(self, size: int) -> int:
-        self.parameters.append(Parameter(f"{len(self.parameters)}", (size,)))
-        return len(self.parameters) - 1
+    def _weights(self, kind: EdgeType, source: slice, target: slice, count: int, **layout: Any) -> None:
+        self.parameters.append(Parameter(f"{len(self.parameters)}", (count,)))
+        self._block(kind, source, target, parameter=len(self.parameters) - 1, **layout)
 
-
-def _count(neurons: slice) -> int:
-    return int(neurons.stop - neurons.start)
+    def _block(self, kind: EdgeType, source: slice, target: slice, **layout: Any) -> None:
+        place = (source.start, source.stop - source.start, target.start, target.stop - target.start)
+        self.blocks.append(Block(kind, *place, **layout))
 
 
 def convolutional(*channels: int, classes: int = 10) -> Wiring:
@@ -84,15 +76,15 @@ def transformer(width: int, *, layers: int, vocabulary: int) -> Wiring:
         values, after = network.layer(width), network.layer(width)
         for kind in (EdgeType.QUERY, EdgeType.KEY, EdgeType.VALUE):
             network.dense(kind, stream, values)
-        network.heads(values)
+        network.structure(EdgeType.HEAD, network.layer(1), values)
         network.dense(EdgeType.LINEAR, values, after)
-        network.residual(stream, after)
+        network.structure(EdgeType.RESIDUAL, stream, after)
         hidden, stream = network.layer(4 * width), network.layer(width)
         network.norm(after, stream)
         network.dense(EdgeType.LINEAR, after, hidden)
         network.bias(hidden)
         network.dense(EdgeType.LINEAR, hidden, stream, by_source=True)
-        network.residual(after, stream)
+        network.structure(EdgeType.RESIDUAL, after, stream)
     network.dense(EdgeType.LINEAR, stream, network.layer(vocabulary))
     return network.wiring()
 
@@ -105,6 +97,14 @@ FAMILIES: Final[Mapping[str, Callable[[], Wiring]]] = {
 }
 """Of one bundle, of panels with nine slots, of panels of both layouts, and of many neurons."""
 
+SIZES: Final[Mapping[str, Callable[[], Wiring]]] = {
+    "14k": lambda: convolutional(1, 16, 32, 32),
+    "0.2M": lambda: transformer(64, layers=2, vocabulary=1000),
+    "1.4M": lambda: transformer(128, layers=1, vocabulary=5000),
+    "30M": lambda: transformer(384, layers=6, vocabulary=25_000),
+    "1B": lambda: transformer(2048, layers=18, vocabulary=32_000),
+}
+
 
 def snapshots(wiring: Wiring, *, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
     """A smooth random walk of the weights: (n,) each."""
@@ -115,8 +115,3 @@ def snapshots(wiring: Wiring, *, device: torch.device, dtype: torch.dtype = torc
         weights = weights + 0.1 * torch.randn(wiring.size, generator=generator, device=device)
         rows.append(weights.to(dtype))
     return rows
-
-
-def features(wiring: Wiring, count: int) -> Tensor:
-    """In place of Laplacian features, which take seconds for large networks: (neurons, count)."""
-    return torch.randn(wiring.neurons, count, generator=torch.Generator().manual_seed(1)).div_(wiring.neurons**0.5)

@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -9,8 +10,8 @@ from typing import Any
 
 from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
-from nowcast_server.trajectories.recorder import Recorder
-from nowcast_server.trajectories.store import BadTrajectory
+from nowcast_server.trajectories.store import SUFFIX, BadTrajectory, Floats, Trajectory, TrajectoryWriter
+from protos.wiring import Wiring
 
 
 class Recording:
@@ -74,3 +75,73 @@ class Recording:
 
 def _name(job: Job) -> str:
     return f"{job.tenant}/{job.id}"
+
+
+@dataclass
+class _Open:
+    writer: TrajectoryWriter
+    cut: bool
+    """Whether the next snapshot begins a segment."""
+
+
+@dataclass
+class Recorder:
+    """Keeps the snapshots of jobs in a folder, one file a run. For one thread.
+
+    Args:
+        folder: below which the files lie.
+    """
+
+    folder: Path
+    _open: dict[str, _Open] = field(default_factory=dict)
+
+    def add(self, job: str, *, wiring: Wiring, step: int, state: Floats) -> bool:
+        """Keep a snapshot (n,) float32; whether it was kept.
+
+        A step that is held already, as when a worker sends its context again, is passed over, and so is a snapshot whose
+        weights moved beyond what float16 reaches.
+        """
+        if job not in self._open:
+            path = self._path(f"{job}-{wiring.hash[:12]}", step)
+            header = {"task": f"recorded/{job}", "wiring": wiring.to_dict()}
+            self._open[job] = _Open(TrajectoryWriter(path, state, header=header), cut=True)
+        run = self._open[job]
+        if step <= run.writer.last_step:
+            return False
+        try:
+            run.writer.append(step, state, segment=run.writer.last_segment + run.cut)
+        except BadTrajectory:
+            return False
+        run.cut = False
+        run.writer.flush()
+        return True
+
+    def jumped(self, job: str) -> None:
+        """The job has loaded a forecast: what follows does not continue what came before."""
+        if job in self._open:
+            self._open[job].cut = True
+
+    def end(self, job: str) -> None:
+        """The job is gone; one that comes back under its name continues its file if its steps do."""
+        if run := self._open.pop(job, None):
+            run.writer.close()
+
+    def close(self) -> None:
+        """End all."""
+        for job in tuple(self._open):
+            self.end(job)
+
+    def _path(self, name: str, step: int) -> Path:
+        """The run's file; or the next number, if that is damaged or of another run, which has come further than `step`."""
+        number = 0
+        while (path := self.folder / f"{name}-{number}{SUFFIX}").exists() and not _continues(path, step):
+            number += 1
+        return path
+
+
+def _continues(path: Path, step: int) -> bool:
+    try:
+        run = Trajectory.open(path)
+    except BadTrajectory:
+        return False
+    return not len(run.steps) or int(run.steps[-1]) < step

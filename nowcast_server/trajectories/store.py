@@ -136,7 +136,7 @@ class TrajectoryWriter:
         kept = Trajectory.open(path)
         if len(kept.base) != self._size:
             raise BadTrajectory(f"{path} holds snapshots of {len(kept.base)} parameters, not {self._size}")
-        self.last_step = int(kept.steps[-1]) if len(kept.steps) else -1
+        self.last_step, self.last_segment = (int(kept.records[name][-1]) if len(kept.steps) else -1 for name in ("step", "segment"))
         _, self._start = _read_header(path)
         self._file: BinaryIO = path.open("r+b")
         self._file.truncate(self._start + 4 * self._size + len(kept.steps) * self._record.itemsize)
@@ -159,7 +159,7 @@ class TrajectoryWriter:
         row["step"], row["loss"], row["segment"] = step, loss, segment
         row["crc"] = zlib.crc32(row["deltas"].tobytes())
         self._file.write(row.tobytes())
-        self.last_step = step
+        self.last_step, self.last_segment = step, segment
 
     def flush(self) -> None:
         """Hand what was appended to the operating system, for others to read."""

@@ -25,7 +25,7 @@ class Still(Forecaster):
     name = "still"
     calls = 0
 
-    def predict(self, wiring: object, states: Sequence[Tensor], *, horizons: tuple[int, ...], node_pe: object) -> Tensor:
+    def predict(self, wiring: object, states: Sequence[Tensor], *, horizons: tuple[int, ...]) -> Tensor:
         Still.calls += 1
         return states[-1].float().repeat(len(horizons), 1)
 

@@ -1,8 +1,7 @@
 """A device's memory, with the CPU in its place: what is uploaded, what is kept, and what becomes of a job when it is short."""
 
-import gc
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,6 @@ from waiting import until
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import choose_device
 from nowcast_server.jobs.history import Context
-from nowcast_server.pinned import CudaLocks, PinnedMemory
 from protos.errors import OutOfMemoryBudget
 from protos.wiring import Wiring
 
@@ -245,94 +243,10 @@ def test_why_it_is_the_cpu_is_told(monkeypatch: pytest.MonkeyPatch, start: Start
     caller = start()
     caller.service.chosen = chosen
     info = caller.client.get("/v1/info").json()
-    assert (info["device"], info["device_note"], info["precision"]) == ("cpu", chosen.note, "float32")
-
-
-@dataclass
-class CountedLocks:
-    """Locks nothing, and remembers what it was asked; may refuse."""
-
-    sizes: dict[int, int] = field(default_factory=dict)
-    refuses: bool = False
-
-    def lock(self, address: int, size_bytes: int) -> None:
-        if self.refuses:
-            raise RuntimeError("not permitted")
-        self.sizes[address] = size_bytes
-
-    def unlock(self, address: int) -> None:
-        del self.sizes[address]
-
-
-def test_memory_is_locked_to_the_byte_and_let_go() -> None:
-    """A budget of 8 GiB would lock 16, and keep them after the last job."""
-    locks = CountedLocks()
-    memory = PinnedMemory(locks)
-    rows = memory.empty((3, 5000), torch.float16)
-    row = rows[1].fill_(2)
-    memory.settle()
-    assert (list(locks.sizes.values()), memory.used_bytes) == ([30_000], 30_000)
-    assert list(locks.sizes) == [rows.data_ptr()]
-    del rows
-    gc.collect()
-    memory.settle()
-    assert memory.used_bytes == 30_000  # a forecast may still read a row
-    assert row.sum() == 10_000
-    del row
-    gc.collect()
-    memory.settle()
-    assert (locks.sizes, memory.used_bytes) == ({}, 0)
-
-
-def test_memory_that_cannot_be_locked_serves(caplog: pytest.LogCaptureFixture) -> None:
-    """A container with a low limit of locked memory could not serve at all."""
-    locks = CountedLocks(refuses=True)
-    memory = PinnedMemory(locks)
-    rows = memory.empty((2, 10), torch.float32)
-    memory.settle()
-    assert memory.used_bytes == 0
-    assert "cannot be locked" in caplog.text
-    rows.fill_(1)
-    del rows
-    memory.settle()
-    locks.refuses = False
-    assert memory.empty((0, 5), torch.float32).shape == (0, 5)
-
-
-def test_histories_lie_in_locked_memory(start: Start) -> None:
-    """Each upload to the device would hold up the one thread that queues its work."""
-    caller, locks = start(Fails()), CountedLocks()
-    with_device(caller)
-    memory = PinnedMemory(locks)
-    caller.service.jobs.allocate = memory.empty
-    caller.register()
-    caller.fill()
-    memory.settle()
-    assert list(locks.sizes.values()) == [caller.service.jobs.get("anonymous", "job").history.size_bytes]
-    assert caller.nowcast().status_code == 200
-    caller.client.delete("/v1/jobs/job")
-    wait: Callable[[], bool] = lambda: gc.collect() >= 0 and memory.settle() is None and not locks.sizes  # noqa: E731
-    until(wait)
+    assert (info["device"], info["device_note"]) == ("cpu", chosen.note)
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-@pytest.mark.gpu
-@cuda
-def test_cuda_knows_memory_as_locked() -> None:
-    """Uploads would run one after the other with everything else, or freeing the memory crash the process."""
-    memory = PinnedMemory(CudaLocks())
-    rows = memory.empty((3, 1_000_003), torch.float32)
-    memory.settle()
-    assert rows.is_pinned()
-    assert memory.used_bytes == 12_000_036
-    there = rows.fill_(1).to("cuda", non_blocking=True)
-    torch.cuda.synchronize()
-    assert there.sum() == rows.numel()
-    del rows
-    memory.settle()
-    assert memory.used_bytes == 0
 
 
 @pytest.mark.gpu

@@ -36,7 +36,7 @@ def make(tmp_path: Path) -> Make:
     """`make(name)` writes a small checkpoint with weights that no other has; of a graph network, or else of an MLP."""
 
     def checkpoint(name: str, *, graph: bool = True, **given: Any) -> Path:
-        options = ModelOptions(graph=graph, hidden=16, edge_types=15 if graph else 0, **given)
+        options = ModelOptions(graph=graph, hidden=16, **given)
         drawn = torch.Generator().manual_seed(len(list(tmp_path.iterdir())))
         tensors = {key: torch.randn(shape, generator=drawn) / 4 for key, shape in tensor_shapes(options).items()}
         save_checkpoint(Checkpoint(options, tensors, name), tmp_path / f"{name}.safetensors")

@@ -17,7 +17,7 @@ from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, ScriptedEndpoint,
 from torch import Tensor, nn
 from waiting import until
 
-from nowcast_server.forecasters.linear import Linear
+from nowcast_server.forecasters.simple import Linear
 from nowcast_server.interruption import interruptible_items
 from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes

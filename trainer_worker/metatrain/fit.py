@@ -15,12 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nowcast_server.nino.model import NiNo
 from nowcast_server.nino.options import ModelOptions
-from nowcast_server.nino.wnn import Wnn
 from nowcast_server.trajectories.store import Trajectory, trajectories
 from trainer_worker.metatrain.library import Group, Library
 from trainer_worker.metatrain.loss import loss, predict
+from trainer_worker.metatrain.model import NiNo, Wnn
 from trainer_worker.metatrain.progress import Progress
 from trainer_worker.metatrain.skill import RIVALS, of_model, skill
 from trainer_worker.metatrain.windows import Windows, draw_cuts, draw_horizons, read_windows

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nowcast_server.nino.conv import EdgeModulatedConv
-from nowcast_server.nino.edge_update import EdgeUpdate
-from nowcast_server.nino.model import NiNo
+from trainer_worker.metatrain.model import EdgeModulatedConv, EdgeUpdate, NiNo
 from trainer_worker.metatrain.plan import DensePart, Part, Plan
 
 
@@ -45,7 +43,7 @@ def forecast_change(model: NiNo, plan: Plan, z: Tensor, node_pe: Tensor, *, hori
     """How far `model` says each weight moves, for a batch of windows of one wiring.
 
     Args:
-        model: with one tower and one input layer.
+        model: with one tower.
         plan: of the wiring.
         z: (windows, context, n) standardised.
         node_pe: (windows, N, laplacian).
@@ -55,7 +53,6 @@ def forecast_change(model: NiNo, plan: Plan, z: Tensor, node_pe: Tensor, *, hori
         (windows, m, horizons) standardised, for the weights `plan.weights`.
     """
     held = [_enter(model, part, z) for part in plan.parts]
-    assert model.node_in is not None
     neurons = model.node_in(node_pe)
     for conv, update in zip(model.convs, model.edge_updates, strict=False):  # the last convolution reaches no forecast
         mean = sum(_messages(cast("EdgeModulatedConv", conv), *pair, neurons) for pair in zip(plan.parts, held, strict=True))
@@ -68,11 +65,8 @@ def forecast_change(model: NiNo, plan: Plan, z: Tensor, node_pe: Tensor, *, hori
 def _enter(model: NiNo, part: Part, z: Tensor) -> _Held:
     first = cast("nn.Linear", model.edge_in[0])
     held = part.features(z)
-    bias: Tensor = first.bias
-    if model.edge_type_embedding is not None:
-        bias = bias + model.edge_type_embedding.weight[part.edge_type]
-        bias = bias[0] if isinstance(part, DensePart) else bias
-    return _Held(held, first.weight[:, : held.shape[-1]], bias)
+    bias = first.bias + model.edge_type_embedding.weight[part.edge_type]
+    return _Held(held, first.weight[:, : held.shape[-1]], bias[0] if isinstance(part, DensePart) else bias)
 
 
 def _messages(conv: EdgeModulatedConv, part: Part, edges: _Held, neurons: Tensor) -> Tensor:
@@ -127,4 +121,4 @@ def _read_out(model: NiNo, part: Part, edges: _Held, horizons: Sequence[int]) ->
     bias = cast("nn.Linear", last).bias.view(shape)[:slots, rows].flatten()
     change = functional.linear(act(edges.mapped(cast("nn.Linear", first).weight, cast("nn.Linear", first).bias)), weight, bias)
     change = change.reshape(len(change), -1, len(rows))  # (windows, E * slots, horizons)
-    return change[:, (part.positions >= 0).flatten()] * model.options.update_scale
+    return change[:, (part.positions >= 0).flatten()]

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from nowcast_server.nino.model import NiNo
-from nowcast_server.nino.wnn import Wnn
 from trainer_worker.metatrain.folded import forecast_change
+from trainer_worker.metatrain.model import NiNo, Wnn
 from trainer_worker.metatrain.windows import Windows
 
 STILL = 0.02

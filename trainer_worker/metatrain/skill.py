@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nowcast_server.forecasters.linear import line_weights
+from nowcast_server.forecasters.simple import line_weights
 from trainer_worker.metatrain.library import Group
 from trainer_worker.metatrain.loss import mean_error, predict
+from trainer_worker.metatrain.model import build
 from trainer_worker.metatrain.windows import Cut, Windows, read_windows
 
 HORIZONS = (5, 10, 20, 40)
@@ -64,10 +65,8 @@ def load_predictor(path: Path) -> Predictor:
         CheckpointError: the file holds none.
     """
     from nowcast_server.nino.checkpoint import load_checkpoint
-    from nowcast_server.nino.reference import build_nino, build_wnn
 
-    checkpoint = load_checkpoint(path)
-    return of_model(build_nino(checkpoint) if checkpoint.options.graph else build_wnn(checkpoint))
+    return of_model(build(load_checkpoint(path)))
 
 
 RIVALS: dict[str, Predictor] = {"average": average, "linear": linear}

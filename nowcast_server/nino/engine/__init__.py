@@ -1,6 +1,6 @@
 r"""The streaming engine: NiNo's forecast exactly, at a fifth of its arithmetic, with nothing of hidden size stored over edges.
 
-Notation as in `nowcast_server.nino.model`: H hidden channels, c snapshots, N neurons, E edges; an edge from neuron s to
+Notation as in `trainer_worker.metatrain.model`: H hidden channels, c snapshots, N neurons, E edges; an edge from neuron s to
 neuron t carries its standardised weights :math:`z` (slots x c numbers) and a type.
 
 **Folding** (`fold.py`). Linear maps that meet without an activation between them are multiplied out once. An edge's state
@@ -30,5 +30,6 @@ fixed order, so that a forecast on the CPU is the same bit for bit for any numbe
 """
 
 from nowcast_server.nino.engine.engine import StreamingEngine
+from nowcast_server.nino.engine.placement import CPU_SIZES, DEVICE_SIZES, Sizes
 
-__all__ = ["StreamingEngine"]
+__all__ = ["CPU_SIZES", "DEVICE_SIZES", "Sizes", "StreamingEngine"]

@@ -1,27 +1,25 @@
-"""The streaming engine itself."""
+"""The streaming engine itself: a forecast from the plan, the neurons' side of it, and what it takes."""
 
 from collections.abc import Sequence
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nowcast_server.nino.cache import LruCache
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine.bundles import Bundle
-from nowcast_server.nino.engine.fold import Folded, NeuronStage, fold
+from nowcast_server.nino.engine.fold import EdgeStage, NeuronStage, fold
 from nowcast_server.nino.engine.kernels import Kernels, Sums
-from nowcast_server.nino.engine.neurons import Neurons
-from nowcast_server.nino.engine.placement import Placement, placement
+from nowcast_server.nino.engine.placement import CPU_SIZES, DEVICE_SIZES, Placement, Sizes
 from nowcast_server.nino.engine.plan import Plan, Unit, plan, plan_bytes
-from nowcast_server.nino.engine.products import PRODUCTS
 from nowcast_server.nino.engine.snapshots import Snapshots, panel_view
 from nowcast_server.nino.engine.tiles import Ends
 from nowcast_server.nino.engine.workers import aside, in_order, run
 from nowcast_server.nino.laplacian import laplacian_features
-from nowcast_server.nino.precision import Precision
-from nowcast_server.streams import own_stream
 from protos.wiring import Wiring
+
+LITTLE: Final = 16_384
+"""Edges: handing fewer to other threads takes longer than computing them, and reading them twice longer than keeping them."""
 
 
 class StreamingEngine:
@@ -32,17 +30,17 @@ class StreamingEngine:
     Args:
         checkpoint: the weights.
         device: where to compute.
-        precision: of the products, see `Precision`; docs/gpu.md has the error of each.
+        sizes: of the pieces of its work; by default what suits the device.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", precision: Precision = "float32") -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", sizes: Sizes | None = None) -> None:
         self.options = checkpoint.options
         self.device = torch.device(device)
-        folded = fold(checkpoint.options, checkpoint.tensors).to(self.device)
-        self._kernels = Kernels(folded, products=PRODUCTS[precision]())
+        self.sizes = sizes or (CPU_SIZES if self.device.type == "cpu" else DEVICE_SIZES)
+        self._kernels = Kernels(fold(checkpoint.options, checkpoint.tensors).to(self.device))
 
     def forecast(
-        self, wiring: Wiring, states: Tensor | Sequence[Tensor], *, horizons: tuple[int, ...], node_pe: Tensor | None
+        self, wiring: Wiring, states: Tensor | Sequence[Tensor], *, horizons: tuple[int, ...], node_pe: Tensor | None = None
     ) -> Tensor:
         """Forecast a context, raw: (context, n), or its snapshots (n,) one by one; float32, float16 or bfloat16.
 
@@ -51,76 +49,123 @@ class StreamingEngine:
         own Laplacian features. Weights in no block keep their last value.
 
         Returns:
-            (len(horizons), n) float32 on the device of `states`.
+            (len(horizons), n) float32 on the engine's device.
         """
         if node_pe is None and self.options.graph:
-            node_pe = _features(wiring, self.options.laplacian, self.device)
+            node_pe = laplacian_features(wiring, count=self.options.laplacian, device=self.device)
+        threads = self._threads()
         if self.device.type == "cpu":
-            return aside(lambda: self._forecast(wiring, states, horizons, node_pe))
-        with own_stream(self.device, shared=states[0].device.type == self.device.type), torch.no_grad():
-            return self._forecast(wiring, states, horizons, node_pe).to(states[0].device)
+            return aside(lambda: self._forecast(wiring, states, node_pe, threads).run(horizons))
+        with torch.no_grad():
+            return self._forecast(wiring, states, node_pe, threads).run(horizons)
 
-    def _forecast(
-        self, wiring: Wiring, states: Tensor | Sequence[Tensor], horizons: tuple[int, ...], node_pe: Tensor | None
-    ) -> Tensor:
-        place = placement(self.device)
-        work = plan(wiring, place.sizes, graph=self.options.graph, device=self.device)
+    def neurons(self, wiring: Wiring, states: Tensor | Sequence[Tensor], *, node_pe: Tensor) -> Tensor:
+        """The neurons (N, H) as the readout's edges find them, on the CPU; see `forecast`. Not for WNN or a single layer."""
+        threads = self._threads()
+        return aside(lambda: self._forecast(wiring, states, node_pe, threads).converged())
+
+    def _forecast(self, wiring: Wiring, states: Tensor | Sequence[Tensor], node_pe: Tensor | None, threads: int) -> "_Forecast":
+        work = plan(wiring, self.sizes, graph=self.options.graph, device=self.device)
         little = work.single or work.edges < LITTLE
-        if little:
-            place.threads = 1
+        place = Placement(self.device, 1 if little else threads, self.sizes)
         rows = [row.detach().to(self.device, non_blocking=True).contiguous() for row in states]
-        snapshots = Snapshots(rows, wiring, plan=work, scaling=self.options.scaling, placement=place, keep=little)
-        return _Forecast(work, snapshots, self._kernels, place).run(horizons, node_pe)
+        snapshots = Snapshots(rows, wiring, plan=work, placement=place, keep=little)
+        return _Forecast(work, snapshots, self._kernels, place, node_pe)
 
     def memory_bytes(self, wiring: Wiring, *, horizons: int = 1) -> int:
         """An upper estimate of what a forecast allocates on its device, besides the snapshots it reads; it needs no snapshots."""
-        place = placement(self.device)
         vectors = 4 * self.options.hidden  # bytes
         stages = sum(stage.at_source is not None for stage in self._kernels.folded.edge_stages)
         # at the last convolution: x and B, the sums twice (those of units under way apart), and both ends of every stage
         neurons = wiring.neurons * vectors * (2 + 4 + 2 * stages)
-        units = 2 * place.threads * (place.unit_bytes + 8 * place.sizes.bundle * vectors)
-        return plan_bytes(wiring, place.sizes, graph=self.options.graph) + neurons + units + 4 * horizons * wiring.size
+        units = 2 * self._threads() * (self.sizes.unit_bytes + 8 * self.sizes.bundle * vectors)
+        return plan_bytes(wiring, self.sizes, graph=self.options.graph) + neurons + units + 4 * horizons * wiring.size
 
-
-LITTLE: Final = 16_384
-"""Edges: handing fewer to other threads takes longer than computing them, and reading them twice longer than keeping them."""
-
-_FEATURES: Final = LruCache[Tensor](64 * 2**20, weigh=lambda features: features.nbytes)
-
-
-def _features(wiring: Wiring, count: int, device: torch.device) -> Tensor:
-    """A wiring's Laplacian features on the device, (neurons, count); cached there."""
-    features = laplacian_features(wiring, count=count)
-    if device.type == "cpu":
-        return features
-    return _FEATURES.get(f"{device}/{count}/{wiring.hash}", lambda: features.to(device))
+    def _threads(self) -> int:
+        """On the CPU as many as torch has in the caller's thread; on a device one queues everything."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
 
 
 class _Forecast:
-    """One forecast under way."""
+    """One forecast under way.
 
-    def __init__(self, work: Plan, snapshots: Snapshots, kernels: Kernels, place: Placement) -> None:
-        self._work, self._snapshots, self._kernels, self._place = work, snapshots, kernels, place
-        self._folded: Folded = kernels.folded
+    Args:
+        plan: of the network.
+        snapshots: its context.
+        kernels: the model.
+        place: where.
+        node_pe: (N, laplacian) Laplacian features; None for WNN.
+    """
 
-    def run(self, horizons: Sequence[int], node_pe: Tensor | None) -> Tensor:
-        if node_pe is None:
-            return self._read_out([None] * len(self._folded.edge_stages), horizons)
-        return self._read_out(self._converge(node_pe), horizons)
+    def __init__(self, plan: Plan, snapshots: Snapshots, kernels: Kernels, place: Placement, node_pe: Tensor | None) -> None:
+        self._plan, self._snapshots, self._kernels, self._place = plan, snapshots, kernels, place
+        self._folded = kernels.folded
+        self._node_pe = node_pe
 
-    def _converge(self, node_pe: Tensor) -> list[Ends | None]:
-        """What the neurons contribute to every edge stage."""
-        neurons = Neurons(self._folded, self._work, self._place, node_pe)
+    def run(self, horizons: Sequence[int]) -> Tensor:
+        return self._read_out(self._converge()[1], horizons)
+
+    def converged(self) -> Tensor:
+        """The neurons after the last convolution that a forecast needs: (N, H)."""
+        return self._converge()[0]
+
+    def _converge(self) -> tuple[Tensor, list[Ends | None]]:
+        """The neurons, and what they contribute to every edge stage."""
         ends, convolutions = list[Ends | None](), iter(self._folded.neuron_stages)
+        x = self._neurons_in()
         for stage in self._folded.edge_stages:
             if stage.at_source is None:
                 ends.append(None)
                 continue
             convolution = next(convolutions)
-            neurons.update(convolution, self._gather(convolution, ends, neurons.at_source(convolution)))
-            ends.append(neurons.ends(stage))
-        return ends
+            sums = self._gather(convolution, ends, self._projected(x, convolution.to_source))
+            self._place.each(lambda rows, x=x, to=convolution, sums=sums: self._update(x, rows, to, sums), len(x))  # type: ignore[misc]
+            ends.append(self._ends(x, stage))
+        return x, ends
+
+    def _neurons_in(self) -> Tensor:
+        """The neurons before the first stage: (N, H); none for WNN."""
+        if self._folded.neurons_in is None or self._node_pe is None:
+            return torch.empty(0, device=self._place.device)
+        weight, bias = self._folded.neurons_in
+        x, words = self._new(len(self._node_pe), weight), self._folded.words
+        features = self._node_pe
+
+        def embed(rows: slice) -> None:
+            torch.addmm(bias, features[rows].to(x.device, torch.float32), weight, out=x[rows])
+            if words is not None:
+                word = self._plan.words[rows]
+                # words beyond the vocabulary are neurons like any other
+                x[rows] += words[word.masked_fill(word >= len(words), 0)]
+
+        self._place.each(embed, len(x))
+        return x
+
+    def _new(self, count: int, matrix: Tensor) -> Tensor:
+        return torch.empty(count, matrix.shape[1], dtype=torch.float32, device=self._place.device)
+
+    def _projected(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """What each neuron contributes somewhere: x @ matrix (N, H)."""
+        out = self._new(len(x), matrix)
+        self._place.each(lambda rows: torch.mm(x[rows], matrix, out=out[rows]), len(x))
+        return out
+
+    def _ends(self, x: Tensor, stage: EdgeStage) -> Ends:
+        """What each neuron contributes to an edge stage as its source and as its target."""
+        assert stage.at_source is not None
+        assert stage.at_target is not None
+        return self._projected(x, stage.at_source), self._projected(x, stage.at_target)
+
+    def _update(self, x: Tensor, rows: slice, stage: NeuronStage, sums: Sums) -> None:
+        """Take the sums over the edges into each neuron into some rows of `x` (N, H)."""
+        part, degree = x[rows], self._plan.degree[rows]
+        mean, types = sums.hidden[rows] / degree, self._plan.types[rows]
+        scale, shift = (affine.matrix[: mean.shape[1]] for affine in (stage.scale, stage.shift))
+        message = torch.addmm(stage.to_target_bias, part, stage.to_target)
+        message *= torch.addmm(types @ stage.scale.bias, mean, scale)
+        message += sums.modulated[rows] / degree
+        message += torch.addmm(types @ stage.shift.bias, mean, shift)
+        x[rows] = nn.functional.silu(torch.addmm(stage.bias, part, stage.own).addmm_(message, stage.message), inplace=True)
 
     def _gather(self, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor) -> Sums:
         """Sums over the edges into every neuron, added up unit by unit in their order."""
@@ -128,11 +173,10 @@ class _Forecast:
         def messages(unit: Unit) -> Sums:
             return self._kernels.messages(unit, self._snapshots.read(unit), stage, ends, at_source)
 
-        parts = in_order(messages, self._work.units, threads=self._place.threads)
-        if len(self._work.units) == 1:
+        parts = in_order(messages, self._plan.units, threads=self._place.threads)
+        if len(self._plan.units) == 1:
             return next(parts)  # each neuron is a target, if only of its self loop
-        hidden = at_source.shape[1]
-        width = self._work.slots * self._snapshots.context if stage.level == 0 else hidden
+        width = self._plan.slots * self._snapshots.context if stage.level == 0 else at_source.shape[1]
         count = len(at_source)
         total = Sums(slice(0, count), at_source.new_zeros(count, width), torch.zeros_like(at_source))
         for part in parts:
@@ -148,7 +192,7 @@ class _Forecast:
     def _read_out(self, ends: Sequence[Ends | None], horizons: Sequence[int]) -> Tensor:
         last = self._snapshots.rows[-1]
         out = torch.empty(len(horizons), len(last), dtype=torch.float32, device=last.device)
-        carrying = [unit for unit in self._work.units if unit.carries]
+        carrying = [unit for unit in self._plan.units if unit.carries]
         readout = {slots: self._folded.rows(horizons, slots=slots) for slots in {unit.slots for unit in carrying}}
 
         def forecast(unit: Unit) -> None:
@@ -156,8 +200,8 @@ class _Forecast:
             scatter(out, unit, self._kernels.forecasts(unit, weights, ends, readout[unit.slots], horizons=len(horizons)))
 
         run(forecast, carrying, threads=self._place.threads)
-        self._snapshots.restore(out, residual=self._folded.options.residual)
-        for left in self._work.uncovered:
+        self._snapshots.restore(out)
+        for left in self._plan.uncovered:
             out[:, left] = last[left].float()
         return out
 

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nowcast_server.nino.engine.bundles import Bundle
 from nowcast_server.nino.engine.fold import Affine, Folded, NeuronStage
 from nowcast_server.nino.engine.plan import Panel, Unit
-from nowcast_server.nino.engine.products import ACTIVATE, Products
 from nowcast_server.nino.engine.snapshots import Read
 from nowcast_server.nino.engine.tiles import Buffer, BundleEdges, Constant, Edges, Ends, PanelEdges
 
@@ -34,14 +33,11 @@ class Kernels:
 
     Args:
         folded: the model, on the device where units are computed.
-        products: of H x H.
     """
 
-    def __init__(self, folded: Folded, *, products: Products) -> None:
+    def __init__(self, folded: Folded) -> None:
         self.folded = folded
-        self._products = products
-        self._activate = ACTIVATE[folded.options.activation]
-        self._hidden = folded.options.hidden
+        self._hidden = folded.last.matrix.shape[1]
 
     def messages(self, unit: Unit, read: Read, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor) -> Sums:
         """Sum the messages of a unit at its targets; `at_source` (N, H) is B."""
@@ -62,7 +58,7 @@ class Kernels:
         factor = edges.at_sources(at_source)
         for index, h, spare in self._walk(edges, read, stage.level, ends, keep=read.keep):
             edges.total(index, edges.buffer(h), hidden)
-            self._products.set(h, stage.scale, spare.flat)
+            torch.mm(h, stage.scale.matrix, out=spare.flat)
             spare.shaped.mul_(factor)
             edges.total(index, spare, modulated)
         return Sums(panel.targets, hidden, modulated.add_(constant))
@@ -72,8 +68,8 @@ class Kernels:
     ) -> Sums:
         edges = BundleEdges(bundle, read.x)
         ((_, h, spare),) = self._walk(edges, read, stage.level, ends, keep=read.keep)
-        scale = self._step(edges, stage.scale, [edges.biased(stage.scale.bias)], first=stage.level == 0)
-        modulated = self._multiply(h, scale, 0, spare).mul_(edges.at_sources(at_source))
+        scale = _Step(stage.scale.matrix[: h.shape[1]], [edges.biased(stage.scale.bias)])
+        modulated = scale.multiply(h, 0, spare).mul_(edges.at_sources(at_source))
         return Sums(bundle.rows, edges.total(h), edges.total(modulated))
 
     def forecasts(
@@ -86,17 +82,14 @@ class Kernels:
         edges: Edges = PanelEdges(unit, read.x) if isinstance(unit, Panel) else BundleEdges(unit, read.x)
         matrix, bias = readout
         out = matrix.new_empty(len(matrix), unit.edges)
-        parts = torch.split(out, [len(x) for x in edges.x], dim=1)
-        stages = len(self.folded.edge_stages)
-        last = self._step(edges, self.folded.last, [edges.biased(self.folded.last.bias)] * len(parts), first=not stages)
+        parts, stages = torch.split(out, [len(x) for x in edges.x], dim=1), len(self.folded.edge_stages)
+        last = self._step(edges, self.folded.last, [edges.biased(self.folded.last.bias)] * len(parts), level=stages)
         for index, h, spare in self._walk(edges, read, stages, ends, keep=False):
-            torch.addmm(bias, matrix, self._advance(h, last, index, spare).T, out=parts[index])
+            torch.addmm(bias, matrix, last.advance(h, index, spare).T, out=parts[index])
         shaped = out.view(horizons, unit.slots, *read.z.shape[2:])
         if read.scale is None or read.mean is None:
             return shaped
-        if self.folded.options.residual:
-            shaped += read.z[:, -1]
-        return shaped.mul_(read.scale).add_(read.mean)
+        return shaped.add_(read.z[:, -1]).mul_(read.scale).add_(read.mean)
 
     def _walk(
         self, edges: Edges, read: Read, level: int, ends: Sequence[Ends | None], *, keep: bool
@@ -112,7 +105,7 @@ class Kernels:
             for turn, step in enumerate(steps):
                 last = turn + 1 == len(steps)
                 room = edges.buffer(torch.empty_like(pair[0].flat)) if keep and last else pair[turn % 2]
-                h = self._advance(h, step, index, room)
+                h = step.advance(h, index, room)
             if keep and steps:
                 read.hidden.setdefault(level, []).append(h)
             yield index, h, pair[len(steps) % 2]
@@ -123,25 +116,13 @@ class Kernels:
         for index in range(first, level):
             affine, end = self.folded.edge_stages[index].edge, ends[index]
             constants = edges.joined(end, affine.bias) if end is not None else [edges.biased(affine.bias)] * len(edges.x)
-            steps.append(self._step(edges, affine, constants, first=index == 0))
+            steps.append(self._step(edges, affine, constants, level=index))
         return steps
 
     @staticmethod
-    def _step(edges: Edges, affine: Affine, constants: Sequence[Constant], *, first: bool) -> "_Step":
-        return _Step(affine, constants, affine.matrix[: edges.x[0].shape[1]] if first else None)
-
-    def _advance(self, h: Tensor, step: "_Step", index: int, room: Buffer) -> Tensor:
-        """act(constant + h @ matrix), in `room` or elsewhere."""
-        return self._activate(self._multiply(h, step, index, room))
-
-    def _multiply(self, h: Tensor, step: "_Step", index: int, room: Buffer) -> Tensor:
-        """Constant + h @ matrix, in `room` or elsewhere."""
-        out = step.constants[index](room)
-        if step.first is None:
-            self._products.add(h, step.affine, out)
-        else:
-            out.addmm_(h, step.first)
-        return out
+    def _step(edges: Edges, affine: Affine, constants: Sequence[Constant], *, level: int) -> "_Step":
+        # weights may have fewer slots, and so columns, than the model takes
+        return _Step(affine.matrix if level else affine.matrix[: edges.x[0].shape[1]], constants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +130,17 @@ class _Step:
     """One stage, made ready for a unit.
 
     Args:
-        affine: of h.
+        matrix: of h.
         constants: what is added besides, for each tile.
-        first: where h is the weights themselves, the rows of the matrix for as many slots as they have; None elsewhere.
     """
 
-    affine: Affine
+    matrix: Tensor
     constants: Sequence[Constant]
-    first: Tensor | None
+
+    def advance(self, h: Tensor, index: int, room: Buffer) -> Tensor:
+        """silu(constant + h @ matrix), in `room` or elsewhere."""
+        return nn.functional.silu(self.multiply(h, index, room), inplace=True)
+
+    def multiply(self, h: Tensor, index: int, room: Buffer) -> Tensor:
+        """Constant + h @ matrix, in `room` or elsewhere."""
+        return self.constants[index](room).addmm_(h, self.matrix)

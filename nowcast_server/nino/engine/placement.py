@@ -5,55 +5,55 @@ are packed, standardised and scattered there. Pieces are large, as each operatio
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Final
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 
-from nowcast_server.nino.engine.plan import Sizes
 from nowcast_server.nino.engine.workers import run
 
-DEVICE_SIZES: Final = Sizes(panel=1 << 20, tile=1 << 15, sources=1024, bundle=1 << 15, small=1 << 14)
 
-ROWS: Final = 4096
-"""Neurons that one thread updates at once."""
-
-
-class Placement:
-    """The CPU, with as many threads as torch has in the thread that makes it.
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large the pieces of the work are, in edges.
 
     Args:
-        device: where units are computed, and snapshots and forecasts are.
+        panel: of a panel. On a CPU large enough that its fixed cost vanishes, small enough that its standardised weights (640 KB)
+            stay in the cache.
+        tile: of a tile, whose two buffers of H floats (1 MB for H = 128) should fit a core's L2 cache.
+        sources: of a panel at most, unless its targets are few.
+        bundle: of a bundle.
+        small: of a dense block that is bundled, at most.
+        span: weights of one snapshot that are summed up at once when scales are fitted.
+        rows: neurons that one thread updates at once.
+        unit_bytes: a panel's snapshots and forecasts, two tiles' buffers, and what products or the sums of a span need.
     """
 
-    sizes: ClassVar[Sizes] = Sizes()
-    span: ClassVar[int] = 1 << 14
-    """Weights of one snapshot that are summed up at once when scales are fitted."""
-    unit_bytes: ClassVar[int] = 4 * 2**20
-    """A panel's snapshots and forecasts, two tiles' buffers, and what products or the sums of a span need."""
+    panel: int = 32_768
+    tile: int = 1024
+    sources: int = 256
+    bundle: int = 4096
+    small: int = 1024
+    span: int = 1 << 14
+    rows: int = 4096
+    unit_bytes: int = 4 * 2**20
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.threads = torch.get_num_threads()
+
+CPU_SIZES: Final = Sizes()
+DEVICE_SIZES: Final = Sizes(
+    panel=1 << 20, tile=1 << 15, sources=1024, bundle=1 << 15, small=1 << 14, span=1 << 21, rows=1 << 62, unit_bytes=192 * 2**20
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a forecast is computed, and snapshots and results are."""
+
+    device: torch.device
+    threads: int
+    sizes: Sizes
 
     def each(self, function: Callable[[slice], object], count: int) -> None:
         """Call `function` for every run of `count` neurons."""
-        run(function, [slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS)], threads=self.threads)
-
-
-class DevicePlacement(Placement):
-    """A device besides the CPU; everything is queued by the calling thread."""
-
-    sizes: ClassVar[Sizes] = DEVICE_SIZES
-    span: ClassVar[int] = 1 << 21
-    unit_bytes: ClassVar[int] = 192 * 2**20
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.threads = 1
-
-    def each(self, function: Callable[[slice], object], count: int) -> None:
-        function(slice(0, count))
-
-
-def placement(device: torch.device) -> Placement:
-    return Placement(device) if device.type == "cpu" else DevicePlacement(device)
+        rows = self.sizes.rows
+        run(function, [slice(start, min(start + rows, count)) for start in range(0, count, rows)], threads=self.threads)

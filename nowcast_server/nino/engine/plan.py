@@ -6,7 +6,7 @@ network a single one.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -14,29 +14,10 @@ from torch import Tensor
 
 from nowcast_server.nino.cache import LruCache
 from nowcast_server.nino.engine.bundles import Bundle, chop, even, listed_structure, listed_weights, together
+from nowcast_server.nino.engine.placement import Sizes
 from nowcast_server.nino.graph import block_positions, word_positions
 from nowcast_server.nino.options import EDGE_TYPES
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How large the pieces of a plan are, in edges.
-
-    Args:
-        panel: of a panel. On a CPU large enough that its fixed cost vanishes, small enough that its standardised weights (640 KB)
-            stay in the cache.
-        tile: of a tile, whose two buffers of H floats (1 MB for H = 128) should fit a core's L2 cache.
-        sources: of a panel at most, unless its targets are few.
-        bundle: of a bundle.
-        small: of a dense block that is bundled, at most.
-    """
-
-    panel: int = 32_768
-    tile: int = 1024
-    sources: int = 256
-    bundle: int = 4096
-    small: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +98,10 @@ class Plan:
         """The plan with all it needs there on `device`."""
         if device.type == "cpu":
             return self
+        moved = {name: getattr(self, name).to(device) for name in ("degree", "types", "words", "tensor_sizes")}
         units = tuple(unit.to(device) if isinstance(unit, Bundle) else unit for unit in self.units)
         uncovered = tuple(left if isinstance(left, slice) else left.to(device) for left in self.uncovered)
-        degree, types, words = (tensor.to(device) for tensor in (self.degree, self.types, self.words))
-        return Plan(units, self.neurons, self.slots, degree, types, words, uncovered, self.tensor_sizes.to(device))
+        return replace(self, units=units, uncovered=uncovered, **moved)
 
 
 _PANEL_BYTES: Final = 400
@@ -220,19 +201,7 @@ def _is_large(block: Block, sizes: Sizes) -> bool:
 
 def _split_slots(block: Block) -> Iterator[Block]:
     for slot in range(block.slots):
-        offset = block.offset + slot * block.slot_stride
-        yield Block(
-            block.edge_type,
-            block.source,
-            block.sources,
-            block.target,
-            block.targets,
-            block.diagonal,
-            block.parameter,
-            offset,
-            block.source_stride,
-            block.target_stride,
-        )
+        yield replace(block, offset=block.offset + slot * block.slot_stride, slots=1, slot_stride=0)
 
 
 def _cut(wiring: Wiring, block: Block, sizes: Sizes) -> Iterator[Panel]:

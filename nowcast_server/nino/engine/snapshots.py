@@ -14,7 +14,7 @@ from nowcast_server.nino.engine.bundles import CARRIED, Bundle
 from nowcast_server.nino.engine.placement import Placement
 from nowcast_server.nino.engine.plan import Panel, Plan, Unit
 from nowcast_server.nino.engine.workers import in_order
-from nowcast_server.nino.standardise import EPSILON, LEAST_SCALE
+from nowcast_server.nino.options import EPSILON
 from protos.wiring import STRUCTURE, Wiring
 
 
@@ -49,23 +49,17 @@ class Snapshots:
         states: c snapshots (n,), raw, each of unit stride, on the placement's device; float32, float16 or bfloat16. Never written.
         wiring: of the network.
         plan: of the wiring.
-        scaling: `std`, `std-param` or `min-max`, as in `Standardisation`.
         placement: where units are computed.
         keep: whether units that were read stay in memory for the next walk.
     """
 
-    def __init__(
-        self, states: Sequence[Tensor], wiring: Wiring, *, plan: Plan, scaling: str, placement: Placement, keep: bool
-    ) -> None:
+    def __init__(self, states: Sequence[Tensor], wiring: Wiring, *, plan: Plan, placement: Placement, keep: bool) -> None:
         self.rows = states
         self._device = placement.device
         self._keep = keep
         self._kept: dict[int, Read] = {}
         self.context = len(states)
-        self._per_weight = scaling == "std-param"
-        if not self._per_weight:
-            fit = _range if scaling == "min-max" else _moments
-            self.mean, self.scale = fit(states, wiring, plan.tensor_sizes, placement)
+        self.mean, self.scale = _moments(states, wiring, plan.tensor_sizes, placement)
         self._whole = self._standardise_whole(plan.tensor_sizes) if plan.single else None
 
     def read(self, unit: Unit) -> Read:
@@ -76,13 +70,10 @@ class Snapshots:
             self._kept[id(unit)] = self._read(unit)
         return self._kept[id(unit)]
 
-    def restore(self, out: Tensor, *, residual: bool) -> None:
+    def restore(self, out: Tensor) -> None:
         """Bring forecasts (horizons, n) back to the weights' own scale, unless each unit's have been."""
-        if self._whole is None:
-            return
-        if residual:
-            out += self._whole[-1, : out.shape[1]]
-        out.mul_(self.scale).add_(self.mean)
+        if self._whole is not None:
+            out.add_(self._whole[-1, : out.shape[1]]).mul_(self.scale).add_(self.mean)
 
     def _read(self, unit: Unit) -> Read:
         if isinstance(unit, Panel):
@@ -124,25 +115,16 @@ class Snapshots:
         for index, value in enumerate(CARRIED):
             whole[:, size + index].fill_(value)
         values = torch.stack(list(self.rows)).float()
-        if self._per_weight:
-            scale, self.mean = torch.std_mean(values, dim=0)
-            self.scale = scale.clamp_(min=LEAST_SCALE)
-        else:
-            both = torch.stack((self.mean, self.scale))
-            self.mean, self.scale = both.repeat_interleave(sizes.long(), dim=1, output_size=size)
+        both = torch.stack((self.mean, self.scale))
+        self.mean, self.scale = both.repeat_interleave(sizes.long(), dim=1, output_size=size)
         torch.sub(values, self.mean, out=whole[:, :size])
         whole[:, :size] /= self.scale + EPSILON
         return whole
 
     def _standardised(self, z: Tensor, parameter: int | Tensor) -> Read:
         """Standardise z (slots, context, *edges) in place; `parameter` is whose weights they are."""
-        if self._per_weight:
-            scale, mean = torch.std_mean(z, dim=1)
-            scale.clamp_(min=LEAST_SCALE)
-            z.sub_(mean[:, None]).div_(scale[:, None] + EPSILON)
-        else:
-            mean, scale = self.mean[parameter], self.scale[parameter]
-            z.sub_(mean).div_(scale + EPSILON)
+        mean, scale = self.mean[parameter], self.scale[parameter]
+        z.sub_(mean).div_(scale + EPSILON)
         return Read(z, mean, scale, self._keep)
 
 
@@ -204,27 +186,10 @@ def _moments(states: Sequence[Tensor], wiring: Wiring, sizes: Tensor, placement:
         return span.tensors, first, torch.stack([part.sum(dim=1) for part in parts])
 
     total = torch.zeros(len(sizes), 3, dtype=torch.float64, device=placement.device)
-    for tensors, first, part in in_order(sums, _spans(wiring, placement.span), threads=placement.threads):
+    for tensors, first, part in in_order(sums, _spans(wiring, placement.sizes.span), threads=placement.threads):
         total[tensors, :2] += part
         total[tensors, 2] = first
     count = sizes * len(states)
     moved = total[:, 0] / count
     variance = (total[:, 1] - count * moved.square()) / (count - 1)
     return (total[:, 2] + moved).float(), variance.clamp_(min=0).sqrt_().float()
-
-
-def _range(states: Sequence[Tensor], wiring: Wiring, sizes: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
-    """Zeros, and the range of every tensor over all its snapshots: (tensors,) float32 each."""
-
-    def extremes(span: _Span) -> tuple[slice, Tensor]:
-        parts = torch.split(span.of(states).float(), list(span.sizes), dim=1)
-        least = torch.full((len(parts), 2), torch.inf, dtype=torch.float32, device=placement.device)
-        for bounds, part in zip(least, parts, strict=True):
-            if part.numel():
-                bounds.copy_(torch.stack((part.amin(), -part.amax())))
-        return span.tensors, least
-
-    bounds = torch.full((len(sizes), 2), torch.inf, dtype=torch.float32, device=placement.device)
-    for tensors, least in in_order(extremes, _spans(wiring, placement.span), threads=placement.threads):
-        bounds[tensors] = torch.minimum(bounds[tensors], least)
-    return torch.zeros_like(bounds[:, 0]), bounds.sum(dim=1).neg_().clamp_(min=LEAST_SCALE)

@@ -57,7 +57,6 @@ async def info(_: Tenant, service: TheService) -> Info:
         protocol=VERSION,
         device=service.chosen.device,
         device_note=service.chosen.note,
-        precision=service.settings.precision,
         forecasters=list(service.forecasters),
         max_snapshot_bytes=service.settings.max_snapshot,
         max_memory_bytes=service.settings.memory,

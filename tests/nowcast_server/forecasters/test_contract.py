@@ -7,17 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from networks import mlp_wiring, random_checkpoint, random_states
 
 from nowcast_server.forecasters import FORECASTERS, Forecaster, load_forecaster
 from nowcast_server.forecasters import registry as registry_module
-from nowcast_server.forecasters.learned import DEFAULT_ENGINE, LearnedForecaster
 from nowcast_server.nino.checkpoint import CheckpointError, save_checkpoint
-from nowcast_server.nino.laplacian import laplacian_features
-from protos.errors import BadRequest, BadValue, NowcastError, UnknownForecaster
+from protos.errors import BadRequest, BadValue, UnknownForecaster
 from protos.wiring import Block, Parameter, Wiring
 
 WIRING = mlp_wiring(3, 5, 2)
@@ -33,46 +30,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def every_forecaster() -> list[tuple[str, str]]:
-    """Names, each with every engine there is."""
-    learned = [
-        (name, engine) for name, cls in FORECASTERS.items() if issubclass(cls, LearnedForecaster) for engine in cls.engines()
-    ]
-    return learned + [(name, DEFAULT_ENGINE) for name, cls in FORECASTERS.items() if not cls.needs_checkpoint]
-
-
-@pytest.fixture(params=every_forecaster(), ids="-".join)
+@pytest.fixture(params=list(FORECASTERS))
 def forecaster(request: pytest.FixtureRequest, weights: dict[str, Path]) -> Forecaster:
-    name, engine = request.param
-    return load_forecaster(name, checkpoint=weights.get(name), engine=engine)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_forecasts(forecaster: Forecaster, dtype: torch.dtype) -> None:
-    """Snapshots streamed at half precision could not be forecast, or come back at another precision."""
-    states = random_states(WIRING).to(dtype)
-    forecasts = forecaster.forecast(WIRING, states, horizons=(40, 1))
-    assert (forecasts.shape, forecasts.dtype) == ((2, WIRING.size), torch.float32)
-    same = forecaster.forecast(WIRING, states.float(), horizons=(40, 1))
-    assert torch.allclose(forecasts, same, atol=1e-6)
-
-
-def test_numpy_arrays_will_do(forecaster: Forecaster) -> None:
-    """Snapshots read from a file would have to be wrapped by hand."""
-    states = random_states(WIRING)
-    array = states.numpy().copy()
-    array.flags.writeable = False  # as a memory-mapped file is
-    assert torch.equal(forecaster.forecast(WIRING, array), forecaster.forecast(WIRING, states))
+    return load_forecaster(request.param, checkpoint=weights.get(request.param))
 
 
 def test_nothing_is_written_to_and_nothing_aliased(forecaster: Forecaster) -> None:
     """A worker's history would change under it, or change the forecast it was given."""
-    states, node_pe = random_states(WIRING), laplacian_features(WIRING).clone()
-    before = states.clone(), node_pe.clone()
-    forecasts = forecaster.forecast(WIRING, states, (1, 2), node_pe)
+    states = random_states(WIRING)
+    before = states.clone()
+    forecasts = forecaster.forecast(WIRING, states, (1, 2))
     kept = forecasts.clone()
-    assert torch.equal(states, before[0])
-    assert torch.equal(node_pe, before[1])
+    assert torch.equal(states, before)
     states.fill_(7)
     assert torch.equal(forecasts, kept)
     forecasts[0].fill_(7)
@@ -138,7 +107,7 @@ def test_bad_arguments_are_named(forecaster: Forecaster, arguments: dict[str, An
 
 @pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize(
-    ("arguments", "field"), [({"states": torch.zeros(4, WIRING.size)}, "states"), ({"horizons": (41,)}, "horizons")]
+    ("arguments", "field"), [({"states": torch.zeros(4, WIRING.size)}, "context"), ({"horizons": (41,)}, "horizons")]
 )
 def test_limits_of_a_checkpoint(name: str, arguments: dict[str, Any], field: str, weights: dict[str, Path]) -> None:
     """A context or horizon the weights were not made for would be forecast from the wrong columns."""
@@ -147,22 +116,6 @@ def test_limits_of_a_checkpoint(name: str, arguments: dict[str, Any], field: str
     with pytest.raises(BadRequest) as caught:
         forecaster.forecast(WIRING, **{"states": random_states(WIRING), **arguments})
     assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    ("node_pe", "error"),
-    [
-        (torch.zeros(WIRING.neurons, 7), BadRequest),
-        (torch.zeros(WIRING.neurons - 1, 8), BadRequest),
-        (torch.zeros(WIRING.neurons, 8, dtype=torch.int64), BadRequest),
-        (torch.full((WIRING.neurons, 8), torch.nan), BadValue),
-    ],
-)
-def test_node_features_are_checked(node_pe: torch.Tensor, error: type[NowcastError], weights: dict[str, Path]) -> None:
-    """Features of another network would be taken for this one's."""
-    with pytest.raises(error) as caught:
-        load_forecaster("nino", checkpoint=weights["nino"]).forecast(WIRING, random_states(WIRING), node_pe=node_pe)
-    assert caught.value.field == "node_pe"
 
 
 def test_kernels_larger_than_the_checkpoint(tmp_path: Path) -> None:
@@ -174,13 +127,10 @@ def test_kernels_larger_than_the_checkpoint(tmp_path: Path) -> None:
     assert caught.value.field == "wiring"
 
 
-def test_unknown_names(weights: dict[str, Path]) -> None:
-    """A misspelt forecaster or engine would end in a KeyError."""
+def test_unknown_names() -> None:
+    """A misspelt forecaster would end in a KeyError."""
     with pytest.raises(UnknownForecaster):
         load_forecaster("nin0")
-    with pytest.raises(BadRequest) as caught:
-        load_forecaster("nino", checkpoint=weights["nino"], engine="steam")
-    assert caught.value.field == "engine"
 
 
 def test_a_checkpoint_for_the_other_forecaster(weights: dict[str, Path]) -> None:
@@ -205,7 +155,7 @@ def test_shipped_weights_are_the_default(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(registry_module, "SHIPPED", weights[name].parent)
     states = random_states(WIRING)
     expected = load_forecaster(name, checkpoint=weights[name]).forecast(WIRING, states)
-    assert np.array_equal(load_forecaster(name).forecast(WIRING, states), expected)
+    assert torch.equal(load_forecaster(name).forecast(WIRING, states), expected)
 
 
 @pytest.mark.gpu

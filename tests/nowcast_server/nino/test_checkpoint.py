@@ -23,6 +23,19 @@ def same(first: Checkpoint, second: Checkpoint) -> bool:
     return equal and all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
 
 
+def test_headers_of_older_files_are_read(tmp_path: Path) -> None:
+    """The shipped weights, whose headers name options that were given up, could not be loaded; others would be misread."""
+    tensors, path = random_checkpoint(**SMALL).tensors, tmp_path / "a.safetensors"
+    for scaling in ("std", "std-param"):
+        header = {"format": 1, "options": {**SMALL, "residual": True, "update_scale": 1.0, "scaling": scaling}}
+        save_file(dict(tensors), path, metadata={"nowcast": json.dumps(header)})
+        if scaling == "std":
+            assert load_checkpoint(path).options == ModelOptions(**SMALL)
+        else:
+            with pytest.raises(CheckpointError, match="only 'std' is supported"):
+                load_checkpoint(path)
+
+
 @pytest.mark.parametrize("options", [SMALL, {"graph": False, "hidden": 4}, {**SMALL, "vocabulary": 5, "towers": 2}])
 def test_what_is_saved_is_loaded(options: dict[str, Any], tmp_path: Path) -> None:
     """Weights meta-training made would be lost or changed on their way to the server."""
@@ -109,7 +122,8 @@ def test_a_bare_state_dict_has_the_published_defaults(tmp_path: Path) -> None:
         ({"scale_method": "min-max-param"}, "scaling"),
         ({"act_name": "swish9"}, "activation"),
         ({"edge_types": 7}, "edge_types"),
-        ({"edge_types": 16}, "edge_types"),
+        ({"residual": False}, "residual"),
+        ({"input_layer": "mlp"}, "input_layer"),
         ({"hid": "4"}, "hidden"),
         ({"ctx": 1}, "context"),
         ({"gnn": True, "hid": 6, "towers": 4}, "towers"),
@@ -222,7 +236,6 @@ def test_headers_that_are_wrong(header: str | None, tmp_path: Path) -> None:
         '{"layers": 1000000}',
         '{"hidden": 1000000, "towers": 1000000}',
         '{"update_scale": NaN}',
-        '{"update_scale": -Infinity}',
         '{"hidden": ' + "9" * 5000 + "}",
         "[" * 20_000 + "]" * 20_000,
     ],

@@ -192,7 +192,7 @@ SHIFTED = [structure(EdgeType.RESIDUAL, index, 2_000_000, index + 1, 2_000_000, 
         (12_001, [structure(EdgeType.RESIDUAL, 0, 12_000, 1, 12_000, diagonal=True)]),
         (8000, [structure(EdgeType.HEAD, 0, 4000, 4000, 4000), *SINGLE]),
         (2_000_064, SHIFTED),
-        (5000, [structure(EdgeType.HEAD, 0, 5000, 0, 5000)] * 1000 + SINGLE[:1400] * 2),
+        (5000, [structure(EdgeType.HEAD, 0, 5000, 0, 5000)] * 1000 + SINGLE[:900]),
     ],
     ids=["one-diagonal", "single-neurons", "huge-diagonals", "many-pairs"],
 )

@@ -7,10 +7,11 @@ import torch
 from wirings import drawn_wiring, transformer_wiring
 
 from nowcast_server.nino.engine.bundles import Bundle
-from nowcast_server.nino.engine.plan import Sizes, Unit, plan, plan_bytes
+from nowcast_server.nino.engine.placement import Sizes
+from nowcast_server.nino.engine.plan import Unit, plan, plan_bytes
 from nowcast_server.nino.engine.snapshots import panel_view
-from nowcast_server.nino.graph import to_graph
 from protos.wiring import Block, EdgeType, Parameter, Wiring
+from trainer_worker.metatrain.reference import to_graph
 
 CPU = torch.device("cpu")
 SMALL = Sizes(panel=64, tile=20, sources=8, bundle=16, small=10)

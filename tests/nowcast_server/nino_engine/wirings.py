@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from nowcast_server.nino.checkpoint import Checkpoint
-from nowcast_server.nino.engine import StreamingEngine
-from nowcast_server.nino.reference import NinoReference, WnnReference
+from nowcast_server.nino.engine import Sizes, StreamingEngine
 from protos.wiring import Block, EdgeType, Parameter, Wiring
+from trainer_worker.metatrain.reference import Reference
+
+TINY = Sizes(panel=96, tile=40, sources=16, bundle=30, small=20, span=50, rows=7)
+"""Cuts even small blocks into many panels, tiles and bundles of uneven sizes."""
 
 _WEIGHTS = [kind for kind in EdgeType if kind < EdgeType.RESIDUAL]
 
@@ -88,10 +91,10 @@ def relative_error(ours: Tensor, theirs: Tensor, last: Tensor) -> float:
     return max(float((a - b).norm() / (b - last).norm()) for a, b in zip(ours, theirs, strict=True))
 
 
-def compare(checkpoint: Checkpoint, wiring: Wiring, states: Tensor, *, horizons: tuple[int, ...] = (1, 7, 40)) -> float:
+def compare(checkpoint: Checkpoint, wiring: Wiring, states: Tensor, *, sizes: Sizes | None = None) -> float:
     """Relative error of the streaming engine against the reference."""
-    reference = (NinoReference if checkpoint.options.graph else WnnReference)(checkpoint)
+    horizons = (1, 7, 40)
     features = node_pe(wiring, count=checkpoint.options.laplacian) if checkpoint.options.graph else None
-    ours = StreamingEngine(checkpoint).forecast(wiring, states, horizons=horizons, node_pe=features)
-    theirs = reference.forecast(wiring, states, horizons=horizons, node_pe=features)
+    ours = StreamingEngine(checkpoint, sizes=sizes).forecast(wiring, states, horizons=horizons, node_pe=features)
+    theirs = Reference(checkpoint).forecast(wiring, states, horizons=horizons, node_pe=features)
     return relative_error(ours, theirs, states[-1].float())

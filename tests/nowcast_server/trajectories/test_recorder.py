@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nowcast_server.trajectories.recorder import Recorder
+from nowcast_server.trajectories.recording import Recorder
 from nowcast_server.trajectories.store import Trajectory, trajectories
 from protos.wiring import Parameter, Wiring
 from trainer_worker.metatrain.library import Library

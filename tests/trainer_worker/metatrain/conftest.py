@@ -1,8 +1,11 @@
 """A small store of real runs, made once."""
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "nowcast_server" / "nino"))
 
 from trainer_worker.metatrain.collect import run
 from trainer_worker.metatrain.draw import Study

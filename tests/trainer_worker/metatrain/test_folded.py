@@ -3,15 +3,13 @@
 import pytest
 import torch
 
-from nowcast_server.nino.graph import to_graph
-from nowcast_server.nino.model import NiNo
 from nowcast_server.nino.options import ModelOptions
-from nowcast_server.nino.reference import edge_features
-from nowcast_server.nino.standardise import Standardisation
 from trainer_worker.metatrain.folded import forecast_change
 from trainer_worker.metatrain.library import wiring_of
+from trainer_worker.metatrain.model import NiNo
 from trainer_worker.metatrain.networks import Design
 from trainer_worker.metatrain.plan import plan
+from trainer_worker.metatrain.reference import Standardisation, edge_features, to_graph
 from trainer_worker.metatrain.windows import fit_scales
 
 HORIZONS = (1, 5, 40)

@@ -22,14 +22,15 @@ from permutations import (
 from published_networks import build
 from test_architectures import APART
 
-from nowcast_server.forecasters import load_forecaster
+from nowcast_server.nino.checkpoint import load_checkpoint
+from nowcast_server.nino.engine import StreamingEngine
 from protos.wiring import Wiring
 from trainer_worker.wiring import wire
 
 
 @pytest.fixture(scope="module")
 def forecaster(shared: Path) -> Any:
-    return load_forecaster("nino", checkpoint=shared / "checkpoints" / "nino_no_posw.pt", device="cpu")
+    return StreamingEngine(load_checkpoint(shared / "checkpoints" / "nino_no_posw.pt"))
 
 
 def context(model: torch.nn.Module, seed: int = 0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`linear`: each parameter goes on along its straight line."""
+"""The forecasters without weights: `last`, `average` and `linear`."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -6,8 +6,28 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.base import Forecaster, Horizons, stacked
+from nowcast_server.forecasters.base import Forecaster, Horizons
 from protos.wiring import Wiring
+
+
+class Last(Forecaster):
+    """Forecasts the last snapshot, at every horizon: the yardstick of skill."""
+
+    name: ClassVar[str] = "last"
+
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
+        del wiring
+        return states[-1].to(torch.float32).repeat(len(horizons), 1)
+
+
+class Average(Forecaster):
+    """Forecasts the mean of the snapshots, at every horizon: latest-weight averaging."""
+
+    name: ClassVar[str] = "average"
+
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
+        del wiring
+        return stacked(states).mean(dim=0).repeat(len(horizons), 1)
 
 
 class Linear(Forecaster):
@@ -21,8 +41,8 @@ class Linear(Forecaster):
     glide_horizon = 40
     """Far ahead only the slope counts: the way back to the line from where the last snapshot happens to lie is noise."""
 
-    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons, node_pe: Tensor | None) -> Tensor:
-        del wiring, node_pe
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
+        del wiring
         last, before = states[-1].to(torch.float32), stacked(states[:-1])
         weights = line_weights(len(states), horizons).to(before)  # (horizons, context), rows add up to 1
         before -= last
@@ -36,3 +56,11 @@ def line_weights(context: int, horizons: Horizons) -> Tensor:
     centred = time - time.mean()
     ahead = context - 1 + torch.tensor(horizons, dtype=torch.float64) - time.mean()
     return 1 / context + torch.outer(ahead, centred / centred.square().sum())
+
+
+def stacked(states: Sequence[Tensor]) -> Tensor:
+    """A copy of the snapshots (n,) in float32, (len(states), n), and nothing of its size besides."""
+    rows = torch.empty(len(states), len(states[0]), dtype=torch.float32, device=states[0].device)
+    for row, state in zip(rows, states, strict=True):
+        row.copy_(state)
+    return rows

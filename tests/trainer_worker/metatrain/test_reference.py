@@ -1,14 +1,11 @@
-"""The graph of a wiring, edge by edge."""
-
-import subprocess
-import sys
+"""The reference: the graph of a wiring edge by edge, and the scales of its weights."""
 
 import torch
 from networks import mlp_wiring, random_states
 
-from nowcast_server.nino.graph import to_graph
-from nowcast_server.nino.reference import edge_features
+from nowcast_server.nino.options import EPSILON
 from protos.wiring import Block, EdgeType, Parameter, Wiring
+from trainer_worker.metatrain.reference import Standardisation, edge_features, to_graph
 
 CONV = Wiring(
     # 2 input channels, 3 output channels, a 2x2 kernel; a diagonal, a word embedding, and a scalar in no block
@@ -75,11 +72,19 @@ def test_features_of_edges() -> None:
     assert not features[graph.edge_type != EdgeType.CONVOLUTION, 1:].any()
 
 
-def test_torch_geometric_is_imported_only_when_used() -> None:
-    """A worker without torch-geometric, or a server's start-up, would fail or wait for seconds."""
-    code = (
-        "import sys, nowcast_server.forecasters, nowcast_server.nino.graph, nowcast_server.nino.checkpoint,"
-        " nowcast_server.nino.laplacian; assert 'torch_geometric' not in sys.modules;"
-        "nowcast_server.forecasters.load_forecaster('linear'); assert 'torch_geometric' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+STATES = torch.tensor([[1.0, 2.0, 10.0, 0.5], [3.0, 4.0, 30.0, 0.5]])  # (context, n)
+FITTED = Standardisation.fit(STATES, (2, 0, 1, 1))
+
+
+def test_a_tensor_and_its_snapshots_are_scaled_together() -> None:
+    """Parameters scaled one by one, or snapshot by snapshot, would lose what tells them apart."""
+    assert torch.allclose(FITTED.mean, torch.tensor([2.5, 2.5, 20.0, 0.5]))
+    assert torch.allclose(FITTED.scale, torch.tensor([STATES[:, :2].std(), STATES[:, :2].std(), 200**0.5, 0.0]))
+    assert torch.allclose(FITTED.apply(STATES)[:, 0], (STATES[:, 0] - 2.5) / (STATES[:, :2].std() + EPSILON))
+    assert torch.allclose(FITTED.invert(FITTED.apply(STATES)), STATES, atol=1e-4)
+
+
+def test_parameters_that_never_move_stay_finite() -> None:
+    """Layer norm weights before the first step are all one: their standard deviation is zero."""
+    assert not FITTED.apply(STATES)[:, 3].any()
+    assert (FITTED.invert(torch.full((1, 4), 7.0))[:, 3] == 0.5).all()

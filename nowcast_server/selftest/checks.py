@@ -1,0 +1,304 @@
+"""The checks: forecasts are correct, deterministic, within the memory budget; how fast they are, alone and beside other work."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from nowcast_server.accelerator import Accelerator
+from nowcast_server.device import Device
+from nowcast_server.forecasters.base import Horizons
+from nowcast_server.forecasters.learned import Nino
+from nowcast_server.forecasters.simple import Last
+from nowcast_server.forecasting import forecast
+from nowcast_server.jobs.history import Context
+from nowcast_server.nino.checkpoint import Checkpoint
+from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
+from nowcast_server.selftest.networks import CONTEXT, FAMILIES, SIZES, convolutional, snapshots
+from protos.errors import OutOfMemoryBudget
+from protos.messages import JobSpec, NowcastRequest
+from protos.wiring import Wiring
+
+Figures = dict[str, Any]
+CPU: Final = torch.device("cpu")
+HORIZONS: Final = (1, 40)
+LIMIT: Final = 3e-5
+"""Largest error, of the forecast change."""
+ON_CPU: Final = ("14k", "0.2M")
+JOBS: Final = 64
+BYTES_A_WEIGHT: Final = 2 * 5 + 4 + 4
+"""A context of 16 bits, a forecast, and what else a weight takes while it is drawn."""
+
+
+class Failed(Exception):
+    """A check did not hold; says what was found and what should have been."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is tested.
+
+    Args:
+        device: where.
+        checkpoint: a graph network's.
+    """
+
+    device: torch.device
+    checkpoint: Checkpoint
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def forecaster(self) -> Nino:
+        return Nino(self.checkpoint, device=self.device)
+
+    def seconds(self, work: Callable[[], object], *, rounds: int) -> float:
+        """Median time of some work on the device, after a first round that does not count."""
+        times = []
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            work()
+            if self.cuda:
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - start)
+        return median(times[1:])
+
+
+def error(ours: Tensor, theirs: Tensor, last: Tensor) -> float:
+    """Of the forecast change, the worst over horizons."""
+    changes = theirs - last
+    return max(float((one - other).norm() / change.norm()) for one, other, change in zip(ours, theirs, changes, strict=True))
+
+
+def parity(setup: Setup) -> Figures:
+    """Forecasts are those of the CPU, for every form of network; on a CPU, those of the work cut as for a device."""
+    figures: Figures = {}
+    for name, make in FAMILIES.items():
+        wiring = make()
+        states = snapshots(wiring, device=CPU)
+        expected = StreamingEngine(setup.checkpoint).forecast(wiring, states, horizons=HORIZONS)
+        engine = StreamingEngine(setup.checkpoint, device=setup.device, sizes=DEVICE_SIZES)
+        made = engine.forecast(wiring, states, horizons=HORIZONS)
+        figures[name] = found = error(made.cpu(), expected, states[-1])
+        if not found <= LIMIT:
+            raise Failed(f"{name} is off by {found:.1e} of the forecast change, above {LIMIT:.0e}")
+    return figures
+
+
+def determinism(setup: Setup) -> Figures:
+    """The same snapshots give the same forecast, bit for bit, whatever else the device does."""
+    forecaster = setup.forecaster()
+    for name, make in FAMILIES.items():
+        wiring = make()
+        states = snapshots(wiring, device=CPU)
+        made = [forecaster.forecast(wiring, states, HORIZONS) for _ in range(3)]
+        if not all(torch.equal(made[0], other) for other in made[1:]):
+            raise Failed(f"three forecasts for {name} differ")
+    return {"networks": len(FAMILIES), "rounds": 3}
+
+
+def device_memory(setup: Setup) -> Figures:
+    """A forecast takes no more memory than a server sets aside for it."""
+    wiring = SIZES["30M" if setup.cuda else "0.2M"]()
+    states, forecaster = snapshots(wiring, device=setup.device), setup.forecaster()
+    forecaster.forecast(wiring, states, HORIZONS)
+    promised = forecaster.working_bytes(wiring, context=CONTEXT) + 4 * len(HORIZONS) * wiring.size
+    before = _restart_peak(setup)
+    forecaster.forecast(wiring, states, HORIZONS)
+    taken = _peak(setup) - before
+    if taken > promised:
+        raise Failed(f"a forecast took {taken} bytes, of {promised} promised")
+    return {"parameters": wiring.size, "taken_bytes": taken, "promised_bytes": promised}
+
+
+def _restart_peak(setup: Setup) -> int:
+    if setup.cuda:
+        torch.cuda.reset_peak_memory_stats(setup.device)
+        return torch.cuda.memory_allocated(setup.device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(setup: Setup) -> int:
+    return torch.cuda.max_memory_allocated(setup.device) if setup.cuda else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+class _Greedy(Last):
+    """First wants more memory than there is, twice, and then forecasts no change."""
+
+    asked = 0
+
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
+        self.asked += 1
+        if self.asked <= 2:
+            torch.empty(2**48, device=states[0].device)
+        return super().predict(wiring, states, horizons=horizons)
+
+
+def out_of_memory(setup: Setup) -> Figures:
+    """A forecast that finds no memory is one job's answer, and the next one works."""
+    wiring, greedy = convolutional(1, 8, 12), _Greedy()
+    spec, context = JobSpec(wiring=wiring), _context(snapshots(wiring, device=CPU))
+    request = NowcastRequest(context=list(range(CONTEXT)), horizons=[1])
+    accelerator = Accelerator(setup.device, limit_bytes=2**30) if setup.cuda else None
+
+    def ask() -> Tensor:
+        reservation = None if accelerator is None else accelerator.reservation(context, working_bytes=0)
+        if reservation is not None and not reservation.begin():
+            raise Failed("memory was not given back")
+        try:
+            return forecast(greedy, spec=spec, context=context, request=request, reservation=reservation).values
+        finally:
+            if reservation is not None:
+                reservation.end()
+
+    refused = 0
+    while greedy.asked < 2:
+        try:
+            ask()
+        except OutOfMemoryBudget:
+            refused += 1
+        else:
+            raise Failed("a forecast got more memory than there is")
+    if accelerator is not None and accelerator.lost():
+        raise Failed("the device cannot be used any more")
+    if not torch.equal(ask()[0], context.states[-1]):
+        raise Failed("the next forecast is wrong")
+    return {"refused": refused}
+
+
+def rolling_context(setup: Setup) -> Figures:
+    """A nowcast uploads the one snapshot the device has not, and forecasts from the right ones."""
+    wiring = convolutional(1, 8, 12)
+    rows = [*snapshots(wiring, device=CPU), *snapshots(wiring, device=CPU, seed=1)]
+    accelerator, forecaster = Accelerator(setup.device, limit_bytes=100 * rows[0].nbytes), setup.forecaster()
+    uploads = []
+    for first in range(4):
+        before, states = accelerator.uploads, rows[first : first + CONTEXT]
+        reservation = accelerator.reservation(_context(states, first=first), working_bytes=0)
+        if not reservation.begin():
+            raise Failed("memory was not given back")
+        with reservation.states() as there:
+            made = forecaster.forecast(wiring, there, HORIZONS).cpu()
+        reservation.end()
+        uploads.append(accelerator.uploads - before)
+        if not torch.equal(made, forecaster.forecast(wiring, states, HORIZONS)):
+            raise Failed(f"nowcast {first} is not made from its own snapshots")
+    if uploads != [CONTEXT, 1, 1, 1]:
+        raise Failed(f"four nowcasts uploaded {uploads} snapshots")
+    return {"uploads": uploads}
+
+
+def _context(states: Sequence[Tensor], *, first: int = 0) -> Context:
+    steps = tuple(range(first, first + len(states)))
+    return Context(steps[-1], steps, steps, tuple(states))
+
+
+def overlap(setup: Setup) -> Figures:
+    """Training steps go on beside a forecast on the same device: together they take no longer than one after the other."""
+    side, steps = (4096, 50) if setup.cuda else (512, 10)
+    matrix = torch.randn(side, side, device=setup.device)
+    wiring = SIZES["30M" if setup.cuda else "0.2M"]()
+    states, forecaster = snapshots(wiring, device=setup.device), setup.forecaster()
+
+    def train() -> None:
+        for _ in range(steps):
+            torch.mm(matrix, matrix)
+        if setup.cuda:
+            torch.cuda.current_stream(setup.device).synchronize()
+
+    def foresee() -> None:
+        forecaster.forecast(wiring, states, (1,))
+
+    def both() -> None:
+        beside = threading.Thread(target=foresee)
+        beside.start()
+        train()
+        beside.join()
+
+    training_s, forecast_s, both_s = (setup.seconds(work, rounds=3 if setup.cuda else 1) for work in (train, foresee, both))
+    if setup.cuda and both_s > 1.2 * (training_s + forecast_s):
+        raise Failed(f"{steps} steps take {training_s:.3f} s, a forecast {forecast_s:.3f} s, but together {both_s:.3f} s")
+    return {"training_s": training_s, "forecast_s": forecast_s, "both_s": both_s}
+
+
+def throughput(setup: Setup) -> Figures:
+    """Edges a second by size of network, beside what the device's products reach."""
+    figures: Figures = {"products_tflop_per_s": _products_rate(setup)}
+    forecaster = setup.forecaster()
+    for name, make in SIZES.items():
+        if name not in ON_CPU and not setup.cuda:
+            continue
+        if name == "1B" and torch.cuda.mem_get_info(setup.device)[0] < 1.5e9 * BYTES_A_WEIGHT:
+            continue
+        wiring = make()
+        states = snapshots(wiring, device=setup.device, dtype=torch.bfloat16 if name == "1B" else torch.float32)
+        work = partial(forecaster.forecast, wiring, states, (1,))
+        seconds = setup.seconds(work, rounds=1 if name == "1B" else 3)
+        figures[name] = {"edges": wiring.edges, "seconds": seconds, "edges_per_s": wiring.edges / seconds}
+        del states, work
+    return figures
+
+
+def _products_rate(setup: Setup) -> float:
+    """Of products of the engine's own shape, in TFLOP/s."""
+    hidden, rows = setup.checkpoint.options.hidden, 32_768 if setup.cuda else 2048
+    h, matrix = torch.randn(rows, hidden, device=setup.device), torch.randn(hidden, hidden, device=setup.device)
+
+    def products() -> None:
+        for _ in range(20):
+            torch.mm(h, matrix)
+
+    return 20 * 2 * rows * hidden**2 / setup.seconds(products, rounds=3) / 1e12
+
+
+def mixed_jobs(setup: Setup) -> Figures:
+    """64 jobs ask at once, one in sixteen with a large network: none gets another's forecast; how long small ones wait."""
+    wirings = [SIZES["14k"](), SIZES["1.4M" if setup.cuda else "0.2M"]()]
+    states = [snapshots(wiring, device=setup.device) for wiring in wirings]
+    forecaster, device = setup.forecaster(), Device(limit=JOBS, tenant_limit=JOBS, job_limit=1)
+    took: dict[int, float] = {}
+
+    def foresee(index: int, since: float) -> Tensor:
+        which = int(index % 16 == 0)
+        made = forecaster.forecast(wirings[which], states[which], (1,)).cpu()
+        took[index] = time.perf_counter() - since
+        return made
+
+    expected = [foresee(index, 0.0) for index in range(2)]
+    device.start()
+    start = time.perf_counter()
+    futures = [device.submit(partial(foresee, index, start), tenant="selftest", job=str(index)) for index in range(JOBS)]
+    made = [future.result() for future in futures]
+    seconds = time.perf_counter() - start
+    device.stop()
+    if not all(torch.equal(each, expected[0 if index % 16 == 0 else 1]) for index, each in enumerate(made)):
+        raise Failed("a job beside others has another forecast than alone")
+    small = sorted(taken for index, taken in took.items() if index % 16)
+    return {
+        "jobs_per_s": JOBS / seconds,
+        "small_p50_s": small[len(small) // 2],
+        "small_p95_s": small[int(0.95 * len(small))],
+        "all_s": seconds,
+    }
+
+
+CHECKS: Final[Mapping[str, Callable[[Setup], Figures]]] = {
+    check.__name__: check
+    for check in (parity, determinism, device_memory, out_of_memory, rolling_context, overlap, throughput, mixed_jobs)
+}
