@@ -184,7 +184,7 @@ def layer(width):
     block = Block(1, 0, width, width, width, parameter=0, source_stride=width, target_stride=1)
     return Wiring((Parameter("weight", (width, width)),), 2 * width, (block,))
 
-small, wiring = layer(40), layer(2500)
+small, wiring = layer(40), layer(1200)
 for name in ("last", "average", "linear", "wnn"):
     forecaster = load_forecaster(name)
     for dtype in (torch.float32, torch.bfloat16):

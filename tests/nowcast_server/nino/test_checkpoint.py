@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from networks import random_checkpoint
 from safetensors.torch import save_file
 
-from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, convert, load_checkpoint, save_checkpoint, show
+from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, convert, load_checkpoint, save_checkpoint
 from nowcast_server.nino.options import ModelOptions
 from nowcast_server.nino.published import published_options
 
@@ -62,23 +61,6 @@ def test_the_header_is_readable_by_anyone(tmp_path: Path) -> None:
     assert header["options"]["hidden"] == 4
 
 
-@pytest.mark.parametrize(("name", "kind", "weights"), [("nino_no_posw", "nino", 549_992), ("nino_mlp", "wnn", 57_384)])
-def test_published_checkpoints_convert(name: str, kind: str, weights: int, shared: Path, tmp_path: Path) -> None:
-    """The published weights could not be used, or would change when converted."""
-    published = load_checkpoint(shared / "checkpoints" / f"{name}.pt")
-    converted = convert(shared / "checkpoints" / f"{name}.pt", tmp_path / "a.safetensors", note="converted")
-    again = load_checkpoint(tmp_path / "a.safetensors")
-    assert same(again, published)
-    assert (again.name, again.note, again.size) == (name, "converted", weights)
-    assert same(converted, again)
-    assert show(tmp_path / "a.safetensors")["forecaster"] == kind
-
-
-def test_published_smaller_wnn(shared: Path) -> None:
-    """The hidden size of a published checkpoint would be ignored."""
-    assert load_checkpoint(shared / "checkpoints" / "nino_mlp_h32.pt").options.hidden == 32
-
-
 PUBLISHED = {
     "layer_embed.weight": (15, 4),
     "edge_proj.fc.0.weight": (4, 5),
@@ -98,8 +80,9 @@ def published_file(path: Path, *, arguments: dict[str, Any] | None = None, **ext
 
 def test_what_the_published_training_script_saves(tmp_path: Path) -> None:
     """Weights someone trained with the published code, whose files also hold arguments and losses, would be refused."""
-    path = published_file(tmp_path / "a.pt", step=10, config=argparse.Namespace(lr=1e-3), losses=[0.1])
-    assert load_checkpoint(path).options.hidden == 4
+    how_it_runs = {"chunk_size": 7, "message_passing_device": "cuda"}
+    given = {"step": 10, "config": argparse.Namespace(lr=1e-3), "losses": [0.1]}
+    assert load_checkpoint(published_file(tmp_path / "a.pt", arguments=how_it_runs, **given)).options.hidden == 4
 
 
 def test_a_bare_state_dict_has_the_published_defaults(tmp_path: Path) -> None:
@@ -110,37 +93,6 @@ def test_a_bare_state_dict_has_the_published_defaults(tmp_path: Path) -> None:
     assert caught.value.field == "edge_type_embedding.weight"
     options = published_options({})
     assert (options.graph, options.vocabulary, options.hidden, options.laplacian, options.slots) == (True, 50257, 128, 8, 9)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        ({"dms": False}, "dms"),
-        ({"improved_graph": False}, "improved_graph"),
-        ({"pre_layers": 2}, "pre_layers"),
-        ({"edge_sample_ratio": 0.05}, "edge_sample_ratio"),
-        ({"scale_method": "min-max-param"}, "scaling"),
-        ({"act_name": "swish9"}, "activation"),
-        ({"edge_types": 7}, "edge_types"),
-        ({"residual": False}, "residual"),
-        ({"input_layer": "mlp"}, "input_layer"),
-        ({"hid": "4"}, "hidden"),
-        ({"ctx": 1}, "context"),
-        ({"gnn": True, "hid": 6, "towers": 4}, "towers"),
-        ({"gnn": True, "wte_pos_enc": False, "lpe": 0}, "laplacian"),
-        ({"flux": 1}, "flux"),
-    ],
-)
-def test_unsupported_options_are_named(arguments: dict[str, Any], field: str, tmp_path: Path) -> None:
-    """A checkpoint with an option we do not compute would forecast something else without a word."""
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(published_file(tmp_path / "a.pt", arguments=arguments))
-    assert caught.value.field == field
-
-
-def test_run_time_options_are_ignored(tmp_path: Path) -> None:
-    """How the published code splits its work has no bearing on ours."""
-    load_checkpoint(published_file(tmp_path / "a.pt", arguments={"chunk_size": 7, "message_passing_device": "cuda"}))
 
 
 def broken(tensors: dict[str, torch.Tensor], how: str) -> None:
@@ -220,36 +172,20 @@ def test_pickles_are_not_run(tmp_path: Path) -> None:
         json.dumps({"format": 1}),
         json.dumps({"format": 1, "options": {"hidden": 4, "flux": 1}}),
         json.dumps({"format": 1, "options": {"hidden": True}}),
+        '{"format": 1, "options": {"layers": 1000000}}',
+        '{"format": 1, "options": {"hidden": 1000000, "towers": 1000000}}',
+        '{"format": 1, "options": {"update_scale": NaN}}',
+        '{"format": 1, "options": {"hidden": ' + "9" * 5000 + "}}",
+        '{"format": 1, "options": ' + "[" * 20_000 + "]" * 20_000 + "}",
     ],
 )
 def test_headers_that_are_wrong(header: str | None, tmp_path: Path) -> None:
-    """Another project's safetensors, or a newer format, would be read as ours."""
+    """Another project's file, or a newer format, would be read as ours; a hostile one fill the memory, or end in a traceback."""
     tensors = dict(random_checkpoint(**SMALL).tensors)
     save_file(tensors, tmp_path / "a.safetensors", metadata={} if header is None else {"nowcast": header})
-    with pytest.raises(CheckpointError):
-        load_checkpoint(tmp_path / "a.safetensors")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        '{"layers": 1000000}',
-        '{"hidden": 1000000, "towers": 1000000}',
-        '{"update_scale": NaN}',
-        '{"hidden": ' + "9" * 5000 + "}",
-        "[" * 20_000 + "]" * 20_000,
-    ],
-)
-def test_hostile_headers_are_refused_at_once(options: str, tmp_path: Path) -> None:
-    """A tiny file would fill the server's memory, end it with a traceback, or forecast NaN."""
-    path = tmp_path / "a.safetensors"
-    tensors = dict(random_checkpoint().tensors)
-    save_file(tensors, path, metadata={"nowcast": f'{{"format": 1, "options": {options}}}'})
-    started = time.perf_counter()
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path)
-    assert caught.value.detail.startswith(f"{path}: ")
-    assert time.perf_counter() - started < 2
+        load_checkpoint(tmp_path / "a.safetensors")
+    assert caught.value.detail.startswith(f"{tmp_path / 'a.safetensors'}: ")
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,21 @@
 """`nowcast-server run --record`: what is kept of which job."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from server_kit import Start
 
+from nowcast_server import running
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import History
 from nowcast_server.jobs.registry import Job
+from nowcast_server.settings import Settings
 from nowcast_server.trajectories.recording import Recording
 from nowcast_server.trajectories.store import TrajectoryWriter, trajectories
 from protos.messages import JobSpec
@@ -118,20 +119,11 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
     assert (recorded.steps.tolist(), recorded.states(slice(None)).tolist()) == ([10], [[10.0] * 4])
 
 
-LIMITED = """
-import resource
-from pathlib import Path
-from nowcast_server.running import OTHER_FILES, prepare_process
-from nowcast_server.settings import Settings
-
-resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-prepare_process(Settings(record=Path("runs"), max_jobs=50, max_connections=500))
-print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES)
-"""
-
-
-def test_as_many_files_may_be_open_as_jobs_be_recorded() -> None:
+def test_as_many_files_may_be_open_as_jobs_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A server that records a thousand jobs would have no descriptors left to take calls with."""
-    root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=root, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "550", done.stderr
+    allowed: list[int] = []
+    for name in ("configure_logging", "keep_freed_memory", "sys"):
+        monkeypatch.setattr(running, name, Mock())
+    monkeypatch.setattr(running, "allow_open_files", allowed.append)
+    running.prepare_process(Settings(record=tmp_path, max_jobs=50, max_connections=500))
+    assert allowed == [550 + running.OTHER_FILES]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from networks import mlp_wiring, random_checkpoint, random_states
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 
 from nowcast_server.nino.laplacian import laplacian_features
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
@@ -51,40 +51,6 @@ def test_absent_slots_count_as_zero() -> None:
     padded = graph.clone()
     padded.edge_attr = torch.nn.functional.pad(graph.edge_attr, (0, 0, 0, 3))
     assert torch.allclose(run(model, padded)[:, :1], run(model, graph), atol=1e-6)
-
-
-@torch.no_grad()
-def test_a_batch_is_its_graphs() -> None:
-    """Meta-training on batches would mix the networks of a batch."""
-    model, graphs = build(random_checkpoint(**EVERY_PART)), [inputs(mlp_wiring(4, 5, 3)), inputs(mlp_wiring(2, 7), seed=1)]
-    batch = Batch.from_data_list(graphs)
-    alone = torch.cat([run(model, graph) for graph in graphs])
-    assert torch.allclose(run(model, batch), alone, atol=1e-6)
-
-
-def test_every_weight_that_matters_is_trained() -> None:
-    """Meta-training would leave a part of the model as it was initialised."""
-    model, graph = NiNo(ModelOptions(hidden=8, layers=2, max_horizon=3)), inputs(mlp_wiring(4, 5, 3))
-    run(model, graph).square().mean().backward()
-    idle = {name.split(".")[0] + "." + name.split(".")[1] for name, weight in model.named_parameters() if weight.grad is None}
-    assert idle == {"convs.1"}  # the last convolution reaches no forecast
-
-
-def test_it_learns() -> None:
-    """Gradients of the wrong sign or scale: some steps of Adam must fit one batch."""
-    torch.manual_seed(0)
-    model, graph = NiNo(ModelOptions(hidden=16, layers=2, max_horizon=2)), inputs(mlp_wiring(4, 6, 3))
-    first, last = graph.edge_attr[..., :1], graph.edge_attr[..., -1:]
-    target = last + (last - first) * torch.tensor([1.0, 2.0])  # (E, 1, 2): the line goes on
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    losses: list[float] = []
-    for _ in range(300):
-        loss = (run(model, graph) - target).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
 
 
 @torch.no_grad()

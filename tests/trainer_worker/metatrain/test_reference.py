@@ -1,7 +1,7 @@
 """The reference: the graph of a wiring edge by edge, and the scales of its weights."""
 
 import torch
-from networks import mlp_wiring, random_states
+from networks import random_states
 
 from nowcast_server.nino.options import EPSILON
 from protos.wiring import Block, EdgeType, Parameter, Wiring
@@ -23,42 +23,6 @@ CONV = Wiring(
         Block(5, 8, 2, 2, 3, parameter=2, source_stride=3, target_stride=1),
     ),
 )
-
-
-def test_every_weight_sits_between_its_neurons() -> None:
-    """A weight on the wrong edge or slot is forecast as another weight."""
-    graph = to_graph(CONV)
-    for weight, (out, channel, slot) in enumerate((o, i, s) for o in range(3) for i in range(2) for s in range(4)):
-        edge = graph.param_edge[weight]
-        assert graph.edge_index[:, edge].tolist() == [channel, 2 + out]
-        assert graph.param_slot[weight] == slot
-        assert graph.edge_type[edge] == EdgeType.CONVOLUTION
-    for weight in range(3):
-        assert graph.edge_index[:, graph.param_edge[24 + weight]].tolist() == [2 + weight, 5 + weight]
-    for weight, (word, channel) in enumerate((w, c) for w in range(2) for c in range(3)):
-        assert graph.edge_index[:, graph.param_edge[27 + weight]].tolist() == [8 + word, 2 + channel]
-
-
-def test_edges_keep_their_count_order_and_types() -> None:
-    """Parallel edges merged, structure lost or self loops not last: no forecast would equal the published one."""
-    graph = to_graph(CONV)
-    assert graph.num_nodes == 10
-    assert graph.num_edges == CONV.edges == 6 + 3 + 3 + 6 + 10
-    assert graph.edge_type.tolist() == [3] * 6 + [4] * 3 + [10] * 3 + [5] * 6 + [13] * 10
-    assert graph.edge_index[:, -10:].tolist() == [list(range(10))] * 2
-
-
-def test_weights_in_no_block_are_marked() -> None:
-    """A scalar parameter would be read from an edge that is not its own."""
-    graph = to_graph(CONV)
-    assert graph.param_edge[-1] == graph.param_slot[-1] == -1
-    assert (graph.param_edge[:-1] >= 0).all()
-
-
-def test_word_positions() -> None:
-    """Checkpoints with word positions would tell the wrong neurons apart."""
-    assert to_graph(CONV).word.tolist() == [0] * 8 + [1, 2]
-    assert not to_graph(mlp_wiring(3, 2)).word.any()
 
 
 def test_features_of_edges() -> None:
