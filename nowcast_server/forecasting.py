@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from nowcast_server.accelerator import Reservation
-from nowcast_server.jobs.finite import first_not_finite
+from nowcast_server.jobs.arrival import first_not_finite
 from nowcast_server.jobs.history import TORCH_DTYPES, Context
 from protos.errors import BadForecast, OutOfMemoryBudget, Unavailable
 from protos.frames import DTYPE_BYTES, Header
@@ -80,14 +80,7 @@ def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:
 def forecast(
     forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest, reservation: Reservation | None = None
 ) -> Forecasts:
-    """Run the forecaster and check what it says.
-
-    Args:
-        forecaster: the job's.
-        spec: of the job.
-        context: its snapshots.
-        request: which forecasts.
-        reservation: what they take of a device, begun; None on the CPU.
+    """Run the job's forecaster and check what it says; the reservation has begun, and is None on the CPU.
 
     Raises:
         BadForecast: values that are not finite, in the dtype asked for, or not of the right shape.

@@ -41,6 +41,11 @@ class Tokens:
 
     tenants: tuple[tuple[bytes, str], ...] = ()
 
+    @property
+    def names(self) -> set[str]:
+        """The tenants."""
+        return {tenant for _, tenant in self.tenants}
+
     @classmethod
     def parse(cls, text: str, *, source: str) -> Self:
         """Read lines `tenant:token` or `tenant:sha256:HEX`; blank lines and `#` comments are skipped.

@@ -152,6 +152,24 @@ class History:
         self._uses[row] += 1
         return row
 
+    async def store(self, step: int, row: int) -> bool:
+        """Make a received row visible; False if the very same snapshot was there already.
+
+        Raises:
+            SnapshotConflict: the step already has other values, or has become too old.
+        """
+        if not self.holds(step):
+            self.commit(step, row)
+            return True
+        held = self.hold(step)
+        try:
+            ours, theirs = (self.row(each).view(torch.uint8) for each in (row, held))
+            if not await asyncio.to_thread(torch.equal, ours, theirs):
+                raise SnapshotConflict(f"step {step} already has other values", field="step", steps=self.steps)
+        finally:
+            self.drop(held)
+        return False
+
     def commit(self, step: int, row: int) -> None:
         """Make a received row the snapshot of `step`, and forget the oldest beyond the context.
 

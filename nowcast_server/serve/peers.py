@@ -6,10 +6,13 @@ another run has it, as a single server would know, and has the others drop it be
 could otherwise be taken for the job's own when it moves back.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.context import ReplicaContext
@@ -17,7 +20,6 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from nowcast_server.logs import log
-from nowcast_server.serve.scrape import render
 from nowcast_server.service import Service
 from nowcast_server.web.routes import health, jobs
 from nowcast_server.web.routes.calls import PROBLEMS, Run, Tenant, TheJobId, TheService, json_body
@@ -50,7 +52,7 @@ class Peers:
 
         Raises:
             RunConflict: one of them holds it for another run.
-            Unavailable: one of them does not answer.
+            Unavailable: as `ask`.
         """
         for conflict in await self.ask("run_conflict", tenant, job, run):
             if conflict is not None:
@@ -60,7 +62,7 @@ class Peers:
         """Have all others drop the job; True if one had it.
 
         Raises:
-            Unavailable: one of them does not answer. It may still hold the job.
+            Unavailable: as `ask`; the one that does not answer may still hold the job.
         """
         return any(await self.ask("forget", tenant, job, self.tag))
 
@@ -151,9 +153,23 @@ async def list_jobs(tenant: Tenant, peers: ThePeers) -> JobList:
 async def metrics(tenant: Tenant, service: TheService, peers: ThePeers) -> Response:
     """Prometheus metrics of all replicas, with the label `replica`."""
     await health.metrics(tenant, service)  # its rules on who may read them
-    found = [family for answer in await peers.ask("families") for family in answer]
-    return Response(render(found), media_type=CONTENT_TYPE_LATEST)
+    merged: dict[str, Metric] = {}
+    for metric in (metric for answer in await peers.ask("metrics") for metric in answer):
+        merged.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type)).samples += metric.samples
+    registry = CollectorRegistry()
+    registry.register(_Collected(merged.values()))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Collected(Collector):
+    """Metrics that were read already, for Prometheus's text format."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
 async def _statuses(peers: Peers, tenant: str) -> list[JobStatus]:
-    return [JobStatus.model_validate(each) for answer in await peers.ask("statuses", tenant) for each in answer]
+    return [status for answer in await peers.ask("statuses", tenant) for status in answer]

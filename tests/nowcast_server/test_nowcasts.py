@@ -14,6 +14,8 @@ import torch
 from server_kit import Caller, Held, Last, Odd, Start, Walk, dense, read_forecasts, refused, until
 
 from nowcast_server.forecasting import Forecasts
+from nowcast_server.jobs.budget import Budget
+from nowcast_server.nowcasting import Loan
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web.problems import Boundary
@@ -476,15 +478,12 @@ def test_a_client_that_fetches_too_slowly(caplog: pytest.LogCaptureFixture) -> N
 
 def test_one_tenant_has_half_of_the_memory(start: Start) -> None:
     """A tenant that does not fetch its forecasts would take the memory of everybody else's."""
-    from nowcast_server.jobs.budget import Budget
-    from nowcast_server.jobs.loans import Lender, Loan
-
-    memory, woken = Budget(100), list[int]()
-    lender = Lender(memory, share=0.5, on_return=lambda: woken.append(memory.used_bytes))
-    first, second, third = (Loan(lender, tenant="greedy", size_bytes=30) for _ in range(3))
+    woken = list[int]()
+    memory = Budget(100, share=0.5, on_return=lambda: woken.append(memory.used_bytes))
+    first, second, third = (Loan(memory, tenant="greedy", size_bytes=30) for _ in range(3))
     assert first.begin()
     assert not second.begin()
-    assert Loan(lender, tenant="other", size_bytes=60).begin()  # a single one may have more than its share
+    assert Loan(memory, tenant="other", size_bytes=60).begin()  # a single one may have more than its share
     second.end()
     assert not second.begin()  # nobody needs it any more
     first.hold()

@@ -12,12 +12,14 @@ from nowcast_server.jobs.course import STAGES
 from nowcast_server.tokens import ANONYMOUS
 from nowcast_server.web.page import words
 from nowcast_server.web.page.saved import Saved, steps_saved
-from nowcast_server.web.page.source import Overview
-from nowcast_server.web.page.views import CourseView, JobView, ServerView
-from nowcast_server.web.page.wiring import WiringTable
+from nowcast_server.web.page.source import CourseView, JobView, Overview, ServerView
+from protos.diagram import MAX_BLOCKS, draw_svg
+from protos.wiring import STRUCTURE, EdgeType, Wiring
 
 FOLDER: Final = Path(__file__).parent
 STATIC: Final = FOLDER / "static"
+MAX_ROWS: Final = 400
+"""Parameters shown of a wiring, which may be hostile."""
 BUSY_S: Final = 5.0
 """The device's use is that of the last so many seconds, at least."""
 
@@ -107,9 +109,9 @@ class Renderer:
         """The form that asks for a token."""
         return self._write("login.html", wrong=wrong, tenant="")
 
-    def wiring(self, table: WiringTable) -> str:
-        """How a job's network is wired: a piece of its page."""
-        return self._write("wiring.html", table=table)
+    def wiring(self, table: dict[str, Any]) -> str:
+        """How a job's network is wired: a piece of its page. The table is that of `wiring_table`."""
+        return self._write("wiring.html", **table)
 
     def _facts(self, course: CourseView, others: list[JobView]) -> dict[str, Any]:
         view = course.view
@@ -145,6 +147,27 @@ class Renderer:
 
     def _write(self, template: str, **values: Any) -> str:
         return self._environment.get_template(template).render(base=self.base, **values)
+
+
+def wiring_table(wiring: Wiring) -> dict[str, Any]:
+    """A wiring as a bounded table and picture; takes a second for the largest.
+
+    `rows` are (name, shape, kinds of edges, how many) of the first parameters, `more` is how many are left out, and `picture` an
+    SVG, empty if there are too many blocks to draw.
+    """
+    kinds: dict[int, dict[str, int]] = {}
+    for block in wiring.blocks:
+        if block.parameter != STRUCTURE and block.parameter < MAX_ROWS:
+            held = kinds.setdefault(block.parameter, {})
+            name = EdgeType(block.edge_type).name.lower().replace("_", " ")
+            held[name] = held.get(name, 0) + block.edges
+    rows = []
+    for index, parameter in enumerate(wiring.parameters[:MAX_ROWS]):
+        held = kinds.get(index, {})
+        shape = " × ".join(map(str, parameter.shape)) or "scalar"
+        rows.append((parameter.name, shape, ", ".join(held) or words.UNKNOWN, sum(held.values())))
+    picture = draw_svg(wiring) if len(wiring.blocks) <= MAX_BLOCKS else ""
+    return {"rows": rows, "more": max(0, len(wiring.parameters) - MAX_ROWS), "picture": picture}
 
 
 def estimate(view: JobView, others: list[JobView]) -> Saved | None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nowcast_server.jobs.finite import PIECE, first_not_finite
+from nowcast_server.jobs.arrival import PIECE, first_not_finite
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nowcast_server.jobs.arrival import store
 from nowcast_server.jobs.history import History, history_bytes
 from protos.errors import HistoryMissing, SnapshotConflict
 
@@ -63,7 +62,7 @@ async def _play(actions: list[tuple[str, int, int]]) -> None:
 
 async def _store(history: History, model: dict[int, float], step: int, row: int, value: float) -> None:
     try:
-        stored = await store(history, step=step, row=row)
+        stored = await history.store(step, row)
     except SnapshotConflict:
         too_old = len(model) == CONTEXT and step < min(model)
         assert too_old or abs(model[step] - value) > 0.01

@@ -7,7 +7,6 @@ import pytest
 from server_kit import Caller, Last, Start, refused
 
 from nowcast_server.jobs.budget import Budget
-from nowcast_server.jobs.loans import Lender
 from nowcast_server.jobs.registrations import LARGE_BYTES, Registrations
 from protos.errors import Busy
 
@@ -15,7 +14,7 @@ LARGE = LARGE_BYTES + 1
 
 
 def registrations(limit_bytes: int = 100 * LARGE) -> Registrations:
-    return Registrations(Lender(Budget(limit_bytes), share=0.5, on_return=lambda: None))
+    return Registrations(Budget(limit_bytes, share=0.5))
 
 
 def test_tenants_take_turns() -> None:
@@ -79,10 +78,10 @@ def test_a_large_registration_that_is_too_early(start: Start) -> None:
     for index in range(40):
         assert put(f"job-{index}").status_code == 201  # type: ignore[attr-defined]
     bodies = caller.service.registrations._bodies
-    taken = bodies.memory.limit_bytes
+    taken = bodies.limit_bytes
     assert bodies.lend("anonymous", taken)
     refused(put("late"), 429, "busy")  # type: ignore[arg-type]
-    bodies.take_back("anonymous", taken)
+    bodies.give("anonymous", taken)
     assert put("late").status_code == 201  # type: ignore[attr-defined]
 
 
