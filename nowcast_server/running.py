@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -126,6 +127,8 @@ def prepare_process(settings: Settings) -> None:
     records = settings.max_jobs if settings.record is not None else 0  # each keeps a file open
     allow_open_files(settings.max_connections + OTHER_FILES + records)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()  # what was imported stays; to look at it all again would hold up the event loop for 0.1 s
 
 
 def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], None] = lambda _: None) -> Server:

@@ -180,20 +180,11 @@ class Service:
         if forecaster is None:
             names = ", ".join(self.forecasters)
             raise UnknownForecaster(f"{spec.forecaster!r} is not one of this server's forecasters: {names}", field="forecaster")
-        forecaster.check(spec.wiring, context=spec.context)
-        check_size(spec, max_snapshot_bytes=self.settings.max_snapshot)
-        self._check_time(forecaster, spec)
-        await asyncio.to_thread(getattr, spec.wiring, "hash")  # of a large wiring it takes a while; it is kept
+        await asyncio.to_thread(self._check, spec, forecaster)
         if (known := self.jobs.known(tenant, job_id, spec=spec, run=run)) is not None:
             return known, False
         with self.jobs.reserved(tenant, job_id, spec=spec, run=run) as job:
-            # what the check allocates is less than the history, whose memory has been set aside
-            await asyncio.to_thread(check_coverage, spec.wiring)
-            job.working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
-            if self.accelerator is not None:
-                job.host_bytes = await asyncio.to_thread(forecaster.host_bytes, spec.wiring)
-            least = NowcastRequest(context=[0, 1], horizons=[1])
-            self.nowcasting.check(spec, least, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
+            await asyncio.to_thread(self._plan, job, forecaster)
         known = self.jobs.known(tenant, job_id, spec=spec, run=run)
         assert known is not None
         if known is job:
@@ -201,11 +192,24 @@ class Service:
             audit.info("job registered", extra={"tenant": tenant, "job": job_id, **what})
         return known, known is job
 
-    def _check_time(self, forecaster: Forecaster, spec: JobSpec) -> None:
+    def _check(self, spec: JobSpec, forecaster: Forecaster) -> None:
+        """Raise if this server cannot forecast for a job, whatever else it has to do. Takes a while for a large wiring."""
+        forecaster.check(spec.wiring, context=spec.context)
+        check_size(spec, max_snapshot_bytes=self.settings.max_snapshot)
         work_s, limit_s = forecaster.work_s(spec.wiring, context=spec.context), self.settings.forecast_limit_s
         if work_s > limit_s:
             detail = f"a forecast by {spec.forecaster} would take about {work_s:.0f} s; this server gives one {limit_s:g} s"
             raise TooLarge(detail, field="wiring.blocks")
+        spec.wiring.hash  # noqa: B018 -- computed here, and kept
+
+    def _plan(self, job: Job, forecaster: Forecaster) -> None:
+        """Find out what a job's forecasts will take; raise if they never could be made."""
+        wiring, least = job.spec.wiring, NowcastRequest(context=[0, 1], horizons=[1])
+        check_coverage(wiring)  # allocates less than the history, whose memory has been set aside
+        job.working_bytes = forecaster.working_bytes(wiring, context=job.spec.context)
+        if self.accelerator is not None:
+            job.host_bytes = forecaster.host_bytes(wiring)
+        self.nowcasting.check(job.spec, least, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
 
     def reload_tokens(self) -> None:
         """Read the tokens anew; those there were stay if that fails.

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     device_memory: Size | None = None
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     forecast_limit_s: Seconds = 300.0
-    max_registration: Size = ByteSize(8 * MIB)
+    max_registration: Size = ByteSize(4 * MIB)
     max_jobs: Count = 1024
     tenant_jobs: Count = 256
     tenant_memory: Size | None = None
