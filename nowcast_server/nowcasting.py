@@ -27,13 +27,7 @@ class Gone(Exception):
 
 
 class Loan:
-    """Memory of one nowcast. Its caller may leave while the device still works on it: the last to let go gives it back.
-
-    Args:
-        memory: to be taken from it,
-        tenant: for whom,
-        size_bytes: how much.
-    """
+    """Memory of one nowcast. Its caller may leave while the device still works on it: the last to let go gives it back."""
 
     def __init__(self, memory: Budget, *, tenant: str, size_bytes: int) -> None:
         self._memory, self._tenant, self._size_bytes = memory, tenant, size_bytes
@@ -67,10 +61,10 @@ class Nowcasting:
 
     Args:
         jobs: told when one of them is in use.
-        device: where forecasts are made.
-        memory: they may take on the host.
+        device: gives turns.
+        memory: forecasts may take on the host.
         metrics: to count them in.
-        accelerator: the device they are made on; None for the CPU.
+        accelerator: they are made on; None for the CPU.
     """
 
     jobs: Jobs
@@ -91,18 +85,11 @@ class Nowcasting:
     ) -> AsyncIterator[Forecasts]:
         """Forecasts for a job; their memory is lent from when they are begun until the context ends.
 
-        Args:
-            job: whose snapshots.
-            request: which, and how far.
-            forecaster: the job's.
-            gone: returns when the client has hung up.
-            deadline_s: seconds after which it does not want the answer any more.
+        `gone` returns when the client has hung up; after `deadline_s` it does not want the answer any more. Then a forecast that
+        had not begun never will, and one that had ends soon.
 
         Raises:
-            BadRequest, HistoryMissing: the request asks for what cannot be.
-            Busy, OutOfMemoryBudget, Unavailable: not now, or never here.
-            DeadlineExceeded, Gone: nobody wants it any more; if it had not begun, it never will, else it ends soon.
-            BadForecast: the forecaster failed.
+            BadRequest, HistoryMissing, Busy, OutOfMemoryBudget, Unavailable, DeadlineExceeded, Gone, BadForecast
         """
         loan: Loan | None = None
         try:
@@ -125,16 +112,10 @@ class Nowcasting:
                 loan.end()
 
     def check(self, spec: JobSpec, request: NowcastRequest, *, working_bytes: int, host_bytes: int) -> int:
-        """The memory of a nowcast on the host, if it could ever be had, and on the device.
-
-        Args:
-            spec: of the job.
-            request: which forecasts.
-            working_bytes: its forecaster takes where it computes,
-            host_bytes: and on the host, if that is elsewhere.
+        """The memory of a nowcast on the host, given what its forecaster takes where it computes, and on the host if elsewhere.
 
         Raises:
-            OutOfMemoryBudget: it could not.
+            OutOfMemoryBudget: it could never be had, there or on the device.
         """
         what, made_bytes = f"a forecast of {spec.wiring.size} values by {spec.forecaster}", forecast_bytes(spec, request)
         if self.accelerator is None:
@@ -229,11 +210,7 @@ def _begin(reservation: Reservation, loan: Loan) -> bool:
 
 
 def complete(request: NowcastRequest, spec: JobSpec, *, forecaster: Forecaster) -> NowcastRequest:
-    """The request with its horizons: those asked for, or the one that suits the forecaster when gliding.
-
-    Raises:
-        BadRequest: the context is longer or shorter than the job's, or a horizon is too far.
-    """
+    """The request with its horizons: those asked for, or the one that suits the forecaster. Raises BadRequest if it cannot be."""
     if len(request.context) != spec.context:
         raise BadRequest(f"a context of this job has {spec.context} steps, not {len(request.context)}", field="context")
     horizons = request.horizons or [forecaster.glide_horizon]

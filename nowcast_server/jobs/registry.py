@@ -26,25 +26,15 @@ ROW_BYTES: Final = 512
 
 @dataclass(eq=False)
 class Job:
-    """One training run.
-
-    Args:
-        tenant: whose it is.
-        id: its name with that tenant.
-        spec: as registered.
-        history: its snapshots.
-        working_bytes: that its forecaster takes on its device while it works.
-        host_bytes: that it takes on the host, if that is not its device.
-        run: that registered it; None if it did not say.
-    """
+    """One training run."""
 
     tenant: str
     id: str
     spec: JobSpec
     history: History
-    working_bytes: int = 0
-    host_bytes: int = 0
-    run: str | None = None
+    working_bytes: int = 0  # that its forecaster takes where it computes
+    host_bytes: int = 0  # that it takes on the host, if that is elsewhere
+    run: str | None = None  # that registered it, if it said so
     created_at: float = field(default_factory=time.time)
     seen_at: float = field(default_factory=time.time)
     seen: float = field(default_factory=time.monotonic)
@@ -75,11 +65,7 @@ class Job:
         return _evictable_bytes(self.spec)
 
     def check_run(self, run: str | None) -> None:
-        """May this run call? One that does not say which it is may.
-
-        Raises:
-            RunConflict: the job is another's.
-        """
+        """Raise RunConflict if the job is another run's; one that does not say which it is may call."""
         if run not in (None, self.run):
             detail = f"job {self.id!r} belongs to another run: give each run an id of its own, or delete the job to take it over"
             raise RunConflict(detail, field=RUN_HEADER)
@@ -145,11 +131,7 @@ class Jobs:
         return [job for job in self if job.tenant == tenant]
 
     def get(self, tenant: str, job_id: str) -> Job:
-        """The tenant's job of this name.
-
-        Raises:
-            UnknownJob: there is none, whoever else may have one.
-        """
+        """The tenant's job of this name; raises UnknownJob if there is none, whoever else may have one."""
         job = self._jobs.get((tenant, job_id))
         if job is None:
             raise UnknownJob(f"job {job_id!r} is not registered: register it and resend its snapshots", field="job")
@@ -196,11 +178,7 @@ class Jobs:
                 self._memory.give(tenant, size_bytes)
 
     def restore(self, job: Job) -> None:
-        """Have the memory of an evicted history again; what was in it has to be sent again.
-
-        Raises:
-            Busy: there is none, and no other job has rested for long enough.
-        """
+        """Have the memory of an evicted history again, or raise Busy; what was in it has to be sent again."""
         if not job.history.evicted:
             return
         try:
@@ -251,13 +229,8 @@ class Jobs:
     def _victims(self, lacking_bytes: int, *, of: str | None, tenant: str) -> list[Job]:
         """Jobs whose histories to evict for so many bytes: those that have rested longest; none if all together would not do.
 
-        Those of other tenants who have no more than an equal share of memory go last, so that nobody's histories are driven out
-        by a tenant that registers job after job.
-
-        Args:
-            lacking_bytes: so many.
-            of: the tenant whose jobs may be evicted; None for all.
-            tenant: who needs them.
+        They are those of the tenant `of`, or of all. Those of others than `tenant`, who needs the memory, go last while they have
+        no more than an equal share: nobody's histories are driven out by a tenant that registers job after job.
         """
         share = self._memory.limit_bytes / max(1, len({job.tenant for job in self}))
         resting = [job for job in self if of in (None, job.tenant) and self._rests(job)]

@@ -11,11 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nowcast_server.app import create_app
 from nowcast_server.running import prepare_process
-from nowcast_server.serve.peers import Peers, forget, router, run_conflict
+from nowcast_server.serve.peers import Peers, router
 from nowcast_server.serve.scaling import AT_HAND
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web.page.source import Local, Source
+from protos.errors import RunConflict, UnknownJob
 from protos.messages import JobStatus
 
 POLL_S = 0.05
@@ -54,7 +55,7 @@ class Replica:
         context = serve.get_replica_context()
         peers = app.state.peers = Peers(context)
         app.state.page_source = Source(partial(peers.ask, "page"))
-        self._tag = context.replica_tag
+        self._tag = app.state.tag = context.replica_tag
         self._service: Service = app.state.service
         self._page = Local(self._service, name=self._tag)
         return app
@@ -73,11 +74,23 @@ class Replica:
 
     async def run_conflict(self, tenant: str, job: str, run: str | None) -> str | None:
         """Why the run may not have the job, if it is here for another."""
-        return run_conflict(self._service, tenant, job, run)
+        try:
+            self._service.jobs.get(tenant, job).check_run(run)
+        except RunConflict as conflict:
+            return conflict.detail
+        except UnknownJob:
+            pass
+        return None
 
-    async def forget(self, tenant: str, job: str, keeper: str) -> bool:
-        """Drop a job that `keeper` has taken over; True if it was here."""
-        return keeper != self._tag and forget(self._service, tenant, job)
+    async def forget(self, tenant: str, job: str, keeper: str | None) -> bool:
+        """Drop a job, unless this is the replica that keeps it; True if it was here."""
+        try:
+            held = self._service.jobs.get(tenant, job)
+        except UnknownJob:
+            return False
+        if keeper != self._tag:
+            self._service.remove(held)
+        return keeper != self._tag
 
     async def statuses(self, tenant: str) -> list[JobStatus]:
         """The tenant's jobs that are here."""

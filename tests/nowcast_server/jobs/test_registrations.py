@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
-from server_kit import Caller, Last, Start, refused
+from server_kit import Last, Start, refused
 
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.registrations import LARGE_BYTES, Registrations
@@ -72,17 +73,17 @@ def test_a_large_registration_that_is_too_early(start: Start) -> None:
     body = json.dumps(spec).encode()
     assert len(body) > LARGE_BYTES
 
-    def put(job: str) -> Caller:
-        return caller.client.put(f"/v1/jobs/{job}", content=body, headers={"content-type": "application/json"})  # type: ignore[no-any-return]
+    def put(job: str) -> Any:
+        return caller.client.put(f"/v1/jobs/{job}", content=body, headers={"content-type": "application/json"})
 
-    for index in range(40):
-        assert put(f"job-{index}").status_code == 201  # type: ignore[attr-defined]
+    for index in range(5):
+        assert put(f"job-{index}").status_code == 201
     bodies = caller.service.registrations._bodies
     taken = bodies.limit_bytes
     assert bodies.lend("anonymous", taken)
-    refused(put("late"), 429, "busy")  # type: ignore[arg-type]
+    refused(put("late"), 429, "busy")
     bodies.give("anonymous", taken)
-    assert put("late").status_code == 201  # type: ignore[attr-defined]
+    assert put("late").status_code == 201
 
 
 def test_a_forecast_that_would_take_too_long(start: Start) -> None:
