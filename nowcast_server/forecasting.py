@@ -18,22 +18,19 @@ from protos.wiring import Wiring
 
 
 class Forecaster(Protocol):
-    """What a server needs of a forecaster; `nowcast_server.forecasters` has the real ones.
-
-    Attributes:
-        max_horizon: the farthest it can look, in intervals; None if there is no end.
-        glide_horizon: the one whose direction suits gliding, in intervals.
-        weights_bytes: memory its weights take.
-    """
+    """What a server needs of a forecaster; `nowcast_server.forecasters` has the real ones."""
 
     @property
     def name(self) -> str: ...
     @property
-    def max_horizon(self) -> int | None: ...
+    def max_horizon(self) -> int | None:
+        """The farthest it can look, in intervals; None if there is no end."""
+
     @property
     def weights_bytes(self) -> int: ...
     @property
-    def glide_horizon(self) -> int: ...
+    def glide_horizon(self) -> int:
+        """The one whose direction suits gliding, in intervals."""
 
     def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         """Snapshots (n,) in the job's dtype, oldest first -> forecasts (len(horizons), n); nothing given is modified."""
@@ -53,17 +50,11 @@ class Forecaster(Protocol):
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Forecasts on their way to a worker.
-
-    Args:
-        header: of the stream.
-        values: (len(horizons), n) in the dtype asked for, on the CPU, finite.
-        seconds: the device took.
-    """
+    """Forecasts on their way to a worker."""
 
     header: Header
-    values: torch.Tensor
-    seconds: float
+    values: torch.Tensor  # (len(horizons), n) in the dtype asked for, on the CPU, finite
+    seconds: float  # the device took
 
     @property
     def payload(self) -> memoryview:

@@ -40,10 +40,7 @@ _MALLOPT: Final = {-1: 32 * MIB, -2: 16 * MIB, -3: 8 * MIB, -8: 2}  # M_TRIM_THR
 class Server(uvicorn.Server):
     """On the first signal it drains: `/readyz` says no and new work is refused, while forecasts in flight are made and fetched.
 
-    Args:
-        config: uvicorn's.
-        service: to be drained.
-        on_drain: told how long the drain may take, in seconds, when it begins.
+    `on_drain` is told how long that may take, in seconds, when it begins.
     """
 
     def __init__(self, config: uvicorn.Config, *, service: Service, on_drain: Callable[[float], None] = lambda _: None) -> None:

@@ -30,11 +30,8 @@ Loader = Callable[[], Mapping[str, Forecaster]]
 class Service:
     """A server without its HTTP.
 
-    Args:
-        settings: its limits.
-        loader: makes the forecasters; called once, off the event loop, while the server already answers `/livez`.
-        chosen: the device where they compute.
-        on_failure: called if that fails, or the device does, as the server can never be of use then.
+    The `loader` makes the forecasters; it is called once, off the event loop, while the server already answers `/livez`. If it
+    fails, or the device does, `on_failure` is called, as the server can never be of use then.
 
     Raises:
         OSError, ValueError: the tokens cannot be read.
@@ -92,11 +89,7 @@ class Service:
         return self._loaded and not self.draining
 
     def admit(self) -> None:
-        """Let new work in.
-
-        Raises:
-            Unavailable: the server starts, drains, or has failed to start.
-        """
+        """Let new work in, or raise Unavailable: the server starts, drains, or has failed."""
         if self.failure is not None:
             raise Unavailable("the server has failed; its log says why", retry_after_s=60)
         if self.draining:
@@ -212,11 +205,7 @@ class Service:
         self.nowcasting.check(job.spec, least, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
 
     def reload_tokens(self) -> None:
-        """Read the tokens anew; those there were stay if that fails.
-
-        Raises:
-            OSError, ValueError: as `Tokens.load` does.
-        """
+        """Read the tokens anew; those there were stay if that fails. Raises as `Tokens.load` does."""
         self.tokens = Tokens.load(self.settings)
 
     def finish(self, job: Job) -> None:

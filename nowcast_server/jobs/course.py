@@ -24,21 +24,13 @@ COURSE_BYTES: Final = 32 * 1024
 
 @dataclass
 class Happening:
-    """Something worth telling of a run.
+    """Something worth telling of a run."""
 
-    Args:
-        at: Unix seconds.
-        step: of the run.
-        kind: `registered`, `pushing`, `skipped`, `finished` or `evicted`.
-        reason: of what was skipped.
-        times: in a row.
-    """
-
-    at: float
+    at: float  # Unix seconds
     step: int
-    kind: str
-    reason: str = ""
-    times: int = 1
+    kind: str  # `registered`, `pushing`, `skipped`, `finished` or `evicted`
+    reason: str = ""  # of what was skipped
+    times: int = 1  # in a row
 
 
 class Point(NamedTuple):
@@ -54,11 +46,7 @@ class Point(NamedTuple):
 
 
 class Course:
-    """What a page shows of one run. Used on the event loop only.
-
-    Args:
-        started: Unix seconds.
-    """
+    """What a page shows of one run, which `started` at these Unix seconds. Used on the event loop only."""
 
     def __init__(self, started: float) -> None:
         self.started = started

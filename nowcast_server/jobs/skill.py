@@ -38,23 +38,14 @@ def track_bytes(size: int) -> int:
 
 @dataclass(eq=False)
 class _Waiting:
-    """One forecast.
+    """One forecast."""
 
-    Args:
-        step: of the nowcast.
-        horizon: in intervals.
-        due: the step it speaks of.
-        late: a snapshot after this step does not show it.
-        last: (m,) float32.
-        forecasts: (m,) float32 each, by forecaster.
-    """
-
-    step: int
-    horizon: int
-    due: float
-    late: float
-    last: Tensor
-    forecasts: dict[str, Tensor]
+    step: int  # of the nowcast
+    horizon: int  # in intervals
+    due: float  # the step it speaks of
+    late: float  # a snapshot after this step does not show it
+    last: Tensor  # (m,) float32
+    forecasts: dict[str, Tensor]  # (m,) float32 each, by forecaster
 
     def judge(self, truth: Tensor) -> Scores:
         """Skill by forecaster; none if nothing moved, or a line left the range of float32."""
@@ -64,11 +55,7 @@ class _Waiting:
 
 
 class TrackRecord:
-    """The forecasts of one job that wait for their future, and the skill of those whose future has come.
-
-    Args:
-        spec: of the job.
-    """
+    """The forecasts of one job that wait for their future, and the skill of those whose future has come."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
@@ -77,13 +64,9 @@ class TrackRecord:
         self._means: dict[int, dict[str, tuple[float, int]]] = defaultdict(dict)  # the mean so far, and of how many
 
     def made(self, step: int, context: Sequence[Tensor], forecasts: Mapping[int, Tensor], *, interval: float) -> None:
-        """A nowcast was made; asked for again, it replaces itself.
+        """A nowcast was made from the context, (n,) each, whose last state is of `step`; asked for again, it replaces itself.
 
-        Args:
-            step: of the last state.
-            context: the states it was made from, (n,) each.
-            forecasts: (n,) each, by horizon.
-            interval: steps that a horizon of 1 means.
+        Forecasts are (n,) each, by horizon, and a horizon of 1 means `interval` steps.
         """
         self._waiting = [each for each in self._waiting if each.step < step <= each.late]
         if len(self._waiting) + len(forecasts) > KEPT:

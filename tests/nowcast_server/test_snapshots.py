@@ -60,64 +60,6 @@ def test_too_old(caller: Caller) -> None:
     assert problem["steps"] == [20, 30, 40]
 
 
-def _wrong_checksum(values: torch.Tensor) -> bytes:
-    body = bytearray(frames(values, step=10))
-    body[-10] ^= 1
-    return bytes(body)
-
-
-def _nan(values: torch.Tensor, value: float = float("nan")) -> bytes:
-    values[7] = value
-    return frames(values, step=10)
-
-
-BAD = {
-    "empty": (lambda _: b"", "bad_frame", "end"),
-    "no msgpack": (lambda _: b"\xc1" * 100, "bad_frame", "header"),
-    "checksum": (_wrong_checksum, "bad_frame", "chunks[0].crc32"),
-    "cut in the header": (lambda v: frames(v, step=10)[:5], "bad_frame", "end"),
-    "cut in a chunk": (lambda v: frames(v, step=10)[:-20], "bad_frame", "end"),
-    "no end frame": (lambda v: frames(v, step=10)[:-6], "bad_frame", "end"),
-    "bytes after the end": (lambda v: frames(v, step=10) + b"x", "bad_frame", "end"),
-    "too short": (lambda v: frames(v[:-1], step=10), "bad_frame", "header.shape"),
-    "too long": (lambda v: frames(torch.cat([v, v]), step=10), "bad_frame", "header.shape"),
-    "length lies": (lambda v: frames(v[:6], step=10, shape=(12,)), "bad_frame", "end"),
-    "another dtype": (lambda v: frames(v.half(), step=10), "bad_frame", "header.dtype"),
-    "dtype lies": (lambda v: frames(v.half(), step=10, dtype="float32"), "bad_frame", "end"),
-    "another step": (lambda v: frames(v, step=20), "bad_frame", "header.step"),
-    "forecasts": (lambda v: frames(v, step=10, kind="forecasts", shape=(1, 12), horizons=(1,)), "bad_frame", "header.kind"),
-    "nan": (_nan, "bad_value", "layer.weight"),
-    "infinity": (lambda v: _nan(v, float("-inf")), "bad_value", "layer.weight"),
-    "another version": (
-        lambda v: frames(v, step=10).replace(b"\xa7nowcast\x01", b"\xa7nowcast\x02"),
-        "unsupported_media",
-        "header.nowcast",
-    ),
-    "unknown dtype": (lambda v: frames(v, step=10).replace(b"float32", b"float64"), "bad_frame", "header.dtype"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_streams(caller: Caller, name: str) -> None:
-    """A damaged, lying or poisonous stream would be stored, half or whole, or take a row of the history with it."""
-    make, code, field = BAD[name]
-    caller.fill(20)
-    before = caller.status()
-    for _ in range(6):  # more often than the history has rows
-        refused(caller.upload(10, make(caller.values(10))), 415 if code == "unsupported_media" else 422, code, field)
-    after = caller.status()
-    assert (after["steps"], after["snapshots"]) == (before["steps"], before["snapshots"])
-    assert not caller.service.jobs.of("anonymous")[0].history.in_use
-    assert caller.upload(10).status_code == 200
-
-
-def test_content_types(caller: Caller) -> None:
-    """A body of another kind would be taken for frames."""
-    refused(caller.upload(10, content_type="application/msgpack"), 415, "unsupported_media", "content-type")
-    refused(caller.upload(10, content_encoding="gzip"), 415, "unsupported_media", "content-encoding")
-    assert caller.steps() == []
-
-
 def test_length_is_checked_before_reading(caller: Caller) -> None:
     """A body that cannot fit would be read to its end."""
     unread = True
@@ -159,16 +101,6 @@ def test_chunks_of_one_byte(listen: Start) -> None:
     body = frames(caller.values(10), step=10, chunk_bytes=1)
     refused(caller.upload(10, iter([body])), 413, "too_large", "content-length")
     assert caller.steps() == []
-
-
-@pytest.mark.parametrize("step", ["-1", "1.5", "x", str(2**48), "%31%2f"])
-def test_bad_steps(caller: Caller, step: str) -> None:
-    """A step that is no step would end up in the history's keys."""
-    response = caller.client.put(
-        f"/v1/jobs/job/snapshots/{step}", content=b"", headers={"content-type": "application/vnd.nowcast.frames"}
-    )
-    assert response.status_code in {404, 422}
-    assert response.json()["code"] in {"bad_request", "not_found"}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -66,15 +66,15 @@ class Renderer:
     def overview(self, seen: Overview, *, tenant: str) -> str:
         """The page at `/`."""
         jobs = _sorted(seen.jobs)
-        return self._write(
-            "overview.html", tenant=_shown(tenant), rows=self._rows_of(jobs), busy=self._use(seen.servers), seen=seen, url=self.url
+        return self.write(
+            "overview.html", tenant=shown(tenant), rows=self._rows_of(jobs), busy=self._use(seen.servers), seen=seen, url=self.url
         )
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
         """What has changed on that page since `sent`, which is brought up to date; empty if nothing has."""
         jobs = _sorted(seen.jobs)
         rows = dict(zip((view.job for view in jobs), self._rows_of(jobs), strict=True))
-        facts = self._write("servers.html", seen=seen, busy=self._use(seen.servers))
+        facts = self.write("servers.html", seen=seen, busy=self._use(seen.servers))
         pieces = [self._piece("#servers", "innerMorph", facts)] if sent.get("facts") != facts else []
         if not jobs and not sent.get("rows"):
             pass
@@ -88,30 +88,18 @@ class Renderer:
 
     def job(self, course: CourseView, *, others: list[JobView], tenant: str) -> str:
         """The page of a job."""
-        return self._write("job.html", tenant=_shown(tenant), **self._facts(course, others))
+        return self.write("job.html", tenant=shown(tenant), **self._facts(course, others))
 
     def job_changes(self, course: CourseView | None, others: list[JobView], sent: dict[str, Any]) -> str:
         """What has changed in the text of that page since `sent`; see `changes`."""
         if course is None:
-            facts = {"gone": self._write("gone.html")}
+            facts = {"gone": self.write("gone.html")}
         else:
             known = self._facts(course, others)
-            facts = {name: self._write(f"{name}.html", **known) for name in ("facts", "happenings")} | {"gone": ""}
+            facts = {name: self.write(f"{name}.html", **known) for name in ("facts", "happenings")} | {"gone": ""}
         pieces = [self._piece(f"#{name}", "innerMorph", html) for name, html in facts.items() if sent.get(name, "") != html]
         sent.update(facts)
         return "".join(pieces)
-
-    def lost(self, job: str, *, tenant: str) -> str:
-        """The page of a job that is not known."""
-        return self._write("lost.html", job=job, tenant=_shown(tenant))
-
-    def login(self, *, wrong: bool = False) -> str:
-        """The form that asks for a token."""
-        return self._write("login.html", wrong=wrong, tenant="")
-
-    def wiring(self, table: dict[str, Any]) -> str:
-        """How a job's network is wired: a piece of its page. The table is that of `wiring_table`."""
-        return self._write("wiring.html", **table)
 
     def _facts(self, course: CourseView, others: list[JobView]) -> dict[str, Any]:
         view = course.view
@@ -128,7 +116,7 @@ class Renderer:
         if kept is None or kept[0] != stamp:
             if len(self._rows) > 4096:
                 self._rows.clear()
-            kept = self._rows[key] = (stamp, self._write("row.html", view=view, status=view.status, estimate=saved))
+            kept = self._rows[key] = (stamp, self.write("row.html", view=view, status=view.status, estimate=saved))
         return kept[1]
 
     def _use(self, servers: list[ServerView]) -> dict[str, float]:
@@ -145,7 +133,8 @@ class Renderer:
     def _piece(self, target: str, swap: str, html: str) -> str:
         return f'<hx-partial hx-target="{target}" hx-swap="{swap}">{html}</hx-partial>'
 
-    def _write(self, template: str, **values: Any) -> str:
+    def write(self, template: str, **values: Any) -> str:
+        """A template with these values."""
         return self._environment.get_template(template).render(base=self.base, **values)
 
 
@@ -191,5 +180,6 @@ def _selector(job: str) -> str:
     return "job-" + job.replace(".", "\\.")
 
 
-def _shown(tenant: str) -> str:
+def shown(tenant: str) -> str:
+    """A tenant as the page names it."""
     return "" if tenant == ANONYMOUS else tenant

@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from nowcast_server.service import Service
-from nowcast_server.web.page.render import STATIC, Renderer, wiring_table
+from nowcast_server.web.page.render import STATIC, Renderer, shown, wiring_table
 from nowcast_server.web.page.source import CourseView, Local, Source
 from nowcast_server.web.routes.calls import TheService
 from protos.errors import Busy, Forbidden, TooLarge, Unauthorized, UnknownJob
@@ -129,7 +129,7 @@ async def job(job: JobId, tenant: Looking, source: TheSource, render: TheRendere
         return RedirectResponse(render.path("/login"), status_code=303)
     course = await source.course(tenant, job)
     if course is None:
-        return Page(render.lost(job, tenant=tenant), status_code=404)
+        return Page(render.write("lost.html", job=job, tenant=shown(tenant)), status_code=404)
     return Page(render.job(course, others=(await source.overview(tenant)).jobs, tenant=tenant))
 
 
@@ -169,13 +169,13 @@ async def wiring(job: JobId, tenant: Viewer, source: TheSource, render: TheRende
     found = await source.wiring(tenant, job)
     if found is None:
         raise UnknownJob(f"job {job!r} is not registered here", field="job")
-    return Page(render.wiring(await asyncio.to_thread(wiring_table, found)))
+    return Page(render.write("wiring.html", **await asyncio.to_thread(wiring_table, found)))
 
 
 @router.get("/login", response_class=Page)
 async def ask_token(render: TheRenderer) -> Page:
     """The form that asks for a token."""
-    return Page(render.login())
+    return Page(render.write("login.html", wrong=False, tenant=""))
 
 
 @router.post("/login")
@@ -185,7 +185,7 @@ async def log_in(request: Request, service: TheService, render: TheRenderer) -> 
     try:
         service.tokens.tenant(f"Bearer {token}")
     except Unauthorized:
-        return Page(render.login(wrong=True), status_code=401)
+        return Page(render.write("login.html", wrong=True, tenant=""), status_code=401)
     answer = RedirectResponse(render.path("/"), status_code=303, headers={"cache-control": "no-store"})
     secure = request.url.scheme == "https"
     answer.set_cookie(COOKIE, quote(token, safe=""), httponly=True, samesite="strict", secure=secure, path="/")

@@ -35,23 +35,14 @@ class View(BaseModel):
 
 
 class JobView(View):
-    """A job as the overview shows it.
-
-    Args:
-        status: as `GET /v1/jobs/{job}` gives it.
-        step: the run has come to.
-        state: `finished`, `silent`, `gliding`, `shadow`, `jumping` or `training`.
-        curve: (step, mean training loss), thinned.
-        latency: median seconds by stage.
-        stamp: changes with whatever is shown.
-    """
+    """A job as the overview shows it."""
 
     status: JobStatus
-    step: int
-    state: str
-    curve: list[tuple[int, float]]
-    latency: dict[str, float]
-    stamp: tuple[int, int, str]
+    step: int  # the run has come to
+    state: str  # `finished`, `silent`, `gliding`, `shadow` or `training`
+    curve: list[tuple[int, float]]  # (step, mean training loss), thinned
+    latency: dict[str, float]  # median seconds by stage
+    stamp: tuple[int, int, str]  # changes with whatever is shown
 
     @property
     def job(self) -> str:
@@ -59,30 +50,18 @@ class JobView(View):
 
 
 class ServerView(View):
-    """A server, or a replica of one.
+    """A server, or a replica of one. What is None is not the viewer's business, as it counts over all tenants."""
 
-    Args:
-        name: of the replica; empty for a server alone.
-        version: of the package.
-        ready: it takes work.
-        device: where it forecasts.
-        forecasters: it has.
-        at: Unix seconds.
-        memory_bytes, memory_limit_bytes: promised to histories; None, as what follows, if others' are not the viewer's business.
-        queued: forecasts waiting for the device.
-        forecast_s: seconds of forecasts on the device, so far.
-    """
-
-    name: str
+    name: str  # of the replica; empty for a server alone
     version: str
     ready: bool
     device: str
     forecasters: list[str]
-    at: float
-    memory_bytes: int | None = None
+    at: float  # Unix seconds
+    memory_bytes: int | None = None  # promised to histories
     memory_limit_bytes: int | None = None
-    queued: int | None = None
-    forecast_s: float | None = None
+    queued: int | None = None  # forecasts waiting for the device
+    forecast_s: float | None = None  # seconds of forecasts on the device, so far
 
 
 class Overview(View):
@@ -93,30 +72,17 @@ class Overview(View):
 
 
 class CourseView(View):
-    """A run in full.
-
-    Args:
-        view: of the job.
-        points: oldest first, from the `start`-th on.
-        start: 0 unless only newer ones were asked for.
-        thinned: changes when points that were sent before are not those kept now.
-        events: oldest first.
-    """
+    """A run in full."""
 
     view: JobView
-    points: list[Point]
-    start: int
-    thinned: int
-    events: list[Happening]
+    points: list[Point]  # oldest first, from the `start`-th on
+    start: int  # 0 unless only newer ones were asked for
+    thinned: int  # changes when points that were sent before are not those kept now
+    events: list[Happening]  # oldest first
 
 
 class Local:
-    """A server's own jobs. Used on the event loop only.
-
-    Args:
-        service: the server.
-        name: of the replica; empty for a server alone.
-    """
+    """A server's own jobs. Used on the event loop only. A server alone has no `name`."""
 
     def __init__(self, service: Service, *, name: str = "") -> None:
         self._service, self._name = service, name
@@ -194,11 +160,7 @@ def _state(job: Job) -> str:
 
 
 class Source:
-    """The figures of one server, or of all its replicas. Viewers of a tenant share what was read within a second.
-
-    Args:
-        ask: the replicas.
-    """
+    """The figures of one server, or of all its replicas. Viewers of a tenant share what was read within a second."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
@@ -215,11 +177,7 @@ class Source:
     async def course(self, tenant: str, job: str, *, start: int = 0, thinned: int = 0) -> CourseView | None:
         """A job of the tenant in full, where it was last called on; None if there is none. Raises as `ask` does.
 
-        Args:
-            tenant: whose.
-            job: its id.
-            start: how many points the viewer has,
-            thinned: of which edition. Another one is sent in full.
+        The viewer has `start` points of the edition `thinned`; another one is sent in full.
         """
         found = [each for each in await self._ask("course", tenant, job, start, thinned) if each is not None]
         return max(found, key=lambda course: course.view.status.seen_at, default=None)
