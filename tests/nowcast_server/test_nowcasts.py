@@ -49,9 +49,7 @@ def test_the_context_is_in_order(start: Start) -> None:
 
 def test_the_horizon_that_suits_the_forecaster(start: Start) -> None:
     """A worker that names no horizon would get no forecast, or one as far as suits another forecaster."""
-    caller = start(Last(glide_horizon=7))
-    caller.register()
-    caller.fill()
+    caller = start(Last(glide_horizon=7)).filled()
     assert read_forecasts(caller.nowcast(horizons=()).content)[0].horizons == (7,)
 
 
@@ -91,9 +89,7 @@ def test_missing_history(caller: Caller) -> None:
 )
 def test_bad_requests(start: Start, asked: dict[str, Any], field: str) -> None:
     """A request that cannot be served would reach the device."""
-    caller = start(Last(max_horizon=40))
-    caller.register()
-    caller.fill()
+    caller = start(Last(max_horizon=40)).filled()
     refused(caller.nowcast(**{"horizons": [1], **asked}), 422, "bad_request", field)
     assert caller.status()["nowcasts"] == 0
 
@@ -111,9 +107,7 @@ def test_bad_requests(start: Start, asked: dict[str, Any], field: str) -> None:
 )
 def test_bad_forecasts_are_never_sent(start: Start, answer: Any, dtype: str) -> None:
     """A broken forecaster would poison a training run."""
-    caller = start(Odd(answer=answer))
-    caller.register()
-    caller.fill()
+    caller = start(Odd(answer=answer)).filled()
     refused(caller.nowcast(dtype=dtype), 500, "bad_forecast")
     assert _counted(caller, "bad_forecast") == 1
     assert caller.service.forecasts.used_bytes == 0
@@ -131,9 +125,7 @@ def test_a_forecaster_that_raises(start: Start, caplog: pytest.LogCaptureFixture
             raise ZeroDivisionError("secret detail")
         return states[-1].repeat(rows, 1)
 
-    caller = start(Odd(answer=fail_once))
-    caller.register()
-    caller.fill()
+    caller = start(Odd(answer=fail_once)).filled()
     response = caller.nowcast()
     refused(response, 500, "internal")
     assert "secret" not in response.text
@@ -150,9 +142,7 @@ def test_out_of_memory_on_the_device(start: Start) -> None:
     def exhaust(states: torch.Tensor, rows: int) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    caller = start(Odd(answer=exhaust))
-    caller.register()
-    caller.fill()
+    caller = start(Odd(answer=exhaust)).filled()
     refused(caller.nowcast(), 507, "out_of_memory_budget")
 
 
@@ -160,13 +150,9 @@ def test_out_of_memory_on_the_device(start: Start) -> None:
 def test_forecast_memory(start: Start, working: int) -> None:
     """Forecasts in flight, or what forecasters work in, would be memory nobody set aside: a few jobs would end the server."""
     row, held = 12 * 4, Held(working=working)
-    caller = start(held, forecast_memory=5 * row + working)
-    caller.register()
-    caller.fill()
+    caller = start(held, forecast_memory=5 * row + working).filled()
     refused(caller.nowcast(horizons=range(1, 7)), 507, "out_of_memory_budget")
-    other = caller.as_job("other")
-    other.register()
-    other.fill()
+    other = caller.as_job("other").filled()
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(caller.nowcast, horizons=range(1, 5))]
         assert held.begun.acquire(timeout=30)
@@ -192,9 +178,7 @@ def test_memory_of_weights_is_not_waited_for(start: Start) -> None:
     """A job would be told for ever to come again for memory that the forecasters' own weights have."""
     one = 12 * 4
     refused(start(Last(weights_bytes=5000), forecast_memory=5000 + one - 1).register(), 507, "out_of_memory_budget")
-    caller = start(Last(weights_bytes=5000), forecast_memory=5000 + one)
-    assert caller.register().status_code == 201
-    caller.fill()
+    caller = start(Last(weights_bytes=5000), forecast_memory=5000 + one).filled()
     assert caller.nowcast(horizons=(1,)).status_code == 200
     problem = refused(caller.nowcast(horizons=(1, 2)), 507, "out_of_memory_budget")
     assert problem["limit_bytes"] == one
@@ -226,16 +210,10 @@ def test_the_queue_is_bounded(start: Start) -> None:
 def test_deadline(start: Start) -> None:
     """Forecasts whose caller has given up would be made all the same, before those of callers who wait."""
     held = Held()
-    caller = start(held)
-    caller.register()
-    caller.fill()
-    with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(caller.nowcast)
-        assert held.begun.acquire(timeout=60)
+    caller = start(held).filled()
+    with held.making(caller):
         refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
         assert caller.service.device.waiting == 0
-        held.released.set()
-        assert running.result().status_code == 200
     assert len(held.seen) == 1
     until(lambda: caller.service.forecasts.used_bytes == 0)
     assert _counted(caller, "deadline_exceeded") == 1
@@ -244,9 +222,7 @@ def test_deadline(start: Start) -> None:
 def test_deadline_of_a_running_forecast(start: Start) -> None:
     """A caller would wait for a forecast beyond the time it gave; or its memory would stay promised."""
     held = Held()
-    caller = start(held)
-    caller.register()
-    caller.fill()
+    caller = start(held).filled()
     refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
     (job,) = caller.service.jobs.of("anonymous")
     assert job.history.in_use
@@ -260,9 +236,7 @@ def test_deadline_of_a_running_forecast(start: Start) -> None:
 def test_a_running_forecast_that_nobody_wants_ends(listen: Start, leaves: str) -> None:
     """The device would be busy for minutes with what nobody waits for, and everybody else would wait for it."""
     walk = Walk()
-    caller = listen(walk)
-    caller.register()
-    caller.fill()
+    caller = listen(walk).filled()
     if leaves == "deadline":
         refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
     else:
@@ -279,18 +253,12 @@ def test_a_running_forecast_that_nobody_wants_ends(listen: Start, leaves: str) -
 def test_a_client_that_hangs_up(listen: Start) -> None:
     """Forecasts would be made for clients that are gone."""
     held = Held()
-    caller = listen(held)
-    caller.register()
-    caller.fill()
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(caller.nowcast)
-        assert held.begun.acquire(timeout=60)
+    caller = listen(held).filled()
+    with held.making(caller):
         with socket.create_connection((caller.client.base_url.host, caller.client.base_url.port or 0)) as hasty:
             hasty.sendall(_raw_nowcast())
             until(lambda: caller.service.device.waiting == 1)
         until(lambda: caller.service.device.waiting == 0)
-        held.released.set()
-        assert running.result().status_code == 200
     assert len(held.seen) == 1
     until(lambda: caller.service.forecasts.used_bytes == 0)
     assert not caller.service.jobs.of("anonymous")[0].history.in_use
@@ -306,9 +274,7 @@ def _raw_nowcast() -> bytes:
 def test_delete_during_a_forecast(start: Start) -> None:
     """A job deleted while it is forecast would take its history away from under the forecaster, or keep its memory."""
     held = Held()
-    caller = start(held)
-    caller.register()
-    caller.fill()
+    caller = start(held).filled()
     with ThreadPoolExecutor(1) as pool:
         nowcast = pool.submit(caller.nowcast)
         assert held.begun.acquire(timeout=60)

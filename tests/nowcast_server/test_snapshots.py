@@ -121,9 +121,7 @@ def test_half_precision(start: Start, dtype: str) -> None:
 
 def test_two_uploads_of_one_step(listen: Start) -> None:
     """Two senders of one step would tear each other's values, or deadlock over the last free row."""
-    caller = listen(wiring=dense(100, 100))
-    caller.register()
-    caller.fill(10, 20, 30)
+    caller = listen(wiring=dense(100, 100)).filled()
     first, second = threading.Event(), threading.Event()
 
     def slowly(mine: threading.Event, other: threading.Event, seed: int) -> Iterator[bytes]:
@@ -145,9 +143,7 @@ def test_two_uploads_of_one_step(listen: Start) -> None:
 def test_upload_during_a_forecast(listen: Start) -> None:
     """A snapshot that comes while a forecast reads the history would change what it reads."""
     held = Held()
-    caller = listen(held)
-    caller.register()
-    caller.fill(10, 20, 30)
+    caller = listen(held).filled()
     with ThreadPoolExecutor(4) as pool:
         nowcast = pool.submit(caller.nowcast)
         assert held.begun.acquire(timeout=60)
@@ -213,15 +209,9 @@ def test_not_ready(start: Start) -> None:
 def test_an_upload_that_finds_no_room(start: Start) -> None:
     """It would be told that it did not come, though all of it had."""
     held = Held()
-    caller = start(held, upload_grace_s=0.2)
-    caller.register()
-    caller.fill(10, 20, 30)
-    with ThreadPoolExecutor(1) as pool:
-        nowcast = pool.submit(caller.nowcast)
-        assert held.begun.acquire(timeout=60)
+    caller = start(held, upload_grace_s=0.2).filled()
+    with held.making(caller):
         caller.fill(40)  # into the spare row
         problem = refused(caller.upload(50), 429, "busy")
         assert problem["retry_after_s"] > 0
-        held.released.set()
-        assert nowcast.result().status_code == 200
     assert caller.upload(50).status_code == 200
