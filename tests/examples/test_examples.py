@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_worker.datasets import DATASETS, DataMissing, read
+from trainer_worker.tasks.data import DATASETS, DataMissing, read
 from trainer_worker.training.own_server import own_server
 
 ROOT = Path(__file__).resolve().parents[2]

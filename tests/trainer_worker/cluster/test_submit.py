@@ -15,8 +15,8 @@ import pytest
 
 from trainer_worker.cluster.connection import connect
 from trainer_worker.comparison.summary import Summary
-from trainer_worker.datasets import DataMissing
 from trainer_worker.tasks import load_task
+from trainer_worker.tasks.data import DataMissing
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]
 

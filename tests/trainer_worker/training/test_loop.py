@@ -7,8 +7,8 @@ import pytest
 import torch
 from faulty_server import FaultyServer
 
-from trainer_worker.datasets import DataMissing
 from trainer_worker.tasks import load_task
+from trainer_worker.tasks.data import DataMissing
 from trainer_worker.tasks.task import Task
 from trainer_worker.training.config import Config
 from trainer_worker.training.in_process import FolderHarness, train_in_process

@@ -17,9 +17,9 @@ from rich.console import Console
 from trainer_worker.comparison import report
 from trainer_worker.comparison.compare import arm_with, compare
 from trainer_worker.comparison.summary import Summary
-from trainer_worker.datasets import DataMissing
 from trainer_worker.errors import BadArgument
 from trainer_worker.tasks import load_task
+from trainer_worker.tasks.data import DataMissing
 from trainer_worker.training import room
 from trainer_worker.training.config import Config
 from trainer_worker.training.mailbox import Mailbox, open_mailbox
