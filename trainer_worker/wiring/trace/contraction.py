@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType
-from trainer_worker.wiring.trace.labels import distinct, squash, varying
-from trainer_worker.wiring.trace.shadows import Flow, Held, Pairing, Shadow
+from trainer_worker.wiring.trace.labels import Flow, Held, Pairing, Shadow, distinct, squash, varying
 from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
 from trainer_worker.wiring.trace.weights import attach, multiply
 
@@ -29,7 +28,7 @@ def linear(tracer: Tracer, call: Call) -> Shadow:
     held = tracer.get(weight)
     if not isinstance(held, Held):
         return None
-    turned = held.seen(held.view.t(), tuple(rider.seen(rider.view.t(), ()) for rider in held.riders))
+    turned = held.seen(held.view.t(), tuple(rider.seen(rider.view.t()) for rider in held.riders))
     flow = tracer.flow(inputs)
     last = inputs.dim() - 1
     own = flow.along(last, inputs.shape[last])
