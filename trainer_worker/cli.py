@@ -180,7 +180,7 @@ def keys() -> None:
     """Show every key of a configuration, its default, and what it means."""
     from rich.console import Console
 
-    from trainer_worker.training.keys import show_keys
+    from trainer_worker.training.config import show_keys
 
     show_keys(Console())
 

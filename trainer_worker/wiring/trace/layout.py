@@ -80,10 +80,11 @@ class _Layout:
             mark, (kind, turned) = block.edge_type // _MARK, divmod(block.edge_type % _MARK, 2)
             if use.source.numel() == 1 and mark not in single:  # a fused bias has a source each for query, key and value
                 single[mark] = self._canvas.neurons(1).start if single else block.source
-            drawn = replace(block, edge_type=kind, source=single.get(mark, block.source))
+            source = single.get(mark, block.source)
+            drawn = replace(block, edge_type=kind, source=source)
             if turned and not block.diagonal:
-                ends = {"source": block.target, "sources": block.targets, "target": drawn.source, "targets": block.sources}
-                drawn = replace(drawn, **ends, source_stride=block.target_stride, target_stride=block.source_stride)
+                drawn = replace(drawn, source=block.target, sources=block.targets, source_stride=block.target_stride)
+                drawn = replace(drawn, target=source, targets=block.sources, target_stride=block.source_stride)
             self._canvas.draw(drawn)
         return torch.Size(use.sizes).numel()
 

@@ -57,7 +57,7 @@ def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], e
     except Exception as error:  # noqa: BLE001  (copying runs the user's code)
         return Seen(Tracer(list(model.parameters())), remarks=[f"the model cannot be copied, so it is not run: {_sentence(error)}"])
     tensors = dict(copied.named_parameters())
-    ordered = [tensors[names[parameter.name]] for parameter in parameters]
+    ordered: list[Tensor] = [tensors[names[parameter.name]] for parameter in parameters]
     visitor = _Visitor(ordered, parameters, chosen)
     visitor.visit(copied, "", None if example_inputs is None else _arguments(example_inputs, ordered[0].device))
     return visitor.seen

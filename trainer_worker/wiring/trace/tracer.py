@@ -50,7 +50,7 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
-class Tracer(Limits):
+class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
     """Follows neurons through whatever runs inside it, within limits; several forward passes add up.
 
     Args:
