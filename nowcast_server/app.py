@@ -13,7 +13,8 @@ from nowcast_server.forecasters.registry import load_forecasters
 from nowcast_server.forecasting import Forecaster
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
-from nowcast_server.web import page, problems
+from nowcast_server.web import problems
+from nowcast_server.web.page import routes as page
 from nowcast_server.web.routes import health, jobs, nowcasts, snapshots
 from protos.errors import BadRequest
 from protos.messages import API

@@ -2,16 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nowcast_server.cli_options import CHECKPOINT_HELP, settings_of
 from nowcast_server.embedding import embed
 from nowcast_server.nino.cli import app as checkpoints
 from nowcast_server.selftest.cli import selftest
-from nowcast_server.serve.cli import serve_on_ray
 from protos import command
+
+if TYPE_CHECKING:
+    from nowcast_server.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,11 +23,26 @@ app = typer.Typer(
 )
 
 Option = typer.Option
+Host = Annotated[str | None, Option(help="Address to listen on.", show_default="127.0.0.1")]
+Checkpoints = Annotated[
+    list[str] | None,
+    Option(
+        help="Weights that replace the package's nino or wnn; with a NAME, a further forecaster of that name. May be repeated.",
+        metavar="[NAME=]FILE",
+    ),
+]
+Memory = Annotated[str | None, Option(help="Memory for all histories (of a replica).", show_default="8GiB")]
+TokenFile = Annotated[Path | None, Option(help="File with lines tenant:token or tenant:sha256:HEX.")]
+Certificate = Annotated[Path | None, Option(help="Certificate for HTTPS.")]
+Key = Annotated[Path | None, Option(help="Its key, unless it is in the same file.")]
+Anonymous = Annotated[bool | None, Option("--allow-anonymous", help="Listen beyond loopback without tokens.")]
+LogLevel = Annotated[str | None, Option(help="debug, info, warning or error.", show_default="info")]
+LogFormat = Annotated[str | None, Option(help="text or json.", show_default="text")]
 
 
 @app.command()
 def run(  # noqa: PLR0917 -- typer passes every option by name
-    host: Annotated[str | None, Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    host: Host = None,
     port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one.", show_default="8440")] = None,
     uds: Annotated[Path | None, Option(help="Unix socket to listen on instead.")] = None,
     device: Annotated[str | None, Option(help="Where to forecast: auto, cpu, cuda, cuda:1, …", show_default="auto")] = None,
@@ -34,40 +50,94 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
         str | None, Option(help="Precision of learned forecasters: float32, tf32 or bfloat16.", show_default="float32")
     ] = None,
     device_memory: Annotated[str | None, Option(help="Memory of a CUDA device to use.", show_default="0.9 of what is free")] = None,
-    checkpoint: Annotated[list[str] | None, Option(help=CHECKPOINT_HELP, metavar="[NAME=]FILE")] = None,
-    memory: Annotated[str | None, Option(help="Memory for all histories.", show_default="8GiB")] = None,
+    checkpoint: Checkpoints = None,
+    memory: Memory = None,
     max_snapshot: Annotated[str | None, Option(help="Largest snapshot.", show_default="4GiB")] = None,
     forecast_memory: Annotated[str | None, Option(help="Memory for forecasts in flight.", show_default="8GiB")] = None,
-    token_file: Annotated[Path | None, Option(help="File with lines tenant:token or tenant:sha256:HEX.")] = None,
-    tls_cert: Annotated[Path | None, Option(help="Certificate for HTTPS.")] = None,
-    tls_key: Annotated[Path | None, Option(help="Its key, unless it is in the same file.")] = None,
+    token_file: TokenFile = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
     tls_ca: Annotated[Path | None, Option(help="Accept only clients with a certificate of this authority.")] = None,
-    allow_anonymous: Annotated[bool | None, Option("--allow-anonymous", help="Listen beyond loopback without tokens.")] = None,
+    allow_anonymous: Anonymous = None,
     idle_s: Annotated[float | None, Option(help="Forget a job after this long without a call.", show_default="21600")] = None,
     drain_s: Annotated[float | None, Option(help="Time for work in flight after SIGTERM.", show_default="60")] = None,
     threads: Annotated[int | None, Option(help="Threads of torch; 0 leaves the choice to torch.", show_default="0")] = None,
-    log_level: Annotated[str | None, Option(help="debug, info, warning or error.", show_default="info")] = None,
-    log_format: Annotated[str | None, Option(help="text or json.", show_default="text")] = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
     record: Annotated[Path | None, Option(help="Folder in which to keep the snapshots of jobs that allow it.")] = None,
 ) -> None:
     """Serve nowcasts until SIGTERM. Every option can also be set in the environment, --host as NOWCAST_HOST (--checkpoint as
     NOWCAST_CHECKPOINTS).
     """
-    given: dict[str, Any] = {**locals(), "checkpoints": checkpoint and tuple(checkpoint)}
-    del given["checkpoint"]
-    settings = settings_of(given)
+    settings = _settings_of(locals())
     from nowcast_server.tokens import Tokens, check_exposure
-    from nowcast_server.web.tls import tls_options
 
     try:
         check_exposure(settings, Tokens.load(settings))  # before torch is imported: a mistake is told at once
-        tls_options(settings)
+        settings.tls_options()
         from nowcast_server.running import serve
 
         sys.exit(serve(settings))
     except (OSError, ValueError) as error:
-        typer.echo(f"nowcast-server: {error}", err=True)
-        sys.exit(2)
+        _fail(error)
+
+
+@app.command()
+def serve_on_ray(
+    *,
+    address: Annotated[
+        str | None, Option(help="Address of a Ray cluster, e.g. auto. By default one is started on this machine.")
+    ] = None,
+    replicas: Annotated[int, Option(min=1, help="Number of replicas; with --max-replicas, the least.")] = 1,
+    max_replicas: Annotated[int | None, Option(help="Most replicas to scale up to.")] = None,
+    at_hand: Annotated[float, Option(help="Forecasts waiting or running per replica before another is added.", min=0.1)] = 4.0,
+    upscale_delay_s: Annotated[float, Option(help="Scale up after the load has been high for this long.", min=0)] = 30,
+    downscale_delay_s: Annotated[float, Option(help="Scale down after the load has been low for this long.", min=0)] = 600,
+    cpus: Annotated[float, Option(help="CPUs of each replica, and threads of torch.")] = 1.0,
+    gpus: Annotated[float, Option(help="GPUs of each replica; 0.5 puts two on one GPU.")] = 0.0,
+    name: Annotated[str, Option(help="Name of the Serve application; nowcast submit finds the server by it.")] = "nowcast",
+    prefix: Annotated[str, Option(help="Prefix of all paths, for several servers on one cluster.")] = "/",
+    host: Host = None,
+    port: Annotated[int | None, Option(help="Port the proxies listen on.", show_default="8440")] = None,
+    checkpoint: Checkpoints = None,
+    memory: Memory = None,
+    token_file: TokenFile = None,
+    allow_anonymous: Anonymous = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    stay: Annotated[
+        bool, Option(help="Stay, and take the server down at SIGTERM; with --no-stay, leave it on the cluster.")
+    ] = True,
+) -> None:
+    """Serve nowcasts from replicas on a Ray cluster. Other settings are NOWCAST_* variables on its nodes, where the files of
+    checkpoints and certificates must be too; of the token file, replicas get hashes only.
+    """
+    of_settings = ("host", "port", "checkpoint", "memory", "token_file", "allow_anonymous", "log_level", "log_format")
+    given = {option: value for option, value in locals().items() if option in of_settings}
+    if (max_replicas or replicas) < replicas:
+        raise typer.BadParameter(f"must be at least --replicas, {replicas}", param_hint="--max-replicas")
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("a certificate needs its key, and a key its certificate", param_hint="--tls-cert")
+    if address is None and not stay:
+        raise typer.BadParameter("a cluster of this command's own ends with it; give --address", param_hint="--no-stay")
+    _settings_of(given)  # before ray is imported: a mistake is told at once
+    from nowcast_server.serve import launch
+
+    scaling = {"at_hand": at_hand, "upscale_delay_s": upscale_delay_s, "downscale_delay_s": downscale_delay_s}
+    try:
+        launch.serve_on_ray(
+            _by_setting(given),
+            address=address,
+            replicas=launch.Replicas(replicas, max_replicas or replicas, cpus, gpus, scaling),
+            stay=stay,
+            name=name,
+            prefix=prefix,
+            tls=(str(tls_cert), str(tls_key)) if tls_cert else None,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        _fail(error)
 
 
 @app.command()
@@ -86,14 +156,40 @@ def token(tenant: str) -> None:
     typer.echo(f"token, shown only now: {made}", err=True)
 
 
-app.command(name="serve-on-ray")(serve_on_ray)
 app.command()(embed)
 app.command()(selftest)
-
-
 app.add_typer(checkpoints, name="checkpoint")
 
 
 def main() -> None:
     """The command `nowcast-server`."""
     command.run(app, name="nowcast-server")
+
+
+def _by_setting(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, by the name of their setting, as values that Ray takes as well."""
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items() if value is not None}
+    return {{"checkpoint": "checkpoints"}.get(name, name): value for name, value in given.items()}
+
+
+def _settings_of(options: dict[str, Any]) -> "Settings":
+    """The settings, those that are not given left to the environment.
+
+    Raises:
+        typer.BadParameter: one is not valid; it names the option.
+    """
+    from pydantic import ValidationError
+
+    from nowcast_server.settings import Settings
+
+    try:
+        return Settings(**_by_setting(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = {"checkpoints": "checkpoint"}.get(str(first["loc"][0]), str(first["loc"][0])).replace("_", "-")
+        raise typer.BadParameter(first["msg"].removeprefix("Value error, "), param_hint=f"--{option}") from None
+
+
+def _fail(error: Exception) -> None:
+    typer.echo(f"nowcast-server: {error}", err=True)
+    sys.exit(2)

@@ -4,20 +4,20 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import torch
 
 from nowcast_server.interruption import Cancelled, interruptible
-from nowcast_server.shares import Shares
 from protos.errors import BadRequest, Busy, DeadlineExceeded, Unavailable
 
 Result = TypeVar("Result")
+Key = TypeVar("Key")
 
 TURN_S: Final = 0.02
 """Work that has had the device for so long makes way at its next interruption point, if it is another's turn."""
@@ -25,6 +25,40 @@ BEGUN: Final = 32
 """Forecasts that may be under way at once, one running and the others between two turns; less than `engine.workers.CALLS`."""
 TENANT_BEGUN: Final = 4
 """Of them, those of one tenant."""
+SMALLEST_CHARGE_S: Final = 1e-4
+"""Charged at least, so that work too quick to measure takes turns as well."""
+
+
+class Shares(Generic[Key]):
+    """Start-time fair queueing: whoever has used the device least comes next.
+
+    Each key has a clock that runs while its work does; the smallest clock goes first. A new key, or one that comes back after a
+    pause, starts where the hindmost of those who wait are: idling earns no credit, and newcomers do not push in.
+    """
+
+    def __init__(self) -> None:
+        self._clocks: dict[Key, float] = {}
+        self._now = 0.0
+        self._prune_at = 1000
+
+    def enter(self, key: Key, *, waiting: Iterable[Key]) -> None:
+        """The key has something to do and had not before, unlike those `waiting`."""
+        self._now = max(self._now, min((self._clocks.get(each, self._now) for each in waiting), default=0.0))
+        if len(self._clocks) >= self._prune_at:  # a clock that lags behind means nothing any more
+            self._clocks = {each: clock for each, clock in self._clocks.items() if clock > self._now}
+            self._prune_at = 1000 + 2 * len(self._clocks)
+        self._clocks[key] = max(self._clocks.get(key, 0.0), self._now)
+
+    def order(self, keys: Iterable[Key]) -> list[Key]:
+        """The keys, whoever is to be served first first."""
+        return sorted(keys, key=lambda each: self._clocks.get(each, self._now))
+
+    def serve(self, key: Key) -> None:
+        """The key has its turn now."""
+        self._now = max(self._now, self._clocks.get(key, self._now))
+
+    def charge(self, key: Key, seconds: float) -> None:
+        self._clocks[key] = max(self._clocks.get(key, 0.0), self._now) + max(seconds, SMALLEST_CHARGE_S)
 
 
 @dataclass(eq=False)
@@ -48,11 +82,7 @@ class _Turns:
 
 @dataclass(eq=False)
 class _Work:
-    """A forecast that waits or is under way.
-
-    Args:
-        begin: called when its turn comes, with the device's lock held; False if it cannot begin yet.
-    """
+    """A forecast that waits or is under way; `begin` is called when its turn comes, and is False if it cannot begin yet."""
 
     turns: _Turns
     call: Callable[[], Any]
@@ -61,32 +91,13 @@ class _Work:
     since: float = field(default_factory=time.perf_counter)
 
 
-@dataclass
-class _Job:
-    waiting: deque[_Work] = field(default_factory=deque)
-    begun: _Turns | None = None  # one at a time, so that a job's forecasts stay in order
-
-
-@dataclass
-class _Tenant:
-    shares: Shares[str] = field(default_factory=Shares)
-    jobs: dict[str, _Job] = field(default_factory=dict)
-
-    @property
-    def waiting(self) -> int:
-        return sum(len(job.waiting) for job in self.jobs.values())
-
-    @property
-    def begun(self) -> int:
-        return sum(job.begun is not None for job in self.jobs.values())
-
-
 class Device:
     """Runs forecasts, one at a time: turns go round by tenant, then by job, and pass at interruption points.
 
     Args:
         limit: forecasts that may wait.
-        tenant_limit, job_limit: of them, those of one tenant and of one job.
+        tenant_limit: of them, those of one tenant.
+        job_limit: of them, those of one job.
         work_limit_s: a forecast that has used the device for longer is stopped at its next interruption point.
         on_start: told how long each waited, in seconds; called with the device's lock held.
     """
@@ -94,24 +105,21 @@ class Device:
     def __init__(
         self,
         *,
-        limit: int,
-        tenant_limit: int,
-        job_limit: int,
+        limit: int = 10_000,
+        tenant_limit: int = 10_000,
+        job_limit: int = 10_000,
         work_limit_s: float = math.inf,
         on_start: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self._limit = limit
-        self._tenant_limit = tenant_limit
-        self._job_limit = job_limit
+        self._limit, self._tenant_limit, self._job_limit = limit, tenant_limit, job_limit
         self._work_limit_s = work_limit_s
         self._on_start = on_start
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
-        self._works: dict[Future[Any], _Work] = {}
-        self._tenants: dict[str, _Tenant] = {}
+        self._waiting: list[_Work] = []  # in the order they came
+        self._begun: list[_Work] = []
         self._shares: Shares[str] = Shares()
-        self._waiting = 0
-        self._begun = 0
+        self._jobs: dict[str, Shares[str]] = {}  # those of each tenant that has something to do
         self._running: _Turns | None = None
         self._turn_began = 0.0
         self._started = False
@@ -122,7 +130,7 @@ class Device:
     @property
     def waiting(self) -> int:
         """Forecasts that wait."""
-        return self._waiting
+        return len(self._waiting)
 
     @property
     def idle(self) -> bool:
@@ -147,13 +155,12 @@ class Device:
         """
         with self._lock:
             self._stopping = True
-            works = list(self._works.values())
-            for work in works:
+            waiting, self._waiting = self._waiting, []
+            for work in self._begun:
                 self._cancel(work.turns)
-        for work in works:
-            future = work.future
-            if not future.running() and not future.done() and future.set_running_or_notify_cancel():
-                future.set_exception(_stopping())
+        for work in waiting:
+            if work.future.set_running_or_notify_cancel():
+                work.future.set_exception(_stopping())
         with self._ended:
             ended = self._ended.wait_for(lambda: not self._begun, within_s)
             for queue in self._resting:
@@ -163,14 +170,10 @@ class Device:
     def submit(
         self, call: Callable[[], Result], *, tenant: str, job: str, begin: Callable[[], bool] = lambda: True
     ) -> "Future[Result]":
-        """Have `call` run on the device.
+        """Have `call` run on the device; it may mark interruption points.
 
-        Args:
-            call: the work; it may mark interruption points.
-            tenant: whose it is,
-            job: and of which job.
-            begin: called when its turn comes, from any thread: takes what the work needs and returns True, or False if that cannot
-                be had now. It is asked again after `wake`.
+        When its turn comes, `begin` is called from any thread: it takes what the work needs and returns True, or False if that
+        cannot be had now. It is asked again after `wake`.
 
         Raises:
             Busy: too many wait already.
@@ -181,7 +184,8 @@ class Device:
             if self._stopping:
                 raise _stopping()
             self._check_limits(tenant, job)
-            self._enqueue(work)
+            self._enter(tenant, job)
+            self._waiting.append(work)
             self._dispatch()
         work.future.add_done_callback(self._forget)
         return work.future
@@ -191,8 +195,9 @@ class Device:
         if future.cancel():
             return
         with self._lock:
-            if future in self._works:
-                self._cancel(self._works[future].turns)
+            for work in self._begun:
+                if work.future is future:
+                    self._cancel(work.turns)
 
     def wake(self) -> None:
         """What could not begin may be able to now."""
@@ -202,84 +207,73 @@ class Device:
     def retry_after_s(self) -> float:
         """When a queue like this will have emptied, about."""
         mean_s = sum(self._recent_s) / len(self._recent_s) if self._recent_s else 1.0
-        return min(max(1.0, (self._waiting + self._begun) * mean_s), 60.0)
+        return min(max(1.0, (len(self._waiting) + len(self._begun)) * mean_s), 60.0)
 
-    def _check_limits(self, tenant_name: str, job_name: str) -> None:
-        tenant = self._tenants.get(tenant_name, _Tenant())
+    def _check_limits(self, tenant: str, job: str) -> None:
+        own = [work.turns.job for work in self._waiting if work.turns.tenant == tenant]
         for waiting, limit, whose in (
-            (self._waiting, self._limit, "forecasts"),
-            (tenant.waiting, self._tenant_limit, "of your forecasts"),
-            (len(tenant.jobs.get(job_name, _Job()).waiting), self._job_limit, "forecasts of this job"),
+            (len(self._waiting), self._limit, "forecasts"),
+            (len(own), self._tenant_limit, "of your forecasts"),
+            (own.count(job), self._job_limit, "forecasts of this job"),
         ):
             if waiting >= limit:
                 raise Busy(f"{limit} {whose} wait already", retry_after_s=self.retry_after_s())
 
-    def _enqueue(self, work: _Work) -> None:
-        tenant_name, job_name = work.turns.tenant, work.turns.job
-        if tenant_name not in self._tenants:
-            self._shares.enter(tenant_name, waiting=self._tenants)
-            self._tenants[tenant_name] = _Tenant()
-        tenant = self._tenants[tenant_name]
-        if job_name not in tenant.jobs:
-            tenant.shares.enter(job_name, waiting=tenant.jobs)
-            tenant.jobs[job_name] = _Job()
-        tenant.jobs[job_name].waiting.append(work)
-        self._works[work.future] = work
-        self._waiting += 1
+    def _enter(self, tenant: str, job: str) -> None:
+        """The job has something to do; give it, and its tenant, a place in the order of turns."""
+        if tenant not in self._jobs:
+            self._shares.enter(tenant, waiting=self._jobs)
+            self._jobs[tenant] = Shares()
+        busy = {work.turns.job for work in (*self._waiting, *self._begun) if work.turns.tenant == tenant}
+        if job not in busy:
+            self._jobs[tenant].enter(job, waiting=busy)
 
     def _forget(self, future: "Future[Any]") -> None:
         """It is done: made, failed, or cancelled while it waited."""
         with self._lock:
-            work = self._works.pop(future, None)
-            tenant = self._tenants.get(work.turns.tenant) if work is not None else None
-            job = tenant.jobs.get(work.turns.job) if work is not None and tenant is not None else None
-            if work is not None and job is not None and work in job.waiting:
-                job.waiting.remove(work)
-                self._waiting -= 1
-                self._tidy(work.turns)
+            self._waiting = [work for work in self._waiting if work.future is not future]
+            self._tidy()
 
-    def _tidy(self, turns: _Turns) -> None:
-        """Drop the entries of a job and a tenant that have nothing to do any more."""
-        tenant = self._tenants[turns.tenant]
-        job = tenant.jobs[turns.job]
-        if job.begun is None and not job.waiting:
-            del tenant.jobs[turns.job]
-        if not tenant.jobs:
-            del self._tenants[turns.tenant]
-        if not self._tenants:
+    def _tidy(self) -> None:
+        """Drop the places of tenants that have nothing to do any more."""
+        busy = {work.turns.tenant for work in (*self._waiting, *self._begun)}
+        self._jobs = {tenant: jobs for tenant, jobs in self._jobs.items() if tenant in busy}
+        if not busy:
             self._shares = Shares()  # with nobody waiting there is nothing to be fair about
 
     def _dispatch(self) -> None:
         """Give the device to whoever is next, if nobody has it."""
-        while self._started and self._running is None and (following := self._next()) is not None:
-            if isinstance(following, _Turns):
-                self._give_turn(following)
-            elif following.future.set_running_or_notify_cancel():
-                self._on_start(time.perf_counter() - following.since)
-                self._give_turn(following.turns)
-                self._hand_over(following)
+        while self._started and self._running is None and (work := self._next()) is not None:
+            if work.future.running():
+                self._give_turn(work.turns)
+            elif work.future.set_running_or_notify_cancel():
+                self._on_start(time.perf_counter() - work.since)
+                self._give_turn(work.turns)
+                self._hand_over(work)
             else:  # cancelled just now
-                self._end(following.turns)
+                self._end(work.turns)
 
-    def _next(self) -> _Work | _Turns | None:
-        """The work to run now: to be begun, or to be continued."""
-        for name in self._shares.order(self._tenants):
-            tenant = self._tenants[name]
-            full = self._begun >= BEGUN or tenant.begun >= TENANT_BEGUN
-            for job in map(tenant.jobs.__getitem__, tenant.shares.order(tenant.jobs)):
-                if job.begun is not None:
-                    return job.begun
-                if not full and not self._stopping and job.waiting and job.waiting[0].begin():
-                    work = job.waiting.popleft()
-                    job.begun = work.turns
-                    self._waiting -= 1
-                    self._begun += 1
+    def _next(self) -> _Work | None:
+        """The work to run now: to be begun, or to be continued. A job has one at a time, so that its forecasts stay in order."""
+        first: dict[tuple[str, str], _Work] = {}
+        for work in (*self._begun, *self._waiting):
+            first.setdefault((work.turns.tenant, work.turns.job), work)
+        for tenant in self._shares.order(self._jobs):
+            begun = sum(work.turns.tenant == tenant for work in self._begun)
+            may_begin = not self._stopping and len(self._begun) < BEGUN and begun < TENANT_BEGUN
+            for job in self._jobs[tenant].order(name for whose, name in first if whose == tenant):
+                work = first[tenant, job]
+                if work.future.running():
+                    return work
+                if may_begin and work.begin():
+                    self._waiting.remove(work)
+                    self._begun.append(work)
                     return work
         return None
 
     def _give_turn(self, turns: _Turns) -> None:
         self._shares.serve(turns.tenant)
-        self._tenants[turns.tenant].shares.serve(turns.job)
+        self._jobs[turns.tenant].serve(turns.job)
         self._running, self._turn_began = turns, time.perf_counter()
         turns.go.set()
 
@@ -289,7 +283,7 @@ class Device:
             seconds = time.perf_counter() - self._turn_began
             turns.used_s += seconds
             self._shares.charge(turns.tenant, seconds)
-            self._tenants[turns.tenant].shares.charge(turns.job, seconds)
+            self._jobs[turns.tenant].charge(turns.job, seconds)
             self._running = None
         if not turns.cancelled:
             turns.go.clear()
@@ -299,9 +293,8 @@ class Device:
         turns.go.set()  # it needs no turn to end
 
     def _end(self, turns: _Turns) -> None:
-        self._tenants[turns.tenant].jobs[turns.job].begun = None
-        self._begun -= 1
-        self._tidy(turns)
+        self._begun = [work for work in self._begun if work.turns is not turns]
+        self._tidy()
         self._ended.notify_all()
 
     def _hand_over(self, work: _Work) -> None:
@@ -338,12 +331,7 @@ class Device:
             del work, result, error  # the error's traceback holds this frame
 
     def _interruption_point(self, turns: _Turns) -> None:
-        """Called by the work itself.
-
-        Raises:
-            Cancelled: nobody waits for it.
-            DeadlineExceeded: it has had the device for longer than any work may.
-        """
+        """Called by the work itself; raises Cancelled if nobody waits for it, DeadlineExceeded if it has had its time."""
         turn_s = time.perf_counter() - self._turn_began
         if not turns.cancelled and turns.used_s + turn_s > self._work_limit_s:
             raise DeadlineExceeded(f"the forecast takes longer than the {self._work_limit_s:g} s this server gives one")
@@ -360,14 +348,8 @@ def _stopping() -> Unavailable:
     return Unavailable("the server is stopping", retry_after_s=5)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Where forecasts are made.
-
-    Args:
-        device: in torch's words.
-        note: why it is the CPU although a CUDA device would have been used; None if nothing is to be said.
-    """
+class Chosen(NamedTuple):
+    """Where forecasts are made, in torch's words; and why that is the CPU, where a CUDA device would have been used."""
 
     device: str
     note: str | None = None
@@ -388,11 +370,7 @@ def choose_device(name: str) -> Chosen:
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this process does not have.
-
-    Raises:
-        BadRequest: it does not.
-    """
+    """Raise BadRequest if this process does not have the device."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA

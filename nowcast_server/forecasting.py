@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from nowcast_server.accelerator import Reservation
-from nowcast_server.jobs.finite import first_not_finite
+from nowcast_server.jobs.arrival import first_not_finite
 from nowcast_server.jobs.history import TORCH_DTYPES, Context
 from protos.errors import BadForecast, OutOfMemoryBudget, Unavailable
 from protos.frames import DTYPE_BYTES, Header
@@ -18,22 +18,19 @@ from protos.wiring import Wiring
 
 
 class Forecaster(Protocol):
-    """What a server needs of a forecaster; `nowcast_server.forecasters` has the real ones.
-
-    Attributes:
-        max_horizon: the farthest it can look, in intervals; None if there is no end.
-        glide_horizon: the one whose direction suits gliding, in intervals.
-        weights_bytes: memory its weights take.
-    """
+    """What a server needs of a forecaster; `nowcast_server.forecasters` has the real ones."""
 
     @property
     def name(self) -> str: ...
     @property
-    def max_horizon(self) -> int | None: ...
+    def max_horizon(self) -> int | None:
+        """The farthest it can look, in intervals; None if there is no end."""
+
     @property
     def weights_bytes(self) -> int: ...
     @property
-    def glide_horizon(self) -> int: ...
+    def glide_horizon(self) -> int:
+        """The one whose direction suits gliding, in intervals."""
 
     def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
         """Snapshots (n,) in the job's dtype, oldest first -> forecasts (len(horizons), n); nothing given is modified."""
@@ -53,17 +50,11 @@ class Forecaster(Protocol):
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Forecasts on their way to a worker.
-
-    Args:
-        header: of the stream.
-        values: (len(horizons), n) in the dtype asked for, on the CPU, finite.
-        seconds: the device took.
-    """
+    """Forecasts on their way to a worker."""
 
     header: Header
-    values: torch.Tensor
-    seconds: float
+    values: torch.Tensor  # (len(horizons), n) in the dtype asked for, on the CPU, finite
+    seconds: float  # the device took
 
     @property
     def payload(self) -> memoryview:
@@ -80,14 +71,7 @@ def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:
 def forecast(
     forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest, reservation: Reservation | None = None
 ) -> Forecasts:
-    """Run the forecaster and check what it says.
-
-    Args:
-        forecaster: the job's.
-        spec: of the job.
-        context: its snapshots.
-        request: which forecasts.
-        reservation: what they take of a device, begun; None on the CPU.
+    """Run the job's forecaster and check what it says; the reservation has begun, and is None on the CPU.
 
     Raises:
         BadForecast: values that are not finite, in the dtype asked for, or not of the right shape.

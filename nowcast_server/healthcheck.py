@@ -3,11 +3,12 @@
 It reads the same `NOWCAST_*` variables as the server. Configure a container by variables, then, not by options.
 """
 
-import http.client
 import ipaddress
 import ssl
 import sys
 from typing import Final
+
+import httpx2
 
 from nowcast_server.settings import Settings
 
@@ -15,44 +16,36 @@ TIMEOUT_S: Final = 3.0
 
 
 def check(settings: Settings, path: str = "/readyz") -> str | None:
-    """Ask the server for its health; None if it is well, else what is wrong.
-
-    Args:
-        settings: of the server: its address and certificates.
-        path: `/readyz`, or `/livez`.
-    """
-    connection = _connection(settings)
+    """Ask the server of these settings for `/readyz`, or `/livez`; None if it is well, else what is wrong."""
+    verify = _context(settings) if settings.tls_cert is not None else True
+    transport = httpx2.HTTPTransport(verify=verify, uds=None if settings.uds is None else str(settings.uds))
+    url = f"{'http' if settings.tls_cert is None else 'https'}://{_reachable(settings.host)}:{settings.port}{path}"
     try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
-        return f"no answer on port {settings.port}: {error}"
-    finally:
-        connection.close()
-    return None if response.status == http.HTTPStatus.OK else f"{path} answered {response.status}: {body}"
+        with httpx2.Client(transport=transport, timeout=TIMEOUT_S) as client:
+            response = client.get(url)
+    except httpx2.TransportError as error:
+        return f"no answer on {settings.uds or f'port {settings.port}'}: {error}"
+    return None if response.is_success else f"{path} answered {response.status_code}: {response.text}"
 
 
-def _connection(settings: Settings) -> http.client.HTTPConnection:
-    host = _reachable(settings.host)
-    if settings.tls_cert is None:
-        return http.client.HTTPConnection(host, settings.port, timeout=TIMEOUT_S)
+def _context(settings: Settings) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # this is our own server, and no secret is sent
-    if settings.tls_ca is not None:  # it asks for a certificate; its own will do if the same authority signed it
+    if settings.tls_ca is not None and settings.tls_cert is not None:
+        # it asks for a certificate; its own will do if the same authority signed it
         context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    return http.client.HTTPSConnection(host, settings.port, timeout=TIMEOUT_S, context=context)
+    return context
 
 
 def _reachable(host: str) -> str:
-    """The address to call a server at that listens on `host`."""
+    """The address to call a server at that listens on `host`, as in a URL."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host
-    if not address.is_unspecified:
-        return host
-    return "127.0.0.1" if address.version == 4 else "::1"
+    loopback = "127.0.0.1" if address.version == 4 else "::1"
+    found = loopback if address.is_unspecified else str(address)
+    return found if address.version == 4 else f"[{found}]"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ No label names a job or a tenant: their number is not bounded, and other tenants
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -16,32 +17,34 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        counter, gauge, histogram = self._counter, self._gauge, self._histogram
-        self.uploads = counter("uploads", "Snapshots by outcome: stored, replayed (already held), or an error code", "outcome")
+        counter = partial(Counter, namespace="nowcast", registry=self.registry)
+        gauge = partial(Gauge, namespace="nowcast", registry=self.registry)
+        histogram = partial(Histogram, namespace="nowcast", registry=self.registry, buckets=_SECONDS)
+        self.uploads = counter("uploads", "Snapshots by outcome: stored, replayed (already held), or an error code", ["outcome"])
         self.upload_bytes = counter("upload_bytes", "Bytes of snapshot bodies received")
         self.upload_seconds = histogram("upload_seconds", "Time to receive a snapshot, of those that were stored")
         self.forecasts = counter(
-            "forecasts", "Nowcasts by outcome: made, gone (the client hung up), or an error code", "forecaster", "outcome"
+            "forecasts", "Nowcasts by outcome: made, gone (the client hung up), or an error code", ["forecaster", "outcome"]
         )
-        self.forecast_seconds = histogram("forecast_seconds", "Time to make a forecast on the device", "forecaster")
+        self.forecast_seconds = histogram("forecast_seconds", "Time to make a forecast on the device", ["forecaster"])
         self.queue_seconds = histogram("queue_seconds", "Time that a forecast waited for the device")
         self.queue_depth = gauge("queue_depth", "Forecasts waiting for the device")
         self.skill = histogram(
             "skill",
             "Skill of forecasts, scored once the future has come: 1 is perfect, 0 as good as no change",
-            "forecaster",
+            ["forecaster"],
             buckets=_SKILLS,
         )
         self.jobs = gauge("jobs", "Jobs known to the server")
         self.jobs_expired = counter("jobs_expired", "Jobs forgotten because no client called")
-        self.memory_bytes = gauge("memory_bytes", "Bytes reserved for histories, forecasts, and on the device", "use")
+        self.memory_bytes = gauge("memory_bytes", "Bytes reserved for histories, forecasts, and on the device", ["use"])
         self.device_uploads = gauge("device_uploads", "Snapshots uploaded to the device since the start")
         self.device_info = gauge(
-            "device_info", "Always 1; where forecasts are made, and what --device asked for", "device", "asked"
+            "device_info", "Always 1; where forecasts are made, and what --device asked for", ["device", "asked"]
         )
-        self.memory_limit_bytes = gauge("memory_limit_bytes", "Bytes that may be reserved", "use")
+        self.memory_limit_bytes = gauge("memory_limit_bytes", "Bytes that may be reserved", ["use"])
         self.evictions = counter("evictions", "Histories evicted to make room; their workers send them again")
-        self.errors = counter("errors", "Calls answered with an error, by code", "code")
+        self.errors = counter("errors", "Calls answered with an error, by code", ["code"])
         self.ready = gauge("ready", "1 while /readyz says yes")
 
     def scored(self, scores: Iterable[tuple[str, float]]) -> None:
@@ -52,12 +55,3 @@ class Metrics:
     def render(self) -> bytes:
         """In the text format that Prometheus scrapes."""
         return generate_latest(self.registry)
-
-    def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(f"nowcast_{name}", what, labels, registry=self.registry)
-
-    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
-        return Gauge(f"nowcast_{name}", what, labels, registry=self.registry)
-
-    def _histogram(self, name: str, what: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-        return Histogram(f"nowcast_{name}", what, labels, buckets=buckets, registry=self.registry)

@@ -1,6 +1,7 @@
 """One nowcast from request to answer: reserve memory, wait for the device, forecast; stop if the client is gone."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
@@ -12,8 +13,8 @@ from typing import Any
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import Device
 from nowcast_server.forecasting import Forecaster, Forecasts, forecast, forecast_bytes
+from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import Context
-from nowcast_server.jobs.loans import Lender, Loan
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.metrics import Metrics
 from protos.errors import BadRequest, DeadlineExceeded, NowcastError
@@ -25,21 +26,50 @@ class Gone(Exception):
     """The client has disconnected."""
 
 
+class Loan:
+    """Memory of one nowcast. Its caller may leave while the device still works on it: the last to let go gives it back."""
+
+    def __init__(self, memory: Budget, *, tenant: str, size_bytes: int) -> None:
+        self._memory, self._tenant, self._size_bytes = memory, tenant, size_bytes
+        self._holders = 1
+        self._taken = False
+        self._lock = threading.Lock()
+
+    def begin(self) -> bool:
+        """Take the memory; False if it is not to be had now, or not needed any more."""
+        with self._lock:
+            self._taken = self._holders > 0 and self._memory.lend(self._tenant, self._size_bytes)
+            return self._taken
+
+    def hold(self) -> None:
+        """One more needs it."""
+        with self._lock:
+            self._holders += 1
+
+    def end(self) -> None:
+        """One less needs it."""
+        with self._lock:
+            self._holders -= 1
+            returned = self._taken and not self._holders
+        if returned:
+            self._memory.give(self._tenant, self._size_bytes)
+
+
 @dataclass
 class Nowcasting:
     """Makes forecasts for jobs. Used on the event loop only; the forecasts themselves are made on the device.
 
     Args:
         jobs: told when one of them is in use.
-        device: where forecasts are made.
-        lender: of the memory they may take on the host.
+        device: gives turns.
+        memory: forecasts may take on the host.
         metrics: to count them in.
-        accelerator: the device they are made on; None for the CPU.
+        accelerator: they are made on; None for the CPU.
     """
 
     jobs: Jobs
     device: Device
-    lender: Lender
+    memory: Budget
     metrics: Metrics
     accelerator: Accelerator | None = None
 
@@ -55,18 +85,11 @@ class Nowcasting:
     ) -> AsyncIterator[Forecasts]:
         """Forecasts for a job; their memory is lent from when they are begun until the context ends.
 
-        Args:
-            job: whose snapshots.
-            request: which, and how far.
-            forecaster: the job's.
-            gone: returns when the client has hung up.
-            deadline_s: seconds after which it does not want the answer any more.
+        `gone` returns when the client has hung up; after `deadline_s` it does not want the answer any more. Then a forecast that
+        had not begun never will, and one that had ends soon.
 
         Raises:
-            BadRequest, HistoryMissing: the request asks for what cannot be.
-            Busy, OutOfMemoryBudget, Unavailable: not now, or never here.
-            DeadlineExceeded, Gone: nobody wants it any more; if it had not begun, it never will, else it ends soon.
-            BadForecast: the forecaster failed.
+            BadRequest, HistoryMissing, Busy, OutOfMemoryBudget, Unavailable, DeadlineExceeded, Gone, BadForecast
         """
         loan: Loan | None = None
         try:
@@ -74,9 +97,10 @@ class Nowcasting:
                 request = complete(request, job.spec, forecaster=forecaster)
                 if request.progress is not None:
                     job.tell(request.progress)
-                loan = self._loan(job, request)
+                size_bytes = self.check(job.spec, request, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
+                loan = Loan(self.memory, tenant=job.tenant, size_bytes=size_bytes)
                 async with _within(deadline_s):
-                    forecasts = await self._made(job, request, forecaster=forecaster, loan=loan, gone=gone)
+                    forecasts = await self._wanted(self._submit(job, request, forecaster=forecaster, loan=loan), gone)
             except BaseException as error:
                 self._count(job, _outcome(error))
                 raise
@@ -88,16 +112,10 @@ class Nowcasting:
                 loan.end()
 
     def check(self, spec: JobSpec, request: NowcastRequest, *, working_bytes: int, host_bytes: int) -> int:
-        """The memory of a nowcast on the host, if it could ever be had, and on the device.
-
-        Args:
-            spec: of the job.
-            request: which forecasts.
-            working_bytes: its forecaster takes where it computes,
-            host_bytes: and on the host, if that is elsewhere.
+        """The memory of a nowcast on the host, given what its forecaster takes where it computes, and on the host if elsewhere.
 
         Raises:
-            OutOfMemoryBudget: it could not.
+            OutOfMemoryBudget: it could never be had, there or on the device.
         """
         what, made_bytes = f"a forecast of {spec.wiring.size} values by {spec.forecaster}", forecast_bytes(spec, request)
         if self.accelerator is None:
@@ -106,25 +124,11 @@ class Nowcasting:
             context_bytes = spec.context * spec.wiring.size * DTYPE_BYTES[spec.dtype]
             self.accelerator.check(made_bytes + working_bytes + context_bytes, what=what)
             size_bytes = len(request.horizons) * spec.wiring.size * DTYPE_BYTES[request.dtype] + host_bytes
-        self.lender.memory.check(size_bytes, what=what)
+        self.memory.check(size_bytes, what=what)
         return size_bytes
 
-    def _loan(self, job: Job, request: NowcastRequest) -> Loan:
-        size_bytes = self.check(job.spec, request, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
-        return Loan(self.lender, tenant=job.tenant, size_bytes=size_bytes)
-
-    async def _made(
-        self,
-        job: Job,
-        request: NowcastRequest,
-        *,
-        forecaster: Forecaster,
-        loan: Loan,
-        gone: Callable[[], Awaitable[None]],
-    ) -> Forecasts:
+    async def _wanted(self, future: "Future[Forecasts]", gone: Callable[[], Awaitable[None]]) -> Forecasts:
         """The forecasts, as long as somebody wants them."""
-        with self.jobs.using(job):
-            future = self._submit(job, request, forecaster=forecaster, loan=loan)
         result: asyncio.Future[Forecasts] = asyncio.wrap_future(future)
         left: asyncio.Future[None] = asyncio.ensure_future(gone())
         waiting: set[asyncio.Future[Any]] = {result, left}
@@ -143,20 +147,22 @@ class Nowcasting:
             del future, result, left, waiting
 
     def _submit(self, job: Job, request: NowcastRequest, *, forecaster: Forecaster, loan: Loan) -> "Future[Forecasts]":
-        context, reservation = job.history.read(request.context), None
-        if self.accelerator is not None:
-            working_bytes = forecast_bytes(job.spec, request) + job.working_bytes
-            reservation = self.accelerator.reservation(context, working_bytes=working_bytes)
-        work = partial(forecast, forecaster, spec=job.spec, context=context, request=request, reservation=reservation)
-        self.jobs.enter(job)
-        loan.hold()
-        asked = time.perf_counter()
-        begin = loan.begin if reservation is None else partial(_begin, reservation, loan)
-        try:
-            future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=begin)
-        except BaseException:
-            self._done(job, context, loan)
-            raise
+        reservation = None
+        with self.jobs.using(job):
+            context = job.history.read(request.context)
+            if self.accelerator is not None:
+                working_bytes = forecast_bytes(job.spec, request) + job.working_bytes
+                reservation = self.accelerator.reservation(context, working_bytes=working_bytes)
+            work = partial(forecast, forecaster, spec=job.spec, context=context, request=request, reservation=reservation)
+            self.jobs.enter(job)
+            loan.hold()
+            asked = time.perf_counter()
+            begin = loan.begin if reservation is None else partial(_begin, reservation, loan)
+            try:
+                future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=begin)
+            except BaseException:
+                self._done(job, context, loan)
+                raise
         if reservation is not None:
             future.add_done_callback(partial(self._release, reservation))
         loop = asyncio.get_running_loop()
@@ -204,11 +210,7 @@ def _begin(reservation: Reservation, loan: Loan) -> bool:
 
 
 def complete(request: NowcastRequest, spec: JobSpec, *, forecaster: Forecaster) -> NowcastRequest:
-    """The request with its horizons: those asked for, or the one that suits the forecaster when gliding.
-
-    Raises:
-        BadRequest: the context is longer or shorter than the job's, or a horizon is too far.
-    """
+    """The request with its horizons: those asked for, or the one that suits the forecaster. Raises BadRequest if it cannot be."""
     if len(request.context) != spec.context:
         raise BadRequest(f"a context of this job has {spec.context} steps, not {len(request.context)}", field="context")
     horizons = request.horizons or [forecaster.glide_horizon]

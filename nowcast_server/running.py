@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -22,7 +23,6 @@ from nowcast_server.logs import configure_logging, log
 from nowcast_server.service import Service
 from nowcast_server.settings import MIB, Settings
 from nowcast_server.web.connections import SPARE, Connections, protocol_for
-from nowcast_server.web.tls import tls_options
 
 KEEP_ALIVE_S: Final = 75
 BACKLOG: Final = 512
@@ -40,10 +40,7 @@ _MALLOPT: Final = {-1: 32 * MIB, -2: 16 * MIB, -3: 8 * MIB, -8: 2}  # M_TRIM_THR
 class Server(uvicorn.Server):
     """On the first signal it drains: `/readyz` says no and new work is refused, while forecasts in flight are made and fetched.
 
-    Args:
-        config: uvicorn's.
-        service: to be drained.
-        on_drain: told how long the drain may take, in seconds, when it begins.
+    `on_drain` is told how long that may take, in seconds, when it begins.
     """
 
     def __init__(self, config: uvicorn.Config, *, service: Service, on_drain: Callable[[float], None] = lambda _: None) -> None:
@@ -74,12 +71,12 @@ class Server(uvicorn.Server):
         try:
             self._service.reload_tokens()
             if self.config.ssl is not None and settings.tls_cert is not None:
-                tls_options(settings)  # looks at the files first
+                settings.tls_options()  # looks at the files first
                 self.config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)
         except (OSError, ValueError) as error:
             log.error("cannot reload: %s", error)
         else:
-            log.info("reloaded", extra={"tenants": len({tenant for _, tenant in self._service.tokens.tenants})})
+            log.info("reloaded", extra={"tenants": len(self._service.tokens.names)})
 
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until is not None:
@@ -127,6 +124,8 @@ def prepare_process(settings: Settings) -> None:
     records = settings.max_jobs if settings.record is not None else 0  # each keeps a file open
     allow_open_files(settings.max_connections + OTHER_FILES + records)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()  # what was imported stays; to look at it all again would hold up the event loop for 0.1 s
 
 
 def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], None] = lambda _: None) -> Server:
@@ -145,7 +144,7 @@ def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], 
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
-        **tls_options(settings),
+        **settings.tls_options(),
     )
     return Server(config, service=app.state.service, on_drain=on_drain)
 
@@ -160,8 +159,7 @@ def serve(settings: Settings) -> int:
     app = create_app(settings, on_failure=lambda: server.handle_exit(0, None))
     service: Service = app.state.service
     server = server_for(app, settings, on_drain=lambda drain_s: end_by(drain_s + END_S))
-    tenants = {tenant for _, tenant in service.tokens.tenants}
-    log.info("starting", extra={"tenants": len(tenants)})
+    log.info("starting", extra={"tenants": len(service.tokens.names)})
     server.run()
     log.info("stopped")
     return 1 if service.failure is not None else 0

@@ -11,10 +11,8 @@ import torch
 from nowcast_server.accelerator import Accelerator
 from nowcast_server.device import CPU, Chosen, Device
 from nowcast_server.forecasting import Forecaster
-from nowcast_server.jobs.budget import Budget
-from nowcast_server.jobs.limits import check_coverage, check_size
-from nowcast_server.jobs.loans import SHARE, Lender
-from nowcast_server.jobs.registrations import BODIES, Registrations
+from nowcast_server.jobs.budget import SHARE, Budget
+from nowcast_server.jobs.registrations import BODIES, Registrations, check_coverage, check_size
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.logs import audit, log
 from nowcast_server.metrics import Metrics
@@ -32,11 +30,8 @@ Loader = Callable[[], Mapping[str, Forecaster]]
 class Service:
     """A server without its HTTP.
 
-    Args:
-        settings: its limits.
-        loader: makes the forecasters; called once, off the event loop, while the server already answers `/livez`.
-        chosen: the device where they compute.
-        on_failure: called if that fails, or the device does, as the server can never be of use then.
+    The `loader` makes the forecasters; it is called once, off the event loop, while the server already answers `/livez`. If it
+    fails, or the device does, `on_failure` is called, as the server can never be of use then.
 
     Raises:
         OSError, ValueError: the tokens cannot be read.
@@ -49,8 +44,7 @@ class Service:
         self.chosen = chosen
         self.tokens = Tokens.load(settings)
         self.metrics = Metrics()
-        self.histories = Budget(settings.memory)
-        self.forecasts = Budget(settings.forecast_memory)
+        self.histories = Budget(settings.memory, tenant_bytes=settings.tenant_memory)
         self.jobs = Jobs(self.histories, settings=settings, on_evict=self._evicted)
         self.device = Device(
             limit=settings.queue,
@@ -59,16 +53,15 @@ class Service:
             work_limit_s=settings.forecast_limit_s,
             on_start=self.metrics.queue_seconds.observe,
         )
-        tenants = {tenant for _, tenant in self.tokens.tenants}
-        lender = Lender(self.forecasts, share=SHARE if len(tenants) > 1 else 1.0, on_return=self.device.wake)
-        self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, lender=lender, metrics=self.metrics)
+        share = SHARE if len(self.tokens.names) > 1 else 1.0
+        self.forecasts = Budget(settings.forecast_memory, share=share, on_return=self.device.wake)
+        self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
         self.accelerator: Accelerator | None = None
         self.recording = Recording(settings.record)
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
         self.draining = False
-        bodies = Budget(BODIES * settings.max_registration)
-        self.registrations = Registrations(Lender(bodies, share=SHARE, on_return=lambda: None))
+        self.registrations = Registrations(Budget(BODIES * settings.max_registration, share=SHARE))
         self.viewers = 0  # of the page, kept up to date
         self._loaded = False
         self._loader = loader
@@ -96,11 +89,7 @@ class Service:
         return self._loaded and not self.draining
 
     def admit(self) -> None:
-        """Let new work in.
-
-        Raises:
-            Unavailable: the server starts, drains, or has failed to start.
-        """
+        """Let new work in, or raise Unavailable: the server starts, drains, or has failed."""
         if self.failure is not None:
             raise Unavailable("the server has failed; its log says why", retry_after_s=60)
         if self.draining:
@@ -184,46 +173,39 @@ class Service:
         if forecaster is None:
             names = ", ".join(self.forecasters)
             raise UnknownForecaster(f"{spec.forecaster!r} is not one of this server's forecasters: {names}", field="forecaster")
-        forecaster.check(spec.wiring, context=spec.context)
-        check_size(spec, max_snapshot_bytes=self.settings.max_snapshot)
-        self._check_time(forecaster, spec)
-        await asyncio.to_thread(getattr, spec.wiring, "hash")  # of a large wiring it takes a while; it is kept
+        await asyncio.to_thread(self._check, spec, forecaster)
         if (known := self.jobs.known(tenant, job_id, spec=spec, run=run)) is not None:
             return known, False
-        with self.jobs.reserved(tenant, spec) as reservation:
-            # what the check allocates is less than the history, whose memory has been set aside
-            await asyncio.to_thread(check_coverage, spec.wiring)
-            working_bytes = await asyncio.to_thread(forecaster.working_bytes, spec.wiring, context=spec.context)
-            host_bytes = await asyncio.to_thread(forecaster.host_bytes, spec.wiring) if self.accelerator is not None else 0
-            least = NowcastRequest(context=[0, 1], horizons=[1])
-            self.nowcasting.check(spec, least, working_bytes=working_bytes, host_bytes=host_bytes)
-            job, created = self.jobs.register(tenant, job_id, spec=spec, reservation=reservation, run=run)
-        job.working_bytes, job.host_bytes = working_bytes, host_bytes
-        if created:
-            audit.info(
-                "job registered",
-                extra={
-                    "tenant": tenant,
-                    "job": job_id,
-                    "parameters": spec.wiring.size,
-                    "forecaster": spec.forecaster,
-                    "dtype": spec.dtype,
-                },
-            )
-        return job, created
+        with self.jobs.reserved(tenant, job_id, spec=spec, run=run) as job:
+            await asyncio.to_thread(self._plan, job, forecaster)
+        known = self.jobs.known(tenant, job_id, spec=spec, run=run)
+        assert known is not None
+        if known is job:
+            what = {"parameters": spec.wiring.size, "forecaster": spec.forecaster, "dtype": spec.dtype}
+            audit.info("job registered", extra={"tenant": tenant, "job": job_id, **what})
+        return known, known is job
 
-    def _check_time(self, forecaster: Forecaster, spec: JobSpec) -> None:
+    def _check(self, spec: JobSpec, forecaster: Forecaster) -> None:
+        """Raise if this server cannot forecast for a job, whatever else it has to do. Takes a while for a large wiring."""
+        forecaster.check(spec.wiring, context=spec.context)
+        check_size(spec, max_snapshot_bytes=self.settings.max_snapshot)
         work_s, limit_s = forecaster.work_s(spec.wiring, context=spec.context), self.settings.forecast_limit_s
         if work_s > limit_s:
             detail = f"a forecast by {spec.forecaster} would take about {work_s:.0f} s; this server gives one {limit_s:g} s"
             raise TooLarge(detail, field="wiring.blocks")
+        spec.wiring.hash  # noqa: B018 -- computed here, and kept
+
+    def _plan(self, job: Job, forecaster: Forecaster) -> None:
+        """Find out what a job's forecasts will take; raise if they never could be made."""
+        wiring, least = job.spec.wiring, NowcastRequest(context=[0, 1], horizons=[1])
+        check_coverage(wiring)  # allocates less than the history, whose memory has been set aside
+        job.working_bytes = forecaster.working_bytes(wiring, context=job.spec.context)
+        if self.accelerator is not None:
+            job.host_bytes = forecaster.host_bytes(wiring)
+        self.nowcasting.check(job.spec, least, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
 
     def reload_tokens(self) -> None:
-        """Read the tokens anew; those there were stay if that fails.
-
-        Raises:
-            OSError, ValueError: as `Tokens.load` does.
-        """
+        """Read the tokens anew; those there were stay if that fails. Raises as `Tokens.load` does."""
         self.tokens = Tokens.load(self.settings)
 
     def finish(self, job: Job) -> None:

@@ -1,6 +1,7 @@
 """Settings of a server: options of `nowcast-server run`, else `NOWCAST_*` variables, else the defaults."""
 
 import os
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -80,7 +81,7 @@ class Settings(BaseSettings):
     device_memory: Size | None = None
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     forecast_limit_s: Seconds = 300.0
-    max_registration: Size = ByteSize(8 * MIB)
+    max_registration: Size = ByteSize(4 * MIB)
     max_jobs: Count = 1024
     tenant_jobs: Count = 256
     tenant_memory: Size | None = None
@@ -128,3 +129,26 @@ class Settings(BaseSettings):
     def transfer_limit_s(self, moved_bytes: int) -> float:
         """How long after its begin a transfer that has moved so many bytes may be at that point."""
         return self.upload_grace_s + moved_bytes / self.upload_min_rate
+
+    def tls_options(self) -> dict[str, Any]:
+        """HTTPS by uvicorn's own options.
+
+        Raises:
+            ValueError: a key or an authority without a certificate (the server would listen in plain text), or a wrong one.
+            FileNotFoundError: one of the files is not there.
+        """
+        files = [path for path in (self.tls_cert, self.tls_key, self.tls_ca) if path is not None]
+        if not files:
+            return {}
+        if self.tls_cert is None:
+            raise ValueError("--tls-key and --tls-ca need a certificate, --tls-cert")
+        for path in files:
+            if not path.is_file():
+                raise FileNotFoundError(f"there is no file {path}")
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(self.tls_cert, self.tls_key)
+        except ssl.SSLError as error:
+            key = f"in {self.tls_key}" if self.tls_key else "beside it; a file of its own is --tls-key"
+            raise ValueError(f"{self.tls_cert} is no PEM certificate, or its key is not {key} ({error})") from error
+        required = {"ssl_ca_certs": str(self.tls_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED} if self.tls_ca else {}
+        return {"ssl_certfile": self.tls_cert, "ssl_keyfile": self.tls_key, **required}

@@ -33,13 +33,14 @@ def digest(token: str) -> bytes:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Who may call.
-
-    Args:
-        tenants: (sha256 of a token, its tenant); a tenant may have several. Empty: everyone is `ANONYMOUS`.
-    """
+    """Who may call: (sha256 of a token, its tenant), of which a tenant may have several. Empty: everyone is `ANONYMOUS`."""
 
     tenants: tuple[tuple[bytes, str], ...] = ()
+
+    @property
+    def names(self) -> set[str]:
+        """The tenants."""
+        return {tenant for _, tenant in self.tenants}
 
     @classmethod
     def parse(cls, text: str, *, source: str) -> Self:
@@ -80,11 +81,7 @@ class Tokens:
         return cls(tenants)
 
     def tenant(self, authorization: str | None) -> str:
-        """Whose call it is, by its `Authorization` header.
-
-        Raises:
-            Unauthorized: there are tokens, and the header holds none of them.
-        """
+        """Whose call it is, by its `Authorization` header; raises Unauthorized if there are tokens, and it holds none of them."""
         if not self.tenants:
             return ANONYMOUS
         scheme, _, token = (authorization or "").partition(" ")
@@ -107,11 +104,7 @@ def _read(path: Path) -> str:
 
 
 def check_exposure(settings: Settings, tokens: Tokens) -> None:
-    """Refuse to serve strangers by mistake.
-
-    Raises:
-        ValueError: the address can be reached from elsewhere, and there are no tokens.
-    """
+    """Refuse to serve strangers by mistake: raise ValueError if others can reach the address, and there are no tokens."""
     if not (tokens.tenants or settings.allow_anonymous or settings.uds is not None or _is_loopback(settings.host)):
         way_out = "give --token-file (see nowcast-server token), or say --allow-anonymous"
         raise ValueError(f"refusing to listen on {settings.host} without tokens: {way_out}")

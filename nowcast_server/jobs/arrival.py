@@ -1,16 +1,18 @@
 """Receive one snapshot into its row of the history, checked as it arrives."""
 
-import asyncio
+import math
 from bisect import bisect_right
 from functools import partial
+from typing import Final
 
 import torch
 
-from nowcast_server.jobs.finite import PIECE, first_not_finite
-from nowcast_server.jobs.history import History
-from protos.errors import BadFrame, BadValue, SnapshotConflict
+from protos.errors import BadFrame, BadValue
 from protos.frames import FrameReader, Header
 from protos.messages import JobSpec
+
+PIECE: Final = 32_768
+"""Values looked at in one go: they stay in cache, and torch handles so few on the calling thread."""
 
 
 class Arrival:
@@ -39,21 +41,14 @@ class Arrival:
             BadFrame, UnsupportedMedia, BadValue: naming what is wrong.
         """
         self._reader.feed(data)
-        self._check_received()
-
-    def close(self) -> None:
-        """The body is over.
-
-        Raises:
-            BadFrame: too early.
-        """
-        self._reader.close()
-        self._check_finite(self._values.numel())
-
-    def _check_received(self) -> None:
         received = self._reader.received_bytes // self._values.element_size()
         if received - self._checked >= PIECE:
             self._check_finite(received)
+
+    def close(self) -> None:
+        """The body is over; raises BadFrame if it is too early."""
+        self._reader.close()
+        self._check_finite(self._values.numel())
 
     def _check_finite(self, received: int) -> None:
         wrong = first_not_finite(self._values[self._checked : received])
@@ -74,20 +69,17 @@ def _allocate(spec: JobSpec, step: int, values: torch.Tensor, header: Header) ->
     return values.view(torch.uint8).numpy().data
 
 
-async def store(history: History, *, step: int, row: int) -> bool:
-    """Make a received row visible; False if the very same snapshot was there already.
+def first_not_finite(values: torch.Tensor) -> int | None:
+    """Position of the first NaN or infinity in `values` (n,), of any float dtype; None if there is none.
 
-    Raises:
-        SnapshotConflict: the step already has other values, or has become too old.
+    A sum is finite only if every term is; it reads each value once and makes nothing. (Finite values whose sum overflows are
+    looked at again one by one.)
     """
-    if not history.holds(step):
-        history.commit(step, row)
-        return True
-    held = history.hold(step)
-    try:
-        ours, theirs = (history.row(each).view(torch.uint8) for each in (row, held))
-        if not await asyncio.to_thread(torch.equal, ours, theirs):
-            raise SnapshotConflict(f"step {step} already has other values", field="step", steps=history.steps)
-    finally:
-        history.drop(held)
-    return False
+    size = PIECE if values.device.type == "cpu" else max(1, values.numel())  # a device answers once
+    for start in range(0, values.numel(), size):
+        piece = values[start : start + size]
+        if not math.isfinite(piece.sum(dtype=torch.float32).item()):
+            wrong = piece.isfinite().logical_not_().nonzero()
+            if wrong.numel():
+                return start + int(wrong[0])
+    return None

@@ -1,8 +1,14 @@
-"""A memory budget: reserve before use."""
+"""Memory budgets: reserve before use, with a limit for each tenant."""
 
 import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
 
 from protos.errors import OutOfMemoryBudget
+
+SHARE: Final = 0.5
+"""Of the memory of forecasts and of registrations, for one tenant beside others."""
 
 
 class Budget:
@@ -10,63 +16,82 @@ class Budget:
 
     Args:
         limit_bytes: there are.
+        tenant_bytes: of them, for one tenant; None: all.
+        share: of them, for one tenant that calls `lend`; one that has nothing yet may have any amount.
+        on_return: called when bytes have come back.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(
+        self, limit_bytes: int, *, tenant_bytes: int | None = None, share: float = 1.0, on_return: Callable[[], None] = lambda: None
+    ) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self._tenant_bytes = limit_bytes if tenant_bytes is None else tenant_bytes
+        self._share = share
+        self._on_return = on_return
         self._kept_bytes = 0  # of those used: never given back
+        self._used = Counter[str]()
         self._lock = threading.Lock()
-
-    @property
-    def left_bytes(self) -> int:
-        return self.limit_bytes - self.used_bytes
 
     @property
     def most_bytes(self) -> int:
         """There would be if all was given back that will be."""
         return self.limit_bytes - self._kept_bytes
 
-    def check(self, size_bytes: int, *, what: str) -> None:
-        """Could so many bytes ever be had?
+    def used_by(self, tenant: str) -> int:
+        return self._used[tenant]
+
+    def left_bytes(self, tenant: str | None = None) -> int:
+        """Left of a tenant's limit, or of the whole."""
+        return self.limit_bytes - self.used_bytes if tenant is None else self._tenant_bytes - self._used[tenant]
+
+    def check(self, size_bytes: int, *, what: str, tenant: str | None = None) -> None:
+        """Could so many bytes ever be had, of a tenant's limit or of the whole?
 
         Raises:
             OutOfMemoryBudget: there will never be so many.
         """
-        most_bytes = self.most_bytes
+        most_bytes = self.most_bytes if tenant is None else self._tenant_bytes
         if size_bytes > most_bytes:
             detail = f"{what} needs {size_bytes} bytes; there are {most_bytes} in all"
             raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=most_bytes)
 
-    def check_left(self, size_bytes: int, *, what: str) -> None:
-        """Could so many bytes be had now? Raises as `take` does."""
-        if size_bytes > self.left_bytes:
-            detail = f"{what} needs {size_bytes} bytes, more than are left of {self.limit_bytes}"
-            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
-
-    def take(self, size_bytes: int, *, what: str) -> None:
-        """Set bytes aside for as long as `what` lives.
+    def check_left(self, size_bytes: int, *, what: str, tenant: str | None = None) -> None:
+        """Could so many bytes be had now?
 
         Raises:
-            OutOfMemoryBudget: they are not to be had. How many are left is not said: others' use is their own business.
+            OutOfMemoryBudget: no. How many are left is not said: others' use is their own business.
         """
-        with self._lock:
-            self.check_left(size_bytes, what=what)
-            self.used_bytes += size_bytes
+        if size_bytes > self.left_bytes(tenant):
+            limit_bytes = self.limit_bytes if tenant is None else self._tenant_bytes
+            detail = f"{what} needs {size_bytes} bytes, more than are left of {limit_bytes}"
+            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=limit_bytes)
 
-    def try_take(self, size_bytes: int) -> bool:
-        """Set bytes aside, if they are to be had."""
+    def take(self, tenant: str, size_bytes: int) -> None:
+        """Set bytes aside that `check_left` has found."""
         with self._lock:
-            if size_bytes > self.left_bytes:
+            self.used_bytes += size_bytes
+            self._used[tenant] += size_bytes
+
+    def lend(self, tenant: str, size_bytes: int) -> bool:
+        """Set bytes aside, if they are to be had now within the tenant's share."""
+        with self._lock:
+            lent = self._used[tenant]
+            if (lent and lent + size_bytes > self._share * self.most_bytes) or size_bytes > self.left_bytes():
                 return False
             self.used_bytes += size_bytes
+            self._used[tenant] += size_bytes
             return True
 
     def keep(self, size_bytes: int, *, what: str) -> None:
-        """Set bytes aside for good. Raises as `take` does."""
-        self.take(size_bytes, what=what)
+        """Set bytes aside for good. Raises as `check_left` does."""
+        self.check_left(size_bytes, what=what)
+        self.used_bytes += size_bytes
         self._kept_bytes += size_bytes
 
-    def give(self, size_bytes: int) -> None:
+    def give(self, tenant: str, size_bytes: int) -> None:
         with self._lock:
             self.used_bytes -= size_bytes
+            self._used[tenant] -= size_bytes
+            self._used += Counter()  # drops those that have nothing
+        self._on_return()

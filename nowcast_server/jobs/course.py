@@ -3,13 +3,12 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Final
+from statistics import fmean, median
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from protos.messages import Progress
 
@@ -20,39 +19,23 @@ TIMED: Final = 32
 """Calls of a kind whose times are kept."""
 STAGES: Final = ("upload", "queue", "forecast", "download")
 COURSE_BYTES: Final = 32 * 1024
-"""Memory of a course, about: its points take 24 bytes each, its events and times the rest."""
-
-_POINT: Final = np.dtype([("step", "<i8"), ("seconds", "<f4"), ("loss", "<f4"), ("gain", "<f4"), ("coherence", "<f4")])
-_MEASURED: Final = ("loss", "gain", "coherence")
+"""Memory of a course, about: its points take 40 bytes each, its events and times the rest."""
 
 
 @dataclass
 class Happening:
-    """Something worth telling of a run.
+    """Something worth telling of a run."""
 
-    Args:
-        at: Unix seconds.
-        step: of the run.
-        kind: `registered`, `pushing`, `skipped`, `finished` or `evicted`.
-        reason: of what was skipped.
-        times: in a row.
-    """
-
-    at: float
+    at: float  # Unix seconds
     step: int
-    kind: str
-    reason: str = ""
-    times: int = 1
+    kind: str  # `registered`, `pushing`, `skipped`, `finished` or `evicted`
+    reason: str = ""  # of what was skipped
+    times: int = 1  # in a row
 
 
-@dataclass(frozen=True)
-class Point:
-    """A run at one boundary, or on average over some; None is not known.
-
-    Args:
-        step: of the last of them.
-        seconds: since the job was registered.
-        loss, gain, coherence: as `Progress` has them.
+class Point(NamedTuple):
+    """A run at one boundary, or on average over some: the last step, the seconds since the job was registered, and what was
+    measured, as `Progress` has it; None is not known.
     """
 
     step: int
@@ -63,11 +46,7 @@ class Point:
 
 
 class Course:
-    """What a page shows of one run. Used on the event loop only.
-
-    Args:
-        started: Unix seconds.
-    """
+    """What a page shows of one run, which `started` at these Unix seconds. Used on the event loop only."""
 
     def __init__(self, started: float) -> None:
         self.started = started
@@ -76,37 +55,34 @@ class Course:
         """Counts what was told."""
         self.thinned = 0
         """Counts how often the points were halved, or some taken back: those sent before are not those kept now."""
-        self._points: npt.NDArray[np.void] | None = None
+        self._rows = np.empty((0, len(Point._fields)))  # of points; NaN is not known
         self._count = 0
         self._stride = 1  # boundaries a point stands for
-        self._open: list[tuple[float, ...]] = []  # of the point that is being made
+        self._open: list[list[float]] = []  # of the point that is being made
         self._skipped: dict[str, int] = {}
         self._pushed = False
         self._took = {stage: deque[float](maxlen=TIMED) for stage in STAGES}
 
     def tell(self, progress: Progress) -> None:
         """Add how the run is doing. Of a run that has gone back, what lay ahead of it is dropped."""
-        if self._points is None:
-            self._points = np.zeros(POINTS, dtype=_POINT)
+        if not len(self._rows):
+            self._rows = np.zeros((POINTS, len(Point._fields)))
         self.version += 1
         self._note(progress)
-        if progress.loss is None and len(self) and progress.step == next(self._rows(len(self) - 1))[0]:
+        if progress.loss is None and len(self) and progress.step == self.points(len(self) - 1)[0].step:
             return  # of a run that ends at a boundary
         self._go_back_to(progress.step)
-        unknown = math.nan
-        self._open.append((
-            progress.step,
-            time.time() - self.started,
-            unknown if progress.loss is None else progress.loss,
-            progress.gain,
-            unknown if progress.coherence is None else progress.coherence,
-        ))  # fmt: skip
+        told = (progress.step, time.time() - self.started, progress.loss, progress.gain, progress.coherence)
+        self._open.append([math.nan if value is None else value for value in told])
         if len(self._open) == self._stride:
-            self._points[self._count] = _mean(self._open)
+            self._rows[self._count] = _mean(self._open)
             self._count += 1
             self._open.clear()
         if self._count == POINTS:
-            self._thin()
+            self._rows[: POINTS // 2] = [_mean(pair) for pair in self._rows.reshape(POINTS // 2, 2, -1).tolist()]
+            self._count //= 2
+            self._stride *= 2
+            self.thinned += 1
 
     def happened(self, kind: str, *, step: int = 0, reason: str = "", times: int = 1) -> None:
         """Add an event; the same in a row is one that is counted."""
@@ -130,34 +106,27 @@ class Course:
 
     def points(self, start: int = 0) -> list[Point]:
         """The points from the `start`-th on, oldest first; the last may still be in the making."""
-        return [_point(row) for row in self._rows(start)]
-
-    def losses(self) -> list[tuple[int, float]]:
-        """(step, loss) of the points whose loss is known."""
-        return [(int(row[0]), row[2]) for row in self._rows(0) if not math.isnan(row[2])]
-
-    def _rows(self, start: int) -> Iterator[tuple[float, ...]]:
-        if self._points is not None:
-            yield from self._points[start : self._count].tolist()
+        rows = self._rows[start : self._count].tolist()
         if self._open and start <= self._count:
-            yield _mean(self._open)
+            rows.append(_mean(self._open))
+        return [Point(int(row[0]), row[1], *(None if math.isnan(value) else value for value in row[2:])) for row in rows]
+
+    def curve(self, most: int) -> list[tuple[int, float]]:
+        """At most so many (step, loss) over the whole run, each the mean of a stretch; without points whose loss is unknown."""
+        rows = np.vstack([self._rows[: self._count], *([_mean(self._open)] if self._open else [])])
+        known = rows[~np.isnan(rows[:, 2])]
+        starts = np.arange(0, len(known), max(1, math.ceil(len(known) / most)))
+        if not len(starts):
+            return []
+        ends = np.append(starts[1:], len(known))
+        losses = np.add.reduceat(known[:, 2], starts) / (ends - starts)
+        return list(zip(known[ends - 1, 0].astype(int).tolist(), losses.tolist(), strict=True))
 
     def _go_back_to(self, step: int) -> None:
-        assert self._points is not None
-        ahead = [row for row in self._open if row[0] >= step]
-        kept = int(np.searchsorted(self._points["step"][: self._count], step))
-        if ahead or kept < self._count:
-            self._open = [row for row in self._open if row[0] < step]
-            self._count, self.thinned = kept, self.thinned + 1
-
-    def _thin(self) -> None:
-        assert self._points is not None
-        rows = self._points.tolist()
-        self._count = POINTS // 2
-        for index in range(self._count):
-            self._points[index] = _mean(rows[2 * index : 2 * index + 2])
-        self._stride *= 2
-        self.thinned += 1
+        before = [row for row in self._open if row[0] < step]
+        kept = int(np.searchsorted(self._rows[: self._count, 0], step))
+        if len(before) < len(self._open) or kept < self._count:
+            self._open, self._count, self.thinned = before, kept, self.thinned + 1
 
     def _note(self, progress: Progress) -> None:
         """Make events of what is new."""
@@ -171,18 +140,7 @@ class Course:
             self.happened("pushing", step=progress.step)
 
 
-def _mean(rows: list[tuple[float, ...]]) -> tuple[float, ...]:
+def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
     """The last step and second, and the means of what was measured."""
-    last = rows[-1]
-    columns = zip(*(row[2:] for row in rows), strict=True)
-    return (int(last[0]), last[1], *(_mean_known(column) for column in columns))
-
-
-def _mean_known(values: tuple[float, ...]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _point(row: tuple[float, ...]) -> Point:
-    loss, gain, coherence = (None if math.isnan(value) else value for value in row[2:])
-    return Point(int(row[0]), row[1], loss, gain, coherence)
+    known = ([value for value in column if not math.isnan(value)] for column in list(zip(*rows, strict=True))[2:])
+    return [*rows[-1][:2], *(fmean(values) if values else math.nan for values in known)]

@@ -35,19 +35,12 @@ def pages(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Context:
-    """The snapshots of one forecast, held in place until `History.release`.
+    """The snapshots of one forecast, oldest first, held in place until `History.release`."""
 
-    Args:
-        step: of the last of them.
-        serials: a number of each that no other snapshot of this process has.
-        rows: where they lie in the history, oldest first.
-        states: `context` tensors (n,) in the job's dtype, oldest first.
-    """
-
-    step: int
-    serials: tuple[int, ...]
-    rows: tuple[int, ...]
-    states: tuple[torch.Tensor, ...]
+    step: int  # of the last of them
+    serials: tuple[int, ...]  # a number of each that no other snapshot of this process has
+    rows: tuple[int, ...]  # where they lie in the history
+    states: tuple[torch.Tensor, ...]  # (n,) each, in the job's dtype
 
 
 class History:
@@ -80,11 +73,7 @@ class History:
         self.allocate()
 
     def allocate(self) -> None:
-        """Have memory, after `evict` again.
-
-        Raises:
-            OutOfMemoryBudget: there is none.
-        """
+        """Have memory, after `evict` again; raises OutOfMemoryBudget if there is none."""
         try:
             self._rows = self._allocate(self._shape, self._dtype)
         except (RuntimeError, OSError) as error:
@@ -120,11 +109,7 @@ class History:
         return step in self._held
 
     def check_step(self, step: int) -> None:
-        """May a snapshot of this step come?
-
-        Raises:
-            SnapshotConflict: it is older than all of a full history.
-        """
+        """Raise SnapshotConflict if a snapshot of this step would be older than all of a full history."""
         if len(self._held) == self._context and step < min(self._held):
             detail = f"step {step} is older than the {self._context} snapshots held; delete the job to start again from there"
             raise SnapshotConflict(detail, field="step", steps=self.steps)
@@ -152,12 +137,26 @@ class History:
         self._uses[row] += 1
         return row
 
-    def commit(self, step: int, row: int) -> None:
-        """Make a received row the snapshot of `step`, and forget the oldest beyond the context.
+    async def store(self, step: int, row: int) -> bool:
+        """Make a received row visible; False if the very same snapshot was there already.
 
         Raises:
-            SnapshotConflict: meanwhile newer snapshots have filled the history.
+            SnapshotConflict: the step already has other values, or has become too old.
         """
+        if not self.holds(step):
+            self.commit(step, row)
+            return True
+        held = self.hold(step)
+        try:
+            ours, theirs = (self.row(each).view(torch.uint8) for each in (row, held))
+            if not await asyncio.to_thread(torch.equal, ours, theirs):
+                raise SnapshotConflict(f"step {step} already has other values", field="step", steps=self.steps)
+        finally:
+            self.drop(held)
+        return False
+
+    def commit(self, step: int, row: int) -> None:
+        """Make a received row the snapshot of `step`, and forget the oldest beyond the context. Raises as `check_step` does."""
         self.check_step(step)
         self._held[step] = row
         self._serials[row] = next(_SERIALS)
@@ -166,11 +165,7 @@ class History:
             self.drop(self._held.pop(min(self._held)))
 
     def read(self, steps: Sequence[int]) -> Context:
-        """Hold the snapshots of these steps in place for a forecast.
-
-        Raises:
-            HistoryMissing: some are not here; `missing` says which.
-        """
+        """Hold the snapshots of these steps in place for a forecast; raises HistoryMissing, which says what is not here."""
         missing = [step for step in steps if step not in self._held]
         if missing:
             detail = f"the history lacks the steps {missing}: send them and ask again"

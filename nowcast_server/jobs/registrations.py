@@ -1,27 +1,38 @@
-"""Large registrations: parsing one takes thirty times its size, so they are parsed one at a time, in fair turns."""
+"""What a registration may ask for, and what it may cost.
+
+Parsing a large one takes thirty times its size, so they are parsed one at a time, in fair turns.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
-from nowcast_server.jobs.loans import Lender
-from protos.errors import Busy
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from nowcast_server.jobs.budget import Budget
+from protos.errors import BadWiring, Busy, TooLarge
+from protos.frames import DTYPE_BYTES
+from protos.messages import JobSpec
+from protos.wiring import STRUCTURE, Block, Wiring
 
 LARGE_BYTES: Final = 64 * 1024
 """From here on a registration waits for its turn; smaller ones are read at once, on the event loop."""
 BODIES: Final = 16
 """Of the largest kind, on their way or waiting for their turn, that there is memory for: half of it for one tenant."""
+STRUCTURE_PER_NEURON: Final = 64
+"""Edges without weights a neuron may have, besides as many as there are weights: they cost a forecast time but no upload."""
 
 
 class Registrations:
-    """Used on the event loop only.
+    """Turns and memory for large registrations. Used on the event loop only.
 
     Args:
         bodies: memory for those on their way.
     """
 
-    def __init__(self, bodies: Lender) -> None:
+    def __init__(self, bodies: Budget) -> None:
         self._bodies = bodies
         self._turn = asyncio.Lock()  # serves those who wait in the order they came
         self._tenants: dict[str, asyncio.Lock] = {}
@@ -41,7 +52,7 @@ class Registrations:
         try:
             yield
         finally:
-            self._bodies.take_back(tenant, size_bytes)
+            self._bodies.give(tenant, size_bytes)
 
     @asynccontextmanager
     async def reading(self, tenant: str, size_bytes: int) -> AsyncIterator[None]:
@@ -56,3 +67,49 @@ class Registrations:
         finally:
             if not mine.locked():
                 self._tenants.pop(tenant, None)
+
+
+def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:
+    """Is this a network a server can work on at all?
+
+    Raises:
+        BadWiring: it has no parameters.
+        TooLarge: a snapshot is larger than allowed, or the graph is out of all proportion to its weights.
+    """
+    wiring, size_bytes = spec.wiring, spec.wiring.size * DTYPE_BYTES[spec.dtype]
+    if not wiring.size:
+        raise BadWiring("the wiring's parameters hold no values", field="wiring.parameters")
+    if size_bytes > max_snapshot_bytes:
+        detail = f"a snapshot of {wiring.size} {spec.dtype} values has {size_bytes} bytes; this server takes {max_snapshot_bytes}"
+        raise TooLarge(detail, field="wiring.parameters", limit_bytes=max_snapshot_bytes)
+    neurons = 64 + 4 * wiring.size
+    if wiring.neurons > neurons:
+        raise TooLarge(f"{wiring.neurons} neurons for {wiring.size} weights; at most {neurons} make sense", field="wiring.neurons")
+    structure, most = sum(b.edges for b in wiring.blocks if not b.size), wiring.size + STRUCTURE_PER_NEURON * wiring.neurons
+    if structure > most:
+        detail = f"{structure} edges without weights; at most {most} make sense for this network"
+        raise TooLarge(detail, field="wiring.blocks")
+
+
+def check_coverage(wiring: Wiring) -> None:
+    """Does every weight lie in at most one block? One that lay in two would stand for another, which is in none and would be
+    counted as forecast. Takes a byte for each value of the largest parameter, and a second for a billion values or so.
+
+    Raises:
+        BadWiring: naming the parameter.
+    """
+    holding: dict[int, list[Block]] = {}
+    for block in wiring.blocks:
+        if block.parameter != STRUCTURE:
+            holding.setdefault(block.parameter, []).append(block)
+    for index, blocks in holding.items():
+        parameter = wiring.parameters[index]
+        seen = np.zeros(parameter.size, dtype=bool)
+        for block in blocks:
+            ends, strides = (block.sources, block.targets), (block.source_stride, block.target_stride)
+            if block.diagonal:
+                ends, strides = (block.sources,), (sum(strides),)  # type: ignore[assignment]  # of one dimension less
+            # the wiring has made sure that all of them lie within the parameter
+            as_strided(seen[block.offset :], (*ends, block.slots), (*strides, block.slot_stride))[...] = True
+        if np.count_nonzero(seen) < sum(block.size for block in blocks):
+            raise BadWiring(f"two edges hold the same weight of {parameter.name!r}", field="wiring.blocks")

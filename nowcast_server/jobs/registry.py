@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,35 +26,20 @@ ROW_BYTES: Final = 512
 
 @dataclass(eq=False)
 class Job:
-    """One training run.
-
-    Args:
-        tenant: whose it is.
-        id: its name with that tenant.
-        spec: as registered.
-        history: its snapshots.
-        budget: its tenant's.
-        memory_bytes: promised to it besides what may be evicted.
-        working_bytes: that its forecaster takes on its device while it works.
-        host_bytes: that it takes on the host, if that is not its device.
-        run: that registered it; None if it did not say.
-    """
+    """One training run."""
 
     tenant: str
     id: str
     spec: JobSpec
     history: History
-    budget: Budget
-    memory_bytes: int
-    working_bytes: int = 0
-    host_bytes: int = 0
-    run: str | None = None
+    working_bytes: int = 0  # that its forecaster takes where it computes
+    host_bytes: int = 0  # that it takes on the host, if that is elsewhere
+    run: str | None = None  # that registered it, if it said so
     created_at: float = field(default_factory=time.time)
     seen_at: float = field(default_factory=time.time)
     seen: float = field(default_factory=time.monotonic)
     users: int = 0  # uploads and forecasts in flight
     closed: bool = False
-    ended: bool = False  # closed, and its memory given back
     finished: bool = False  # its run has said that it is over
     gap_s: float = 0.0  # between two snapshots, about
     stored: float = field(default_factory=time.monotonic)  # when the last snapshot came
@@ -80,11 +65,7 @@ class Job:
         return _evictable_bytes(self.spec)
 
     def check_run(self, run: str | None) -> None:
-        """May this run call? One that does not say which it is may.
-
-        Raises:
-            RunConflict: the job is another's.
-        """
+        """Raise RunConflict if the job is another run's; one that does not say which it is may call."""
         if run not in (None, self.run):
             detail = f"job {self.id!r} belongs to another run: give each run an id of its own, or delete the job to take it over"
             raise RunConflict(detail, field=RUN_HEADER)
@@ -123,24 +104,11 @@ class Job:
         )
 
 
-@dataclass
-class Reservation:
-    """Memory set aside for a job that is being registered, out of its tenant's budget and the server's.
-
-    Args:
-        used: it is the job's now.
-    """
-
-    budget: Budget
-    size_bytes: int
-    used: bool = False
-
-
 class Jobs:
     """Jobs by tenant and id. Used on the event loop only.
 
     Args:
-        memory: what all jobs together may take of it.
+        memory: of all jobs together.
         settings: the limits.
         on_evict: told whose history was evicted.
     """
@@ -151,7 +119,6 @@ class Jobs:
         """Makes the memory of histories; a server with a device sets it before the first job comes."""
         self._memory = memory
         self._settings = settings
-        self._tenants: dict[str, Budget] = {}
         self._jobs: dict[tuple[str, str], Job] = {}
 
     def __len__(self) -> int:
@@ -161,14 +128,10 @@ class Jobs:
         return iter(self._jobs.values())
 
     def of(self, tenant: str) -> list[Job]:
-        return [job for job in self._jobs.values() if job.tenant == tenant]
+        return [job for job in self if job.tenant == tenant]
 
     def get(self, tenant: str, job_id: str) -> Job:
-        """The tenant's job of this name.
-
-        Raises:
-            UnknownJob: there is none, whoever else may have one.
-        """
+        """The tenant's job of this name; raises UnknownJob if there is none, whoever else may have one."""
         job = self._jobs.get((tenant, job_id))
         if job is None:
             raise UnknownJob(f"job {job_id!r} is not registered: register it and resend its snapshots", field="job")
@@ -193,56 +156,40 @@ class Jobs:
         return job
 
     @contextmanager
-    def reserved(self, tenant: str, spec: JobSpec) -> Iterator["Reservation"]:
-        """Set the memory of a new job aside, before anything is allocated for it; given back unless `register` is called within.
+    def reserved(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None) -> Iterator[Job]:
+        """Set the memory of a new job aside, before anything is allocated for it; it is given back if the context raises.
+
+        The job is one of these once the context ends, unless another call has registered it meanwhile.
 
         Raises:
             OutOfMemoryBudget, Busy: it does not fit beside the others, of whom none rests for long enough to make room for it.
         """
         self._check_number(tenant)
-        reservation = Reservation(self._budget_of(tenant), _evictable_bytes(spec) + _wiring_bytes(spec))
-        self._take(reservation.budget, reservation.size_bytes, spec, tenant)
+        size_bytes = _evictable_bytes(spec) + _wiring_bytes(spec)
+        self._take(tenant, size_bytes, spec)
+        kept = False
         try:
-            yield reservation
+            history = History(spec.wiring.size, context=spec.context, dtype=spec.dtype, allocate=self.allocate)
+            job = Job(tenant, job_id, spec, history, run=run)
+            yield job
+            kept = self._jobs.setdefault((tenant, job_id), job) is job
         finally:
-            if not reservation.used:
-                self._give(reservation.budget, reservation.size_bytes)
-
-    def register(
-        self, tenant: str, job_id: str, *, spec: JobSpec, reservation: "Reservation", run: str | None = None
-    ) -> tuple[Job, bool]:
-        """Take in a job that has passed `limits`, or find it if it is the same; the second value says whether it is new.
-
-        Raises:
-            JobConflict, RunConflict: as `known` does.
-            OutOfMemoryBudget: the machine has not the memory the budget promised.
-        """
-        if (known := self.known(tenant, job_id, spec=spec, run=run)) is not None:
-            return known, False
-        history = History(spec.wiring.size, context=spec.context, dtype=spec.dtype, allocate=self.allocate)
-        job = Job(tenant, job_id, spec, history, reservation.budget, _wiring_bytes(spec), run=run)
-        self._jobs[tenant, job_id] = job
-        reservation.used = True
-        return job, True
+            if not kept:
+                self._memory.give(tenant, size_bytes)
 
     def restore(self, job: Job) -> None:
-        """Have the memory of an evicted history again; what was in it has to be sent again.
-
-        Raises:
-            Busy: there is none, and no other job has rested for long enough.
-        """
+        """Have the memory of an evicted history again, or raise Busy; what was in it has to be sent again."""
         if not job.history.evicted:
             return
         try:
-            self._take(job.budget, job.evictable_bytes, job.spec, job.tenant)
+            self._take(job.tenant, job.evictable_bytes, job.spec)
         except OutOfMemoryBudget:
-            raise Busy(
-                "the job's history was evicted, and there is no memory to hold it again now", retry_after_s=RETRY_AFTER_S
-            ) from None
+            detail = "the job's history was evicted, and there is no memory to hold it again now"
+            raise Busy(detail, retry_after_s=RETRY_AFTER_S) from None
         try:
             job.history.allocate()
         except BaseException:
-            self._give(job.budget, job.evictable_bytes)
+            self._memory.give(job.tenant, job.evictable_bytes)
             raise
 
     def evict(self, job: Job) -> None:
@@ -250,7 +197,7 @@ class Jobs:
         if not job.history.evicted:
             job.history.evict()
             job.track.forget()
-            self._give(job.budget, job.evictable_bytes)
+            self._memory.give(job.tenant, job.evictable_bytes)
 
     def finish(self, job: Job) -> None:
         """The run is over: its history is freed once its last upload or forecast has ended, its status stays."""
@@ -258,38 +205,36 @@ class Jobs:
         if not job.users:
             self.evict(job)
 
-    def _take(self, budget: Budget, size_bytes: int, spec: JobSpec, tenant: str) -> None:
+    def remove(self, job: Job) -> None:
+        """Forget a job; its memory is free once its last upload or forecast has ended."""
+        del self._jobs[job.tenant, job.id]
+        job.closed = True
+        if not job.users:
+            self._end(job)
+
+    def _end(self, job: Job) -> None:
+        self.evict(job)
+        self._memory.give(job.tenant, _wiring_bytes(job.spec))
+
+    def _take(self, tenant: str, size_bytes: int, spec: JobSpec) -> None:
         what = f"a history of {spec.context} snapshots of {spec.wiring.size} {spec.dtype} values, with its wiring,"
-        for each, of in ((budget, tenant), (self._memory, None)):
-            each.check(size_bytes, what=what)
-            for victim in self._victims(size_bytes - each.left_bytes, of=of, tenant=tenant):
+        for of in (tenant, None):
+            self._memory.check(size_bytes, what=what, tenant=of)
+            for victim in self._victims(size_bytes - self._memory.left_bytes(of), of=of, tenant=tenant):
                 self.evict(victim)
                 self.on_evict(victim)
-            each.check_left(size_bytes, what=what)
-        for each in (budget, self._memory):
-            each.take(size_bytes, what=what)
-
-    def _give(self, budget: Budget, size_bytes: int) -> None:
-        for each in (budget, self._memory):
-            each.give(size_bytes)
+            self._memory.check_left(size_bytes, what=what, tenant=of)
+        self._memory.take(tenant, size_bytes)
 
     def _victims(self, lacking_bytes: int, *, of: str | None, tenant: str) -> list[Job]:
         """Jobs whose histories to evict for so many bytes: those that have rested longest; none if all together would not do.
 
-        Those of other tenants who have no more than an equal share of memory go last, so that nobody's histories are driven out
-        by a tenant that registers job after job.
-
-        Args:
-            lacking_bytes: so many.
-            of: the tenant whose jobs may be evicted; None for all.
-            tenant: who needs them.
+        They are those of the tenant `of`, or of all. Those of others than `tenant`, who needs the memory, go last while they have
+        no more than an equal share: nobody's histories are driven out by a tenant that registers job after job.
         """
-        used = Counter[str]()
-        for job in self._jobs.values():
-            used[job.tenant] += job.memory_bytes + job.evictable_bytes * (not job.history.evicted)
-        share = self._memory.limit_bytes / max(1, len(used))
-        resting = [job for job in self._jobs.values() if of in (None, job.tenant) and self._rests(job)]
-        resting.sort(key=lambda job: (job.tenant != tenant and used[job.tenant] <= share, job.seen))
+        share = self._memory.limit_bytes / max(1, len({job.tenant for job in self}))
+        resting = [job for job in self if of in (None, job.tenant) and self._rests(job)]
+        resting.sort(key=lambda job: (job.tenant != tenant and self._memory.used_by(job.tenant) <= share, job.seen))
         chosen: list[Job] = []
         for job in resting:
             if lacking_bytes > 0:
@@ -304,12 +249,11 @@ class Jobs:
         return job.seen <= time.monotonic() - max(self._settings.evict_idle_s, PATIENCE * job.gap_s)
 
     def _check_number(self, tenant: str) -> None:
-        if len(self.of(tenant)) >= self._settings.tenant_jobs:
-            self._make_way(
-                self.of(tenant), f"job limit of the tenant reached (tenant_jobs={self._settings.tenant_jobs}): delete some"
-            )
-        if len(self._jobs) >= self._settings.max_jobs:
-            self._make_way(self._jobs.values(), f"job limit reached (max_jobs={self._settings.max_jobs})")
+        most, own = self._settings.tenant_jobs, self.of(tenant)
+        if len(own) >= most:
+            self._make_way(own, f"job limit of the tenant reached (tenant_jobs={most}): delete some")
+        if len(self) >= self._settings.max_jobs:
+            self._make_way(self, f"job limit reached (max_jobs={self._settings.max_jobs})")
 
     def _make_way(self, jobs: Iterable[Job], otherwise: str) -> None:
         """Drop the job that was finished first, or raise Busy if none is."""
@@ -317,23 +261,6 @@ class Jobs:
         if not finished:
             raise Busy(otherwise, retry_after_s=60)
         self.remove(min(finished, key=lambda job: job.seen))
-
-    def _budget_of(self, tenant: str) -> Budget:
-        self._tenants = {name: budget for name, budget in self._tenants.items() if budget.used_bytes}
-        return self._tenants.setdefault(tenant, Budget(self._settings.tenant_memory or self._memory.limit_bytes))
-
-    def remove(self, job: Job) -> None:
-        """Forget a job; its memory is free once its last upload or forecast has ended."""
-        del self._jobs[job.tenant, job.id]
-        job.closed = True
-        if not job.users:
-            self._end(job)
-
-    def _end(self, job: Job) -> None:
-        if not job.ended:
-            job.ended = True
-            self.evict(job)
-            self._give(job.budget, job.memory_bytes)
 
     def enter(self, job: Job) -> None:
         """An upload or forecast of the job begins."""
@@ -343,9 +270,11 @@ class Jobs:
         """It has ended."""
         job.users -= 1
         job.touch()
-        if job.closed and not job.users:
+        if job.users:
+            return
+        if job.closed:
             self._end(job)
-        elif job.finished and not job.users:
+        elif job.finished:
             self.evict(job)
 
     @contextmanager
@@ -366,7 +295,7 @@ class Jobs:
     def expire(self, idle_s: float) -> list[Job]:
         """Forget the jobs nobody has called on for so long; which they were."""
         before = time.monotonic() - idle_s
-        expired = [job for job in self._jobs.values() if job.seen < before and not job.users]
+        expired = [job for job in self if job.seen < before and not job.users]
         for job in expired:
             self.remove(job)
         return expired

@@ -7,7 +7,7 @@ gliding run with the pushes in it, in a shadow run what training alone did. Runs
 """
 
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -38,23 +38,14 @@ def track_bytes(size: int) -> int:
 
 @dataclass(eq=False)
 class _Waiting:
-    """One forecast.
+    """One forecast."""
 
-    Args:
-        step: of the nowcast.
-        horizon: in intervals.
-        due: the step it speaks of.
-        late: a snapshot after this step does not show it.
-        last: (m,) float32.
-        forecasts: (m,) float32 each, by forecaster.
-    """
-
-    step: int
-    horizon: int
-    due: float
-    late: float
-    last: Tensor
-    forecasts: dict[str, Tensor]
+    step: int  # of the nowcast
+    horizon: int  # in intervals
+    due: float  # the step it speaks of
+    late: float  # a snapshot after this step does not show it
+    last: Tensor  # (m,) float32
+    forecasts: dict[str, Tensor]  # (m,) float32 each, by forecaster
 
     def judge(self, truth: Tensor) -> Scores:
         """Skill by forecaster; none if nothing moved, or a line left the range of float32."""
@@ -63,37 +54,22 @@ class _Waiting:
         return [(name, value) for name, value in won if math.isfinite(value)]
 
 
-@dataclass
-class _Mean:
-    total: float = 0.0
-    count: int = 0
-
-
 class TrackRecord:
-    """The forecasts of one job that wait for their future, and the skill of those whose future has come.
-
-    Args:
-        spec: of the job.
-    """
+    """The forecasts of one job that wait for their future, and the skill of those whose future has come."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
         self._sample = _sample(spec.wiring.size)
-        self._waiting: deque[_Waiting] = deque(maxlen=KEPT)
-        self._means: dict[int, dict[str, _Mean]] = defaultdict(lambda: defaultdict(_Mean))
+        self._waiting: list[_Waiting] = []
+        self._means: dict[int, dict[str, tuple[float, int]]] = defaultdict(dict)  # the mean so far, and of how many
 
     def made(self, step: int, context: Sequence[Tensor], forecasts: Mapping[int, Tensor], *, interval: float) -> None:
-        """A nowcast was made; asked for again, it replaces itself.
+        """A nowcast was made from the context, (n,) each, whose last state is of `step`; asked for again, it replaces itself.
 
-        Args:
-            step: of the last state.
-            context: the states it was made from, (n,) each.
-            forecasts: (n,) each, by horizon.
-            interval: steps that a horizon of 1 means.
+        Forecasts are (n,) each, by horizon, and a horizon of 1 means `interval` steps.
         """
-        self._waiting = deque((each for each in self._waiting if each.step < step <= each.late), maxlen=KEPT)
-        room = KEPT - len(self._waiting)
-        if room < len(forecasts):
+        self._waiting = [each for each in self._waiting if each.step < step <= each.late]
+        if len(self._waiting) + len(forecasts) > KEPT:
             return  # the oldest forecasts are nearest to their future: none is dropped for a new one
         states = [self._of(state) for state in context]
         for horizon, forecast in sorted(forecasts.items()):
@@ -107,16 +83,16 @@ class TrackRecord:
         due = [each for each in self._waiting if each.due <= step]
         if not due:
             return []
-        self._waiting = deque((each for each in self._waiting if each.due > step), maxlen=KEPT)
-        truth = self._of(state)
-        return [score for each in due if step <= each.late for score in self._count(each, each.judge(truth))]
+        self._waiting = [each for each in self._waiting if each.due > step]
+        truth, scores = self._of(state), Scores()
+        for each in due:
+            if step <= each.late:
+                scores += self._count(each.horizon, each.judge(truth))
+        return scores
 
     def skill(self) -> dict[str, dict[str, float]]:
         """Mean skill so far by horizon, then forecaster."""
-        return {
-            str(horizon): {name: mean.total / mean.count for name, mean in means.items()}
-            for horizon, means in sorted(self._means.items())
-        }
+        return {str(horizon): {name: mean for name, (mean, _) in means.items()} for horizon, means in sorted(self._means.items())}
 
     def forget(self) -> None:
         """Let go of the forecasts that wait; what was judged stays."""
@@ -126,10 +102,10 @@ class TrackRecord:
         """What is judged by: (m,) float32, copied."""
         return (values if self._sample is None else values[self._sample]).to(torch.float32, copy=True)
 
-    def _count(self, waiting: _Waiting, scores: Scores) -> Scores:
+    def _count(self, horizon: int, scores: Scores) -> Scores:
         for name, value in scores:
-            mean = self._means[waiting.horizon][name]
-            mean.total, mean.count = mean.total + value, mean.count + 1
+            mean, count = self._means[horizon].get(name, (0.0, 0))
+            self._means[horizon][name] = (mean + (value - mean) / (count + 1), count + 1)
         return scores
 
 

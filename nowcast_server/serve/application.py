@@ -32,17 +32,13 @@ def application(args: dict[str, Any]) -> Application:
 
     Args:
         args: `Settings` by name, as in a config's `args`; what they leave out comes from `NOWCAST_*` variables of the replica.
+            Host and port are the proxy's business.
 
     Raises:
         pydantic.ValidationError: they are not valid.
     """
-    return deployment.bind(check(args))
-
-
-def check(args: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, known to be settings. Host and port are the proxy's business."""
     Settings(**args)
-    return args
+    return deployment.bind(args)
 
 
 def autoscaling(

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -10,7 +10,7 @@ from ray import serve
 
 from nowcast_server.logs import configure_logging, log
 from nowcast_server.running import KEEP_ALIVE_S
-from nowcast_server.serve.application import autoscaling, check, deployment
+from nowcast_server.serve.application import autoscaling, deployment
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens, check_exposure
 
@@ -31,45 +31,34 @@ class Replicas:
     """How many replicas, and what each may use.
 
     Args:
-        smallest: number of replicas.
-        largest: number of replicas; above `smallest` they scale with the forecasts at hand.
+        smallest, largest: number of replicas; between them they scale with the forecasts at hand.
         cpus: of each; also torch's threads.
         gpus: of each; 0.5 puts two on a GPU.
-        at_hand, upscale_delay_s, downscale_delay_s: see `autoscaling`.
+        scaling: options of `autoscaling`.
     """
 
     smallest: int = 1
     largest: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
-    at_hand: float = 4.0
-    upscale_delay_s: float = 30
-    downscale_delay_s: float = 600
+    scaling: dict[str, float] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
         """As Serve takes them."""
         actor = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.largest > self.smallest:
-            scaling = autoscaling(
-                self.smallest,
-                self.largest,
-                at_hand=self.at_hand,
-                upscale_delay_s=self.upscale_delay_s,
-                downscale_delay_s=self.downscale_delay_s,
-            )
-            return {"ray_actor_options": actor, "autoscaling_config": scaling}
+            return {"ray_actor_options": actor, "autoscaling_config": autoscaling(self.smallest, self.largest, **self.scaling)}
         return {"ray_actor_options": actor, "num_replicas": self.smallest}
 
 
-@dataclass(frozen=True)
-class Tls:
-    """Files for HTTPS. Not mutual: Serve's proxy takes an authority for clients, but asks none of them for a certificate."""
-
-    certificate: str
-    key: str
-
-
-def start(settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast", prefix: str = "/", tls: Tls | None = None) -> str:
+def start(
+    settings: dict[str, Any],
+    *,
+    replicas: Replicas,
+    name: str = "nowcast",
+    prefix: str = "/",
+    tls: tuple[str, str] | None = None,
+) -> str:
     """Deploy on the connected cluster and wait until all replicas are ready; the server's address as seen from here.
 
     Args:
@@ -77,7 +66,7 @@ def start(settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast"
         replicas: how many and how large.
         name: of the Serve application; `nowcast submit` finds the server by it.
         prefix: of all paths. Servers with different checkpoints can share a cluster, each under a prefix.
-        tls: for HTTPS.
+        tls: files of a certificate and its key. Not mutual: Serve's proxy asks no client for a certificate.
 
     Raises:
         ValueError, OSError: the settings cannot be served.
@@ -88,14 +77,14 @@ def start(settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast"
     check_exposure(known, tokens)
     http: dict[str, Any] = {"host": known.host, "port": known.port, "keep_alive_timeout_s": KEEP_ALIVE_S}
     if tls is not None:
-        http |= {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+        http |= dict(zip(("ssl_certfile", "ssl_keyfile"), tls, strict=True))
     serve.start(proxy_location="EveryNode", http_options=http)
     args = {key: value for key, value in settings.items() if key not in ("host", "port", "tokens", "token_file")}
     if tokens.tenants:  # only their hashes travel
         args["tokens"] = ",".join(f"{tenant}:sha256:{digest.hex()}" for digest, tenant in tokens.tenants)
     if not replicas.gpus:
         args.setdefault("threads", max(1, int(replicas.cpus)))
-    serve.run(deployment.options(**replicas.options()).bind(check(args)), name=name, route_prefix=prefix)
+    serve.run(deployment.options(**replicas.options()).bind(args), name=name, route_prefix=prefix)
     return f"{'https' if tls else 'http'}://{known.host}:{known.port}{prefix.rstrip('/')}"
 
 
@@ -116,15 +105,11 @@ def _start_cluster() -> None:
             return
 
 
-def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Replicas, stay: bool, **where: Any) -> None:
+def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Replicas, stay: bool, name: str, **where: Any) -> None:
     """`nowcast-server serve-on-ray`: join a cluster, or start one here, and deploy.
 
-    Args:
-        settings: `Settings` by name.
-        address: of the cluster; None starts one on this machine, for as long as this process lives.
-        replicas: how many and how large.
-        stay: wait for a signal, and take the server down then.
-        where: `name`, `prefix` and `tls` of `start`.
+    Without an address the cluster is this machine, for as long as this process lives. To stay is to wait for a signal, and to take
+    the server down then. All else is as for `start`.
 
     Raises:
         ConnectionError: there is no cluster at the address.
@@ -136,10 +121,10 @@ def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Rep
         _start_cluster()
     else:
         ray.init(address=address, log_to_driver=False)
-    url = start(settings, replicas=replicas, **where)
+    url = start(settings, replicas=replicas, name=name, **where)
     log.info("ready", extra={"url": url, "replicas": replicas.smallest, "cluster": address or "local"})
     if stay:
         try:
             threading.Event().wait()
         finally:
-            serve.delete(where.get("name", "nowcast"))
+            serve.delete(name)

@@ -6,10 +6,13 @@ another run has it, as a single server would know, and has the others drop it be
 could otherwise be taken for the job's own when it moves back.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.context import ReplicaContext
@@ -17,8 +20,6 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from nowcast_server.logs import log
-from nowcast_server.serve.scrape import render
-from nowcast_server.service import Service
 from nowcast_server.web.routes import health, jobs
 from nowcast_server.web.routes.calls import PROBLEMS, Run, Tenant, TheJobId, TheService, json_body
 from protos.errors import RunConflict, Unavailable, UnknownJob
@@ -39,30 +40,8 @@ class Peers:
     """
 
     def __init__(self, context: ReplicaContext) -> None:
-        self.tag = context.replica_tag
         self._name, self._app = context.deployment, context.app_name
         self._handle: DeploymentHandle[Any] | None = None
-
-    async def check_run(self, tenant: str, job: str, run: str | None) -> None:
-        """May this run register the job, as far as all replicas know? None of them is changed.
-
-        A run that starts deletes the job everywhere and registers it then, so one that is dead is in nobody's way.
-
-        Raises:
-            RunConflict: one of them holds it for another run.
-            Unavailable: one of them does not answer.
-        """
-        for conflict in await self.ask("run_conflict", tenant, job, run):
-            if conflict is not None:
-                raise RunConflict(conflict, field=RUN_HEADER)
-
-    async def forget(self, tenant: str, job: str) -> bool:
-        """Have all others drop the job; True if one had it.
-
-        Raises:
-            Unavailable: one of them does not answer. It may still hold the job.
-        """
-        return any(await self.ask("forget", tenant, job, self.tag))
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every replica; their answers. Those that have died meanwhile are left out.
@@ -91,44 +70,27 @@ def _peers(request: Request) -> Peers:
 ThePeers = Annotated[Peers, Depends(_peers)]
 
 
-def run_conflict(service: Service, tenant: str, job: str, run: str | None) -> str | None:
-    """Why a run may not have a job, if it is here for another."""
-    try:
-        service.jobs.get(tenant, job).check_run(run)
-    except UnknownJob:
-        return None
-    except RunConflict as conflict:
-        return conflict.detail
-    return None
-
-
-def forget(service: Service, tenant: str, job: str) -> bool:
-    """Drop a job; True if it was here."""
-    try:
-        held = service.jobs.get(tenant, job)
-    except UnknownJob:
-        return False
-    service.remove(held)
-    return True
-
-
 @router.put(f"{API}/jobs/{{job}}", openapi_extra=json_body(JobSpec), responses={201: {"model": JobStatus}})
 async def register(  # noqa: PLR0917 -- FastAPI passes them by name
     job: TheJobId, tenant: Tenant, run: Run, service: TheService, request: Request, response: Response, peers: ThePeers
 ) -> JobStatus:
-    """Register a job here, and nowhere else; unless another run has it, wherever."""
-    await peers.check_run(tenant, job, run)
+    """Register a job here, and nowhere else; unless another run has it, wherever.
+
+    A run that starts deletes the job everywhere and registers it then, so one that is dead is in nobody's way.
+    """
+    for conflict in await peers.ask("run_conflict", tenant, job, run):
+        if conflict is not None:
+            raise RunConflict(conflict, field=RUN_HEADER)
     status = await jobs.register(job, tenant, run, service, request, response)
-    if await peers.forget(tenant, job):
+    if any(await peers.ask("forget", tenant, job, request.app.state.tag)):
         log.info("job moved here", extra={"tenant": tenant, "job": job})
     return status
 
 
 @router.delete(f"{API}/jobs/{{job}}", status_code=204)
-async def delete(job: TheJobId, tenant: Tenant, service: TheService, peers: ThePeers) -> None:
+async def delete(job: TheJobId, tenant: Tenant, peers: ThePeers) -> None:
     """Forget a job, wherever it is."""
-    here = forget(service, tenant, job)
-    if not await peers.forget(tenant, job) and not here:
+    if not any(await peers.ask("forget", tenant, job, None)):
         raise UnknownJob(f"job {job!r} is not registered here", field="job")
 
 
@@ -151,9 +113,23 @@ async def list_jobs(tenant: Tenant, peers: ThePeers) -> JobList:
 async def metrics(tenant: Tenant, service: TheService, peers: ThePeers) -> Response:
     """Prometheus metrics of all replicas, with the label `replica`."""
     await health.metrics(tenant, service)  # its rules on who may read them
-    found = [family for answer in await peers.ask("families") for family in answer]
-    return Response(render(found), media_type=CONTENT_TYPE_LATEST)
+    merged: dict[str, Metric] = {}
+    for metric in (metric for answer in await peers.ask("metrics") for metric in answer):
+        merged.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type)).samples += metric.samples
+    registry = CollectorRegistry()
+    registry.register(_Collected(merged.values()))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Collected(Collector):
+    """Metrics that were read already, for Prometheus's text format."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
 async def _statuses(peers: Peers, tenant: str) -> list[JobStatus]:
-    return [JobStatus.model_validate(each) for answer in await peers.ask("statuses", tenant) for each in answer]
+    return [status for answer in await peers.ask("statuses", tenant) for status in answer]

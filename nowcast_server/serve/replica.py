@@ -1,21 +1,23 @@
 """One replica: the whole app in a Ray actor, and its answers to Serve and to other replicas."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client.core import Metric
 from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nowcast_server.app import create_app
 from nowcast_server.running import prepare_process
-from nowcast_server.serve.page import Replicas
-from nowcast_server.serve.peers import Peers, forget, router, run_conflict
+from nowcast_server.serve.peers import Peers, router
 from nowcast_server.serve.scaling import AT_HAND
-from nowcast_server.serve.scrape import Family, families
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
-from nowcast_server.web.page.source import Local, Shared
+from nowcast_server.web.page.source import Local, Source
+from protos.errors import RunConflict, UnknownJob
+from protos.messages import JobStatus
 
 POLL_S = 0.05
 
@@ -51,10 +53,11 @@ class Replica:
         app = create_app(self._settings, first=router)
         app.add_middleware(Picklable)
         context = serve.get_replica_context()
-        app.state.peers = Peers(context)
-        app.state.page_source = Shared(Replicas(app.state.peers))
+        peers = app.state.peers = Peers(context)
+        app.state.page_source = Source(partial(peers.ask, "page"))
+        self._tag = app.state.tag = context.replica_tag
         self._service: Service = app.state.service
-        self._page = Local(self._service, name=context.replica_tag)
+        self._page = Local(self._service, name=self._tag)
         return app
 
     async def check_health(self) -> None:
@@ -71,30 +74,36 @@ class Replica:
 
     async def run_conflict(self, tenant: str, job: str, run: str | None) -> str | None:
         """Why the run may not have the job, if it is here for another."""
-        return run_conflict(self._service, tenant, job, run)
+        try:
+            self._service.jobs.get(tenant, job).check_run(run)
+        except RunConflict as conflict:
+            return conflict.detail
+        except UnknownJob:
+            pass
+        return None
 
-    async def forget(self, tenant: str, job: str, keeper: str) -> bool:
-        """Drop a job that `keeper` has taken over; True if it was here."""
-        return keeper != serve.get_replica_context().replica_tag and forget(self._service, tenant, job)
+    async def forget(self, tenant: str, job: str, keeper: str | None) -> bool:
+        """Drop a job, unless this is the replica that keeps it; True if it was here."""
+        try:
+            held = self._service.jobs.get(tenant, job)
+        except UnknownJob:
+            return False
+        if keeper != self._tag:
+            self._service.remove(held)
+        return keeper != self._tag
 
-    async def statuses(self, tenant: str) -> list[dict[str, Any]]:
-        """The tenant's jobs that are here, as JSON values."""
-        return [job.status().model_dump(mode="json") for job in self._service.jobs.of(tenant)]
+    async def statuses(self, tenant: str) -> list[JobStatus]:
+        """The tenant's jobs that are here."""
+        return [job.status() for job in self._service.jobs.of(tenant)]
 
-    async def page_overview(self, tenant: str) -> dict[str, Any]:
-        """What is here for the page of a tenant, as JSON values."""
-        return (await self._page.overview(tenant)).model_dump(mode="json")
+    async def page(self, method: str, *args: Any) -> Any:
+        """What `web.page.source.Local` says of this replica."""
+        (answer,) = await self._page.ask(method, *args)
+        return answer
 
-    async def page_course(self, tenant: str, job: str, start: int, thinned: int) -> dict[str, Any] | None:
-        """A job of the tenant in full, if it is here."""
-        course = await self._page.course(tenant, job, start=start, thinned=thinned)
-        return None if course is None else course.model_dump(mode="json")
-
-    async def page_wiring(self, tenant: str, job: str) -> dict[str, Any] | None:
-        """The neural graph of a job, if it is here."""
-        wiring = await self._page.wiring(tenant, job)
-        return None if wiring is None else wiring.to_dict()
-
-    async def families(self) -> list[Family]:
+    async def metrics(self) -> list[Metric]:
         """All metrics, labelled with this replica."""
-        return families(self._service.metrics.registry, replica=serve.get_replica_context().replica_tag)
+        found = list(self._service.metrics.registry.collect())
+        for metric in found:
+            metric.samples = [sample._replace(labels={**sample.labels, "replica": self._tag}) for sample in metric.samples]
+        return found

@@ -141,16 +141,6 @@ def test_memory_limit_follows_from_the_budgets(values: dict[str, Any], limit: st
     assert pod["spec"]["containers"][0]["resources"]["limits"]["memory"] == limit
 
 
-@every_case
-def test_gpus_are_asked_for_with_the_gpu_image(values: dict[str, Any]) -> None:
-    """A pod would run the CPU's image on the node of a GPU, or CUDA's where there is none."""
-    for pod in (found for document in render(values) for found in pods(document)):
-        for container in pod["spec"]["containers"]:
-            gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
-            assert container["image"].endswith(":gpu" if gpus else ":cpu")
-            assert bool(gpus) == any(each["key"] == "nvidia.com/gpu" for each in pod["spec"].get("tolerations", []))
-
-
 def test_serve_config_is_that_of_deploy_serve_yaml() -> None:
     """A change to deploy/serve.yaml would not reach Kubernetes."""
     config = yaml.safe_load(of_kind(render(RAY), "RayService")["spec"]["serveConfigV2"])
@@ -174,14 +164,17 @@ def test_training_job_calls_the_releases_server(values: dict[str, Any], server: 
 
 
 @every_case
-def test_every_container_is_confined(values: dict[str, Any]) -> None:
-    """A pod would run as root, with capabilities nobody needs, or without a limit on its memory."""
+def test_every_container_is_confined_and_has_the_image_it_needs(values: dict[str, Any]) -> None:
+    """A pod would run as root, or without a limit on its memory; or the CPU's image on the node of a GPU."""
     for pod in (found for document in render(values) for found in pods(document)):
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
         for container in pod["spec"]["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert container["resources"]["limits"]["memory"]
+            gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+            assert container["image"].endswith(":gpu" if gpus else ":cpu")
+            assert bool(gpus) == any(each["key"] == "nvidia.com/gpu" for each in pod["spec"].get("tolerations", []))
 
 
 @every_case

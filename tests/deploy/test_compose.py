@@ -38,22 +38,16 @@ def test_compose_file_follows_the_specification(compose: Any) -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_images_and_hosts_belong_to_the_profile(compose: Any, profile: str) -> None:
-    """`--profile gpu` would run the CPU's image, pull one that exists nowhere, or call a host that is not there."""
+    """`--profile gpu` would run the CPU's image or wheel, pull one that exists nowhere, or call a host that is not there."""
     services = of_profile(compose, profile)
     built = {each["image"] for each in services.values() if "build" in each}
     ours = {each["image"] for each in services.values() if each["image"].startswith("nowcast")}
     assert ours == built == {f"nowcast-server:{profile}", f"nowcast-worker:{profile}"}
+    (index,) = {each["build"]["args"]["TORCH_INDEX"] for each in services.values() if "build" in each}
+    assert index.startswith("${TORCH_INDEX:-https://download.pytorch.org/whl/" + {"cpu": "cpu", "gpu": "cu"}[profile])
     hosts = {alias for name, each in services.items() for alias in aliases(name, each)}
     assert {"server", "ray-head"} <= hosts
     assert all(set(each.get("depends_on", {})) <= set(services) for each in services.values())
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_torch_is_of_the_profile_by_default(compose: Any, profile: str) -> None:
-    """The CPU's images would hold several GB of CUDA, or a GPU would stand idle beside a wheel that cannot use it."""
-    indexes = {each["build"]["args"]["TORCH_INDEX"] for each in of_profile(compose, profile).values() if "build" in each}
-    (index,) = indexes
-    assert index.startswith("${TORCH_INDEX:-https://download.pytorch.org/whl/" + {"cpu": "cpu", "gpu": "cu"}[profile])
 
 
 def test_server_and_worker_have_a_gpu_each(compose: Any) -> None:

@@ -82,20 +82,6 @@ def test_every_panel_asks_for_series_the_server_exports(dashboard: Any) -> None:
             assert all(label in series[name] for name in names), (label, expression)
 
 
-def test_the_dashboard_is_laid_out(dashboard: Any) -> None:
-    """Panels would overlap or run out of the grid, or two would share an id, and Grafana would drop one."""
-    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
-    taken: set[tuple[int, int]] = set()
-    for panel in dashboard["panels"]:
-        at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert at["x"] + at["w"] <= 24
-        assert not cells & taken, panel["title"]
-        taken |= cells
-        used = {name for target in panel["targets"] for name in re.findall(r"\$(\w+)", target["expr"])}
-        assert used - {"__rate_interval"} <= {each["name"] for each in dashboard["templating"]["list"]}
-
-
 def test_alerts_are_valid(documents: Documents) -> None:
     """An alert would never fire: an expression that does not parse, or a metric that does not exist."""
     (groups,) = documents("deploy/prometheus/alerts.yml")

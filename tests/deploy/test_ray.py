@@ -43,14 +43,15 @@ def test_serve_accepts_the_config(serve_config: Any) -> None:
 
 def test_what_the_config_names_exists(serve_config: Any) -> None:
     """The replicas would fail to start, far from where the mistake is."""
-    from nowcast_server.serve.application import DEPLOYMENT, check
+    from nowcast_server.serve.application import DEPLOYMENT
+    from nowcast_server.settings import Settings
 
     (app,) = serve_config["applications"]
     (options,) = app["deployments"]
     module, _, name = app["import_path"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
     assert options["name"] == DEPLOYMENT
-    assert check(app["args"]) == app["args"]
+    assert Settings(**app["args"])
     module, _, name = options["autoscaling_config"]["policy"]["policy_function"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
     module, _, name = options["request_router_config"]["request_router_class"].rpartition(".")

@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,6 +96,18 @@ class Held(Last):
         self.seen.append(torch.stack(tuple(states)))
         return super().forecast(wiring, states, horizons)
 
+    @contextmanager
+    def making(self, caller: "Caller") -> Iterator[None]:
+        """A nowcast is being made; at the end it is let go, and has to succeed."""
+        with ThreadPoolExecutor(1) as pool:
+            nowcast = pool.submit(caller.nowcast)
+            try:
+                assert self.begun.acquire(timeout=60)
+                yield
+            finally:
+                self.released.set()
+            assert nowcast.result().status_code == 200
+
 
 @dataclass
 class Walk(Last):
@@ -136,6 +149,12 @@ class Caller:
         return self.client.put(
             f"/v1/jobs/{self.job}", content=json.dumps(spec), headers={**self.headers, "content-type": "application/json"}
         )
+
+    def filled(self) -> "Caller":
+        """The same, registered and with a context of snapshots."""
+        assert self.register().status_code == 201
+        self.fill()
+        return self
 
     def values(self, seed: int, dtype: str = "float32") -> torch.Tensor:
         return torch.randn(self.wiring.size, generator=torch.Generator().manual_seed(seed)).to(DTYPES[dtype])

@@ -45,9 +45,7 @@ def _send(caller: Caller, request: bytes) -> tuple[int, bytes]:
 
 @pytest.fixture(scope="module")
 def victim(listen_module: Start) -> Iterator[Caller]:
-    caller = listen_module(Last(max_horizon=40), wiring=dense()).as_job("victim")
-    assert caller.register().status_code == 201
-    caller.fill(10, 20, 30)
+    caller = listen_module(Last(max_horizon=40), wiring=dense()).as_job("victim").filled()
     yield caller
     errors = caller.service.metrics.errors
     assert errors.labels("internal")._value.get() == 0
@@ -118,9 +116,7 @@ def test_slow_lorises(listen: Start) -> None:
 
 def test_replayed_uploads_do_not_grow(listen: Start) -> None:
     """A recorded upload, sent again and again from many connections, would fill the memory or the history."""
-    caller = listen(wiring=dense(100, 100))
-    caller.register()
-    caller.fill(10, 20, 30)
+    caller = listen(wiring=dense(100, 100)).filled()
     used_bytes = caller.service.histories.used_bytes
 
     def replay() -> None:

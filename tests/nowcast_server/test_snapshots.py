@@ -1,6 +1,7 @@
 """Uploads: only whole, finite snapshots of the right network become visible, once each."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -59,64 +60,6 @@ def test_too_old(caller: Caller) -> None:
     assert problem["steps"] == [20, 30, 40]
 
 
-def _wrong_checksum(values: torch.Tensor) -> bytes:
-    body = bytearray(frames(values, step=10))
-    body[-10] ^= 1
-    return bytes(body)
-
-
-def _nan(values: torch.Tensor, value: float = float("nan")) -> bytes:
-    values[7] = value
-    return frames(values, step=10)
-
-
-BAD = {
-    "empty": (lambda _: b"", "bad_frame", "end"),
-    "no msgpack": (lambda _: b"\xc1" * 100, "bad_frame", "header"),
-    "checksum": (_wrong_checksum, "bad_frame", "chunks[0].crc32"),
-    "cut in the header": (lambda v: frames(v, step=10)[:5], "bad_frame", "end"),
-    "cut in a chunk": (lambda v: frames(v, step=10)[:-20], "bad_frame", "end"),
-    "no end frame": (lambda v: frames(v, step=10)[:-6], "bad_frame", "end"),
-    "bytes after the end": (lambda v: frames(v, step=10) + b"x", "bad_frame", "end"),
-    "too short": (lambda v: frames(v[:-1], step=10), "bad_frame", "header.shape"),
-    "too long": (lambda v: frames(torch.cat([v, v]), step=10), "bad_frame", "header.shape"),
-    "length lies": (lambda v: frames(v[:6], step=10, shape=(12,)), "bad_frame", "end"),
-    "another dtype": (lambda v: frames(v.half(), step=10), "bad_frame", "header.dtype"),
-    "dtype lies": (lambda v: frames(v.half(), step=10, dtype="float32"), "bad_frame", "end"),
-    "another step": (lambda v: frames(v, step=20), "bad_frame", "header.step"),
-    "forecasts": (lambda v: frames(v, step=10, kind="forecasts", shape=(1, 12), horizons=(1,)), "bad_frame", "header.kind"),
-    "nan": (_nan, "bad_value", "layer.weight"),
-    "infinity": (lambda v: _nan(v, float("-inf")), "bad_value", "layer.weight"),
-    "another version": (
-        lambda v: frames(v, step=10).replace(b"\xa7nowcast\x01", b"\xa7nowcast\x02"),
-        "unsupported_media",
-        "header.nowcast",
-    ),
-    "unknown dtype": (lambda v: frames(v, step=10).replace(b"float32", b"float64"), "bad_frame", "header.dtype"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_streams(caller: Caller, name: str) -> None:
-    """A damaged, lying or poisonous stream would be stored, half or whole, or take a row of the history with it."""
-    make, code, field = BAD[name]
-    caller.fill(20)
-    before = caller.status()
-    for _ in range(6):  # more often than the history has rows
-        refused(caller.upload(10, make(caller.values(10))), 415 if code == "unsupported_media" else 422, code, field)
-    after = caller.status()
-    assert (after["steps"], after["snapshots"]) == (before["steps"], before["snapshots"])
-    assert not caller.service.jobs.of("anonymous")[0].history.in_use
-    assert caller.upload(10).status_code == 200
-
-
-def test_content_types(caller: Caller) -> None:
-    """A body of another kind would be taken for frames."""
-    refused(caller.upload(10, content_type="application/msgpack"), 415, "unsupported_media", "content-type")
-    refused(caller.upload(10, content_encoding="gzip"), 415, "unsupported_media", "content-encoding")
-    assert caller.steps() == []
-
-
 def test_length_is_checked_before_reading(caller: Caller) -> None:
     """A body that cannot fit would be read to its end."""
     unread = True
@@ -160,16 +103,6 @@ def test_chunks_of_one_byte(listen: Start) -> None:
     assert caller.steps() == []
 
 
-@pytest.mark.parametrize("step", ["-1", "1.5", "x", str(2**48), "%31%2f"])
-def test_bad_steps(caller: Caller, step: str) -> None:
-    """A step that is no step would end up in the history's keys."""
-    response = caller.client.put(
-        f"/v1/jobs/job/snapshots/{step}", content=b"", headers={"content-type": "application/vnd.nowcast.frames"}
-    )
-    assert response.status_code in {404, 422}
-    assert response.json()["code"] in {"bad_request", "not_found"}
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(start: Start, dtype: str) -> None:
     """Snapshots in half precision would not arrive bit for bit, or their NaN pass."""
@@ -186,17 +119,9 @@ def test_half_precision(start: Start, dtype: str) -> None:
     refused(caller.upload(40, frames(poisoned, step=40)), 422, "bad_value", "layer.weight")
 
 
-def test_large_finite_values_pass(caller: Caller) -> None:
-    """Weights whose sum overflows would be taken for infinite."""
-    values = torch.full((12,), torch.finfo(torch.float32).max)
-    assert caller.upload(10, frames(values, step=10)).status_code == 200
-
-
 def test_two_uploads_of_one_step(listen: Start) -> None:
     """Two senders of one step would tear each other's values, or deadlock over the last free row."""
-    caller = listen(wiring=dense(100, 100))
-    caller.register()
-    caller.fill(10, 20, 30)
+    caller = listen(wiring=dense(100, 100)).filled()
     first, second = threading.Event(), threading.Event()
 
     def slowly(mine: threading.Event, other: threading.Event, seed: int) -> Iterator[bytes]:
@@ -218,9 +143,7 @@ def test_two_uploads_of_one_step(listen: Start) -> None:
 def test_upload_during_a_forecast(listen: Start) -> None:
     """A snapshot that comes while a forecast reads the history would change what it reads."""
     held = Held()
-    caller = listen(held)
-    caller.register()
-    caller.fill(10, 20, 30)
+    caller = listen(held).filled()
     with ThreadPoolExecutor(4) as pool:
         nowcast = pool.submit(caller.nowcast)
         assert held.begun.acquire(timeout=60)
@@ -261,13 +184,11 @@ def test_a_slow_upload_is_cut_off(listen: Start) -> None:
     """A client that dribbles bytes would hold a row of the history for ever."""
     caller = listen(upload_grace_s=0.2, upload_min_rate=10**9)
     caller.register()
-    stop = threading.Event()
 
     def dribble() -> Iterator[bytes]:
         yield frames(caller.values(10), step=10)[:60]
-        stop.wait(5)
+        time.sleep(0.5)
 
-    threading.Timer(1.0, stop.set).start()
     refused(caller.upload(10, dribble()), 504, "deadline_exceeded")
     assert not caller.service.jobs.of("anonymous")[0].history.in_use
     assert caller.upload(10).status_code == 200
@@ -288,15 +209,9 @@ def test_not_ready(start: Start) -> None:
 def test_an_upload_that_finds_no_room(start: Start) -> None:
     """It would be told that it did not come, though all of it had."""
     held = Held()
-    caller = start(held, upload_grace_s=0.2)
-    caller.register()
-    caller.fill(10, 20, 30)
-    with ThreadPoolExecutor(1) as pool:
-        nowcast = pool.submit(caller.nowcast)
-        assert held.begun.acquire(timeout=60)
+    caller = start(held, upload_grace_s=0.2).filled()
+    with held.making(caller):
         caller.fill(40)  # into the spare row
         problem = refused(caller.upload(50), 429, "busy")
         assert problem["retry_after_s"] > 0
-        held.released.set()
-        assert nowcast.result().status_code == 200
     assert caller.upload(50).status_code == 200

@@ -12,12 +12,14 @@ from nowcast_server.jobs.course import STAGES
 from nowcast_server.tokens import ANONYMOUS
 from nowcast_server.web.page import words
 from nowcast_server.web.page.saved import Saved, steps_saved
-from nowcast_server.web.page.source import Overview
-from nowcast_server.web.page.views import CourseView, JobView, ServerView
-from nowcast_server.web.page.wiring import WiringTable
+from nowcast_server.web.page.source import CourseView, JobView, Overview, ServerView
+from protos.diagram import MAX_BLOCKS, draw_svg
+from protos.wiring import STRUCTURE, EdgeType, Wiring
 
 FOLDER: Final = Path(__file__).parent
 STATIC: Final = FOLDER / "static"
+MAX_ROWS: Final = 400
+"""Parameters shown of a wiring, which may be hostile."""
 BUSY_S: Final = 5.0
 """The device's use is that of the last so many seconds, at least."""
 
@@ -64,15 +66,15 @@ class Renderer:
     def overview(self, seen: Overview, *, tenant: str) -> str:
         """The page at `/`."""
         jobs = _sorted(seen.jobs)
-        return self._write(
-            "overview.html", tenant=_shown(tenant), rows=self._rows_of(jobs), busy=self._use(seen.servers), seen=seen, url=self.url
+        return self.write(
+            "overview.html", tenant=shown(tenant), rows=self._rows_of(jobs), busy=self._use(seen.servers), seen=seen, url=self.url
         )
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
         """What has changed on that page since `sent`, which is brought up to date; empty if nothing has."""
         jobs = _sorted(seen.jobs)
         rows = dict(zip((view.job for view in jobs), self._rows_of(jobs), strict=True))
-        facts = self._write("servers.html", seen=seen, busy=self._use(seen.servers))
+        facts = self.write("servers.html", seen=seen, busy=self._use(seen.servers))
         pieces = [self._piece("#servers", "innerMorph", facts)] if sent.get("facts") != facts else []
         if not jobs and not sent.get("rows"):
             pass
@@ -86,30 +88,18 @@ class Renderer:
 
     def job(self, course: CourseView, *, others: list[JobView], tenant: str) -> str:
         """The page of a job."""
-        return self._write("job.html", tenant=_shown(tenant), **self._facts(course, others))
+        return self.write("job.html", tenant=shown(tenant), **self._facts(course, others))
 
     def job_changes(self, course: CourseView | None, others: list[JobView], sent: dict[str, Any]) -> str:
         """What has changed in the text of that page since `sent`; see `changes`."""
         if course is None:
-            facts = {"gone": self._write("gone.html")}
+            facts = {"gone": self.write("gone.html")}
         else:
             known = self._facts(course, others)
-            facts = {name: self._write(f"{name}.html", **known) for name in ("facts", "happenings")} | {"gone": ""}
+            facts = {name: self.write(f"{name}.html", **known) for name in ("facts", "happenings")} | {"gone": ""}
         pieces = [self._piece(f"#{name}", "innerMorph", html) for name, html in facts.items() if sent.get(name, "") != html]
         sent.update(facts)
         return "".join(pieces)
-
-    def lost(self, job: str, *, tenant: str) -> str:
-        """The page of a job that is not known."""
-        return self._write("lost.html", job=job, tenant=_shown(tenant))
-
-    def login(self, *, wrong: bool = False) -> str:
-        """The form that asks for a token."""
-        return self._write("login.html", wrong=wrong, tenant="")
-
-    def wiring(self, table: WiringTable) -> str:
-        """How a job's network is wired: a piece of its page."""
-        return self._write("wiring.html", table=table)
 
     def _facts(self, course: CourseView, others: list[JobView]) -> dict[str, Any]:
         view = course.view
@@ -126,7 +116,7 @@ class Renderer:
         if kept is None or kept[0] != stamp:
             if len(self._rows) > 4096:
                 self._rows.clear()
-            kept = self._rows[key] = (stamp, self._write("row.html", view=view, status=view.status, estimate=saved))
+            kept = self._rows[key] = (stamp, self.write("row.html", view=view, status=view.status, estimate=saved))
         return kept[1]
 
     def _use(self, servers: list[ServerView]) -> dict[str, float]:
@@ -143,8 +133,30 @@ class Renderer:
     def _piece(self, target: str, swap: str, html: str) -> str:
         return f'<hx-partial hx-target="{target}" hx-swap="{swap}">{html}</hx-partial>'
 
-    def _write(self, template: str, **values: Any) -> str:
+    def write(self, template: str, **values: Any) -> str:
+        """A template with these values."""
         return self._environment.get_template(template).render(base=self.base, **values)
+
+
+def wiring_table(wiring: Wiring) -> dict[str, Any]:
+    """A wiring as a bounded table and picture; takes a second for the largest.
+
+    `rows` are (name, shape, kinds of edges, how many) of the first parameters, `more` is how many are left out, and `picture` an
+    SVG, empty if there are too many blocks to draw.
+    """
+    kinds: dict[int, dict[str, int]] = {}
+    for block in wiring.blocks:
+        if block.parameter != STRUCTURE and block.parameter < MAX_ROWS:
+            held = kinds.setdefault(block.parameter, {})
+            name = EdgeType(block.edge_type).name.lower().replace("_", " ")
+            held[name] = held.get(name, 0) + block.edges
+    rows = []
+    for index, parameter in enumerate(wiring.parameters[:MAX_ROWS]):
+        held = kinds.get(index, {})
+        shape = " × ".join(map(str, parameter.shape)) or "scalar"
+        rows.append((parameter.name, shape, ", ".join(held) or words.UNKNOWN, sum(held.values())))
+    picture = draw_svg(wiring) if len(wiring.blocks) <= MAX_BLOCKS else ""
+    return {"rows": rows, "more": max(0, len(wiring.parameters) - MAX_ROWS), "picture": picture}
 
 
 def estimate(view: JobView, others: list[JobView]) -> Saved | None:
@@ -168,5 +180,6 @@ def _selector(job: str) -> str:
     return "job-" + job.replace(".", "\\.")
 
 
-def _shown(tenant: str) -> str:
+def shown(tenant: str) -> str:
+    """A tenant as the page names it."""
     return "" if tenant == ANONYMOUS else tenant

@@ -1,32 +1,85 @@
-"""Routes of the live page: overview, jobs, updates, login."""
+"""Routes of the live page: overview, jobs, updates, login.
+
+A token typed into a form is kept in a cookie that no script can read, until the browser ends.
+"""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import astuple
 from typing import Annotated, Any, Final
+from urllib.parse import parse_qs, quote, unquote
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from nowcast_server.service import Service
-from nowcast_server.web.page import session
-from nowcast_server.web.page.render import Renderer
-from nowcast_server.web.page.session import Page, Viewer
-from nowcast_server.web.page.source import Source
-from nowcast_server.web.page.views import CourseView
-from nowcast_server.web.page.wiring import wiring_table
+from nowcast_server.web.page.render import STATIC, Renderer, shown, wiring_table
+from nowcast_server.web.page.source import CourseView, Local, Source
 from nowcast_server.web.routes.calls import TheService
-from protos.errors import Busy, Unauthorized, UnknownJob
+from protos.errors import Busy, Forbidden, TooLarge, Unauthorized, UnknownJob
 from protos.messages import JobId
 
 PERIOD_S: Final = 1.0
 """Between two looks at what has changed."""
 MAX_VIEWERS: Final = 64
 """Pages that are kept up to date at once."""
+COOKIE: Final = "nowcast_token"
+MAX_FORM_BYTES: Final = 4096
+SECURITY: Final = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+"""Headers of every page: no script but the server's own files, nothing loaded from elsewhere, shown in no frame."""
 
 router = APIRouter(include_in_schema=False)
+
+
+class Page(HTMLResponse):
+    """A page with the headers of `SECURITY`."""
+
+    def __init__(self, content: str, **options: Any) -> None:
+        super().__init__(content, **options)
+        self.headers.update(SECURITY)
+
+
+class _Files(StaticFiles):
+    """Files whose paths hold their edition, so that browsers may keep them for good."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        answer = await super().get_response(path.partition("/")[2], scope)
+        answer.headers.update({**SECURITY, "cache-control": "public, max-age=31536000, immutable"})
+        return answer
+
+
+def install(app: FastAPI, service: Service) -> None:
+    """Add the page to an app. Where there are replicas, `app.state.page_source` is theirs to set."""
+    app.state.page_source = Source(Local(service).ask)
+    app.state.page_renderer = Renderer()
+    app.include_router(router)
+    app.mount("/static", _Files(directory=STATIC), name="static")
+
+
+async def _viewer(request: Request, service: TheService) -> str:
+    """The tenant who looks. The cookie counts for the page alone: no call of the API takes it, so no other site can make one."""
+    kept = request.cookies.get(COOKIE)
+    return service.tokens.tenant(request.headers.get("authorization") or (f"Bearer {unquote(kept)}" if kept else None))
+
+
+async def _looking(request: Request, service: TheService) -> str | None:
+    """The viewer, or None where a token has to be asked for."""
+    try:
+        return await _viewer(request, service)
+    except Unauthorized:
+        return None
 
 
 async def _source(request: Request) -> Source:
@@ -45,15 +98,16 @@ async def _place(service: TheService) -> None:
         raise Busy(f"{MAX_VIEWERS} live pages are open (the limit)", retry_after_s=60)
 
 
+Viewer = Annotated[str, Depends(_viewer)]
+Looking = Annotated[str | None, Depends(_looking)]
 TheSource = Annotated[Source, Depends(_source)]
 TheRenderer = Annotated[Renderer, Depends(_renderer)]
 """Writes the page for the address it was called at."""
 
 
 @router.get("/", response_class=Page)
-async def overview(request: Request, service: TheService, source: TheSource, render: TheRenderer) -> Response:
+async def overview(tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
     """All jobs of the viewer; with none, how to attach the first one."""
-    tenant = await _looking(request, service)
     if tenant is None:
         return RedirectResponse(render.path("/login"), status_code=303)
     return Page(render.overview(await source.overview(tenant), tenant=tenant))
@@ -69,14 +123,13 @@ async def follow(tenant: Viewer, service: TheService, source: TheSource, render:
 
 
 @router.get("/jobs/{job}", response_class=Page)
-async def job(job: JobId, request: Request, service: TheService, source: TheSource, render: TheRenderer) -> Response:
+async def job(job: JobId, tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
     """A job in full."""
-    tenant = await _looking(request, service)
     if tenant is None:
         return RedirectResponse(render.path("/login"), status_code=303)
     course = await source.course(tenant, job)
     if course is None:
-        return Page(render.lost(job, tenant=tenant), status_code=404)
+        return Page(render.write("lost.html", job=job, tenant=shown(tenant)), status_code=404)
     return Page(render.job(course, others=(await source.overview(tenant)).jobs, tenant=tenant))
 
 
@@ -105,7 +158,7 @@ async def course_csv(job: JobId, tenant: Viewer, source: TheSource) -> Response:
     course = await source.course(tenant, job)
     if course is None:
         raise UnknownJob(f"job {job!r} is not registered here", field="job")
-    rows = [",".join("" if value is None else f"{value:.9g}" for value in astuple(point)) for point in course.points]
+    rows = [",".join("" if value is None else f"{value:.9g}" for value in point) for point in course.points]
     headers = {"content-disposition": f'attachment; filename="{job}.csv"'}
     return Response("\n".join(["step,seconds,loss,gain,coherence", *rows, ""]), media_type="text/csv", headers=headers)
 
@@ -116,48 +169,62 @@ async def wiring(job: JobId, tenant: Viewer, source: TheSource, render: TheRende
     found = await source.wiring(tenant, job)
     if found is None:
         raise UnknownJob(f"job {job!r} is not registered here", field="job")
-    return Page(render.wiring(await asyncio.to_thread(wiring_table, found)))
+    return Page(render.write("wiring.html", **await asyncio.to_thread(wiring_table, found)))
 
 
 @router.get("/login", response_class=Page)
 async def ask_token(render: TheRenderer) -> Page:
     """The form that asks for a token."""
-    return Page(render.login())
+    return Page(render.write("login.html", wrong=False, tenant=""))
 
 
 @router.post("/login")
 async def log_in(request: Request, service: TheService, render: TheRenderer) -> Response:
     """Keep the token of the form, if it is known."""
-    answer = session.log_in(request, service, await session.read_token(request), to=render.path("/"))
-    return answer or Page(render.login(wrong=True), status_code=401)
+    token = await _token_of_form(request)
+    try:
+        service.tokens.tenant(f"Bearer {token}")
+    except Unauthorized:
+        return Page(render.write("login.html", wrong=True, tenant=""), status_code=401)
+    answer = RedirectResponse(render.path("/"), status_code=303, headers={"cache-control": "no-store"})
+    secure = request.url.scheme == "https"
+    answer.set_cookie(COOKIE, quote(token, safe=""), httponly=True, samesite="strict", secure=secure, path="/")
+    return answer
 
 
 @router.post("/logout")
 async def log_out(request: Request, render: TheRenderer) -> Response:
     """Forget the token."""
-    await session.read_token(request)
-    return session.log_out(to=render.path("/login"))
+    await _token_of_form(request)
+    answer = RedirectResponse(render.path("/login"), status_code=303, headers={"cache-control": "no-store"})
+    answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    return answer
+
+
+async def _token_of_form(request: Request) -> str:
+    """The token of the login form.
+
+    Raises:
+        Forbidden: another site has sent the form.
+        TooLarge: it is longer than any token.
+    """
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise Forbidden("the form of this server's own page is the only way to log in", field="sec-fetch-site")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_FORM_BYTES:
+            raise TooLarge(f"the form may have {MAX_FORM_BYTES} bytes", limit_bytes=MAX_FORM_BYTES)
+    return parse_qs(body.decode("ascii", "replace")).get("token", [""])[0].strip()
 
 
 def points_json(course: CourseView) -> str:
     """Points for the charts: `rows` replace all from the `start`-th on."""
     rows = [
-        [point.step, round(point.seconds, 1), *(_short(value) for value in (point.loss, point.gain, point.coherence))]
+        [point.step, round(point.seconds, 1), *(None if value is None else float(f"{value:.6g}") for value in point[2:])]
         for point in course.points
     ]
     return json.dumps({"start": course.start, "rows": rows}, separators=(",", ":"))
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
-
-
-async def _looking(request: Request, service: Service) -> str | None:
-    """The viewer, or None where a token has to be asked for."""
-    try:
-        return await session.viewer(request, service)
-    except Unauthorized:
-        return None
 
 
 async def _looks(service: Service) -> AsyncIterator[dict[str, Any]]:

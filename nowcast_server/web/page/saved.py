@@ -21,18 +21,12 @@ Curve = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Saved:
-    """An estimate of the steps saved so far.
+    """An estimate of the steps saved so far."""
 
-    Args:
-        steps: fewer than the other run needed for the same loss; negative if more.
-        low, high: where it may lie, given the scatter of both curves; `high` is infinite if the other has not come so far.
-        job: the other run.
-    """
-
-    steps: float
-    low: float
-    high: float
-    job: str
+    steps: float  # fewer than the other run needed for the same loss; negative if more
+    low: float  # where it may lie, given the scatter of both curves
+    high: float  # infinite if the other has not come so far
+    job: str  # the other run
 
 
 def steps_saved(curve: Curve, other: Curve, *, job: str) -> Saved | None:

@@ -1,119 +1,194 @@
-"""Where the page's figures come from: this server, or all replicas of one. Viewers share what was read within a second."""
+"""What the page shows, as plain values that replicas can hand to each other: read from this server, or merged from all of them."""
 
 import time
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from pydantic import BaseModel, ConfigDict
+
+from nowcast_server.jobs.course import Happening, Point
 from nowcast_server.jobs.registry import Job
 from nowcast_server.service import Service
 from nowcast_server.tokens import OPERATOR
-from nowcast_server.web.page.views import CourseView, JobView, ServerView, View, job_view, server_view, stamp_of, thinned_curve
+from protos import DISTRIBUTION
+from protos.messages import JobStatus
 from protos.wiring import Wiring
 
+CURVE: Final = 64
+"""Points of the curve on the overview."""
+SILENT_S: Final = 60.0
+"""A run that has not called for so long, and for `SILENT_GAPS` times what lies between its snapshots, has fallen silent."""
+SILENT_GAPS: Final = 5.0
 FRESH_S: Final = 0.9
 """An overview that was read so recently serves other viewers as well."""
 
+Ask = Callable[..., Awaitable[list[Any]]]
+"""Calls a method of `Local`, named first, on every replica; their answers."""
+
+
+class View(BaseModel):
+    """Base: frozen, strict about its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobView(View):
+    """A job as the overview shows it."""
+
+    status: JobStatus
+    step: int  # the run has come to
+    state: str  # `finished`, `silent`, `gliding`, `shadow` or `training`
+    curve: list[tuple[int, float]]  # (step, mean training loss), thinned
+    latency: dict[str, float]  # median seconds by stage
+    stamp: tuple[int, int, str]  # changes with whatever is shown
+
+    @property
+    def job(self) -> str:
+        return self.status.job
+
+
+class ServerView(View):
+    """A server, or a replica of one. What is None is not the viewer's business, as it counts over all tenants."""
+
+    name: str  # of the replica; empty for a server alone
+    version: str
+    ready: bool
+    device: str
+    forecasters: list[str]
+    at: float  # Unix seconds
+    memory_bytes: int | None = None  # promised to histories
+    memory_limit_bytes: int | None = None
+    queued: int | None = None  # forecasts waiting for the device
+    forecast_s: float | None = None  # seconds of forecasts on the device, so far
+
 
 class Overview(View):
-    """All that a tenant may see.
-
-    Args:
-        servers: this one, or all replicas.
-        jobs: the tenant's.
-    """
+    """All that a tenant may see: this server or all replicas, and the tenant's jobs."""
 
     servers: list[ServerView]
     jobs: list[JobView]
 
 
-class Source(Protocol):
-    """What the page asks."""
+class CourseView(View):
+    """A run in full."""
 
-    async def overview(self, tenant: str) -> Overview:
-        """The servers, and the tenant's jobs."""
-
-    async def course(self, tenant: str, job: str, *, start: int = 0, thinned: int = 0) -> CourseView | None:
-        """A job of the tenant in full; None if there is none.
-
-        Args:
-            tenant: whose.
-            job: its id.
-            start: how many points the viewer has,
-            thinned: of which edition. Another one is sent in full.
-        """
-
-    async def wiring(self, tenant: str, job: str) -> Wiring | None:
-        """The neural graph of a job; None if there is none."""
+    view: JobView
+    points: list[Point]  # oldest first, from the `start`-th on
+    start: int  # 0 unless only newer ones were asked for
+    thinned: int  # changes when points that were sent before are not those kept now
+    events: list[Happening]  # oldest first
 
 
 class Local:
-    """A server's own jobs. Used on the event loop only.
-
-    Args:
-        service: the server.
-        name: of the replica; empty for a server alone.
-    """
+    """A server's own jobs. Used on the event loop only. A server alone has no `name`."""
 
     def __init__(self, service: Service, *, name: str = "") -> None:
         self._service, self._name = service, name
-        self._curves: WeakKeyDictionary[Job, tuple[int, list[tuple[int, float]]]] = WeakKeyDictionary()
         self._views: WeakKeyDictionary[Job, JobView] = WeakKeyDictionary()
 
-    async def overview(self, tenant: str) -> Overview:
-        everyone = not self._service.tokens.tenants or tenant == OPERATOR
-        server = server_view(self._service, name=self._name, open_to=everyone)
-        return Overview(servers=[server], jobs=[self._view(job) for job in self._service.jobs.of(tenant)])
+    async def ask(self, method: str, *args: Any) -> list[Any]:
+        """The answer of this server, as the only one."""
+        return [getattr(self, method)(*args)]
 
-    async def course(self, tenant: str, job: str, *, start: int = 0, thinned: int = 0) -> CourseView | None:
-        found = next((each for each in self._service.jobs.of(tenant) if each.id == job), None)
+    def overview(self, tenant: str) -> Overview:
+        """This server, and the tenant's jobs."""
+        return Overview(servers=[self._server(tenant)], jobs=[self._view(job) for job in self._service.jobs.of(tenant)])
+
+    def course(self, tenant: str, job: str, start: int, thinned: int) -> CourseView | None:
+        """As `Source.course`."""
+        found = self._job(tenant, job)
         if found is None:
             return None
         course = found.course
         first = max(0, min(start, len(course)) - 1) if thinned == course.thinned else 0  # the last one may have grown
         return CourseView(
-            view=self._view(found),
-            points=course.points(first),
-            start=first,
-            thinned=course.thinned,
-            events=list(course.events),
+            view=self._view(found), points=course.points(first), start=first, thinned=course.thinned, events=list(course.events)
         )
 
-    async def wiring(self, tenant: str, job: str) -> Wiring | None:
-        return next((each.spec.wiring for each in self._service.jobs.of(tenant) if each.id == job), None)
+    def wiring(self, tenant: str, job: str) -> Wiring | None:
+        """As `Source.wiring`."""
+        found = self._job(tenant, job)
+        return None if found is None else found.spec.wiring
+
+    def _job(self, tenant: str, job: str) -> Job | None:
+        return next((each for each in self._service.jobs.of(tenant) if each.id == job), None)
 
     def _view(self, job: Job) -> JobView:
-        """A job as it is now; made anew when it has changed."""
-        stamp = stamp_of(job)
+        """A job as it is now; made anew when something that is shown of it has changed."""
+        stamp = (job.course.version, job.snapshots, _state(job))
         kept = self._views.get(job)
         if kept is None or kept.stamp != stamp:
-            version, curve = self._curves.get(job, (-1, []))
-            if version != job.course.version:
-                curve = thinned_curve(job.course)
-                self._curves[job] = (job.course.version, curve)
-            kept = self._views[job] = job_view(job, curve=curve, stamp=stamp)
+            status = job.status()
+            step = max(status.progress.step if status.progress else 0, status.steps[-1] if status.steps else 0)
+            curve, latency = job.course.curve(CURVE), job.course.latency()
+            kept = JobView(status=status, step=step, state=stamp[2], curve=curve, latency=latency, stamp=stamp)
+            self._views[job] = kept
         return kept
 
+    def _server(self, tenant: str) -> ServerView:
+        service, shared = self._service, dict[str, Any]()
+        if tenant == OPERATOR or not service.tokens.tenants:
+            samples = (sample for metric in service.metrics.forecast_seconds.collect() for sample in metric.samples)
+            shared = {
+                "memory_bytes": service.histories.used_bytes,
+                "memory_limit_bytes": service.histories.limit_bytes,
+                "queued": service.device.waiting,
+                "forecast_s": sum(sample.value for sample in samples if sample.name.endswith("_sum")),
+            }
+        return ServerView(
+            name=self._name,
+            version=version(DISTRIBUTION),
+            ready=service.ready,
+            device=service.chosen.device,
+            forecasters=list(service.forecasters),
+            at=time.time(),
+            **shared,
+        )
 
-class Shared:
-    """A source whose overviews serve all viewers of a tenant for a moment.
 
-    Args:
-        source: to ask.
-    """
+def _state(job: Job) -> str:
+    if job.finished:
+        return "finished"
+    quiet_s = time.time() - job.seen_at
+    if quiet_s > max(SILENT_S, SILENT_GAPS * (job.seen_at - job.created_at) / max(job.snapshots, 1)):
+        return "silent"
+    if job.spec.mode == "shadow":
+        return "shadow"
+    return "gliding" if job.progress is not None and job.progress.gain > 0 else "training"
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+
+class Source:
+    """The figures of one server, or of all its replicas. Viewers of a tenant share what was read within a second."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
         self._read: dict[str, tuple[float, Overview]] = {}
 
     async def overview(self, tenant: str) -> Overview:
+        """The servers, and the tenant's jobs. Raises as `ask` does."""
         now = time.monotonic()
         self._read = {whose: kept for whose, kept in self._read.items() if now - kept[0] < FRESH_S}
         if tenant not in self._read:
-            self._read[tenant] = (now, await self._source.overview(tenant))
+            self._read[tenant] = (now, _merged(await self._ask("overview", tenant)))
         return self._read[tenant][1]
 
     async def course(self, tenant: str, job: str, *, start: int = 0, thinned: int = 0) -> CourseView | None:
-        return await self._source.course(tenant, job, start=start, thinned=thinned)
+        """A job of the tenant in full, where it was last called on; None if there is none. Raises as `ask` does.
+
+        The viewer has `start` points of the edition `thinned`; another one is sent in full.
+        """
+        found = [each for each in await self._ask("course", tenant, job, start, thinned) if each is not None]
+        return max(found, key=lambda course: course.view.status.seen_at, default=None)
 
     async def wiring(self, tenant: str, job: str) -> Wiring | None:
-        return await self._source.wiring(tenant, job)
+        """The neural graph of a job; None if there is none. Raises as `ask` does."""
+        return next((each for each in await self._ask("wiring", tenant, job) if each is not None), None)
+
+
+def _merged(found: list[Overview]) -> Overview:
+    servers = sorted((server for each in found for server in each.servers), key=lambda server: server.name)
+    views = sorted((view for each in found for view in each.jobs), key=lambda view: view.status.seen_at)
+    newest = {view.job: view for view in views}  # one that has just moved may be on two
+    return Overview(servers=servers, jobs=list(newest.values()))

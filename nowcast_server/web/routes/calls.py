@@ -1,9 +1,12 @@
 """What calls have in common: whose they are, which job they are about, what their body may be."""
 
 import asyncio
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from email.message import Message as MimeMessage
+from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # json's parser in Python
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Header, Path, Request
@@ -18,7 +21,11 @@ from protos.messages import DEADLINE_HEADER, RUN_HEADER, SESSION_HEADER, JobId, 
 JSON: Final = "application/json"
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 """Of the small JSON bodies: nowcasts and outcomes."""
+_LONE_SURROGATE: Final = re.compile(
+    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]", re.DOTALL
+)
 
+Scan = Callable[[str, int], Any]
 # dependencies are coroutines, though they wait for nothing: FastAPI would call plain functions in a thread each
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -80,7 +87,7 @@ DeadlineS = Annotated[float | None, Depends(_deadline_s)]
 
 
 def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """The OpenAPI description of a body that `read_message` or `read_optional` reads."""
+    """The OpenAPI description of a body that `read_body` reads."""
     return {"requestBody": {"required": required, "content": {JSON: {"schema": model.model_json_schema()}}}}
 
 
@@ -102,25 +109,12 @@ def check_body(headers: Mapping[str, str], *, media_type: str, max_bytes: int) -
         raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
 
 
-async def read_message(request: Request, model: type[Model], *, max_bytes: int, limit_s: float) -> Model:
-    """Read and validate a JSON body; large ones off the event loop.
+async def read_body(request: Request, *, max_bytes: int = MAX_MESSAGE_BYTES, limit_s: float) -> bytes:
+    """Read a JSON body.
 
     Raises:
         UnsupportedMedia, TooLarge, DeadlineExceeded: before it is parsed.
-        BadRequest, BadWiring: naming the field.
     """
-    return await parse(model, await read_body(request, max_bytes=max_bytes, limit_s=limit_s))
-
-
-async def read_optional(request: Request, model: type[Model], *, max_bytes: int, limit_s: float) -> Model | None:
-    """Read and validate a JSON body; None if there is none. Raises as `read_message` does."""
-    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
-        return None
-    return await read_message(request, model, max_bytes=max_bytes, limit_s=limit_s)
-
-
-async def read_body(request: Request, *, max_bytes: int, limit_s: float) -> bytes:
-    """Read a JSON body. Raises as `read_message` does."""
     check_body(request.headers, media_type=JSON, max_bytes=max_bytes)
     body = bytearray()
     try:
@@ -135,14 +129,46 @@ async def read_body(request: Request, *, max_bytes: int, limit_s: float) -> byte
 
 
 async def parse(model: type[Model], body: bytes) -> Model:
-    """Validate a JSON body. Raises as `read_message` does."""
-    if len(body) <= MAX_MESSAGE_BYTES:
-        return _parse(model, body)
-    return await asyncio.to_thread(_parse, model, body)
+    """Validate a JSON body; a large one off the event loop.
 
-
-def _parse(model: type[Model], body: bytes) -> Model:
+    Raises:
+        BadRequest, BadWiring: naming the field.
+    """
     try:
-        return model.model_validate_json(body)
+        if len(body) <= MAX_MESSAGE_BYTES:
+            return model.model_validate_json(body)
+        return await asyncio.to_thread(_parse_large, model, body)
     except ValidationError as error:
         raise invalid(error.errors(include_input=False, include_url=False)) from None
+
+
+def _parse_large(model: type[Model], body: bytes) -> Model:
+    """The same in small pieces: a parser in C would keep the event loop waiting for its whole body."""
+    if _LONE_SURROGATE.search(body):
+        raise BadRequest("the body has half of a surrogate pair")
+    decoder: Any = json.JSONDecoder()
+    decoder.scan_once = _scanner(3, decoder.scan_once)
+    try:
+        data = decoder.decode(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {str(error)[:200]}") from None
+    return model.model_validate(data)
+
+
+def _scanner(levels: int, values: Scan) -> Scan:
+    """Reads the value at a place in a text, and where it ends: objects and arrays in Python for so many levels, what is in them by
+    the scanner `values`.
+    """
+    if not levels:
+        return values
+    inner = _scanner(levels - 1, values)
+
+    def scan(text: str, start: int) -> Any:
+        match text[start : start + 1]:
+            case "{":
+                return JSONObject((text, start + 1), True, inner, None, None)
+            case "[":
+                return JSONArray((text, start + 1), inner)
+        return values(text, start)
+
+    return scan

@@ -4,7 +4,6 @@ from fastapi import APIRouter, Request, Response
 
 from nowcast_server.web.routes.calls import (
     JSON,
-    MAX_MESSAGE_BYTES,
     PROBLEMS,
     OwnJob,
     Run,
@@ -16,7 +15,6 @@ from nowcast_server.web.routes.calls import (
     json_body,
     parse,
     read_body,
-    read_optional,
 )
 from protos.messages import JobList, JobSpec, JobStatus, Progress
 
@@ -63,9 +61,7 @@ async def delete(job: TheJob, service: TheService) -> None:
 @router.post("/{job}/finish", openapi_extra=json_body(Progress, required=False))
 async def finish(job: OwnJob, service: TheService, request: Request) -> JobStatus:
     """Hear that a run is over, and how it went: the memory of its history is free for others, its status stays."""
-    limit_s = service.settings.upload_grace_s
-    progress = await read_optional(request, Progress, max_bytes=MAX_MESSAGE_BYTES, limit_s=limit_s)
-    if progress is not None:
-        job.tell(progress)
+    if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+        job.tell(await parse(Progress, await read_body(request, limit_s=service.settings.upload_grace_s)))
     service.finish(job)
     return job.status()

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from nowcast_server.forecasting import Forecasts
 from nowcast_server.logs import log
-from nowcast_server.web.routes.calls import MAX_MESSAGE_BYTES, PROBLEMS, DeadlineS, OwnJob, TheService, json_body, read_message
+from nowcast_server.web.routes.calls import PROBLEMS, DeadlineS, OwnJob, TheService, json_body, parse, read_body
 from protos.frames import MEDIA_TYPE, framed_bytes, write_frames
 from protos.messages import NowcastRequest
 
@@ -73,8 +73,7 @@ class FramesResponse(Response):
 async def nowcast(job: OwnJob, service: TheService, request: Request, deadline_s: DeadlineS) -> FramesResponse:
     """Forecast the weights for one or more horizons."""
     service.admit()
-    limit_s = service.settings.upload_grace_s
-    asked = await read_message(request, NowcastRequest, max_bytes=MAX_MESSAGE_BYTES, limit_s=limit_s)
+    asked = await parse(NowcastRequest, await read_body(request, limit_s=service.settings.upload_grace_s))
     asking = service.nowcasting.ask(
         job, asked, forecaster=service.forecasters[job.spec.forecaster], gone=partial(_gone, request), deadline_s=deadline_s
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Request
 
-from nowcast_server.jobs.arrival import Arrival, store
+from nowcast_server.jobs.arrival import Arrival
 from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
 from nowcast_server.service import Service
@@ -67,7 +67,7 @@ async def _within_limits(job: Job, step: int, service: Service, request: Request
             arrival.close()
             if job.closed:
                 raise UnknownJob(f"job {job.id!r} was deleted while its snapshot came", field="job")
-            stored = await store(job.history, step=step, row=row)
+            stored = await job.history.store(step, row)
             if stored:
                 service.metrics.scored(job.track.came(step, job.history.row(row)))
             return stored

@@ -3,9 +3,7 @@
 from typing import Any
 
 import pytest
-from server_kit import Caller, Held, Start, dense, read_forecasts, refused
-
-from nowcast_server.jobs.registry import Job
+from server_kit import Caller, Held, Start, dense, read_forecasts, refused, until
 
 ONE, KEPT = 62_700, 33_900
 """Memory of a job of `dense(10, 20)`; what is left of it when its history is evicted."""
@@ -26,22 +24,23 @@ def crowded(start: Start, jobs: int = 2, **settings: Any) -> Caller:
     return start(**{"memory": memory_for(jobs), "wiring": dense(10, 20), "evict_idle_s": 1e-6, **settings})
 
 
-def the_job(caller: Caller, name: str) -> Job:
-    (job,) = [job for job in caller.service.jobs if job.id == name]
-    job.gap_s = 0.0  # however slow this machine was
+def resting(caller: Caller, name: str, *, gap_s: float = 0.0, tenant: str = "", filled: bool = True) -> Caller:
+    """A job that sends a snapshot every so many seconds, however slow this machine is."""
+    job = caller.as_job(name, **(headers(tenant) if tenant else {}))
+    assert job.register().status_code == 201
+    if filled:
+        job.fill()
+    (found,) = [each for each in caller.service.jobs if each.id == name]
+    found.gap_s = gap_s
     return job
 
 
 def test_the_longest_idle_history_makes_room(start: Start) -> None:
     """A server full of abandoned jobs would refuse new ones for hours."""
     caller = crowded(start)
-    a, b, c = (caller.as_job(name) for name in "abc")
-    for job in (a, b):
-        assert job.register().status_code == 201
-        job.fill()
-        the_job(caller, job.job)
+    a, b = (resting(caller, name) for name in "ab")
     a.status()  # so that b has rested longest
-    assert c.register().status_code == 201
+    assert caller.as_job("c").register().status_code == 201
     assert (a.steps(), b.steps()) == ([10, 20, 30], [])
     assert b.status()["history_bytes"] == 0
     assert caller.service.histories.used_bytes <= caller.service.histories.limit_bytes
@@ -51,13 +50,9 @@ def test_the_longest_idle_history_makes_room(start: Start) -> None:
 def test_an_evicted_job_goes_on(start: Start) -> None:
     """A job whose history was evicted would get no forecast any more, or one from nowhere."""
     caller = crowded(start, 1)
-    a, b = caller.as_job("a"), caller.as_job("b")
-    a.register()
-    a.fill()
-    the_job(caller, "a")
-    b.register()
+    a = resting(caller, "a")
+    b = resting(caller, "b", filled=False)
     assert refused(a.nowcast(), 409, "history_missing")["missing"] == [10, 20, 30]
-    the_job(caller, "b")
     a.fill()
     assert b.steps() == []
     assert read_forecasts(a.nowcast().content)[0].step == 30
@@ -66,43 +61,24 @@ def test_an_evicted_job_goes_on(start: Start) -> None:
 def test_a_job_at_work_is_not_evicted(start: Start) -> None:
     """Jobs would drive each other out in turn, and send all their snapshots for each forecast."""
     caller = crowded(start, 1)
-    a, b = caller.as_job("a"), caller.as_job("b")
-    a.register()
-    a.fill()
-    the_job(caller, "a").gap_s = 3600.0  # it sends a snapshot an hour
-    refused(b.register(), 507, "out_of_memory_budget")
+    a = resting(caller, "a", gap_s=3600.0)
+    refused(caller.as_job("b").register(), 507, "out_of_memory_budget")
     assert a.steps() == [10, 20, 30]
 
 
 def test_what_is_in_use_is_not_evicted(start: Start) -> None:
     """A forecast would have its snapshots taken away."""
-    from concurrent.futures import ThreadPoolExecutor
-
     held = Held()
-    caller = crowded(start, 1)
     caller = start(held, memory=memory_for(1), wiring=dense(10, 20), evict_idle_s=1e-6)
-    a, b = caller.as_job("a"), caller.as_job("b")
-    a.register()
-    a.fill()
-    the_job(caller, "a")
-    with ThreadPoolExecutor(1) as pool:
-        nowcast = pool.submit(a.nowcast)
-        assert held.begun.acquire(timeout=30)
-        refused(b.register(), 507, "out_of_memory_budget")
-        held.released.set()
-        assert nowcast.result().status_code == 200
+    with held.making(resting(caller, "a")):
+        refused(caller.as_job("b").register(), 507, "out_of_memory_budget")
 
 
 def test_nothing_is_evicted_in_vain(start: Start) -> None:
     """A job that is refused all the same would have cost others their histories."""
     caller = crowded(start)
-    a, b = caller.as_job("a"), caller.as_job("b")
-    a.register()
-    a.fill()
-    the_job(caller, "a")
-    b.register()
-    b.fill()
-    the_job(caller, "b").gap_s = 3600.0
+    a = resting(caller, "a")
+    resting(caller, "b", gap_s=3600.0)
     large = caller.as_job("large")
     large.wiring = dense(20, 100)
     refused(large.register(), 507, "out_of_memory_budget")
@@ -112,30 +88,21 @@ def test_nothing_is_evicted_in_vain(start: Start) -> None:
 def test_a_tenant_evicts_its_own_first(start: Start) -> None:
     """A tenant that registers job after job would drive out everybody else's histories."""
     caller = crowded(start, memory=3 * (ONE - KEPT) + 7 * KEPT + 5_000, **TOKENS)
-    bobs = caller.as_job("bobs", **headers("bob"))
-    bobs.register()
-    bobs.fill()
-    the_job(caller, "bobs")
+    bobs = resting(caller, "bobs", tenant="bob")
     for index in range(6):
-        mine = caller.as_job(f"job-{index}", **headers("alice"))
-        assert mine.register().status_code == 201
-        mine.fill()
-        the_job(caller, mine.job)
+        resting(caller, f"job-{index}", tenant="alice")
     assert bobs.steps() == [10, 20, 30]
 
 
 def test_a_tenants_limit_is_its_own(start: Start) -> None:
     """A tenant at its limit would evict others' histories, which does not help it."""
     caller = crowded(start, 10, tenant_memory=memory_for(1), **TOKENS)
-    bobs = caller.as_job("bobs", **headers("bob"))
-    bobs.register()
-    bobs.fill()
-    the_job(caller, "bobs")
-    first, second = (caller.as_job(name, **headers("alice")) for name in ("first", "second"))
-    first.register()
-    the_job(caller, "first").gap_s = 3600.0
+    bobs = resting(caller, "bobs", tenant="bob")
+    resting(caller, "first", tenant="alice", gap_s=3600.0, filled=False)
+    second = caller.as_job("second", **headers("alice"))
     refused(second.register(), 507, "out_of_memory_budget")
-    the_job(caller, "first")
+    (first,) = [job for job in caller.service.jobs if job.id == "first"]
+    first.gap_s = 0.0
     assert second.register().status_code == 201
     assert bobs.steps() == [10, 20, 30]
 
@@ -143,11 +110,8 @@ def test_a_tenants_limit_is_its_own(start: Start) -> None:
 def test_memory_for_an_evicted_job_is_waited_for(start: Start) -> None:
     """A worker would take it for the end of its nowcasts that memory is short just now."""
     caller = crowded(start, 1)
-    a, b = caller.as_job("a"), caller.as_job("b")
-    a.register()
-    the_job(caller, "a")
-    b.register()
-    the_job(caller, "b").gap_s = 3600.0
+    a = resting(caller, "a", filled=False)
+    resting(caller, "b", gap_s=3600.0, filled=False)
     assert refused(a.upload(10), 429, "busy")["retry_after_s"] > 0
 
 
@@ -157,9 +121,7 @@ def finish(caller: Caller) -> Any:
 
 def test_a_finished_job_frees_its_memory(start: Start) -> None:
     """Runs that are over would fill a server's memory until they expire; or nobody could look at how they went."""
-    caller = crowded(start)
-    caller.register()
-    caller.fill()
+    caller = crowded(start).filled()
     assert caller.nowcast().status_code == 200
     before, (job,) = caller.service.histories.used_bytes, caller.service.jobs
     answer = finish(caller)
@@ -177,22 +139,12 @@ def test_a_finished_job_frees_its_memory(start: Start) -> None:
 
 def test_a_job_finished_during_its_forecast(start: Start) -> None:
     """The forecaster would read memory that others have by then; or the memory would never come back."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from server_kit import until
-
     held = Held()
-    caller = start(held, wiring=dense(10, 20))
-    caller.register()
-    caller.fill()
+    caller = start(held, wiring=dense(10, 20)).filled()
     used = caller.service.histories.used_bytes
-    with ThreadPoolExecutor(1) as pool:
-        nowcast = pool.submit(caller.nowcast)
-        assert held.begun.acquire(timeout=30)
+    with held.making(caller):
         assert finish(caller).status_code == 200
         assert caller.service.histories.used_bytes == used
-        held.released.set()
-        assert nowcast.result().status_code == 200
     until(lambda: caller.service.histories.used_bytes < used)
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nowcast_server.jobs.arrival import store
+from nowcast_server.jobs.arrival import PIECE, first_not_finite
 from nowcast_server.jobs.history import History, history_bytes
 from protos.errors import HistoryMissing, SnapshotConflict
 
@@ -63,7 +63,7 @@ async def _play(actions: list[tuple[str, int, int]]) -> None:
 
 async def _store(history: History, model: dict[int, float], step: int, row: int, value: float) -> None:
     try:
-        stored = await store(history, step=step, row=row)
+        stored = await history.store(step, row)
     except SnapshotConflict:
         too_old = len(model) == CONTEXT and step < min(model)
         assert too_old or abs(model[step] - value) > 0.01
@@ -119,3 +119,27 @@ def test_the_promise_is_kept(dtype: str, size: int) -> None:
     history = History(1000, context=5, dtype=dtype)
     assert history._rows.nbytes == history_bytes(1000, context=5, dtype=dtype) == 6 * 1000 * size
     assert history.row(0).dtype == getattr(torch, dtype)
+
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@settings(deadline=None)
+@given(st.sampled_from(DTYPES), st.integers(1, 3 * PIECE), st.data())
+def test_the_first_wrong_value_is_found(dtype: torch.dtype, size: int, data: st.DataObject) -> None:
+    """A poisoned snapshot would be stored, or the wrong parameter be blamed."""
+    values = torch.ones(size, dtype=dtype)
+    wrong = data.draw(st.lists(st.integers(0, size - 1), max_size=3))
+    for position in wrong:
+        values[position] = data.draw(st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+    assert first_not_finite(values) == (min(wrong) if wrong else None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_values_are_finite(dtype: torch.dtype) -> None:
+    """The largest and smallest numbers would be refused because their sum is none."""
+    largest = torch.finfo(dtype).max
+    assert first_not_finite(torch.full((100_000,), largest, dtype=dtype)) is None
+    assert first_not_finite(torch.tensor([largest, largest, -largest, -0.0, torch.finfo(dtype).tiny], dtype=dtype)) is None
+    opposite = torch.tensor([float("inf"), float("-inf")], dtype=dtype)
+    assert first_not_finite(opposite) == 0

@@ -210,12 +210,12 @@ def test_a_server_under_a_prefix_with_tokens_as_hashes(serve_url: str) -> None:
     """Two servers could not share a cluster; or tokens would lie readable in the cluster's state."""
     from ray import serve
 
-    from nowcast_server.serve.application import check, deployment
+    from nowcast_server.serve.application import deployment
     from nowcast_server.tokens import digest
 
     hashed = f"x:sha256:{digest('token-of-tenant-x-0000').hex()}"
     one = deployment.options(num_replicas=1, ray_actor_options={"num_cpus": 0.1})
-    serve.run(one.bind(check({"tokens": hashed, "memory": "1MiB"})), name="second", route_prefix="/second")
+    serve.run(one.bind({"tokens": hashed, "memory": "1MiB"}), name="second", route_prefix="/second")
     with httpx2.Client(base_url=f"{serve_url}/second", timeout=60) as second:
         assert second.get("/v1/jobs").status_code == 401
         mine = {"authorization": "Bearer token-of-tenant-x-0000"}

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from server_kit import Start
 
-from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import History
 from nowcast_server.jobs.registry import Job
 from nowcast_server.trajectories.recording import Recording
@@ -81,7 +80,7 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
     """A slow disk and a caller that hangs up would put the values of later steps into the record."""
     history = History(4, context=2, dtype="float32")
     spec = JobSpec(wiring=Wiring((Parameter("w", (4,)),), 1, ()), context=2, record=True)
-    job = Job("tenant", "job", spec, history, Budget(0), 0)
+    job = Job("tenant", "job", spec, history)
     begun, released = threading.Event(), threading.Event()
 
     async def store(step: int) -> None:

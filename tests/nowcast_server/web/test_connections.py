@@ -197,9 +197,7 @@ def test_one_address_has_its_own_limit(listen: Start) -> None:
 def test_health_is_reachable_when_all_connections_are_busy(listen: Start) -> None:
     """A server at its limit would be killed by its orchestrator, with all histories."""
     held = Held()
-    caller = listen(held, max_connections=4)  # the caller's own is one of them
-    assert caller.register().status_code == 201
-    caller.fill()
+    caller = listen(held, max_connections=4).filled()  # its own connection is one of them
     ask = b'{"context": [10, 20, 30], "horizons": [1]}'
     post = b"POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     with ExitStack() as stack:

@@ -12,6 +12,7 @@ import torch
 from server_kit import Last, dense, listening
 
 from nowcast_server.app import create_app
+from nowcast_server.healthcheck import check
 from nowcast_server.settings import Settings
 from nowcast_server.web import connections
 from protos.errors import Unavailable
@@ -109,3 +110,19 @@ def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeyp
         worker.forecast((0, 1), (1,), out, progress=None, deadline=Deadline(60))
         worker.close()
     assert torch.equal(out[0], snapshots[1])
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "mutual"])
+def test_health_check_of_a_container(files: Files, scheme: str) -> None:
+    """Docker would call a server ill for its scheme or address, send work to one that drains, or miss that one is gone."""
+    settings = Settings()
+    if scheme != "http":
+        settings = Settings(tls_cert=files.server, tls_ca=files.ca if scheme == "mutual" else None)
+    app = create_app(settings, forecasters={"last": Last()})
+    with listening(app, settings, verify=files.context(files.client)) as client:
+        seen = settings.model_copy(update={"port": client.base_url.port, "host": "0.0.0.0"})
+        assert check(seen) is None
+        app.state.service.draining = True
+        assert "503" in str(check(seen))
+        assert check(seen, "/livez") is None
+    assert f"no answer on port {seen.port}:" in str(check(seen))
