@@ -26,7 +26,7 @@ from protos.messages import JobSpec, Progress, Skill
 from trainer_worker import Nowcast
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.tasks import load_task
-from trainer_worker.tasks.convnet import convnet
+from trainer_worker.tasks.fashion import convnet
 
 STALE_STEPS: Final = 1000
 BATCH: Final = 64

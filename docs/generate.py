@@ -90,7 +90,7 @@ def _requirement(text: str) -> str:
 def configuration() -> str:
     """Every key of a configuration."""
     from trainer_worker.training.config import TABLES as KEYS
-    from trainer_worker.training.keys import default_of
+    from trainer_worker.training.config import default_of
 
     parts = []
     for name, table in KEYS.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainer_worker.adapters.lightning import NowcastCallback
-from trainer_worker.datasets.diamonds import diamonds
+from trainer_worker.tasks.diamonds import diamonds
 
 
 class Prices(pl.LightningModule):
@@ -33,8 +33,7 @@ class Prices(pl.LightningModule):
 
 pl.seed_everything(0)
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
-table = diamonds()
-loader = DataLoader(TensorDataset(torch.tensor(table.features), torch.tensor(table.targets)), batch_size=128, shuffle=True)
+loader = DataLoader(TensorDataset(*map(torch.from_numpy, diamonds())), batch_size=128, shuffle=True)
 callback = NowcastCallback()
 trainer = pl.Trainer(
     max_steps=steps, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False

@@ -15,13 +15,13 @@ from ray.train.torch import TorchTrainer, prepare_model
 from torch import nn
 
 from trainer_worker import Nowcast
-from trainer_worker.datasets.diamonds import diamonds
+from trainer_worker.tasks.diamonds import diamonds
 
 
 def train(config: dict[str, Any]) -> None:
     """Run in every worker: each takes examples of its own, gradients are averaged, and all ranks push alike."""
-    rank, table = ray.train.get_context().get_world_rank(), diamonds()
-    features, prices = torch.tensor(table.features), torch.tensor(table.targets)
+    rank = ray.train.get_context().get_world_rank()
+    features, prices = map(torch.from_numpy, diamonds())
     torch.manual_seed(0)
     model = prepare_model(nn.Sequential(nn.Linear(9, 64), nn.ReLU(), nn.Linear(64, 1)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -180,7 +180,7 @@ def keys() -> None:
     """Show every key of a configuration, its default, and what it means."""
     from rich.console import Console
 
-    from trainer_worker.training.keys import show_keys
+    from trainer_worker.training.config import show_keys
 
     show_keys(Console())
 
@@ -192,7 +192,7 @@ def fetch(
     path: Annotated[Path | None, typer.Option(help="check the copy in this folder instead")] = None,
 ) -> None:
     """Get data sets from the first source that has them, check them, and keep them for later runs."""
-    from trainer_worker.datasets import DATASETS, DataMissing, read
+    from trainer_worker.tasks.data import DATASETS, DataMissing, read
 
     for name in names or DATASETS:
         if name not in DATASETS:

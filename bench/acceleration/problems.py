@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer_worker.tasks import load_task
-from trainer_worker.tasks.batches import batch_indices
+from trainer_worker.tasks.task import batch_indices
 
 Batch = tuple[Tensor, Tensor]
 
@@ -113,31 +112,16 @@ def _colour() -> Problem:
     """Fashion-MNIST in colour, for a small residual network: the difference between a picture and a piece of a photograph, as in
     MNIST-M (Ganin et al. 2016).
     """
-    task, photographs = load_task("fm-16"), _photographs()
+    from benchmark_data import photographs
+
+    task, sights = load_task("fm-16"), [torch.from_numpy(values).permute(2, 0, 1) for values in photographs()]
     generator = torch.Generator().manual_seed(0)
     parts = []
     for split in (task.train, task.validation, task.test):
         pictures = (split.inputs - split.inputs.amin()) / (split.inputs.amax() - split.inputs.amin())
-        parts.append((2 * (pictures - _pieces(photographs, len(pictures), generator)).abs() - 1, split.targets))
+        parts.append((2 * (pictures - _pieces(sights, len(pictures), generator)).abs() - 1, split.targets))
     build, rates = partial(ResidualNetwork, (16, 32)), (3e-3, 6e-3, 1e-2)
     return _examples("colour", build, *parts, loss=cross_entropy, rates=rates, batch_size=128, steps=6000, autocast=True)
-
-
-def _photographs() -> list[Tensor]:
-    """Two photographs that scikit-learn carries (CC BY), each (3, height, width), from 0 to 1."""
-    from PIL import Image
-
-    from trainer_worker.datasets.dataset import DataFile, Dataset, read
-    from trainer_worker.datasets.wheel import PythonWheel
-
-    files = (
-        DataFile("china.jpg", "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29"),
-        DataFile("flower.jpg", "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638"),
-    )
-    members = {file.name: f"sklearn/datasets/images/{file.name}" for file in files}
-    found = read(Dataset("photographs", "CC-BY", files, (PythonWheel("scikit-learn==1.9.1", members),)))
-    pixels = [np.asarray(Image.open(BytesIO(content)).convert("RGB"), dtype=np.float32) for content in found.contents.values()]
-    return [torch.from_numpy(values / 255).permute(2, 0, 1) for values in pixels]
 
 
 def _pieces(photographs: list[Tensor], count: int, generator: torch.Generator) -> Tensor:
@@ -180,11 +164,11 @@ class ResidualNetwork(nn.Sequential):
 
 
 def _animals() -> Problem:
-    from trainer_worker.datasets.animals import animals
+    from benchmark_data import animals
 
-    shapes = animals()
-    images = torch.from_numpy(shapes.images.astype(np.float32) / 255 - 0.5).mul(2).unsqueeze(1)
-    labels = torch.from_numpy(shapes.labels.astype(np.int64))
+    shapes, classes = animals()
+    images = torch.from_numpy(shapes.astype(np.float32) / 255 - 0.5).mul(2).unsqueeze(1)
+    labels = torch.from_numpy(classes.astype(np.int64))
     order = torch.from_numpy(np.random.Generator(np.random.PCG64(0)).permutation(len(labels)))
     parts = [(images[index], labels[index]) for index in order.split([len(order) - 2500, 1000, 1500])]
     return _examples("animals", _four_convolutions, *parts, loss=cross_entropy, rates=(1e-3, 3e-3, 6e-3), batch_size=64, steps=6000)
@@ -207,10 +191,9 @@ def _four_convolutions() -> nn.Module:
 
 
 def _diamonds() -> Problem:
-    from trainer_worker.datasets.diamonds import diamonds
+    from trainer_worker.tasks.diamonds import diamonds
 
-    stones = diamonds()
-    features, price = torch.from_numpy(stones.features), torch.from_numpy(stones.targets)
+    features, price = map(torch.from_numpy, diamonds())
     parts = list(zip(features.split([45_940, 4000, 4000]), price.split([45_940, 4000, 4000]), strict=True))
     build = partial(_mlp, (9, 64, 64, 1))
     return _examples("diamonds", build, *parts, loss=squared, rates=(1e-3, 3e-3, 1e-2), batch_size=128)
@@ -262,7 +245,7 @@ def _channels_last(pictures: Tensor) -> Tensor:
 
 
 def _bible() -> Problem:
-    from trainer_worker.datasets.king_james import king_james
+    from trainer_worker.tasks.bible import king_james
 
     letters = np.frombuffer(king_james().encode("ascii", "replace"), dtype=np.uint8)
     known, tokens = np.unique(letters, return_inverse=True)
@@ -270,12 +253,11 @@ def _bible() -> Problem:
 
 
 def _wikipedia() -> Problem:
+    from benchmark_data import wikipedia
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
     from tokenizers.trainers import BpeTrainer
-
-    from trainer_worker.datasets.wikipedia import wikipedia
 
     content = wikipedia()
     tokenizer = Tokenizer(BPE())

@@ -1,27 +1,31 @@
 """The examples run as they stand, on real data."""
 
-import os
 import re
 import runpy
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from trainer_worker.datasets import DATASETS, DataMissing, read
+from trainer_worker.tasks.data import DATASETS, DataMissing, read
 from trainer_worker.training.own_server import own_server
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(name: str, *arguments: str) -> str:
-    """What an example prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "examples" / name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run an example in this process, as starting another takes seconds; what it prints."""
+
+    def run(name: str, *arguments: str) -> str:
+        # tests/trainer_worker/datasets may look like Hugging Face's package of that name
+        monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 def needs(data: str) -> None:
@@ -41,7 +45,7 @@ def needs(data: str) -> None:
         ("lightning_tables.py", "diamonds"),
     ],
 )
-def test_an_example_uses_forecasts(name: str, data: str) -> None:
+def test_an_example_uses_forecasts(run: Callable[..., str], name: str, data: str) -> None:
     """A user who copies the example would get an error, or a run without nowcasts."""
     needs(data)
     text = run(name, "100")
@@ -54,18 +58,16 @@ def test_an_example_uses_forecasts(name: str, data: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_ray_train(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ray_train(ray_cluster: None, run: Callable[..., str]) -> None:
     """A loop of one's own on Ray Train would get no nowcasts, or ranks that differ."""
     needs("diamonds")
-    monkeypatch.setattr(sys, "argv", ["ray_train.py", "100"])
-    runpy.run_path(str(ROOT / "examples" / "ray_train.py"), run_name="__main__")
-    found = re.search(r"'used': (\d+)", capsys.readouterr().out)
+    found = re.search(r"'used': (\d+)", run("ray_train.py", "100"))
     assert found
     assert int(found[1]) > 10
 
 
 @pytest.mark.slow
-def test_a_client_of_the_wire_protocol(tmp_path: Path) -> None:
+def test_a_client_of_the_wire_protocol(run: Callable[..., str], tmp_path: Path) -> None:
     """Whoever writes a client in another language starts from this one: it must agree with the server to the byte."""
     with own_server(log=tmp_path / "server.log") as url:
         text = run("wire_client.py", url)

@@ -37,8 +37,7 @@ def _main(rank: int, folder: Path, port: int, world: int, url: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
     embedded = {"forecaster": "linear"}
     told = {
-        "wrapped": train(rank, embedded, wrapped=True),
-        "bare": train(rank, embedded, wrapped=False),
+        "wrapped": train(rank, embedded),
         "http": train(rank, {"server": Server(url, dtype="bfloat16", timeout_s=20), "forecaster": "linear"}),
         "failing": train(rank, {"server": ScriptedEndpoint(fail=_fail)}),
         "jump": train(rank, {**embedded, "mode": "jump", "interval": 1}),
@@ -66,7 +65,6 @@ def train(
     rank: int,
     options: dict[str, Any],
     *,
-    wrapped: bool = True,
     steps: int = STEPS,
     saved: dict[str, Any] | None = None,
     unfreeze_at: int | None = None,
@@ -77,7 +75,7 @@ def train(
     model[0].requires_grad_(unfreeze_at is None)
     replica = DistributedDataParallel(model, forward_sync_buffers=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    nowcast = make(replica if wrapped else model, optimizer, None, **options)
+    nowcast = make(replica, optimizer, None, **options)
     broadcasts = []
     broadcast = dist.broadcast
     dist.broadcast = lambda *args, **kwargs: (broadcasts.append(nowcast.steps), broadcast(*args, **kwargs))[1]

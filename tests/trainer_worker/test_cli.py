@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from trainer_worker.cli import app
-from trainer_worker.datasets import DataMissing
 from trainer_worker.tasks import load_task
+from trainer_worker.tasks.data import DataMissing
 
 JOB = '[task]\nname = "fm-16"\nexamples = 40\n[train]\nsteps = 4\nbatch_size = 4\neval_every = 2\n[workers]\ncount = 0\n'
 NETWORKS = (

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from server_process import ServerProcess
 from typer.testing import CliRunner, Result
 
 from trainer_worker.cli import app
 from trainer_worker.doctor import Question, examine
-from trainer_worker.training.own_server import own_server
 
 NETWORK = "torch.nn:Transformer"
 MODELS = """
@@ -79,12 +79,10 @@ def test_a_server_that_is_not_there() -> None:
     assert "`nowcast-server run` starts one" in findings[0].text
 
 
-@pytest.mark.slow
-def test_a_server(tmp_path: Path) -> None:
+def test_a_server(server: ServerProcess) -> None:
     """Reachable and compatible, but without the forecaster, or without room for the job: each is told by itself."""
-    with own_server(log=tmp_path / "server.log") as url:
-        fine = examine("doctored:build", url, Question(), token=None, inputs=None)
-        assert all(finding.fine for finding in fine)
-        assert fine[-1].text == "the server takes the job"
-        missing = examine("doctored:build", url, Question("nano"), token=None, inputs=None)
-        assert "there is no forecaster 'nano'; there are" in missing[-1].text
+    fine = examine("doctored:build", server.url, Question(), token=None, inputs=None)
+    assert all(finding.fine for finding in fine)
+    assert fine[-1].text == "the server takes the job"
+    missing = examine("doctored:build", server.url, Question("nano"), token=None, inputs=None)
+    assert "there is no forecaster 'nano'; there are" in missing[-1].text

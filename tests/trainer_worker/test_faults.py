@@ -166,7 +166,7 @@ def test_a_refused_snapshot_costs_its_contexts_alone(faulty: FaultyServer, fault
     assert faulty.calls.count("send") <= STEPS // INTERVAL
 
 
-@pytest.mark.parametrize("fault", ["unauthorized", "forbidden", "job_conflict", "unknown_forecaster", "bad_wiring", "too_large"])
+@pytest.mark.parametrize("fault", ["unauthorized", "run_conflict", "job_conflict", "unknown_forecaster", "bad_wiring", "too_large"])
 def test_a_server_that_refuses_the_job_says_so_at_the_start(faulty: FaultyServer, fault: str) -> None:
     """A wrong token found out after the run has cost the run its nowcasts."""
     faulty.faults["register"].append(fault)

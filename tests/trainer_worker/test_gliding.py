@@ -216,30 +216,6 @@ def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
         assert torch.equal(optimizer.state[parameter]["exp_avg"], moment)
 
 
-def test_frozen_tied_and_foreign_parameters() -> None:
-    """A push that moves a frozen weight breaks fine-tuning; one that forgets a tied name shifts every later parameter."""
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
-    model[2].weight = model[0].weight
-    model[0].bias.requires_grad_(False)
-    own = [model[0].weight, model[0].bias, model[2].bias, model[3].bias]
-    optimizer = torch.optim.SGD([{"params": own[:1], "lr": 0.1}, {"params": own[1:]}], lr=0.01)
-    endpoint = ScriptedEndpoint()
-    frozen, foreign = model[0].bias.clone(), model[3].weight.detach().clone()
-    with make(model, optimizer, endpoint, push=UNHELD):
-        for index in range(FIRST):
-            step(model, optimizer, index)
-        before = torch.cat([each.detach().flatten() for each in (own[0], own[2], own[3])])
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
-        step(model, optimizer, FIRST)
-    moved = torch.cat([each.detach().flatten() for each in (own[0], own[2], own[3])]) - before
-    context = endpoint.asked[0]
-    expected = 0.5 * (endpoint.sent[context[-1]] - endpoint.sent[context[0]]) / (CONTEXT - 1) / INTERVAL
-    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
-    assert torch.equal(model[0].bias, frozen)
-    assert torch.equal(model[3].weight, foreign)
-
-
 def test_a_layer_frozen_in_mid_run_stays_as_it_is_from_the_next_step() -> None:
     """Who freezes a layer means it at once, not at the end of the interval."""
     model = network()
@@ -390,20 +366,6 @@ def _parts(model: nn.Module, vector: Tensor) -> list[Tensor]:
     parameters = list(model.parameters())
     parts = torch.split(vector, [parameter.numel() for parameter in parameters])
     return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_forecasts_that_are_not_finite_are_never_used(bad: float) -> None:
-    """One NaN in the weights ends a run."""
-
-    def forecast(states: Sequence[Tensor], horizon: int) -> Tensor:
-        made = onward(states, horizon)
-        made[7] = bad
-        return made
-
-    weights, nowcast = glided(ScriptedEndpoint(forecast))
-    assert nowcast.summary()["reasons"] == {"bad_forecast": len(TAKEN_UP)}
-    assert torch.equal(weights, plain())
 
 
 def test_padding_rows_and_masked_weights_stay() -> None:

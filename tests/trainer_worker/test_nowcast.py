@@ -24,6 +24,7 @@ from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from protos.errors import BadRequest, Unavailable
 from protos.wiring import Parameter, Wiring
 from trainer_worker import BadArgument, Event, Push, Server
+from trainer_worker.endpoints import sender
 from trainer_worker.wiring import wire
 
 
@@ -86,8 +87,9 @@ class Slow:
 
 
 @pytest.mark.parametrize("call", ["send", "forecast", "finish"])
-def test_an_interrupted_run_ends_within_seconds(call: str) -> None:
+def test_an_interrupted_run_ends_within_seconds(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C that hangs is answered with kill -9, which loses the checkpoint that was about to be written."""
+    monkeypatch.setattr(sender, "STOP_S", 0.2)
     slow = Slow(call)
     model = network()
     optimizer = adam(model)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import CHECKPOINTS
 from server_process import ServerProcess
-from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, adam, flat, make, network, plain, settle, step
+from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, adam, flat, make, network, settle, step
 
-from trainer_worker import Nowcast, Server
+from trainer_worker import Server
+from trainer_worker.endpoints import sender
 
 
 def trained(server: Server, **options: Any) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -39,21 +40,6 @@ def test_a_server_gives_the_same_bits_as_embedded_forecasts(
     assert torch.equal(embedded, remote)
 
 
-def test_a_server_that_is_down_from_the_start_costs_pushes_alone(start_server: Callable[..., ServerProcess]) -> None:
-    """The steps before it comes are those of a plain run, and nobody has to restart anything afterwards."""
-    process = ServerProcess()
-    model = network()
-    optimizer = adam(model)
-    with make(model, optimizer, process.url, forecaster="linear", max_steps=10_000) as nowcast:
-        for index in range(2 * FULL):
-            step(model, optimizer, index)
-        assert torch.equal(flat(model), plain(2 * FULL))
-        process.start()
-        train_until(lambda: nowcast.summary()["nowcasts"]["used"] > 0, model, optimizer, nowcast)
-    assert nowcast.summary()["server"] == {"lost": 1, "back": 1}
-    process.kill()
-
-
 class Slow(torch.nn.Module):
     """Two million parameters: an upload that can be interrupted."""
 
@@ -67,54 +53,68 @@ class Slow(torch.nn.Module):
         return self.last(self.wide(self.first(inputs).relu()).relu())  # type: ignore[no-any-return]
 
 
-def train_until(
-    condition: Callable[[], bool], model: torch.nn.Module, optimizer: torch.optim.Optimizer, nowcast: Nowcast, *, wait: bool = True
-) -> None:
-    """Train until it is so; each step waits for the answer that is due, at most a little."""
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        step(model, optimizer, nowcast.steps)
-        request = nowcast._boundaries._asked
-        if wait and request is not None:
-            request.done.wait(0.5)
+class Run:
+    """Trains until something is so; each step waits for the answer that is due, at most a little."""
+
+    def __init__(self, url: str) -> None:
+        torch.manual_seed(0)
+        self.model = Slow()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+        reached = Server(url, timeout_s=5)
+        self.nowcast = make(self.model, self.optimizer, reached, forecaster="linear", max_steps=100_000, push=STEADY)
+
+    @property
+    def used(self) -> int:
+        return int(self.nowcast.summary()["nowcasts"]["used"])
+
+    @property
+    def server(self) -> dict[str, int]:
+        """How often it was lost, and came back."""
+        return self.nowcast.summary()["server"]  # type: ignore[no-any-return]
+
+    def until(self, condition: Callable[[], bool], *, wait: bool = True) -> None:
+        deadline = time.monotonic() + 90
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            step(self.model, self.optimizer, self.nowcast.steps)
+            request = self.nowcast._boundaries._asked
+            if wait and request is not None:
+                request.done.wait(0.5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["upload", "between"])
-def test_a_killed_server_costs_pushes_and_its_return_brings_them_back(
-    start_server: Callable[..., ServerProcess], moment: str
-) -> None:
+def test_a_server_that_comes_late_and_is_killed_twice_costs_pushes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shared server restarts now and then; no run may end or be corrupted by it, or need a hand afterwards."""
-    process = start_server()
-    torch.manual_seed(0)
-    model = Slow()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    reached = Server(process.url, timeout_s=5)
-    nowcast = make(model, optimizer, reached, forecaster="linear", max_steps=100_000, push=STEADY)
-
-    def used() -> int:
-        return int(nowcast.summary()["nowcasts"]["used"])
-
-    with nowcast:
-        train_until(lambda: used() >= 1, model, optimizer, nowcast)
-        if moment == "between":
-            train_until(lambda: nowcast.steps % INTERVAL == 1, model, optimizer, nowcast)
-            settle(nowcast)
-            process.kill()
-        else:  # it stops half way through what it is doing, and dies there
-            train_until(lambda: nowcast.steps % INTERVAL == 0, model, optimizer, nowcast, wait=False)
-            process.signal(signal.SIGSTOP)
-            threading.Timer(0.3, process.kill).start()
-        train_until(lambda: nowcast.summary()["reasons"].get("server_unavailable", 0) > 0, model, optimizer, nowcast)
-        assert set(nowcast.summary()["reasons"]) <= {"server_unavailable", "late", "history_missing"}
-        assert flat(model).isfinite().all()
+    monkeypatch.setattr(sender, "LONGEST_PAUSE_S", 0.3)
+    process = ServerProcess()
+    run = Run(process.url)
+    plain = Slow()
+    plain.load_state_dict(run.model.state_dict())
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3)
+    with run.nowcast as nowcast:
+        for index in range(2 * FULL):
+            step(run.model, run.optimizer, index)
+            step(plain, optimizer, index)
+        assert torch.equal(flat(run.model), flat(plain))
         process.start()
-        before = used()
-        train_until(lambda: used() > before, model, optimizer, nowcast)
+        run.until(lambda: run.used > 0)
+        for times, moment in enumerate(("between", "upload"), start=1):
+            if moment == "between":
+                run.until(lambda: nowcast.steps % INTERVAL == 1)
+                settle(nowcast)
+                process.kill()
+            else:  # it stops half way through what it is doing, and dies there
+                run.until(lambda: nowcast.steps % INTERVAL == 0, wait=False)
+                process.signal(signal.SIGSTOP)
+                threading.Timer(0.3, process.kill).start()
+            run.until(lambda times=times: run.server["lost"] > times)  # type: ignore[misc]
+            assert flat(run.model).isfinite().all()
+            process.start()
+            before = run.used
+            run.until(lambda before=before: run.used > before)  # type: ignore[misc]
+    process.kill()
     summary = nowcast.summary()
-    assert summary["server"]["lost"] >= 1
-    assert summary["server"]["back"] == summary["server"]["lost"]
+    assert set(summary["reasons"]) <= {"server_unavailable", "late", "history_missing"}
+    assert summary["server"]["back"] == summary["server"]["lost"] >= 3
     assert summary["nowcasts"]["skipped"] == sum(summary["reasons"].values())
     assert [event.outcome for event in nowcast.events if event.kind == "server"][:2] == ["lost", "back"]
-    process.kill()

@@ -18,16 +18,8 @@ Address = Annotated[
     str | None,
     Option(help="Address of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's"),
 ]
-INSTEAD: Final = {
-    "workers": "set workers.count in it",
-    "gpus": "set workers.gpus_per_worker in it",
-    "cpus": "its workers take one CPU each; set workers.count in it, or workers.threads",
-    "max_failures": "set workers.max_failures in it",
-    "driver": "it starts its workers itself, workers.count of them",
-    "working_dir": "nothing but itself is uploaded",
-    "arguments": "set what they would change in it",
-}
-"""Options of scripts, and what stands for them in a configuration."""
+OF_SCRIPTS: Final = ("workers", "gpus", "cpus", "max_failures", "driver", "working_dir", "arguments")
+"""Options and arguments that a configuration has no use for."""
 
 
 @app.command(context_settings={"allow_interspersed_args": True})
@@ -96,11 +88,13 @@ def submit(
 
 
 def _refuse_options_of_scripts(context: typer.Context) -> None:
-    for name, instead in INSTEAD.items():
+    for name in OF_SCRIPTS:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             hint = "ARGS" if name == "arguments" else f"--{name.replace('_', '-')}"
-            raise typer.BadParameter(f"not for a configuration: {instead}", param_hint=hint)
+            raise typer.BadParameter(
+                "for scripts; a configuration has its own table [workers], see `nowcast keys`", param_hint=hint
+            )
 
 
 def _say_how_to_go_on(submission: "Submission", address: str | None) -> None:

@@ -19,8 +19,7 @@ from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from trainer_worker.cluster.submission import parse_workers
-from trainer_worker.training.local_cluster import WORKER_ENVIRONMENT
-from trainer_worker.training.room import warned_without_room
+from trainer_worker.training.ray_cluster import WORKER_ENVIRONMENT, warned_without_room
 from trainer_worker.training.storage import StorageUnusable, resolve
 
 

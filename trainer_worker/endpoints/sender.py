@@ -123,8 +123,8 @@ class Sender:
         self._thread = threading.Thread(target=self._work, name="nowcast-sender", daemon=True)
         self._thread.start()
         with self._changed:
-            self._changed.wait_for(lambda: self._registered or self._down, OPEN_S)
-            error = self._down
+            self._changed.wait_for(lambda: self._registered or self._lost or self._down, OPEN_S)
+            error = self._lost or self._down
         if resumed or error is None or _passes(error):
             return
         if not isinstance(error, NowcastError):
@@ -314,6 +314,7 @@ class Sender:
             log.error("%s; this run goes on without nowcasts", error)
             self._lost, self._registered = error, False
             self._news.append(("lost", error))
+            self._changed.notify_all()
         elif call == "register":
             self._pause(error)
         elif isinstance(error, UnknownJob):

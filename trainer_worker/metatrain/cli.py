@@ -11,17 +11,13 @@ Config = Annotated[Path, typer.Argument(help="TOML file; deploy/metatrain/ has t
 
 
 @app.command()
-def collect(
-    config: Config,
-    *,
-    on_ray: Annotated[bool, typer.Option("--ray", help="Run the studies on a Ray cluster instead of in local processes.")] = False,
-) -> None:
+def collect(config: Config) -> None:
     """Train the studies that CONFIG asks for and that its folder does not hold yet. Stop it at any time, start it again."""
     from trainer_worker.metatrain.collect import CollectConfig
-    from trainer_worker.metatrain.workers import collect_local, collect_on_ray
+    from trainer_worker.metatrain.workers import collect_local
 
     _log()
-    (collect_on_ray if on_ray else collect_local)(_read(CollectConfig, config))
+    collect_local(_read(CollectConfig, config))
 
 
 @app.command()

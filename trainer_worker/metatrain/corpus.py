@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer_worker.metatrain.datasets import factbook, mnist_5k, tables
+
 TRAINING: Final[dict[str, dict[str, float]]] = {
     "convnet": {"fashion": 0.75, "digits": 0.25},
     "mlp": {"fashion": 0.3, "digits": 0.2, "wine": 0.1, "diabetes": 0.1, "friedman-1": 0.1, "friedman-2": 0.1, "friedman-3": 0.1},
@@ -46,14 +48,12 @@ def _raw_pictures(name: str) -> Examples:
         features, labels = table("digits")
         return features.view(-1, 8, 8), labels
     if name == "fashion":
-        from trainer_worker.datasets.fashion_mnist import fashion_mnist
+        from trainer_worker.tasks.fashion import fashion_mnist
 
         kept = fashion_mnist()[0]
         images, classes = kept.images[:FASHION_EXAMPLES], kept.labels[:FASHION_EXAMPLES]
     else:
-        from trainer_worker.datasets.mnist_5k import mnist_5k
-
-        images, classes = mnist_5k().images, mnist_5k().labels
+        images, classes = mnist_5k()
     return torch.from_numpy(images.astype(np.float32)), torch.from_numpy(classes.astype(np.int64))
 
 
@@ -62,10 +62,8 @@ def table(name: str) -> Examples:
     """Features (examples, columns) and targets (examples,)."""
     if name.startswith("friedman"):
         return _friedman(int(name[-1]))
-    from trainer_worker.datasets.tables import tables
-
-    found = tables()[name]
-    return torch.from_numpy(found.features), torch.from_numpy(found.targets)
+    features, targets = tables()[name]
+    return torch.from_numpy(features), torch.from_numpy(targets)
 
 
 def _friedman(which: int, *, examples: int = 20_000) -> Examples:
@@ -95,8 +93,6 @@ def text(name: str) -> tuple[Tensor, int]:
 
 def _read_text(name: str) -> str:
     if name == "factbook":
-        from trainer_worker.datasets.factbook import factbook
-
         return factbook()
     folder = Path(sysconfig.get_path("stdlib"))
     files = sorted(path for path in folder.glob("*.py") if path.is_file())

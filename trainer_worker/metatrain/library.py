@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from nowcast_server.trajectories.store import Trajectory, trajectories
 from protos.wiring import Wiring
@@ -84,25 +85,8 @@ def wiring_of(design: Design) -> Wiring:
     """The wiring of a design's network."""
     from trainer_worker.wiring import wire
 
-    if design.kind != "gpt":
-        return wire(design.build())
-    return wire(_hugging_face_gpt(design))
-
-
-def _hugging_face_gpt(design: Design) -> Any:
-    """The network whose parameters a gpt design's are, by name and shape: the one `wire` knows by its class."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config: Any = GPT2Config(
-        vocab_size=design.inputs,
-        n_positions=design.tokens,
-        n_embd=design.widths[0],
-        n_layer=len(design.widths),
-        n_head=design.heads,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return GPT2LMHeadModel(config)
+    tokens = torch.zeros(2, design.tokens, dtype=torch.int64)  # as many as there are places for, so that all are seen
+    return wire(design.build(), tokens if design.kind == "gpt" else None)
 
 
 def describe(library: Library) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Who trains the studies: local processes, or tasks on a Ray cluster. A study takes one core."""
+"""Who trains the studies: local processes. A study takes one core."""
 
 import logging
 import os
@@ -27,18 +27,6 @@ def collect_local(config: CollectConfig) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)  # else it would train all that is left before it says what went wrong
             raise
-
-
-def collect_on_ray(config: CollectConfig) -> None:
-    """Train on the Ray cluster of `RAY_ADDRESS`, or on one started here. `config.folder` must be a folder all nodes share."""
-    import ray
-
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
-    remote = ray.remote(num_cpus=1, runtime_env={"env_vars": {**MALLOC, "OMP_NUM_THREADS": "1"}})(collect_study)
-    waiting = [remote.remote(config, number) for number in missing(config)]
-    while waiting:
-        (done,), waiting = ray.wait(waiting, num_returns=1)
-        logger.info("%s", ray.get(done))
 
 
 def missing(config: CollectConfig) -> Iterator[int]:

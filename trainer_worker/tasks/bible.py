@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from trainer_worker.datasets.king_james import king_james
+from trainer_worker.tasks.data import KING_JAMES, read
 from trainer_worker.tasks.gpt import GPT
 from trainer_worker.tasks.task import Task
 
@@ -51,6 +51,16 @@ class WindowSplit:
     def to(self, device: torch.device) -> Self:
         """See `Split.to`."""
         return replace(self, tokens=self.tokens.to(device))
+
+
+def king_james(path: str | Path | None = None) -> str:
+    """The text. It lies in a Python module, of which the one long string is taken and nothing is run; `path` as in `data.read`.
+
+    Raises:
+        DataMissing: no source has it.
+    """
+    (content,) = read(KING_JAMES, path=path).contents.values()
+    return content.decode("utf-8").split('"""', maxsplit=2)[1].strip() + "\n"
 
 
 def bible_task(*, layers: int, width: int, heads: int, data: Path | None = None) -> Task:

@@ -1,14 +1,16 @@
 """Fashion-MNIST classification with the paper's convnets."""
 
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import nn
 
-from trainer_worker.datasets.fashion_mnist import LabelledImages, fashion_mnist
-from trainer_worker.tasks.convnet import convnet
+from trainer_worker.tasks.data import FASHION_MNIST, read
 from trainer_worker.tasks.task import Task, TensorSplit
 
 HELD_OUT = 12
@@ -17,23 +19,61 @@ MEAN, STD = 0.1307, 0.3081
 """Of MNIST, not of Fashion-MNIST: what the paper's protocol uses, kept so that learning rates and targets carry over."""
 
 
+class Pictures(NamedTuple):
+    """Images (examples, height, width) and their classes (examples,), both uint8."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+
+
+def fashion_mnist(path: str | Path | None = None) -> tuple[Pictures, Pictures]:
+    """The 60,000 training and the 10,000 test pictures, 28x28; `path` as in `data.read`.
+
+    Raises:
+        DataMissing: no source has them.
+    """
+    contents = read(FASHION_MNIST, path=path).contents
+    bytes_of = {name: np.frombuffer(content, dtype=np.uint8) for name, content in contents.items()}
+    train, test = (  # the headers of IDX files: four bytes of type, four for each dimension
+        Pictures(bytes_of[f"{part}-images-idx3-ubyte.gz"][16:].reshape(-1, 28, 28), bytes_of[f"{part}-labels-idx1-ubyte.gz"][8:])
+        for part in ("train", "t10k")
+    )
+    return train, test
+
+
+def convnet(width: int, *, channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """Three 3x3 convolutions of `width`, 2 `width` and 2 `width` channels, the first with stride 2 and without padding.
+
+    Shapes: (batch, channels, height, width) -> (batch, classes)
+
+    Source: the tasks FM/16, FM/32, C10/16, ... of the NiNo paper (arXiv 2409.04434).
+    """
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(channels, width, 3, stride=2)),
+        ("relu1", nn.ReLU()),
+        ("conv2", nn.Conv2d(width, 2 * width, 3, padding=1)),
+        ("relu2", nn.ReLU()),
+        ("conv3", nn.Conv2d(2 * width, 2 * width, 3, padding=1)),
+        ("relu3", nn.ReLU()),
+        ("pool", nn.AdaptiveAvgPool2d(1)),
+        ("flatten", nn.Flatten()),
+        ("head", nn.Linear(2 * width, classes)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
 def fashion_task(*, width: int, data: Path | None = None) -> Task:
     """The paper's task FM/`width`: 55,000 training, 5,000 validation and 10,000 test pictures.
 
     Raises:
         DataMissing: no source has Fashion-MNIST.
     """
-    train, test = fashion_mnist(data)
-    images, labels = _tensors(train)
-    kept = len(labels) - len(labels) // HELD_OUT
-    return Task(
-        build=partial(convnet, width),
-        train=TensorSplit(images[:kept], labels[:kept]),
-        validation=TensorSplit(images[kept:], labels[kept:]),
-        test=TensorSplit(*_tensors(test)),
-    )
+    train, test = (_split(pictures) for pictures in fashion_mnist(data))
+    kept = len(train) - len(train) // HELD_OUT
+    validation = TensorSplit(train.inputs[kept:], train.targets[kept:])
+    return Task(partial(convnet, width), train=train.first(kept), validation=validation, test=test)
 
 
-def _tensors(examples: LabelledImages) -> tuple[Tensor, Tensor]:
-    images = (examples.images.astype(np.float32) / 255 - MEAN) / STD
-    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(examples.labels.astype(np.int64))
+def _split(pictures: Pictures) -> TensorSplit:
+    images = (pictures.images.astype(np.float32) / 255 - MEAN) / STD
+    return TensorSplit(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(pictures.labels.astype(np.int64)))

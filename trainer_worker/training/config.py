@@ -3,14 +3,18 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from protos.messages import Dtype, Horizon, Mode
 from trainer_worker.errors import CommandFailed
 from trainer_worker.push import FORECASTERS, Push
 from trainer_worker.tasks import TASKS
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -308,3 +312,20 @@ def _explain(mistake: Any) -> str:
 def _nearest(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
+
+
+def show_keys(console: "Console") -> None:
+    """Print every key of a configuration, its default, and what it means: a table for each of the configuration's tables."""
+    from rich.markup import escape
+    from rich.table import Table as Shown
+
+    for name, table in TABLES.items():
+        shown = Shown("key", "default", "meaning", title=escape(f"[{name}]"), title_justify="left")
+        for key, field in table.model_fields.items():
+            shown.add_row(key, escape(default_of(field)), escape(field.description or ""))
+        console.print(shown)
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default of a key, as text."""
+    return "must be given" if field.is_required() else "" if field.default is None else str(field.default)

@@ -17,8 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from trainer_worker.endpoints.server import Server
 from trainer_worker.nowcast import Nowcast
 from trainer_worker.tasks import load_task
-from trainer_worker.tasks.batches import batch_indices
-from trainer_worker.tasks.task import Task, evaluate
+from trainer_worker.tasks.task import Task, batch_indices, evaluate
 from trainer_worker.training.config import TrainTable
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, Scores
 

@@ -3,26 +3,28 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray import train as ray_train
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainer_worker.errors import BadArgument, CommandFailed
 from trainer_worker.training.config import WorkersTable
-from trainer_worker.training.local_cluster import join_cluster, start_local_cluster
 from trainer_worker.training.loop import Checkpoint, train
-from trainer_worker.training.mailbox import Listener, open_mailbox
+from trainer_worker.training.ray_cluster import WORKER_ENVIRONMENT, start_local_cluster, warned_without_room
 from trainer_worker.training.records import Order, RunRecord
-from trainer_worker.training.room import warned_without_room
 from trainer_worker.training.storage import resolve
 
-__all__ = ["cluster", "start_local_cluster", "train_on_ray"]
+Listener = Callable[[dict[str, Any]], None]
 
 
 class TrainingFailed(CommandFailed):
@@ -41,7 +43,8 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
         return
     if workers.address:
         try:
-            join_cluster(workers.address)
+            runtime_env = {"env_vars": WORKER_ENVIRONMENT}
+            ray.init(workers.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
         except ConnectionError as error:
             raise TrainingFailed(f"no Ray cluster at {workers.address}: {error}") from error
     else:
@@ -50,6 +53,32 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def open_mailbox(listen: Listener) -> Iterator[Any]:
+    """The actor of a queue, for workers to `put_nowait.remote` their news to; `listen` hears it, on another thread, until the end.
+
+    The actor lives on this process's node, so that no other can take it along; if it is lost nevertheless, so is progress, and
+    nothing else.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue: Any = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # Any: ray leaves it unannotated
+
+    def deliver() -> None:
+        with suppress(RayActorError):
+            for news in iter(queue.get, None):
+                listen(news)
+
+    thread = threading.Thread(target=deliver, name="nowcast-progress", daemon=True)
+    thread.start()
+    try:
+        yield queue.actor
+    finally:
+        with suppress(RayActorError):
+            queue.put(None)
+        thread.join()
+        queue.shutdown(force=True)
 
 
 def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
@@ -146,4 +175,4 @@ class _RayHarness:
             ray_train.report({"step": step}, checkpoint=ray_train.Checkpoint.from_directory(folder))
 
     def tell(self, news: dict[str, Any]) -> None:
-        self._mailbox.put.remote(news)
+        self._mailbox.put_nowait.remote(news)

@@ -1,4 +1,8 @@
-"""Where checkpoints and results go: a path, or a URI of any store that pyarrow or fsspec knows."""
+"""Where checkpoints and results go: a path, or a URI of any store that pyarrow or fsspec knows.
+
+Raises everywhere:
+    StorageUnusable: a URI's scheme is unknown, its package is not installed, or the store does not answer.
+"""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -14,57 +18,48 @@ class StorageUnusable(CommandFailed):
     """Nothing can be kept there; the message says why."""
 
 
-def resolve(place: str) -> tuple[FileSystem, str]:
-    """The file system of a path or URI, and the path on it.
-
-    Raises:
-        StorageUnusable: the URI's scheme is unknown, its package is not installed, or the store does not answer.
-    """
-    if "://" not in place:
-        return LocalFileSystem(), str(Path(place).expanduser().absolute())
-    with _errors(place):
+@contextmanager
+def _opened(place: str) -> Iterator[tuple[FileSystem, str]]:
+    """The file system of a path or URI, and the path on it."""
+    try:
+        if "://" not in place:
+            yield LocalFileSystem(), str(Path(place).expanduser().absolute())
+            return
         try:
             known: tuple[FileSystem, str] = FileSystem.from_uri(place)
         except ValueError:  # pyarrow does not know it
             from fsspec.core import url_to_fs
 
             filesystem, path = url_to_fs(place)
-            return PyFileSystem(FSSpecHandler(filesystem)), path
-        return known
+            known = PyFileSystem(FSSpecHandler(filesystem)), path
+        yield known
+    except (ArrowException, ImportError, OSError, ValueError) as error:
+        raise StorageUnusable(f"checkpoints and results cannot be written to {place}: {error}") from error
+
+
+def resolve(place: str) -> tuple[FileSystem, str]:
+    """The file system of a path or URI, and the path on it."""
+    with _opened(place) as found:
+        return found
 
 
 def folders(place: str) -> list[str]:
-    """Names of the folders in a place that may not be there yet, one for each run.
-
-    Raises:
-        StorageUnusable: see `resolve`.
-    """
-    filesystem, path = resolve(place)
-    with _errors(place):
+    """Names of the folders in a place that may not be there yet, one for each run."""
+    with _opened(place) as (filesystem, path):
         found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
-    return sorted(each.base_name for each in found if each.type == FileType.Directory)
+        return sorted(each.base_name for each in found if each.type == FileType.Directory)
 
 
 def forget(place: str, name: str) -> None:
-    """Delete a folder, if it is there.
-
-    Raises:
-        StorageUnusable: see `resolve`.
-    """
-    filesystem, path = resolve(place)
+    """Delete a folder, if it is there."""
     if name in folders(place):
-        with _errors(place):
+        with _opened(place) as (filesystem, path):
             filesystem.delete_dir(f"{path}/{name}")
 
 
 def put(place: str, files: Collection[Path]) -> list[str]:
-    """Copy files into a place, which is made if it is not there; where each is then.
-
-    Raises:
-        StorageUnusable: see `resolve`.
-    """
-    filesystem, path = resolve(place)
-    with _errors(place):
+    """Copy files into a place, which is made if it is not there; where each is then."""
+    with _opened(place) as (filesystem, path):
         filesystem.create_dir(path, recursive=True)
         for file in files:
             copy_files(str(file), f"{path}/{file.name}", destination_filesystem=filesystem)
@@ -72,36 +67,18 @@ def put(place: str, files: Collection[Path]) -> list[str]:
 
 
 def write(place: str, name: str, data: bytes) -> None:
-    """Write a small file, `folder/file`, into a place; both folders are made if they are not there.
-
-    Raises:
-        StorageUnusable: see `resolve`.
-    """
-    filesystem, path = resolve(place)
-    with _errors(place):
+    """Write a small file, `folder/file`, into a place; both folders are made if they are not there."""
+    with _opened(place) as (filesystem, path):
         filesystem.create_dir(f"{path}/{name}".rpartition("/")[0], recursive=True)
         with filesystem.open_output_stream(f"{path}/{name}") as file:
             file.write(data)
 
 
 def read(place: str, name: str) -> bytes | None:
-    """What `write` wrote; None if it did not.
-
-    Raises:
-        StorageUnusable: see `resolve`.
-    """
-    filesystem, path = resolve(place)
-    with _errors(place):
+    """What `write` wrote; None if it did not."""
+    with _opened(place) as (filesystem, path):
         if filesystem.get_file_info(f"{path}/{name}").type != FileType.File:
             return None
         with filesystem.open_input_stream(f"{path}/{name}") as file:
             held: bytes = file.read()
             return held
-
-
-@contextmanager
-def _errors(place: str) -> Iterator[None]:
-    try:
-        yield
-    except (ArrowException, ImportError, OSError, ValueError) as error:
-        raise StorageUnusable(f"checkpoints and results cannot be written to {place}: {error}") from error

@@ -9,7 +9,9 @@ from torch import nn
 from protos.wiring import Wiring
 from trainer_worker.wiring.parameters import list_parameters, restrict
 from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport, draw, show
-from trainer_worker.wiring.trace import trace
+from trainer_worker.wiring.trace.layout import lay_out
+from trainer_worker.wiring.trace.run import run
+from trainer_worker.wiring.trace.sandbox import undisturbed
 
 __all__ = ["Row", "WiringReport", "describe", "draw", "logged", "show", "wire"]
 
@@ -54,10 +56,15 @@ def describe(
     if out := listed.left_out:
         some = ", ".join(out[:3]) + (f" and {len(out) - 3} more" if len(out) > 3 else "")
         logger.info("not wired and not forecast, as they are not real floating-point numbers: %s", some)
-    chosen = listed.chosen
-    traced = trace(model, listed.whole, {parameter.name for parameter in chosen}, example_inputs, heads=heads)
-    wiring = traced.wiring if len(chosen) == len(listed.whole) else restrict(traced.wiring, chosen)
-    how = {item.name: traced.how.get(item.name, FALLBACK) if item.shape else SCALAR for item in chosen}
+    chosen, names = listed.chosen, {parameter.name for parameter in listed.chosen}
+    with undisturbed():
+        seen = run(model, listed.whole, names, example_inputs)
+        whole, placed = lay_out(seen.tracer, listed.whole, names, heads=heads)
+    wiring = whole if len(chosen) == len(listed.whole) else restrict(whole, chosen)
+    traced = {name: how for name, how in seen.how.items() if placed.get(name)}
+    how = {item.name: traced.get(item.name, FALLBACK) if item.shape else SCALAR for item in chosen}
     shares = {FALLBACK: 0.0, SCALAR: 1.0}
-    followed = {name: shares.get(way, traced.placed.get(name, 1.0)) for name, way in how.items()}
-    return WiringReport(wiring, type(model).__name__, how, followed, tuple(traced.remarks), traced.inputs, listed.left_out)
+    followed = {name: shares.get(way, placed.get(name, 1.0)) for name, way in how.items()}
+    lost = (f"operator {name} could not be followed: {why}" for name, why in seen.tracer.lost.items())
+    remarks = (*seen.remarks, *lost)
+    return WiringReport(wiring, type(model).__name__, how, followed, remarks, seen.inputs, listed.left_out)

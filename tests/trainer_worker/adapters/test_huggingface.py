@@ -16,12 +16,6 @@ from trainer_worker.adapters.huggingface import FILE, NowcastCallback
 BATCH = 4
 
 
-@pytest.fixture(autouse=True)
-def _no_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In these tests the folder tests/trainer_worker/datasets looks like Hugging Face's package of that name."""
-    monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
-
-
 class Rows(Dataset[dict[str, Tensor]]):
     """Examples one by one."""
 

@@ -37,11 +37,7 @@ def test_a_scripts_command_line_survives_the_shell() -> None:
     read = _parser().parse_args(words[3:])
     assert (read.script, read.arguments, read.workers, read.gpus) == ("train.py", arguments, "2:8", 0.5)
     assert (read.max_failures, read.storage, read.name) == (-1, "s3://bucket/a b", "x")
-
-
-def test_a_script_that_starts_its_own_workers_runs_once() -> None:
-    """It would be started in every worker, and each would start workers."""
-    assert script_command(Path("a.py"), ["1"], name="x", workers=None) == "python a.py 1"
+    assert script_command(Path("a.py"), ["1"], name="x", workers=None) == "python a.py 1"  # that starts its own workers
 
 
 def test_a_configurations_command_line_is_valid() -> None:
@@ -280,13 +276,9 @@ def test_the_address_on_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -
     [
         (["none.py"], "there is no file none.py"),
         ([__file__, "--env", "A"], "NAME=VALUE"),
-        (["{config}", "--", "x"], "ARGS: not for a configuration"),
-        (["{config}", "--workers", "1"], "set workers.count in it"),
-        (["{config}", "--gpus", "2"], "set workers.gpus_per_worker in it"),
-        (["{config}", "--cpus", "2"], "workers take one CPU each"),
-        (["{config}", "--max-failures", "0"], "set workers.max_failures in it"),
-        (["{config}", "--driver"], "starts its workers itself"),
-        (["{config}", "--working-dir", "."], "nothing but itself is uploaded"),
+        (["{config}", "--", "x"], "ARGS: for scripts"),
+        (["{config}", "--workers", "1"], "a configuration has its own table [workers]"),
+        (["{config}", "--driver"], "--driver: for scripts"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_sent(options: list[str], says: str, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from rich.console import Console
 from protos.messages import Info
 from trainer_worker.comparison.compare import _info, _token, compare
 from trainer_worker.comparison.summary import Summary
-from trainer_worker.datasets import DataMissing
 from trainer_worker.tasks import load_task
+from trainer_worker.tasks.data import DataMissing
 from trainer_worker.training import in_process
 from trainer_worker.training.config import Config, NowcastTable
 from trainer_worker.training.records import Arm, RunRecord

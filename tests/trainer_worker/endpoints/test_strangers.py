@@ -35,7 +35,7 @@ def serve() -> Iterator[Serve]:
             do_PUT = do_POST = do_GET = do_DELETE = answer  # noqa: N815  (http.server's own names)
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         started.append(server)
         return f"http://127.0.0.1:{server.server_port}"
 

@@ -1,13 +1,16 @@
 """Many networks trained at once are trained as each would be alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
 
 from trainer_worker.metatrain.feeds import PictureFeed, TableFeed, TextFeed, View
-from trainer_worker.metatrain.library import _hugging_face_gpt
+from trainer_worker.metatrain.library import wiring_of
 from trainer_worker.metatrain.networks import Design
 from trainer_worker.metatrain.stack import Lane, train
+from trainer_worker.wiring import wire
 
 CONVNET = Design(kind="convnet", inputs=1, outputs=3, widths=(4, 8), strides=(2, 1), pooled=(False, True), norm="batch")
 GPT = Design(kind="gpt", inputs=11, outputs=11, widths=(8, 8), heads=2, tokens=6, norm="layer", gain=2.0)
@@ -54,13 +57,26 @@ def test_a_lane_is_what_adamw_alone_makes_of_it(design: Design) -> None:
 
 
 def test_gpt_is_hugging_faces() -> None:
-    """The wiring of a gpt's trajectories is made from Hugging Face's model: another order of parameters would garble it."""
+    """A forecaster would be fitted to another network, in another wiring, than the one it will meet."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(0)
-    ours, theirs = GPT.build(), _hugging_face_gpt(GPT)
+    sizes = {
+        "vocab_size": 11,
+        "n_positions": 24,
+        "n_embd": 8,
+        "n_layer": 2,
+        "n_head": 2,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    design = replace(GPT, tokens=24)
+    ours, theirs = design.build(), GPT2LMHeadModel(GPT2Config(**sizes)).eval()
     assert [(name, p.shape) for name, p in ours.named_parameters()] == [(name, p.shape) for name, p in theirs.named_parameters()]
     theirs.load_state_dict(ours.state_dict(), strict=False)
     tokens = torch.randint(11, (3, 6))
-    assert torch.allclose(ours(tokens), theirs.eval()(tokens).logits, atol=1e-5)
+    assert torch.allclose(ours(tokens), theirs(tokens).logits, atol=1e-5)
+    assert wiring_of(design).hash == wire(theirs).hash
 
 
 def test_a_design_survives_json() -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trainer_worker.datasets import DataMissing
 from trainer_worker.tasks import load_task
-from trainer_worker.tasks.bible import WindowSplit
+from trainer_worker.tasks.bible import WindowSplit, king_james
+from trainer_worker.tasks.data import DataMissing
 from trainer_worker.tasks.gpt import GPT
 from trainer_worker.tasks.task import Task
 
@@ -42,6 +42,9 @@ def test_splits_are_disjoint_pieces_of_the_text(kjv: Task) -> None:
         assert isinstance(split, WindowSplit)
         assert len(split.tokens) < most
     assert (len(kjv.validation), len(kjv.test)) == (1000, 1000)
+    text = king_james()
+    assert text.startswith("In the beginning God created")
+    assert text.endswith("Amen.\n")
 
 
 def test_the_network_is_the_one_of_our_measurements(kjv: Task) -> None:

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from trainer_worker import Push
 from trainer_worker.tasks import TASKS
-from trainer_worker.training.config import TABLES, Config, ConfigError, load_config
-from trainer_worker.training.keys import show_keys
+from trainer_worker.training.config import TABLES, Config, ConfigError, load_config, show_keys
 
 DEMO = Path(__file__).resolve().parents[3] / "deploy" / "demo.toml"
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 pytest.importorskip("ray", reason="ray is not installed")
-from trainer_worker.training import room
+from trainer_worker.training import ray_cluster as room
 
 GPUS, CPUS = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}
 

@@ -21,7 +21,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, server: ServerProcess) -> To
     ("scenario", "outcome", "steps"),
     [
         ("wrapped", "glided", TAKEN_UP),
-        ("bare", "glided", TAKEN_UP),
         ("http", "glided", TAKEN_UP),
         ("double", "glided", TAKEN_UP),
         ("failing", "skipped", TAKEN_UP),

@@ -151,7 +151,7 @@ def test_a_large_model_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wiring a model of tens of gigabytes would take as much memory again, beside the training."""
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2)
     expected = wire(model).hash
-    monkeypatch.setattr(sys.modules["trainer_worker.wiring.trace.run"], "LARGEST_COPY", 1000)
+    monkeypatch.setattr(sys.modules["trainer_worker.wiring.trace.sandbox"], "LARGEST_COPY", 1000)
     allocated: list[torch.device] = []
     clone = Tensor.clone
     monkeypatch.setattr(Tensor, "clone", lambda tensor, **_: allocated.append(tensor.device) or clone(tensor))

@@ -6,7 +6,7 @@ from graphs import expand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protos.wiring import EdgeType, Parameter
+from protos.wiring import Parameter
 from trainer_worker.wiring.canvas import Canvas
 from trainer_worker.wiring.trace.rectangles import Weights
 
@@ -42,18 +42,8 @@ def test_every_weight_on_its_edge(held: Weights) -> None:
     size = int(np.prod(held.sizes))
     canvas = Canvas([Parameter("w", (size,))])
     canvas.neurons(NEURONS)
-    for piece in held.pieces():
-        canvas.weights(
-            "w",
-            piece.sources,
-            piece.targets,
-            EdgeType(piece.kind),
-            strides=piece.strides,
-            offset=piece.offset,
-            slots=piece.slots,
-            slot_stride=piece.slot_stride,
-            diagonal=piece.diagonal,
-        )
+    for block in held.blocks(0):
+        canvas.draw(block)
     graph = expand(canvas.wiring())
     assert (graph.param_edge >= 0).all()
     at = torch.zeros(held.sizes, dtype=torch.int64)

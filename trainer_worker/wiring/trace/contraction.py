@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType
-from trainer_worker.wiring.trace.labels import distinct, squash, varying
-from trainer_worker.wiring.trace.shadows import Flow, Held, Pairing, Shadow
+from trainer_worker.wiring.trace.labels import Flow, Held, Pairing, Shadow, distinct, squash, varying
 from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
 from trainer_worker.wiring.trace.weights import attach, multiply
 
@@ -29,7 +28,7 @@ def linear(tracer: Tracer, call: Call) -> Shadow:
     held = tracer.get(weight)
     if not isinstance(held, Held):
         return None
-    turned = held.seen(held.view.t(), tuple(rider.seen(rider.view.t(), ()) for rider in held.riders))
+    turned = held.seen(held.view.t(), tuple(rider.seen(rider.view.t()) for rider in held.riders))
     flow = tracer.flow(inputs)
     last = inputs.dim() - 1
     own = flow.along(last, inputs.shape[last])
@@ -88,10 +87,10 @@ def _product(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
     """The product's neurons; vectors count as matrices of one row or column."""
     if left.dim() != right.dim() or left.dim() not in {2, 3}:
         return _vector_product(tracer, left, right)
-    if isinstance(tracer.get(right), Held):
-        return _weights_right(tracer, left, right)
-    if isinstance(tracer.get(left), Held):
-        return _weights_left(tracer, left, right)
+    if isinstance(held := tracer.get(right), Held):
+        return _weighed(tracer, held, left, right=True)
+    if isinstance(held := tracer.get(left), Held):
+        return _weighed(tracer, held, right, right=False)
     return _activations(tracer, left, right)
 
 
@@ -106,38 +105,17 @@ def _vector_product(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
     return Flow((target.reshape(-1),), plain=True)
 
 
-def _weights_right(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
-    """A product (.., rows, in) @ (.., in, out)."""
-    held = tracer.get(right)
-    assert isinstance(held, Held)
-    flow, depth = tracer.flow(left), left.dim() - 1
-    batch = _batch(held)
-    own = flow.along(depth, left.shape[depth])
-    inputs = None if own is None else tracer.labels.collapse(own, {depth} | batch).transpose(-1, -2)
-    source, target = multiply(tracer, held, inputs, sources={depth - 1} | batch, targets={depth} | batch, kind=EdgeType.LINEAR)
+def _weighed(tracer: Tracer, held: Held, other: Tensor, *, right: bool) -> Flow:
+    """A product (.., rows, in) @ (.., in, out) with weights at the right, or (.., out, in) @ (.., in, columns) at the left."""
+    flow, depth = tracer.flow(other), other.dim() - 1
+    inner, outer = (depth - 1, depth) if right else (depth, depth - 1)  # of the weights; `other` is summed over its own `outer`
+    batch = {0} if depth == 2 and held.view.size(0) > 1 and held.view.stride(0) > 0 else set()  # experts: a matrix each
+    own = flow.along(outer, other.shape[outer])
+    inputs = None if own is None else tracer.labels.collapse(own, {outer} | batch).transpose(-1, -2)
+    source, target = multiply(tracer, held, inputs, sources={inner} | batch, targets={outer} | batch, kind=EdgeType.LINEAR)
     if own is None:
-        tracer.assign(left, source.transpose(-1, -2))
-    return Flow((target, *flow.without(depth)), plain=True)
-
-
-def _weights_left(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
-    """A product (.., out, in) @ (.., in, columns)."""
-    held = tracer.get(left)
-    assert isinstance(held, Held)
-    flow, depth = tracer.flow(right), right.dim() - 1
-    batch = _batch(held)
-    own = flow.along(depth - 1, right.shape[depth - 1])
-    inputs = None if own is None else tracer.labels.collapse(own, {depth - 1} | batch).transpose(-1, -2)
-    source, target = multiply(tracer, held, inputs, sources={depth} | batch, targets={depth - 1} | batch, kind=EdgeType.LINEAR)
-    if own is None:
-        tracer.assign(right, source.transpose(-1, -2))
-    return Flow((target, *flow.without(depth - 1)), plain=True)
-
-
-def _batch(held: Held) -> set[int]:
-    """Weights that differ from matrix to matrix (experts)."""
-    view = held.view
-    return {0} if view.dim() == 3 and view.size(0) > 1 and view.stride(0) > 0 else set()
+        tracer.assign(other, source.transpose(-1, -2))
+    return Flow((target, *flow.without(outer)), plain=True)
 
 
 def _activations(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:

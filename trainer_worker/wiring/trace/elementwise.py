@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType
-from trainer_worker.wiring.trace.labels import overlap, varying
-from trainer_worker.wiring.trace.shadows import Flow, Held, Shadow
+from trainer_worker.wiring.trace.labels import Flow, Held, Shadow, varying
 from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
 from trainer_worker.wiring.trace.weights import attach
 
@@ -56,7 +56,7 @@ def _tells(flow: Flow) -> bool:
 
 def _laden(carrier: Held, others: list[Held]) -> Held:
     """Weights with further weights multiplied into them."""
-    riders = tuple(other.seen(other.view.expand(carrier.shape), ()) for other in others)
+    riders = tuple(other.seen(other.view.expand(carrier.shape)) for other in others)
     return carrier.seen(carrier.view, (*carrier.riders, *riders))
 
 
@@ -116,7 +116,7 @@ def _sum(tracer: Tracer, left: Tensor, right: Tensor, plain: bool) -> Tensor:  #
 
     Two parts of one layer's output added up (rotary embeddings) mix neurons rather than pair them off, and stay apart.
     """
-    if overlap(left, right) or (plain and tracer.labels.same_origin(left, right)):
+    if _overlap(left, right) or (plain and tracer.labels.origins(left, right) == 1):
         return left
     read = tracer.labels.consumed(left), tracer.labels.consumed(right)
     if read == (False, False):
@@ -129,6 +129,12 @@ def _sum(tracer: Tracer, left: Tensor, right: Tensor, plain: bool) -> Tensor:  #
     skipped, branch = (left, right) if read[0] else (right, left)
     tracer.residuals.append((skipped, branch))
     return branch
+
+
+def _overlap(left: Tensor, right: Tensor) -> bool:
+    """Some label is in both."""
+    apart = int(left.max()) < int(right.min()) or int(right.max()) < int(left.min())
+    return not apart and bool(torch.isin(left.flatten(), right.flatten()).any())
 
 
 @handles("_softmax", "_safe_softmax", "_log_softmax", "softmax", "sigmoid_softmax", "_masked_softmax")

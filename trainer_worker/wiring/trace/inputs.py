@@ -1,7 +1,7 @@
 """Guess example inputs for a module from its signature and layers; they are tried until one works."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, product
 from typing import Any
 
@@ -21,10 +21,11 @@ LARGEST_STATED = 8192
 TRIES = 150
 """Guesses of each sort."""
 
-Guess = tuple[tuple[Any, ...], dict[str, Any]]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
 
 
-def guesses(module: nn.Module) -> Iterator[Guess]:
+def guesses(module: nn.Module) -> Iterator[Arguments]:
     """Arguments worth trying, the likeliest first."""
     own = getattr(module, "dummy_inputs", None)
     if isinstance(own, dict) and own:
@@ -33,11 +34,23 @@ def guesses(module: nn.Module) -> Iterator[Guess]:
     if not names:
         yield (), {}
     width = next(_stated(module, _CONTEXT_WIDTHS), None)
-    likely = (variant for example in islice(_examples(module), 40) for variant in _variants(names, example, width))
-    mixed = _mixtures(names, list(islice(_examples(module, sides=1), 10)), width) if len(names) > 1 else iter(())
-    odd = (variant for example in _odd_sizes(module) for variant in _variants(names, example, width))
+
+    def named(examples: Iterable[Tensor]) -> Iterator[tuple[Any, ...]]:
+        """The example for every argument; for some, what their name suggests."""
+        for example in examples:
+            yield (example,) * len(names)
+            suggested = tuple(_by_name(name, example, width) for name in names)
+            if any(value is not example for value in suggested):
+                yield suggested
+
+    few = list(islice(_examples(module, sides=1), 10)) if len(names) > 1 else []
     batches = ((Batch(example),) for example in _examples(module)) if len(names) == 1 else iter(())
-    for arguments in chain(likely, islice(mixed, TRIES), islice(odd, TRIES), islice(batches, 20)):
+    for arguments in chain(
+        named(islice(_examples(module), 40)),
+        islice(_mixtures(names, few, width), TRIES),
+        islice(named(_odd_sizes(module)), TRIES),
+        islice(batches, 20),
+    ):
         yield arguments, {}
 
 
@@ -97,14 +110,6 @@ def _required(module: nn.Module) -> list[str]:
     return optional or ["input"] if any(item.kind == inspect.Parameter.VAR_POSITIONAL for item in parameters) else optional
 
 
-def _variants(names: list[str], example: Tensor, width: int | None) -> Iterator[tuple[Any, ...]]:
-    """The example for every argument; for some, what their name suggests."""
-    yield tuple(example for _ in names)
-    suggested = tuple(_by_name(name, example, width) for name in names)
-    if any(value is not example for value in suggested):
-        yield suggested
-
-
 def _by_name(name: str, example: Tensor, width: int | None = None) -> Any:
     rows = example.shape[0]
     if width is not None and name in _CONTEXTS:
@@ -134,13 +139,11 @@ _NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (
 
 def _examples(module: nn.Module, *, sides: int = 20) -> Iterator[Tensor]:
     """Tensors the module's layers would take, layer by layer in their order; images and the like in so many sizes."""
-    seen = set()
     stated = tuple(_stated(module, _SIDES))
-    words = min(
-        (layer.num_embeddings for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))), default=2
-    )
-    known = (example for layer in module.modules() for example in _for_layer(layer, words, stated, sides))
+    tables = [layer.num_embeddings for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))]
+    known = (example for layer in module.modules() for example in _for_layer(layer, min(tables, default=2), stated, sides))
     own = (example for layer in module.modules() for example in _for_own_parameters(layer))
+    seen = set()
     for example in chain(known, own):
         key = (tuple(example.shape), example.dtype)
         if key not in seen:

@@ -4,54 +4,140 @@ An `identity` is an int64 tensor of labels with as many dimensions as the tensor
 the neuron does not depend on it. A tensor may have several: after token mixing, one over channels and one over tokens.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 UNKNOWN = -1
 
 
+@dataclass(eq=False)
+class Pairing:
+    """Two activations contracted with each other: attention scores, if a softmax and values follow.
+
+    Args:
+        query, key: (batch, width) labels.
+        value: (batch, width of the values).
+        result: the values after attention, of the same shape.
+        normalised: whether a softmax followed.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor | None = None
+    result: Tensor | None = None
+    normalised: bool = False
+
+
+@dataclass(frozen=True)
+class Flow:
+    """An activation.
+
+    Args:
+        identities: see above.
+        plain: straight from a layer: only reshaped, scaled and shifted since.
+        pairing: the attention scores it holds.
+        learnt: it is weights used as an activation (class tokens, prompts).
+    """
+
+    identities: tuple[Tensor, ...] = ()
+    plain: bool = False
+    pairing: Pairing | None = None
+    learnt: bool = False
+
+    def along(self, dim: int, size: int) -> Tensor | None:
+        """The identity that depends on the dimension; one neuron (size 1) is any identity of one label."""
+        for labels in self.identities:
+            if labels.shape[dim] > 1 or (size == 1 and labels.numel() == 1):
+                return labels
+        return None
+
+    def without(self, dim: int) -> tuple[Tensor, ...]:
+        """The identities that do not depend on the dimension."""
+        return tuple(labels for labels in self.identities if dim not in varying(labels))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Weights of one parameter, seen through a view of it.
+
+    Args:
+        parameter: its index.
+        view: on the meta device; offset, sizes and strides say where in the flattened parameter each element lies.
+        riders: other parameters multiplied into it or added to it, expanded to its shape (the gains of weight normalisation).
+    """
+
+    parameter: int
+    view: Tensor
+    riders: tuple["Held", ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.view.shape)
+
+    @property
+    def moving(self) -> set[int]:
+        """The dimensions along which the elements are different weights."""
+        return {dim for dim in range(self.view.dim()) if self.view.size(dim) > 1 and self.view.stride(dim) > 0}
+
+    def seen(self, view: Tensor, riders: tuple["Held", ...] = ()) -> "Held":
+        return replace(self, view=view, riders=riders)
+
+
+Shadow = Flow | Held | None
+"""What is known about a tensor: neurons flowing through it, or weights held in it."""
+
+
 class Labels:
     """Hands out labels and remembers which of them are tied, that is, name the same neuron."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
+        self.ties: list[tuple[Tensor, Tensor]] = []
         self._starts: list[int] = []
-        self._ties: list[tuple[Tensor, Tensor]] = []
         self._consumed = torch.zeros(0, dtype=torch.bool)
         self._inputs: list[tuple[int, int]] = []
+
+    def fresh(self, *shape: int) -> Tensor:
+        """New labels, one for each element of `shape`; together they are one origin."""
+        new = torch.Size(shape).numel()
+        self._starts.append(self.count)
+        self.count += new
+        if self.count > len(self._consumed):
+            self._consumed = torch.cat([self._consumed, torch.zeros(self.count, dtype=torch.bool)])
+        return torch.arange(self.count - new, self.count).view(shape)
+
+    def fresh_over(self, shape: tuple[int, ...], dims: set[int]) -> Tensor:
+        """New labels over some dimensions of a shape."""
+        return self.fresh(*(size if dim in dims else 1 for dim, size in enumerate(shape)))
 
     def fresh_input(self, *shape: int) -> Tensor:
         """New labels for the elements of an input, of which only some dimensions will turn out to tell neurons apart."""
         labels = self.fresh(*shape)
-        self._inputs.append((self._starts[-1], self._count))
+        self._inputs.append((self._starts[-1], self.count))
         return labels
 
     def of_input(self, labels: Tensor) -> bool:
         first = int(labels.flatten()[0])
         return any(start <= first < end for start, end in self._inputs)
 
-    def fresh(self, *shape: int) -> Tensor:
-        """New labels, one for each element of `shape`; together they are one origin."""
-        new = torch.Size(shape).numel()
-        self._starts.append(self._count)
-        self._count += new
-        if self._count > len(self._consumed):
-            self._consumed = torch.cat([self._consumed, torch.zeros(self._count, dtype=torch.bool)])
-        return torch.arange(self._count - new, self._count).view(shape)
+    def origins(self, *labels: Tensor) -> int:
+        """How many layers (or inputs) the labels come from."""
+        every = torch.cat([each.flatten() for each in labels])
+        return len(set(torch.bucketize(every, torch.tensor(self._starts), right=True).tolist()))
 
     def settle(self, labels: Tensor) -> Tensor:
         """The labels with fresh ones where they are unknown."""
         missing = labels == UNKNOWN
-        if not missing.any():
-            return labels
-        return labels.masked_scatter(missing, self.fresh(int(missing.sum())))
+        return labels.masked_scatter(missing, self.fresh(int(missing.sum()))) if missing.any() else labels
 
     def tie(self, left: Tensor, right: Tensor) -> None:
         """Left and right, broadcast against each other, name the same neurons."""
-        left, right = broadcast(left, right)
+        left, right = torch.broadcast_tensors(left, right)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         differ = (left != right) & (left != UNKNOWN) & (right != UNKNOWN)
         if differ.any():
-            self._ties.append((left[differ], right[differ]))
+            self.ties.append((left[differ], right[differ]))
 
     def collapse(self, labels: Tensor, keep: set[int]) -> Tensor:
         """Tie labels along every dimension that is not kept; the rest has size 1 there."""
@@ -67,43 +153,19 @@ class Labels:
         """Weights start from these neurons: from now on, adding to them is a residual connection."""
         self._consumed[labels[labels != UNKNOWN]] = True
 
+    def consumed(self, labels: Tensor) -> bool:
+        return bool(self._consumed[labels[labels != UNKNOWN]].any())
+
     def forget_consumed(self) -> None:
         """A new forward pass reads everything anew."""
         self._consumed.zero_()
 
-    @property
-    def count(self) -> int:
-        """How many labels there are."""
-        return self._count
-
-    @property
-    def ties(self) -> int:
-        """How many ties there are; setting it forgets the later ones."""
-        return len(self._ties)
-
-    @ties.setter
-    def ties(self, count: int) -> None:
-        del self._ties[count:]
-
-    def consumed(self, labels: Tensor) -> bool:
-        known = labels[labels != UNKNOWN]
-        return bool(self._consumed[known].any())
-
-    def same_origin(self, left: Tensor, right: Tensor) -> bool:
-        """Both are parts of what one layer put out."""
-        return self.origins(torch.cat([left.flatten(), right.flatten()])) == 1
-
-    def origins(self, labels: Tensor) -> int:
-        """How many layers (or inputs) the labels come from."""
-        return len(set(torch.bucketize(labels.flatten(), torch.tensor(self._starts), right=True).tolist()))
-
     def resolve(self) -> Tensor:
         """The representative of every label: equal for tied ones. (labels,) int64."""
-        parent = torch.arange(self._count)
-        if not self._ties:
+        parent = torch.arange(self.count)
+        if not self.ties:
             return parent
-        left = torch.cat([pair[0] for pair in self._ties])
-        right = torch.cat([pair[1] for pair in self._ties])
+        left, right = (torch.cat([pair[side] for pair in self.ties]) for side in (0, 1))
         while True:
             ends = torch.stack([parent[left], parent[right]])
             low, high = ends.amin(0), ends.amax(0)
@@ -112,18 +174,6 @@ class Labels:
             parent.scatter_reduce_(0, high, low, "amin")
             while not torch.equal(parent, parent[parent]):
                 parent = parent[parent]
-
-
-def broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Both expanded to their common shape."""
-    shape = torch.broadcast_shapes(left.shape, right.shape)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return left.expand(shape), right.expand(shape)
-
-
-def overlap(left: Tensor, right: Tensor) -> bool:
-    """Some label is in both."""
-    apart = int(left.max()) < int(right.min()) or int(right.max()) < int(left.min())
-    return not apart and not set(left.flatten().tolist()).isdisjoint(right.flatten().tolist())
 
 
 def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:

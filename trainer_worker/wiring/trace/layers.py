@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType
-from trainer_worker.wiring.trace.shadows import Flow, Held, Shadow
+from trainer_worker.wiring.trace.labels import Flow, Held, Shadow
 from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
-from trainer_worker.wiring.trace.uses import spread_over
 from trainer_worker.wiring.trace.weights import attach, multiply
 
 
@@ -37,7 +36,7 @@ def _grouped(held: Held, groups: int) -> Held:
     def split(view: Tensor) -> Tensor:
         return view.view(groups, view.shape[0] // groups, *view.shape[1:])
 
-    return held.seen(split(held.view), tuple(rider.seen(split(rider.view), ()) for rider in held.riders))
+    return held.seen(split(held.view), tuple(rider.seen(split(rider.view)) for rider in held.riders))
 
 
 def _by_group(labels: Tensor, view: Tensor, axis: int) -> Tensor:
@@ -49,7 +48,7 @@ def _by_group(labels: Tensor, view: Tensor, axis: int) -> Tensor:
 
 def _per_channel(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
     """A vector over dimension 1."""
-    channel = held.seen(held.view.reshape(held.view.numel(), *(1,) * (len(shape) - 2)), ())
+    channel = held.seen(held.view.reshape(held.view.numel(), *(1,) * (len(shape) - 2)))
     return attach(tracer, channel, flow, shape, kind)
 
 
@@ -61,8 +60,8 @@ def embedding(tracer: Tracer, call: Call) -> Shadow:
         return None
     found = tracer.uses.find(held)
     if found is None:
-        source = spread_over(tracer.labels, held.shape, {0})
-        target = spread_over(tracer.labels, held.shape, {1})
+        source = tracer.labels.fresh_over(held.shape, {0})
+        target = tracer.labels.fresh_over(held.shape, {1})
         indices = call.args[1]
         counting = indices.numel() > 1 and not indices.is_meta and torch.equal(indices.flatten(), torch.arange(indices.numel()))
         kind = EdgeType.POSITION_EMBEDDING if counting else EdgeType.WORD_EMBEDDING
@@ -104,7 +103,7 @@ def _standardised(tracer: Tracer, held: Held, weights: tuple[object, ...]) -> He
     """Weights that are normalised themselves stay weights, and the gains ride on them (weight standardisation)."""
     lead = (-1, *(1,) * (held.view.dim() - 2))
     gains = [gain for gain in map(tracer.get, weights) if isinstance(gain, Held)]
-    riders = tuple(gain.seen(gain.view.reshape(lead).expand(held.shape), ()) for gain in gains)
+    riders = tuple(gain.seen(gain.view.reshape(lead).expand(held.shape)) for gain in gains)
     return held.seen(held.view, (*held.riders, *riders))
 
 
@@ -114,4 +113,4 @@ def weight_norm(tracer: Tracer, call: Call) -> Shadow | list[Shadow]:
     direction, gain = (tracer.get(value) for value in call.args[:2])
     if not isinstance(direction, Held) or not isinstance(gain, Held):
         return None
-    return [direction.seen(direction.view, (gain.seen(gain.view.expand(direction.shape), ()),))]
+    return [direction.seen(direction.view, (gain.seen(gain.view.expand(direction.shape)),))]

@@ -1,19 +1,37 @@
 """From what was traced to blocks: labels become numbered neurons, uses become rectangles, attention gets its heads."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType, Parameter, Wiring
-from trainer_worker.wiring.canvas import Canvas, Neurons, draw_alone, draw_rest
-from trainer_worker.wiring.trace.labels import UNKNOWN, distinct
-from trainer_worker.wiring.trace.rectangles import MAX_PIECES, Piece, Weights
-from trainer_worker.wiring.trace.shadows import Pairing
+from trainer_worker.wiring.canvas import Canvas, edges
+from trainer_worker.wiring.trace.labels import UNKNOWN, Pairing, distinct
+from trainer_worker.wiring.trace.rectangles import MAX_PIECES, Weights
 from trainer_worker.wiring.trace.tracer import Tracer
 from trainer_worker.wiring.trace.uses import Use
+
+_MARK = 64
+"""Base of the numbers `_Layout._codes` makes."""
+
+
+@dataclass
+class _Marks:
+    """What attention says about labels.
+
+    Args:
+        kind: type of the edges that end there, 0 for none.
+        turned: whether those run backwards.
+        heads: of each attention layer the labels of its query and value neurons, (heads, width) each; no values where heads
+            share them.
+    """
+
+    kind: Tensor
+    turned: Tensor
+    heads: list[list[Tensor]] = field(default_factory=list)
 
 
 def lay_out(tracer: Tracer, parameters: tuple[Parameter, ...], chosen: set[str], *, heads: bool) -> tuple[Wiring, dict[str, float]]:
@@ -26,67 +44,48 @@ def lay_out(tracer: Tracer, parameters: tuple[Parameter, ...], chosen: set[str],
     return _Layout(tracer, parameters, heads=heads).draw(chosen)
 
 
-_MARK = 64
-"""Base of the numbers `_Layout._codes` makes."""
-
-
-@dataclass
-class _Attention:
-    """One attention layer: rows are its heads."""
-
-    query: Tensor  # (heads, width) labels
-    value: Tensor | None  # (heads, width), None where heads share values
-
-
-@dataclass
-class _Marks:
-    """What attention says about labels: the type of the edges that end there, and which of those run backwards."""
-
-    kind: Tensor
-    turned: Tensor
-    heads: list[_Attention] = field(default_factory=list)
-
-
 class _Layout:
     def __init__(self, tracer: Tracer, parameters: tuple[Parameter, ...], *, heads: bool) -> None:
         self._tracer = tracer
         self._canvas = Canvas(parameters)
-        self._parameters = parameters
         _settle(tracer)
         self._marks = _mark(tracer, heads=heads)
         self._component = tracer.labels.resolve()
         self._number = torch.full((len(self._component),), UNKNOWN)
 
     def draw(self, chosen: set[str]) -> tuple[Wiring, dict[str, float]]:
-        placed, alone = {}, []
-        for index, parameter in enumerate(self._parameters):
+        placed, alone, uses = {}, [], self._tracer.uses
+        for index, parameter in enumerate(self._canvas.parameters):
             if parameter.name not in chosen:
                 continue
-            uses = sorted(self._tracer.uses.of[index], key=lambda use: use.offset)
-            drawn = sum(self._draw_use(parameter, use) for use in uses)
+            drawn = sum(self._draw_use(index, use) for use in sorted(uses.of[index], key=lambda use: use.offset))
             placed[parameter.name] = drawn / max(1, parameter.size)
-            if drawn:
-                if not self._tracer.uses.complete(index):
-                    draw_rest(self._canvas, parameter, self._tracer.uses.seen(index))
-            elif parameter.shape and parameter.size:
-                alone.append(parameter)
+            if not drawn and parameter.shape and parameter.size:
+                alone.append(index)
+            elif drawn and not uses.complete(index):
+                self._canvas.draw_rest(index, uses.seen(index))
         self._draw_structure()
-        draw_alone(self._canvas, alone)
+        self._canvas.draw_alone(alone)
         return self._canvas.wiring(), placed
 
-    def _draw_use(self, parameter: Parameter, use: Use) -> int:
+    def _draw_use(self, index: int, use: Use) -> int:
         """Draw the use's blocks; returns how many weights they hold, 0 if they cannot be said in blocks."""
-        ends = self._neurons(use.source), self._neurons(use.target)
-        weights = Weights(use.sizes, use.strides, use.offset, *ends, self._codes(parameter, use))
-        pieces = list(islice(weights.pieces(), MAX_PIECES + 1))
-        if len(pieces) > MAX_PIECES:
+        neurons = self._neurons(use.source), self._neurons(use.target)
+        weights = Weights(use.sizes, use.strides, use.offset, *neurons, self._codes(self._canvas.parameters[index], use))
+        blocks = list(islice(weights.blocks(index), MAX_PIECES + 1))
+        if len(blocks) > MAX_PIECES:
             return 0
-        single: dict[int, Neurons] = {}
-        for piece in pieces:
-            mark = piece.kind // _MARK
+        single: dict[int, int] = {}
+        for block in blocks:
+            mark, (kind, turned) = block.edge_type // _MARK, divmod(block.edge_type % _MARK, 2)
             if use.source.numel() == 1 and mark not in single:  # a fused bias has a source each for query, key and value
-                single[mark] = self._canvas.neurons(1) if single else piece.sources
-            self._draw_piece(parameter.name, piece, single.get(mark, piece.sources))
+                single[mark] = self._canvas.neurons(1).start if single else block.source
+            source = single.get(mark, block.source)
+            drawn = replace(block, edge_type=kind, source=source)
+            if turned and not block.diagonal:
+                drawn = replace(drawn, source=block.target, sources=block.targets, source_stride=block.target_stride)
+                drawn = replace(drawn, target=source, targets=block.sources, target_stride=block.source_stride)
+            self._canvas.draw(drawn)
         return torch.Size(use.sizes).numel()
 
     def _codes(self, parameter: Parameter, use: Use) -> Tensor:
@@ -96,22 +95,6 @@ class _Layout:
         if use.kind != EdgeType.LINEAR:
             return mark * _MARK + kind * 2
         return mark * _MARK + torch.where(mark > 0, mark, kind) * 2 + turned
-
-    def _draw_piece(self, name: str, piece: Piece, sources: Neurons) -> None:
-        kind, turned = EdgeType(piece.kind % _MARK // 2), piece.kind % 2
-        ends, strides = (sources, piece.targets), piece.strides
-        if turned and not piece.diagonal:
-            ends, strides = ends[::-1], strides[::-1]
-        self._canvas.weights(
-            name,
-            *ends,
-            kind,
-            strides=strides,
-            offset=piece.offset,
-            slots=piece.slots,
-            slot_stride=piece.slot_stride,
-            diagonal=piece.diagonal,
-        )
 
     def _neurons(self, labels: Tensor) -> Tensor:
         """The neurons of labels, numbered as they come up."""
@@ -129,16 +112,16 @@ class _Layout:
             ends = (self._neurons(labels).flatten().tolist() for labels in (skipped, branch))
             pairs.update(zip(*ends, strict=True))
         for sources, targets in _diagonals(sorted(pair for pair in pairs if pair[0] != pair[1])):
-            self._canvas.residual(sources, targets)
+            self._canvas.draw(edges(EdgeType.RESIDUAL, sources, targets, diagonal=True))
         seen = set()
-        for attention in self._marks.heads:
-            for row in range(len(attention.query)):
-                members = [self._neurons(part[row]).tolist() for part in (attention.query, attention.value) if part is not None]
-                if str(members) not in seen:
-                    seen.add(str(members))
+        for layer in self._marks.heads:
+            for row in range(len(layer[0])):
+                members = tuple(tuple(self._neurons(part[row]).tolist()) for part in layer)
+                if members not in seen:
+                    seen.add(members)
                     node = self._canvas.neurons(1)
                     for neurons in _ranges(sorted({neuron for group in members for neuron in group})):
-                        self._canvas.head(node, neurons)
+                        self._canvas.draw(edges(EdgeType.HEAD, node, neurons))
 
 
 def _kind(parameter: Parameter, use: Use) -> EdgeType:
@@ -152,37 +135,32 @@ def _kind(parameter: Parameter, use: Use) -> EdgeType:
 
 def _settle(tracer: Tracer) -> None:
     """Give every label that is still unknown a neuron of its own."""
-    labels = tracer.labels
+    settle = tracer.labels.settle
     for uses in tracer.uses.of:
         for use in uses:
-            use.source, use.target = labels.settle(use.source), labels.settle(use.target)
-    tracer.residuals = [(labels.settle(skipped), labels.settle(branch)) for skipped, branch in tracer.residuals]
+            use.source, use.target = settle(use.source), settle(use.target)
+    tracer.residuals = [(settle(skipped), settle(branch)) for skipped, branch in tracer.residuals]
     for pairing in tracer.pairings:
         same = pairing.result is pairing.value
-        pairing.query, pairing.key = labels.settle(pairing.query), labels.settle(pairing.key)
-        pairing.value = None if pairing.value is None else labels.settle(pairing.value)
-        pairing.result = pairing.value if same or pairing.result is None else labels.settle(pairing.result)
+        pairing.query, pairing.key = settle(pairing.query), settle(pairing.key)
+        pairing.value = None if pairing.value is None else settle(pairing.value)
+        pairing.result = pairing.value if same or pairing.result is None else settle(pairing.result)
 
 
 def _mark(tracer: Tracer, *, heads: bool) -> _Marks:
     """Tie what attention ties, before labels are resolved."""
     count = tracer.labels.count
     marks = _Marks(torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool))
-    read = _read_components(tracer)
+    component = tracer.labels.resolve()  # before attention ties any
+    kinds = {EdgeType.LINEAR, EdgeType.CONVOLUTION}
+    sources = [component[use.source].flatten() for uses in tracer.uses.of for use in uses if use.kind in kinds]
+    read = {neuron for source in sources for neuron in source.tolist()}
     for pairing in tracer.pairings:
-        if pairing.normalised and pairing.value is not None and _dedicated(pairing, *read):
+        if pairing.normalised and pairing.value is not None and _dedicated(pairing, component, read):
             _mark_attention(tracer, marks, pairing, heads=heads)
         else:
             tracer.labels.tie(pairing.query, pairing.key)
     return marks
-
-
-def _read_components(tracer: Tracer) -> tuple[Tensor, set[int]]:
-    """Components before attention ties any, and those that weights start from."""
-    component = tracer.labels.resolve()
-    kinds = {EdgeType.LINEAR, EdgeType.CONVOLUTION}
-    sources = [component[use.source].flatten() for uses in tracer.uses.of for use in uses if use.kind in kinds]
-    return component, {neuron for source in sources for neuron in source.tolist()}
 
 
 def _dedicated(pairing: Pairing, component: Tensor, read: set[int]) -> bool:
@@ -209,28 +187,27 @@ def _mark_attention(tracer: Tracer, marks: _Marks, pairing: Pairing, *, heads: b
     else:
         tracer.residuals.append((pairing.key, pairing.query))
     rows = result[first]
-    marks.heads.append(_Attention(pairing.query[first], rows if len(distinct(rows)[0]) == len(first) else None))
+    marks.heads.append([pairing.query[first], rows] if len(distinct(rows)[0]) == len(first) else [pairing.query[first]])
 
 
-def _diagonals(pairs: list[tuple[int, int]]) -> Iterator[tuple[Neurons, Neurons]]:
+def _diagonals(pairs: list[tuple[int, int]]) -> Iterator[tuple[range, range]]:
     """Pairs of neurons -> ranges that step together."""
     lanes: dict[int, list[int]] = {}
     for source, target in pairs:
         lanes.setdefault(target - source, []).append(source)
     for distance, sources in sorted(lanes.items()):
         for neurons in _ranges(sources):
-            yield neurons, Neurons(neurons.start + distance, neurons.count)
+            yield neurons, range(neurons.start + distance, neurons.stop + distance)
 
 
-def _ranges(neurons: Iterable[int]) -> Iterator[Neurons]:
+def _ranges(neurons: Iterable[int]) -> Iterator[range]:
     """Ascending neurons -> ranges."""
-    start = count = 0
+    start = stop = -1
     for neuron in neurons:
-        if count and neuron == start + count:
-            count += 1
-            continue
-        if count:
-            yield Neurons(start, count)
-        start, count = neuron, 1
-    if count:
-        yield Neurons(start, count)
+        if neuron != stop:
+            if stop > start:
+                yield range(start, stop)
+            start = neuron
+        stop = neuron + 1
+    if stop > start:
+        yield range(start, stop)

@@ -43,8 +43,8 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def __init__(self, *, elements: int, deadline: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self._elements = elements
-        self._deadline = deadline
+        self.elements = elements
+        self.deadline = deadline
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.call(func, args, kwargs or {})
@@ -55,7 +55,7 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         Raises:
             TooCostly: it is too large, or too late.
         """
-        if time.monotonic() > self._deadline:
+        if time.monotonic() > self.deadline:
             raise TooCostly(f"stopped after {SECONDS:.0f} s")
         elements, operations = _foreseen(func, args, kwargs)
         if operations > OPERATIONS:
@@ -66,8 +66,8 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return out
 
     def _check(self, func: Any, elements: int) -> None:
-        if elements > self._elements:
-            raise TooCostly(f"{_name(func)} returns {elements:,} elements, more than {self._elements:,}")
+        if elements > self.elements:
+            raise TooCostly(f"{_name(func)} returns {elements:,} elements, more than {self.elements:,}")
 
 
 def _foreseen(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer_worker.wiring.trace.labels import UNKNOWN, Labels, squash, varying
-from trainer_worker.wiring.trace.shadows import Flow, Held, Shadow
+from trainer_worker.wiring.trace.labels import UNKNOWN, Flow, Held, Labels, Shadow, squash, varying
 from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
 
 

