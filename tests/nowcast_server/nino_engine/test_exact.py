@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_every_option(name: str, sizes: Sizes | None) -> None:
     """A checkpoint with this option would be computed by another formula than it was trained with."""
     checkpoint = random_checkpoint(**OPTIONS[name])
-    wiring = transformer_wiring(width=12, vocabulary=30) if checkpoint.options.slots == 1 else drawn_wiring(5)
+    wiring = transformer_wiring(width=10, vocabulary=30) if checkpoint.options.slots == 1 else drawn_wiring(5)
     assert wiring.edges < CPU_SIZES.bundle
     states = random_states(wiring, context=checkpoint.options.context)
     assert compare(checkpoint, wiring, states, sizes=sizes) <= TOLERANCE

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine import Sizes, StreamingEngine
+from nowcast_server.selftest.networks import transformer
 from protos.wiring import Block, EdgeType, Parameter, Wiring
 from trainer_worker.metatrain.reference import Reference
 
@@ -55,31 +56,8 @@ def drawn_wiring(seed: int, *, blocks: int = 12, neurons: int = 90) -> Wiring:
 
 
 def transformer_wiring(*, width: int = 48, layers: int = 2, vocabulary: int = 150) -> Wiring:
-    """Embedding, layers of two matrices with biases, norms and residuals, readout: large and small blocks of both layouts."""
-    parameters: list[Parameter] = [Parameter("embedding", (vocabulary, width))]
-    blocks = [Block(EdgeType.WORD_EMBEDDING, 0, vocabulary, vocabulary, width, False, 0, 0, width, 1)]
-    stream, neurons = vocabulary, vocabulary + width
-    for layer in range(layers):
-        inner, bias, after = neurons, neurons + 4 * width, neurons + 4 * width + 2
-        first = len(parameters)
-        parameters += [
-            Parameter(f"{layer}.up", (width, 4 * width)),
-            Parameter(f"{layer}.up.bias", (4 * width,)),
-            Parameter(f"{layer}.down", (width, 4 * width)),
-            Parameter(f"{layer}.norm", (width,)),
-        ]
-        blocks += [
-            Block(EdgeType.LINEAR, stream, width, inner, 4 * width, False, first, 0, 4 * width, 1),
-            Block(EdgeType.OTHER, bias, 1, inner, 4 * width, False, first + 1, 0, 0, 1),
-            Block(EdgeType.LINEAR, inner, 4 * width, after, width, False, first + 2, 0, 1, 4 * width),
-            Block(EdgeType.NORM, stream, width, after, width, True, first + 3, 0, 0, 1),
-            Block(EdgeType.RESIDUAL, stream, width, after, width, True),
-            Block(EdgeType.HEAD, bias + 1, 1, after, width),
-        ]
-        stream, neurons = after, after + width
-    parameters.append(Parameter("head", (vocabulary, width)))
-    blocks.append(Block(EdgeType.LINEAR, stream, width, neurons, vocabulary, False, len(parameters) - 1, 0, 1, width))
-    return Wiring(tuple(parameters), neurons + vocabulary, tuple(blocks))
+    """Large and small blocks of both layouts."""
+    return transformer(width, layers=layers, vocabulary=vocabulary)
 
 
 def node_pe(wiring: Wiring, *, count: int = 8, seed: int = 0) -> Tensor:
