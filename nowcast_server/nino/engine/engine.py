@@ -1,6 +1,7 @@
 """The streaming engine itself: a forecast from the plan, the neurons' side of it, and what it takes."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import torch
@@ -62,7 +63,7 @@ class StreamingEngine:
     def neurons(self, wiring: Wiring, states: Tensor | Sequence[Tensor], *, node_pe: Tensor) -> Tensor:
         """The neurons (N, H) as the readout's edges find them, on the CPU; see `forecast`. Not for WNN or a single layer."""
         threads = self._threads()
-        return aside(lambda: self._forecast(wiring, states, node_pe, threads).converged())
+        return aside(lambda: self._forecast(wiring, states, node_pe, threads).converge()[0])
 
     def _forecast(self, wiring: Wiring, states: Tensor | Sequence[Tensor], node_pe: Tensor | None, threads: int) -> "_Forecast":
         work = plan(wiring, self.sizes, graph=self.options.graph, device=self.device)
@@ -103,14 +104,10 @@ class _Forecast:
         self._node_pe = node_pe
 
     def run(self, horizons: Sequence[int]) -> Tensor:
-        return self._read_out(self._converge()[1], horizons)
+        return self._read_out(self.converge()[1], horizons)
 
-    def converged(self) -> Tensor:
-        """The neurons after the last convolution that a forecast needs: (N, H)."""
-        return self._converge()[0]
-
-    def _converge(self) -> tuple[Tensor, list[Ends | None]]:
-        """The neurons, and what they contribute to every edge stage."""
+    def converge(self) -> tuple[Tensor, list[Ends | None]]:
+        """The neurons (N, H) after the last convolution that a forecast needs, and what they contribute to every edge stage."""
         ends, convolutions = list[Ends | None](), iter(self._folded.neuron_stages)
         x = self._neurons_in()
         for stage in self._folded.edge_stages:
@@ -119,7 +116,7 @@ class _Forecast:
                 continue
             convolution = next(convolutions)
             sums = self._gather(convolution, ends, self._projected(x, convolution.to_source))
-            self._place.each(lambda rows, x=x, to=convolution, sums=sums: self._update(x, rows, to, sums), len(x))  # type: ignore[misc]
+            self._place.each(partial(self._update, x, convolution, sums), len(x))
             ends.append(self._ends(x, stage))
         return x, ends
 
@@ -156,7 +153,7 @@ class _Forecast:
         assert stage.at_target is not None
         return self._projected(x, stage.at_source), self._projected(x, stage.at_target)
 
-    def _update(self, x: Tensor, rows: slice, stage: NeuronStage, sums: Sums) -> None:
+    def _update(self, x: Tensor, stage: NeuronStage, sums: Sums, rows: slice) -> None:
         """Take the sums over the edges into each neuron into some rows of `x` (N, H)."""
         part, degree = x[rows], self._plan.degree[rows]
         mean, types = sums.hidden[rows] / degree, self._plan.types[rows]
