@@ -32,15 +32,6 @@ REMOTE = {
 CASES = {"server": SERVER, "gpu": GPU, "ray": RAY, "cpu-ray": CPU_RAY, "remote": REMOTE}
 every_case = pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 
-# What KubeRay 1.5.1 knows of these resources, as far as we use it.
-GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
-CLUSTER = {"rayVersion", "enableInTreeAutoscaling", "authOptions", "headGroupSpec", "workerGroupSpecs"}
-SPECS = {
-    "RayService": {"serviceUnhealthySecondThreshold", "deploymentUnhealthySecondThreshold", "serveConfigV2", "rayClusterConfig"},
-    "RayJob": {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
-               "submitterPodTemplate", "rayClusterSpec"},
-}  # fmt: skip
-
 
 def render(values: dict[str, Any]) -> list[Any]:
     """The resources that `helm install nowcast deploy/chart` would create."""
@@ -106,19 +97,13 @@ def test_resources_follow_the_schema(values: dict[str, Any], version: str) -> No
             schemas.validate(document, version, strict=True)
 
 
-def test_ray_resources_use_fields_that_kuberay_has() -> None:
-    """The operator would refuse the resource; or start nodes of another version than the image's, or without a token."""
+def test_ray_nodes_are_of_the_images_version_and_want_a_token() -> None:
+    """Nodes of another version than the image's do not join; without a token whoever reaches them runs code."""
     (locked,) = re.findall(r"^ray==(.+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     ray = [each for each in render(RAY) if each["apiVersion"] == "ray.io/v1"]
-    assert {each["kind"] for each in ray} == set(SPECS)
-    for document in ray:
-        assert set(document["spec"]) <= SPECS[document["kind"]]
-        cluster = cluster_of(document)
-        assert set(cluster) <= CLUSTER
+    assert {each["kind"] for each in ray} == {"RayService", "RayJob"}
+    for cluster in map(cluster_of, ray):
         assert (cluster["rayVersion"], cluster["authOptions"]) == (locked, {"mode": "token"})
-        for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
-            assert set(group) <= GROUP
-            assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
 @every_case

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -207,29 +208,17 @@ def test_the_queue_is_bounded(start: Start) -> None:
         assert [each.result().status_code for each in [running, *waiting]] == [200] * 4
 
 
-def test_deadline(start: Start) -> None:
-    """Forecasts whose caller has given up would be made all the same, before those of callers who wait."""
+@pytest.mark.parametrize("leaves", ["deadline", "hangs up"])
+def test_a_forecast_that_nobody_waits_for_is_not_made(listen: Start, leaves: str) -> None:
+    """Forecasts whose caller has given up or gone would be made all the same, before those of callers who wait."""
     held = Held()
-    caller = start(held).filled()
+    caller = listen(held).filled()
     with held.making(caller):
-        refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
-        assert caller.service.device.waiting == 0
+        _leave(caller, leaves, lambda: caller.service.device.waiting == 1)
+        until(lambda: caller.service.device.waiting == 0)
     assert len(held.seen) == 1
-    until(lambda: caller.service.forecasts.used_bytes == 0)
-    assert _counted(caller, "deadline_exceeded") == 1
-
-
-def test_deadline_of_a_running_forecast(start: Start) -> None:
-    """A caller would wait for a forecast beyond the time it gave; or its memory would stay promised."""
-    held = Held()
-    caller = start(held).filled()
-    refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
-    (job,) = caller.service.jobs.of("anonymous")
-    assert job.history.in_use
-    assert caller.service.forecasts.used_bytes > 0
-    held.released.set()
-    until(lambda: caller.service.forecasts.used_bytes == 0)
-    assert not job.history.in_use
+    _nothing_is_held(caller)
+    assert _counted(caller, "deadline_exceeded" if leaves == "deadline" else "gone") == 1
 
 
 @pytest.mark.parametrize("leaves", ["deadline", "hangs up"])
@@ -237,31 +226,37 @@ def test_a_running_forecast_that_nobody_wants_ends(listen: Start, leaves: str) -
     """The device would be busy for minutes with what nobody waits for, and everybody else would wait for it."""
     walk = Walk()
     caller = listen(walk).filled()
-    if leaves == "deadline":
-        refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
-    else:
-        with socket.create_connection((caller.client.base_url.host, caller.client.base_url.port or 0)) as hasty:
-            hasty.sendall(_raw_nowcast())
-            assert walk.begun.acquire(timeout=60)
+    _leave(caller, leaves, lambda: walk.begun.acquire(timeout=60))
     until(lambda: caller.service.device.idle)
-    until(lambda: caller.service.forecasts.used_bytes == 0)
-    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    _nothing_is_held(caller)
     assert not walk.ended
     assert _counted(caller, "deadline_exceeded" if leaves == "deadline" else "gone") == 1
 
 
-def test_a_client_that_hangs_up(listen: Start) -> None:
-    """Forecasts would be made for clients that are gone."""
+def test_deadline_of_a_forecast_that_goes_on(start: Start) -> None:
+    """A caller would wait for a forecast beyond the time it gave; or its memory would stay promised."""
     held = Held()
-    caller = listen(held).filled()
-    with held.making(caller):
+    caller = start(held).filled()
+    refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
+    assert caller.service.jobs.of("anonymous")[0].history.in_use
+    assert caller.service.forecasts.used_bytes > 0
+    held.released.set()
+    _nothing_is_held(caller)
+
+
+def _leave(caller: Caller, how: str, begun: Callable[[], object]) -> None:
+    """Ask for a nowcast, and give up when it has begun, or after a moment."""
+    if how == "deadline":
+        refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
+    else:
         with socket.create_connection((caller.client.base_url.host, caller.client.base_url.port or 0)) as hasty:
             hasty.sendall(_raw_nowcast())
-            until(lambda: caller.service.device.waiting == 1)
-        until(lambda: caller.service.device.waiting == 0)
-    assert len(held.seen) == 1
+            until(begun)
+
+
+def _nothing_is_held(caller: Caller) -> None:
     until(lambda: caller.service.forecasts.used_bytes == 0)
-    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    until(lambda: not caller.service.jobs.of("anonymous")[0].history.in_use)
 
 
 def _raw_nowcast() -> bytes:

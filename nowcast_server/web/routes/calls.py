@@ -22,8 +22,9 @@ JSON: Final = "application/json"
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 """Of the small JSON bodies: nowcasts and outcomes."""
 _LONE_SURROGATE: Final = re.compile(
-    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]", re.DOTALL
+    rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD].))", re.DOTALL
 )
+"""Half of a pair. That it begins with two letters matters: they are looked for a hundred times faster than anything else."""
 
 Scan = Callable[[str, int], Any]
 # dependencies are coroutines, though they wait for nothing: FastAPI would call plain functions in a thread each
