@@ -21,7 +21,7 @@ POOR = 0.5
 logger = logging.getLogger(__name__)
 
 
-def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None, heads: bool = True) -> Wiring:
+def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None) -> Wiring:
     """Build the neural graph of a module: which neurons each parameter joins.
 
     The module is not changed, its random state neither; a module on the meta device will do, since only shapes count.
@@ -34,12 +34,11 @@ def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection
         parameters: names of those to wire, as `named_parameters()` gives them, normally those that are trained; None for all. The
             wiring's parameters are these in the order of `named_parameters()`. Those that are not real floating-point numbers
             (quantised, complex) are left out, with one line in the log.
-        heads: tie query, key and value neurons by attention heads; False gives the naive graph of the ablation.
 
     Raises:
         BadWiring: there is nothing to wire, a name is unknown, or a parameter is lazy; `field` is its name.
     """
-    return logged(describe(model, example_inputs, parameters=parameters, heads=heads)).wiring
+    return logged(describe(model, example_inputs, parameters=parameters)).wiring
 
 
 def logged(report: WiringReport) -> WiringReport:
@@ -48,9 +47,7 @@ def logged(report: WiringReport) -> WiringReport:
     return report
 
 
-def describe(
-    model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None, heads: bool = True
-) -> WiringReport:
+def describe(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None) -> WiringReport:
     """As `wire`, with an account of how each parameter was wired."""
     listed = list_parameters(model, parameters)
     if out := listed.left_out:
@@ -59,7 +56,7 @@ def describe(
     chosen, names = listed.chosen, {parameter.name for parameter in listed.chosen}
     with undisturbed():
         seen = run(model, listed.whole, names, example_inputs)
-        whole, placed = lay_out(seen.tracer, listed.whole, names, heads=heads)
+        whole, placed = lay_out(seen.tracer, listed.whole, names)
     wiring = whole if len(chosen) == len(listed.whole) else restrict(whole, chosen)
     traced = {name: how for name, how in seen.how.items() if placed.get(name)}
     how = {item.name: traced.get(item.name, FALLBACK) if item.shape else SCALAR for item in chosen}
