@@ -9,15 +9,15 @@ from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
 from trainer_worker.wiring.trace.weights import attach
 
 
-@handles("add", "sub", "rsub", "subtract", "addcmul", "addcdiv")
+@handles("add", "sub", "rsub", "addcmul", "addcdiv")
 def add(tracer: Tracer, call: Call) -> Shadow:
     """A sum: a bias, a residual connection, or two layers that end in the same neurons."""
     return _combine(tracer, call, EdgeType.OTHER)
 
 
 @handles(
-    "mul", "div", "multiply", "divide", "where", "maximum", "minimum", "lerp", "pow", "atan2", "_prelu_kernel", "fmod",
-    "remainder", "masked_fill", "hypot", "fmax", "fmin",
+    "mul", "div", "where", "maximum", "minimum", "lerp", "pow", "atan2", "_prelu_kernel", "fmod", "remainder",
+    "masked_fill", "hypot", "fmax", "fmin",
 )  # fmt: skip
 def multiply(tracer: Tracer, call: Call) -> Shadow:
     """A product or choice: a gain, or two activations whose neurons pair off."""
@@ -129,7 +129,7 @@ def _overlap(left: Tensor, right: Tensor) -> bool:
     return not apart and bool(torch.isin(left.flatten(), right.flatten()).any())
 
 
-@handles("_softmax", "_safe_softmax", "_log_softmax", "softmax", "sigmoid_softmax", "_masked_softmax")
+@handles("_softmax", "_safe_softmax", "_log_softmax", "softmax", "_masked_softmax")
 def softmax(tracer: Tracer, call: Call) -> Shadow:
     """Normalised products of activations are attention."""
     shadow = tracer.get(call.args[0])
@@ -140,7 +140,7 @@ def softmax(tracer: Tracer, call: Call) -> Shadow:
 
 @handles(
     "sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm",
-    "norm", "prod", "median", "nanmean", "any", "all", "argmax", "argmin", "aminmax",
+    "norm", "prod", "median", "any", "all", "argmax", "argmin", "aminmax",
 )  # fmt: skip
 def reduce(tracer: Tracer, call: Call) -> Shadow:
     """Sums over a dimension tie the neurons along it; with `keepdim` (normalisation written out) they only drop them."""
