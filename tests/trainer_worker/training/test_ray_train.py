@@ -36,7 +36,7 @@ def config(folder: Path, *, data: str | None = None) -> Config:
     return Config.model_validate(
         {
             "task": {"name": "fm-16", "examples": 256, "data": data},
-            "train": {"steps": STEPS, "batch_size": 16, "eval_every": 40, "checkpoint_every": 80},
+            "train": {"steps": STEPS, "batch_size": 16, "eval_every": 40, "checkpoint_every": 40},
             "nowcast": {"forecaster": "average", "mode": "jump", "interval": 6},
             "workers": {"count": 2, "threads": 1, "max_failures": 1},
             "output": {"folder": folder, "checkpoints": f"local://{folder}/checkpoints"},  # by way of fsspec, as to a cloud's store
@@ -167,7 +167,6 @@ def test_a_mistake_of_the_users_is_told_as_one_and_not_tried_again(ray_cluster: 
     settings = config(tmp_path)
     assert settings.nowcast is not None
     asked = settings.nowcast.model_copy(update={"forecaster": "oracle", "server": "embedded"})
-    settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": 1})})
     order = Order(config=settings, arm=arm_with(asked), seed=1, job="mistaken")
     with pytest.raises(BadArgument, match="forecaster: forecaster 'oracle' is not one of"):
         train_on_ray(order, listen=lambda news: None)
