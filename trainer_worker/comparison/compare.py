@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 from rich.console import Console
+from rich.progress import Progress
 
 from protos.errors import NowcastError
 from trainer_worker.comparison.summary import Summary, summarise
@@ -15,7 +16,7 @@ from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.names import job_id
 from trainer_worker.training.config import Config, NowcastTable
-from trainer_worker.training.progress import Display
+from trainer_worker.training.progress import RunBar, bars
 from trainer_worker.training.records import Arm, Order, RunRecord
 from trainer_worker.training.resuming import begin, check, finished, keep
 
@@ -49,19 +50,19 @@ def run_arms(config: Config, arms: Sequence[Arm], *, console: Console, resume: b
         check(orders)
     config.output.folder.mkdir(parents=True, exist_ok=True)
     load_task(config.task.name, data=config.task.data)  # fetched once here, read from disk by the workers
-    with _server_for(arms, config) as server, _workers(config) as train, Display(console) as display:
+    with _server_for(arms, config) as server, _workers(config) as train, bars(console) as shown:
         token = _token(arms)
         info = _info(server, token=token)
         begin(orders, resume=resume)
-        runs = [_finish(_sent_to(server, order, token=token), train, display) for order in orders]
+        runs = [_finish(_sent_to(server, order, token=token), train, shown) for order in orders]
     return summarise(config, runs, server=info, wall_s=time.perf_counter() - started)
 
 
-def _finish(order: Order, train: Callable[..., RunRecord], display: Display) -> RunRecord:
+def _finish(order: Order, train: Callable[..., RunRecord], shown: Progress) -> RunRecord:
     if kept := finished(order):
         return kept
     started = time.perf_counter()
-    record = train(order, listen=display.follow(order))  # what was not to be gone on with is deleted
+    record = train(order, listen=RunBar(shown, order))  # what was not to be gone on with is deleted
     record = record.model_copy(update={"wall_s": time.perf_counter() - started})
     keep(order, record)
     return record

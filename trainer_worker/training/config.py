@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from protos.messages import Dtype, Horizon, Mode
@@ -20,6 +20,8 @@ Positive = Annotated[float, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Absolute = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""Relative to where the command runs: Ray's workers have working directories of their own."""
 
 UNLEARNED = ("last", "linear", "average")
 """Forecasters without weights. All others are learned: `nino`, `wnn`, and checkpoints that a server has under names of its own."""
@@ -27,11 +29,6 @@ UNLEARNED = ("last", "linear", "average")
 
 class ConfigError(CommandFailed):
     """A configuration that cannot be used; one line for each mistake, each naming file, table and key."""
-
-
-def _absolute(path: Path | None) -> Path | None:
-    """Relative to where the command runs: Ray's workers have working directories of their own."""
-    return None if path is None else path.expanduser().absolute()
 
 
 class Table(BaseModel):
@@ -44,7 +41,7 @@ class TaskTable(Table):
     """`[task]`: what is trained."""
 
     name: str = Field(description=f"one of {', '.join(TASKS)}")
-    data: Path | None = Field(default=None, description="folder that holds the data set; by default it is found or downloaded")
+    data: Absolute | None = Field(default=None, description="folder that holds the data set; by default it is found or downloaded")
 
     examples: Count | None = Field(default=None, description="most examples in each split, for quick trials")
 
@@ -54,11 +51,6 @@ class TaskTable(Table):
         if name not in TASKS:
             raise ValueError(f"unknown task{_nearest(name, TASKS)}")
         return name
-
-    @field_validator("data")
-    @classmethod
-    def _data(cls, data: Path | None) -> Path | None:
-        return _absolute(data)
 
 
 class TrainTable(Table):
@@ -103,7 +95,9 @@ class NowcastTable(Table):
         default="",
         description="linear, nino, wnn, average, last; or a checkpoint's name at the server; by default linear, and nino if jump",
     )
-    checkpoint: Path | None = Field(default=None, description="file with the forecaster's weights, for an own or embedded server")
+    checkpoint: Absolute | None = Field(
+        default=None, description="file with the forecaster's weights, for an own or embedded server"
+    )
     interval: Count | None = Field(
         default=None, description="steps between two snapshots; by default 1/200 of the run, 1/50 if jump"
     )
@@ -147,7 +141,6 @@ class NowcastTable(Table):
     @field_validator("checkpoint")
     @classmethod
     def _checkpoint(cls, checkpoint: Path | None) -> Path | None:
-        checkpoint = _absolute(checkpoint)
         if checkpoint is not None and not checkpoint.is_file():
             raise ValueError(f"there is no file {checkpoint}")
         return checkpoint
@@ -189,7 +182,9 @@ class WorkersTable(Table):
 class OutputTable(Table):
     """`[output]`: where results go."""
 
-    folder: Path = Field(default=Path("runs/job"), description="folder for summary.json, report.png and, by default, checkpoints")
+    folder: Absolute = Field(
+        default=Path("runs/job"), description="folder for summary.json, report.png and, by default, checkpoints"
+    )
     checkpoints: str | None = Field(
         default=None,
         description="where checkpoints go: a path that all nodes share, or s3://, gs://, …; by default a subfolder of `folder`",
@@ -199,11 +194,6 @@ class OutputTable(Table):
         default=None,
         description="where to copy summary.json and report.png at the end: a path, s3://, gs://, …",
     )
-
-    @field_validator("folder")
-    @classmethod
-    def _folder(cls, folder: Path) -> Path:
-        return folder.expanduser().absolute()
 
     @property
     def place(self) -> str:

@@ -1,7 +1,6 @@
 """Progress on the terminal: a bar for each run, a line for each event."""
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,39 +9,26 @@ from trainer_worker.events import Event
 from trainer_worker.training.records import Order
 
 
-class Display:
-    """Shows what runs tell, while it is open."""
-
-    def __init__(self, console: Console) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[score]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bars.stop()
-
-    def follow(self, order: Order) -> "RunDisplay":
-        """A bar for one run."""
-        return RunDisplay(self._bars, order)
+def bars(console: Console) -> Progress:
+    """Where runs are shown, while it is open."""
+    return Progress(
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[score]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
-class RunDisplay:
+class RunBar:
     """The bar of one run; call it with the run's news."""
 
-    def __init__(self, bars: Progress, order: Order) -> None:
-        self._bars, self._name = bars, order.name
+    def __init__(self, shown: Progress, order: Order) -> None:
+        self._bars, self._name = shown, order.name
         self._trouble = ""
-        self._bar: TaskID = bars.add_task(order.name, total=order.config.train.steps, score="starting")
+        self._bar: TaskID = shown.add_task(order.name, total=order.config.train.steps, score="starting")
 
     def __call__(self, news: dict[str, Any]) -> None:
         if "step" in news:

@@ -21,7 +21,7 @@ POOR = 0.5
 logger = logging.getLogger(__name__)
 
 
-def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None, heads: bool = True) -> Wiring:
+def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None) -> Wiring:
     """Build the neural graph of a module: which neurons each parameter joins.
 
     The module is not changed, its random state neither; a module on the meta device will do, since only shapes count.
@@ -34,12 +34,11 @@ def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection
         parameters: names of those to wire, as `named_parameters()` gives them, normally those that are trained; None for all. The
             wiring's parameters are these in the order of `named_parameters()`. Those that are not real floating-point numbers
             (quantised, complex) are left out, with one line in the log.
-        heads: tie query, key and value neurons by attention heads; False gives the naive graph of the ablation.
 
     Raises:
         BadWiring: there is nothing to wire, a name is unknown, or a parameter is lazy; `field` is its name.
     """
-    return logged(describe(model, example_inputs, parameters=parameters, heads=heads)).wiring
+    return logged(describe(model, example_inputs, parameters=parameters)).wiring
 
 
 def logged(report: WiringReport) -> WiringReport:
@@ -48,23 +47,21 @@ def logged(report: WiringReport) -> WiringReport:
     return report
 
 
-def describe(
-    model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None, heads: bool = True
-) -> WiringReport:
+def describe(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None) -> WiringReport:
     """As `wire`, with an account of how each parameter was wired."""
-    listed = list_parameters(model, parameters)
-    if out := listed.left_out:
-        some = ", ".join(out[:3]) + (f" and {len(out) - 3} more" if len(out) > 3 else "")
+    whole, chosen, left_out = list_parameters(model, parameters)
+    if left_out:
+        some = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
         logger.info("not wired and not forecast, as they are not real floating-point numbers: %s", some)
-    chosen, names = listed.chosen, {parameter.name for parameter in listed.chosen}
+    names = {parameter.name for parameter in chosen}
     with undisturbed():
-        seen = run(model, listed.whole, names, example_inputs)
-        whole, placed = lay_out(seen.tracer, listed.whole, names, heads=heads)
-    wiring = whole if len(chosen) == len(listed.whole) else restrict(whole, chosen)
+        seen = run(model, whole, names, example_inputs)
+        wiring, placed = lay_out(seen.tracer, whole, names)
+    if len(chosen) < len(whole):
+        wiring = restrict(wiring, chosen)
     traced = {name: how for name, how in seen.how.items() if placed.get(name)}
     how = {item.name: traced.get(item.name, FALLBACK) if item.shape else SCALAR for item in chosen}
     shares = {FALLBACK: 0.0, SCALAR: 1.0}
     followed = {name: shares.get(way, placed.get(name, 1.0)) for name, way in how.items()}
     lost = (f"operator {name} could not be followed: {why}" for name, why in seen.tracer.lost.items())
-    remarks = (*seen.remarks, *lost)
-    return WiringReport(wiring, type(model).__name__, how, followed, remarks, seen.inputs, listed.left_out)
+    return WiringReport(wiring, type(model).__name__, how, followed, (*seen.remarks, *lost), seen.inputs, left_out)

@@ -1,7 +1,7 @@
 """Which of a module's parameters are wired: listing them, and the part of a wiring that they need."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,14 @@ from protos.wiring import STRUCTURE, Block, EdgeType, Parameter, Wiring
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A module's parameters in the order of `named_parameters()`, shared ones once.
+def list_parameters(
+    model: nn.Module, names: Collection[str] | None = None
+) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...], tuple[str, ...]]:
+    """List a module's parameters in the order of `named_parameters()`, shared ones once.
 
-    Args:
-        whole: all of them.
-        chosen: those that are wired.
-        left_out: those that were asked for but are not real floating-point numbers, each with its dtype.
-    """
-
-    whole: tuple[Parameter, ...]
-    chosen: tuple[Parameter, ...]
-    left_out: tuple[str, ...]
-
-
-def list_parameters(model: nn.Module, names: Collection[str] | None = None) -> Listed:
-    """List the parameters of a module and those to wire: `names`, or all.
+    Returns:
+        all of them; those to wire, of `names` or all; those that were asked for but are not real floating-point numbers, each with
+        its dtype.
 
     Raises:
         BadWiring: a name is not one of the module's, a parameter is lazy and not initialised, or none is left; `field` is its name.
@@ -49,7 +40,7 @@ def list_parameters(model: nn.Module, names: Collection[str] | None = None) -> L
         raise BadWiring(f"{type(model).__name__} has no real floating-point parameters to forecast", field="model")
     whole = tuple(Parameter(name, tuple(parameter.shape)) for name, parameter in found.items())
     odd = (f"{name} ({str(found[name].dtype).removeprefix('torch.')})" for name in found if name in wanted and name not in real)
-    return Listed(whole, tuple(parameter for parameter in whole if parameter.name in real), tuple(odd))
+    return whole, tuple(parameter for parameter in whole if parameter.name in real), tuple(odd)
 
 
 def restrict(wiring: Wiring, parameters: Sequence[Parameter]) -> Wiring:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from protos.diagram import draw_svg
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
+from trainer_worker.wiring.trace.run import NO_FORWARD
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,10 +95,13 @@ class WiringReport:
     @property
     def sentence(self) -> str:
         """The coverage, and how it was found, in one line for a log or summary."""
+        how = ""
         if self.inputs is not None:
             how = f" (traced with {self.inputs})"
-        else:
-            how = " (the model could not be run as a whole; give example inputs)" if self.fallbacks or self.remarks else ""
+        elif NO_FORWARD in self.remarks:
+            how = f" ({NO_FORWARD})"
+        elif self.fallbacks or self.remarks:  # else nothing had to be run
+            how = " (the model could not be run as a whole; give example inputs)"
         alone = self.fallbacks
         rest = f"; {len(alone)} parameters have neurons of their own, first {alone[0]!r}" if alone else ""
         return f"{self.coverage:.1%} of {self.wiring.size:,} weights are wired into the network{how}{rest}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer_worker.training.config import Config
-from trainer_worker.training.progress import Display
+from trainer_worker.training.progress import RunBar, bars
 from trainer_worker.training.records import Arm, Order
 
 
@@ -16,8 +16,8 @@ def test_words_in_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     detail = "[/models/x] and [red] are gone"
     event = {"step": 3, "kind": "nowcast", "outcome": "skipped", "reason": "unavailable", "detail": detail}
-    with Display(console) as display:
-        display.follow(Order(config=config, arm=Arm(name="adam+[/x]"), seed=1, job="job"))({"event": event})
+    with bars(console) as shown:
+        RunBar(shown, Order(config=config, arm=Arm(name="adam+[/x]"), seed=1, job="job"))({"event": event})
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert detail in text
     assert "adam+[/x]" in text
@@ -27,8 +27,8 @@ def test_a_trouble_that_lasts_is_shown_once(tmp_path: Path) -> None:
     """Two hundred lines about a server that is down, and none to be found about anything else."""
     config = Config.model_validate({"task": {"name": "fm-16"}, "output": {"folder": tmp_path}})
     console = Console(file=io.StringIO(), width=200)
-    with Display(console) as display:
-        show = display.follow(Order(config=config, arm=Arm(name="adam+x"), seed=1, job="job"))
+    with bars(console) as shown:
+        show = RunBar(shown, Order(config=config, arm=Arm(name="adam+x"), seed=1, job="job"))
         for step, reason in enumerate(["", "late", "late", "", "late"]):
             show({"event": {"step": step, "kind": "nowcast", "outcome": "skipped" if reason else "glided", "reason": reason}})
         show({"event": {"step": 9, "kind": "nowcast", "outcome": "jumped", "horizon": 40}})

@@ -119,6 +119,8 @@ def test_coverage_in_one_line() -> None:
     scalar = nn.Module()
     scalar.gain = nn.Parameter(torch.tensor(1.0))
     assert describe(scalar).sentence == "100.0% of 1 weights are wired into the network"  # nothing had to be run
+    parts = nn.ModuleList([nn.Linear(3, 4)])
+    assert "the model has no forward of its own" in describe(parts).sentence  # example inputs would not help
 
 
 def test_the_run_tells_how_much_is_wired() -> None:

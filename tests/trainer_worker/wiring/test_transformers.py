@@ -19,7 +19,7 @@ from permutations import (
 )
 from torch import Tensor, nn
 
-from protos.wiring import EdgeType, Wiring
+from protos.wiring import Wiring
 from trainer_worker.wiring import describe, wire
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 20}
@@ -153,20 +153,6 @@ def test_heads_do_not_mix() -> None:
     )
     with pytest.raises(ValueError, match=r"not one to one|structural|two ways"):
         weight_order(wiring, swap_heads(wiring, mixed, second))
-
-
-def test_naive_graph() -> None:
-    """The ablation would not be one: no head neurons, no shared query and key neurons, every weight still wired."""
-    model = llama(num_key_value_heads=2)
-    wiring = wire(model, heads=False)
-    kinds = {block.edge_type for block in wiring.blocks}
-    assert EdgeType.HEAD not in kinds
-    assert {EdgeType.QUERY, EdgeType.KEY, EdgeType.VALUE} <= kinds
-    assert sum(block.size for block in wiring.blocks) == wiring.size
-    key = next(block for block in wiring.blocks if block.edge_type == EdgeType.KEY)
-    query = next(block for block in wiring.blocks if block.edge_type == EdgeType.QUERY)
-    assert key.source == query.source
-    assert key.target != query.target
 
 
 def test_adapters_are_traced() -> None:

@@ -9,7 +9,7 @@ from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
 from trainer_worker.wiring.trace.weights import attach, multiply
 
 
-@handles("mm", "bmm", "mv", "dot", "vdot", "inner", "matmul")
+@handles("mm", "bmm", "mv", "dot", "vdot")
 def product(tracer: Tracer, call: Call) -> Shadow:
     left, right = call.args[:2]
     return _product(tracer, left, right)
@@ -21,28 +21,7 @@ def biased_product(tracer: Tracer, call: Call) -> Shadow:
     return _biased(tracer, _product(tracer, left, right), bias, tuple(call.out.shape))
 
 
-@handles("linear")
-def linear(tracer: Tracer, call: Call) -> Shadow:
-    """Where a backend keeps it whole: like the product with the transposed weights."""
-    inputs, weight = call.args[:2]
-    held = tracer.get(weight)
-    if not isinstance(held, Held):
-        return None
-    turned = held.seen(held.view.t(), tuple(rider.seen(rider.view.t()) for rider in held.riders))
-    flow = tracer.flow(inputs)
-    last = inputs.dim() - 1
-    own = flow.along(last, inputs.shape[last])
-    own = None if own is None else tracer.labels.collapse(own, {last}).reshape(-1, 1)
-    source, target = multiply(tracer, turned, own, sources={0}, targets={1}, kind=EdgeType.LINEAR)
-    lead = (1,) * last
-    if own is None:
-        tracer.assign(inputs, source.reshape(*lead, -1))
-    return _biased(
-        tracer, Flow((target.reshape(*lead, -1), *flow.without(last)), plain=True), call.arg(2, "bias"), tuple(call.out.shape)
-    )
-
-
-@handles("_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback")
+@handles("_grouped_mm", "transformers::grouped_mm_fallback")
 def grouped_product(tracer: Tracer, call: Call) -> Shadow:
     """Rows sorted by expert, each group times its expert's matrix: (rows, in) @ (experts, in, out)."""
     inputs, weight = call.args[:2]

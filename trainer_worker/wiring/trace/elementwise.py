@@ -1,7 +1,5 @@
 """Operators that combine tensors element by element, and reductions."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -11,23 +9,19 @@ from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
 from trainer_worker.wiring.trace.weights import attach
 
 
-@handles("add", "sub", "rsub", "subtract", "addcmul", "addcdiv")
+@handles("add", "sub", "rsub", "addcmul", "addcdiv")
 def add(tracer: Tracer, call: Call) -> Shadow:
     """A sum: a bias, a residual connection, or two layers that end in the same neurons."""
     return _combine(tracer, call, EdgeType.OTHER)
 
 
 @handles(
-    "mul", "div", "multiply", "divide", "where", "maximum", "minimum", "lerp", "pow", "atan2", "_prelu_kernel", "fmod",
-    "remainder", "masked_fill", "hypot", "fmax", "fmin",
+    "mul", "div", "where", "maximum", "minimum", "lerp", "pow", "atan2", "_prelu_kernel", "fmod", "remainder",
+    "masked_fill", "hypot", "fmax", "fmin",
 )  # fmt: skip
 def multiply(tracer: Tracer, call: Call) -> Shadow:
     """A product or choice: a gain, or two activations whose neurons pair off."""
     return _combine(tracer, call, EdgeType.NORM)
-
-
-Join = Callable[[Tracer, Tensor, Tensor, bool], Tensor]
-"""Joins two identities over the same dimensions; told whether both come straight from a layer."""
 
 
 def _combine(tracer: Tracer, call: Call, kind: EdgeType) -> Shadow:
@@ -71,26 +65,25 @@ def _merge(tracer: Tracer, flows: list[Flow], kind: EdgeType) -> Flow:
         return Flow()
     result = flows[0]
     for flow in flows[1:]:
-        join = _sum if kind == EdgeType.OTHER else _product
-        identities = list(result.identities)
+        identities, plain = list(result.identities), result.plain and flow.plain
         for labels in flow.identities:
-            _place(tracer, identities, labels, plain=result.plain and flow.plain, join=join)
-        result = Flow(tuple(identities), plain=False, pairing=result.pairing or flow.pairing)
+            _place(tracer, identities, labels, kind, plain=plain)
+        result = Flow(tuple(identities), pairing=result.pairing or flow.pairing)
     return result
 
 
-def _place(tracer: Tracer, identities: list[Tensor], labels: Tensor, *, plain: bool, join: Join) -> None:
+def _place(tracer: Tracer, identities: list[Tensor], labels: Tensor, kind: EdgeType, *, plain: bool) -> None:
     """Join the labels with the identity over the same dimensions; where they only overlap, the finer one stays."""
     for index, mine in enumerate(identities):
         if varying(mine) == varying(labels):
-            identities[index] = join(tracer, mine, labels, plain)
+            identities[index] = _joined(tracer, mine, labels, kind, plain=plain)
             return
     for index, mine in enumerate(identities):
         common = varying(mine) & varying(labels)
         if common:
             ours, theirs = (_reduced(tracer, end, common) for end in (mine, labels))
             if varying(ours) == varying(theirs):
-                identities[index] = join(tracer, ours, theirs, plain)
+                identities[index] = _joined(tracer, ours, theirs, kind, plain=plain)
             elif varying(ours) < varying(theirs):
                 identities[index] = theirs
             return
@@ -106,16 +99,15 @@ def _reduced(tracer: Tracer, labels: Tensor, dims: set[int]) -> Tensor:
     return tracer.labels.collapse(labels, dims) if loose else labels
 
 
-def _product(tracer: Tracer, left: Tensor, right: Tensor, plain: bool) -> Tensor:  # noqa: ARG001, FBT001  (the two joins are called alike)
-    tracer.labels.tie(left, right)
-    return left
+def _joined(tracer: Tracer, left: Tensor, right: Tensor, kind: EdgeType, *, plain: bool) -> Tensor:
+    """Two identities over the same dimensions. In a product their neurons pair off. In a sum, what has been read from already is
+    skipped over; what has not ends in the same neurons.
 
-
-def _sum(tracer: Tracer, left: Tensor, right: Tensor, plain: bool) -> Tensor:  # noqa: FBT001
-    """What has been read from already is skipped over; what has not ends in the same neurons.
-
-    Two parts of one layer's output added up (rotary embeddings) mix neurons rather than pair them off, and stay apart.
+    Two parts of one layer's output added up (rotary embeddings; both `plain`) mix neurons, and stay apart.
     """
+    if kind != EdgeType.OTHER:
+        tracer.labels.tie(left, right)
+        return left
     if _overlap(left, right) or (plain and tracer.labels.origins(left, right) == 1):
         return left
     read = tracer.labels.consumed(left), tracer.labels.consumed(right)
@@ -137,7 +129,7 @@ def _overlap(left: Tensor, right: Tensor) -> bool:
     return not apart and bool(torch.isin(left.flatten(), right.flatten()).any())
 
 
-@handles("_softmax", "_safe_softmax", "_log_softmax", "softmax", "sigmoid_softmax", "_masked_softmax")
+@handles("_softmax", "_safe_softmax", "_log_softmax", "softmax", "_masked_softmax")
 def softmax(tracer: Tracer, call: Call) -> Shadow:
     """Normalised products of activations are attention."""
     shadow = tracer.get(call.args[0])
@@ -148,7 +140,7 @@ def softmax(tracer: Tracer, call: Call) -> Shadow:
 
 @handles(
     "sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm",
-    "norm", "prod", "median", "nanmean", "any", "all", "argmax", "argmin", "aminmax",
+    "norm", "prod", "median", "any", "all", "argmax", "argmin", "aminmax",
 )  # fmt: skip
 def reduce(tracer: Tracer, call: Call) -> Shadow:
     """Sums over a dimension tie the neurons along it; with `keepdim` (normalisation written out) they only drop them."""

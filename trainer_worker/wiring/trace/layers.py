@@ -52,7 +52,7 @@ def _per_channel(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...],
     return attach(tracer, channel, flow, shape, kind)
 
 
-@handles("embedding", "_embedding_bag", "embedding_bag", "_embedding_bag_forward_only")
+@handles("embedding", "_embedding_bag", "_embedding_bag_forward_only")
 def embedding(tracer: Tracer, call: Call) -> Shadow:
     """Rows looked up by index: words, or positions where the indices simply count."""
     held = tracer.get(call.args[0])
@@ -74,14 +74,14 @@ def embedding(tracer: Tracer, call: Call) -> Shadow:
 
 @handles(
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
-    "batch_norm", "_batch_norm_with_update", "_batch_norm_no_update", "native_group_norm", "instance_norm",
+    "_batch_norm_with_update", "_batch_norm_no_update", "native_group_norm",
 )  # fmt: skip
 def channel_norm(tracer: Tracer, call: Call) -> list[Shadow]:
     """Gain and bias over dimension 1."""
     return _normalised(tracer, call, call.args[1:3], per_channel=True)
 
 
-@handles("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+@handles("native_layer_norm")
 def layer_norm(tracer: Tracer, call: Call) -> list[Shadow]:
     """Gain and bias over the last dimensions."""
     return _normalised(tracer, call, call.args[2:4], per_channel=False)
@@ -107,7 +107,7 @@ def _standardised(tracer: Tracer, held: Held, weights: tuple[object, ...]) -> He
     return held.seen(held.view, (*held.riders, *riders))
 
 
-@handles("_weight_norm_interface", "_weight_norm")
+@handles("_weight_norm_interface")
 def weight_norm(tracer: Tracer, call: Call) -> Shadow | list[Shadow]:
     """Direction times gain: the direction is the matrix, the gain rides on it."""
     direction, gain = (tracer.get(value) for value in call.args[:2])

@@ -34,22 +34,22 @@ class _Marks:
     heads: list[list[Tensor]] = field(default_factory=list)
 
 
-def lay_out(tracer: Tracer, parameters: tuple[Parameter, ...], chosen: set[str], *, heads: bool) -> tuple[Wiring, dict[str, float]]:
+def lay_out(tracer: Tracer, parameters: tuple[Parameter, ...], chosen: set[str]) -> tuple[Wiring, dict[str, float]]:
     """Number the neurons and draw the blocks of the chosen parameters, and all structure.
 
     Returns:
         the wiring; for each chosen parameter the share of its weights that the trace could place, the others have neurons of
         their own.
     """
-    return _Layout(tracer, parameters, heads=heads).draw(chosen)
+    return _Layout(tracer, parameters).draw(chosen)
 
 
 class _Layout:
-    def __init__(self, tracer: Tracer, parameters: tuple[Parameter, ...], *, heads: bool) -> None:
+    def __init__(self, tracer: Tracer, parameters: tuple[Parameter, ...]) -> None:
         self._tracer = tracer
         self._canvas = Canvas(parameters)
         _settle(tracer)
-        self._marks = _mark(tracer, heads=heads)
+        self._marks = _mark(tracer)
         self._component = tracer.labels.resolve()
         self._number = torch.full((len(self._component),), UNKNOWN)
 
@@ -147,7 +147,7 @@ def _settle(tracer: Tracer) -> None:
         pairing.result = pairing.value if same or pairing.result is None else settle(pairing.result)
 
 
-def _mark(tracer: Tracer, *, heads: bool) -> _Marks:
+def _mark(tracer: Tracer) -> _Marks:
     """Tie what attention ties, before labels are resolved."""
     count = tracer.labels.count
     marks = _Marks(torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool))
@@ -157,7 +157,7 @@ def _mark(tracer: Tracer, *, heads: bool) -> _Marks:
     read = {neuron for source in sources for neuron in source.tolist()}
     for pairing in tracer.pairings:
         if pairing.normalised and pairing.value is not None and _dedicated(pairing, component, read):
-            _mark_attention(tracer, marks, pairing, heads=heads)
+            _mark_attention(tracer, marks, pairing)
         else:
             tracer.labels.tie(pairing.query, pairing.key)
     return marks
@@ -170,7 +170,7 @@ def _dedicated(pairing: Pairing, component: Tensor, read: set[int]) -> bool:
     return read.isdisjoint(ends.tolist()) and values.isdisjoint(ends.tolist())
 
 
-def _mark_attention(tracer: Tracer, marks: _Marks, pairing: Pairing, *, heads: bool) -> None:
+def _mark_attention(tracer: Tracer, marks: _Marks, pairing: Pairing) -> None:
     value, result = pairing.value, pairing.result
     assert value is not None
     assert result is not None
@@ -178,8 +178,6 @@ def _mark_attention(tracer: Tracer, marks: _Marks, pairing: Pairing, *, heads: b
         marks.kind[labels] = int(kind)
     if result is not value:
         tracer.residuals.append((value, result))
-    if not heads:
-        return
     first, _ = distinct(pairing.query)
     if len(distinct(pairing.key)[0]) == len(first):
         tracer.labels.tie(pairing.query, pairing.key)

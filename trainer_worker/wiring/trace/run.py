@@ -21,6 +21,8 @@ PASSES, FRUITLESS = 8, 4
 Chance may route around parameters (experts, dropped layers).
 """
 
+NO_FORWARD = "the model has no forward of its own, so its parts were run by themselves"
+
 FEW, MANY_ELEMENTS = 4, 2**16
 """Of examples with so many elements only so many are run."""
 
@@ -77,6 +79,8 @@ class _Visitor:
         self._deadline = time.monotonic() + SECONDS
 
     def visit(self, module: nn.Module, path: str, given: Arguments | None = None) -> None:
+        if not path and not _has_forward(module) and self._unseen(module):
+            self.seen.remarks.append(NO_FORWARD)
         if _tells(module, path) and self._unseen(module) and not (given and self._run_given(module, path, given)):
             self._guess(module, path)
         for name, child in module.named_children():
@@ -167,8 +171,11 @@ class _Visitor:
 
 def _tells(module: nn.Module, path: str) -> bool:
     """Running it may show something; a linear layer in a model that does not run says no more than its shapes do."""
-    runs = getattr(module.forward, "__name__", "") != "_forward_unimplemented"
-    return runs and not (path and type(module) is nn.Linear)
+    return _has_forward(module) and not (path and type(module) is nn.Linear)
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return getattr(module.forward, "__name__", "") != "_forward_unimplemented"
 
 
 def _arguments(example_inputs: Any, device: torch.device) -> Arguments:

@@ -11,11 +11,10 @@ from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
 
 
 @handles(
-    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze", "expand",
-    "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk", "unbind", "narrow", "unfold", "flip",
-    "roll", "repeat", "tile", "index", "index_select", "gather", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-    "native_channel_shuffle", "im2col", "diagonal", "movedim", "swapaxes", "take_along_dim", "tril", "triu",
-    "_reshape_alias", "view_as", "rot90", "masked_select",
+    "view", "_unsafe_view", "permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze", "expand", "split",
+    "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "unbind", "unfold", "flip", "roll", "repeat", "index",
+    "index_select", "gather", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "diagonal", "tril", "triu",
+    "_reshape_alias", "rot90", "masked_select",
 )  # fmt: skip
 def move(tracer: Tracer, call: Call) -> Any:
     """The same operator, applied to the labels."""
@@ -70,10 +69,7 @@ def _view(call: Call, view: Tensor) -> Any:
     return call.func(view, *call.args[1:], **call.kwargs)
 
 
-@handles(
-    "clone", "contiguous", "_to_copy", "to", "alias", "detach", "lift_fresh", "lift_fresh_copy", "_conj", "positive",
-    "lift", "_lazy_clone",
-)  # fmt: skip
+@handles("clone", "_to_copy", "alias", "detach", "lift_fresh", "lift_fresh_copy", "_conj", "lift", "_lazy_clone")
 def same(tracer: Tracer, call: Call) -> Shadow:
     """A copy in another place, layout or precision."""
     return tracer.get(call.args[0])
@@ -81,8 +77,8 @@ def same(tracer: Tracer, call: Call) -> Shadow:
 
 @handles(
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "new_zeros",
-    "new_ones", "new_empty", "new_full", "new_empty_strided", "zero", "fill", "bernoulli", "normal", "uniform", "argsort",
-    "nonzero", "size", "_local_scalar_dense", "multinomial", "exponential", "random",
+    "new_ones", "new_empty", "new_full", "new_empty_strided", "zero", "fill", "bernoulli", "normal", "uniform", "nonzero",
+    "_local_scalar_dense", "multinomial", "exponential", "random",
 )  # fmt: skip
 def made(tracer: Tracer, call: Call) -> Shadow:  # noqa: ARG001  (all handlers are called alike)
     """New values in the shape of others have nobody's neurons."""
@@ -98,7 +94,7 @@ def copy(tracer: Tracer, call: Call) -> Shadow:
     return Flow(tuple(labels.reshape((1,) * lead + tuple(labels.shape)) for labels in shadow.identities))
 
 
-@handles("cat", "stack", "hstack", "vstack", "dstack", "_cat", "concat", "concatenate")
+@handles("cat", "stack")
 def join(tracer: Tracer, call: Call) -> Shadow:
     """Side by side along a dimension; a class token's features are those of the tokens it stands beside."""
     tensors = [tensor for tensor in call.args[0] if tensor.numel() > 0]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +30,8 @@ class Use:
     lookup: bool = False
 
 
-@dataclass(frozen=True)
-class Ends:
-    """The labels a view's weights start from and end in, broadcastable to the view."""
+class Ends(NamedTuple):
+    """The labels a view's weights start from and end in, broadcastable to the view; whether they are a lookup's."""
 
     source: Tensor
     target: Tensor
