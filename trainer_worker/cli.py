@@ -216,17 +216,13 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     _check_writable(config.output.folder)
     with console.status("starting"):
         from trainer_worker.comparison import report
-        from trainer_worker.comparison.compare import arm_with, run_arms
-        from trainer_worker.comparison.compare import compare as compare_arms
+        from trainer_worker.comparison.compare import compare
         from trainer_worker.errors import BadArgument, CommandFailed
         from trainer_worker.training.storage import put, resolve
     try:
         if config.output.copies:
             resolve(config.output.copies)  # fail now, not after hours
-        if compared:
-            summary = compare_arms(config, console=console, resume=resume)
-        else:
-            summary = run_arms(config, [arm_with(config.nowcast)], console=console, resume=resume)
+        summary = compare(config, console=console, resume=resume, plain=compared)
     except (CommandFailed, BadArgument) as error:
         _fail(str(error))
     paths = report.write(summary)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CHECKPOINTS
-from server_process import ServerProcess
+from server_process import CHECKPOINTS, ServerProcess
 from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, flat, learner, make, settle, step
 
 from trainer_worker import Server
