@@ -191,15 +191,6 @@ def test_a_server_that_refuses_a_resumed_job_does_not_end_the_run(faulty: Faulty
     assert nowcast.summary()["server"] == {"lost": 1, "back": 1}
 
 
-@pytest.mark.parametrize(("fault", "says"), [("not_found", "not_found"), ("moved", "redirects"), ("login", "login")])
-def test_another_service_on_the_port_is_no_nowcast_server(faulty: FaultyServer, fault: str, says: str) -> None:
-    """An address that is off by one, or behind a login page, must not look like success."""
-    faulty.faults["register"].append(fault)
-    _, _, nowcast = start(faulty)
-    with pytest.raises(BadArgument, match=says), nowcast:
-        pass
-
-
 def test_a_dead_server_costs_a_run_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """The breaker remembers that the server is down; only the background thread tries it again."""
     server = FaultyServer()
