@@ -142,7 +142,7 @@ def settle(nowcast: Nowcast) -> None:
     """Wait for the answer to what was asked for: the steps of so small a network are over long before it comes."""
     request = nowcast._boundaries._asked
     if request is not None:
-        assert request.done.wait(20)
+        assert request.done.wait(300)
 
 
 def nowcasts(nowcast: Nowcast) -> list[tuple[int, str, str]]:

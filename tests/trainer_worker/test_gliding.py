@@ -95,7 +95,7 @@ class Gate:
 
     def __call__(self, call: str) -> None:
         if call == "forecast":
-            assert self.opened.acquire(timeout=20)
+            assert self.opened.acquire(timeout=300)
 
 
 def with_delay(delay: int, interval: int, *, late: Sequence[int] = ()) -> tuple[Tensor, Nowcast]:
