@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Never
 
@@ -42,46 +42,35 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="start over even if the fol
 Resume = Annotated[bool, typer.Option("--resume", help="resume from the checkpoints in the results folder")]
 
 
-@app.command()
-def train(
-    config: ConfigFile,
-    *,
-    server: Server = None,
-    forecaster: Forecaster = None,
-    checkpoint: CheckpointFile = None,
-    steps: Steps = None,
-    seed: Seeds = None,
-    out: Out = None,
-    checkpoints: Checkpoints = None,
-    copies: Copies = None,
-    address: Address = None,
-    resume: Resume = False,
-    fresh: Fresh = False,
-) -> None:
-    """Train the job of CONFIG; with nowcasts if it has a [nowcast] table or an option asks for them."""
-    settings = _load(config, options=locals())
-    _run(settings, compared=False, resume=resume, fresh=fresh)
+def _job(*, compared: bool) -> Callable[..., None]:
+    """The command that trains a configuration."""
+
+    def command(
+        config: ConfigFile,
+        *,
+        server: Server = None,
+        forecaster: Forecaster = None,
+        checkpoint: CheckpointFile = None,
+        steps: Steps = None,
+        seed: Seeds = None,
+        out: Out = None,
+        checkpoints: Checkpoints = None,
+        copies: Copies = None,
+        address: Address = None,
+        resume: Resume = False,
+        fresh: Fresh = False,
+    ) -> None:
+        _run(_load(config, options=locals(), compared=compared), compared=compared, resume=resume, fresh=fresh)
+
+    return command
 
 
-@app.command()
-def compare(
-    config: ConfigFile,
-    *,
-    server: Server = None,
-    forecaster: Forecaster = None,
-    checkpoint: CheckpointFile = None,
-    steps: Steps = None,
-    seed: Seeds = None,
-    out: Out = None,
-    checkpoints: Checkpoints = None,
-    copies: Copies = None,
-    address: Address = None,
-    resume: Resume = False,
-    fresh: Fresh = False,
-) -> None:
-    """Train the job of CONFIG without and with nowcasts, same seeds and batches, and report the difference."""
-    settings = _load(config, options=locals(), compared=True)
-    _run(settings, compared=True, resume=resume, fresh=fresh)
+app.command("train", help="Train the job of CONFIG; with nowcasts if it has a table `nowcast` or an option asks for them.")(
+    _job(compared=False)
+)
+app.command(
+    "compare", help="Train the job of CONFIG without and with nowcasts, same seeds and batches, and report the difference."
+)(_job(compared=True))
 
 
 @app.command()
@@ -204,7 +193,7 @@ def fetch(
         typer.echo(f"{name}: {held.folder} (from: {held.source}; licence: {DATASETS[name].licence})")
 
 
-def _load(path: Path, *, options: Mapping[str, Any], compared: bool = False) -> "Config":
+def _load(path: Path, *, options: Mapping[str, Any], compared: bool) -> "Config":
     """The configuration with the command's options in place of its values."""
     from trainer_worker.training.config import OPTIONS, ConfigError, load_config
 
@@ -227,17 +216,13 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     _check_writable(config.output.folder)
     with console.status("starting"):
         from trainer_worker.comparison import report
-        from trainer_worker.comparison.compare import arm_with, run_arms
-        from trainer_worker.comparison.compare import compare as compare_arms
+        from trainer_worker.comparison.compare import compare
         from trainer_worker.errors import BadArgument, CommandFailed
         from trainer_worker.training.storage import put, resolve
     try:
         if config.output.copies:
             resolve(config.output.copies)  # fail now, not after hours
-        if compared:
-            summary = compare_arms(config, console=console, resume=resume)
-        else:
-            summary = run_arms(config, [arm_with(config.nowcast)], console=console, resume=resume)
+        summary = compare(config, console=console, resume=resume, plain=compared)
     except (CommandFailed, BadArgument) as error:
         _fail(str(error))
     paths = report.write(summary)

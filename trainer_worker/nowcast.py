@@ -141,13 +141,13 @@ class Nowcast:
         except BadWiring as error:
             raise BadArgument("model", error.detail) from error
         held = [(parameter.name, parameter.shape) for parameter in wiring.parameters]
-        for mine, other in zip(shapes, held, strict=False):
-            if mine != other:
-                raise BadArgument("wiring", f"has {other[0]!r} {other[1]} where the model trains {mine[0]!r} {mine[1]}")
         if len(held) != len(shapes):
             raise BadArgument(
                 "wiring", f"has {len(held)} parameters, the model trains {len(shapes)}: wire(model, parameters=names)"
             )
+        for mine, other in zip(shapes, held, strict=True):
+            if mine != other:
+                raise BadArgument("wiring", f"has {other[0]!r} {other[1]} where the model trains {mine[0]!r} {mine[1]}")
         server = self._server
         try:
             return JobSpec(
@@ -357,21 +357,21 @@ def check_arguments(model: Any, *, max_steps: Any, interval: Any, mode: Any, pus
     Raises:
         BadArgument: naming it.
     """
-    if not isinstance(model, nn.Module):
-        raise BadArgument("model", f"must be a torch.nn.Module, not {type(model).__name__}")
-    for name, value in (("max_steps", max_steps), ("interval", interval)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise BadArgument(name, f"must be a positive integer, or None, not {value!r}")
-    if mode not in ("glide", "jump", "shadow"):
-        raise BadArgument("mode", f"must be glide, jump or shadow, not {mode!r}")
-    for name, value, kind, such_as in (
-        ("push", push, Push, "a Push, e.g. Push(gain=0.5)"),
-        ("wiring", wiring, Wiring, "what wire(model) gives"),
+
+    def count(value: Any) -> bool:
+        return value is None or (type(value) is int and value > 0)
+
+    for name, value, fits, what in (
+        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
+        ("max_steps", max_steps, count(max_steps), "a positive integer, or None"),
+        ("interval", interval, count(interval), "a positive integer, or None"),
+        ("mode", mode, mode in ("glide", "jump", "shadow"), "glide, jump or shadow"),
+        ("push", push, push is None or isinstance(push, Push), "a Push, e.g. Push(gain=0.5)"),
+        ("wiring", wiring, wiring is None or isinstance(wiring, Wiring), "what wire(model) gives"),
+        ("on_event", on_event, on_event is None or callable(on_event), "a function"),
     ):
-        if value is not None and not isinstance(value, kind):
-            raise BadArgument(name, f"must be {such_as}, not {value!r:.80}")
-    if on_event is not None and not callable(on_event):
-        raise BadArgument("on_event", f"must be a function, not {on_event!r:.80}")
+        if not fits:
+            raise BadArgument(name, f"must be {what}, not {value!r:.80}")
 
 
 def _hook(after_step: "weakref.WeakMethod[Callable[[Optimizer], None]]") -> Callable[..., None]:

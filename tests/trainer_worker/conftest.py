@@ -10,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from faulty_server import FaultyServer
-from server_process import ServerProcess
+from server_process import CHECKPOINTS, ServerProcess
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +43,6 @@ def start_server() -> Iterator[Callable[..., ServerProcess]]:
     yield start
     for process in processes:
         process.kill()
-
-
-CHECKPOINTS = {"nino": "nino_no_posw.pt", "wnn": "nino_mlp.pt"}
-"""The published weights that `server` has in place of the package's, in ../shared."""
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def wait_on_rank_0(nowcast: Nowcast) -> None:
     """Until its answer is there; the other ranks wait for it in their next collective."""
     request = nowcast._boundaries._asked
     if request is not None:
-        assert request.done.wait(20)
+        assert request.done.wait(300)
 
 
 def train_apart(rank: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import time
 import urllib.request
 
 STARTUP_S = 60
+CHECKPOINTS = {"nino": "nino_no_posw.pt", "wnn": "nino_mlp.pt"}
+"""The published weights that the fixture `server` has in place of the package's, in ../shared."""
 
 
 class ServerProcess:

@@ -39,6 +39,12 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=1e-2)
 
 
+def learner() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+    """A network and its optimizer."""
+    model = network()
+    return model, adam(model)
+
+
 def flat(model: nn.Module) -> Tensor:
     """The parameters as one vector."""
     return torch.cat([parameter.detach().reshape(-1).clone() for parameter in model.parameters()])
@@ -54,12 +60,16 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, index: int) -> None
     optimizer.step()
 
 
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, indices: range) -> None:
+    """Train on these batches, one after the other."""
+    for index in indices:
+        step(model, optimizer, index)
+
+
 def plain(steps: int = STEPS) -> Tensor:
     """The weights of a run without nowcasts."""
-    model = network()
-    optimizer = adam(model)
-    for index in range(steps):
-        step(model, optimizer, index)
+    model, optimizer = learner()
+    train(model, optimizer, range(steps))
     return flat(model)
 
 
@@ -132,7 +142,7 @@ def settle(nowcast: Nowcast) -> None:
     """Wait for the answer to what was asked for: the steps of so small a network are over long before it comes."""
     request = nowcast._boundaries._asked
     if request is not None:
-        assert request.done.wait(20)
+        assert request.done.wait(300)
 
 
 def nowcasts(nowcast: Nowcast) -> list[tuple[int, str, str]]:

@@ -18,6 +18,7 @@ from small_runs import (
     ScriptedEndpoint,
     adam,
     flat,
+    learner,
     make,
     network,
     nowcasts,
@@ -25,6 +26,7 @@ from small_runs import (
     plain,
     settle,
     step,
+    train,
 )
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -39,18 +41,15 @@ from trainer_worker.push import CONTEXT
 
 def glided(endpoint: ScriptedEndpoint, *, steps: int = STEPS, **options: Any) -> tuple[Tensor, Nowcast]:
     """The weights at the end of a run, and its nowcasts."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     with make(model, optimizer, endpoint, **options) as nowcast:
-        for index in range(steps):
-            step(model, optimizer, index)
+        train(model, optimizer, range(steps))
     return flat(model), nowcast
 
 
 def by_hand(steps: int, *, gain: float) -> tuple[list[Tensor], dict[int, Tensor]]:
     """The weights after each step, and the snapshots, of a run that glides along `onward` without its norms held."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     push: Tensor | None = None
     asked: Tensor | None = None
     snapshots: dict[int, Tensor] = {}
@@ -73,8 +72,7 @@ def by_hand(steps: int, *, gain: float) -> tuple[list[Tensor], dict[int, Tensor]
 def test_a_run_glides_as_by_hand() -> None:
     """A push that is too long, too late or begun at another step would make every figure of the project wrong."""
     endpoint = ScriptedEndpoint()
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     seen, snapshots = by_hand(STEPS, gain=0.5)
     with make(model, optimizer, endpoint, push=UNHELD) as nowcast:
         for index in range(STEPS):
@@ -97,15 +95,14 @@ class Gate:
 
     def __call__(self, call: str) -> None:
         if call == "forecast":
-            assert self.opened.acquire(timeout=20)
+            assert self.opened.acquire(timeout=300)
 
 
 def with_delay(delay: int, interval: int, *, late: Sequence[int] = ()) -> tuple[Tensor, Nowcast]:
     """A run whose answers come so many steps after they were asked for; those of `late` right after their boundary."""
     gate = Gate()
     endpoint = ScriptedEndpoint(fail=gate, local=False)
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     with make(model, optimizer, endpoint, interval=interval, max_steps=60) as nowcast:
         asked = 0  # at this step
         for index in range(59):
@@ -166,8 +163,7 @@ def test_a_server_that_is_slow_for_long_costs_pushes_alone() -> None:
     """
     gate = Gate()
     endpoint = ScriptedEndpoint(fail=gate, local=False)
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     with make(model, optimizer, endpoint, max_steps=200) as nowcast:
         for index in range(FULL + 6 * INTERVAL):  # the first forecast is made all the while
             step(model, optimizer, index)
@@ -187,12 +183,10 @@ def test_a_loop_that_runs_on_is_not_pushed_for_ever() -> None:
     model, endpoint = network(), ScriptedEndpoint()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     with make(model, optimizer, endpoint) as nowcast:
-        for index in range(STEPS + 1):
-            step(model, optimizer, index)
+        train(model, optimizer, range(STEPS + 1))
         before = flat(model)
         optimizer.param_groups[0]["lr"] = 0.0
-        for index in range(4 * INTERVAL):
-            step(model, optimizer, index)
+        train(model, optimizer, range(4 * INTERVAL))
     assert torch.equal(flat(model), before)
     assert max(at for at, _, _ in nowcasts(nowcast)) < STEPS
     assert nowcast.steps == STEPS + 1 + 4 * INTERVAL
@@ -200,12 +194,10 @@ def test_a_loop_that_runs_on_is_not_pushed_for_ever() -> None:
 
 def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
     """Replaced tensors would leave optimizer, DDP and compiled graphs training weights that nobody uses."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     pointers = [parameter.data_ptr() for parameter in model.parameters()]
     with make(model, optimizer, ScriptedEndpoint()):
-        for index in range(FIRST):
-            step(model, optimizer, index)
+        train(model, optimizer, range(FIRST))
         versions = [parameter._version for parameter in model.parameters()]
         moments = [optimizer.state[parameter]["exp_avg"].clone() for parameter in model.parameters()]
         optimizer.zero_grad()
@@ -218,38 +210,32 @@ def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
 
 def test_a_layer_frozen_in_mid_run_stays_as_it_is_from_the_next_step() -> None:
     """Who freezes a layer means it at once, not at the end of the interval."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     with make(model, optimizer, ScriptedEndpoint(), interval=4, max_steps=100):
-        for index in range(6 * 4 + 1):
-            step(model, optimizer, index)
+        train(model, optimizer, range(6 * 4 + 1))
         model[0].requires_grad_(False)
         frozen, other = model[0].weight.clone(), model[2].weight.detach().clone()
         optimizer.param_groups[0]["lr"] = 0.0
         step(model, optimizer, 25)
         assert not torch.equal(model[2].weight, other)  # the push goes on
-        for index in range(26, 60):
-            step(model, optimizer, index)
+        train(model, optimizer, range(26, 60))
     assert torch.equal(model[0].weight, frozen)
 
 
 @pytest.mark.parametrize("change", ["unfrozen", "replaced"])
 def test_other_trained_parameters_are_noticed_and_told_once(change: str, caplog: pytest.LogCaptureFixture) -> None:
     """Fine-tuning that unfreezes layers one after the other would glide with its head alone, to the end of the run."""
-    model, endpoint = network(), ScriptedEndpoint()
-    optimizer = adam(model)
+    (model, optimizer), endpoint = learner(), ScriptedEndpoint()
     if change == "unfrozen":
         model[0].requires_grad_(False)
     with make(model, optimizer, endpoint, max_steps=100) as nowcast:
-        for index in range(FIRST + 1):
-            step(model, optimizer, index)
+        train(model, optimizer, range(FIRST + 1))
         if change == "unfrozen":
             model[0].requires_grad_(True)
         else:
             model[2] = nn.Linear(16, 2)
             optimizer.add_param_group({"params": list(model[2].parameters())})
-        for index in range(FIRST + 1, 3 * FIRST):
-            step(model, optimizer, index)
+        train(model, optimizer, range(FIRST + 1, 3 * FIRST))
         used = nowcast.summary()["nowcasts"]["used"]
         optimizer.zero_grad()
         for group in optimizer.param_groups:
@@ -267,11 +253,9 @@ def test_other_trained_parameters_are_noticed_and_told_once(change: str, caplog:
 
 def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
     """An exception out of `optimizer.step()`, because all layers are frozen for a while, ends a training run of days."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     with make(model, optimizer, ScriptedEndpoint()) as nowcast:
-        for index in range(FULL):
-            step(model, optimizer, index)
+        train(model, optimizer, range(FULL))
         model.requires_grad_(False)
         for _ in range(2 * INTERVAL):
             optimizer.step()
@@ -306,8 +290,7 @@ def test_a_parameter_that_cannot_be_forecast_is_told_once(caplog: pytest.LogCapt
 
 def test_torchs_averages_work_as_they_are() -> None:
     """A push moves the weights before the loop updates its average, so that no average has to be told of it."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     average = AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     expected: Tensor | None = None
     with make(model, optimizer, ScriptedEndpoint()) as nowcast:

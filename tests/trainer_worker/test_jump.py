@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import FULL, INTERVAL, ScriptedEndpoint, adam, flat, make, network, nowcasts, plain, step
+from small_runs import FULL, INTERVAL, ScriptedEndpoint, adam, flat, learner, make, network, nowcasts, plain, step
 
 from protos.errors import Unavailable
 from trainer_worker import BadArgument, Nowcast, Push
@@ -22,8 +22,7 @@ def shifting(**options: Any) -> ScriptedEndpoint:
 
 def jumped(endpoint: ScriptedEndpoint, *, steps: int = STEPS, **options: Any) -> tuple[list[torch.Tensor], Nowcast]:
     """The weights after each step of a run."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     seen = []
     with make(model, optimizer, endpoint, **{"mode": "jump", "max_steps": STEPS, "push": WHOLE, **options}) as nowcast:
         for index in range(steps):

@@ -13,7 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, ScriptedEndpoint, adam, flat, make, network, nowcasts, plain, step
+from small_runs import (
+    FIRST,
+    FULL,
+    INTERVAL,
+    STEPS,
+    TAKEN_UP,
+    ScriptedEndpoint,
+    adam,
+    flat,
+    learner,
+    make,
+    network,
+    nowcasts,
+    plain,
+    step,
+    train,
+)
 from torch import Tensor, nn
 from waiting import until
 
@@ -31,8 +47,7 @@ from trainer_worker.wiring import wire
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_left_behind(*, fails: bool) -> None:
     """A hook or thread that outlives the block would count steps of the next run, or keep its memory."""
-    model, endpoint = network(), ScriptedEndpoint()
-    optimizer = adam(model)
+    (model, optimizer), endpoint = learner(), ScriptedEndpoint()
     threads = threading.active_count()
     with pytest.raises(KeyError) if fails else nullcontext(), make(model, optimizer, endpoint) as nowcast:
         step(model, optimizer, 0)
@@ -47,8 +62,7 @@ def test_nothing_is_left_behind(*, fails: bool) -> None:
 
 def test_a_nowcast_that_was_dropped_is_gone() -> None:
     """In a notebook a cell is run again: the first run's thread would go on, and its hook push the second run's weights."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     threads = threading.active_count()
     nowcast = make(model, optimizer, ScriptedEndpoint()).start()
     step(model, optimizer, 0)
@@ -65,8 +79,7 @@ def test_a_nowcast_that_was_dropped_is_gone() -> None:
 
 def test_a_model_belongs_to_the_nowcast_that_began_last(caplog: pytest.LogCaptureFixture) -> None:
     """Two that move the same weights would each forecast from the other's pushes."""
-    model, endpoint = network(), ScriptedEndpoint()
-    optimizer = adam(model)
+    (model, optimizer), endpoint = learner(), ScriptedEndpoint()
     first = make(model, optimizer, endpoint, server=None, forecaster="last").start()
     with make(model, optimizer, endpoint) as second:
         step(model, optimizer, 0)
@@ -91,11 +104,9 @@ def test_an_interrupted_run_ends_within_seconds(call: str, monkeypatch: pytest.M
     """Ctrl-C that hangs is answered with kill -9, which loses the checkpoint that was about to be written."""
     monkeypatch.setattr(sender, "STOP_S", 0.2)
     slow = Slow(call)
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     nowcast = make(model, optimizer, ScriptedEndpoint(fail=slow, local=False)).start()
-    for index in range(STEPS):
-        step(model, optimizer, index)
+    train(model, optimizer, range(STEPS))
     if call != "finish":
         assert slow.begun.wait(10)
     began = time.monotonic()
@@ -115,11 +126,9 @@ def test_an_embedded_forecast_that_is_under_way_ends_with_the_run(monkeypatch: p
         raise AssertionError
 
     monkeypatch.setattr(Linear, "forecast", endless)
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     with make(model, optimizer, "embedded", forecaster="linear"):
-        for index in range(FULL):
-            step(model, optimizer, index)
+        train(model, optimizer, range(FULL))
         assert begun.wait(10)
         began = time.monotonic()
     assert time.monotonic() - began < 2
@@ -128,22 +137,18 @@ def test_an_embedded_forecast_that_is_under_way_ends_with_the_run(monkeypatch: p
 @pytest.mark.parametrize(("steps", "says"), [(0, "no optimizer step was counted"), (FULL, "no forecast was used in 10 steps")])
 def test_a_run_that_came_to_nothing_says_so(steps: int, says: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever wraps the wrong optimizer would believe for weeks that nowcasts do not help."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     with make(model, optimizer, ScriptedEndpoint()):
-        for index in range(steps):
-            step(model, optimizer, index)
+        train(model, optimizer, range(steps))
     assert [record.levelname for record in caplog.records if says in record.message] == ["WARNING"]
 
 
 def test_steps_may_be_counted_by_hand() -> None:
     """A loop that calls no optimizer's `step`, as with functional updates, would never be nowcast."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     counted, stepped = ScriptedEndpoint(), ScriptedEndpoint()
     with make(model, optimizer, stepped):
-        for index in range(STEPS):
-            step(model, optimizer, index)
+        train(model, optimizer, range(STEPS))
     other = network()
     by_hand = adam(other)
     with make(other, by_hand, counted) as nowcast:
@@ -172,12 +177,10 @@ def test_no_random_state_is_touched() -> None:
     def states() -> tuple[Any, ...]:
         return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     before = states()
     with make(model, optimizer, None, forecaster="nino"):
-        for index in range(FIRST):
-            step(model, optimizer, index)
+        train(model, optimizer, range(FIRST))
     with make(model, optimizer, "http://127.0.0.1:9") as down:
         step(model, optimizer, 0)
     assert down.summary()["server"]["lost"] == 1
@@ -197,15 +200,13 @@ def test_no_failure_of_an_endpoint_reaches_the_loop(call: str, error: Exception,
         if name == call:
             raise error
 
-    model, endpoint = network(), ScriptedEndpoint(fail=fail)
-    optimizer = adam(model)
+    (model, optimizer), endpoint = learner(), ScriptedEndpoint(fail=fail)
     if call == "register" and reason == "worker_error":
         with pytest.raises(OwnError), make(model, optimizer, endpoint):
             pass  # at the start it is told, not swallowed
         return
     with make(model, optimizer, endpoint) as nowcast:
-        for index in range(STEPS):
-            step(model, optimizer, index)
+        train(model, optimizer, range(STEPS))
     summary = nowcast.summary()
     if call == "finish":
         assert summary["nowcasts"] == {"used": len(TAKEN_UP), "skipped": 0}
@@ -223,11 +224,9 @@ def test_events_are_told_on_the_training_thread_and_may_fail() -> None:
         told.append((event, threading.current_thread() is threading.main_thread()))
         raise ValueError
 
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     with make(model, optimizer, "http://127.0.0.1:9", on_event=on_event) as nowcast:
-        for index in range(FIRST):
-            step(model, optimizer, index)
+        train(model, optimizer, range(FIRST))
     assert [(event.kind, event.outcome) for event, _ in told] == [("server", "lost"), ("nowcast", "skipped")]
     assert all(main for _, main in told)
     assert [event for event, _ in told] == nowcast.events
@@ -341,8 +340,7 @@ def test_whatever_torchs_defaults(forecaster: str, set_default: Callable[[Any], 
     """
     pushed = []
     for value in (usual, default):
-        model = network()
-        optimizer = adam(model)
+        model, optimizer = learner()
         try:
             set_default(value)
             with make(model, optimizer, None, forecaster=forecaster) as nowcast:
@@ -363,12 +361,10 @@ def test_whatever_torchs_defaults(forecaster: str, set_default: Callable[[Any], 
 
 def test_a_horizon_beyond_the_forecaster_is_skipped_with_its_reason(shared: Any) -> None:
     """The run would end, or glide along something else."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     weights = str(shared / "checkpoints" / "nino_mlp.pt")
     with make(model, optimizer, None, forecaster=weights, push=Push(start=0, fade=1, horizon=41)) as nowcast:
-        for index in range(FIRST):
-            step(model, optimizer, index)
+        train(model, optimizer, range(FIRST))
     assert nowcast.summary()["reasons"] == {"bad_request": 1}
 
 
@@ -401,8 +397,7 @@ def test_a_nowcast_is_entered_once(ended: str) -> None:
         if call == "register" and refusal is not None:
             raise refusal
 
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     nowcast = make(model, optimizer, ScriptedEndpoint(fail=fail))
     with pytest.raises(BadArgument) if refusal else nullcontext(), nowcast:
         step(model, optimizer, 0)
@@ -417,12 +412,10 @@ def test_the_summary_counts_everything(caplog: pytest.LogCaptureFixture) -> None
     def forecast(states: Sequence[Tensor], horizon: int) -> Tensor:
         return states[-1] * (torch.nan if next(bad) else 1.0) + (states[-1] - states[0])
 
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     caplog.set_level(logging.WARNING, "trainer_worker")
     with make(model, optimizer, ScriptedEndpoint(forecast)) as nowcast:
-        for index in range(STEPS):
-            step(model, optimizer, index)
+        train(model, optimizer, range(STEPS))
         until(lambda: nowcast.in_flight == 0)
     summary = nowcast.summary()
     assert summary["nowcasts"] == {"used": 3, "skipped": 3}

@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CHECKPOINTS
-from server_process import ServerProcess
-from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, adam, flat, make, network, settle, step
+from server_process import CHECKPOINTS, ServerProcess
+from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, flat, learner, make, settle, step
 
 from trainer_worker import Server
 from trainer_worker.endpoints import sender
 
 
 def trained(server: Server, **options: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     with make(model, optimizer, server, **options) as nowcast:
         for index in range(STEPS):
             step(model, optimizer, index)

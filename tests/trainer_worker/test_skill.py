@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from server_process import ServerProcess
-from small_runs import FIRST, FULL, INTERVAL, adam, flat, make, network, nowcasts, plain, settle, step
+from small_runs import FIRST, FULL, INTERVAL, flat, learner, make, nowcasts, plain, settle, step
 from waiting import until
 
 from trainer_worker import Push
@@ -19,8 +19,7 @@ HORIZON = 3
 
 def trained(server: str, **options: Any) -> tuple[dict[int, torch.Tensor], torch.Tensor, Any]:
     """The snapshots of a run, the weights at its end, and its nowcasts."""
-    model = network()
-    optimizer = adam(model)
+    model, optimizer = learner()
     seen: dict[int, torch.Tensor] = {}
     with make(model, optimizer, server, forecaster="linear", max_steps=STEPS, push=Push(horizon=HORIZON), **options) as nowcast:
         for index in range(STEPS):

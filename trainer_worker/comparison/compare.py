@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -23,39 +23,34 @@ from trainer_worker.training.resuming import begin, check, finished, keep
 PLAIN = "adam"
 
 
-def compare(config: Config, *, console: Console, resume: bool = False) -> Summary:
-    """Train every seed without and with nowcasts; the configuration has a table of them, if an empty one.
+def compare(config: Config, *, console: Console, resume: bool = False, plain: bool = True) -> Summary:
+    """Train every seed without and with nowcasts, one run after the other, so that each has the whole machine; only as the
+    configuration says if not `plain`.
+
+    With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint; without, they are deleted.
 
     Raises:
         CannotResume, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
     """
-    return run_arms(config, [arm_with(None), arm_with(config.nowcast)], console=console, resume=resume)
-
-
-def arm_with(table: NowcastTable | None) -> Arm:
-    """The arm of a `[nowcast]` table, named for its forecaster; without one, the plain arm."""
-    return Arm(name=f"{PLAIN}+{table.forecaster}", nowcast=table) if table else Arm(name=PLAIN)
-
-
-def run_arms(config: Config, arms: Sequence[Arm], *, console: Console, resume: bool = False) -> Summary:
-    """Train the arms, seed by seed, one after the other, so that each has the whole machine.
-
-    With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint; without, they are deleted.
-    """
     from trainer_worker.tasks import load_task
 
     started = time.perf_counter()
+    arms = [*([arm_with(None)] if plain else []), arm_with(config.nowcast)]
     orders = [Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed)) for seed in config.train.seeds for arm in arms]
     if resume:
         check(orders)
     config.output.folder.mkdir(parents=True, exist_ok=True)
     load_task(config.task.name, data=config.task.data)  # fetched once here, read from disk by the workers
-    with _server_for(arms, config) as server, _workers(config) as train, bars(console) as shown:
-        token = _token(arms)
-        info = _info(server, token=token)
+    with _server_for(config) as reached, _workers(config) as train, bars(console) as shown:
+        info = _info(**reached)
         begin(orders, resume=resume)
-        runs = [_finish(_sent_to(server, order, token=token), train, shown) for order in orders]
+        runs = [_finish(each.model_copy(update=reached) if each.arm.nowcast else each, train, shown) for each in orders]
     return summarise(config, runs, server=info, wall_s=time.perf_counter() - started)
+
+
+def arm_with(table: NowcastTable | None) -> Arm:
+    """The arm of a `[nowcast]` table, named for its forecaster; without one, the plain arm."""
+    return Arm(name=f"{PLAIN}+{table.forecaster}", nowcast=table) if table else Arm(name=PLAIN)
 
 
 def _finish(order: Order, train: Callable[..., RunRecord], shown: Progress) -> RunRecord:
@@ -68,19 +63,6 @@ def _finish(order: Order, train: Callable[..., RunRecord], shown: Progress) -> R
     return record
 
 
-def _sent_to(server: str | None, order: Order, *, token: str | None) -> Order:
-    """The order with the server it is for, if it wants one."""
-    if order.arm.nowcast is None or server is None:
-        return order
-    return order.model_copy(update={"server": server, "token": token})
-
-
-def _token(arms: Sequence[Arm]) -> str | None:
-    """That of the environment, which is not for a server of this command's own."""
-    own = any(arm.nowcast and arm.nowcast.server == "own" for arm in arms)
-    return None if own else os.environ.get("NOWCAST_TOKEN")
-
-
 def _job(config: Config, arm: Arm, seed: int) -> str:
     """Unlike any other run's, so that a shared server never mixes two of them up; by its start `nowcast status` knows it."""
     submission = os.environ.get("NOWCAST_JOB", config.output.folder.name)
@@ -88,19 +70,18 @@ def _job(config: Config, arm: Arm, seed: int) -> str:
 
 
 @contextmanager
-def _server_for(arms: Sequence[Arm], config: Config) -> Iterator[str | None]:
-    """The address of the server the arms ask for; None if they need none or embed it."""
-    tables = [arm.nowcast for arm in arms if arm.nowcast]
-    wanted = {table.server for table in tables}
-    if wanted - {"own", "embedded"}:
-        yield tables[0].server
-    elif "own" in wanted:
+def _server_for(config: Config) -> Iterator[dict[str, str | None]]:
+    """Address and token of the server the configuration asks for, None if it needs none or embeds it; one's own takes no token."""
+    table = config.nowcast
+    if table is None or table.server == "embedded":
+        yield {"server": None, "token": None}
+    elif table.server == "own":
         from trainer_worker.training.own_server import own_server
 
-        with own_server(log=config.output.folder / "server.log", checkpoint=tables[0].checkpoint) as url:
-            yield url
+        with own_server(log=config.output.folder / "server.log", checkpoint=table.checkpoint) as url:
+            yield {"server": url, "token": None}
     else:
-        yield None
+        yield {"server": table.server, "token": os.environ.get("NOWCAST_TOKEN")}
 
 
 @contextmanager

@@ -201,10 +201,8 @@ def _mean_skill(skills: Sequence[Skill]) -> dict[str, float]:
 
 def _median_or_none(figures: Sequence[float | None]) -> float | None:
     """The median with the runs that never arrived counted as slowest; None if it falls among them."""
-    ranked = sorted((each for each in figures if each is not None), key=float)
-    known = [*ranked, *[None] * (len(figures) - len(ranked))]
-    middle = known[(len(known) - 1) // 2 : len(known) // 2 + 1]
-    return None if None in middle else sum(each for each in middle if each is not None) / len(middle)
+    found = median(math.inf if each is None else each for each in figures)
+    return None if math.isinf(found) else found
 
 
 def _saved(figure: float | None, base: float | None) -> float | None:

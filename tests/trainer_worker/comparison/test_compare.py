@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from protos.messages import Info
-from trainer_worker.comparison.compare import _info, _token, compare
+from trainer_worker.comparison.compare import _info, _server_for, compare
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.data import DataMissing
 from trainer_worker.training import in_process
-from trainer_worker.training.config import Config, NowcastTable
-from trainer_worker.training.records import Arm, RunRecord
+from trainer_worker.training.config import Config
+from trainer_worker.training.records import RunRecord
 from trainer_worker.training.resuming import CannotResume
 
 TOKEN = "a-tokens-text"
@@ -63,12 +63,12 @@ def test_a_server_with_tokens_and_its_own_authority_says_what_it_is(
     """The summary would call the server unavailable that made all of the run's nowcasts."""
     monkeypatch.setenv("NOWCAST_SERVER_CA", str(tmp_path / "ca"))
     monkeypatch.setenv("NOWCAST_TOKEN", TOKEN)
-    arms = [Arm(name="adam"), Arm(name="adam+nino", nowcast=NowcastTable(server=guarded))]
-    assert _info(guarded, token=_token(arms)) == {"url": guarded, **INFO.model_dump()}
+    config = Config.model_validate({"task": {"name": "fm-16"}, "nowcast": {"server": guarded}, "output": {"folder": tmp_path}})
+    with _server_for(config) as reached:
+        assert _info(**reached) == {"url": guarded, **INFO.model_dump()}
     assert "asks for a login" in (_info(guarded, token=None) or {})["unavailable"]
     monkeypatch.setenv("NOWCAST_SERVER_CA", str(tmp_path / "none"))
     assert "No such file" in (_info(guarded, token=TOKEN) or {})["unavailable"]
-    assert _token([Arm(name="adam+nino", nowcast=NowcastTable(server="own"))]) is None
 
 
 @pytest.fixture
