@@ -38,7 +38,7 @@ class Push:
         BadArgument: a value is out of range.
     """
 
-    gain: float = 0.8
+    gain: float = 0.85
     start: float = 0.05
     fade: float = 0.6
     hold_norms: bool = True
