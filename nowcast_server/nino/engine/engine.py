@@ -79,7 +79,8 @@ class StreamingEngine:
         stages = sum(stage.at_source is not None for stage in self._kernels.folded.edge_stages)
         # at the last convolution: x and B, the sums twice (those of units under way apart), and both ends of every stage
         neurons = wiring.neurons * vectors * (2 + 4 + 2 * stages)
-        units = 2 * self._threads() * (self.sizes.unit_bytes + 8 * self.sizes.bundle * vectors)
+        little = wiring.edges + wiring.neurons + wiring.size < LITTLE  # one thread computes it, see `_forecast`
+        units = 2 * (1 if little else self._threads()) * (self.sizes.unit_bytes + 8 * self.sizes.bundle * vectors)
         return plan_bytes(wiring, self.sizes, graph=self.options.graph) + neurons + units + 4 * horizons * wiring.size
 
     def _threads(self) -> int:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from networks import random_checkpoint
 
 from nowcast_server.nino.engine import StreamingEngine
@@ -54,3 +56,14 @@ def test_a_network_of_a_billion_weights_fits() -> None:
     wiring = transformer(2048, layers=18, vocabulary=32_000)
     assert wiring.edges > 1_000_000_000
     assert StreamingEngine(random_checkpoint(hidden=128)).memory_bytes(wiring, horizons=0) <= 2_000_000_000
+
+
+def test_threads_that_have_nothing_to_do_are_not_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of 64 threads would ask 3 GB for a network of some thousand weights, and refuse it."""
+    engine, small = StreamingEngine(random_checkpoint(hidden=128)), transformer(16, layers=1, vocabulary=30)
+    alone = engine.memory_bytes(small)
+    large = transformer(160, layers=2, vocabulary=2000)
+    one_thread = engine.memory_bytes(large)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert engine.memory_bytes(small) == alone
+    assert engine.memory_bytes(large) > one_thread + 63 * engine.sizes.unit_bytes
