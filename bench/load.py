@@ -89,9 +89,9 @@ class Record:
 class Job:
     """One job, in a process of its own."""
 
-    def __init__(self, record: Record, *, url: str, spec: JobSpec) -> None:
+    def __init__(self, record: Record, *, url: str, spec: JobSpec, token: str | None = None) -> None:
         self.record, self.spec = record, spec
-        self.endpoint = HttpEndpoint(url, job=record.job)
+        self.endpoint = HttpEndpoint(url, job=record.job, token=token)
         self.registered = False
         self.held: set[int] = set()
         self.out = torch.empty(1, spec.wiring.size)
