@@ -14,7 +14,7 @@ demo: $(READY)  ## Fashion-MNIST on two Ray workers, without and with nowcasts: 
 	$(BIN)/nowcast compare deploy/demo.toml --fresh
 
 test: $(READY)  ## Run every test but those on a cluster
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: $(READY)  ## The live page in Debian's chromium and chromium-driver, on a machine with little else to do
 	$(BIN)/python -m pytest -m browser

@@ -19,13 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Where tests run in several processes, a file stays in one; all that need Ray are in one, which has one cluster."""
-    item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else str(item.path)))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what needs Ray, which takes longest."""
+    """Begin with what needs Ray, which takes longest: where tests run in two processes, file by file, the other goes on."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 

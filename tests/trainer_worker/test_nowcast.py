@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_optimizer import MADGRAD, Lookahead
 from small_runs import (
     FIRST,
     FULL,
@@ -255,6 +256,7 @@ def _mistakes() -> list[Any]:
     wiring = wire(model)
     renamed = Wiring((Parameter("x", (16, 8)), *wiring.parameters[1:]), wiring.neurons, wiring.blocks)
     lbfgs = torch.optim.LBFGS(model.parameters())
+    inside = Lookahead(MADGRAD(list(model.parameters())))
     return [
         pytest.param("model", {"model": nn.Linear(2, 2, device="meta")}, "meta", id="meta"),
         pytest.param("model", {"model": (lazy := Lazy()), "optimizer": adam(lazy)}, "lazy", id="lazy"),
@@ -265,6 +267,7 @@ def _mistakes() -> list[Any]:
         pytest.param("optimizer", {"optimizer": "adam"}, "torch.optim.Optimizer", id="no optimizer"),
         pytest.param("optimizer", {"optimizer": []}, "empty", id="no optimizers"),
         pytest.param("optimizer", {"model": model, "optimizer": lbfgs}, "LBFGS cannot be nowcast", id="LBFGS"),
+        pytest.param("optimizer", {"model": model, "optimizer": inside}, "MADGRAD cannot be nowcast", id="MADGRAD in Lookahead"),
         pytest.param("interval", {"interval": 0}, "positive", id="interval 0"),
         pytest.param("interval", {"interval": 2.5}, "positive integer", id="interval 2.5"),
         pytest.param("max_steps", {"max_steps": -1}, "positive", id="max_steps"),

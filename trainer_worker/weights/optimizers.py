@@ -1,6 +1,6 @@
 """What is known of optimizers: which one really steps, where its state lies, and which cannot be helped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor
@@ -8,8 +8,10 @@ from torch.optim import Optimizer
 
 from trainer_worker.errors import BadArgument
 
+_SUMS: Final = "it computes the weights from the sum of all gradients at each step, which undoes every push"
 REFUSED: Final = {
     "LBFGS": "it remembers gradients of earlier weights and searches along lines, which a push makes wrong",
+    **dict.fromkeys(("DAdaptAdaGrad", "DAdaptSGD", "FTRL", "MADGRAD"), _SUMS),
 }
 """Optimizers that no push can help, by class name, with the reason."""
 
@@ -26,19 +28,31 @@ def find_optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     return [_checked(optimizer) for optimizer in listed]
 
 
-def state_of(optimizer: Optimizer) -> Mapping[Tensor, Any]:
-    """The state by parameter; that of an optimizer inside, where it lies there (`ZeroRedundancyOptimizer`)."""
-    inner = getattr(optimizer, "optim", None)
-    return inner.state if isinstance(inner, Optimizer) else optimizer.state
+def states_of(optimizer: Optimizer) -> list[Mapping[Tensor, Any]]:
+    """The state by parameter, of an optimizer and of those inside it (`Lookahead`, `ZeroRedundancyOptimizer`), each once."""
+    return list({id(each.state): each.state for each in _nested(optimizer)}.values())
+
+
+def kept_weights(optimizer: Optimizer) -> set[str]:
+    """Entries of the state that are weights by what kind of optimizer it is, however far from the model's."""
+    return {"z"} if any("ScheduleFree" in type(each).__name__ for each in _nested(optimizer)) else set()
+
+
+def _nested(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """An optimizer, and those that it wraps."""
+    yield optimizer
+    for name in ("optimizer", "base_optimizer", "optim"):
+        if isinstance(inner := getattr(optimizer, name, None), Optimizer):
+            yield from _nested(inner)
 
 
 def _checked(optimizer: Any) -> Optimizer:
-    # Accelerate's wrapper is an Optimizer itself, whose hooks nobody calls
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+    # Accelerate's wrapper is an Optimizer whose step calls no hooks; that of Lookahead does, after the one inside
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and not hasattr(type(optimizer).step, "hooked"):
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise BadArgument("optimizer", f"must be a torch.optim.Optimizer or a list of them, not {type(optimizer).__name__}")
-    for kind in type(optimizer).__mro__:
+    for kind in (kind for each in _nested(optimizer) for kind in type(each).__mro__):
         if kind.__name__ in REFUSED:
             raise BadArgument("optimizer", f"{kind.__name__} cannot be nowcast: {REFUSED[kind.__name__]}")
     return optimizer

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer_worker.weights.flat import FlatParameters
-from trainer_worker.weights.optimizers import state_of
+from trainer_worker.weights.optimizers import kept_weights, states_of
 from trainer_worker.weights.sharded import local, part_of
 
 log = logging.getLogger(__name__)
@@ -129,8 +129,8 @@ class PushedWeights:
                 log.info("the optimizer keeps copies of the weights, which are pushed as well: %s", ", ".join(self._copies))
         if not self._copies:
             return
-        for optimizer in self._optimizers:
-            for name, value in state_of(optimizer).get(parameter, {}).items():
+        for state in (state for optimizer in self._optimizers for state in states_of(optimizer)):
+            for name, value in state.get(parameter, {}).items():
                 if name in self._copies and _is_copy(value, parameter):
                     yield local(value)
 
@@ -143,14 +143,15 @@ def copies_of_weights(parameters: Sequence[nn.Parameter], optimizers: Sequence[O
     """
     apart: dict[str, float] = {}
     norms: dict[str, float] = {}
-    for optimizer in optimizers:
+    for state in (state for optimizer in optimizers for state in states_of(optimizer)):
         for parameter in parameters:
             weights = local(parameter).float()
-            for name, value in state_of(optimizer).get(parameter, {}).items():
+            for name, value in state.get(parameter, {}).items():
                 if isinstance(name, str) and _is_copy(value, parameter):
                     apart[name] = apart.get(name, 0.0) + float((local(value).float() - weights).square().sum())
                     norms[name] = norms.get(name, 0.0) + float(weights.square().sum())
-    return sorted(name for name, distance in apart.items() if distance < TRACKS * norms[name])
+    known = set().union(*map(kept_weights, optimizers))
+    return sorted(name for name, distance in apart.items() if name in known or distance < TRACKS * norms[name])
 
 
 def _is_copy(value: Any, parameter: Tensor) -> bool:

@@ -94,7 +94,10 @@ def saved(estimate: Saved | None) -> str:
     if estimate is None:
         return UNKNOWN
     if math.isinf(estimate.high):
-        return f"at least {estimate.low:+,.0f}"
+        least = f"at least {estimate.low:,.0f}"
+        return least if estimate.low >= 0 else f"not known; took at most {-estimate.low:,.0f} steps more"
+    if estimate.steps < 0:
+        return f"none: took {-estimate.steps:,.0f} steps more ({-estimate.high:,.0f} to {-estimate.low:,.0f})"
     return f"{estimate.steps:+,.0f} ({estimate.low:+,.0f} to {estimate.high:+,.0f})"
 
 

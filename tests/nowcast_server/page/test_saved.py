@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from nowcast_server.web.page.saved import Curve, steps_saved
+from nowcast_server.web.page import words
+from nowcast_server.web.page.saved import Curve, Saved, steps_saved
 
 
 def curve(last: int, *, speed: float = 1.0, scatter: float = 0.0, seed: int = 0) -> Curve:
@@ -44,3 +45,17 @@ def test_lower_bound_where_the_other_run_has_not_reached_the_loss() -> None:
     assert saved is not None
     assert math.isinf(saved.high)
     assert saved.low == 2000 - 960
+
+
+@pytest.mark.parametrize(
+    ("estimate", "shown"),
+    [
+        (Saved(420.0, 390.0, 450.0, "shadow"), "+420 (+390 to +450)"),
+        (Saved(420.0, 390.0, math.inf, "shadow"), "at least 390"),
+        (Saved(-1298.0, -1400.0, -1200.0, "shadow"), "none: took 1,298 steps more (1,200 to 1,400)"),
+        (Saved(0.0, -1298.0, math.inf, "shadow"), "not known; took at most 1,298 steps more"),
+    ],
+)
+def test_a_run_that_took_longer_is_said_to_have(estimate: Saved, shown: str) -> None:
+    """Steps saved below zero have to be read twice."""
+    assert words.saved(estimate) == shown
