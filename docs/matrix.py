@@ -182,6 +182,7 @@ FRAMEWORKS: Final = (
     ("FSDP2 (`fully_shard`)", "pushed, shard by shard; needs `wiring=`", "test_distributed::test_a_sharded_run_is_the_same_run"),
     ("Hugging Face Trainer", "pushed, the same bits as a plain loop", "test_huggingface::test_the_same_bits_as_a_loop_by_hand"),
     ("PEFT (LoRA)", "pushed: the trained weights alone", "test_examples::test_an_example_uses_forecasts"),
+    ("TRL (`SFTTrainer` with LoRA)", "pushed: the trained weights alone", "test_trl::test_lora_with_sft"),
     (
         "Accelerate",
         "pushed, the same bits as a plain loop",
