@@ -28,13 +28,15 @@ RUN_HEADS: Final = ("run", "target", "steps to target", "validation loss at the 
 
 
 def write(summary: Summary) -> tuple[Path, Path, Path]:
-    """Write `summary.json`, `report.png` and `report.html` into the output folder; their paths."""
+    """Write `summary.json`, `report.png` and `report.html` into the output folder, and TensorBoard events; the three paths."""
     from trainer_worker.comparison.picture import draw
+    from trainer_worker.comparison.tensorboard import write_events
 
     folder = summary.config.output.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
     draw(summary).savefig(folder / "report.png")
+    write_events(summary, folder / "events")
     return folder / "summary.json", folder / "report.png", write_page([summary], folder / "report.html")
 
 
