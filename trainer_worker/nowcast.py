@@ -35,7 +35,7 @@ from trainer_worker.wiring import describe, logged
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 8
+STATE_VERSION: Final = 9
 _running: Final[Any] = WeakIdKeyDictionary()
 """Which `Nowcast`, as a weak reference, moves a parameter now."""
 
