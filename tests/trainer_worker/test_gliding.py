@@ -327,6 +327,7 @@ def test_what_a_run_tells_of_its_progress() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for parameter, part in zip(model.parameters(), _parts(model, drift), strict=True):
         parameter.register_hook(lambda _, part=part: -part)  # moves along `drift`, but for
+    weights = [flat(model)]
     with make(model, optimizer, endpoint, push=UNHELD) as nowcast:
         for index in range(STEPS):
             nowcast.observe(torch.tensor(float(index)))
@@ -334,6 +335,7 @@ def test_what_a_run_tells_of_its_progress() -> None:
                 optimizer.param_groups[0]["lr"] = -0.05  # the interval of the first push
             step(model, optimizer, index)
             optimizer.param_groups[0]["lr"] = 0.1
+            weights.append(flat(model))
     told = {progress.step: progress for progress in endpoint.told}
     assert [told[at].coherence for at in (FULL, FIRST)] == [None, None]
     assert told[FIRST + INTERVAL].coherence == pytest.approx(-1, abs=1e-3)
@@ -341,6 +343,10 @@ def test_what_a_run_tells_of_its_progress() -> None:
     assert [told[at].gain for at in (FULL, FIRST)] == [0.0, 0.5]
     braked = [told[FIRST + intervals * INTERVAL].gain for intervals in (1, 2, 3)]
     assert braked == pytest.approx([0.5, 0.5 * (1 - 2.5 / REMEMBERED), 0.5], abs=1e-3)  # training took the first push back
+    newest, taken_up = FIRST + INTERVAL, FIRST + 2 * INTERVAL
+    moved = (weights[newest] - weights[newest - (CONTEXT - 1) * INTERVAL]) / (CONTEXT - 1)
+    pushed = (weights[taken_up + 1] - weights[taken_up] - 0.1 * drift) * INTERVAL
+    torch.testing.assert_close(pushed, braked[1] * moved, rtol=1e-3, atol=1e-5)
     assert told[FIRST].loss == pytest.approx(FIRST - 1.5)  # the mean of its interval's two
     assert told[FIRST].max_steps == STEPS
 

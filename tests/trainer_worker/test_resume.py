@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONTEXT, FULL, INTERVAL, STEPS, TAKEN_UP, ScriptedEndpoint, adam, flat, make, network, nowcasts, step
+from small_runs import CONTEXT, FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, ScriptedEndpoint, adam, flat, make, network, nowcasts, step
 from torch import Tensor
 from torch.distributed import checkpoint
 from waiting import until
@@ -16,9 +16,12 @@ JUMPS = {"mode": "jump", "interval": 1}
 
 
 class Run:
-    """A deterministic run with embedded forecasts, which can be written to bytes and read again."""
+    """A deterministic run with embedded forecasts, which can be written to bytes and read again. One that turns goes back where it
+    came from once pushes begin, so that it takes them back.
+    """
 
-    def __init__(self, *, dtype: torch.dtype = torch.float32, **options: Any) -> None:
+    def __init__(self, *, dtype: torch.dtype = torch.float32, turns: bool = False, **options: Any) -> None:
+        self.turns = turns
         self.model = network(dtype=dtype)
         self.optimizer = adam(self.model)
         self.nowcast = make(self.model, self.optimizer, None, **{"forecaster": "linear", "push": Push(start=0), **options})
@@ -26,6 +29,8 @@ class Run:
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
+            if self.turns and self.index >= FIRST:
+                self.optimizer.param_groups[0]["lr"] = -1e-2
             step(self.model, self.optimizer, self.index)
             self.index += 1
 
@@ -83,6 +88,7 @@ def check_resumed(whole: Run, *, stop: int, entered: bool, **options: Any) -> No
     ("options", "used"),
     [
         pytest.param({}, len(TAKEN_UP), id="glide"),
+        pytest.param({"turns": True}, len(TAKEN_UP), id="braked"),
         pytest.param({"interval": 3}, 2, id="interval 3"),
         pytest.param({"dtype": torch.bfloat16}, len(TAKEN_UP), id="bfloat16"),
         pytest.param({"dtype": torch.float64}, len(TAKEN_UP), id="float64"),
