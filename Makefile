@@ -13,7 +13,7 @@ help:  ## List the targets
 demo: $(READY)  ## Fashion-MNIST on two Ray workers, without and with nowcasts: a table and runs/demo/report.png
 	$(BIN)/nowcast compare deploy/demo.toml --fresh
 
-test: $(READY)  ## Run every test but those on a cluster
+test: $(READY)  ## Run every test but those in a browser or on a cluster of several nodes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: $(READY)  ## The live page in Debian's chromium and chromium-driver, on a machine with little else to do
