@@ -54,14 +54,12 @@ class Endpoint:
         self.spec = spec
         return ()
 
-    def send(self, step: int, snapshot: Tensor, *, deadline: Deadline) -> None:
-        del deadline
+    def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
+        del progress, deadline
         self.history[step] = snapshot.clone()
 
-    def forecast(
-        self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
-    ) -> None:
-        del horizons, progress, deadline
+    def forecast(self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
+        del horizons, deadline
         out.copy_(self._forecast(self, context))
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:

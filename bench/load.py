@@ -128,12 +128,12 @@ class Job:
         while missing:
             values = snapshot(self.spec.wiring.size, seed=self.record.seed, step=missing[0])
             with self.timed("upload"):
-                self.endpoint.send(missing[0], values, deadline=Deadline(CALL_S))
+                progress = Progress(step=missing[0], used=len(self.record.nowcasts))
+                self.endpoint.send(missing[0], values, progress=progress, deadline=Deadline(CALL_S))
             del missing[0]
         self.out.fill_(torch.nan)
-        progress = Progress(step=steps[-1], used=len(self.record.nowcasts))
         with self.timed("nowcast"):
-            self.endpoint.forecast(steps, (HORIZON,), self.out, progress=progress, deadline=Deadline(CALL_S))
+            self.endpoint.forecast(steps, (HORIZON,), self.out, deadline=Deadline(CALL_S))
         self.record.nowcasts.append((steps[-1], digest(self.out)))
 
     def recover(self, error: NowcastError, steps: list[int], missing: list[int]) -> None:

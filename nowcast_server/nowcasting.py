@@ -95,8 +95,6 @@ class Nowcasting:
         try:
             try:
                 request = complete(request, job.spec, forecaster=forecaster)
-                if request.progress is not None:
-                    job.tell(request.progress)
                 size_bytes = self.check(job.spec, request, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
                 loan = Loan(self.memory, tenant=job.tenant, size_bytes=size_bytes)
                 async with _within(deadline_s):

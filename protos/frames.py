@@ -43,6 +43,7 @@ class Header:
         shape: of the tensor, row major.
         step: training step of the snapshot, or of the last snapshot a forecast was made from.
         horizons: for forecasts, the horizon of each row, in intervals.
+        progress: of the run, with a snapshot; as it came, unchecked, or None.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Header:
     shape: tuple[int, ...]
     step: int
     horizons: tuple[int, ...] = ()
+    progress: Any = None
 
     @property
     def payload_bytes(self) -> int:
@@ -59,6 +61,8 @@ class Header:
         fields = {"kind": self.kind, "dtype": self.dtype, "shape": self.shape, "step": self.step}
         if self.kind == "forecasts":
             fields["horizons"] = self.horizons
+        if self.progress is not None:
+            fields["progress"] = self.progress
         return bytes(msgpack.packb({"nowcast": VERSION, **fields}))
 
     @classmethod
@@ -82,7 +86,7 @@ class Header:
         if len(horizons) != (shape[0] if data["kind"] == "forecasts" else 0):
             raise BadFrame("horizons must name each row of the forecasts, and only those", field="header.horizons")
         (step,) = _integers([data.get("step")], field="header.step")
-        return cls(data["kind"], data["dtype"], shape, step, horizons)
+        return cls(data["kind"], data["dtype"], shape, step, horizons, data.get("progress"))
 
 
 def _integers(values: Any, *, field: str, length: int | None = None) -> tuple[int, ...]:

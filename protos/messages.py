@@ -31,8 +31,10 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Mode = Literal["glide", "jump", "shadow"]
 Reason = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
 MAX_CONTEXT = 64
+MAX_LAYERS = 48
 Step = Annotated[int, Field(ge=0, lt=2**48)]
 LONGEST_HORIZON = 10_000
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 Horizon = Annotated[int, Field(ge=1, le=LONGEST_HORIZON)]
 Skill = dict[str, dict[str, float]]
 """By horizon, then forecaster: 1 - error / error of `last`, its mean over the forecasts whose future has come."""
@@ -50,6 +52,20 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
+class About(Message):
+    """What a page may say of a run; nothing depends on it.
+
+    Args:
+        lr: learning rate at the start.
+        seed: of the run's random numbers.
+        link: page of the job that trains it, e.g. in Ray's dashboard.
+    """
+
+    lr: float | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    link: Annotated[str, StringConstraints(pattern=r"^https?://[^\s\"'<>\\]+$", max_length=500)] | None = None
+
+
 class JobSpec(Message):
     """`PUT /v1/jobs/{job}`: what a job is. Putting the same again is a no-op, another one under the same id a `job_conflict`.
 
@@ -61,6 +77,7 @@ class JobSpec(Message):
         mode: what the worker does with forecasts. After each nowcast of a run that jumps, its weights are elsewhere: forecasts are
             not scored, and a recording begins a new piece.
         record: whether a server that records (`--record`) may keep the snapshots, to fit forecasters to.
+        about: for people; may be another when the job is put again.
     """
 
     wiring: WiringField
@@ -69,6 +86,7 @@ class JobSpec(Message):
     forecaster: Annotated[str, StringConstraints(max_length=64)] = "nino"
     mode: Mode = "glide"
     record: bool = False
+    about: About = About()
 
 
 class SnapshotReceipt(Message):
@@ -79,7 +97,7 @@ class SnapshotReceipt(Message):
 
 
 class Progress(Message):
-    """How a run is doing. It travels with nowcast requests, and alone when the run ends (`POST /v1/jobs/{job}/finish`).
+    """How a run is doing. It travels with snapshots, and alone when the run ends (`POST /v1/jobs/{job}/finish`).
 
     Args:
         step: optimizer steps taken.
@@ -87,6 +105,7 @@ class Progress(Message):
         loss: mean training loss since the last boundary, as the loop told it; None if it told none.
         gain: share of the movement seen that the push under way adds; 0 if there is none.
         coherence: cosine, from -1 to 1, between the last push and what training itself did meanwhile; None if nothing was pushed.
+        layers: the same by layer, as a mean over the pushes so far.
         used: forecasts that were taken up so far.
         skipped: nowcasts that came to nothing so far, by reason.
     """
@@ -95,7 +114,8 @@ class Progress(Message):
     max_steps: Step | None = None
     loss: float | None = None
     gain: Annotated[float, Field(ge=0, le=1)] = 0.0
-    coherence: Annotated[float, Field(ge=-1, le=1)] | None = None
+    coherence: Cosine | None = None
+    layers: Annotated[dict[Annotated[str, StringConstraints(max_length=80)], Cosine], Field(max_length=MAX_LAYERS)] | None = None
     used: Step = 0
     skipped: Annotated[dict[Reason, Step], Field(max_length=64)] = Field(default_factory=dict)
 
@@ -107,13 +127,11 @@ class NowcastRequest(Message):
         context: their steps, oldest first, as many as the job's `context`.
         horizons: how far ahead, in mean distances between these steps; empty for the one that suits the forecaster when gliding.
         dtype: of the forecasts.
-        progress: of the run.
     """
 
     context: Annotated[list[Step], Field(min_length=2, max_length=MAX_CONTEXT)]
     horizons: Annotated[list[Horizon], Field(max_length=16)] = Field(default_factory=list)
     dtype: Dtype = "float32"
-    progress: Progress | None = None
 
     @field_validator("context")
     @classmethod
@@ -145,6 +163,7 @@ class JobStatus(Message):
     dtype: Dtype
     forecaster: str
     mode: Mode
+    about: About = About()
     created_at: float
     seen_at: float
     steps: list[Step]

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from protos.messages import Progress
 from trainer_worker.endpoints.sender import Request
 from trainer_worker.errors import reason_for
 from trainer_worker.events import Event, Journal
-from trainer_worker.forecasts import Forecasts
+from trainer_worker.forecasts import Forecasts, Tell
 from trainer_worker.push import CONTEXT, Push
 from trainer_worker.snapshots import NoRow
 from trainer_worker.weights.distributed import Ranks
@@ -100,9 +100,8 @@ class Boundaries:
         self._take_snapshot()
         gain = self._gain_of_next()
         self._asking = self._taken >= CONTEXT and gain > 0
-        progress = self._progress()  # at each boundary, so that no loss is a mean over more than an interval
         if self._asking and self._forecasts is not None:
-            self._asked = self._forecasts.ask(progress, gain=gain)
+            self._asked = self._forecasts.ask(gain=gain)
 
     def _gain_of_next(self) -> float:
         """The gain of the push that the forecast asked for now will make, an interval later; 1 in shadow, where none is made."""
@@ -164,12 +163,13 @@ class Boundaries:
 
     def _take_snapshot(self) -> None:
         self._taken += 1
+        progress = self._progress()  # at each boundary, so that no loss is a mean over more than an interval
         if self._forecasts is None:
             if self._flat.sharded:
                 self._flat.copy_to(None)
             return
         try:
-            self._forecasts.take(self.step)
+            self._forecasts.take(self.step, progress)
         except Exception as error:
             if not isinstance(error, NoRow):  # that happens where the server is slow
                 log.exception("a snapshot could not be taken")
@@ -178,21 +178,21 @@ class Boundaries:
         else:
             self._journal.tally.snapshots += 1
 
-    def _progress(self) -> Callable[[float | None], Progress]:
+    def _progress(self) -> Tell:
         """How the run is doing, but for what the background thread finds out."""
         losses, told, self._losses, self._told = self._losses, self._told, 0.0, 0
         known: dict[str, Any] = {"step": self.step, "max_steps": self._max_steps, "gain": self._gain}
         known |= {"used": self._journal.tally.used, "skipped": dict(self._journal.tally.reasons)}
 
-        def complete(coherence: float | None) -> Progress:
+        def complete(coherence: float | None, layers: dict[str, float]) -> Progress:
             loss = float(losses) / told if told else math.nan  # on CUDA this waits for the device
-            return Progress(**known, coherence=coherence, loss=loss if math.isfinite(loss) else None)
+            return Progress(**known, coherence=coherence, layers=layers or None, loss=loss if math.isfinite(loss) else None)
 
         return complete
 
     def last_progress(self) -> Progress:
         """The progress at the end of the run."""
-        return self._progress()(None)
+        return self._progress()(None, self._forecasts.layers.means() if self._forecasts else {})
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as numbers and tensors under fixed keys."""
@@ -215,4 +215,4 @@ class Boundaries:
         if self._forecasts is not None and state["snapshots"]:
             self._forecasts.load_state_dict(state["snapshots"])
             if self._asking:
-                self._asked = self._forecasts.ask(self._progress(), gain=self._gain_of_next())
+                self._asked = self._forecasts.ask(gain=self._gain_of_next())

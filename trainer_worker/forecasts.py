@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -11,12 +11,16 @@ from torch import Tensor
 
 from protos.errors import DeadlineExceeded, HistoryMissing
 from protos.messages import JobSpec, Progress
+from trainer_worker.coherence import LayerCoherence, alignment, brake, coherence
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.endpoints.sender import Request, Sender
-from trainer_worker.push import Push, brake, coherence, displacement, shape
+from trainer_worker.push import Push, displacement, shape
 from trainer_worker.snapshots import SPARE_ROWS, Snapshot, SnapshotBuffers
 from trainer_worker.weights.flat import TORCH_DTYPES, FlatParameters
+
+Tell = Callable[[float | None, dict[str, float]], Progress]
+"""Makes the progress of a run, given the coherence of the push that has just ended, and of all so far by layer."""
 
 REMEMBERED: Final = 6
 """Intervals over which coherence is averaged."""
@@ -40,6 +44,7 @@ class Forecasts:
         self._pushed: Tensor | None = None  # (n,) what is being added in this interval
         self._ended: Tensor | None = None  # (n,) what was added in the interval before
         self._seen: Callable[[], float | None] = lambda: None  # how coherent that was
+        self.layers = LayerCoherence([piece.name for piece in flat.pieces])
         self._coherence = 0.0  # of the pushes so far, a moving average
         self._resumed = False
 
@@ -47,27 +52,38 @@ class Forecasts:
         """Reach for the endpoint and start to send; see `Sender.open`."""
         self.sender.open(resumed=resumed or self._resumed)
 
-    def take(self, step: int) -> None:
-        """Take a snapshot and have it sent. Raises NoRow while earlier ones are still under way."""
-        self.sender.offer(self.buffers.take(step, in_use=self.sender.in_use()))
+    def take(self, step: int, progress: Tell) -> None:
+        """Take a snapshot and have it sent, with the progress of the run, which is made on the background thread.
 
-    def ask(self, progress: Callable[[float | None], Progress], *, gain: float, horizon: int | None = None) -> Request:
-        """Have a forecast made from the present context; returns at once.
-
-        Args:
-            progress: of the run, given the coherence of the push that has just ended; called on the background thread.
-            gain: of the push that is to come of it; 0 for all of the displacement.
-            horizon: in intervals; None for the push's, or the one that suits the forecaster.
+        Raises NoRow while earlier ones are still under way.
         """
-        context, ended, before = self.sender.context, self._ended, self._coherence
-        horizon = horizon or self._push.horizon
+        snapshot = self.buffers.take(step, in_use=self.sender.in_use())
+        self._seen = seen = self._compare((*self.sender.context[-1:], snapshot))
+        self.sender.offer(snapshot, lambda: progress(seen(), self.layers.means()))
+
+    def _compare(self, snapshots: Sequence[Snapshot]) -> Callable[[], float | None]:
+        """How coherent the push was that has ended between the last two snapshots; worked out once, when first asked for."""
+        ended = self._ended
 
         @cache
         def seen() -> float | None:
-            return None if ended is None or len(context) < 2 else coherence(ended, context[-2].wait(), context[-1].wait())
+            if ended is None or len(snapshots) < 2:
+                return None
+            aligned = alignment(ended, snapshots[-2].wait(), snapshots[-1].wait(), self._flat.pieces)
+            self.layers.add(aligned)
+            return coherence(aligned)
 
-        def tell() -> Progress:
-            return progress(seen())
+        return seen
+
+    def ask(self, *, gain: float, horizon: int | None = None) -> Request:
+        """Have a forecast made from the present context; returns at once.
+
+        Args:
+            gain: of the push that is to come of it; 0 for all of the displacement.
+            horizon: in intervals; None for the push's, or the one that suits the forecaster.
+        """
+        context, seen, before = self.sender.context, self._seen, self._coherence
+        horizon = horizon or self._push.horizon
 
         def finish(forecast: Tensor) -> Tensor:
             states = [snapshot.wait() for snapshot in context]
@@ -76,9 +92,8 @@ class Forecasts:
                 return shape(forecast, states, self._flat.pieces, gain=left, hold_norms=self._push.hold_norms)
             return displacement(forecast, states[-1], self._flat.pieces, hold_norms=self._push.hold_norms)
 
-        self._seen = seen
         out = torch.empty(1, self._flat.size, dtype=torch.float32, device="cpu")
-        request = Request(context, (horizon,) if horizon else (), out, Deadline(self._timeout_s), tell, finish)
+        request = Request(context, (horizon,) if horizon else (), out, Deadline(self._timeout_s), finish)
         if len(context) < self._spec.context:
             missing = f"{self._spec.context - len(context)} of the context's snapshots could not be taken"
             request.finish(error=HistoryMissing(missing, field="context"))
@@ -135,6 +150,7 @@ class Forecasts:
                 self.sender.offer(Snapshot(step, values.to(TORCH_DTYPES[self._spec.dtype], copy=True)))
         self._pushed, self._ended = (state[key].clone() if bool(state[key].any()) else None for key in ("pushed", "ended"))
         self._coherence = float(state["coherence"])
+        self._seen = self._compare(self.sender.context)
         self.sender.restart()
 
 

@@ -58,7 +58,7 @@ class Jumps(Boundaries):
         start = time.perf_counter()
         displacement, reason, detail = None, None, ""
         if self._forecasts is not None:
-            self._asked = self._forecasts.ask(self._progress(), gain=0.0, horizon=horizon)
+            self._asked = self._forecasts.ask(gain=0.0, horizon=horizon)
             displacement, reason, detail = self._collect(wait=True)
         reason, displacement = self._ranks.share(reason, displacement, size=None if self._flat.sharded else self._flat.size)
         if not reason:

@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from protos.errors import BadWiring
-from protos.messages import JobSpec, Mode
+from protos.messages import About, JobSpec, Mode
 from protos.wiring import Wiring
 from trainer_worker.boundary import Boundaries
 from trainer_worker.endpoints.endpoint import Endpoint
@@ -36,6 +37,8 @@ from trainer_worker.wiring import describe, logged
 log = logging.getLogger(__name__)
 
 STATE_VERSION: Final = 9
+UNSEEDED: Final = 67280421310721
+"""The seed of torch's generators that nobody has seeded."""
 _running: Final[Any] = WeakIdKeyDictionary()
 """Which `Nowcast`, as a weak reference, moves a parameter now."""
 
@@ -157,10 +160,20 @@ class Nowcast:
                 forecaster=Path(self._forecaster).stem[:64] if is_file(self._forecaster) else self._forecaster,
                 mode=self._mode,
                 record=server.record,
+                about=self._about(),
             )
         except ValidationError as error:
             first = error.errors()[0]
             raise BadArgument(str(first["loc"][0]), first["msg"]) from error
+
+    def _about(self) -> About:
+        group = self._optimizers[-1].param_groups[0]
+        rate, seed = group.get("initial_lr", group.get("lr")), torch.initial_seed()
+        link = os.environ.get("NOWCAST_LINK") or None
+        try:
+            return About(lr=rate and float(rate), seed=None if seed == UNSEEDED else seed, link=link)
+        except ValidationError as error:
+            raise BadArgument("NOWCAST_LINK", f"{link!r} is not a URL such as http://HEAD:8265/#/jobs/NAME") from error
 
     def _wire(self, names: list[str]) -> Wiring:
         report = logged(describe(self._model, self._example_inputs, parameters=names))
@@ -271,6 +284,7 @@ class Nowcast:
             "reasons": dict(tally.reasons),
             "server": {"lost": tally.server["lost"], "back": tally.server["back"]},
             "skill": forecasts.sender.skill if forecasts else {},
+            "layers": forecasts.layers.means() if forecasts else {},
             "waited_s": tally.waited_s,
             "copied_s": forecasts.buffers.copied_s if forecasts else 0.0,
         }

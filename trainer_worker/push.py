@@ -114,27 +114,6 @@ def displacement(forecast: Tensor, last: Tensor, pieces: Sequence[Piece], *, hol
     return forecast
 
 
-def coherence(pushed: Tensor, before: Tensor, after: Tensor) -> float | None:
-    """Cosine between a push and what training itself did over the same interval; None if either is nothing.
-
-    Args:
-        pushed: (n,) float32, displacement over the interval.
-        before: (n,) snapshot at its start.
-        after: (n,) snapshot at its end.
-    """
-    own = after.float() - before.float() - pushed
-    length = norm(own) * norm(pushed)
-    return max(-1.0, min(1.0, dot(own, pushed) / length)) if length else None
-
-
-def brake(coherence: float) -> float:
-    """Share of the gain that is left where training takes pushes back: all of it at a mean coherence of 0, nothing at -0.4.
-
-    Without it, the default gain breaks a run at three times its best learning rate (`bench/acceleration/results`).
-    """
-    return min(1.0, max(0.0, 1 + 2.5 * coherence))
-
-
 def norm(part: Tensor) -> float:
     """Euclidean norm, summed in float64: in float32 that of 67 million weights is off by 3%."""
     return float(torch.linalg.vector_norm(part, dtype=torch.float64))

@@ -6,10 +6,11 @@ from functools import partial
 from typing import Final
 
 import torch
+from pydantic import ValidationError
 
 from protos.errors import BadFrame, BadValue
 from protos.frames import FrameReader, Header
-from protos.messages import JobSpec
+from protos.messages import JobSpec, Progress
 
 PIECE: Final = 32_768
 """Values looked at in one go: they stay in cache, and torch handles so few on the calling thread."""
@@ -45,10 +46,11 @@ class Arrival:
         if received - self._checked >= PIECE:
             self._check_finite(received)
 
-    def close(self) -> None:
-        """The body is over; raises BadFrame if it is too early."""
-        self._reader.close()
+    def close(self) -> Progress | None:
+        """The body is over; what it says of the run. Raises BadFrame if it is too early."""
+        header = self._reader.close()
         self._check_finite(self._values.numel())
+        return _progress(header)
 
     def _check_finite(self, received: int) -> None:
         wrong = first_not_finite(self._values[self._checked : received])
@@ -66,7 +68,17 @@ def _allocate(spec: JobSpec, step: int, values: torch.Tensor, header: Header) ->
         given, wanted = getattr(header, name), getattr(expected, name)
         if given != wanted:
             raise BadFrame(f"the header's {name} is {given!r}; this snapshot of this job needs {wanted!r}", field=f"header.{name}")
+    _progress(header)  # so that a snapshot is refused before its data come
     return values.view(torch.uint8).numpy().data
+
+
+def _progress(header: Header) -> Progress | None:
+    try:
+        return None if header.progress is None else Progress.model_validate(header.progress)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, ("header.progress", *first["loc"])))
+        raise BadFrame(f"the progress of the run is wrong: {first['msg']}", field=field) from None
 
 
 def first_not_finite(values: torch.Tensor) -> int | None:

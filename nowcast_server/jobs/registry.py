@@ -91,6 +91,7 @@ class Job:
             dtype=self.spec.dtype,
             forecaster=self.spec.forecaster,
             mode=self.spec.mode,
+            about=self.spec.about,
             created_at=self.created_at,
             seen_at=self.seen_at,
             steps=self.history.steps,
@@ -151,6 +152,7 @@ class Jobs:
             job.check_run(run)
             job.touch()
             self.restore(job)
+            job.spec = job.spec.model_copy(update={"about": spec.about})
             job.finished = False
         return job
 

@@ -1,11 +1,14 @@
 """Recording the jobs that allow it, off the event loop: what they stream becomes trajectories for `metatrain fit`."""
 
 import asyncio
+import math
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import MappingProxyType
 from typing import Any
 
 from nowcast_server.jobs.registry import Job
@@ -39,7 +42,9 @@ class Recording:
         if self._recorder is None or not job.spec.record or job in self._failed or not job.history.holds(step):
             return
         row, loop = job.history.hold(step), asyncio.get_running_loop()
-        add = partial(self._recorder.add, _name(job), wiring=job.spec.wiring)
+        told = job.progress.loss if job.progress is not None and job.progress.step == step else None
+        loss, about = math.nan if told is None else told, job.spec.about.model_dump(include={"lr", "seed"}, exclude_none=True)
+        add = partial(self._recorder.add, _name(job), wiring=job.spec.wiring, loss=loss, about=about)
         state = job.history.row(row)
         writing = self._writer.submit(lambda: add(step=step, state=state.float().numpy()))
         # not when this call ends, which may be given up while the writer reads on
@@ -95,21 +100,30 @@ class Recorder:
     folder: Path
     _open: dict[str, _Open] = field(default_factory=dict)
 
-    def add(self, job: str, *, wiring: Wiring, step: int, state: Floats) -> bool:
-        """Keep a snapshot (n,) float32; whether it was kept.
+    def add(
+        self,
+        job: str,
+        *,
+        wiring: Wiring,
+        step: int,
+        state: Floats,
+        loss: float = math.nan,
+        about: Mapping[str, Any] = MappingProxyType({}),
+    ) -> bool:
+        """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept. A new file's header says `about`.
 
         A step that is held already, as when a worker sends its context again, is passed over, and so is a snapshot whose
         weights moved beyond what float16 reaches.
         """
         if job not in self._open:
             path = self._path(f"{job}-{wiring.hash[:12]}", step)
-            header = {"task": f"recorded/{job}", "wiring": wiring.to_dict()}
+            header = {"task": f"recorded/{job}", "wiring": wiring.to_dict(), **about}
             self._open[job] = _Open(TrajectoryWriter(path, state, header=header), cut=True)
         run = self._open[job]
         if step <= run.writer.last_step:
             return False
         try:
-            run.writer.append(step, state, segment=run.writer.last_segment + run.cut)
+            run.writer.append(step, state, loss=loss, segment=run.writer.last_segment + run.cut)
         except BadTrajectory:
             return False
         run.cut = False

@@ -1,6 +1,7 @@
 """Nowcasts: right, checked, fair, dropped when nobody wants them, and never in anybody's way."""
 
 import asyncio
+import math
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from server_kit import Caller, Held, Last, Odd, Start, Walk, dense, read_forecasts, refused, until
+from server_kit import Caller, Held, Last, Odd, Start, Walk, dense, frames, read_forecasts, refused, until
 
 from nowcast_server.forecasting import Forecasts
 from nowcast_server.jobs.budget import Budget
@@ -56,12 +57,17 @@ def test_the_horizon_that_suits_the_forecaster(start: Start) -> None:
 
 def test_progress(caller: Caller) -> None:
     """Nobody could see how a run is doing, or an odd report would break its status."""
-    caller.fill()
-    progress = {"step": 30, "max_steps": 1000, "loss": 0.5, "gain": 0.7, "used": 2, "skipped": {"busy": 1}}
-    assert caller.nowcast(progress=progress).status_code == 200
+    progress = {"step": 30, "max_steps": 1000, "loss": 0.5, "gain": 0.7, "used": 2, "skipped": {"busy": 1}, "layers": {"fc": 0.4}}
+    values = caller.values(30)
+    for field, wrong in (("loss", "low"), ("loss", math.nan), ("gain", 1.5), ("layers", {str(n): 0.0 for n in range(49)})):
+        body = frames(values, step=30, progress={**progress, field: wrong})
+        refused(caller.upload(30, body), 422, "bad_frame", f"header.progress.{field}")
+    refused(caller.upload(30, frames(values, step=30, progress="fine")), 422, "bad_frame", "header.progress")
+    assert caller.status()["progress"] is None
+    assert caller.upload(30, frames(values, step=30, progress=progress)).status_code == 200
     assert {**caller.status()["progress"], **progress} == caller.status()["progress"]
-    refused(caller.nowcast(progress={**progress, "loss": "low"}), 422, "bad_request", "progress.loss")
-    refused(caller.nowcast(progress={**progress, "gain": 1.5}), 422, "bad_request", "progress.gain")
+    assert caller.upload(30, frames(values, step=30, progress={**progress, "used": 9})).status_code == 200
+    assert caller.status()["progress"]["used"] == 2  # a call that is repeated tells nothing new
     last = {**progress, "step": 1000}
     assert caller.client.post("/v1/jobs/job/finish", json=last).json()["progress"]["step"] == 1000
     assert caller.status()["finished"]

@@ -104,21 +104,19 @@ class ScriptedEndpoint:
             self.history.clear()
         return tuple(self.history)
 
-    def send(self, step: int, snapshot: Tensor, *, deadline: Deadline) -> None:
+    def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
         self.fail("send")
+        if progress is not None:
+            self.told.append(progress)
         self.history[step] = self.sent[step] = snapshot.clone()
 
-    def forecast(
-        self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
-    ) -> None:
+    def forecast(self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
         self.fail("forecast")
         missing = [step for step in context if step not in self.history]
         if missing:
             raise HistoryMissing("lost", missing=missing)
         self.asked.append(tuple(context))
         self.horizons.append(horizons)
-        if progress is not None:
-            self.told.append(progress)
         states = [self.history[step].float() for step in context]
         for row, horizon in zip(out, horizons or (1,), strict=True):
             row.copy_(self._forecast(states, horizon))

@@ -336,6 +336,7 @@ def test_what_a_run_tells_of_its_progress() -> None:
             step(model, optimizer, index)
             optimizer.param_groups[0]["lr"] = 0.1
             weights.append(flat(model))
+            until(lambda: nowcast.in_flight == 0)
     told = {progress.step: progress for progress in endpoint.told}
     assert [told[at].coherence for at in (FULL, FIRST)] == [None, None]
     assert told[FIRST + INTERVAL].coherence == pytest.approx(-1, abs=1e-3)
@@ -348,6 +349,12 @@ def test_what_a_run_tells_of_its_progress() -> None:
     pushed = (weights[taken_up + 1] - weights[taken_up] - 0.1 * drift) * INTERVAL
     torch.testing.assert_close(pushed, braked[1] * moved, rtol=1e-3, atol=1e-5)
     assert told[FIRST].loss == pytest.approx(FIRST - 1.5)  # the mean of its interval's two
+    assert told[INTERVAL].loss == pytest.approx(INTERVAL / 2 - 0.5)  # long before anything is asked for
+    assert told[FIRST].layers is None
+    assert endpoint.finished is not None
+    layers = endpoint.finished.layers or {}
+    assert set(layers) == {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    assert all(0 < value < 0.99 for value in layers.values())  # one of the pushes was taken back
     assert told[FIRST].max_steps == STEPS
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from protos.errors import BadForecast
 from trainer_worker import BadArgument, Push
-from trainer_worker.push import brake, coherence, displacement, shape
+from trainer_worker.push import displacement, shape
 from trainer_worker.weights.flat import FlatParameters, Piece
 
 
@@ -161,19 +161,3 @@ def test_a_push_that_cannot_work_is_refused(options: dict[str, Any], word: str) 
     """At a gain of 1 the loss is 1e4 within a few intervals."""
     with pytest.raises(BadArgument, match=word):
         Push(**options)
-
-
-def test_coherence_is_the_cosine_with_what_training_did_itself() -> None:
-    """With the push left in, every push would look coherent."""
-    before, own = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
-    pushed = torch.tensor([4.0, -3.0])
-    assert coherence(pushed, before, before + own + pushed) == pytest.approx(0, abs=1e-6)
-    assert coherence(own, before, before + 2 * own) == pytest.approx(1)
-    assert coherence(-own, before, before) == pytest.approx(-1)
-    assert coherence(pushed, before, before + pushed) is None
-
-
-@pytest.mark.parametrize(("mean", "left"), [(1.0, 1.0), (0.0, 1.0), (-0.2, 0.5), (-0.4, 0.0), (-1.0, 0.0)])
-def test_pushes_that_training_takes_back_are_braked(mean: float, left: float) -> None:
-    """At learning rates far above the best, pushes at full gain make a run oscillate."""
-    assert brake(mean) == pytest.approx(left)

@@ -97,13 +97,14 @@ def send(client: JobSubmissionClient, submission: Submission) -> None:
     Raises:
         CommandFailed: the cluster refuses.
     """
+    link = {"NOWCAST_LINK": f"{client.get_address()}/#/jobs/{submission.id}"}
     with cluster_errors():
         for attempt in stamina.retry_context(on=_not_yet, attempts=None, timeout=READY_S, wait_initial=1.0, wait_max=5.0):
             with attempt:
                 client.submit_job(
                     entrypoint=submission.entrypoint,
                     submission_id=submission.id,
-                    runtime_env=submission.runtime_env,
+                    runtime_env=submission.runtime_env | {"env_vars": {**link, **submission.environment}},
                     metadata=dict(submission.metadata),
                 )
 

@@ -125,7 +125,7 @@ def new_id(what: Path) -> str:
 
 
 def environment(submission_id: str, *, server: str | None, token: str | None, extra: Mapping[str, str]) -> dict[str, str]:
-    """What `Nowcast` looks at when its arguments leave it open: NOWCAST_SERVER, NOWCAST_TOKEN, NOWCAST_JOB."""
+    """What `Nowcast` looks at when its arguments leave it open: NOWCAST_SERVER, NOWCAST_TOKEN, NOWCAST_JOB; see also `send`."""
     given = {"NOWCAST_SERVER": server, "NOWCAST_TOKEN": token, "NOWCAST_JOB": submission_id, "PYTHONUNBUFFERED": "1"}
     return {**{name: value for name, value in given.items() if value is not None}, **extra}
 

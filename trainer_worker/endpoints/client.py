@@ -73,9 +73,10 @@ class HttpEndpoint:
                 self._call("DELETE", self._path, deadline, read=_read_short)
         return tuple(self._call("PUT", self._path, deadline, read=_reader(JobStatus), message=spec).steps)
 
-    def send(self, step: int, snapshot: Tensor, *, deadline: Deadline) -> None:
+    def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
         """PUT a snapshot, framed as it is read from `snapshot`."""
-        header = Header("snapshot", DTYPE_NAMES[snapshot.dtype], tuple(snapshot.shape), step)
+        told = None if progress is None else progress.model_dump(exclude_none=True)
+        header = Header("snapshot", DTYPE_NAMES[snapshot.dtype], tuple(snapshot.shape), step, progress=told)
 
         def frames() -> Iterator[bytes]:
             for frame in write_frames(header, _bytes_of(snapshot)):
@@ -85,11 +86,9 @@ class HttpEndpoint:
         headers = {"content-type": MEDIA_TYPE, "content-length": str(framed_bytes(header))}
         self._call("PUT", f"{self._path}/snapshots/{step}", deadline, read=_read_short, content=frames, headers=headers)
 
-    def forecast(
-        self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
-    ) -> None:
+    def forecast(self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
         """POST a nowcast; the stream that comes back is read into `out` as it arrives."""
-        asked = NowcastRequest(context=list(context), horizons=list(horizons), progress=progress)
+        asked = NowcastRequest(context=list(context), horizons=list(horizons))
         expected = Header("forecasts", "float32", tuple(out.shape), asked.step, horizons)
 
         def read(response: httpx2.Response) -> None:

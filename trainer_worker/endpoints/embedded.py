@@ -75,9 +75,9 @@ class EmbeddedEndpoint:
             self._there = {}
         return tuple(self._history)
 
-    def send(self, step: int, snapshot: Tensor, *, deadline: Deadline) -> None:
+    def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
         """Keep a reference: nothing is copied."""
-        del deadline
+        del progress, deadline
         spec = self._known()
         if step not in self._history:
             self._tracked().came(step, snapshot)
@@ -85,11 +85,9 @@ class EmbeddedEndpoint:
         while len(self._history) > spec.context:
             del self._history[min(self._history)]
 
-    def forecast(
-        self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
-    ) -> None:
+    def forecast(self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
         """Forecast on the calling thread, however long it takes; `close` ends it between two units of work."""
-        del deadline, progress
+        del deadline
         spec = self._known()
         missing = [step for step in context if step not in self._history]
         if missing:

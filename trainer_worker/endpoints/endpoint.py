@@ -22,19 +22,18 @@ class Endpoint(Protocol):
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
         """Make the job known; the steps its history holds already. With `replace` it is forgotten first."""
 
-    def send(self, step: int, snapshot: Tensor, *, deadline: Deadline) -> None:
-        """Add a snapshot (n,) to the job's history. `snapshot` stays as it is while its step is in a context."""
+    def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
+        """Add a snapshot (n,) to the job's history, and tell the run's progress. `snapshot` stays as it is while its step is in a
+        context.
+        """
 
-    def forecast(
-        self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, progress: Progress | None, deadline: Deadline
-    ) -> None:
+    def forecast(self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
         """Forecast from the snapshots of these steps into `out` (max(1, len(horizons)), n) float32.
 
         Args:
             context: steps, oldest first.
             horizons: in intervals; empty for the one that suits the forecaster.
             out: filled by the forecasts.
-            progress: of the run.
             deadline: of the call.
         """
 

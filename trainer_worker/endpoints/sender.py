@@ -56,7 +56,6 @@ class Request:
         horizons: in intervals; empty for the one that suits the forecaster.
         out: (max(1, len(horizons)), n) float32; belongs to the sender until the request is done, for good if it was given up.
         deadline: of the whole request.
-        progress: of the run, to be told with it; called on the sender's thread.
         make: what is made of the forecast (n,), in its memory; called on the sender's thread.
     """
 
@@ -64,7 +63,6 @@ class Request:
     horizons: tuple[int, ...]
     out: Tensor
     deadline: Deadline
-    progress: Callable[[], Progress]
     make: Callable[[Tensor], Tensor]
     result: Tensor | None = None
     error: BaseException | None = None
@@ -93,6 +91,7 @@ class Sender:
         self._restarts = 0
         self._context: dict[int, Snapshot] = {}  # the newest, as many as a forecast is made from
         self._held: set[int] = set()  # steps the endpoint has
+        self._untold: Callable[[], Progress] | None = None  # what the newest has to say
         self._sending: Snapshot | None = None
         self._request: Request | None = None
         self._answering: Request | None = None  # may have been given up
@@ -134,10 +133,13 @@ class Sender:
             raise BadArgument("token", f"{detail}; give Server(url, token=...) or NOWCAST_TOKEN") from error
         raise BadArgument(error.field or "server", detail) from error
 
-    def offer(self, snapshot: Snapshot) -> None:
-        """Add a snapshot to the context; its memory must stay as it is while `in_use` names it."""
+    def offer(self, snapshot: Snapshot, progress: Callable[[], Progress] | None = None) -> None:
+        """Add a snapshot to the context; its memory must stay as it is while `in_use` names it.
+
+        `progress` of the run is told with it, unless the next one comes first; called on the sender's thread.
+        """
         with self._changed:
-            self._context[snapshot.step] = snapshot
+            self._context[snapshot.step], self._untold = snapshot, progress
             while len(self._context) > self._spec.context:
                 step = min(self._context)
                 del self._context[step]
@@ -269,12 +271,17 @@ class Sender:
                 self._changed.notify_all()
 
     def _send(self) -> None:
-        snapshot = self._sending
+        with self._changed:
+            snapshot, untold = self._sending, self._untold
+            newest = max(self._context, default=None)
         assert snapshot is not None
         with self._failures_of("send"):
-            self._endpoint.send(snapshot.step, snapshot.wait(), deadline=Deadline(self._timeout_s))
+            progress = untold() if untold is not None and snapshot.step == newest else None
+            self._endpoint.send(snapshot.step, snapshot.wait(), progress=progress, deadline=Deadline(self._timeout_s))
             with self._changed:
                 self.sent += 1
+                if progress is not None and self._untold is untold:
+                    self._untold = None  # sent again, it would be news
                 if snapshot.step in self._context:
                     self._held.add(snapshot.step)
         with self._changed:
@@ -287,8 +294,7 @@ class Sender:
             return
         with self._failures_of("forecast"):
             steps = [snapshot.step for snapshot in request.context]
-            told = request.progress()
-            self._endpoint.forecast(steps, request.horizons, request.out, progress=told, deadline=request.deadline)
+            self._endpoint.forecast(steps, request.horizons, request.out, deadline=request.deadline)
             request.finish(request.make(request.out[0]))
         with self._changed:
             self._answering = None

@@ -96,7 +96,7 @@ class Renderer:
             facts = {"gone": self.write("gone.html")}
         else:
             known = self._facts(course, others)
-            facts = {name: self.write(f"{name}.html", **known) for name in ("facts", "happenings")} | {"gone": ""}
+            facts = {name: self.write(f"{name}.html", **known) for name in ("facts", "layers", "happenings")} | {"gone": ""}
         pieces = [self._piece(f"#{name}", "innerMorph", html) for name, html in facts.items() if sent.get(name, "") != html]
         sent.update(facts)
         return "".join(pieces)

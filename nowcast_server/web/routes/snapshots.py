@@ -64,12 +64,14 @@ async def _within_limits(job: Job, step: int, service: Service, request: Request
         try:
             arrival = Arrival(job.spec, step=step, values=job.history.row(row))
             await _read(request, arrival, max_bytes, service, deadline_s or float("inf"))
-            arrival.close()
+            progress = arrival.close()
             if job.closed:
                 raise UnknownJob(f"job {job.id!r} was deleted while its snapshot came", field="job")
             stored = await job.history.store(step, row)
             if stored:
                 service.metrics.scored(job.track.came(step, job.history.row(row)))
+            if stored and progress is not None:  # a call that is repeated tells nothing new
+                job.tell(progress)
             return stored
         finally:
             job.history.drop(row)

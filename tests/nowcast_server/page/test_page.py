@@ -118,6 +118,18 @@ def test_names_of_parameters_are_text(start: Start) -> None:
     assert "&lt;script&gt;" in page
 
 
+def test_job_shows_its_layers_and_where_it_runs(start: Start) -> None:
+    """Nobody could see which layers can be forecast, or find the job in the dashboard of its cluster."""
+    caller = start()
+    register(caller.client, "job", about={"lr": 0.003, "seed": 7, "link": "http://head:8265/#/jobs/fm-1"})
+    tell(caller.service, "job", range(10, 40, 10), layers={"conv.1": 0.61, "<b>": -0.2})
+    page = caller.client.get("/jobs/job").text
+    for text in ('href="http://head:8265/#/jobs/fm-1"', "0.003", "conv.1", "0.61", "&lt;b&gt;", "-0.2"):
+        assert text in page
+    register(caller.client, "other")
+    assert "The job's page at" not in caller.client.get("/jobs/other").text
+
+
 def test_csv_holds_the_curves(start: Start) -> None:
     """What is drawn could not be taken elsewhere."""
     caller = start()

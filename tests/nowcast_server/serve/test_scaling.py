@@ -63,7 +63,7 @@ class Press:
                     self._endpoint.send(missing[0] * INTERVAL, self.states[missing[0]], deadline=Deadline(120))
                     del missing[0]
                 out = torch.empty(1, WIRING.size)
-                self._endpoint.forecast(range(0, PERIOD, INTERVAL), (5,), out, progress=None, deadline=Deadline(120))
+                self._endpoint.forecast(range(0, PERIOD, INTERVAL), (5,), out, deadline=Deadline(120))
                 self.asked += 1
                 self.told += [] if any(map(out.equal, self.told)) else [out]
             except UnknownJob:

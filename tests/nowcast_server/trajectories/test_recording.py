@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from server_kit import Start
+from server_kit import Start, frames
 
 from nowcast_server import running
 from nowcast_server.jobs.history import History
@@ -33,6 +33,17 @@ def test_only_jobs_that_allow_it_are_recorded(start: Start, tmp_path: Path) -> N
     assert run.header["task"] == "recorded/anonymous/willing"
     assert run.steps.tolist() == [10, 20, 30, 40]
     assert np.allclose(run.states(slice(3, 4))[0], caller.values(40).numpy(), atol=2e-3)
+
+
+def test_what_is_known_of_a_run_is_recorded_with_it(start: Start, tmp_path: Path) -> None:
+    """A map of recorded runs could not say which was which, nor where they ended."""
+    caller = start(record=tmp_path)
+    caller.register(record=True, about={"lr": 0.01, "seed": 3, "link": "http://head/"})
+    for step, told in ((10, {"progress": {"step": 10, "loss": 0.5}}), (20, {})):
+        caller.upload(step, frames(caller.values(step), step=step, **told))
+    (run,) = trajectories(tmp_path)
+    assert {name: run.header.get(name) for name in ("lr", "seed", "link")} == {"lr": 0.01, "seed": 3, "link": None}
+    assert run.records["loss"].tolist() == pytest.approx([0.5, np.nan], nan_ok=True)
 
 
 def test_a_server_that_does_not_record_keeps_nothing(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeyp
         worker.register(spec, replace=False, deadline=Deadline(60))
         for step, snapshot in enumerate(snapshots):
             worker.send(step, snapshot, deadline=Deadline(60))
-        worker.forecast((0, 1), (1,), out, progress=None, deadline=Deadline(60))
+        worker.forecast((0, 1), (1,), out, deadline=Deadline(60))
         worker.close()
     assert torch.equal(out[0], snapshots[1])
 

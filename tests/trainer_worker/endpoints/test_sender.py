@@ -41,8 +41,7 @@ def offer(sender: Sender, *steps: int, value: float = 0.0) -> None:
 def request(sender: Sender) -> Request:
     """For a forecast from the present context."""
     context = sender.context
-    progress = Progress(step=context[-1].step)
-    return Request(context, (1,), torch.empty(1, 4), Deadline(20.0), lambda: progress, lambda forecast: forecast)
+    return Request(context, (1,), torch.empty(1, 4), Deadline(20.0), lambda forecast: forecast)
 
 
 def ask(sender: Sender) -> Request:
@@ -122,6 +121,20 @@ def test_a_checkpoint_loaded_while_the_job_registers_again_is_not_lost() -> None
         offer(sender, 10, 20, value=1.0)
         assert ask(sender).error is None
     assert endpoint.history[10].tolist() == endpoint.history[20].tolist() == [1.0] * 4
+
+
+def test_progress_is_told_once_and_with_the_newest_snapshot() -> None:
+    """A server that asks for the context again would take old news for a run that has gone back, and drop its curve."""
+    gate = threading.Event()
+    fails = Fails(send=[gate], forecast=[HistoryMissing("lost", missing=[20, 30])])
+    endpoint = ScriptedEndpoint(fail=fails)
+    with sending(endpoint) as sender:
+        for step in (10, 20, 30):
+            sender.offer(Snapshot(step, torch.zeros(4)), lambda step=step: Progress(step=step))  # type: ignore[misc]
+            until(lambda: "send" in fails.begun)
+        gate.set()
+        assert ask(sender).error is None
+    assert [progress.step for progress in endpoint.told] == [10, 30]  # 20 was late
 
 
 @pytest.mark.parametrize("error", [UnknownJob("?"), SnapshotConflict("?"), HistoryMissing("?", missing=[10])])
