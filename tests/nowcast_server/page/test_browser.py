@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 PICTURES = Path(__file__).resolve().parents[3] / "build" / "page"
-PATIENCE_S = 40.0
+PATIENCE_S = 120.0
 """A busy machine may take its time; what is waited for comes, or the test fails."""
 
 
