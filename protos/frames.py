@@ -44,6 +44,7 @@ class Header:
         step: training step of the snapshot, or of the last snapshot a forecast was made from.
         horizons: for forecasts, the horizon of each row, in intervals.
         progress: of the run, with a snapshot; as it came, unchecked, or None.
+        request: for a forecast from the snapshot, likewise.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Header:
     step: int
     horizons: tuple[int, ...] = ()
     progress: Any = None
+    request: Any = None
 
     @property
     def payload_bytes(self) -> int:
@@ -61,8 +63,7 @@ class Header:
         fields = {"kind": self.kind, "dtype": self.dtype, "shape": self.shape, "step": self.step}
         if self.kind == "forecasts":
             fields["horizons"] = self.horizons
-        if self.progress is not None:
-            fields["progress"] = self.progress
+        fields |= {name: value for name in ("progress", "request") if (value := getattr(self, name)) is not None}
         return bytes(msgpack.packb({"nowcast": VERSION, **fields}))
 
     @classmethod
@@ -86,7 +87,7 @@ class Header:
         if len(horizons) != (shape[0] if data["kind"] == "forecasts" else 0):
             raise BadFrame("horizons must name each row of the forecasts, and only those", field="header.horizons")
         (step,) = _integers([data.get("step")], field="header.step")
-        return cls(data["kind"], data["dtype"], shape, step, horizons, data.get("progress"))
+        return cls(data["kind"], data["dtype"], shape, step, horizons, data.get("progress"), data.get("request"))
 
 
 def _integers(values: Any, *, field: str, length: int | None = None) -> tuple[int, ...]:

@@ -97,9 +97,9 @@ class Boundaries:
             self._take_up()
         else:
             self._end_push()
-        self._take_snapshot()
         gain = self._gain_of_next()
-        self._asking = self._taken >= CONTEXT and gain > 0
+        self._asking = self._taken + 1 >= CONTEXT and gain > 0
+        self._take_snapshot(asked=self._asking)
         if self._asking and self._forecasts is not None:
             self._asked = self._forecasts.ask(gain=gain)
 
@@ -161,7 +161,7 @@ class Boundaries:
         self._ranks.check_alike(facts, () if self._flat.sharded else self._flat.parameters)
         self._compared = True
 
-    def _take_snapshot(self) -> None:
+    def _take_snapshot(self, *, asked: bool = False) -> None:
         self._taken += 1
         progress = self._progress()  # at each boundary, so that no loss is a mean over more than an interval
         if self._forecasts is None:
@@ -169,7 +169,7 @@ class Boundaries:
                 self._flat.copy_to(None)
             return
         try:
-            self._forecasts.take(self.step, progress)
+            self._forecasts.take(self.step, progress, asked=asked)
         except Exception as error:
             if not isinstance(error, NoRow):  # that happens where the server is slow
                 log.exception("a snapshot could not be taken")

@@ -52,14 +52,14 @@ class Forecasts:
         """Reach for the endpoint and start to send; see `Sender.open`."""
         self.sender.open(resumed=resumed or self._resumed)
 
-    def take(self, step: int, progress: Tell) -> None:
+    def take(self, step: int, progress: Tell, *, asked: bool = False) -> None:
         """Take a snapshot and have it sent, with the progress of the run, which is made on the background thread.
 
-        Raises NoRow while earlier ones are still under way.
+        With `asked`, `ask` follows at once, and one call does for both. Raises NoRow while earlier ones are still under way.
         """
         snapshot = self.buffers.take(step, in_use=self.sender.in_use())
         self._seen = seen = self._compare((*self.sender.context[-1:], snapshot))
-        self.sender.offer(snapshot, lambda: progress(seen(), self.layers.means()))
+        self.sender.offer(snapshot, lambda: progress(seen(), self.layers.means()), asked=asked)
 
     def _compare(self, snapshots: Sequence[Snapshot]) -> Callable[[], float | None]:
         """How coherent the push was that has ended between the last two snapshots; worked out once, when first asked for."""
@@ -97,8 +97,7 @@ class Forecasts:
         if len(context) < self._spec.context:
             missing = f"{self._spec.context - len(context)} of the context's snapshots could not be taken"
             request.finish(error=HistoryMissing(missing, field="context"))
-        else:
-            self.sender.ask(request)
+        self.sender.ask(request)
         return request
 
     def collect(self, request: Request, *, wait: bool) -> Tensor:

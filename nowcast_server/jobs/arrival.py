@@ -3,14 +3,16 @@
 import math
 from bisect import bisect_right
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from protos.errors import BadFrame, BadValue
 from protos.frames import FrameReader, Header
-from protos.messages import JobSpec, Progress
+from protos.messages import JobSpec, NowcastRequest, Progress
+
+Model = TypeVar("Model", bound=BaseModel)
 
 PIECE: Final = 32_768
 """Values looked at in one go: they stay in cache, and torch handles so few on the calling thread."""
@@ -46,11 +48,11 @@ class Arrival:
         if received - self._checked >= PIECE:
             self._check_finite(received)
 
-    def close(self) -> Progress | None:
-        """The body is over; what it says of the run. Raises BadFrame if it is too early."""
+    def close(self) -> tuple[Progress | None, NowcastRequest | None]:
+        """The body is over; what came with the snapshot. Raises BadFrame if it is too early."""
         header = self._reader.close()
         self._check_finite(self._values.numel())
-        return _progress(header)
+        return _with_it(header)
 
     def _check_finite(self, received: int) -> None:
         wrong = first_not_finite(self._values[self._checked : received])
@@ -68,17 +70,24 @@ def _allocate(spec: JobSpec, step: int, values: torch.Tensor, header: Header) ->
         given, wanted = getattr(header, name), getattr(expected, name)
         if given != wanted:
             raise BadFrame(f"the header's {name} is {given!r}; this snapshot of this job needs {wanted!r}", field=f"header.{name}")
-    _progress(header)  # so that a snapshot is refused before its data come
+    _with_it(header)  # so that a snapshot is refused before its data come
     return values.view(torch.uint8).numpy().data
 
 
-def _progress(header: Header) -> Progress | None:
+def _with_it(header: Header) -> tuple[Progress | None, NowcastRequest | None]:
+    progress, request = _read(Progress, header.progress, "progress"), _read(NowcastRequest, header.request, "request")
+    if request is not None and request.step != header.step:
+        raise BadFrame("the context of the request must end with this snapshot", field="header.request.context")
+    return progress, request
+
+
+def _read(model: type[Model], values: object, name: str) -> Model | None:
     try:
-        return None if header.progress is None else Progress.model_validate(header.progress)
+        return None if values is None else model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, ("header.progress", *first["loc"])))
-        raise BadFrame(f"the progress of the run is wrong: {first['msg']}", field=field) from None
+        field = ".".join(map(str, (f"header.{name}", *first["loc"])))
+        raise BadFrame(f"the {name} in the header is wrong: {first['msg']}", field=field) from None
 
 
 def first_not_finite(values: torch.Tensor) -> int | None:

@@ -73,6 +73,28 @@ def test_progress(caller: Caller) -> None:
     assert caller.status()["finished"]
 
 
+def test_a_snapshot_brings_its_request_along(caller: Caller) -> None:
+    """Each boundary would cost two round trips, which on a far server is longer than the interval of a small network."""
+    caller.register()
+    caller.fill(10, 20)
+    values, request = caller.values(30), {"context": [10, 20, 30], "horizons": [1, 5]}
+    for field, wrong in (("context", [0, 10, 20]), ("horizons.0", [10**6])):
+        body = frames(values, step=30, request={**request, field.split(".", maxsplit=1)[0]: wrong})
+        refused(caller.upload(30, body), 422, "bad_frame", f"header.request.{field}")
+    assert caller.steps() == [10, 20]
+    response = caller.upload(30, frames(values, step=30, request=request))
+    assert response.headers["content-type"] == "application/vnd.nowcast.frames"
+    assert response.content == caller.nowcast(horizons=(1, 5)).content
+
+
+def test_a_snapshot_is_kept_whatever_becomes_of_its_request(caller: Caller) -> None:
+    """It would have to be sent again because an older one is missing."""
+    caller.register()
+    caller.fill(10)
+    response = caller.upload(30, frames(caller.values(30), step=30, request={"context": [10, 20, 30]}))
+    assert response.json() == {"step": 30, "steps": [10, 30]}
+
+
 def test_missing_history(caller: Caller) -> None:
     """A worker could not learn which snapshots to resend."""
     caller.fill(10, 30)

@@ -94,6 +94,7 @@ class ScriptedEndpoint:
         self.asked: list[tuple[int, ...]] = []
         self.horizons: list[tuple[int, ...]] = []
         self.told: list[Progress] = []
+        self.apart = False  # the last request came without a snapshot
         self.finished: Progress | None = None
         self.closed = False
 
@@ -110,7 +111,19 @@ class ScriptedEndpoint:
             self.told.append(progress)
         self.history[step] = self.sent[step] = snapshot.clone()
 
-    def forecast(self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
+    def forecast(
+        self,
+        context: Sequence[int],
+        horizons: tuple[int, ...],
+        out: Tensor,
+        *,
+        newest: Tensor | None = None,
+        progress: Progress | None = None,
+        deadline: Deadline,
+    ) -> None:
+        self.apart = newest is None
+        if newest is not None:
+            self.send(context[-1], newest, progress=progress, deadline=deadline)
         self.fail("forecast")
         missing = [step for step in context if step not in self.history]
         if missing:

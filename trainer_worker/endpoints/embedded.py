@@ -85,9 +85,19 @@ class EmbeddedEndpoint:
         while len(self._history) > spec.context:
             del self._history[min(self._history)]
 
-    def forecast(self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
+    def forecast(
+        self,
+        context: Sequence[int],
+        horizons: tuple[int, ...],
+        out: Tensor,
+        *,
+        newest: Tensor | None = None,
+        progress: Progress | None = None,
+        deadline: Deadline,
+    ) -> None:
         """Forecast on the calling thread, however long it takes; `close` ends it between two units of work."""
-        del deadline
+        if newest is not None:
+            self.send(context[-1], newest, progress=progress, deadline=deadline)
         spec = self._known()
         missing = [step for step in context if step not in self._history]
         if missing:

@@ -27,13 +27,24 @@ class Endpoint(Protocol):
         context.
         """
 
-    def forecast(self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
+    def forecast(
+        self,
+        context: Sequence[int],
+        horizons: tuple[int, ...],
+        out: Tensor,
+        *,
+        newest: Tensor | None = None,
+        progress: Progress | None = None,
+        deadline: Deadline,
+    ) -> None:
         """Forecast from the snapshots of these steps into `out` (max(1, len(horizons)), n) float32.
 
         Args:
             context: steps, oldest first.
             horizons: in intervals; empty for the one that suits the forecaster.
             out: filled by the forecasts.
+            newest: the last snapshot (n,) if it has not been sent yet: one call does for both.
+            progress: of the run, to be told along with it.
             deadline: of the call.
         """
 

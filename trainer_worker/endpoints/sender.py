@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from torch import Tensor
@@ -95,6 +96,7 @@ class Sender:
         self._sending: Snapshot | None = None
         self._request: Request | None = None
         self._answering: Request | None = None  # may have been given up
+        self._together = True  # a request goes along with the last snapshot of its context
         self._repairs = 0
         self._spoilt: dict[int, BaseException] = {}  # why snapshots of the context cannot be sent
         self._down: BaseException | None = None  # why the endpoint is left alone until `_retry_at`
@@ -133,10 +135,13 @@ class Sender:
             raise BadArgument("token", f"{detail}; give Server(url, token=...) or NOWCAST_TOKEN") from error
         raise BadArgument(error.field or "server", detail) from error
 
-    def offer(self, snapshot: Snapshot, progress: Callable[[], Progress] | None = None) -> None:
+    def offer(self, snapshot: Snapshot, progress: Callable[[], Progress] | None = None, *, asked: bool = False) -> None:
         """Add a snapshot to the context; its memory must stay as it is while `in_use` names it.
 
-        `progress` of the run is told with it, unless the next one comes first; called on the sender's thread.
+        Args:
+            snapshot: to send.
+            progress: of the run, told with it, unless the next one comes first; called on the sender's thread.
+            asked: a request follows at once, and goes along with it.
         """
         with self._changed:
             self._context[snapshot.step], self._untold = snapshot, progress
@@ -145,7 +150,8 @@ class Sender:
                 del self._context[step]
                 self._held.discard(step)
                 self._spoilt.pop(step, None)
-            self._changed.notify()
+            if not asked:
+                self._changed.notify()
 
     def ask(self, request: Request) -> None:
         """Have a request answered; at once if it is known that it will fail. It takes the place of one that still waits."""
@@ -249,9 +255,10 @@ class Sender:
             return self._register
         if self._request is not None and self._request.done.is_set():
             self._request = None
-        unsent = next((each for step, each in self._context.items() if step not in self._held and step not in self._spoilt), None)
-        if unsent is not None:
-            self._sending = unsent
+        unsent = [each for step, each in self._context.items() if step not in self._held and step not in self._spoilt]
+        along = self._together and self._request is not None and unsent == [self._request.context[-1]]
+        if unsent and not along:
+            self._sending = unsent[0]
             return self._send
         return self._forecast if self._request is not None else None
 
@@ -271,19 +278,12 @@ class Sender:
                 self._changed.notify_all()
 
     def _send(self) -> None:
-        with self._changed:
-            snapshot, untold = self._sending, self._untold
-            newest = max(self._context, default=None)
+        snapshot = self._sending
         assert snapshot is not None
         with self._failures_of("send"):
-            progress = untold() if untold is not None and snapshot.step == newest else None
-            self._endpoint.send(snapshot.step, snapshot.wait(), progress=progress, deadline=Deadline(self._timeout_s))
-            with self._changed:
-                self.sent += 1
-                if progress is not None and self._untold is untold:
-                    self._untold = None  # sent again, it would be news
-                if snapshot.step in self._context:
-                    self._held.add(snapshot.step)
+            told = self._tell(snapshot)
+            self._endpoint.send(snapshot.step, snapshot.wait(), progress=told, deadline=Deadline(self._timeout_s))
+            self._sent(snapshot)
         with self._changed:
             self._sending = None
 
@@ -292,12 +292,32 @@ class Sender:
             request = self._answering = self._request
         if request is None:
             return
+        *_, last = request.context
         with self._failures_of("forecast"):
-            steps = [snapshot.step for snapshot in request.context]
-            self._endpoint.forecast(steps, request.horizons, request.out, deadline=request.deadline)
+            ask = partial(self._endpoint.forecast, [each.step for each in request.context], request.horizons, request.out)
+            if last.step in self._held:
+                ask(deadline=request.deadline)
+            else:
+                ask(newest=last.wait(), progress=self._tell(last), deadline=request.deadline)
+                self._sent(last)
+            self._together = True
             request.finish(request.make(request.out[0]))
         with self._changed:
             self._answering = None
+
+    def _tell(self, snapshot: Snapshot) -> Progress | None:
+        """What is told with a snapshot; once, as it would be taken for news."""
+        with self._changed:
+            if self._untold is None or snapshot.step != max(self._context, default=None):
+                return None
+            untold, self._untold = self._untold, None
+        return untold()
+
+    def _sent(self, snapshot: Snapshot) -> None:
+        with self._changed:
+            self.sent += 1
+            if snapshot.step in self._context:
+                self._held.add(snapshot.step)
 
     @contextmanager
     def _failures_of(self, call: str) -> Iterator[None]:
@@ -338,6 +358,7 @@ class Sender:
             self._spoilt[self._sending.step] = error
         elif call == "forecast" and self._answering is not None:
             self._answering.finish(error=error)
+            self._together = not isinstance(error, DeadlineExceeded)  # a slow link needs all of the time for the snapshot
         if self._repairs > REPAIRS and self._request is not None:
             self._request.finish(error=error)
 

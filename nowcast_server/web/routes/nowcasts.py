@@ -12,7 +12,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from nowcast_server.forecasting import Forecasts
+from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
+from nowcast_server.service import Service
 from nowcast_server.web.routes.calls import PROBLEMS, DeadlineS, OwnJob, TheService, json_body, parse, read_body
 from protos.frames import MEDIA_TYPE, framed_bytes, write_frames
 from protos.messages import NowcastRequest
@@ -74,6 +76,13 @@ async def nowcast(job: OwnJob, service: TheService, request: Request, deadline_s
     """Forecast the weights for one or more horizons."""
     service.admit()
     asked = await parse(NowcastRequest, await read_body(request, limit_s=service.settings.upload_grace_s))
+    return await answer(job, asked, service, request, deadline_s=deadline_s)
+
+
+async def answer(
+    job: Job, asked: NowcastRequest, service: Service, request: Request, *, deadline_s: float | None
+) -> FramesResponse:
+    """Have forecasts made; `request` is the call that is answered, its body read."""
     asking = service.nowcasting.ask(
         job, asked, forecaster=service.forecasters[job.spec.forecaster], gone=partial(_gone, request), deadline_s=deadline_s
     )

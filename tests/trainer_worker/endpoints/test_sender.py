@@ -10,7 +10,7 @@ import torch
 from small_runs import ScriptedEndpoint
 from waiting import until
 
-from protos.errors import BadValue, HistoryMissing, NowcastError, SnapshotConflict, Unavailable, UnknownJob
+from protos.errors import BadValue, DeadlineExceeded, HistoryMissing, NowcastError, SnapshotConflict, Unavailable, UnknownJob
 from protos.messages import JobSpec, Progress
 from protos.wiring import Parameter, Wiring
 from trainer_worker.endpoints.deadline import Deadline
@@ -82,6 +82,27 @@ def test_the_context_rolls_and_each_snapshot_is_sent_once() -> None:
     assert fails.begun == ["register", "send", "send", "forecast", "send", "forecast", "send", "forecast", "finish"]
     assert endpoint.asked == [(10, 20), (20, 30), (30, 40)]
     assert endpoint.finished == LAST
+
+
+def test_a_request_goes_along_with_its_snapshot() -> None:
+    """A boundary would cost two round trips; or a slow link would get each snapshot cut off for a forecast that comes too late."""
+    fails = Fails(forecast=[DeadlineExceeded("slow")])
+    endpoint = ScriptedEndpoint(fail=fails)
+
+    def boundary(step: int) -> list[str]:
+        before = len(fails.begun)
+        sender.offer(Snapshot(step, torch.zeros(4)), lambda: Progress(step=step), asked=True)
+        ask(sender)
+        until(lambda: sender.in_flight == 0)
+        return ["together" if call == "forecast" and not endpoint.apart else call for call in fails.begun[before:]]
+
+    with sending(endpoint) as sender:
+        offer(sender, 10)
+        until(lambda: sender.in_flight == 0)
+        assert boundary(20) == ["send", "together", "send"]  # which was too slow
+        assert boundary(30) == ["send", "forecast"]
+        assert boundary(40) == ["send", "together"]
+    assert [progress.step for progress in endpoint.told] == [20, 30, 40]
 
 
 def test_a_request_takes_the_place_of_one_that_still_waits() -> None:
