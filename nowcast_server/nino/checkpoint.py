@@ -28,20 +28,14 @@ HEADER: Final = "nowcast"
 class Checkpoint:
     """A model's weights and what they mean.
 
-    Args:
-        options: what the model is made of.
-        tensors: float32 weights on the CPU, named as in `tensor_shapes(options)`. Not to be written to.
-        name: what the weights are called.
-        note: how they were trained, in a sentence or two.
-
     Raises:
         CheckpointError: a tensor is missing, superfluous, of the wrong shape, or not finite.
     """
 
-    options: ModelOptions
-    tensors: Mapping[str, Tensor]
-    name: str
-    note: str = ""
+    options: ModelOptions  # what the model is made of
+    tensors: Mapping[str, Tensor]  # float32 weights on the CPU, named as in `tensor_shapes(options)`. Not to be written to.
+    name: str  # what the weights are called
+    note: str = ""  # how they were trained, in a sentence or two
 
     def __post_init__(self) -> None:
         shapes = tensor_shapes(self.options)

