@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trainer_worker.tasks.data import Dataset
     from trainer_worker.tasks.task import Task
 
 TASKS: dict[str, str] = {
@@ -42,4 +43,11 @@ def load_task(name: str, *, data: Path | None = None, examples: int | None = Non
     return task if examples is None else task.first(examples)
 
 
-__all__ = ["TASKS", "load_task"]
+def datasets() -> "dict[str, Dataset]":
+    """The data sets of tasks and examples, by name."""
+    from trainer_worker.tasks import bible, diamonds, fashion
+
+    return {dataset.name: dataset for dataset in (fashion.FASHION_MNIST, bible.KING_JAMES, diamonds.DIAMONDS)}
+
+
+__all__ = ["TASKS", "datasets", "load_task"]

@@ -37,16 +37,13 @@ class TensorSplit:
         return len(self.targets)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Split.take`."""
         indices = indices.to(self.targets.device)
         return self.inputs[indices], self.targets[indices]
 
     def first(self, count: int) -> Self:
-        """See `Split.first`."""
         return replace(self, inputs=self.inputs[:count], targets=self.targets[:count])
 
     def to(self, device: torch.device) -> Self:
-        """See `Split.to`."""
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
