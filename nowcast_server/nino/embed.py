@@ -26,10 +26,6 @@ Floats = npt.NDArray[np.float64]
 class Embedder:
     """Embeds contexts of one network.
 
-    Args:
-        checkpoint: of a graph network.
-        wiring: of the network that trains.
-
     Raises:
         CheckpointError: the checkpoint is of no graph network, or of one whose forecasts see no neuron.
     """

@@ -20,12 +20,7 @@ TASKS: dict[str, str] = {
 
 
 def load_task(name: str, *, data: Path | None = None, examples: int | None = None) -> "Task":
-    """The task `name`, its data read and checked.
-
-    Args:
-        name: one of `TASKS`.
-        data: a folder that holds its data set; by default it is looked for and fetched.
-        examples: at most so many in each split; all by default.
+    """The task `name`, its data read from a folder, or found or fetched, and checked; at most so many examples in each split.
 
     Raises:
         KeyError: no such task.

@@ -49,17 +49,12 @@ class TensorSplit:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a job trains.
+    """What a job trains."""
 
-    Args:
-        build: makes the network, its weights drawn from torch's global generator.
-        train, validation, test: the examples. Decisions are taken on validation, results reported on test.
-    """
-
-    build: Callable[[], nn.Module]
+    build: Callable[[], nn.Module]  # makes the network, its weights drawn from torch's global generator
     train: Split
-    validation: Split
-    test: Split
+    validation: Split  # decisions are taken on it
+    test: Split  # results are reported on it
 
     def to(self, device: torch.device) -> "Task":
         """The same task with its examples on another device."""

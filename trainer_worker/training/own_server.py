@@ -38,9 +38,7 @@ class ServerFailed(CommandFailed):
 def own_server(*, log: Path, checkpoint: Path | None = None) -> Iterator[str]:
     """Start `nowcast-server run` on a free loopback port, wait until it is ready, and stop it at the end; its address.
 
-    Args:
-        log: file for what it prints.
-        checkpoint: weights for its forecasters.
+    What it prints goes to the file `log`.
 
     Raises:
         ServerFailed: it ended, or was not ready within `START_S`.

@@ -32,11 +32,7 @@ WORKER_ENVIRONMENT: Final = {
 
 
 def start_local_cluster(*, cpus: int | None = None) -> None:
-    """Start a Ray cluster on this machine and connect to it; `ray.shutdown()` ends both.
-
-    Args:
-        cpus: that Ray may hand out; by default all of the machine's.
-    """
+    """Start a Ray cluster on this machine, by default with all of its CPUs, and connect to it; `ray.shutdown()` ends both."""
     environment = {
         **WORKER_ENVIRONMENT,
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
@@ -119,12 +115,8 @@ def run_workers(
 
 @contextmanager
 def warned_without_room(workers: int, each: Mapping[str, float]) -> Iterator[None]:
-    """While the block runs, log a warning whenever so many workers have waited `PATIENCE_S` for a place on the connected cluster:
-    Ray would wait silently. Also warn if they take no GPU and the cluster has free ones.
-
-    Args:
-        workers: that Ray Train is to start; the least, if their number is elastic.
-        each: resources of one.
+    """While the block runs, log a warning whenever so many workers (the least, if their number is elastic) have waited `PATIENCE_S`
+    for a place on the connected cluster: Ray would wait silently. Also warn if they take no GPU and the cluster has free ones.
     """
     idle = _resources()[0].get("GPU", 0)
     if idle and not each.get("GPU"):

@@ -23,11 +23,7 @@ class Sums:
 
 
 class Kernels:
-    """The engine's inner loops.
-
-    Args:
-        folded: the model, on the device where units are computed.
-    """
+    """The engine's inner loops, of a model on the device where units are computed."""
 
     def __init__(self, folded: Folded) -> None:
         self.folded = folded

@@ -36,14 +36,8 @@ class Read:
 
 
 class Snapshots:
-    """Reads a context.
-
-    Args:
-        states: c snapshots (n,), raw, each of unit stride, on the placement's device; float32, float16 or bfloat16. Never written.
-        wiring: of the network.
-        plan: of the wiring.
-        placement: where units are computed.
-        keep: whether units that were read stay in memory for the next walk.
+    """Reads a context: c snapshots (n,), raw, each of unit stride, on the placement's device; float32, float16 or bfloat16, and
+    never written. With `keep`, units that were read stay in memory for the next walk.
     """
 
     def __init__(self, states: Sequence[Tensor], wiring: Wiring, *, plan: Plan, placement: Placement, keep: bool) -> None:

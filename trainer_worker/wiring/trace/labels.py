@@ -14,20 +14,13 @@ UNKNOWN = -1
 
 @dataclass(eq=False)
 class Pairing:
-    """Two activations contracted with each other: attention scores, if a softmax and values follow.
+    """Two activations contracted with each other: attention scores, if a softmax and values follow."""
 
-    Args:
-        query, key: (batch, width) labels.
-        value: (batch, width of the values).
-        result: the values after attention, of the same shape.
-        normalised: whether a softmax followed.
-    """
-
-    query: Tensor
+    query: Tensor  # (batch, width) labels
     key: Tensor
-    value: Tensor | None = None
-    result: Tensor | None = None
-    normalised: bool = False
+    value: Tensor | None = None  # (batch, width of the values)
+    result: Tensor | None = None  # the values after attention, of the same shape
+    normalised: bool = False  # whether a softmax followed
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,9 @@ class Seen:
 
 
 def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], example_inputs: Any) -> Seen:
-    """Run a copy of the model until every chosen parameter was seen.
+    """Run a copy of the model until every parameter of the chosen names was seen.
 
-    Args:
-        model: the user's.
-        parameters: all of its parameters, in order.
-        chosen: names of those to be seen.
-        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; None to guess.
+    `example_inputs` are a tensor, a tuple of arguments or a dict of keyword arguments; None to guess.
     """
     try:
         copied, names = copy_of(model)

@@ -108,11 +108,8 @@ class TooCostly(Exception):
 
 
 class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
-    """Stops whatever runs inside it before an operator that is too large, and after the deadline.
-
-    Args:
-        elements: of the largest tensor an operator may put out.
-        deadline: `time.monotonic()` from which on nothing runs.
+    """Stops whatever runs inside it before an operator that puts out more elements or takes too many operations, and after the
+    deadline.
     """
 
     @classmethod

@@ -52,11 +52,7 @@ def handles(*names: str) -> Callable[[Given], Given]:
 
 
 class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
-    """Follows neurons through whatever runs inside it, within limits; several forward passes add up.
-
-    Args:
-        parameters: the tensors that stand for the parameters, in order.
-    """
+    """Follows neurons through whatever runs inside it, within limits; several forward passes add up."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
         super().__init__(elements=0, deadline=0.0)
