@@ -1,4 +1,4 @@
-"""`nowcast-server`: run a server, make tokens, look at checkpoints. Heavy imports come after the arguments."""
+"""`nowcast-server`: run a server, make tokens, test a device. Heavy imports come after the arguments."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nowcast_server.embedding import embed
-from nowcast_server.nino.cli import app as checkpoints
 from nowcast_server.selftest.cli import selftest
 from protos import command
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Serve nowcasts, make tokens, look at checkpoints.",
+    help="Serve nowcasts, make tokens, test a device.",
     pretty_exceptions_enable=False,
     callback=command.with_version,
 )
@@ -155,7 +154,6 @@ def token(tenant: str) -> None:
 
 app.command()(embed)
 app.command()(selftest)
-app.add_typer(checkpoints, name="checkpoint")
 
 
 def main() -> None:

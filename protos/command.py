@@ -14,12 +14,7 @@ _PART_OF: Final = {"fsspec": "ray", "grpc": "ray", "grpc_reflection": "ray", "py
 
 
 def run(app: typer.Typer, *, name: str) -> None:
-    """Run a command line, and end the process.
-
-    Args:
-        app: its commands.
-        name: of the program.
-    """
+    """Run a command line, and end the process."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")  # an ASCII or cp1252 terminal shows ? in place of what it cannot show

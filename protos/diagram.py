@@ -38,26 +38,16 @@ Ranges = list[tuple[int, int]]
 
 @dataclass(eq=False)
 class Box:
-    """A module: the parameters that share a name up to its last part.
+    """A module: the parameters that share a name up to its last part."""
 
-    Args:
-        name: of the module; of a folded one, that of the first.
-        parameters: (short name, shape) of each.
-        size: weights, of one of the repeats.
-        kind: the type of most of its edges.
-        kinds: all types of its edges, biases aside.
-        folds: the groups of repeats it is in, outermost first.
-        sources, targets: the neurons its edges come from and go to.
-    """
-
-    name: str
-    parameters: list[tuple[str, tuple[int, ...]]]
-    size: int
-    kind: EdgeType
-    kinds: tuple[EdgeType, ...]
-    folds: tuple["Fold", ...]
-    sources: Ranges = field(default_factory=list)
-    targets: Ranges = field(default_factory=list)
+    name: str  # of a folded one, that of the first
+    shapes: list[tuple[int, ...]]  # of its parameters
+    size: int  # weights, of one of the repeats
+    kind: EdgeType  # of most of its edges
+    kinds: tuple[EdgeType, ...]  # of all its edges, biases aside
+    folds: tuple["Fold", ...]  # the groups of repeats it is in, outermost first
+    sources: Ranges = field(default_factory=list)  # the neurons its edges come from
+    targets: Ranges = field(default_factory=list)  # and go to
     rank: int = 0
 
 
@@ -88,7 +78,7 @@ def layers(wiring: Wiring) -> Diagram:
     last: dict[Box, Ranges] = {}  # of folded boxes, where the last of the repeats leads to
     for path, folds, indices, final in _modules(named, wiring):
         own = [block for index in indices for block in blocks[index]]
-        shapes = [(wiring.parameters[index].name.rpartition(".")[2], wiring.parameters[index].shape) for index in indices]
+        shapes = [wiring.parameters[index].shape for index in indices]
         box = Box(".".join(path), shapes, sum(wiring.parameters[index].size for index in indices), *_kinds(own), folds)
         wide = [block for block in own if block.sources > 1 and not block.diagonal]
         box.targets = _ends(own, 1)
@@ -198,9 +188,7 @@ def _rank(boxes: Sequence[Box], links: Sequence[tuple[Box, Box, bool]]) -> None:
 def draw_svg(wiring: Wiring, *, alone: bool = False) -> str:
     """Draw the layers, and beside them the matrix of which neurons are joined.
 
-    Args:
-        wiring: of the network.
-        alone: for a file of its own, with a white ground; otherwise it takes the colours of the page it stands in.
+    With `alone` it is for a file of its own, with a white ground; otherwise it takes the colours of the page it stands in.
     """
     layered, width, height = _draw_layers(layers(wiring))
     matrix = _draw_matrix(wiring, left=width + 60, top=44)
@@ -234,7 +222,7 @@ def _draw_layers(diagram: Diagram) -> tuple[str, int, int]:
 
 
 def _box(box: Box, x: float, y: float) -> str:
-    shapes = ", ".join("×".join(map(str, shape)) or "scalar" for _, shape in box.parameters[:2])
+    shapes = ", ".join("×".join(map(str, shape)) or "scalar" for shape in box.shapes[:2])
     colour = COLOURS[box.kind]
     frame = f'rx="7" fill="{colour}" fill-opacity="0.22" stroke="{colour}"'
     rectangle = f'<rect x="{x:.0f}" y="{y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" {frame}/>'

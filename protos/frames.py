@@ -35,25 +35,15 @@ _ARRAY_1, _ARRAY_3, _UINT64, _UINT32, _BIN32 = 0x91, 0x93, 0xCF, 0xCE, 0xC6
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a stream carries.
+    """What a stream carries."""
 
-    Args:
-        kind: `snapshot` (shape (n,)) or `forecasts` (shape (len(horizons), n)).
-        dtype: `float32`, `float16` or `bfloat16`, little-endian.
-        shape: of the tensor, row major.
-        step: training step of the snapshot, or of the last snapshot a forecast was made from.
-        horizons: for forecasts, the horizon of each row, in intervals.
-        progress: of the run, with a snapshot; as it came, unchecked, or None.
-        request: for a forecast from the snapshot, likewise.
-    """
-
-    kind: str
-    dtype: str
-    shape: tuple[int, ...]
-    step: int
-    horizons: tuple[int, ...] = ()
-    progress: Any = None
-    request: Any = None
+    kind: str  # `snapshot` (shape (n,)) or `forecasts` (shape (len(horizons), n))
+    dtype: str  # `float32`, `float16` or `bfloat16`, little-endian
+    shape: tuple[int, ...]  # of the tensor, row major
+    step: int  # training step of the snapshot, or of the last snapshot a forecast was made from
+    horizons: tuple[int, ...] = ()  # for forecasts, the horizon of each row, in intervals
+    progress: Any = None  # of the run, with a snapshot; as it came, unchecked, or None
+    request: Any = None  # for a forecast from the snapshot, likewise
 
     @property
     def payload_bytes(self) -> int:

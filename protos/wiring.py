@@ -107,17 +107,13 @@ _FIELDS = tuple(field.name for field in fields(Block))
 class Wiring:
     """A network's neural graph.
 
-    Args:
-        parameters: every tensor of the flat parameter vector, in its order.
-        neurons: number of neurons N.
-        blocks: the edges. A weight belongs to at most one block; weights in none keep their last value in a forecast.
-
     Raises:
         BadWiring: a block reaches outside its tensor or the neurons; `field` names it.
     """
 
-    parameters: tuple[Parameter, ...]
-    neurons: int
+    parameters: tuple[Parameter, ...]  # every tensor of the flat parameter vector, in its order
+    neurons: int  # number of neurons N
+    # the edges. A weight belongs to at most one block; weights in none keep their last value in a forecast.
     blocks: tuple[Block, ...]
 
     def __post_init__(self) -> None:

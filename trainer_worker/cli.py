@@ -181,16 +181,18 @@ def fetch(
     path: Annotated[Path | None, typer.Option(help="check the copy in this folder instead")] = None,
 ) -> None:
     """Get data sets from the first source that has them, check them, and keep them for later runs."""
-    from trainer_worker.tasks.data import DATASETS, DataMissing, read
+    from trainer_worker.tasks import datasets
+    from trainer_worker.tasks.data import DataMissing, read
 
-    for name in names or DATASETS:
-        if name not in DATASETS:
-            _fail(f"there is no data set {name}; there are {', '.join(DATASETS)}")
+    known = datasets()
+    for name in names or known:
+        if name not in known:
+            _fail(f"there is no data set {name}; there are {', '.join(known)}")
         try:
-            held = read(DATASETS[name], path=path)
+            held = read(known[name], path=path)
         except DataMissing as error:
             _fail(str(error))
-        typer.echo(f"{name}: {held.folder} (from: {held.source}; licence: {DATASETS[name].licence})")
+        typer.echo(f"{name}: {held.folder} (from: {held.source}; licence: {known[name].licence})")
 
 
 def _load(path: Path, *, options: Mapping[str, Any], compared: bool) -> "Config":

@@ -20,11 +20,7 @@ CUDA_LANES: Final = 40
 
 
 class LearnedForecaster(Forecaster):
-    """A forecaster with weights.
-
-    Args:
-        checkpoint: the weights.
-        device: where to compute.
+    """A forecaster with weights, those of the checkpoint, that computes on a device.
 
     Raises:
         CheckpointError: the checkpoint is of the other kind of model.

@@ -9,12 +9,7 @@ Value = TypeVar("Value")
 
 
 class LruCache(Generic[Value]):
-    """Keeps the values used last, while together they weigh no more than `capacity`; the newest is always kept.
-
-    Args:
-        capacity: in the unit of `weigh`.
-        weigh: the weight of a value.
-    """
+    """Keeps the values used last, as long as all `weigh` no more than `capacity` together; the newest is always kept."""
 
     def __init__(self, capacity: int, *, weigh: Callable[[Value], int]) -> None:
         self._values: OrderedDict[str, Value] = OrderedDict()

@@ -18,7 +18,7 @@ from torch import Tensor
 from nowcast_server.nino.options import CheckpointError, ModelOptions, tensor_shapes
 from nowcast_server.nino.published import published_options, tensor_name
 
-__all__ = ["Checkpoint", "CheckpointError", "convert", "load_checkpoint", "save_checkpoint", "show"]
+__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"]
 
 FORMAT: Final = 1
 HEADER: Final = "nowcast"
@@ -28,20 +28,14 @@ HEADER: Final = "nowcast"
 class Checkpoint:
     """A model's weights and what they mean.
 
-    Args:
-        options: what the model is made of.
-        tensors: float32 weights on the CPU, named as in `tensor_shapes(options)`. Not to be written to.
-        name: what the weights are called.
-        note: how they were trained, in a sentence or two.
-
     Raises:
         CheckpointError: a tensor is missing, superfluous, of the wrong shape, or not finite.
     """
 
-    options: ModelOptions
-    tensors: Mapping[str, Tensor]
-    name: str
-    note: str = ""
+    options: ModelOptions  # what the model is made of
+    tensors: Mapping[str, Tensor]  # float32 weights on the CPU, named as in `tensor_shapes(options)`. Not to be written to.
+    name: str  # what the weights are called
+    note: str = ""  # how they were trained, in a sentence or two
 
     def __post_init__(self) -> None:
         shapes = tensor_shapes(self.options)
@@ -97,30 +91,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
     save_file(tensors, str(path), metadata={HEADER: json.dumps(header)})
-
-
-def convert(source: str | Path, target: str | Path, *, name: str | None = None, note: str | None = None) -> Checkpoint:
-    """Read any checkpoint and write it as `.safetensors`; `name` and `note` replace what it says."""
-    if Path(target).suffix != ".safetensors":
-        raise CheckpointError(f"{target}: checkpoints are written as .safetensors only", field="target")
-    old = load_checkpoint(source)
-    new = Checkpoint(old.options, old.tensors, name or old.name, old.note if note is None else note)
-    save_checkpoint(new, target)
-    return new
-
-
-def show(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint holds, as JSON-able values: name, note, kind, weights, bytes, options and tensor shapes."""
-    checkpoint = load_checkpoint(path)
-    return {
-        "name": checkpoint.name,
-        "note": checkpoint.note,
-        "forecaster": "nino" if checkpoint.options.graph else "wnn",
-        "weights": checkpoint.size,
-        "file_bytes": Path(path).stat().st_size,
-        "options": checkpoint.options.to_dict(),
-        "tensors": {name: list(tensor.shape) for name, tensor in checkpoint.tensors.items()},
-    }
 
 
 def _load_safetensors(path: Path) -> Checkpoint:

@@ -45,21 +45,13 @@ class TooManyClasses(Exception):
 
 @dataclass(frozen=True)
 class NeuronClasses:
-    """The classes of a wiring and the two matrices; K classes, in the order of their neurons.
+    """The classes of a wiring and the two matrices; K classes, in the order of their neurons."""
 
-    Args:
-        starts: (K,) the first neuron of each class.
-        sizes: (K,) m, how many neurons it has.
-        degrees: (K,) how many other neurons each of its neurons is joined to.
-        quotient: (K, K) symmetric, the normalised adjacency on class-constant vectors.
-        differences: (K, K) symmetric, the normalised adjacency on vectors that sum to zero within classes.
-    """
-
-    starts: Ints
-    sizes: Ints
-    degrees: Floats
-    quotient: Floats
-    differences: Floats
+    starts: Ints  # (K,) the first neuron of each class
+    sizes: Ints  # (K,) m, how many neurons it has
+    degrees: Floats  # (K,) how many other neurons each of its neurons is joined to
+    quotient: Floats  # (K, K) symmetric, the normalised adjacency on class-constant vectors
+    differences: Floats  # (K, K) symmetric, the normalised adjacency on vectors that sum to zero within classes
 
     @classmethod
     def of(cls, wiring: Wiring) -> "NeuronClasses":

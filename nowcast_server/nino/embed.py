@@ -26,10 +26,6 @@ Floats = npt.NDArray[np.float64]
 class Embedder:
     """Embeds contexts of one network.
 
-    Args:
-        checkpoint: of a graph network.
-        wiring: of the network that trains.
-
     Raises:
         CheckpointError: the checkpoint is of no graph network, or of one whose forecasts see no neuron.
     """
@@ -63,17 +59,11 @@ def _alike(features: Tensor, wiring: Wiring) -> Tensor:
 
 @dataclass(frozen=True)
 class Projection:
-    """Principal components, to be kept: what is added to a map later does not move what is on it.
+    """Principal components, to be kept: what is added to a map later does not move what is on it."""
 
-    Args:
-        mean: (d,).
-        components: (k, d), orthonormal, by falling variance; of each the largest entry is positive.
-        explained: (k,) share of the variance.
-    """
-
-    mean: Floats
-    components: Floats
-    explained: Floats
+    mean: Floats  # (d,)
+    components: Floats  # (k, d), orthonormal, by falling variance; of each the largest entry is positive
+    explained: Floats  # (k,) share of the variance
 
     @classmethod
     def fit(cls, vectors: Floats, *, count: int = 2) -> Self:

@@ -25,29 +25,17 @@ class CheckpointError(NowcastError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """Options of one model, as a checkpoint's header stores them.
+    """Options of one model, as a checkpoint's header stores them."""
 
-    Args:
-        graph: True for NiNo (a graph network), False for WNN (an MLP for each parameter alone).
-        context: snapshots c a forecast is made from.
-        max_horizon: horizons K the model gives, 1..K.
-        hidden: width H.
-        layers: message-passing layers of NiNo. The last one updates no edges, so it reaches no forecast.
-        towers: independent groups of H / towers channels in each message.
-        slots: the most weights an edge may carry, 9 for 3x3 kernels.
-        laplacian: Laplacian features of a neuron.
-        vocabulary: word positions that are embedded as node features; 0 for none.
-    """
-
-    graph: bool = True
-    context: int = 5
-    max_horizon: int = 40
-    hidden: int = 128
-    layers: int = 3
-    towers: int = 1
-    slots: int = MAX_SLOTS
-    laplacian: int = 8
-    vocabulary: int = 0
+    graph: bool = True  # True for NiNo (a graph network), False for WNN (an MLP for each parameter alone)
+    context: int = 5  # snapshots c a forecast is made from
+    max_horizon: int = 40  # horizons K the model gives, 1..K
+    hidden: int = 128  # width H
+    layers: int = 3  # message-passing layers of NiNo. The last one updates no edges, so it reaches no forecast.
+    towers: int = 1  # independent groups of H / towers channels in each message
+    slots: int = MAX_SLOTS  # the most weights an edge may carry, 9 for 3x3 kernels
+    laplacian: int = 8  # Laplacian features of a neuron
+    vocabulary: int = 0  # word positions that are embedded as node features; 0 for none
 
     def __post_init__(self) -> None:
         for name, (least, most) in _LIMITS.items():

@@ -44,15 +44,10 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Setup:
-    """What is tested.
+    """What is tested."""
 
-    Args:
-        device: where.
-        checkpoint: a graph network's.
-    """
-
-    device: torch.device
-    checkpoint: Checkpoint
+    device: torch.device  # where
+    checkpoint: Checkpoint  # a graph network's
 
     @property
     def cuda(self) -> bool:

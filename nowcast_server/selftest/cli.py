@@ -52,21 +52,13 @@ def selftest(
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one check.
+    """Of one check."""
 
-    Args:
-        name: of the check.
-        ok: whether it held.
-        seconds: it took.
-        figures: it measured.
-        detail: what failed.
-    """
-
-    name: str
-    ok: bool
-    seconds: float
-    figures: dict[str, Any]
-    detail: str = ""
+    name: str  # of the check
+    ok: bool  # whether it held
+    seconds: float  # it took
+    figures: dict[str, Any]  # it measured
+    detail: str = ""  # what failed
 
 
 def outcomes(setup: "Setup") -> Iterator[Outcome]:

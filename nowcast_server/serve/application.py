@@ -46,12 +46,8 @@ def autoscaling(
 ) -> dict[str, Any]:
     """Scale on forecasts that wait or run, not on open connections: uploads are cheap, the device is not.
 
-    Args:
-        smallest: number of replicas.
-        largest: number of replicas.
-        at_hand: forecasts that may wait or run on a replica before another replica is worth starting.
-        upscale_delay_s: more replicas must have been wanted for this long; the forecasts are counted as a mean over 30 s.
-        downscale_delay_s: the same for fewer. A job that moves has to send its context again.
+    A replica is added when, as a mean over 30 s and for `upscale_delay_s`, more than `at_hand` forecasts have waited or run on
+    each; one is taken away after `downscale_delay_s`, as a job that moves has to send its context again.
     """
     return {
         "min_replicas": smallest,

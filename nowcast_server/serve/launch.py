@@ -28,20 +28,13 @@ LOCAL_OBJECT_STORE_BYTES = 200 * 1024**2
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas, and what each may use.
-
-    Args:
-        smallest, largest: number of replicas; between them they scale with the forecasts at hand.
-        cpus: of each; also torch's threads.
-        gpus: of each; 0.5 puts two on a GPU.
-        scaling: options of `autoscaling`.
-    """
+    """How many replicas, and what each may use."""
 
     smallest: int = 1
-    largest: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-    scaling: dict[str, float] = field(default_factory=dict)
+    largest: int = 1  # between these they scale with the forecasts at hand
+    cpus: float = 1.0  # of each; also torch's threads
+    gpus: float = 0.0  # of each; 0.5 puts two on a GPU
+    scaling: dict[str, float] = field(default_factory=dict)  # options of `autoscaling`
 
     def options(self) -> dict[str, Any]:
         """As Serve takes them."""

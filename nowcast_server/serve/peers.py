@@ -33,11 +33,7 @@ router = APIRouter(responses=PROBLEMS)
 
 
 class Peers:
-    """All replicas of this deployment, this one included.
-
-    Args:
-        context: of this replica.
-    """
+    """All replicas of this deployment, this one included."""
 
     def __init__(self, context: ReplicaContext) -> None:
         self._name, self._app = context.deployment, context.app_name

@@ -38,11 +38,7 @@ class Picklable:
 
 
 class Replica:
-    """What Serve starts. Its methods run on the app's event loop.
-
-    Args:
-        args: `Settings` by name.
-    """
+    """What Serve starts, with `Settings` by name. Its methods run on the app's event loop."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         self._settings = Settings(**args)

@@ -18,12 +18,10 @@ from protos.wiring import Wiring
 
 
 class Recording:
-    """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant. Used on the event loop.
+    """Keeps the snapshots of jobs registered with `record: true` below a folder, if there is one, by tenant. Used on the event
+    loop.
 
     A disk that fails, or whatever else, costs the record, never the job: it is logged, and the job is not recorded any further.
-
-    Args:
-        folder: below which the trajectories lie; None records nothing.
 
     Raises:
         OSError: no file can be made in the folder.
@@ -91,13 +89,9 @@ class _Open:
 
 @dataclass
 class Recorder:
-    """Keeps the snapshots of jobs in a folder, one file a run. For one thread.
+    """Keeps the snapshots of jobs in a folder, one file a run. For one thread."""
 
-    Args:
-        folder: below which the files lie.
-    """
-
-    folder: Path
+    folder: Path  # below which the files lie
     _open: dict[str, _Open] = field(default_factory=dict)
 
     def add(

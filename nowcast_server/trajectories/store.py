@@ -53,19 +53,12 @@ def _record(size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One recorded run, mapped into memory.
+    """One recorded run, mapped into memory."""
 
-    Args:
-        path: the file.
-        header: what was said about the run; see `TrajectoryWriter`.
-        base: (n,) float32.
-        records: (snapshots,) of step, loss, segment and deltas.
-    """
-
-    path: Path
-    header: dict[str, Any]
-    base: Floats
-    records: npt.NDArray[Any]
+    path: Path  # the file
+    header: dict[str, Any]  # what was said about the run; see `TrajectoryWriter`
+    base: Floats  # (n,) float32
+    records: npt.NDArray[Any]  # (snapshots,) of step, loss, segment and deltas
 
     @classmethod
     def open(cls, path: Path) -> Self:

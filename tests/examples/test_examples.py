@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer_worker.tasks.data import DATASETS, DataMissing, read
+from trainer_worker.tasks import datasets
+from trainer_worker.tasks.data import DataMissing, read
 from trainer_worker.training.own_server import own_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def needs(data: str) -> None:
     try:
-        read(DATASETS[data])
+        read(datasets()[data])
     except DataMissing as missing:
         pytest.skip(str(missing))
 

@@ -31,10 +31,7 @@ AUTHENTICATE: Final = (
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """The job API of a cluster.
-
-    Args:
-        address: http://HEAD:8265, HEAD:6379 or auto; None takes that of the environment, or of this machine's cluster.
+    """The job API of a cluster: at http://HEAD:8265, HEAD:6379 or auto; None for that of the environment, or of this machine.
 
     Raises:
         CommandFailed: nothing answers there, or a token is missing.
@@ -145,11 +142,7 @@ def find_server(client: JobSubmissionClient, server: str) -> str:
 
 
 def server_url(server: str, details: dict[str, Any]) -> str:
-    """The address workers on the cluster can call.
-
-    Args:
-        server: `serve:NAME`.
-        details: what the cluster says of Ray Serve.
+    """The address at which workers can call the server `serve:NAME`, by what the cluster says of Ray Serve.
 
     Raises:
         CommandFailed: there is no such application, or it does not run.

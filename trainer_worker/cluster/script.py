@@ -15,40 +15,31 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import TrainingFailedError
 
 from trainer_worker.cluster.submission import parse_workers
-from trainer_worker.training.ray_cluster import WORKER_ENVIRONMENT, warned_without_room
-from trainer_worker.training.storage import StorageUnusable, resolve
+from trainer_worker.training.ray_cluster import WORKER_ENVIRONMENT, run_workers
+from trainer_worker.training.storage import StorageUnusable
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script on the cluster this process belongs to; the exit status is its."""
     options = _parser().parse_args(arguments)
     ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
-    least, most = parse_workers(options.workers)
     try:
-        filesystem, path = resolve(options.storage) if options.storage else (None, None)
+        run_workers(
+            _run,
+            {"script": options.script, "arguments": options.arguments, "storage": _folder(options)},
+            name=options.name,
+            storage=options.storage,
+            workers=parse_workers(options.workers),
+            cpus=options.cpus,
+            gpus=options.gpus,
+            max_failures=options.max_failures,
+        )
     except StorageUnusable as error:
         sys.exit(str(error))
-    trainer: Any = TorchTrainer(  # Any: ray annotates its previous API
-        _run,
-        train_loop_config={"script": options.script, "arguments": options.arguments, "storage": _folder(options)},
-        torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
-        scaling_config=_scaling(least, most, options),
-        run_config=train.RunConfig(
-            name=options.name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=train.FailureConfig(max_failures=options.max_failures),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    try:
-        with warned_without_room(least, _resources(options)):
-            trainer.fit()
-    except train.TrainingFailedError as error:
+    except TrainingFailedError as error:
         sys.exit(f"the script failed: {error}")
 
 
@@ -63,16 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
-
-
-def _scaling(least: int, most: int, options: argparse.Namespace) -> train.ScalingConfig:
-    workers: Any = least if least == most else (least, most)
-    return train.ScalingConfig(num_workers=workers, use_gpu=bool(options.gpus), resources_per_worker=_resources(options))
-
-
-def _resources(options: argparse.Namespace) -> dict[str, float]:
-    """Of each worker."""
-    return {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
 
 
 def _folder(options: argparse.Namespace) -> str | None:

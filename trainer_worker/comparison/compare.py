@@ -88,7 +88,7 @@ def _server_for(config: Config) -> Iterator[dict[str, str | None]]:
 def _workers(config: Config) -> Iterator[Callable[..., RunRecord]]:
     """The function that trains an order, on Ray or in this process."""
     if config.workers.count == 0:
-        from trainer_worker.training.in_process import train_in_process
+        from trainer_worker.training.loop import train_in_process
 
         yield train_in_process
     else:

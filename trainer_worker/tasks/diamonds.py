@@ -7,7 +7,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from trainer_worker.tasks.data import DIAMONDS, read
+from trainer_worker.tasks.data import DataFile, Dataset, PythonWheel, read
+
+DIAMONDS: Final = Dataset(
+    name="diamonds",
+    licence="MIT",
+    files=(DataFile("diamonds.csv", "9574730b03aba241d899c4a97511c5061b19358fab89510774fb6c24168345c4"),),
+    sources=(PythonWheel("plotnine==0.15.9", "plotnine/data"),),
+)
+"""Price, size and quality of 53,940 stones (ggplot2's table, as plotnine carries it)."""
 
 QUALITIES: Final = {
     "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),

@@ -3,15 +3,34 @@
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from trainer_worker.tasks.data import FASHION_MNIST, read
+from trainer_worker.tasks.data import DataFile, Dataset, DebianPackage, Download, read
 from trainer_worker.tasks.task import Task, TensorSplit
+
+FASHION_MNIST: Final = Dataset(
+    name="fashion-mnist",
+    licence="MIT",
+    files=(
+        # Of the unpacked content: Debian packed the same bytes anew, so its archives differ from the authors' (same
+        # deflate stream, other gzip header; with the authors' header back, their published MD5 sums come out).
+        DataFile("train-images-idx3-ubyte.gz", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+        DataFile("train-labels-idx1-ubyte.gz", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+        DataFile("t10k-images-idx3-ubyte.gz", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+        DataFile("t10k-labels-idx1-ubyte.gz", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+    ),
+    sources=(
+        DebianPackage("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"),
+        Download("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
+    ),
+    installed=(Path("/usr/share/datasets/fashion-mnist"),),
+)
+"""70,000 grey pictures of clothes, 28x28, in ten classes (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747)."""
 
 HELD_OUT = 12
 """The last 1/12 of the training pictures is held out for validation, as in the paper."""

@@ -28,46 +28,33 @@ class Split(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TensorSplit:
-    """Examples held as two tensors.
+    """Examples held as two tensors."""
 
-    Args:
-        inputs: (examples, ...).
-        targets: (examples, ...).
-    """
-
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tensor  # (examples, ...)
+    targets: Tensor  # (examples, ...)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Split.take`."""
         indices = indices.to(self.targets.device)
         return self.inputs[indices], self.targets[indices]
 
     def first(self, count: int) -> Self:
-        """See `Split.first`."""
         return replace(self, inputs=self.inputs[:count], targets=self.targets[:count])
 
     def to(self, device: torch.device) -> Self:
-        """See `Split.to`."""
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a job trains.
+    """What a job trains."""
 
-    Args:
-        build: makes the network, its weights drawn from torch's global generator.
-        train, validation, test: the examples. Decisions are taken on validation, results reported on test.
-    """
-
-    build: Callable[[], nn.Module]
+    build: Callable[[], nn.Module]  # makes the network, its weights drawn from torch's global generator
     train: Split
-    validation: Split
-    test: Split
+    validation: Split  # decisions are taken on it
+    test: Split  # results are reported on it
 
     def to(self, device: torch.device) -> "Task":
         """The same task with its examples on another device."""

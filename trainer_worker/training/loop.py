@@ -1,10 +1,12 @@
 """The training loop: one for every harness, with Ray or without, data-parallel or not."""
 
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,15 +26,10 @@ from trainer_worker.training.records import Evaluation, Order, RunRecord, Score,
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A run at one step.
+    """A run at one step."""
 
-    Args:
-        shared: what all workers have in common: weights, optimizer, nowcasts, step, evaluations; rank 0's.
-        own: what each worker keeps for itself: random state, training losses not yet evaluated.
-    """
-
-    shared: dict[str, Any]
-    own: dict[str, Any]
+    shared: dict[str, Any]  # what all workers have in common: weights, optimizer, nowcasts, step, evaluations; rank 0's
+    own: dict[str, Any]  # what each worker keeps for itself: random state, training losses not yet evaluated
 
 
 class Harness(Protocol):
@@ -265,3 +262,38 @@ def _rate(settings: TrainTable, step: int) -> float:
     if settings.rate == "warmup-stable-decay":
         return min(1.0, (step + 1) / (0.05 * settings.steps), max(0.0, settings.steps - step) / (0.2 * settings.steps))
     return 1.0
+
+
+def train_in_process(order: Order, *, listen: Callable[[dict[str, Any]], None]) -> RunRecord:
+    """Train one run in this process, its newest checkpoint in a folder; the arguments are those of `train_on_ray`."""
+    folder = order.config.output.folder / "checkpoints" / order.name
+    if order.config.workers.threads:
+        torch.set_num_threads(order.config.workers.threads)
+    return train(order, FolderHarness(folder, listen))
+
+
+class FolderHarness:
+    """The only worker of a run, with its newest checkpoint in a folder."""
+
+    rank = 0
+    world = 1
+
+    def __init__(self, folder: Path, listen: Callable[[dict[str, Any]], None]) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._path = folder / "checkpoint.pt"
+        self._listen = listen
+
+    def latest(self) -> Checkpoint | None:
+        if not self._path.exists():
+            return None
+        return Checkpoint(**torch.load(self._path, weights_only=True, map_location="cpu"))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replace the old checkpoint, at once or not at all."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_suffix(f".{os.getpid()}")
+        torch.save({"shared": checkpoint.shared, "own": checkpoint.own}, fresh)
+        fresh.replace(self._path)
+
+    def tell(self, news: dict[str, Any]) -> None:
+        self._listen(news)

@@ -17,7 +17,6 @@ from trainer_worker.errors import CommandFailed
 START_S = 60.0
 STOP_S = 15.0
 
-
 _CHILD: Final = f"""
 import os, runpy, signal, sys, threading, time
 def end_with_parent():
@@ -39,64 +38,48 @@ class ServerFailed(CommandFailed):
 def own_server(*, log: Path, checkpoint: Path | None = None) -> Iterator[str]:
     """Start `nowcast-server run` on a free loopback port, wait until it is ready, and stop it at the end; its address.
 
-    Args:
-        log: file for what it prints.
-        checkpoint: weights for its forecasters.
+    What it prints goes to the file `log`.
 
     Raises:
         ServerFailed: it ended, or was not ready within `START_S`.
     """
-    port = _free_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
     command = [sys.executable, "-c", _CHILD, "run", "--host", "127.0.0.1", "--port", str(port)]
     if checkpoint is not None:
         command += ["--checkpoint", str(checkpoint)]
+    # without settings that are meant for another server, such as its tokens
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NOWCAST_")}
     with log.open("wb") as sink:
         # S603: our own interpreter and module; start_new_session: Ctrl-C reaches us first, and we stop it in order
         process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
-        _wait_until_ready(process, f"http://127.0.0.1:{port}", log)
+        if why := _failure(process, f"http://127.0.0.1:{port}"):
+            last = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+            raise ServerFailed(f"the nowcast server {why}; the end of {log}:\n{last}")
         yield f"http://127.0.0.1:{port}"
     finally:
-        _stop(process)
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def _environment() -> dict[str, str]:
-    """Without settings that are meant for another server, such as its tokens."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("NOWCAST_")}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _failure(process: subprocess.Popen[bytes], url: str) -> str:
+    """Wait until the server is ready; "" if it is, else why not."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerFailed(
-                f"the nowcast server ended with exit code {process.returncode}; the end of {log}:\n{_last_words(log)}"
-            )
+            return f"ended with exit code {process.returncode}"
         try:
             if httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False).is_success:
-                return
+                return ""
         except httpx2.TransportError:
             pass
         time.sleep(0.1)
-    raise ServerFailed(f"the nowcast server was not ready within {START_S:.0f} s; the end of {log}:\n{_last_words(log)}")
-
-
-def _last_words(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    return f"was not ready within {START_S:.0f} s"

@@ -1,16 +1,20 @@
-"""The Ray cluster that runs are on: a small one on this machine or a running one, and a warning where it has no room."""
+"""Ray, for runs and for scripts: a cluster on this machine, Ray Train's workers, a warning where there is no room for them."""
 
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import ray
 from ray import available_resources, cluster_resources
+from ray import train as ray_train
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group_table
+
+from trainer_worker.training.storage import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +32,7 @@ WORKER_ENVIRONMENT: Final = {
 
 
 def start_local_cluster(*, cpus: int | None = None) -> None:
-    """Start a Ray cluster on this machine and connect to it; `ray.shutdown()` ends both.
-
-    Args:
-        cpus: that Ray may hand out; by default all of the machine's.
-    """
+    """Start a Ray cluster on this machine, by default with all of its CPUs, and connect to it; `ray.shutdown()` ends both."""
     environment = {
         **WORKER_ENVIRONMENT,
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
@@ -74,14 +74,49 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             os.environ.update({name: before[name]} if name in before else {})
 
 
+def run_workers(
+    function: Callable[[dict[str, Any]], Any],
+    arguments: dict[str, Any],
+    *,
+    name: str,
+    storage: str | None,
+    workers: tuple[int, int],
+    cpus: float = 1,
+    gpus: float,
+    max_failures: int,
+) -> Any:
+    """Call `function(arguments)` in Ray Train's workers, at least and at most so many, each with so many CPUs and GPUs; what it
+    returns on rank 0. A run goes on from the newest checkpoint of its name in its storage (None: Ray's own).
+
+    Raises:
+        StorageUnusable: checkpoints cannot go there.
+        ray.train.TrainingFailedError: the workers failed more often.
+    """
+    filesystem, path = resolve(storage) if storage else (None, None)
+    least, most = workers
+    each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    number: Any = least if least == most else workers  # Any: ray annotates its previous API
+    trainer: Any = TorchTrainer(
+        function,
+        train_loop_config=arguments,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ray_train.ScalingConfig(num_workers=number, use_gpu=bool(gpus), resources_per_worker=each),
+        run_config=ray_train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray_train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with warned_without_room(least, each):
+        return trainer.fit().return_value
+
+
 @contextmanager
 def warned_without_room(workers: int, each: Mapping[str, float]) -> Iterator[None]:
-    """While the block runs, log a warning whenever so many workers have waited `PATIENCE_S` for a place on the connected cluster:
-    Ray would wait silently. Also warn if they take no GPU and the cluster has free ones.
-
-    Args:
-        workers: that Ray Train is to start; the least, if their number is elastic.
-        each: resources of one.
+    """While the block runs, log a warning whenever so many workers (the least, if their number is elastic) have waited `PATIENCE_S`
+    for a place on the connected cluster: Ray would wait silently. Also warn if they take no GPU and the cluster has free ones.
     """
     idle = _resources()[0].get("GPU", 0)
     if idle and not each.get("GPU"):

@@ -13,16 +13,14 @@ import ray
 import torch
 from ray import train as ray_train
 from ray.exceptions import RayActorError
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainer_worker.errors import BadArgument, CommandFailed
 from trainer_worker.training.config import WorkersTable
 from trainer_worker.training.loop import Checkpoint, train
-from trainer_worker.training.ray_cluster import WORKER_ENVIRONMENT, start_local_cluster, warned_without_room
+from trainer_worker.training.ray_cluster import WORKER_ENVIRONMENT, run_workers, start_local_cluster
 from trainer_worker.training.records import Order, RunRecord
-from trainer_worker.training.storage import resolve
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -84,53 +82,30 @@ def open_mailbox(listen: Listener) -> Iterator[Any]:
 def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
     """Train one run on the connected cluster, from its newest checkpoint if it has one.
 
-    Args:
-        order: the run; its checkpoints go to `order.config.output.place`.
-        listen: called with the workers' progress, from another thread.
+    `listen` is called with the workers' progress, from another thread.
 
     Raises:
         BadArgument: an argument that cannot work, as the workers found; they are not started again.
         StorageUnusable: checkpoints cannot go where they should.
         TrainingFailed: the workers failed more often than `workers.max_failures` allows.
     """
+    workers = order.config.workers
     with open_mailbox(listen) as mailbox:
-        trainer: Any = TorchTrainer(  # Any: ray annotates its previous API
-            _worker,
-            train_loop_config={"order": order.model_dump(), "mailbox": mailbox},
-            torch_config=TorchConfig(backend="nccl" if order.config.workers.gpus_per_worker else "gloo"),
-            scaling_config=_scaling(order.config.workers),
-            run_config=_run_config(order),
-        )
         try:
-            with warned_without_room(order.config.workers.count, _resources(order.config.workers)):
-                result = trainer.fit()
+            ended: dict[str, Any] = run_workers(
+                _worker,
+                {"order": order.model_dump(), "mailbox": mailbox},
+                name=order.name,
+                storage=order.config.output.place,
+                workers=(workers.count, workers.count),
+                gpus=workers.gpus_per_worker,
+                max_failures=workers.max_failures,
+            )
         except ray_train.TrainingFailedError as error:
             raise TrainingFailed(f"the run {order.name} failed: {error}") from error
-    ended: dict[str, Any] = result.return_value
     if "argument" in ended:
         raise BadArgument(**ended)
     return RunRecord.model_validate(ended)
-
-
-def _scaling(workers: WorkersTable) -> ray_train.ScalingConfig:
-    gpus = bool(workers.gpus_per_worker)
-    return ray_train.ScalingConfig(num_workers=workers.count, use_gpu=gpus, resources_per_worker=_resources(workers))
-
-
-def _resources(workers: WorkersTable) -> dict[str, float]:
-    """Of each worker."""
-    return {"CPU": 1.0} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
-
-
-def _run_config(order: Order) -> ray_train.RunConfig:
-    filesystem, path = resolve(order.config.output.place)
-    return ray_train.RunConfig(
-        name=order.name,
-        storage_path=path,
-        storage_filesystem=filesystem,
-        failure_config=ray_train.FailureConfig(max_failures=order.config.workers.max_failures),
-        checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
-    )
 
 
 def _worker(config: dict[str, Any]) -> Any:  # Any: ray expects None, and passes on what comes

@@ -33,23 +33,14 @@ class Arm(Record):
 
 
 class Order(Record):
-    """Everything a worker needs to know to train one run.
+    """Everything a worker needs to know to train one run."""
 
-    Args:
-        config: of the job.
-        arm: with or without nowcasts.
-        seed: of weights, batches and dropout.
-        job: the run's id on the nowcast server.
-        server: its address; None for embedded forecasts or none at all.
-        token: for a server that asks for one.
-    """
-
-    config: Config
-    arm: Arm
-    seed: int
-    job: str
-    server: str | None = None
-    token: str | None = Field(default=None, repr=False)
+    config: Config  # of the job
+    arm: Arm  # with or without nowcasts
+    seed: int  # of weights, batches and dropout
+    job: str  # the run's id on the nowcast server
+    server: str | None = None  # its address; None for embedded forecasts or none at all
+    token: str | None = Field(default=None, repr=False)  # for a server that asks for one
 
     @property
     def name(self) -> str:
@@ -72,42 +63,25 @@ class Scores(Record):
 
 
 class Evaluation(Scores):
-    """The network at one step.
+    """The network at one step."""
 
-    Args:
-        step: optimizer steps done.
-        train_loss: mean over the batches since the last evaluation.
-        averaged: the same of the average of the weights; None if there is none.
-        train_s: seconds of training up to here, evaluations and checkpoints not counted.
-    """
-
-    step: int
-    train_loss: float
-    averaged: Scores | None = None
-    train_s: float
+    step: int  # optimizer steps done
+    train_loss: float  # mean over the batches since the last evaluation
+    averaged: Scores | None = None  # the same of the average of the weights; None if there is none
+    train_s: float  # seconds of training up to here, evaluations and checkpoints not counted
 
 
 class RunRecord(Record):
-    """One finished run.
-
-    Args:
-        arm, seed: which.
-        parameters: weights of the network.
-        restores: how often it went on from a checkpoint, after a failure or a stop.
-        evaluations: oldest first, restarts included.
-        events: what became of nowcasts, as JSON values.
-        nowcast: `Nowcast.summary()`; None without nowcasts.
-        wall_s: seconds from the order to the end, as its caller saw them.
-    """
+    """One finished run."""
 
     arm: str
     seed: int
-    parameters: int
-    restores: int
-    evaluations: list[Evaluation]
-    events: list[dict[str, Any]]
-    nowcast: dict[str, Any] | None
-    wall_s: float = 0.0
+    parameters: int  # weights of the network
+    restores: int  # how often it went on from a checkpoint, after a failure or a stop
+    evaluations: list[Evaluation]  # oldest first, restarts included
+    events: list[dict[str, Any]]  # what became of nowcasts, as JSON values
+    nowcast: dict[str, Any] | None  # `Nowcast.summary()`; None without nowcasts
+    wall_s: float = 0.0  # seconds from the order to the end, as its caller saw them
 
     @property
     def average(self) -> "RunRecord | None":

@@ -28,12 +28,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 class Ranks:
-    """The processes that train one model. One process, or without torch.distributed, there is nothing to agree on.
+    """The processes of a group (None: the default one) that train one model; one process alone has nothing to agree on.
 
     Collectives run before training starts, at the first step and at each boundary; of a split model also at every snapshot.
-
-    Args:
-        group: the process group; None for the default one.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:

@@ -37,11 +37,9 @@ class PushedWeights:
 
     @torch.no_grad()
     def set(self, displacement: Tensor | None, *, steps: int) -> None:
-        """Push by `displacement` over the next steps. Of a model that is split over ranks, every rank must call.
+        """Push by `displacement` (n,) float32, None on a rank that is given its part, over the next steps.
 
-        Args:
-            displacement: (n,) float32; None on a rank that is given its part.
-            steps: among which it is divided.
+        Of a model that is split over ranks, every rank must call.
         """
         for push, piece in zip(self._memory(), self._flat.pieces, strict=True):
             values = None if displacement is None else displacement[piece.start : piece.stop].view(piece.parameter.shape)

@@ -21,11 +21,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def part_of(values: Tensor | None, like: Tensor) -> Tensor:
-    """This rank's part of `values`, which rank 0 has and scatters if `like` is sharded: every rank must call.
+    """This rank's part of `values`, which are of the whole shape of `like` on rank 0, and None elsewhere if that is sharded.
 
-    Args:
-        values: of the shape of `like`, as a whole; None on ranks that have none.
-        like: a parameter, plain or sharded.
+    Rank 0 then scatters them: every rank must call.
     """
     if not isinstance(like, DTensor):
         assert values is not None

@@ -44,13 +44,9 @@ def list_parameters(
 
 
 def restrict(wiring: Wiring, parameters: Sequence[Parameter]) -> Wiring:
-    """Keep the weights of some parameters, their neurons, and the structure between those; neurons are numbered anew.
+    """Keep the weights of some parameters, in their order, their neurons, and the structure between; neurons are numbered anew.
 
     A forecast then costs what these parameters cost: of a large frozen network with small trained adapters, little is left.
-
-    Args:
-        wiring: of the whole network.
-        parameters: those to keep, in the order of `wiring.parameters`.
     """
     index = {parameter.name: number for number, parameter in enumerate(parameters)}
     numbers = [index.get(parameter.name) for parameter in wiring.parameters]

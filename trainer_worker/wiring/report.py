@@ -19,47 +19,29 @@ FALLBACK, SCALAR = "fallback", "scalar"
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter.
-
-    Args:
-        name, shape: the parameter's.
-        how: "traced", "traced apart", "scalar" (in no block) or "fallback" (neurons of its own).
-        kinds: types of its edges.
-        sources, targets: neuron ranges (first, last) over all its blocks; None for a scalar.
-        blocks: how many blocks it takes.
-        followed: the share of its weights whose place in the network is known; the others have neurons of their own.
-    """
+    """One parameter."""
 
     name: str
     shape: tuple[int, ...]
-    how: str
-    kinds: tuple[EdgeType, ...]
-    sources: tuple[int, int] | None
+    how: str  # "traced", "traced apart", "scalar" (in no block) or "fallback" (neurons of its own)
+    kinds: tuple[EdgeType, ...]  # types of its edges
+    sources: tuple[int, int] | None  # neurons (first, last) over all its blocks; None for a scalar
     targets: tuple[int, int] | None
-    blocks: int
-    followed: float
+    blocks: int  # how many it takes
+    followed: float  # the share of its weights whose place in the network is known; the others have neurons of their own
 
 
 @dataclass(frozen=True)
 class WiringReport:
-    """A wiring and how it came about.
-
-    Args:
-        wiring: the result.
-        model: the module's class.
-        how, followed: for each parameter as in `Row`.
-        remarks: what went wrong on the way, one sentence each.
-        inputs: what the model was run with: "guessed inputs 2x3x32x32 float32"; None if it was not run as a whole.
-        left_out: parameters that were asked for but cannot be forecast, each with its dtype.
-    """
+    """A wiring and how it came about."""
 
     wiring: Wiring
-    model: str
-    how: dict[str, str]
+    model: str  # the module's class
+    how: dict[str, str]  # and `followed`: for each parameter as in `Row`
     followed: dict[str, float]
-    remarks: tuple[str, ...] = ()
-    inputs: str | None = None
-    left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what went wrong on the way, one sentence each
+    inputs: str | None = None  # what the model was run with: "guessed inputs 2x3x32x32 float32"; None if not run as a whole
+    left_out: tuple[str, ...] = ()  # parameters that were asked for but cannot be forecast, each with its dtype
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:

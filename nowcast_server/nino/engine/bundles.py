@@ -17,36 +17,22 @@ CARRIED: Final = (0.0, STRUCTURE_FEATURE, SELF_LOOP_FEATURE)
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Edges listed one by one.
+    """Edges listed one by one."""
 
-    Args:
-        source: (E,) int32.
-        target: (E,) int32, rising.
-        edge_type: (E,) int32, or (1,) where all are alike.
-        rows: (R,) int64, the distinct targets.
-        starts: (R,) int32, where the edges of each begin.
-        order: (E,) int32, 0, 1, …
-        parameter: (E,) int64 index of each edge's tensor; empty if the edges have no weights, or only some have.
-        position: (E, slots) int64 where its weights lie in the flat vector; empty if they have none. If only some edges have
-            weights, what the others carry follows the flat vector, see `CARRIED`.
-        feature: (E,) float32 what edges without weights carry; empty if some have any.
-        weights: (K,) int64 where the weights lie in the flat vector, slot by slot.
-        places: (K,) int64 where each of them lies in (slots, E); empty if all edges have all their weights.
-        joins: (3 E,) int32 source, N + target and 2 N + type of each edge, of a network's only bundle; else empty.
-    """
-
-    source: Tensor
-    target: Tensor
-    edge_type: Tensor
-    rows: Tensor
-    starts: Tensor
-    order: Tensor
-    parameter: Tensor
+    source: Tensor  # (E,) int32
+    target: Tensor  # (E,) int32, rising
+    edge_type: Tensor  # (E,) int32, or (1,) where all are alike
+    rows: Tensor  # (R,) int64, the distinct targets
+    starts: Tensor  # (R,) int32, where the edges of each begin
+    order: Tensor  # (E,) int32, 0, 1, …
+    parameter: Tensor  # (E,) int64 index of each edge's tensor; empty if the edges have no weights, or only some have
+    # (E, slots) int64 where its weights lie in the flat vector; empty if they have none. If only some edges have weights, what the
+    # others carry follows the flat vector, see `CARRIED`.
     position: Tensor
-    feature: Tensor
-    weights: Tensor
-    places: Tensor
-    joins: Tensor
+    feature: Tensor  # (E,) float32 what edges without weights carry; empty if some have any
+    weights: Tensor  # (K,) int64 where the weights lie in the flat vector, slot by slot
+    places: Tensor  # (K,) int64 where each of them lies in (slots, E); empty if all edges have all their weights
+    joins: Tensor  # (3 E,) int32 source, N + target and 2 N + type of each edge, of a network's only bundle; else empty
 
     @property
     def edges(self) -> int:

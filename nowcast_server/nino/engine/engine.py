@@ -26,12 +26,8 @@ LITTLE: Final = 16_384
 class StreamingEngine:
     """Forecasts with NiNo or WNN, exactly, in memory O(neurons * hidden); see the package's docstring.
 
-    It holds no state but the folded weights, so one instance serves any number of threads.
-
-    Args:
-        checkpoint: the weights.
-        device: where to compute.
-        sizes: of the pieces of its work; by default what suits the device.
+    It holds no state but the folded weights, so one instance serves any number of threads. `sizes` are those of the pieces of its
+    work, by default what suits the device.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", sizes: Sizes | None = None) -> None:
@@ -89,15 +85,7 @@ class StreamingEngine:
 
 
 class _Forecast:
-    """One forecast under way.
-
-    Args:
-        plan: of the network.
-        snapshots: its context.
-        kernels: the model.
-        place: where.
-        node_pe: (N, laplacian) Laplacian features; None for WNN.
-    """
+    """One forecast under way, with Laplacian features `node_pe` (N, laplacian), None for WNN."""
 
     def __init__(self, plan: Plan, snapshots: Snapshots, kernels: Kernels, place: Placement, node_pe: Tensor | None) -> None:
         self._plan, self._snapshots, self._kernels, self._place = plan, snapshots, kernels, place

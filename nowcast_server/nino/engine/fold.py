@@ -42,51 +42,30 @@ class EdgeStage:
 
 @dataclass(frozen=True, slots=True)
 class NeuronStage:
-    """One convolution and the activation after it: messages `scale(h) * (A[t] + B[s]) + shift(h)`, averaged, to new neurons.
+    """One convolution and the activation after it: messages `scale(h) * (A[t] + B[s]) + shift(h)`, averaged, to new neurons."""
 
-    Args:
-        level: how many edge stages have run before it.
-        scale: of messages, from h.
-        shift: of messages, from h.
-        to_target: A = x to_target + to_target_bias, (H, H) and (H,).
-        to_source: B = x to_source, (H, H).
-        own: new x = silu(x own + mean_message message + bias), (H, H).
-        message: see `own`.
-        bias: see `own`, (H,).
-    """
-
-    level: int
-    scale: Affine
-    shift: Affine
-    to_target: Tensor
+    level: int  # how many edge stages have run before it
+    scale: Affine  # of messages, from h
+    shift: Affine  # of messages, from h
+    to_target: Tensor  # A = x to_target + to_target_bias, (H, H) and (H,)
     to_target_bias: Tensor
-    to_source: Tensor
-    own: Tensor
-    message: Tensor
-    bias: Tensor
+    to_source: Tensor  # B = x to_source, (H, H)
+    own: Tensor  # new x = silu(x own + mean_message message + bias), (H, H)
+    message: Tensor  # see `own`
+    bias: Tensor  # see `own`, (H,)
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A whole model.
+    """A whole model."""
 
-    Args:
-        edge_stages: the chain.
-        neuron_stages: the i-th one makes the neurons that the i-th edge stage *with neurons* reads.
-        last: the readout's hidden layer, from h.
-        readout: (slots, max_horizon, H).
-        readout_bias: (slots, max_horizon).
-        neurons_in: (laplacian, H) and (H,), which map Laplacian features to neurons; None for WNN.
-        words: (vocabulary + 1, H) word embedding, or None.
-    """
-
-    edge_stages: tuple[EdgeStage, ...]
-    neuron_stages: tuple[NeuronStage, ...]
-    last: Affine
-    readout: Tensor
-    readout_bias: Tensor
-    neurons_in: tuple[Tensor, Tensor] | None
-    words: Tensor | None
+    edge_stages: tuple[EdgeStage, ...]  # the chain
+    neuron_stages: tuple[NeuronStage, ...]  # the i-th one makes the neurons that the i-th edge stage *with neurons* reads
+    last: Affine  # the readout's hidden layer, from h
+    readout: Tensor  # (slots, max_horizon, H)
+    readout_bias: Tensor  # (slots, max_horizon)
+    neurons_in: tuple[Tensor, Tensor] | None  # (laplacian, H) and (H,), which map Laplacian features to neurons; None for WNN
+    words: Tensor | None  # (vocabulary + 1, H) word embedding, or None
 
     def to(self, device: torch.device) -> "Folded":
         """In float32 on `device`."""

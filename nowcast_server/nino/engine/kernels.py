@@ -15,25 +15,15 @@ from nowcast_server.nino.engine.tiles import Buffer, BundleEdges, Constant, Edge
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a unit adds at its R targets.
+    """What a unit adds at its R targets."""
 
-    Args:
-        rows: of the neurons.
-        hidden: (R, width) sum of h over the edges into each, where width is H, or slots * context before the first stage.
-        modulated: (R, H) sum of scale(h) * B[s].
-    """
-
-    rows: slice | Tensor
-    hidden: Tensor
-    modulated: Tensor
+    rows: slice | Tensor  # of the neurons
+    hidden: Tensor  # (R, width) sum of h over the edges into each, where width is H, or slots * context before the first stage
+    modulated: Tensor  # (R, H) sum of scale(h) * B[s]
 
 
 class Kernels:
-    """The engine's inner loops.
-
-    Args:
-        folded: the model, on the device where units are computed.
-    """
+    """The engine's inner loops, of a model on the device where units are computed."""
 
     def __init__(self, folded: Folded) -> None:
         self.folded = folded
@@ -127,15 +117,10 @@ class Kernels:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One stage, made ready for a unit.
+    """One stage, made ready for a unit."""
 
-    Args:
-        matrix: of h.
-        constants: what is added besides, for each tile.
-    """
-
-    matrix: Tensor
-    constants: Sequence[Constant]
+    matrix: Tensor  # of h
+    constants: Sequence[Constant]  # what is added besides, for each tile
 
     def advance(self, h: Tensor, index: int, room: Buffer) -> Tensor:
         """silu(constant + h @ matrix), in `room` or elsewhere."""

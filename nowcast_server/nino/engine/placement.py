@@ -15,27 +15,18 @@ from nowcast_server.nino.engine.workers import run
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large the pieces of the work are, in edges.
+    """How large the pieces of the work are, in edges."""
 
-    Args:
-        panel: of a panel. On a CPU large enough that its fixed cost vanishes, small enough that its standardised weights (640 KB)
-            stay in the cache.
-        tile: of a tile, whose two buffers of H floats (1 MB for H = 128) should fit a core's L2 cache.
-        sources: of a panel at most, unless its targets are few.
-        bundle: of a bundle.
-        small: of a dense block that is bundled, at most.
-        span: weights of one snapshot that are summed up at once when scales are fitted.
-        rows: neurons that one thread updates at once.
-        unit_bytes: a panel's snapshots and forecasts, two tiles' buffers, and what products or the sums of a span need.
-    """
-
+    # of a panel. On a CPU large enough that its fixed cost vanishes, small enough that its standardised weights (640 KB) stay in
+    # the cache.
     panel: int = 32_768
-    tile: int = 1024
-    sources: int = 256
-    bundle: int = 4096
-    small: int = 1024
-    span: int = 1 << 14
-    rows: int = 4096
+    tile: int = 1024  # of a tile, whose two buffers of H floats (1 MB for H = 128) should fit a core's L2 cache
+    sources: int = 256  # of a panel at most, unless its targets are few
+    bundle: int = 4096  # of a bundle
+    small: int = 1024  # of a dense block that is bundled, at most
+    span: int = 1 << 14  # weights of one snapshot that are summed up at once when scales are fitted
+    rows: int = 4096  # neurons that one thread updates at once
+    # a panel's snapshots and forecasts, two tiles' buffers, and what products or the sums of a span need
     unit_bytes: int = 4 * 2**20
 
 

@@ -56,27 +56,16 @@ Unit = Panel | Bundle
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything the engine needs to know of a wiring.
+    """Everything the engine needs to know of a wiring."""
 
-    Args:
-        units: every edge, self loops included; for WNN every weight.
-        neurons: N; 0 for WNN.
-        slots: the most weights an edge carries.
-        degree: (N, 1) float32 incoming edges of each neuron, at least 1: its self loop.
-        types: (N, 15) float32 their shares by type.
-        words: (N,) int64 word positions, see `word_positions`.
-        uncovered: where weights lie that no block holds.
-        tensor_sizes: (tensors,) float64 weights of each tensor.
-    """
-
-    units: tuple[Unit, ...]
-    neurons: int
-    slots: int
-    degree: Tensor
-    types: Tensor
-    words: Tensor
-    uncovered: tuple[slice | Tensor, ...]
-    tensor_sizes: Tensor
+    units: tuple[Unit, ...]  # every edge, self loops included; for WNN every weight
+    neurons: int  # N; 0 for WNN
+    slots: int  # the most weights an edge carries
+    degree: Tensor  # (N, 1) float32 incoming edges of each neuron, at least 1: its self loop
+    types: Tensor  # (N, 15) float32 their shares by type
+    words: Tensor  # (N,) int64 word positions, see `word_positions`
+    uncovered: tuple[slice | Tensor, ...]  # where weights lie that no block holds
+    tensor_sizes: Tensor  # (tensors,) float64 weights of each tensor
 
     @property
     def edges(self) -> int:

@@ -20,20 +20,13 @@ from protos.wiring import STRUCTURE, Wiring
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A unit's weights, standardised, and the map back: w = z * scale + mean.
+    """A unit's weights, standardised, and the map back: w = z * scale + mean."""
 
-    Args:
-        z: (slots, context, *edges) float32, edges (outer, inner) for a panel, (E,) for a bundle.
-        mean: broadcasts to (slots, *edges); None where `Snapshots.restore` brings all forecasts back together.
-        scale: likewise.
-        keep: whether it stays in memory for the next walk.
-        hidden: if so, what walks have left: each tile's vectors h (E, H) by how many stages they have passed.
-    """
-
-    z: Tensor
-    mean: Tensor | None
-    scale: Tensor | None
-    keep: bool
+    z: Tensor  # (slots, context, *edges) float32, edges (outer, inner) for a panel, (E,) for a bundle
+    mean: Tensor | None  # broadcasts to (slots, *edges); None where `Snapshots.restore` brings all forecasts back together
+    scale: Tensor | None  # likewise
+    keep: bool  # whether it stays in memory for the next walk
+    # if so, what walks have left: each tile's vectors h (E, H) by how many stages they have passed
     hidden: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
@@ -43,14 +36,8 @@ class Read:
 
 
 class Snapshots:
-    """Reads a context.
-
-    Args:
-        states: c snapshots (n,), raw, each of unit stride, on the placement's device; float32, float16 or bfloat16. Never written.
-        wiring: of the network.
-        plan: of the wiring.
-        placement: where units are computed.
-        keep: whether units that were read stay in memory for the next walk.
+    """Reads a context: c snapshots (n,), raw, each of unit stride, on the placement's device; float32, float16 or bfloat16, and
+    never written. With `keep`, units that were read stay in memory for the next walk.
     """
 
     def __init__(self, states: Sequence[Tensor], wiring: Wiring, *, plan: Plan, placement: Placement, keep: bool) -> None:
@@ -136,19 +123,12 @@ def panel_view(row: Tensor, panel: Panel) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Weights of one snapshot that are looked at in one go: whole tensors, or a part of a large one.
+    """Weights of one snapshot that are looked at in one go: whole tensors, or a part of a large one."""
 
-    Args:
-        tensors: whose they are.
-        starts: where each of these tensors begins in the flat vector.
-        start: where the span begins.
-        sizes: how many weights it has of each tensor.
-    """
-
-    tensors: slice
-    starts: tuple[int, ...]
-    start: int
-    sizes: tuple[int, ...]
+    tensors: slice  # whose they are
+    starts: tuple[int, ...]  # where each of these tensors begins in the flat vector
+    start: int  # where the span begins
+    sizes: tuple[int, ...]  # how many weights it has of each tensor
 
     def of(self, states: Sequence[Tensor]) -> Tensor:
         """(context, weights)."""

@@ -57,10 +57,7 @@ _SCRATCH: Final = _Scratch()
 
 
 class Edges(ABC):
-    """A unit, cut into tiles.
-
-    Args:
-        x: (slots * context, E) standardised weights of the unit.
+    """A unit with its standardised weights x (slots * context, E), cut into tiles.
 
     Shapes: R the unit's targets, H hidden, E the edges of a tile.
     """

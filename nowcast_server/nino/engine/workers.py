@@ -41,14 +41,10 @@ def aside(function: Callable[[], Result]) -> Result:
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
-    """Map `function` over `items` on several threads; results come in the order of the items.
+    """Map `function` over `items`, taken a few ahead, on several threads; results come in the order of the items.
 
-    Args:
-        function: computes one item, with gradients off and torch single-threaded.
-        items: taken one by one, a few ahead of the results.
-        threads: how many; a single one is the calling thread, which `aside` has made single-threaded.
-
-    The first error is raised when its turn comes; items not yet begun are then dropped, as they are when it is interrupted.
+    It computes with gradients off and torch single-threaded; a single thread is the calling one, which `aside` has made so. The
+    first error is raised when its turn comes; items not yet begun are then dropped, as they are when it is interrupted.
     """
     items = interruptible_items(items)
     if threads == 1:

@@ -10,7 +10,7 @@ import torch
 from networks import random_checkpoint
 from safetensors.torch import save_file
 
-from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, convert, load_checkpoint, save_checkpoint
+from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from nowcast_server.nino.options import ModelOptions
 from nowcast_server.nino.published import published_options
 
@@ -205,10 +205,3 @@ def test_hostile_published_files_are_refused_by_name(content: dict[Any, Any], tm
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(tmp_path / "a.pt")
     assert caught.value.detail.startswith(f"{tmp_path / 'a.pt'}: ")
-
-
-def test_only_safetensors_are_written(tmp_path: Path) -> None:
-    """A file named .pt would hold safetensors, which nothing else could open."""
-    save_checkpoint(random_checkpoint(**SMALL), tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError):
-        convert(tmp_path / "a.safetensors", tmp_path / "b.pt")

@@ -5,9 +5,8 @@ import torch
 from torch.nn import functional
 
 from trainer_worker.tasks import load_task
-from trainer_worker.tasks.bible import WindowSplit, king_james
+from trainer_worker.tasks.bible import GPT, WindowSplit, king_james
 from trainer_worker.tasks.data import DataMissing
-from trainer_worker.tasks.gpt import GPT
 from trainer_worker.tasks.task import Task
 
 

@@ -11,8 +11,7 @@ from trainer_worker.tasks import load_task
 from trainer_worker.tasks.data import DataMissing
 from trainer_worker.tasks.task import Task
 from trainer_worker.training.config import Config
-from trainer_worker.training.in_process import FolderHarness, train_in_process
-from trainer_worker.training.loop import Checkpoint, _rate, train
+from trainer_worker.training.loop import Checkpoint, FolderHarness, _rate, train, train_in_process
 from trainer_worker.training.records import Arm, Order, RunRecord, is_average
 from trainer_worker.training.resuming import begin
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.wiring import Parameter
-from trainer_worker.wiring.canvas import Canvas
-from trainer_worker.wiring.trace.rectangles import Weights
+from trainer_worker.wiring.blocks import Canvas, Weights
 
 NEURONS = 12
 

@@ -8,50 +8,35 @@ from trainer_worker.wiring.trace.labels import Flow, Held, Shadow, varying
 from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
 from trainer_worker.wiring.trace.weights import attach
 
-
-@handles("add", "sub", "rsub", "addcmul", "addcdiv")
-def add(tracer: Tracer, call: Call) -> Shadow:
-    """A sum: a bias, a residual connection, or two layers that end in the same neurons."""
-    return _combine(tracer, call, EdgeType.OTHER)
+SUMS = ("add", "sub", "rsub", "addcmul", "addcdiv")
 
 
 @handles(
-    "mul", "div", "where", "maximum", "minimum", "lerp", "pow", "atan2", "_prelu_kernel", "fmod", "remainder",
+    *SUMS, "mul", "div", "where", "maximum", "minimum", "lerp", "pow", "atan2", "_prelu_kernel", "fmod", "remainder",
     "masked_fill", "hypot", "fmax", "fmin",
 )  # fmt: skip
-def multiply(tracer: Tracer, call: Call) -> Shadow:
-    """A product or choice: a gain, or two activations whose neurons pair off."""
-    return _combine(tracer, call, EdgeType.NORM)
-
-
-def _combine(tracer: Tracer, call: Call, kind: EdgeType) -> Shadow:
+def combine(tracer: Tracer, call: Call) -> Shadow:
+    """A sum: a bias, a residual connection, or two layers that end in the same neurons. Or a product or choice: a gain, or two
+    activations whose neurons pair off.
+    """
+    kind = EdgeType.OTHER if call.name in SUMS else EdgeType.NORM
     operands = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
-    shadows = [tracer.get(value) for value in operands]
-    held = [shadow for shadow in shadows if isinstance(shadow, Held)]
-    known = zip(operands, shadows, strict=True)
-    flows = [(value, shadow) for value, shadow in known if isinstance(shadow, Flow) and _tells(shadow)]
+    known = [(value, shadow) for value in operands if (shadow := tracer.get(value)) is not None]
+    held = [shadow for _, shadow in known if isinstance(shadow, Held)]
+    # of a norm of weights, say, which is but a number, nothing is known
+    flows = [(value, flow) for value, flow in known if isinstance(flow, Flow) and (flow.identities or flow.pairing)]
     shape = tuple(call.out.shape)
     if held and not flows:
         carrier = max(held, key=lambda weights: weights.view.numel())
-        if carrier.shape == shape:
-            return _laden(carrier, [weights for weights in held if weights is not carrier])
+        if carrier.shape == shape:  # weights with further weights multiplied into them
+            riders = (other.seen(other.view.expand(shape)) for other in held if other is not carrier)
+            return carrier.seen(carrier.view, (*carrier.riders, *riders))
     if not held and not flows:
         return None
     result = _merge(tracer, [_aligned(flow, value.dim(), len(shape)) for value, flow in flows], kind)
     for weights in held:
         result = attach(tracer, weights, result, shape, kind)
     return result
-
-
-def _tells(flow: Flow) -> bool:
-    """There is anything known about the activation; a norm of weights, say, is but a number."""
-    return bool(flow.identities) or flow.pairing is not None
-
-
-def _laden(carrier: Held, others: list[Held]) -> Held:
-    """Weights with further weights multiplied into them."""
-    riders = tuple(other.seen(other.view.expand(carrier.shape)) for other in others)
-    return carrier.seen(carrier.view, (*carrier.riders, *riders))
 
 
 def _aligned(flow: Flow, dims: int, wanted: int) -> Flow:
@@ -105,13 +90,10 @@ def _joined(tracer: Tracer, left: Tensor, right: Tensor, kind: EdgeType, *, plai
 
     Two parts of one layer's output added up (rotary embeddings; both `plain`) mix neurons, and stay apart.
     """
-    if kind != EdgeType.OTHER:
-        tracer.labels.tie(left, right)
-        return left
-    if _overlap(left, right) or (plain and tracer.labels.origins(left, right) == 1):
+    if kind == EdgeType.OTHER and (_overlap(left, right) or (plain and tracer.labels.origins(left, right) == 1)):
         return left
     read = tracer.labels.consumed(left), tracer.labels.consumed(right)
-    if read == (False, False):
+    if kind != EdgeType.OTHER or read == (False, False):
         tracer.labels.tie(left, right)
         return left
     if read == (True, True):
@@ -149,26 +131,21 @@ def reduce(tracer: Tracer, call: Call) -> Shadow:
     if not isinstance(shadow, Flow):
         return None
     if len(call.args) > 1 and isinstance(call.args[1], Tensor):
-        return _combine(tracer, call, EdgeType.NORM)
+        return combine(tracer, call)
     out = call.out if isinstance(call.out, Tensor) else call.out[0]
-    dims = _reduced_dims(call, tensor.dim())
+    dims = call.arg(2 if call.name == "linalg_vector_norm" else 1, "dim")
+    every = dims is None or isinstance(dims, bool) or dims == []
+    chosen = range(tensor.dim()) if every else [dims] if isinstance(dims, int) else dims
+    summed = {dim % tensor.dim() for dim in chosen}
     if out.dim() == tensor.dim():
-        return Flow(tuple(labels for labels in shadow.identities if not varying(labels) & dims))
+        return Flow(tuple(labels for labels in shadow.identities if not varying(labels) & summed))
     kept = []
     for labels in shadow.identities:
-        rest = sorted(set(range(tensor.dim())) - dims)
+        rest = sorted(set(range(tensor.dim())) - summed)
         own = varying(labels) & set(rest)
         if own or labels.numel() == 1:
-            if len(own) > 1 and varying(labels) & dims and not tracer.labels.of_input(labels):
+            if len(own) > 1 and varying(labels) & summed and not tracer.labels.of_input(labels):
                 own = {max(own)}  # rows that went through different experts
-            summed = tracer.labels.collapse(labels, own if varying(labels) & dims else set(rest))
-            kept.append(summed.reshape([summed.shape[dim] for dim in rest]))
+            tied = tracer.labels.collapse(labels, own if varying(labels) & summed else set(rest))
+            kept.append(tied.reshape([tied.shape[dim] for dim in rest]))
     return Flow(tuple(kept))
-
-
-def _reduced_dims(call: Call, count: int) -> set[int]:
-    position = 2 if call.name == "linalg_vector_norm" else 1
-    dims = call.arg(position, "dim")
-    if dims is None or isinstance(dims, bool) or dims == []:
-        return set(range(count))
-    return {dim % count for dim in ([dims] if isinstance(dims, int) else dims)}

@@ -14,37 +14,23 @@ UNKNOWN = -1
 
 @dataclass(eq=False)
 class Pairing:
-    """Two activations contracted with each other: attention scores, if a softmax and values follow.
+    """Two activations contracted with each other: attention scores, if a softmax and values follow."""
 
-    Args:
-        query, key: (batch, width) labels.
-        value: (batch, width of the values).
-        result: the values after attention, of the same shape.
-        normalised: whether a softmax followed.
-    """
-
-    query: Tensor
+    query: Tensor  # (batch, width) labels
     key: Tensor
-    value: Tensor | None = None
-    result: Tensor | None = None
-    normalised: bool = False
+    value: Tensor | None = None  # (batch, width of the values)
+    result: Tensor | None = None  # the values after attention, of the same shape
+    normalised: bool = False  # whether a softmax followed
 
 
 @dataclass(frozen=True)
 class Flow:
-    """An activation.
+    """An activation."""
 
-    Args:
-        identities: see above.
-        plain: straight from a layer: only reshaped, scaled and shifted since.
-        pairing: the attention scores it holds.
-        learnt: it is weights used as an activation (class tokens, prompts).
-    """
-
-    identities: tuple[Tensor, ...] = ()
-    plain: bool = False
-    pairing: Pairing | None = None
-    learnt: bool = False
+    identities: tuple[Tensor, ...] = ()  # see above
+    plain: bool = False  # straight from a layer: only reshaped, scaled and shifted since
+    pairing: Pairing | None = None  # the attention scores it holds
+    learnt: bool = False  # it is weights used as an activation (class tokens, prompts)
 
     def along(self, dim: int, size: int) -> Tensor | None:
         """The identity that depends on the dimension; one neuron (size 1) is any identity of one label."""
@@ -60,16 +46,11 @@ class Flow:
 
 @dataclass(frozen=True)
 class Held:
-    """Weights of one parameter, seen through a view of it.
+    """Weights of one parameter, seen through a view of it."""
 
-    Args:
-        parameter: its index.
-        view: on the meta device; offset, sizes and strides say where in the flattened parameter each element lies.
-        riders: other parameters multiplied into it or added to it, expanded to its shape (the gains of weight normalisation).
-    """
-
-    parameter: int
-    view: Tensor
+    parameter: int  # its index
+    view: Tensor  # on the meta device; offset, sizes and strides say where in the flattened parameter each element lies
+    # other parameters multiplied into it or added to it, expanded to its shape (the gains of weight normalisation)
     riders: tuple["Held", ...] = ()
 
     @property

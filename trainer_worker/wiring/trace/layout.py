@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType, Parameter, Wiring
-from trainer_worker.wiring.canvas import Canvas, edges
+from trainer_worker.wiring.blocks import MAX_PIECES, Canvas, Weights, edges
 from trainer_worker.wiring.trace.labels import UNKNOWN, Pairing, distinct
-from trainer_worker.wiring.trace.rectangles import MAX_PIECES, Weights
 from trainer_worker.wiring.trace.tracer import Tracer
 from trainer_worker.wiring.trace.uses import Use
 
@@ -20,17 +19,11 @@ _MARK = 64
 
 @dataclass
 class _Marks:
-    """What attention says about labels.
+    """What attention says about labels."""
 
-    Args:
-        kind: type of the edges that end there, 0 for none.
-        turned: whether those run backwards.
-        heads: of each attention layer the labels of its query and value neurons, (heads, width) each; no values where heads
-            share them.
-    """
-
-    kind: Tensor
-    turned: Tensor
+    kind: Tensor  # type of the edges that end there, 0 for none
+    turned: Tensor  # whether those run backwards
+    # of each attention layer the labels of its query and value neurons, (heads, width) each; no values where heads share them
     heads: list[list[Tensor]] = field(default_factory=list)
 
 

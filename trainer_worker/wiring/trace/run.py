@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from protos.wiring import Parameter
-from trainer_worker.wiring.trace import contraction, elementwise, layers, shapes  # noqa: F401  (they register the operators)
+from trainer_worker.wiring.trace import elementwise, products, shapes  # noqa: F401  (they register the operators)
 from trainer_worker.wiring.trace.inputs import Arguments, guesses
-from trainer_worker.wiring.trace.limits import GIVEN_ELEMENTS, GUESSED_ELEMENTS, SECONDS, Limits, TooCostly
-from trainer_worker.wiring.trace.sandbox import copy_of
+from trainer_worker.wiring.trace.sandbox import SECONDS, Limits, TooCostly, copy_of
 from trainer_worker.wiring.trace.tracer import Tracer
 
 PASSES, FRUITLESS = 8, 4
@@ -23,36 +22,29 @@ Chance may route around parameters (experts, dropped layers).
 
 NO_FORWARD = "the model has no forward of its own, so its parts were run by themselves"
 
+GUESSED_ELEMENTS, GIVEN_ELEMENTS = 2**24, 2**27
+"""Largest tensor an operator may put out, with guessed and with given inputs; the largest parameter's size is always allowed."""
+
 FEW, MANY_ELEMENTS = 4, 2**16
 """Of examples with so many elements only so many are run."""
 
 
 @dataclass
 class Seen:
-    """What was seen of a model.
+    """What was seen of a model."""
 
-    Args:
-        tracer: everything followed.
-        how: for each parameter that was seen, "traced" or "traced apart", in the run of a part of the model. Single layers that
-            had to be run by themselves do not count: they show no more than their shapes do.
-        remarks: what went wrong, one sentence each.
-        inputs: what the whole model was run with, None if only parts of it ran.
-    """
-
-    tracer: Tracer
+    tracer: Tracer  # everything followed
+    # for each parameter that was seen, "traced" or "traced apart", in the run of a part of the model. Single layers that had to be
+    # run by themselves do not count: they show no more than their shapes do.
     how: dict[str, str] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
-    inputs: str | None = None
+    remarks: list[str] = field(default_factory=list)  # what went wrong, one sentence each
+    inputs: str | None = None  # what the whole model was run with, None if only parts of it ran
 
 
 def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], example_inputs: Any) -> Seen:
-    """Run a copy of the model until every chosen parameter was seen.
+    """Run a copy of the model until every parameter of the chosen names was seen.
 
-    Args:
-        model: the user's.
-        parameters: all of its parameters, in order.
-        chosen: names of those to be seen.
-        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; None to guess.
+    `example_inputs` are a tensor, a tuple of arguments or a dict of keyword arguments; None to guess.
     """
     try:
         copied, names = copy_of(model)
@@ -60,8 +52,13 @@ def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], e
         return Seen(Tracer(list(model.parameters())), remarks=[f"the model cannot be copied, so it is not run: {_sentence(error)}"])
     tensors = dict(copied.named_parameters())
     ordered: list[Tensor] = [tensors[names[parameter.name]] for parameter in parameters]
+    given: Arguments | None = None
+    if example_inputs is not None:
+        moved = tree_map_only(Tensor, lambda tensor: tensor.detach().to(ordered[0].device), example_inputs)
+        positional = tuple(moved) if isinstance(moved, (tuple, list)) else (moved,)
+        given = ((), moved) if isinstance(moved, dict) else (positional, {})
     visitor = _Visitor(ordered, parameters, chosen)
-    visitor.visit(copied, "", None if example_inputs is None else _arguments(example_inputs, ordered[0].device))
+    visitor.visit(copied, "", given)
     return visitor.seen
 
 
@@ -79,9 +76,11 @@ class _Visitor:
         self._deadline = time.monotonic() + SECONDS
 
     def visit(self, module: nn.Module, path: str, given: Arguments | None = None) -> None:
-        if not path and not _has_forward(module) and self._unseen(module):
+        runs = getattr(module.forward, "__name__", "") != "_forward_unimplemented"
+        if not path and not runs and self._unseen(module):
             self.seen.remarks.append(NO_FORWARD)
-        if _tells(module, path) and self._unseen(module) and not (given and self._run_given(module, path, given)):
+        tells = runs and not (path and type(module) is nn.Linear)  # which by itself says no more than its shapes do
+        if tells and self._unseen(module) and not (given and self._run_given(module, path, given)):
             self._guess(module, path)
         for name, child in module.named_children():
             if self._unseen(child) and not self._late:
@@ -120,9 +119,9 @@ class _Visitor:
             if not first or (TooCostly.__name__ in failure and TooCostly.__name__ not in first):
                 first = failure
             if self._late:
+                first = f"no guess ran in {SECONDS:.0f} s"
                 break
-        why = f"no guess ran in {SECONDS:.0f} s" if self._late else first
-        self.seen.remarks.append(f"{path or 'the model'} could not be run with guessed inputs: {why}")
+        self.seen.remarks.append(f"{path or 'the model'} could not be run with guessed inputs: {first}")
 
     def _passes(self, module: nn.Module, path: str, arguments: Arguments, limits: Limits) -> str:
         """Forward passes in evaluation mode, then in training mode while they show more of the parameters; the first failure."""
@@ -167,22 +166,6 @@ class _Visitor:
 
     def _unseen(self, module: nn.Module) -> bool:
         return any(not self._tracer.uses.of[number] for number in self._numbers(module) & self._sought)
-
-
-def _tells(module: nn.Module, path: str) -> bool:
-    """Running it may show something; a linear layer in a model that does not run says no more than its shapes do."""
-    return _has_forward(module) and not (path and type(module) is nn.Linear)
-
-
-def _has_forward(module: nn.Module) -> bool:
-    return getattr(module.forward, "__name__", "") != "_forward_unimplemented"
-
-
-def _arguments(example_inputs: Any, device: torch.device) -> Arguments:
-    moved = tree_map_only(Tensor, lambda tensor: tensor.detach().to(device), example_inputs)
-    if isinstance(moved, dict):
-        return (), moved
-    return (tuple(moved) if isinstance(moved, (tuple, list)) else (moved,)), {}
 
 
 def _few_examples(arguments: Arguments) -> Arguments | None:

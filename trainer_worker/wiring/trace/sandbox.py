@@ -1,27 +1,38 @@
-"""Where a user's module is run for its wiring alone: on a copy, on the CPU, with no trace left in it or in the random state."""
+"""Where a user's module is run for its wiring alone: on a copy, on the CPU, at bounded cost, and nothing of it is left behind."""
 
 import copy
+import math
 import random
 import sys
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 LARGEST_COPY = 2 * 2**30
 """Bytes of parameters beyond which only their shapes are copied, to the meta device: what depends on values then cannot be run."""
 
+SECONDS = 20.0
+"""Time for all runs of one module."""
+
+OPERATIONS = 2**35
+"""Floating-point operations one operator may take: a second or so on one core."""
+
+_ENLARGING = ("upsample", "repeat", "constant_pad", "reflection_pad", "replication_pad")
+"""Operators whose result may be larger than all that goes in, as their other arguments say."""
+
 
 def copy_of(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
-    """A copy that shares nothing with the model, on the CPU unless it has shapes only; how it calls the model's parameters.
-
-    A copy of a very large model has shapes only.
-    """
+    """A copy that shares nothing with the model, on the CPU unless it has shapes only; how it calls the model's parameters."""
     inner = model
     for attribute in ("_orig_mod", "module"):  # compiled, data parallel
         wrapped = getattr(inner, attribute, None)
@@ -64,6 +75,7 @@ def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
 def undisturbed() -> Iterator[None]:
     """Whatever the caller's modes: no gradients, the CPU, no fused kernels that hide what happens; random states as they were."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  (models draw from the global state; so it must be kept)
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -73,34 +85,98 @@ def undisturbed() -> Iterator[None]:
             torch.autocast("cpu", enabled=False),
             torch.random.fork_rng(devices=[]),
             torch.backends.mkldnn.flags(enabled=False),
-            _plain_attention(),
-            _uncompiled(),
+            sdpa_kernel(SDPBackend.MATH),
+            # compiled parts run as they were written; while the compiler is not loaded there are none
+            torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext(),
+            torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext(),
         ):
             stack.enter_context(context)
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
+        torch.backends.mha.set_fastpath_enabled(False)
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002
         torch.manual_seed(0)
         try:
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast_attention)
             random.setstate(states[0])
             np.random.set_state(states[1])  # noqa: NPY002
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Compiled parts of a model run as they were written; while the compiler is not loaded there are none."""
-    loaded = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+class TooCostly(Exception):
+    """Running the module costs more than its wiring is worth."""
 
 
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+    """Stops whatever runs inside it before an operator that puts out more elements or takes too many operations, and after the
+    deadline.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; importing the compiler to say so would take seconds."""
+        return False
+
+    def __init__(self, *, elements: int, deadline: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.elements = elements
+        self.deadline = deadline
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator.
+
+        Raises:
+            TooCostly: it is too large, or too late.
+        """
+        if time.monotonic() > self.deadline:
+            raise TooCostly(f"stopped after {SECONDS:.0f} s")
+        elements, operations = _foreseen(func, args, kwargs)
+        if operations > OPERATIONS:
+            raise TooCostly(f"{func} takes {operations:.0e} operations, more than {OPERATIONS:.0e}")
+        if elements <= self.elements:
+            out = func(*args, **kwargs)
+            elements = _stored(out)
+        if elements > self.elements:
+            raise TooCostly(f"{func} returns {elements:,} elements, more than {self.elements:,}")
+        return out
+
+
+def _foreseen(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """Elements an operator will put out and operations it will take, where its inputs may be small and these large."""
+    name = str(func.overloadpacket).removeprefix("aten.")
+    if name in {"mm", "bmm", "addmm", "baddbmm"}:
+        left, right = [value for value in args if isinstance(value, Tensor)][-2:]
+        elements = left.numel() // max(1, left.shape[-1]) * right.shape[-1]
+        return elements, 2 * elements * left.shape[-1]
+    if name in {"convolution", "_convolution"}:
+        return _convolution(args)
+    if name.lstrip("_").startswith(_ENLARGING):
+        shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args)
+        return sum(leaf.numel() for leaf in tree_leaves(func(*shapes, **kwargs))), 0
+    if torch.Tag.pointwise in func.tags:
+        sizes = [value.shape for value in args if isinstance(value, Tensor)]
+        return math.prod(max(same) for same in zip_longest(*(reversed(shape) for shape in sizes), fillvalue=1)), 0
+    return 0, 0
+
+
+def _convolution(args: tuple[Any, ...]) -> tuple[int, int]:
+    inputs, weight, _, stride, padding, dilation, transposed, output_padding, groups = args[:9]
+    spatial = []
+    for dim, size in enumerate(inputs.shape[2:]):
+        step, pad, reach = (values[dim % len(values)] for values in (stride, padding, dilation))
+        reach *= weight.shape[2 + dim] - 1
+        extra = output_padding[dim % len(output_padding)]
+        spatial.append((size - 1) * step - 2 * pad + reach + extra + 1 if transposed else (size + 2 * pad - reach - 1) // step + 1)
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    elements = inputs.shape[0] * channels * math.prod(spatial)
+    return elements, 2 * elements * (inputs.shape[1] // groups) * math.prod(weight.shape[2:])
+
+
+def _stored(out: Any) -> int:
+    """Elements of the largest tensor, as it is held in memory: an expanded view holds none of its own."""
+    tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    sizes = (zip(tensor.shape, tensor.stride(), strict=True) for tensor in tensors)
+    return max((math.prod(size for size, stride in each if stride) for each in sizes), default=0)

@@ -6,7 +6,7 @@ attention layer all arrive as a few matrix products) and computes, beside each r
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from protos.wiring import EdgeType
 from trainer_worker.wiring.trace.labels import UNKNOWN, Flow, Held, Labels, Pairing, Shadow, squash, varying
-from trainer_worker.wiring.trace.limits import Limits
+from trainer_worker.wiring.trace.sandbox import Limits
 from trainer_worker.wiring.trace.uses import Uses
 
 LARGEST_LABELLED_INPUT = 2**18
@@ -38,12 +38,13 @@ class Call:
 
 Handler = Callable[["Tracer", Call], Any]
 HANDLERS: dict[str, Handler] = {}
+Given = TypeVar("Given", bound=Handler)
 
 
-def handles(*names: str) -> Callable[[Handler], Handler]:
+def handles(*names: str) -> Callable[[Given], Given]:
     """Register a function that gives the shadow of an operator's result (a list, if it returns several tensors)."""
 
-    def register(handler: Handler) -> Handler:
+    def register(handler: Given) -> Given:
         HANDLERS.update(dict.fromkeys(names, handler))
         return handler
 
@@ -51,11 +52,7 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
 
 class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
-    """Follows neurons through whatever runs inside it, within limits; several forward passes add up.
-
-    Args:
-        parameters: the tensors that stand for the parameters, in order.
-    """
+    """Follows neurons through whatever runs inside it, within limits; several forward passes add up."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
         super().__init__(elements=0, deadline=0.0)

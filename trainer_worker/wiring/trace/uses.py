@@ -13,21 +13,15 @@ from trainer_worker.wiring.trace.labels import UNKNOWN, Held, squash
 
 @dataclass
 class Use:
-    """Weights of one parameter that work together.
+    """Weights of one parameter that work together."""
 
-    Args:
-        offset, sizes, strides: where in the flattened parameter they lie.
-        source, target: labels, broadcastable to `sizes`.
-        lookup: rows are looked up by index, as in an embedding.
-    """
-
-    offset: int
+    offset: int  # where in the flattened parameter they lie
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
-    source: Tensor
+    source: Tensor  # labels, broadcastable to `sizes`
     target: Tensor
     kind: EdgeType
-    lookup: bool = False
+    lookup: bool = False  # rows are looked up by index, as in an embedding
 
 
 class Ends(NamedTuple):

@@ -13,16 +13,9 @@ def multiply(
 ) -> tuple[Tensor, Tensor]:
     """Weights contracted with an activation over some of their dimensions.
 
-    Args:
-        tracer: as everywhere.
-        held: the weights.
-        inputs: labels of the activation, broadcastable to the weights; None where it has none.
-        sources: the dimensions contracted.
-        targets: the dimensions of the result; the sources' too, where matrices are stacked.
-        kind: the edges' type.
-
-    Returns:
-        labels the weights start from, labels they end in.
+    Labels of the activation are broadcastable to the weights; None where it has none. `sources` are the dimensions contracted,
+    `targets` those of the result, and of the sources too where matrices are stacked. Returns the labels the weights start from and
+    those they end in.
     """
     found = tracer.uses.find(held)
     if found is None:
