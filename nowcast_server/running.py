@@ -1,7 +1,6 @@
 """The server process: uvicorn with our app and logs; on SIGTERM it fails `/readyz` before it stops."""
 
 import asyncio
-import ctypes
 import gc
 import os
 import resource
@@ -20,8 +19,9 @@ from fastapi import FastAPI
 
 from nowcast_server.app import create_app
 from nowcast_server.logs import configure_logging, log
+from nowcast_server.malloc import keep_freed_memory
 from nowcast_server.service import Service
-from nowcast_server.settings import MIB, Settings
+from nowcast_server.settings import Settings
 from nowcast_server.web.connections import SPARE, Connections, protocol_for
 
 KEEP_ALIVE_S: Final = 75
@@ -33,8 +33,6 @@ END_S: Final = 10.0
 """After the drain, how long the process may take to end."""
 SWITCH_INTERVAL_S: Final = 0.001
 """How long Python code on the device thread may hold up the event loop, at most, when both want to run (Python's own is 5 ms)."""
-
-_MALLOPT: Final = {-1: 32 * MIB, -2: 16 * MIB, -3: 8 * MIB, -8: 2}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX
 
 
 class Server(uvicorn.Server):
@@ -95,17 +93,6 @@ def end_by(seconds: float) -> None:
     watchdog = threading.Timer(seconds, os._exit, args=(1,))
     watchdog.daemon = True
     watchdog.start()
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep up to 32 MiB that was freed, instead of handing it back and taking it anew for each piece of a body.
-
-    The page faults of that took two thirds of uvicorn's time for a large body (bench/ingest.py). Elsewhere than on glibc: nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in _MALLOPT.items():
-            mallopt(parameter, value)
 
 
 def allow_open_files(count: int) -> None:

@@ -15,6 +15,7 @@ from nowcast_server.jobs.budget import SHARE, Budget
 from nowcast_server.jobs.registrations import BODIES, Registrations, check_coverage, check_size
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.logs import audit, log
+from nowcast_server.malloc import TRIM_EVERY_S, trim_freed_memory
 from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
 from nowcast_server.settings import Settings
@@ -100,7 +101,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Start the device and the housekeeping; at the end drop what waits and finish what runs."""
         self.device.start()
-        tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._expire())]
+        tasks = [asyncio.create_task(each) for each in (self._load(), self._expire(), self._trim())]
         try:
             yield
         finally:
@@ -158,6 +159,11 @@ class Service:
                 self.recording.end(job)
                 self.metrics.jobs_expired.inc()
                 audit.info("job expired", extra={"tenant": job.tenant, "job": job.id, "idle_s": self.settings.idle_s})
+
+    async def _trim(self) -> None:
+        while True:
+            await asyncio.sleep(TRIM_EVERY_S)
+            await asyncio.to_thread(trim_freed_memory)
 
     async def register(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None = None) -> tuple[Job, bool]:
         """Take in a job; see `Jobs.register`.
