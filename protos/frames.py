@@ -213,18 +213,16 @@ class FrameReader:
 
     def _read_data(self, view: memoryview) -> memoryview:
         data = view[: self._chunk_left]
-        self._memory[self._received : self._received + data.nbytes] = data
-        self._take(data.nbytes)
-        return view[data.nbytes :]
-
-    def _take(self, length: int) -> None:
-        self._chunk_crc = zlib.crc32(self._memory[self._received : self._received + length], self._chunk_crc)
-        self._received += length
-        self._chunk_left -= length
+        place = self._memory[self._received : self._received + data.nbytes]
+        place[:] = data
+        self._chunk_crc = zlib.crc32(place, self._chunk_crc)
+        self._received += data.nbytes
+        self._chunk_left -= data.nbytes
         if not self._chunk_left:
             if self._chunk_crc != self._expected_crc:
                 raise BadFrame("the checksum does not match the data: resend the stream", field=f"chunks[{self._chunks}].crc32")
             self._chunks += 1
+        return view[data.nbytes :]
 
     def _end(self, frame: bytes) -> None:
         _, uint32, chunks = _END.unpack(frame)

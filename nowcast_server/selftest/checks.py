@@ -109,7 +109,7 @@ def device_memory(setup: Setup) -> Figures:
     promised = forecaster.working_bytes(wiring, context=CONTEXT) + 4 * len(HORIZONS) * wiring.size
     before = _restart_peak(setup)
     forecaster.forecast(wiring, states, HORIZONS)
-    taken = _peak(setup) - before
+    taken = (torch.cuda.max_memory_allocated(setup.device) if setup.cuda else _status("VmHWM")) - before
     if taken > promised:
         raise Failed(f"a forecast took {taken} bytes, of {promised} promised")
     return {"parameters": wiring.size, "taken_bytes": taken, "promised_bytes": promised}
@@ -122,10 +122,6 @@ def _restart_peak(setup: Setup) -> int:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
-
-
-def _peak(setup: Setup) -> int:
-    return torch.cuda.max_memory_allocated(setup.device) if setup.cuda else _status("VmHWM")
 
 
 def _status(name: str) -> int:

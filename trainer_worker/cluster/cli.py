@@ -4,12 +4,9 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Never
+from typing import Annotated, Final, Never
 
 import typer
-
-if TYPE_CHECKING:
-    from trainer_worker.cluster.submission import Submission
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -78,7 +75,10 @@ def submit(
             token=os.environ.get("NOWCAST_TOKEN"),
         ) as submission:  # fmt: skip
             connection.send(client, submission)
-        _say_how_to_go_on(submission, address)
+        typer.echo(f"submitted {submission.id}")
+        at = f"--address {address} " if address else ""
+        for command in ("status", "logs --follow", "stop"):
+            typer.echo(f"  ray job {command} {at}{submission.id}", err=True)
         if follow and (why := connection.follow(client, submission.id)):
             _fail(f"{submission.id} {why}", code=1)
     except CommandFailed as error:
@@ -95,13 +95,6 @@ def _refuse_options_of_scripts(context: typer.Context) -> None:
             raise typer.BadParameter(
                 "for scripts; a configuration has its own table [workers], see `nowcast keys`", param_hint=hint
             )
-
-
-def _say_how_to_go_on(submission: "Submission", address: str | None) -> None:
-    at = f"--address {address} " if address else ""
-    typer.echo(f"submitted {submission.id}")
-    for command in ("status", "logs --follow", "stop"):
-        typer.echo(f"  ray job {command} {at}{submission.id}", err=True)
 
 
 def _variable(text: str) -> tuple[str, str]:

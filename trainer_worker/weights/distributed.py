@@ -59,7 +59,9 @@ class Ranks:
             packet[: len(letters)] = torch.tensor(list(letters), dtype=torch.float32)
         if size is not None and vector is not None:
             packet[REASON_LETTERS:] = vector
-        packet = self._broadcast(packet.to(self._device())).cpu()
+        packet = packet.to(self._device())
+        dist.broadcast(packet, src=0 if self._group is None else dist.get_global_rank(self._group, 0), group=self._group)
+        packet = packet.cpu()
         told = bytes(int(letter) for letter in packet[:REASON_LETTERS].tolist()).rstrip(b"\0").decode()
         return told, vector if size is None else packet[REASON_LETTERS:]
 
@@ -99,7 +101,7 @@ class Ranks:
             return
         names = [*facts, "weights"]
         digest = sum(_digest(parameter) for parameter in parameters)
-        numbers = [_number(value) for value in facts.values()]
+        numbers = [value if isinstance(value, int) else zlib.crc32(repr(value).encode()) for value in facts.values()]
         mine = torch.tensor([*numbers, digest % 2**62], dtype=torch.int64, device=self._device())
         theirs = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(theirs, mine, group=self._group)
@@ -109,18 +111,9 @@ class Ranks:
             detail = f"ranks differ in {', '.join(differing)}; load the same checkpoint on all of them"
             raise RanksDiffer(f"{detail}, or pass process_group= with the ranks that train this model together")
 
-    def _broadcast(self, tensor: Tensor) -> Tensor:
-        source = dist.get_global_rank(self._group, 0) if self._group is not None else 0
-        dist.broadcast(tensor, src=source, group=self._group)
-        return tensor
-
     def _device(self) -> torch.device:
         on_cuda = dist.get_backend(self._group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
-
-
-def _number(value: Any) -> int:
-    return value if isinstance(value, int) else zlib.crc32(repr(value).encode())
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine.bundles import Bundle
-from nowcast_server.nino.engine.fold import EdgeStage, NeuronStage, fold
+from nowcast_server.nino.engine.fold import NeuronStage, fold
 from nowcast_server.nino.engine.kernels import Kernels, Sums
 from nowcast_server.nino.engine.placement import CPU_SIZES, DEVICE_SIZES, Placement, Sizes
 from nowcast_server.nino.engine.plan import Plan, Unit, plan, plan_bytes
@@ -106,7 +106,8 @@ class _Forecast:
             convolution = next(convolutions)
             sums = self._gather(convolution, ends, self._projected(x, convolution.to_source))
             self._place.each(partial(self._update, x, convolution, sums), len(x))
-            ends.append(self._ends(x, stage))
+            assert stage.at_target is not None
+            ends.append((self._projected(x, stage.at_source), self._projected(x, stage.at_target)))
         return x, ends
 
     def _neurons_in(self) -> Tensor:
@@ -135,12 +136,6 @@ class _Forecast:
         out = self._new(len(x), matrix)
         self._place.each(lambda rows: torch.mm(x[rows], matrix, out=out[rows]), len(x))
         return out
-
-    def _ends(self, x: Tensor, stage: EdgeStage) -> Ends:
-        """What each neuron contributes to an edge stage as its source and as its target."""
-        assert stage.at_source is not None
-        assert stage.at_target is not None
-        return self._projected(x, stage.at_source), self._projected(x, stage.at_target)
 
     def _update(self, x: Tensor, stage: NeuronStage, sums: Sums, rows: slice) -> None:
         """Take the sums over the edges into each neuron into some rows of `x` (N, H)."""

@@ -115,7 +115,7 @@ def fold(options: ModelOptions, tensors: Mapping[str, Tensor]) -> Folded:
         state.then(*hidden),
         out[0].view(*shape, -1),
         out[1].view(shape),
-        _transposed(*weights.linear("node_in.0")) if options.graph else None,
+        (weights.get("node_in.0.weight").T, weights.get("node_in.0.bias")) if options.graph else None,
         weights.get("word_embedding.weight") if options.graph and options.vocabulary else None,
     )
 
@@ -129,10 +129,6 @@ class _Weights:
 
     def linear(self, name: str) -> tuple[Tensor, Tensor]:
         return self.get(f"{name}.weight"), self.get(f"{name}.bias")
-
-
-def _transposed(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return weight.T, bias
 
 
 def _convolution(options: ModelOptions, weights: _Weights, layer: int, *, state: Affine) -> NeuronStage:

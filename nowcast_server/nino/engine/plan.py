@@ -154,7 +154,12 @@ def _graph_units(wiring: Wiring, sizes: Sizes) -> tuple[Unit, ...]:
 
 
 def _plan_parameters(wiring: Wiring, sizes: Sizes) -> Plan:
-    blocks = [slot for block in wiring.blocks if block.parameter != STRUCTURE for slot in _split_slots(block)]
+    blocks = [
+        replace(block, offset=block.offset + slot * block.slot_stride, slots=1, slot_stride=0)
+        for block in wiring.blocks
+        if block.parameter != STRUCTURE
+        for slot in range(block.slots)
+    ]
     panels = [panel for block in blocks if _is_large(block, sizes) for panel in _cut(wiring, block, sizes)]
     listed = listed_weights(wiring, [block for block in blocks if not _is_large(block, sizes)])
     bundles = [bundle for edges in listed for bundle in chop(wiring, edges, sizes.bundle)]
@@ -186,11 +191,6 @@ def _uncovered(wiring: Wiring) -> tuple[slice | Tensor, ...]:
 
 def _is_large(block: Block, sizes: Sizes) -> bool:
     return not block.diagonal and block.edges > sizes.small
-
-
-def _split_slots(block: Block) -> Iterator[Block]:
-    for slot in range(block.slots):
-        yield replace(block, offset=block.offset + slot * block.slot_stride, slots=1, slot_stride=0)
 
 
 def _cut(wiring: Wiring, block: Block, sizes: Sizes) -> Iterator[Panel]:

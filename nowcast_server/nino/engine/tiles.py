@@ -130,7 +130,8 @@ class BundleEdges(Edges):
 
     def joined(self, ends: Ends, bias: Tensor) -> Sequence[Constant]:
         if len(self._bundle.joins):
-            return [partial(_sum, self._bundle.joins, 3 * self._bundle.order, torch.cat((*ends, bias)))]
+            starts, rows = 3 * self._bundle.order, torch.cat((*ends, bias))
+            return [lambda _: nn.functional.embedding_bag(self._bundle.joins, rows, starts, mode="sum")]
         at_target = self._select(ends[1], self._bundle.target)
         at_target += (
             bias[self._bundle.edge_type] if len(self._bundle.edge_type) == 1 else self._select(bias, self._bundle.edge_type)
@@ -140,7 +141,7 @@ class BundleEdges(Edges):
     def biased(self, bias: Tensor) -> Constant:
         if len(self._bundle.edge_type) == 1:
             return partial(_copy, bias[self._bundle.edge_type])
-        return partial(_pick, bias, self._bundle.edge_type)
+        return lambda buffer: torch.index_select(bias, 0, self._bundle.edge_type, out=buffer.flat)
 
     def buffer(self, flat: Tensor) -> Buffer:
         return Buffer(flat, flat)
@@ -166,11 +167,3 @@ def _add(one: Tensor, other: Tensor, buffer: Buffer) -> Tensor:
 
 def _copy(row: Tensor, buffer: Buffer) -> Tensor:
     return buffer.flat.copy_(row)
-
-
-def _pick(rows: Tensor, index: Tensor, buffer: Buffer) -> Tensor:
-    return torch.index_select(rows, 0, index, out=buffer.flat)
-
-
-def _sum(index: Tensor, starts: Tensor, rows: Tensor, _: Buffer) -> Tensor:
-    return nn.functional.embedding_bag(index, rows, starts, mode="sum")

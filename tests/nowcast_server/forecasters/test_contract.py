@@ -14,7 +14,7 @@ from networks import mlp_wiring, random_checkpoint, random_states
 from nowcast_server.forecasters import FORECASTERS, Forecaster, load_forecaster
 from nowcast_server.forecasters import registry as registry_module
 from nowcast_server.nino.checkpoint import CheckpointError, save_checkpoint
-from protos.errors import BadRequest, BadValue, UnknownForecaster
+from protos.errors import BadRequest, BadValue
 from protos.wiring import Block, Parameter, Wiring
 
 WIRING = mlp_wiring(3, 5, 2)
@@ -72,16 +72,6 @@ def test_forecasts_move(forecaster: Forecaster) -> None:
     assert moved == (forecaster.name != "last")
 
 
-@pytest.mark.parametrize("name", LEARNED)
-def test_weights_in_no_block_keep_their_last_value(name: str, weights: dict[str, Path]) -> None:
-    """A scalar like CLIP's temperature, which the graph does not hold, would be set to the mean of its past."""
-    wiring = Wiring((*WIRING.parameters, Parameter("temperature", ())), WIRING.neurons, WIRING.blocks)
-    states = random_states(wiring)
-    forecasts = load_forecaster(name, checkpoint=weights[name]).forecast(wiring, states)
-    assert (forecasts[:, -1] == states[-1, -1]).all()
-    assert not torch.allclose(forecasts[:, :-1], states[-1, :-1], atol=1e-3)
-
-
 BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"states": torch.zeros(5, WIRING.size + 1)}, "states"),
     ({"states": torch.zeros(WIRING.size)}, "states"),
@@ -127,12 +117,6 @@ def test_kernels_larger_than_the_checkpoint(tmp_path: Path) -> None:
     assert caught.value.field == "wiring"
 
 
-def test_unknown_names() -> None:
-    """A misspelt forecaster would end in a KeyError."""
-    with pytest.raises(UnknownForecaster):
-        load_forecaster("nin0")
-
-
 def test_a_checkpoint_for_the_other_forecaster(weights: dict[str, Path]) -> None:
     """WNN's weights in NiNo's place would fail on a missing tensor, which says nothing."""
     for name, other in (("nino", "wnn"), ("wnn", "nino")):
@@ -156,19 +140,6 @@ def test_shipped_weights_are_the_default(name: str, monkeypatch: pytest.MonkeyPa
     states = random_states(WIRING)
     expected = load_forecaster(name, checkpoint=weights[name]).forecast(WIRING, states)
     assert torch.equal(load_forecaster(name).forecast(WIRING, states), expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", LEARNED)
-def test_another_device(name: str, weights: dict[str, Path]) -> None:
-    """A server with a GPU would fail, or forecast something else."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    states = random_states(WIRING)
-    expected = load_forecaster(name, checkpoint=weights[name]).forecast(WIRING, states)
-    there = load_forecaster(name, checkpoint=weights[name], device="cuda")
-    assert torch.allclose(there.forecast(WIRING, states), expected, atol=1e-4)
-    assert torch.allclose(there.forecast(WIRING, states.cuda()).cpu(), expected, atol=1e-4)
 
 
 MEASURED = """

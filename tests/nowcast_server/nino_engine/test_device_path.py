@@ -32,7 +32,9 @@ class OnlyOn(TorchDispatchMode):
         return result
 
 
-def on_meta(wiring: Wiring, *, graph: bool, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[torch.Tensor, list[str]]:
+def on_meta(
+    wiring: Wiring, *, graph: bool = True, dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[torch.Tensor, list[str]]:
     engine = StreamingEngine(random_checkpoint(graph=graph, **options), device="meta")
     states = torch.empty(5, wiring.size, dtype=dtype, device=META)
     features = node_pe(wiring).to(META) if graph else None
@@ -42,28 +44,18 @@ def on_meta(wiring: Wiring, *, graph: bool, dtype: torch.dtype = torch.float32, 
     return made, checked.operators
 
 
-@pytest.mark.parametrize("graph", [True, False], ids=["nino", "wnn"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"graph": False}, {"dtype": torch.float16}, {"dtype": torch.bfloat16}, {"vocabulary": 100}, {"layers": 5}],
+    ids=["nino", "wnn", "float16", "bfloat16", "words", "deep"],
+)
 @pytest.mark.parametrize("wiring", [SMALL, MIXED, LARGE], ids=["small", "mixed", "large"])
-def test_nothing_comes_back_to_the_host(wiring: Wiring, *, graph: bool) -> None:
+def test_nothing_comes_back_to_the_host(wiring: Wiring, options: dict[str, Any]) -> None:
     """The device would wait for the host in the middle of a forecast, tile by tile, or for an index to be uploaded."""
-    made, operators = on_meta(wiring, graph=graph)
+    made, operators = on_meta(wiring, **options)
     assert made.shape == (2, wiring.size)
     assert made.device == META
     assert len(operators) > 30
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_snapshots_stay_on_the_device(dtype: torch.dtype) -> None:
-    """16-bit snapshots, half the upload, would be widened on the host."""
-    for wiring in (SMALL, LARGE):
-        on_meta(wiring, graph=True, dtype=dtype)
-
-
-@pytest.mark.parametrize("options", [{"vocabulary": 100}, {"layers": 5}])
-def test_other_models_stay_on_the_device(options: dict[str, Any]) -> None:
-    """Some published checkpoint would be served at the pace of the host."""
-    for wiring in (SMALL, LARGE):
-        on_meta(wiring, graph=True, **options)
 
 
 def test_a_small_network_takes_few_operators() -> None:
@@ -82,5 +74,5 @@ def test_a_small_network_takes_few_operators() -> None:
         "unsqueeze",
         "t.default",
     )
-    _, operators = on_meta(SMALL, graph=True)
+    _, operators = on_meta(SMALL)
     assert sum(not any(view in name for view in views) for name in operators) < 250

@@ -26,19 +26,6 @@ def add(recorder: Recorder, step: int, job: str = "team.job-1") -> bool:
     return recorder.add(job, wiring=WIRING, step=step, state=snapshot())
 
 
-def test_a_jump_starts_a_new_piece(tmp_path: Path) -> None:
-    """A forecaster would learn that training leaps by itself."""
-    recorder = Recorder(tmp_path)
-    for step in range(0, 60, 10):
-        assert add(recorder, step)
-    recorder.jumped("team.job-1")
-    for step in (60, 70, 90, 100):  # 80 was lost on the way
-        assert add(recorder, step)
-    (run,) = trajectories(tmp_path)  # readable while the recorder goes on
-    assert [piece.steps.tolist() for piece in run.pieces()] == [[0, 10, 20, 30, 40, 50], [60, 70], [90, 100]]
-    recorder.close()
-
-
 def test_a_snapshot_sent_again_is_kept_once(tmp_path: Path) -> None:
     """A worker resends its context after a server restart; the run would go back in time."""
     recorder = Recorder(tmp_path)

@@ -1,7 +1,5 @@
 """Tasks on pictures: sizes, splits, batches, and how they are judged."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,12 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from trainer_worker.tasks import TASKS, load_task
+from trainer_worker.tasks import load_task
 from trainer_worker.tasks.data import DataMissing
 from trainer_worker.tasks.diamonds import diamonds
 from trainer_worker.tasks.fashion import convnet
 from trainer_worker.tasks.task import Task, TensorSplit, batch_indices, evaluate
-from trainer_worker.training.config import TaskTable
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +56,6 @@ def test_diamonds() -> None:
     assert np.corrcoef(features[:, 0], prices)[0, 1] > 0.9
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_every_listed_task_can_be_configured(name: str) -> None:
-    """A name in the help that the configuration refuses is a dead end."""
-    assert TaskTable(name=name).name == name
-
-
 class Lookup(nn.Module):
     """Answers with the logits it was given as input, in training mode or not."""
 
@@ -80,21 +71,14 @@ def random_split(examples: int) -> TensorSplit:
 
 def test_evaluation_is_the_mean_over_the_split_whatever_the_workers() -> None:
     """Last batches are smaller and shares uneven: a mean of means would be wrong, and depend on the number of workers."""
-    split = random_split(103)
-    alone = evaluate(Lookup(), split, batch_size=10)
+    split, model = random_split(103), Lookup()
+    alone = evaluate(model, split, batch_size=10)
+    assert model.training  # left as it was
     shares = torch.stack([evaluate(Lookup(), split, batch_size=10, rank=rank, world=3) for rank in range(3)])
     torch.testing.assert_close(shares.sum(0), alone, rtol=1e-12, atol=0)
     loss = functional.cross_entropy(split.inputs.double(), split.targets)
     correct = (split.inputs.argmax(1) == split.targets).sum()
     torch.testing.assert_close(alone / 103, torch.stack([loss, correct / 103, torch.ones(())]).double(), rtol=1e-6, atol=0)
-
-
-def test_evaluation_leaves_the_mode_as_it_was() -> None:
-    """A model left in evaluation mode would train on without dropout."""
-    for mode in (True, False):
-        model = Lookup().train(mode)
-        evaluate(model, random_split(5))
-        assert model.training is mode
 
 
 def test_loss_and_accuracy_take_sequences() -> None:
@@ -104,14 +88,6 @@ def test_loss_and_accuracy_take_sequences() -> None:
     targets[0, 0] = (targets[0, 0] + 1) % 7
     assert Task.correct(outputs, targets).item() == pytest.approx(0.9)
     torch.testing.assert_close(Task.loss(outputs, targets), functional.cross_entropy(outputs.reshape(10, 7), targets.reshape(10)))
-
-
-def test_moving_a_task_keeps_its_examples(fm16: Task) -> None:
-    """The copy on the device must hold all three splits."""
-    small = replace(fm16, train=random_split(3), validation=random_split(4), test=random_split(5))
-    moved = small.to(torch.device("meta"))
-    assert [len(split) for split in (moved.train, moved.validation, moved.test)] == [3, 4, 5]
-    assert moved.test.take(torch.arange(1, device="meta"))[0].device.type == "meta"
 
 
 @given(
@@ -142,14 +118,8 @@ def test_every_epoch_sees_every_example_once(examples: int, batch_size: int, see
 def test_batches_are_the_same_on_every_machine() -> None:
     """A run resumed elsewhere, or a figure reproduced next year, depends on these very numbers."""
     assert batch_indices(55_000, batch_size=4, seed=1000, step=0).tolist() == [6795, 27775, 5504, 26273]
-    assert batch_indices(55_000, batch_size=4, seed=1000, step=13_750).tolist() == [5118, 53391, 13764, 43889]
-
-
-def test_seeds_and_epochs_differ() -> None:
-    """The same order every epoch, or for every seed, would be no randomness at all."""
-    first = batch_indices(1000, batch_size=1000, seed=1, step=0)
-    assert first.tolist() != batch_indices(1000, batch_size=1000, seed=1, step=1).tolist()
-    assert first.tolist() != batch_indices(1000, batch_size=1000, seed=2, step=0).tolist()
+    assert batch_indices(55_000, batch_size=4, seed=1000, step=13_750).tolist() == [5118, 53391, 13764, 43889]  # the next epoch
+    assert batch_indices(55_000, batch_size=4, seed=1001, step=0).tolist() != [6795, 27775, 5504, 26273]
 
 
 def test_an_uneven_split_is_refused() -> None:

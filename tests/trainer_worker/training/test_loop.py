@@ -13,7 +13,6 @@ from trainer_worker.tasks.task import Task
 from trainer_worker.training.config import Config
 from trainer_worker.training.loop import Checkpoint, FolderHarness, _rate, train, train_in_process
 from trainer_worker.training.records import Arm, Order, RunRecord, is_average
-from trainer_worker.training.resuming import begin
 
 NOWCAST = {"server": "embedded", "forecaster": "linear", "interval": 2, "start": 0.0}
 
@@ -146,16 +145,6 @@ def test_nowcasts_change_nothing_before_the_first_push(tmp_path: Path) -> None:
     assert gliding.events[0]["step"] == 12
     assert without_times(gliding)[:2] == without_times(plain)[:2]  # at steps 5 and 10
     assert without_times(gliding)[2] != without_times(plain)[2]  # at step 15
-
-
-def test_a_fresh_run_does_not_go_on_from_an_old_one(tmp_path: Path) -> None:
-    """Without `resume` the second run of the same name starts at step 0."""
-    job = order(tmp_path, nowcasts=False, steps=6)
-    first = train_in_process(job, listen=ignore)
-    begin([job], resume=False)
-    second = train_in_process(job, listen=ignore)
-    assert second.restores == 0
-    assert without_times(second) == without_times(first)
 
 
 def test_the_last_step_is_evaluated_and_kept(tmp_path: Path) -> None:

@@ -35,24 +35,6 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-class DenseNet(nn.Module):
-    """Every layer reads the concatenation of all before it."""
-
-    def __init__(self, growth: int = 3, layers: int = 3) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        widths = [4 + index * growth for index in range(layers)]
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
-        self.layers = nn.ModuleList(nn.Conv2d(width, growth, 3, padding=1) for width in widths)
-        self.classifier = nn.Linear(4 + layers * growth, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = [self.stem(x)]
-        for norm, layer in zip(self.norms, self.layers, strict=True):
-            features.append(layer(F.relu(norm(torch.cat(features, 1)))))
-        return self.classifier(torch.cat(features, 1).mean(dim=(2, 3)))
-
-
 class InvertedResidual(nn.Module):
     """MobileNet: expand, depthwise, squeeze and excite, project, add."""
 
@@ -132,18 +114,6 @@ class Autoencoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.expand(self.encoder(x)))
         return self.decoder(hidden.view(-1, 6, 2, 2))
-
-
-class Siamese(nn.Module):
-    """One encoder for two inputs, compared."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
-        self.compare = nn.Linear(5, 1)
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.compare((self.encoder(left) - self.encoder(right)).abs())
 
 
 class GAN(nn.Module):
@@ -359,23 +329,6 @@ class Seq2Seq(nn.Module):
         return torch.stack(outputs, dim=1)
 
 
-class CRNN(nn.Module):
-    """Text recognition: convolutions, columns as time steps, an LSTM."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
-        )
-        self.rnn = nn.LSTM(6 * 2, 5, bidirectional=True)
-        self.head = nn.Linear(10, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        x = x.permute(3, 0, 1, 2).flatten(2)
-        return self.head(self.rnn(x)[0])
-
-
 class Llamaish(nn.Module):
     """A decoder of one's own: grouped-query attention, rotary positions, norms within heads, a gated MLP."""
 
@@ -427,11 +380,9 @@ def _images(channels: int, side: int) -> Callable[[], tuple[Tensor, ...]]:
 
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "unet": (UNet, _images(1, 16)),
-    "densenet": (DenseNet, _images(3, 8)),
     "mobilenet": (MobileNet, _images(3, 16)),
     "mixer": (MLPMixer, _images(3, 16)),
     "autoencoder": (Autoencoder, _images(1, 8)),
-    "siamese": (Siamese, lambda: (torch.randn(4, 6), torch.randn(4, 6))),
     "gan": (GAN, lambda: None),
     "experts": (MixtureOfExperts, lambda: (torch.randn(30, 5),)),
     "batched_experts": (BatchedExperts, lambda: (torch.randn(6, 4),)),
@@ -442,7 +393,6 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "convnext": (ConvNeXt, _images(3, 16)),
     "encoder": (EncoderClassifier, lambda: (torch.randn(2, 8, 3),)),
     "seq2seq": (Seq2Seq, lambda: (torch.randint(0, 12, (2, 5)), torch.randint(0, 11, (2, 4)))),
-    "crnn": (CRNN, lambda: (torch.randn(2, 1, 8, 20),)),
     "llamaish": (Llamaish, _tokens(15)),
 }
 """Name -> how to make the network, how to make its inputs (None: it has no forward of its own)."""

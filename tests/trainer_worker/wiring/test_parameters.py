@@ -103,8 +103,9 @@ def test_nothing_left_to_forecast() -> None:
     """A job of no parameters would be registered."""
     model = nn.Module()
     model.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
-    with pytest.raises(BadWiring, match="no real floating-point parameters"):
-        wire(model)
+    for each in (model, nn.ReLU()):
+        with pytest.raises(BadWiring, match="no real floating-point parameters"):
+            wire(each)
 
 
 def test_coverage_in_one_line() -> None:

@@ -77,7 +77,7 @@ class Labels:
         self.count = 0
         self.ties: list[tuple[Tensor, Tensor]] = []
         self._starts: list[int] = []
-        self._consumed = torch.zeros(0, dtype=torch.bool)
+        self.read = torch.zeros(0, dtype=torch.bool)  # by label: do weights start from it, in this forward pass
         self._inputs: list[tuple[int, int]] = []
 
     def fresh(self, *shape: int) -> Tensor:
@@ -85,8 +85,8 @@ class Labels:
         new = torch.Size(shape).numel()
         self._starts.append(self.count)
         self.count += new
-        if self.count > len(self._consumed):
-            self._consumed = torch.cat([self._consumed, torch.zeros(self.count, dtype=torch.bool)])
+        if self.count > len(self.read):
+            self.read = torch.cat([self.read, torch.zeros(self.count, dtype=torch.bool)])
         return torch.arange(self.count - new, self.count).view(shape)
 
     def fresh_over(self, shape: tuple[int, ...], dims: set[int]) -> Tensor:
@@ -132,14 +132,10 @@ class Labels:
 
     def consume(self, labels: Tensor) -> None:
         """Weights start from these neurons: from now on, adding to them is a residual connection."""
-        self._consumed[labels[labels != UNKNOWN]] = True
+        self.read[labels[labels != UNKNOWN]] = True
 
     def consumed(self, labels: Tensor) -> bool:
-        return bool(self._consumed[labels[labels != UNKNOWN]].any())
-
-    def forget_consumed(self) -> None:
-        """A new forward pass reads everything anew."""
-        self._consumed.zero_()
+        return bool(self.read[labels[labels != UNKNOWN]].any())
 
     def resolve(self) -> Tensor:
         """The representative of every label: equal for tied ones. (labels,) int64."""

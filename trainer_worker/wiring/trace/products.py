@@ -131,17 +131,14 @@ def _attended(tracer: Tracer, pairing: Pairing, values: Tensor, flow: Flow) -> F
     heads, shared = len(distinct(pairing.query)[0]), len(distinct(value)[0])
     if pairing.value is None:
         pairing.value = value
-        pairing.result = value if heads == shared else _fresh_rows(tracer, pairing.query, value.shape[1])
+        pairing.result = value
+        if heads != shared:  # new neurons for each head, the same for the same head in another example
+            first, head = distinct(pairing.query)
+            pairing.result = tracer.labels.fresh(len(first), value.shape[1])[head]
     result = pairing.result if pairing.result is not None and pairing.result.shape == value.shape else value
     labels = result.unsqueeze(1) if depth == 2 else result
     others = tuple(other for other in flow.identities if depth not in varying(other) and depth - 1 not in varying(other))
     return Flow((labels if heads > 1 else labels[:1], *others), plain=True)
-
-
-def _fresh_rows(tracer: Tracer, query: Tensor, width: int) -> Tensor:
-    """New neurons for each head, the same for the same head in another example: (batch, width)."""
-    first, head = distinct(query)
-    return tracer.labels.fresh(len(first), width)[head]
 
 
 def _rows(labels: Tensor, batch: int) -> Tensor:
@@ -160,7 +157,10 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
     grouped = _grouped(held, groups)
     own = flow.along(1, inputs.shape[1])
     axes = (1, 2) if transposed else (2, 1)
-    labels = None if own is None else _by_group(tracer.labels.collapse(own, {1}).flatten(), grouped.view, axes[0])
+    labels = None
+    if own is not None:  # channels over the groups and one axis of the weights
+        over = [grouped.view.shape[axis] if axis in {0, axes[0]} else 1 for axis in range(grouped.view.dim())]
+        labels = tracer.labels.collapse(own, {1}).reshape(over)
     source, target = multiply(tracer, grouped, labels, sources={0, axes[0]}, targets={0, axes[1]}, kind=EdgeType.CONVOLUTION)
     spatial = (1,) * (inputs.dim() - 2)
     if own is None:
@@ -177,13 +177,6 @@ def _grouped(held: Held, groups: int) -> Held:
         return view.view(groups, view.shape[0] // groups, *view.shape[1:])
 
     return held.seen(split(held.view), tuple(rider.seen(split(rider.view)) for rider in held.riders))
-
-
-def _by_group(labels: Tensor, view: Tensor, axis: int) -> Tensor:
-    """Channel labels over the groups and one axis of the weights."""
-    shape = [1] * view.dim()
-    shape[0], shape[axis] = view.shape[0], view.shape[axis]
-    return labels.reshape(shape)
 
 
 def _per_channel(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:

@@ -74,7 +74,7 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         for parameter in parameters:
             if (held := self._held.get(id(parameter))) is not None:
                 self._shadows[parameter] = held
-        self.labels.forget_consumed()
+        self.labels.read.zero_()
         grown: list[list[Any]] = [self.labels.ties, self.pairings, self.residuals]
         lengths, uses = [len(each) for each in grown], self.uses.count
 
