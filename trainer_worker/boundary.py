@@ -28,6 +28,12 @@ GROWTH: Final = 150
 """Of a run of unknown length, an interval is one part in so many of the steps so far,"""
 SHORTEST: Final = 10
 """but no less than so many steps."""
+LATE: Final = 3
+"""So many late forecasts, with none in time between them, double the interval;"""
+IN_TIME: Final = 10
+"""so many in time, times 2 for each time it was doubled, halve it again."""
+WIDEST: Final = 16
+"""The interval does not grow further than so many times: what is that far apart says little about the next steps."""
 
 
 class Boundaries:
@@ -36,6 +42,7 @@ class Boundaries:
 
     At a boundary it (1) takes up what was asked for at the boundary before, if it has come, else goes without; (2) takes a snapshot
     and asks for a forecast from the newest ones. What a run does depends on which forecasts came by their boundary, not on when.
+    Where they keep coming late, the interval doubles until they come in time.
     """
 
     mode = "glide"
@@ -56,6 +63,10 @@ class Boundaries:
         self._flat, self.pushed, self._forecasts, self._ranks = flat, pushed, forecasts, ranks
         self._push, self._journal, self._max_steps, self._shadow = push, journal, max_steps, shadow
         self._interval = interval or (max(1, max_steps // SHARE) if max_steps else None)
+        self.stretch = 1
+        """By how much the interval has grown."""
+        self._patience = IN_TIME
+        self._trend = 0  # late forecasts, with none in time between them; if negative, in time, with none late
         self._next = self.interval_after(0)
         self._taken = 0  # snapshots of the present context that were due
         self._asked: Request | None = None
@@ -68,7 +79,7 @@ class Boundaries:
 
     def interval_after(self, step: int) -> int:
         """Steps from the boundary at this step to the next."""
-        return self._interval or max(SHORTEST, step // GROWTH)
+        return self.stretch * (self._interval or max(SHORTEST, step // GROWTH))
 
     def after_step(self) -> bool:
         """Count a step and do what is due; whether an interval ended. Raises what the ranks' communication raises, nothing else."""
@@ -116,24 +127,49 @@ class Boundaries:
         if self._shadow:
             if reason is not None:
                 self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "scored", reason, detail))
+                if not self._flat.sharded:  # ranks take snapshots together then, and know nothing of this
+                    self._adapt(reason)
             return
         reason, displacement = self._ranks.share(reason, displacement, size=None if self._flat.sharded else self._flat.size)
         if reason:
             self._end_push()
         else:
-            self.pushed.set(displacement, steps=self._next - self.step)
-            self._gain = self._push.gain_at(self.step, max_steps=self._max_steps)
-            if self._forecasts is not None:
-                self._forecasts.pushing(displacement)
-                self._gain *= self._forecasts.braked
+            self._begin_push(displacement)
         waited_s = time.perf_counter() - start
         self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "glided", reason, detail, seconds=waited_s))
+        self._adapt(reason)
+
+    def _begin_push(self, displacement: Tensor | None) -> None:
+        self.pushed.set(displacement, steps=self._next - self.step)
+        self._gain = self._push.gain_at(self.step, max_steps=self._max_steps)
+        if self._forecasts is not None:
+            self._forecasts.pushing(displacement)
+            self._gain *= self._forecasts.braked
 
     def _end_push(self) -> None:
         self.pushed.clear()
         self._gain = 0.0
         if self._forecasts is not None:
             self._forecasts.pushing(None)
+
+    def _adapt(self, reason: str) -> None:
+        """Double the interval where forecasts keep coming late, and halve it after many in time; a new context begins then."""
+        if reason not in ("", "late"):
+            return
+        sign = 1 if reason else -1
+        self._trend = sign + (self._trend if sign * self._trend > 0 else 0)
+        if self._trend == LATE and self.stretch < WIDEST:
+            self.stretch, self._patience = 2 * self.stretch, 2 * self._patience
+        elif self._trend <= -self._patience and self.stretch > 1:
+            self.stretch //= 2
+        else:
+            return
+        self._trend = self._taken = 0
+        self._next = self.step + self.interval_after(self.step)
+        if self._forecasts is not None:
+            self._forecasts.sender.reset()
+        why = "keep coming late" if reason else "come in time"
+        log.warning("forecasts %s: a snapshot every %d steps from step %d on", why, self._next - self.step, self.step)
 
     def _collect(self, *, wait: bool = False) -> tuple[Tensor | None, str, str]:
         """What came of the request: a displacement (n,), or why there is none, as a word and as a sentence."""
@@ -200,6 +236,9 @@ class Boundaries:
             "step": self.step,
             "next": self._next,
             "taken": self._taken,
+            "stretch": self.stretch,
+            "patience": self._patience,
+            "trend": self._trend,
             "asking": self._asking,
             "gain": self._gain,
             "pushed": self.pushed.state_dict(),
@@ -210,6 +249,7 @@ class Boundaries:
         """Go on from `state_dict()`. What was asked for then is asked again."""
         self.step, self._next, self._taken = int(state["step"]), int(state["next"]), int(state["taken"])
         self._asking, self._gain = bool(state["asking"]), float(state["gain"])
+        self.stretch, self._patience, self._trend = (int(state[key]) for key in ("stretch", "patience", "trend"))
         self.pushed.load_state_dict(state["pushed"])
         self._compared = False
         if self._forecasts is not None and state["snapshots"]:

@@ -14,7 +14,7 @@ from protos.messages import JobSpec, Progress
 from trainer_worker.coherence import LayerCoherence, alignment, brake, coherence
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Endpoint
-from trainer_worker.endpoints.sender import Request, Sender
+from trainer_worker.endpoints.sender import SLOWEST_RATE, Request, Sender
 from trainer_worker.push import Push, displacement, shape
 from trainer_worker.snapshots import SPARE_ROWS, Snapshot, SnapshotBuffers
 from trainer_worker.weights.flat import TORCH_DTYPES, FlatParameters
@@ -40,6 +40,8 @@ class Forecasts:
         self._timeout_s = math.inf if endpoint.local else timeout_s
         self.waits = endpoint.local
         self.sender = Sender(endpoint, spec, timeout_s=self._timeout_s)
+        # a jump is waited for; of a push a late forecast is given up at the end of its interval
+        self._patience_s = self._timeout_s + (0 if spec.mode == "jump" else 8 * flat.size / SLOWEST_RATE)
         self.buffers = SnapshotBuffers(flat, dtype=TORCH_DTYPES[spec.dtype], rows=spec.context + SPARE_ROWS)
         self._pushed: Tensor | None = None  # (n,) what is being added in this interval
         self._ended: Tensor | None = None  # (n,) what was added in the interval before
@@ -84,16 +86,18 @@ class Forecasts:
         """
         context, seen, before = self.sender.context, self._seen, self._coherence
         horizon = horizon or self._push.horizon
+        deadline = Deadline(self._patience_s)
 
         def finish(forecast: Tensor) -> Tensor:
             states = [snapshot.wait() for snapshot in context]
+            pieces = deadline.watching(self._flat.pieces)
             if gain:
                 left = gain * brake(_follow(before, seen()))
-                return shape(forecast, states, self._flat.pieces, gain=left, hold_norms=self._push.hold_norms)
-            return displacement(forecast, states[-1], self._flat.pieces, hold_norms=self._push.hold_norms)
+                return shape(forecast, states, pieces, gain=left, hold_norms=self._push.hold_norms)
+            return displacement(forecast, states[-1], pieces, hold_norms=self._push.hold_norms)
 
         out = torch.empty(1, self._flat.size, dtype=torch.float32, device="cpu")
-        request = Request(context, (horizon,) if horizon else (), out, Deadline(self._timeout_s), finish)
+        request = Request(context, (horizon,) if horizon else (), out, deadline, finish)
         if len(context) < self._spec.context:
             missing = f"{self._spec.context - len(context)} of the context's snapshots could not be taken"
             request.finish(error=HistoryMissing(missing, field="context"))

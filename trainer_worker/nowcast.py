@@ -36,7 +36,7 @@ from trainer_worker.wiring import describe, logged
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 9
+STATE_VERSION: Final = 10
 UNSEEDED: Final = 67280421310721
 """The seed of torch's generators that nobody has seeded."""
 _running: Final[Any] = WeakIdKeyDictionary()
@@ -357,6 +357,8 @@ class Nowcast:
         tally = self._journal.tally
         why = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
         skipped = f", {tally.nowcasts['skipped']} skipped ({why})" if why else ""
+        if self._boundaries.stretch > 1:
+            skipped += f"; they came late, so the interval grew to {self._boundaries.interval_after(self.steps)} steps"
         if not self.steps:
             log.warning("%s: no optimizer step was counted: call nowcast.step() after each, if no hook sees them", self._job)
         elif not tally.used:

@@ -1,7 +1,7 @@
 """Turn a forecast into a push: its direction, its length, and when in a run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,7 +64,7 @@ class Push:
 
 
 @torch.no_grad()
-def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Sequence[Piece], *, gain: float, hold_norms: bool) -> Tensor:
+def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Iterable[Piece], *, gain: float, hold_norms: bool) -> Tensor:
     """Make a forecast into the displacement of one interval, in place.
 
     Entries that are equal in all snapshots of the context stay as they are: padding rows, masked weights, unused layers.
@@ -102,7 +102,7 @@ def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Sequence[Piece], 
     return forecast
 
 
-def displacement(forecast: Tensor, last: Tensor, pieces: Sequence[Piece], *, hold_norms: bool) -> Tensor:
+def displacement(forecast: Tensor, last: Tensor, pieces: Iterable[Piece], *, hold_norms: bool) -> Tensor:
     """All of a forecast's displacement, in place: what a jump adds. For arguments and errors see `shape`."""
     _check_finite(forecast)
     for piece in pieces:

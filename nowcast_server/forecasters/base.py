@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nowcast_server.interruption import interruptible_items
 from nowcast_server.streams import own_stream
 from protos.errors import BadRequest, BadValue
 from protos.wiring import Wiring
@@ -73,9 +74,9 @@ class Forecaster(ABC):
     def _checked(self, wiring: Wiring, snapshots: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         """`predict` for snapshots on its device; all are asked to be finite at once, as an answer waits for whatever is queued."""
         # a sum is finite only if every term is, and a mask takes more than a snapshot
-        sums = [snapshot.sum().float() for snapshot in snapshots]
+        sums = [snapshot.sum().float() for snapshot in interruptible_items(snapshots)]
         forecasts = self.predict(wiring, snapshots, horizons=horizons).to(torch.float32)
-        sums += [row.sum() for row in forecasts]
+        sums += [row.sum() for row in interruptible_items(forecasts)]
         finite = torch.stack(sums).isfinite().tolist()
         for index, snapshot in enumerate(snapshots):
             if not finite[index] and not snapshot.isfinite().all():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nowcast_server.forecasters.base import Forecaster, Horizons
+from nowcast_server.interruption import interruption_point
 from protos.wiring import Wiring
 
 
@@ -62,5 +63,6 @@ def stacked(states: Sequence[Tensor]) -> Tensor:
     """A copy of the snapshots (n,) in float32, (len(states), n), and nothing of its size besides."""
     rows = torch.empty(len(states), len(states[0]), dtype=torch.float32, device=states[0].device)
     for row, state in zip(rows, states, strict=True):
+        interruption_point()
         row.copy_(state)
     return rows

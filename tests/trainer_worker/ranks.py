@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from protos.errors import BadRequest, Unavailable
+from protos.errors import BadRequest, DeadlineExceeded, Unavailable
 from trainer_worker import Nowcast
 from trainer_worker.endpoints.server import Server
 from trainer_worker.errors import BadArgument, RanksDiffer
@@ -40,6 +41,7 @@ def _main(rank: int, folder: Path, port: int, world: int, url: str) -> None:
         "wrapped": train(rank, embedded),
         "http": train(rank, {"server": Server(url, dtype="bfloat16", timeout_s=20), "forecaster": "linear"}),
         "failing": train(rank, {"server": ScriptedEndpoint(fail=_fail)}),
+        "late": train(rank, {"server": ScriptedEndpoint(fail=_late, local=False)}),
         "jump": train(rank, {**embedded, "mode": "jump", "interval": 1}),
         "shadow": train(rank, {**embedded, "mode": "shadow"}),
         "unfrozen": train(rank, embedded, unfreeze_at=5),
@@ -242,6 +244,12 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
 
 def _refuse(call: str) -> None:
     raise BadRequest("no such jobs here", field="job")
+
+
+def _late(call: str) -> None:
+    if call == "forecast":
+        time.sleep(0.1)  # longer than all the rest of an interval
+        raise DeadlineExceeded("too slow")
 
 
 def _fail(call: str) -> None:

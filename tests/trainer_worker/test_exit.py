@@ -3,15 +3,19 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-SCRIPT = """
+HERE = Path(__file__).parent
+ENDED_S = 2.0
+"""How long an end may take."""
+
+HANGING_SERVER = """
 import sys, threading
 sys.path[:0] = [{here!r}, {tests!r}]
-import torch
-from small_runs import FULL, STEPS, ScriptedEndpoint, adam, make, network, step
+from small_runs import STEPS, ScriptedEndpoint, learner, make, step
 
 begun = threading.Event()
 
@@ -20,35 +24,132 @@ def fail(call):
         begun.set()
         threading.Event().wait()  # for ever
 
-model = network()
-optimizer = adam(model)
+model, optimizer = learner()
 nowcast = make(model, optimizer, ScriptedEndpoint(fail=fail, local=False)).start()
 for index in range(STEPS):
     step(model, optimizer, index)
 assert begun.wait(20)
-print("training", flush=True)
+print("under way", flush=True)
 {then}
 """
-ENDS = {
-    "end": ("", 0),
-    "interrupt": ("signal = __import__('signal'); __import__('os').kill(__import__('os').getpid(), signal.SIGINT)", -signal.SIGINT),
-}
+
+EMBEDDED = """
+import atexit, signal, sys, threading, time
+import torch
+from torch import nn
+from trainer_worker import Nowcast, Push
+from trainer_worker.endpoints.embedded import EmbeddedEndpoint
+
+ending = [0.0]
+atexit.register(lambda: print(f"{{time.monotonic() - ending[0]:.2f}}", flush=True))  # first registered, last called
+
+def end(*signal):
+    ending[0] = time.monotonic()
+    if signal:
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, end)
+begun = threading.Event()
+forecast = EmbeddedEndpoint.forecast
+
+def told(*arguments, **options):
+    begun.set()
+    print("under way", flush=True)
+    return forecast(*arguments, **options)
+
+EmbeddedEndpoint.forecast = told
+model = nn.Sequential(*[nn.Linear(700, 700) for _ in range(4)])
+for parameter in model.parameters():
+    parameter.grad = torch.ones_like(parameter)
+optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+wait = {wait!r}
+with Nowcast(model, optimizer, forecaster="nino", max_steps=1000, interval=2, push=Push(start=0.0)):
+    while wait or not begun.is_set():
+        if not wait:
+            time.sleep(0.05)
+        optimizer.step()
+    time.sleep(0.1)
+    {then}
+"""
+ENDS = {"end": ("end()", 0), "exit": ("end(); sys.exit(3)", 3), "error": ("end(); raise ValueError('its own')", 1)}
+INTERRUPTED = (130, -signal.SIGINT)
+
+STUBBORN = """
+import sys, threading, time
+import torch
+from torch import nn
+from nowcast_server.forecasters import Forecaster, register
+from trainer_worker import Nowcast
+
+begun = threading.Event()
+
+class Stubborn(Forecaster):
+    name = "stubborn"
+
+    def predict(self, wiring, states, *, horizons):
+        begun.set()
+        ends = time.monotonic() + 4
+        while time.monotonic() < ends:
+            torch.randn(500, 500) @ torch.randn(500, 500)
+        return states[-1].repeat(len(horizons), 1)
+
+register("stubborn", Stubborn)
+model = nn.Linear(4, 4)
+optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+with Nowcast(model, optimizer, forecaster="stubborn", interval=1):
+    for _ in range(5):
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    assert begun.wait(20)
+sys.exit(3)
+"""
+
+
+def started(script: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def under_way(script: str) -> subprocess.Popen[str]:
+    """A process whose forecast has just begun."""
+    process = started(script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "under way\n"
+    return process
+
+
+@pytest.mark.parametrize(("then", "codes"), [("", (0,)), ("__import__('signal').raise_signal(2)", INTERRUPTED)])
+def test_a_process_ends_while_a_server_hangs(then: str, codes: tuple[int, ...]) -> None:
+    """A job that hangs at its end, or ends with another code than its own, is restarted, or counted as failed."""
+    process = under_way(HANGING_SERVER.format(here=str(HERE), tests=str(HERE.parent), then=then))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode in codes, errors
+    assert "Fatal Python error" not in errors
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_a_process_ends_while_a_forecast_is_under_way(how: str) -> None:
-    """A job that hangs at its end, or ends with another code than its own, is restarted, or counted as failed."""
+def test_a_run_ends_while_a_forecast_is_made_in_its_process(how: str) -> None:
+    """A finished run that is aborted (exit code -6), or waits for a forecast that nobody will use."""
     then, code = ENDS[how]
-    here = Path(__file__).parent
-    script = SCRIPT.format(here=str(here), tests=str(here.parent), then=then)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "training\n"
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode in (code, 130 if code == -signal.SIGINT else code), errors
-    assert "Fatal Python error" not in errors
+    output, errors = (process := under_way(EMBEDDED.format(wait=False, then=then))).communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert ("ValueError: its own" in errors) == (how == "error")
+    assert "lost" not in errors
+    assert float(output.split()[-1]) < ENDED_S
+
+
+def test_ctrl_c_while_training_waits_for_a_forecast() -> None:
+    """Whoever presses Ctrl-C would press it again, harder, and lose what the script does at its end."""
+    process = under_way(EMBEDDED.format(wait=True, then=""))
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode in INTERRUPTED, errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert float(output.split()[-1]) < ENDED_S
+
+
+def test_a_forecaster_that_cannot_be_stopped_does_not_abort_the_process() -> None:
+    """Somebody's own forecaster, deep in a computation when the interpreter ends, would abort a run that went well."""
+    _, errors = (process := started(STUBBORN)).communicate(timeout=120)
+    assert process.returncode == 3, errors
+    assert "stubborn is still computing a forecast" in errors

@@ -43,7 +43,7 @@ def test_the_headers_of_every_call(faulty: FaultyServer) -> None:
     assert run(faulty, job="mine", token="secret")["nowcasts"] == ALL
     assert {headers[SESSION_HEADER] for headers in faulty.headers} == {"mine"}
     assert {headers["authorization"] for headers in faulty.headers} == {"Bearer secret"}
-    assert all(0 < float(headers[DEADLINE_HEADER]) <= 15 for headers in faulty.headers)
+    assert all(0 < float(headers[DEADLINE_HEADER]) <= 15.1 for headers in faulty.headers)  # 15 s, and what the bytes take
     assert faulty.calls.count("send") == STEPS // INTERVAL
     assert faulty.contexts == [list(range(at - FULL, at, INTERVAL)) for at in TAKEN_UP]
     assert [(progress["step"], progress["used"]) for progress in faulty.finished] == [(STEPS, len(TAKEN_UP))]

@@ -33,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 from waiting import until
 
 from protos.errors import DeadlineExceeded
-from trainer_worker import Nowcast, Push
+from trainer_worker import Nowcast, Push, boundary
 from trainer_worker.boundary import GROWTH, SHORTEST
 from trainer_worker.forecasts import REMEMBERED
 from trainer_worker.push import CONTEXT
@@ -157,10 +157,21 @@ def _failing(which: Sequence[int]) -> Callable[[str], None]:
     return fail
 
 
-def test_a_server_that_is_slow_for_long_costs_pushes_alone() -> None:
+def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that needs longer than an interval would never be of use; one that was slow for a while, half as useful for good."""
+    monkeypatch.setattr(boundary, "IN_TIME", 2)
+    endpoint = ScriptedEndpoint(fail=_failing(range(3)))
+    glided(endpoint, interval=1, max_steps=None, steps=30)
+    doubled = [10, 12, 14, 16, 18]  # late at 6, 7 and 8, where the longer intervals begin; in time at 18, 20, 22 and 24
+    assert sorted(endpoint.sent) == [*range(1, 9), *doubled, 20, 22, *range(24, 31)]
+    assert endpoint.asked[0] == (8, 10, 12, 14, 16)
+
+
+def test_a_server_that_is_slow_for_long_costs_pushes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no row free a snapshot is missing: a context with a gap has seen more movement than an interval's, and its push would be
     longer than the gain allows.
     """
+    monkeypatch.setattr(boundary, "WIDEST", 1)  # the interval has grown as far as it may
     gate = Gate()
     endpoint = ScriptedEndpoint(fail=gate, local=False)
     model, optimizer = learner()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import socket
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ from trainer_worker.endpoints.http_client import http_client, stranger_error, st
 CONNECT_S: Final = 2.0
 LONGEST_S: Final = 86_400.0
 """Of one call: a deadline may be infinite, and the time a socket waits may not."""
+SILENT_S: Final = 30.0
+"""A server that takes no byte of an upload for so long is given up, however much time is left."""
 ATTEMPTS: Final = 3
 FIRST_WAIT_S: Final = 0.1
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
@@ -104,7 +107,9 @@ class HttpEndpoint:
                 yield frame  # type: ignore[misc]  # h11 and sockets take any buffer; httpx types it as bytes
 
         headers = {"content-type": MEDIA_TYPE, "content-length": str(framed_bytes(header))}
-        return self._call("PUT", f"{self._path}/snapshots/{step}", deadline, read=read, content=frames, headers=headers)
+        path = f"{self._path}/snapshots/{step}"
+        silent_s = SILENT_S if asked is None else math.inf  # a forecast takes what it takes
+        return self._call("PUT", path, deadline, read=read, content=frames, headers=headers, silent_s=silent_s)
 
     def forecast(
         self,
@@ -157,6 +162,7 @@ class HttpEndpoint:
         message: BaseModel | None = None,
         content: Callable[[], Any] | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
+        silent_s: float = math.inf,
     ) -> T:
         """Call, again if that may help; the answer as `read` gives it."""
         if message is not None:
@@ -176,7 +182,7 @@ class HttpEndpoint:
                     path,
                     content=content() if content else None,
                     headers={**headers, DEADLINE_HEADER: f"{left_s:.3f}"},
-                    timeout=httpx2.Timeout(left_s, connect=min(CONNECT_S, left_s)),
+                    timeout=httpx2.Timeout(min(left_s, silent_s), connect=min(CONNECT_S, left_s)),
                     extensions={"trace": lambda event, info: self._trace(event, info, deadline)},
                 ) as response:
                     if not response.is_success:

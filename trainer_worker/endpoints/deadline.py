@@ -2,10 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from protos.errors import DeadlineExceeded
+
+Item = TypeVar("Item")
 
 
 class Deadline:
@@ -35,6 +38,16 @@ class Deadline:
         if left_s <= 0:
             raise DeadlineExceeded(f"{what} took longer than it may")
         return left_s
+
+    def watching(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, for work that shall end when it passes.
+
+        Raises:
+            DeadlineExceeded: it has passed before the next one.
+        """
+        for item in items:
+            self.check("the work")
+            yield item
 
     def expire(self) -> None:
         """Let it pass now: nobody waits any more. May be called from any thread."""

@@ -5,6 +5,7 @@ the request that waits is answered. Whatever fails, a server restarted, a snapsh
 so first registration, recovery and resuming share one path.
 """
 
+import atexit
 import logging
 import random
 import threading
@@ -44,6 +45,8 @@ FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0
 """Between two attempts to reach a server that is down."""
 LONGEST_RETRY_AFTER_S: Final = 60.0
+SLOWEST_RATE: Final = 256 * 1024
+"""Bytes a second; a slower link is of no use. A server's `upload_min_rate` is the same by default."""
 REPAIRS: Final = 3
 """How often one context is registered or sent anew before its nowcast is given up."""
 
@@ -78,7 +81,7 @@ class Request:
 class Sender:
     """Owns the endpoint and the thread that talks to it. No method waits for either, except `open` and `stop`.
 
-    `timeout_s` is for each call but forecasts, which bring their own deadline.
+    `timeout_s` is for each call but forecasts, which bring their own deadline; an upload has the time its bytes take as well.
     """
 
     def __init__(self, endpoint: Endpoint, spec: JobSpec, *, timeout_s: float) -> None:
@@ -104,6 +107,7 @@ class Sender:
         self._retry_at = 0.0
         self._failures = 0
         self._jitter = random.Random()  # noqa: S311  # one of its own: the global one belongs to the training
+        self._under_way: Deadline | None = None  # of the call
         self._news: deque[tuple[str, BaseException | None]] = deque(maxlen=1000)
         self._last: Progress | None = None  # told when the run ends
         self.sent = 0
@@ -123,6 +127,8 @@ class Sender:
         self._replace = True
         self._thread = threading.Thread(target=self._work, name="nowcast-sender", daemon=True)
         self._thread.start()
+        if self._endpoint.local:  # a thread within torch when the interpreter ends would abort the process
+            atexit.register(self._thread.join)
         with self._changed:
             self._changed.wait_for(lambda: self._registered or self._lost or self._down, OPEN_S)
             error = self._lost or self._down
@@ -209,7 +215,7 @@ class Sender:
             yield self._news.popleft()
 
     def stop(self, progress: Progress) -> None:
-        """End the thread: what is under way has `STOP_S` to finish, then it is cut off. A forecast in this process ends at once.
+        """End the thread. A forecast under way is cut off: nobody waits for it. Any other call has `STOP_S` to finish.
 
         Args:
             progress: of the run, to be told last.
@@ -217,14 +223,22 @@ class Sender:
         with self._changed:
             self._stopping, self._last = True, progress
             self._changed.notify()
+            if self._answering is not None:
+                self._answering.deadline.expire()
         if self._thread is None or self._endpoint.local:
             self._endpoint.close()
         if self._thread is None:
             return
         self._thread.join(STOP_S)
-        self._endpoint.close()
+        if self._under_way is not None:
+            self._under_way.expire()  # if that was a snapshot, the server can still be told of the end
         self._thread.join(STOP_S)
-        if self._thread.is_alive():
+        self._endpoint.close()
+        if not self._thread.is_alive():
+            atexit.unregister(self._thread.join)
+        elif self._endpoint.local:
+            log.warning("%s is still computing a forecast; the process waits for it when it ends", self._spec.forecaster)
+        else:
             log.warning("a call to the server did not end; its thread ends with the process")
 
     # called by the sender's thread
@@ -233,8 +247,8 @@ class Sender:
         while (work := self._next()) is not None:
             work()
         if self._registered and not self._down and self._last is not None:
-            with self._failures_of("finish"):
-                self.skill = self._endpoint.finish(self._last, deadline=Deadline(STOP_S))
+            with self._call("finish", deadline := Deadline(STOP_S)):
+                self.skill = self._endpoint.finish(self._last, deadline=deadline)
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for something to do; None to end."""
@@ -265,8 +279,8 @@ class Sender:
     def _register(self) -> None:
         with self._changed:
             replace, restarts = self._replace, self._restarts
-        with self._failures_of("register"):
-            steps = self._endpoint.register(self._spec, replace=replace, deadline=Deadline(self._timeout_s))
+        with self._call("register", deadline := Deadline(self._timeout_s)):
+            steps = self._endpoint.register(self._spec, replace=replace, deadline=deadline)
             with self._changed:
                 if restarts != self._restarts:
                     return  # begun anew meanwhile: what the endpoint holds is still to be forgotten
@@ -280,9 +294,9 @@ class Sender:
     def _send(self) -> None:
         snapshot = self._sending
         assert snapshot is not None
-        with self._failures_of("send"):
+        with self._call("send", deadline := Deadline(self._timeout_s + snapshot.values.nbytes / SLOWEST_RATE)):
             told = self._tell(snapshot)
-            self._endpoint.send(snapshot.step, snapshot.wait(), progress=told, deadline=Deadline(self._timeout_s))
+            self._endpoint.send(snapshot.step, snapshot.wait(), progress=told, deadline=deadline)
             self._sent(snapshot)
         with self._changed:
             self._sending = None
@@ -293,7 +307,7 @@ class Sender:
         if request is None:
             return
         *_, last = request.context
-        with self._failures_of("forecast"):
+        with self._call("forecast", request.deadline):
             ask = partial(self._endpoint.forecast, [each.step for each in request.context], request.horizons, request.out)
             if last.step in self._held:
                 ask(deadline=request.deadline)
@@ -320,15 +334,20 @@ class Sender:
                 self._held.add(snapshot.step)
 
     @contextmanager
-    def _failures_of(self, call: str) -> Iterator[None]:
+    def _call(self, name: str, deadline: Deadline) -> Iterator[None]:
+        """While a call is under way: it can be cut off, and its failure is seen to."""
+        with self._changed:
+            self._under_way = deadline
         try:
             yield
         except Exception as error:  # whatever it is, training goes on
             level = logging.DEBUG if isinstance(error, NowcastError) else logging.ERROR
-            log.log(level, "%s failed: %s", call, error, exc_info=error if level == logging.ERROR else None)
+            log.log(level, "%s failed: %s", name, error, exc_info=error if level == logging.ERROR else None)
             with self._changed:
+                if self._stopping:  # perhaps cut off, which says nothing about the server
+                    return
                 try:
-                    self._mend(call, error)
+                    self._mend(name, error)
                 except Exception as mistake:  # an error may hold anything, and nobody starts this thread again
                     log.exception("recovery failed")
                     self._pause(mistake)

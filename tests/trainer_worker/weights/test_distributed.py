@@ -41,6 +41,14 @@ def test_ranks_push_or_skip_alike(ranks: Told, scenario: str, outcome: str, step
     assert first["events"][0]["reason"] == second["events"][0]["reason"] == reason
 
 
+def test_the_interval_grows_alike_on_all_ranks(ranks: Told) -> None:
+    """Rank 0 alone knows how slow the server is; a rank that goes on by the old interval waits for a broadcast that never comes."""
+    first, second = (rank["late"] for rank in ranks)
+    assert [event["step"] for event in first["events"]][:2] == TAKEN_UP[:2]
+    assert first["nowcast"]["stretch"] == second["nowcast"]["stretch"] > 1
+    assert first["broadcasts"] == second["broadcasts"]
+
+
 def test_a_shadow_needs_no_collective(ranks: Told) -> None:
     """Nothing is shared where nothing is used."""
     assert [rank["shadow"]["broadcasts"] for rank in ranks] == [[], []]
