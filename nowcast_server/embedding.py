@@ -3,43 +3,26 @@
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from nowcast_server.nino.embed import Embedder, Floats, Projection
+    from nowcast_server.map_picture import Embedded
+    from nowcast_server.nino.embed import Embedder, Projection
     from nowcast_server.trajectories.store import Trajectory
 
 ABOUT: Final = ("task", "lr", "seed")
 """What a trajectory's header may say of its run, and the table repeats."""
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """A run's contexts.
-
-    Args:
-        name: of its file, below the folder.
-        about: what its header says, of `ABOUT`.
-        steps: (m,) of the last snapshot of each context.
-        losses: (m,) at that step; NaN if they were not recorded.
-        vectors: (m, hidden), see `Embedder.embed`.
-    """
-
-    name: str
-    about: dict[str, Any]
-    steps: "Floats"
-    losses: "Floats"
-    vectors: "Floats"
-
-
-def embed_run(run: "Trajectory", embedder: "Embedder", *, name: str) -> Embedded:
+def embed_run(run: "Trajectory", embedder: "Embedder", *, name: str) -> "Embedded":
     """Embed every context of a run; none lies across a jump or a missing snapshot."""
     import numpy as np
     import torch
+
+    from nowcast_server.map_picture import Embedded
 
     rows = [
         (int(piece.steps[end - 1]), float(piece.records["loss"][end - 1]), piece.states(slice(end - embedder.context, end)))
@@ -51,20 +34,18 @@ def embed_run(run: "Trajectory", embedder: "Embedder", *, name: str) -> Embedded
     return Embedded(name, about, np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), np.asarray(vectors))
 
 
-def rows_of(runs: Sequence[Embedded], projection: "Projection") -> list[dict[str, Any]]:
+def rows_of(runs: "Sequence[Embedded]", projection: "Projection") -> list[dict[str, Any]]:
     """A row for each context: where it is on the map, and which context of another run is nearest to it."""
-    import numpy as np
+    from nowcast_server.map_picture import nearest
 
     rows = []
     for index, run in enumerate(runs):
         others = [other for place, other in enumerate(runs) if place != index]
         for step, loss, vector, (x, y) in zip(run.steps, run.losses, run.vectors, projection.apply(run.vectors), strict=True):
             row: dict[str, Any] = {"run": run.name, "step": int(step), "loss": loss, **run.about, "x": x, "y": y}
-            distances = [np.square(other.vectors - vector).sum(1) for other in others]
-            if distances:
-                near = int(np.argmin([each.min() for each in distances]))
-                row |= {"nearest_run": others[near].name, "nearest_step": int(others[near].steps[distances[near].argmin()])}
-                row |= {"nearest_ended_at": others[near].losses[-1]}
+            if found := nearest(vector, others):
+                other, at = found
+                row |= {"nearest_run": other.name, "nearest_step": int(other.steps[at]), "nearest_ended_at": other.losses[-1]}
             rows.append(row)
     return rows
 
@@ -72,7 +53,8 @@ def rows_of(runs: Sequence[Embedded], projection: "Projection") -> list[dict[str
 def embed(
     folder: Annotated[Path, typer.Argument(help="Trajectories, as --record keeps them.", show_default=False)],
     *,
-    out: Annotated[Path, typer.Option(help="Table (.csv) or arrays (.npz).")] = Path("map.csv"),
+    out: Annotated[Path, typer.Option(help="Table (.csv), arrays (.npz) or picture (.svg).")] = Path("map.csv"),
+    by: Annotated[Literal["loss", "step", "lr", "seed"], typer.Option(help="What the colours of a picture say.")] = "loss",
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of a graph network; the package's nino by default.")] = None,
     basis: Annotated[Path | None, typer.Option(help="Axes of an earlier .npz, so that what is on that map stays.")] = None,
 ) -> None:
@@ -95,12 +77,12 @@ def embed(
             projection = Projection(arrays["mean"], arrays["components"], arrays["explained"])
     else:
         projection = Projection.fit(np.concatenate([run.vectors for run in runs]))
-    _write(out, runs, projection)
+    _write(out, runs, projection, by=by)
     explained = " and ".join(f"{share:.0%}" for share in projection.explained)
     typer.echo(f"{out}: {sum(len(run.steps) for run in runs)} contexts of {len(runs)} runs; the axes explain {explained}")
 
 
-def _runs(folder: Path, checkpoint: Path | None) -> list[Embedded]:
+def _runs(folder: Path, checkpoint: Path | None) -> "list[Embedded]":
     """The runs below a folder that are of the first one's network, embedded."""
     from nowcast_server.forecasters.registry import SHIPPED
     from nowcast_server.nino.checkpoint import load_checkpoint
@@ -124,9 +106,15 @@ def _runs(folder: Path, checkpoint: Path | None) -> list[Embedded]:
     return runs
 
 
-def _write(path: Path, runs: Sequence[Embedded], projection: "Projection") -> None:
+def _write(path: Path, runs: "Sequence[Embedded]", projection: "Projection", *, by: str) -> None:
     import numpy as np
 
+    if path.suffix == ".svg":
+        from nowcast_server.map_picture import draw
+
+        places = [projection.apply(run.vectors) for run in runs]
+        path.write_text(draw(runs, places, by=by, shares=tuple(projection.explained)), encoding="utf-8")
+        return
     rows = rows_of(runs, projection)
     if path.suffix == ".npz":
         arrays: dict[str, Any] = {name: np.asarray([row.get(name) for row in rows]) for name in ("run", "step", "loss", "x", "y")}

@@ -20,6 +20,7 @@ from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
+from nowcast_server.training_map import TrainingMap
 from nowcast_server.trajectories.recording import Recording
 from protos.errors import NowcastError, TooLarge, Unavailable, UnknownForecaster
 from protos.messages import JobSpec, NowcastRequest
@@ -58,6 +59,7 @@ class Service:
         self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
         self.accelerator: Accelerator | None = None
         self.recording = Recording(settings.record)
+        self.map = TrainingMap(self.device, jobs=self.jobs, memory=self.forecasts, forecasters=lambda: self.forecasters)
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
         self.draining = False

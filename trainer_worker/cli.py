@@ -80,6 +80,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="file to write; by default report.html in the folder, or here for several")
     ] = None,
+    training_map: Annotated[
+        Path | None, typer.Option("--map", help="a map of training to show, as `nowcast-server embed --out map.svg` draws it")
+    ] = None,
 ) -> None:
     """Write one HTML file about RUNS: did it help, how much, at what cost, how certain is it."""
     from trainer_worker.comparison.report import read, write_page
@@ -88,8 +91,8 @@ def report(
     try:
         summaries = [read(run) for run in runs]
         alone = runs[0] if runs[0].is_dir() else runs[0].parent
-        written = write_page(summaries, out or (alone if len(runs) == 1 else Path()) / "report.html")
-    except (CommandFailed, OSError) as error:
+        written = write_page(summaries, out or (alone if len(runs) == 1 else Path()) / "report.html", training_map=training_map)
+    except (CommandFailed, OSError, ValueError) as error:
         _fail(str(error))
     typer.echo(f"wrote {written}")
 

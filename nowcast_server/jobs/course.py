@@ -18,8 +18,8 @@ EVENTS: Final = 48
 TIMED: Final = 32
 """Calls of a kind whose times are kept."""
 STAGES: Final = ("upload", "queue", "forecast", "download")
-COURSE_BYTES: Final = 32 * 1024
-"""Memory of a course, about: its points take 40 bytes each, its events and times the rest."""
+COURSE_BYTES: Final = 48 * 1024
+"""Memory of a course, about: its points take 40 bytes each, its events, times, layers and places on the map the rest."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Final
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.course import COURSE_BYTES, Course
 from nowcast_server.jobs.history import History, history_bytes
+from nowcast_server.jobs.places import Places
 from nowcast_server.jobs.skill import TrackRecord, track_bytes
 from nowcast_server.settings import Settings
 from protos.errors import Busy, JobConflict, OutOfMemoryBudget, RunConflict, UnknownJob
@@ -49,6 +50,7 @@ class Job:
     forecast_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     track: TrackRecord = field(init=False)
     course: Course = field(init=False)
+    places: Places = field(default_factory=Places)
 
     def __post_init__(self) -> None:
         self.track = TrackRecord(self.spec)

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -96,15 +97,16 @@ def _row(arm: ArmFigures) -> tuple[str, ...]:
     return (arm.arm, steps, seconds, *score, nowcasts, f"{arm.step_s * 1000:.1f}", f"{arm.wall_s:.0f} s")
 
 
-def write_page(summaries: Sequence[Summary], path: Path) -> Path:
-    """Write one HTML file about one or more comparisons: it can be mailed, and opened in ten years."""
+def write_page(summaries: Sequence[Summary], path: Path, *, training_map: Path | None = None) -> Path:
+    """Write one HTML file about one or more comparisons: it can be mailed, and opened in ten years. `training_map` is an SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(summaries), encoding="utf-8")
+    picture = training_map.read_text(encoding="utf-8") if training_map else ""
+    path.write_text(render(summaries, training_map=picture), encoding="utf-8")
     return path
 
 
-def render(summaries: Sequence[Summary]) -> str:
-    """The page."""
+def render(summaries: Sequence[Summary], *, training_map: str = "") -> str:
+    """The page; it runs no script, whatever is in the map."""
     title = summaries[0].name if len(summaries) == 1 else f"{len(summaries)} comparisons"
     body = "".join(_section(summary) for summary in summaries)
     rows = [[each.name, found.arm, WORDS[found.word], found.helped] for each in summaries for found in verdicts(each)]
@@ -114,6 +116,8 @@ def render(summaries: Sequence[Summary]) -> str:
     head += """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
     head += f"<title>{html.escape(title)}: nowcast report</title><style>{style}</style>"
     heading = f"<h1>Did nowcasts help? {html.escape(title)}</h1>"
+    if training_map:
+        body += f"<section><h2>Map of training</h2><figure>{training_map[training_map.index('<svg') :]}</figure></section>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{heading}{top}{body}</body></html>\n'
 
 
@@ -125,7 +129,7 @@ def _section(summary: Summary) -> str:
         f'<h3>Curves</h3><p class="quiet">Bold: the median over seeds, smoothed over five evaluations. Faint: each run. '
         f"Dashed: averages of the weights.</p><figure>{_picture(summary)}</figure>"
         f"<h3>Figures</h3>{_table(HEADS, [_row(arm) for arm in summary.arms])}"
-        f"<details><summary>Each run</summary>{_runs(summary)}</details>"
+        f"<details><summary>Each run</summary>{_runs(summary)}</details>{_layers(summary)}"
         f"<h3>How it was made</h3>{_settings(summary)}</section>"
     )
 
@@ -155,6 +159,27 @@ def _runs(summary: Summary) -> str:
         losses = [f"{each.final_validation.loss:.4g}", f"{each.best.loss:.4g}"]
         rows.append([f"{each.arm}, seed {each.seed}", f"{each.target:.4g}", reached, *losses, f"{each.best_step:,}"])
     return _table(RUN_HEADS, rows)
+
+
+def _layers(summary: Summary) -> str:
+    """Which layers can be forecast: the mean of all runs that were pushed."""
+    made = [layers for run in summary.runs if run.nowcast and (layers := run.nowcast.get("layers"))]
+    if not made:
+        return ""
+    means = {name: mean(layers.get(name, 0.0) for layers in made) for name in made[0]}
+    widest = max(0.1, *(abs(value) for value in means.values()))
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{_bar(value / widest)}</td><td>{value:+.2f}</td></tr>"
+        for name, value in means.items()
+    )
+    told = "Mean coherence of each layer's pushes: above 0 training went on as the forecast pushed, below it took pushes back."
+    return f'<h3>Layers</h3><p class="quiet">{told}</p><table class="layers">{rows}</table>'
+
+
+def _bar(share: float) -> str:
+    """From the middle, to the right or the left."""
+    rect = f'<rect x="{100 * min(share, 0):.1f}" width="{100 * abs(share):.1f}" height="10" opacity="{0.9 if share > 0 else 0.4}"/>'
+    return f'<svg viewBox="-100 0 200 10">{rect}<path d="M0 0V10" stroke="currentColor"/></svg>'
 
 
 def _settings(summary: Summary) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import secrets
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -11,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nowcast_server.jobs.course import STAGES
 from nowcast_server.tokens import ANONYMOUS
 from nowcast_server.web.page import words
+from nowcast_server.web.page.map import Maps
 from nowcast_server.web.page.saved import Saved, steps_saved
 from nowcast_server.web.page.source import CourseView, JobView, Overview, ServerView
 from protos.diagram import MAX_BLOCKS, draw_svg
@@ -22,6 +24,9 @@ MAX_ROWS: Final = 400
 """Parameters shown of a wiring, which may be hostile."""
 BUSY_S: Final = 5.0
 """The device's use is that of the last so many seconds, at least."""
+
+LOADED: Final = 16
+"""Overviews that are remembered until their streams of events begin."""
 
 
 def _edition() -> str:
@@ -47,6 +52,8 @@ class Renderer:
         for name in ("figure", "share", "whole", "size", "duration", "clock", "saved", "polyline", "event", "reason"):
             self._environment.filters[name] = getattr(words, name)
         self._environment.globals |= {"edition": _edition(), "stages": STAGES}
+        self.maps = Maps()
+        self._loaded: dict[str, dict[str, str]] = {}
         self._rows: dict[tuple[str, str], tuple[Any, str]] = {}
         self._used: dict[str, tuple[float, float]] = {}  # when a device's use was read, by replica, and what it was
         self._busy: dict[str, float] = {}
@@ -65,20 +72,19 @@ class Renderer:
 
     def overview(self, seen: Overview, *, tenant: str) -> str:
         """The page at `/`."""
-        jobs = _sorted(seen.jobs)
-        return self.write(
-            "overview.html", tenant=shown(tenant), rows=self._rows_of(jobs), busy=self._use(seen.servers), seen=seen, url=self.url
-        )
+        rows = self._rows_of(_sorted(seen.jobs))
+        facts = {"busy": self._use(seen.servers), "seen": seen, "url": self.url}
+        return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), shown=self._remember(rows), **facts)
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
-        """What has changed on that page since `sent`, which is brought up to date; empty if nothing has."""
-        jobs = _sorted(seen.jobs)
-        rows = dict(zip((view.job for view in jobs), self._rows_of(jobs), strict=True))
+        """What has changed on that page since `sent`, which is brought up to date; empty if nothing has. At first `sent` may say
+        by `shown` which rows the page was loaded with.
+        """
+        rows = self._rows_of(_sorted(seen.jobs))
+        sent.setdefault("rows", self._loaded.get(sent.pop("shown", ""), {}))
         facts = self.write("servers.html", seen=seen, busy=self._use(seen.servers))
         pieces = [self._piece("#servers", "innerMorph", facts)] if sent.get("facts") != facts else []
-        if not jobs and not sent.get("rows"):
-            pass
-        elif list(rows) != list(sent.get("rows", {})):
+        if list(rows) != list(sent["rows"]):
             pieces.append(self._piece("#jobs", "innerHTML", "".join(rows.values())))
         else:
             changed = {job: row for job, row in rows.items() if sent["rows"][job] != row}
@@ -105,9 +111,17 @@ class Renderer:
         view = course.view
         return {"course": course, "view": view, "status": view.status, "estimate": estimate(view, others)}
 
-    def _rows_of(self, jobs: list[JobView]) -> list[str]:
+    def _rows_of(self, jobs: list[JobView]) -> dict[str, str]:
         shadows = [view for view in jobs if view.status.mode == "shadow"]
-        return [self._row(view, estimate(view, shadows)) for view in jobs]
+        return {view.job: self._row(view, estimate(view, shadows)) for view in jobs}
+
+    def _remember(self, rows: dict[str, str]) -> str:
+        """Keep what a page was loaded with, so that its stream of events need not begin with all of it; its name."""
+        name = secrets.token_hex(8)
+        self._loaded[name] = rows
+        while len(self._loaded) > LOADED:
+            del self._loaded[next(iter(self._loaded))]
+        return name
 
     def _row(self, view: JobView, saved: Saved | None) -> str:
         """The row of a job; written anew when the job, or what it is compared with, has changed."""

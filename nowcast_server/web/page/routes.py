@@ -114,9 +114,11 @@ async def overview(tenant: Looking, source: TheSource, render: TheRenderer) -> R
 
 
 @router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(_place)])
-async def follow(tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer) -> AsyncIterator[ServerSentEvent]:
-    """Rows of the overview as they change."""
-    async for sent in _looks(service):
+async def follow(
+    tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer, shown: str = ""
+) -> AsyncIterator[ServerSentEvent]:
+    """Rows of the overview as they change, since the page was loaded that was `shown`."""
+    async for sent in _looks(service, shown=shown):
         html = render.changes(await source.overview(tenant), sent)
         if html:
             yield ServerSentEvent(raw_data=html)
@@ -170,6 +172,26 @@ async def wiring(job: JobId, tenant: Viewer, source: TheSource, render: TheRende
     if found is None:
         raise UnknownJob(f"job {job!r} is not registered here", field="job")
     return Page(render.write("wiring.html", **await asyncio.to_thread(wiring_table, found)))
+
+
+@router.get("/map", response_class=Page)
+async def training_map(request: Request, tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
+    """Where the viewer's runs are in weight space."""
+    if tenant is None:
+        return RedirectResponse(render.path("/login"), status_code=303)
+    return Page(await _map("map.html", request, tenant, source, render))
+
+
+@router.get("/map/picture", response_class=Page)
+async def map_picture(request: Request, tenant: Viewer, source: TheSource, render: TheRenderer) -> Page:
+    """What changes of that page."""
+    return Page(await _map("picture.html", request, tenant, source, render))
+
+
+async def _map(template: str, request: Request, tenant: str, source: Source, render: Renderer) -> str:
+    network, by = (request.query_params.get(name, "") for name in ("network", "by"))
+    seen = await asyncio.to_thread(render.maps.seen, await source.map(tenant), tenant=tenant, network=network, by=by)
+    return render.write(template, tenant=shown(tenant), **seen)
 
 
 @router.get("/login", response_class=Page)
@@ -227,10 +249,9 @@ def points_json(course: CourseView) -> str:
     return json.dumps({"start": course.start, "rows": rows}, separators=(",", ":"))
 
 
-async def _looks(service: Service) -> AsyncIterator[dict[str, Any]]:
+async def _looks(service: Service, **sent: Any) -> AsyncIterator[dict[str, Any]]:
     """A look every `PERIOD_S`, with what the viewer was shown before, until the server goes."""
     service.viewers += 1
-    sent: dict[str, Any] = {}
     try:
         while not service.draining:
             yield sent

@@ -9,11 +9,12 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, ConfigDict
 
 from nowcast_server.jobs.course import Happening, Point
+from nowcast_server.jobs.places import Place
 from nowcast_server.jobs.registry import Job
 from nowcast_server.service import Service
 from nowcast_server.tokens import OPERATOR
 from protos import DISTRIBUTION
-from protos.messages import JobStatus
+from protos.messages import About, JobStatus
 from protos.wiring import Wiring
 
 CURVE: Final = 64
@@ -81,6 +82,24 @@ class CourseView(View):
     events: list[Happening]  # oldest first
 
 
+class RunView(View):
+    """A run on the map of training."""
+
+    job: str
+    created_at: float
+    network: str  # hash of its wiring
+    parameters: int
+    about: About
+    places: list[Place]
+
+
+class MapView(View):
+    """The runs of a tenant that have places on the map of training, oldest first, and whether this server makes any."""
+
+    embeds: bool
+    runs: list[RunView]
+
+
 class Local:
     """A server's own jobs. Used on the event loop only. A server alone has no `name`."""
 
@@ -106,6 +125,22 @@ class Local:
         return CourseView(
             view=self._view(found), points=course.points(first), start=first, thinned=course.thinned, events=list(course.events)
         )
+
+    def map(self, tenant: str) -> MapView:
+        """As `Source.map`."""
+        runs = [
+            RunView(
+                job=job.id,
+                created_at=job.created_at,
+                network=job.spec.wiring.hash,
+                parameters=job.spec.wiring.size,
+                about=job.spec.about,
+                places=job.places.kept,
+            )
+            for job in self._service.jobs.of(tenant)
+            if job.places.kept
+        ]
+        return MapView(embeds=self._service.map.network is not None, runs=runs)
 
     def wiring(self, tenant: str, job: str) -> Wiring | None:
         """As `Source.wiring`."""
@@ -181,6 +216,12 @@ class Source:
         """
         found = [each for each in await self._ask("course", tenant, job, start, thinned) if each is not None]
         return max(found, key=lambda course: course.view.status.seen_at, default=None)
+
+    async def map(self, tenant: str) -> MapView:
+        """The runs of the tenant on the map of training. Raises as `ask` does."""
+        found: list[MapView] = await self._ask("map", tenant)
+        runs = sorted((run for each in found for run in each.runs), key=lambda run: run.created_at)
+        return MapView(embeds=any(each.embeds for each in found), runs=runs)
 
     async def wiring(self, tenant: str, job: str) -> Wiring | None:
         """The neural graph of a job; None if there is none. Raises as `ask` does."""

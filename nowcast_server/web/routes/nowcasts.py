@@ -89,6 +89,7 @@ async def answer(
     async with AsyncExitStack() as stack:
         forecasts = await stack.enter_async_context(asking)
         await service.recording.nowcast(job)
+        service.map.nowcast(job)
         held = stack.pop_all()
     log.info(
         "nowcast",

@@ -8,12 +8,18 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+import numpy as np
 import pytest
 from page_kit import register, tell
-from server_kit import Caller, Start, listening
+from server_kit import Caller, Last, Start, listening
 
 from nowcast_server.app import create_app
+from nowcast_server.forecasters.learned import Nino
+from nowcast_server.forecasters.registry import SHIPPED
+from nowcast_server.jobs.places import Place
+from nowcast_server.nino.checkpoint import load_checkpoint
 from nowcast_server.settings import Settings
+from nowcast_server.tokens import ANONYMOUS
 
 CHROMIUM, DRIVER = which("chromium"), which("chromedriver")
 pytestmark = [
@@ -155,12 +161,16 @@ def test_killed_server_is_shown_as_lost_and_comes_back(browser: Browser) -> None
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (375, False), (375, True)])
 def test_pages_fit_and_can_be_read(browser: Browser, listen: Start, width: int, dark: bool) -> None:  # noqa: FBT001
     """On a phone, in the dark, or with a screen reader the page would be of no use."""
-    caller = listen(drain_s=1)
+    caller = listen(Last(), Nino(load_checkpoint(SHIPPED / "nino-base.safetensors")), drain_s=1)
     for job, mode, speed in (("vision.resnet-1", "glide", 1.6), ("vision.shadow", "shadow", 1.0)):
         register(caller.client, job, mode=mode)
-        tell(caller.service, job, range(10, 900 if mode == "glide" else 1900, 10), speed=speed, skipped={"late": 3})
+        layers = {"conv1": 0.61, "layer1.0.conv1": 0.34, "fc": -0.08}
+        tell(caller.service, job, range(10, 900 if mode == "glide" else 1900, 10), speed=speed, skipped={"late": 3}, layers=layers)
+        for step in range(8):
+            vector = np.random.default_rng(step).normal(size=4).astype(np.float32).tobytes()
+            caller.service.jobs.get(ANONYMOUS, job).places.add(Place(step, 1 / (1 + step), vector), nowcasts=step)
     browser.look(width=width, dark=dark)
-    for name, path in (("overview", "/"), ("job", "/jobs/vision.resnet-1")):
+    for name, path in (("overview", "/"), ("job", "/jobs/vision.resnet-1"), ("map", "/map")):
         browser.driver.get(address(caller) + path)
         if name == "job":
             browser.until(lambda: points(browser), "the curve")

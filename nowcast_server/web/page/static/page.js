@@ -44,12 +44,16 @@
     ? value.toExponential(2) : String(+value.toPrecision(4)));
   const duration = (s) => (s < 120 ? `${+s.toFixed(0)} s` : s < 7200 ? `${+(s / 60).toFixed(1)} min` : `${+(s / 3600).toFixed(1)} h`);
 
+  // without a cursor the legend says what is newest
+  const newest = (chart) => { if (chart.cursor.idx == null && chart.data[0].length) chart.setLegend({ idx: chart.data[0].length - 1 }, false); };
+
   function options(element, series, height, scales) {
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
     const label = byTime() ? (value) => duration(value) : (value) => value.toLocaleString("en");
     return {
       width: Math.max(280, element.clientWidth), height,
       cursor: { sync: { key: sync.key } },
+      hooks: { ready: [newest], setLegend: [newest], setData: [newest] },
       scales: { x: { time: false }, ...scales },
       axes: [
         { ...axis, values: (_, ticks) => ticks.map(label) },
@@ -100,8 +104,11 @@
       for (const column of columns) column.length = Math.min(column.length, start);
     }
     live.dataset.began = "yes";
+    const fresh = !columns[0].length;
     for (const row of rows) row.forEach((value, index) => columns[index].push(value));
-    if (!charts.length) return build();
+    const losses = columns[2].filter((loss) => loss != null);
+    if (fresh && losses.length) log.checked = Math.min(...losses) > 0 && Math.max(...losses) > 50 * Math.min(...losses);
+    if (fresh || !charts.length) return build();
     data().forEach((each, index) => charts[index].setData(each));
     describe();
   });

@@ -1,0 +1,155 @@
+"""The map of training as a picture and in sentences: runs of one network in weight space, as the graph network sees them."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from nowcast_server.nino.embed import Floats
+
+COLOURINGS: Final = {"loss": "training loss", "step": "step", "lr": "learning rate", "seed": "seed"}
+WIDTH: Final = 900
+HEIGHT: Final = 480
+MARGIN: Final = 28
+STOPS: Final = ((70, 104, 220), (34, 160, 150), (222, 158, 40), (212, 66, 104))
+"""Colours from low to high, that can be told apart on white and on black."""
+UNKNOWN: Final = "#8a94a0"
+FEW: Final = 8
+"""Values that get an entry each in the legend; more are a scale."""
+NAMED: Final = 16
+"""Runs, of which each has its name beside the picture; more have none."""
+NAMES_AT: Final = 690
+LONGEST_NAME: Final = 28
+WITHIN: Final = 0.97
+"""Share of the places that the picture is scaled to."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A run's contexts.
+
+    Args:
+        name: of the run.
+        about: what is known of it; `lr` and `seed` may be there.
+        steps: (m,) of the last snapshot of each context.
+        losses: (m,) at that step; NaN if they are not known.
+        vectors: (m, hidden), see `Embedder.embed`.
+    """
+
+    name: str
+    about: dict[str, Any]
+    steps: Floats
+    losses: Floats
+    vectors: Floats
+
+
+def nearest(vector: Floats, others: Sequence[Embedded]) -> tuple[Embedded, int] | None:
+    """The run, and which of its contexts, that is nearest to a vector (hidden,); None if there is no other run."""
+    distances = [np.square(other.vectors - vector).sum(1) for other in others]
+    if not distances:
+        return None
+    near = int(np.argmin([each.min() for each in distances]))
+    return others[near], int(distances[near].argmin())
+
+
+def sentence(run: Embedded, earlier: Sequence[Embedded]) -> str | None:
+    """Where a run is now, in terms of the earlier ones."""
+    found = nearest(run.vectors[-1], earlier)
+    if found is None:
+        return None
+    other, at = found
+    last = other.losses[-1]
+    end = "" if math.isnan(last) else f", which came to a loss of {last:.3g} at step {int(other.steps[-1]):,}"
+    return f"At step {int(run.steps[-1]):,} {run.name} is nearest to step {int(other.steps[at]):,} of {other.name}{end}."
+
+
+def draw(runs: Sequence[Embedded], places: Sequence[Floats], *, by: str, shares: Sequence[float] = ()) -> str:
+    """Draw an SVG.
+
+    Args:
+        runs: of one network.
+        places: (m, 2) of each run's contexts.
+        by: which of `COLOURINGS`.
+        shares: of the variance that the two axes explain.
+    """
+    values = [_values(run, by) for run in runs]
+    shown, legend = _colours(np.concatenate(values), by)
+    spots = _spots(places)
+    parts, at = [], 0
+    for run, its in zip(runs, spots, strict=True):
+        name = html.escape(run.name)
+        line = " ".join(f"{x:.0f},{y:.0f}" for x, y in its)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-opacity=".2"/>')
+        for index, (x, y) in enumerate(its):
+            title = f"<title>{name}, step {int(run.steps[index]):,}, loss {run.losses[index]:.3g}</title>"
+            radius = 7 if index == len(its) - 1 else 3.5
+            parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="{radius}" fill="{shown[at + index]}">{title}</circle>')
+        at += len(its)
+    if len(runs) <= NAMED:
+        parts += _names([run.name for run in runs], [its[-1] for its in spots])
+    if len(shares):
+        across, up = (f"{share:.0%} of the variance" for share in shares)
+        parts.append(f'<text x="{NAMES_AT}" y="{HEIGHT - 38}" class="quiet" text-anchor="end">{across} →</text>')
+        parts.append(f'<text x="{MARGIN}" y="14" class="quiet">↑ {up}</text>')
+    label = f"Map of training: {len(runs)} runs, coloured by {COLOURINGS[by]}"
+    head = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" font-size="13" fill="currentColor"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" class="map" {head}>{"".join(parts)}{legend}</svg>'
+
+
+def _spots(places: Sequence[Floats]) -> list[Floats]:
+    """Where on the picture the places of each run are. Of far ones, which would press all others together, only the direction is
+    kept: they lie at the edge.
+    """
+    low, high = np.quantile(np.concatenate(places), (1 - WITHIN, WITHIN), axis=0)
+    shares = [np.clip((its - low) / np.maximum(high - low, 1e-12), -0.1, 1.1) for its in places]
+    across, down = NAMES_AT - MARGIN, HEIGHT - 3 * MARGIN
+    return [MARGIN + (0.1 + np.stack([each[:, 0], 1 - each[:, 1]], axis=1)) / 1.2 * (across - MARGIN, down) for each in shares]
+
+
+def _names(names: Sequence[str], ends: Sequence[Floats]) -> list[str]:
+    """The runs' names in a column, one below the other, each with a line to where the run is."""
+    order = sorted(range(len(names)), key=lambda index: float(ends[index][1]))
+    parts, free = [], 16.0
+    for rank, index in enumerate(order):
+        x, y = ends[index]
+        at = min(max(float(y), free), HEIGHT - 60 - 17.0 * (len(order) - 1 - rank))
+        free = at + 17
+        parts.append(f'<path d="M{x:.0f} {y:.0f}L{NAMES_AT + 6} {at:.0f}" stroke="currentColor" stroke-opacity=".2"/>')
+        parts.append(f'<text x="{NAMES_AT + 10}" y="{at + 4:.0f}">{html.escape(names[index][-LONGEST_NAME:])}</text>')
+    return parts
+
+
+def _values(run: Embedded, by: str) -> Floats:
+    if by in ("loss", "step"):
+        return np.asarray(run.losses if by == "loss" else run.steps, dtype=float)
+    value = run.about.get(by)
+    return np.full(len(run.steps), math.nan if value is None else float(value))
+
+
+def _colours(values: Floats, by: str) -> tuple[list[str], str]:
+    """A colour for each value, grey for those not known, and a legend."""
+    known = np.unique(values[np.isfinite(values)])
+    if not len(known):
+        text = f'<text x="{MARGIN}" y="{HEIGHT - 8}" class="quiet">no {COLOURINGS[by]} is known</text>'
+        return [UNKNOWN] * len(values), text
+    shares = np.searchsorted(known, values) / max(len(known) - 1, 1)  # by rank: losses span decades
+    colours = [_blend(share) if math.isfinite(value) else UNKNOWN for share, value in zip(shares, values, strict=True)]
+    entries = known if len(known) <= FEW else np.quantile(known, (0, 0.25, 0.5, 0.75, 1), method="nearest")
+    legend = f'<text x="{MARGIN}" y="{HEIGHT - 8}" class="quiet">{COLOURINGS[by]}</text>'
+    for index, value in enumerate(entries):
+        x, colour = MARGIN + 110 + 92 * index, _blend(index / max(len(entries) - 1, 1))
+        legend += (
+            f'<circle cx="{x}" cy="{HEIGHT - 12}" r="5" fill="{colour}"/><text x="{x + 9}" y="{HEIGHT - 8}">{value:.4g}</text>'
+        )
+    return colours, legend
+
+
+def _blend(share: float) -> str:
+    """The colour at a share of the scale."""
+    place = min(max(share, 0.0), 1.0) * (len(STOPS) - 1)
+    first = min(int(place), len(STOPS) - 2)
+    mixed = (round(a + (b - a) * (place - first)) for a, b in zip(STOPS[first], STOPS[first + 1], strict=True))
+    return "#" + "".join(f"{each:02x}" for each in mixed)

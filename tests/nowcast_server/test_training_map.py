@@ -1,0 +1,119 @@
+"""Running jobs on the map of training: what is embedded when, and what is shown of it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from server_kit import Caller, Start, dense, until
+
+from nowcast_server import training_map
+from nowcast_server.forecasters.learned import Nino
+from nowcast_server.forecasters.registry import SHIPPED
+from nowcast_server.jobs.places import EVERY, MOST, Place, Places
+from nowcast_server.map_picture import Embedded, draw, sentence
+from nowcast_server.nino.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def nino() -> Nino:
+    return Nino(load_checkpoint(SHIPPED / "nino-base.safetensors"))
+
+
+def nowcasts(caller: Caller, *steps: int) -> None:
+    """Have the job send these snapshots, and ask for a forecast after each."""
+    for step in steps:
+        caller.fill(step)
+        assert caller.nowcast(context=list(range(step - 40, step + 1, 10)), horizons=[1]).status_code == 200
+        until(lambda: caller.service.device.idle)
+
+
+def trained(start: Start, nino: Nino) -> Caller:
+    """A job with two nowcasts."""
+    caller = start(nino)
+    assert caller.register(context=5, forecaster="nino", about={"lr": 0.01}).status_code == 201
+    caller.fill(10, 20, 30, 40)
+    nowcasts(caller, 50, 60)
+    return caller
+
+
+def places(caller: Caller) -> list[Place]:
+    (job,) = caller.service.jobs.of("anonymous")
+    return job.places.kept
+
+
+def test_contexts_are_embedded_now_and_then(start: Start, nino: Nino) -> None:
+    """The map would stay empty; or it would take as much of the device as the forecasts."""
+    caller = trained(start, nino)
+    until(lambda: places(caller))
+    nowcasts(caller, *range(70, 60 + 10 * EVERY, 10))
+    until(lambda: len(places(caller)) == 2)
+    assert [place.step for place in places(caller)] == [50, 50 + 10 * EVERY]
+    assert all(np.isfinite(np.frombuffer(place.vector, dtype=np.float32)).all() for place in places(caller))
+    (job,) = caller.service.jobs.of("anonymous")
+    until(lambda: not job.users and not job.history.in_use)
+    until(lambda: caller.service.forecasts.used_bytes == nino.weights_bytes)
+
+
+def test_a_network_that_takes_long_is_left_out(start: Start, nino: Nino, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training runs would wait seconds for a picture."""
+    monkeypatch.setattr(training_map, "LONGEST_S", 0.0)
+    caller = trained(start, nino)
+    assert places(caller) == []
+    assert "No run has a place yet" in caller.client.get("/map").text
+
+
+def test_a_server_without_a_graph_network_says_so(start: Start) -> None:
+    """People would wait for places that never come."""
+    assert "This server has no graph network" in start().client.get("/map").text
+
+
+def test_places_are_thinned_and_go_back_with_the_run() -> None:
+    """A long run would take ever more memory, or one that was resumed be in two places."""
+    held = Places()
+    for count in range(1, 100 * EVERY):
+        if held.due(count):
+            held.add(Place(count, 0.0, b""), nowcasts=count)
+    assert MOST // 2 <= len(held.kept) < MOST
+    held.add(Place(held.kept[3].step, 1.0, b""), nowcasts=100 * EVERY)
+    assert [place.loss for place in held.kept] == [0.0] * 3 + [1.0]
+
+
+def run(name: str, *, at: float, **about: Any) -> Embedded:
+    """Three contexts in a row."""
+    vectors = np.array([[at, 0.0], [at, 1.0], [at, 2.0]])
+    return Embedded(name, about, np.array([10, 20, 30]), np.array([3.0, 2.0, 1.0 + at]), vectors)
+
+
+def test_the_nearest_earlier_run_is_named() -> None:
+    """The sentence would send people to a run that has nothing to do with theirs."""
+    runs = [run("far", at=9.0), run("near", at=0.5), run("mine", at=0.0)]
+    assert sentence(runs[2], runs[:2]) == "At step 30 mine is nearest to step 30 of near, which came to a loss of 1.5 at step 30."
+    assert sentence(runs[0], []) is None
+
+
+@pytest.mark.parametrize("by", ["loss", "step", "lr", "seed"])
+def test_picture_can_be_drawn_whatever_is_known(by: str) -> None:
+    """One run without a seed, or a name with markup, and there would be no map, or a script on it."""
+    runs = [run("<script>", at=0.0, lr=0.1, seed=0), run("other", at=1.0)]
+    picture = draw(runs, [each.vectors for each in runs], by=by, shares=(0.7, 0.2))
+    assert picture.count("<circle") >= 6
+    assert "<script" not in picture
+    assert "nan" not in picture
+
+
+def test_page_shows_the_map_of_the_tenants_own_runs(start: Start) -> None:
+    """A tenant would see where others' runs are."""
+    alice, bob = ({"authorization": f"Bearer {name * 6}"} for name in ("alice", "bob--"))
+    caller = start(Nino(load_checkpoint(SHIPPED / "nino-base.safetensors")), tokens=f"alice:{'alice' * 6},bob:{'bob--' * 6}")
+    for index, job in enumerate(("one", "two")):
+        assert caller.as_job(job, **alice).register(context=5, forecaster="nino", about={"lr": 0.1 * index}).status_code == 201
+        for step in range(3):
+            vector = np.random.default_rng(step).normal(size=4).astype(np.float32).tobytes()
+            caller.service.jobs.get("alice", job).places.add(Place(step, 0.5, vector), nowcasts=step)
+    mine = caller.client.get("/map?by=lr", headers=alice).text
+    assert mine.count("<polyline") == 2
+    assert "two is nearest to step 2 of one" in mine
+    assert dense().hash[:12] in mine
+    assert "<polyline" not in caller.client.get("/map", headers=bob).text
+    assert "<polyline" in caller.client.get("/map/picture?by=seed", headers=alice).text
+    assert caller.client.get("/map/picture").status_code == 401
