@@ -114,6 +114,37 @@ def test_nowcasts(caller: Caller, request: Any) -> None:
     assert caller.service.forecasts.used_bytes == 0
 
 
+PROGRESS = st.fixed_dictionaries(
+    {"step": st.integers(0, 40) | VALUE},
+    optional={
+        "used": VALUE,
+        "skipped": st.dictionaries(st.text(max_size=8), VALUE, max_size=3) | VALUE,
+        "loss": VALUE,
+        "gain": VALUE,
+    },
+)
+REQUEST = st.fixed_dictionaries(
+    {"context": st.just([10, 20, 30]) | st.lists(VALUE)}, optional={"horizons": st.lists(VALUE) | VALUE, "dtype": VALUE}
+)
+
+
+@FUZZ
+@given(progress=PROGRESS | JSON, request=REQUEST | JSON)
+def test_what_comes_with_a_snapshot(caller: Caller, progress: Any, request: Any) -> None:
+    """Some odd header would bring the server down, or be stored with a snapshot that was refused."""
+    if caller.steps() != [10, 20]:
+        caller.client.delete("/v1/jobs/job")
+        assert caller.register().status_code == 201
+        caller.fill(10, 20)
+    try:
+        body = frames(caller.values(30), step=30, progress=progress, request=request)
+    except (OverflowError, UnicodeEncodeError):  # nothing that msgpack could say
+        reject()
+    came = _check(caller, caller.upload(30, body))
+    assert caller.steps() == ([10, 20, 30] if came else [10, 20])
+    assert caller.service.forecasts.used_bytes == 0
+
+
 @schemathesis.serializer(MEDIA_TYPE)
 def _as_bytes(_: schemathesis.SerializationContext, value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
