@@ -45,12 +45,7 @@ class Replicas:
 
 
 def start(
-    settings: dict[str, Any],
-    *,
-    replicas: Replicas,
-    name: str = "nowcast",
-    prefix: str = "/",
-    tls: tuple[str, str] | None = None,
+    settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast", prefix: str = "/", tls: tuple[str, str] | None = None
 ) -> str:
     """Deploy on the connected cluster and wait until all replicas are ready; the server's address as seen from here.
 
