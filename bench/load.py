@@ -178,7 +178,7 @@ def two_replicas(arguments: argparse.Namespace) -> Iterator[str]:
     import ray
     from ray import serve
 
-    from nowcast_server.serve.launch import PATIENCE, Replicas, start
+    from nowcast_server.serve.application import PATIENCE, Replicas, start
 
     os.environ.update(PATIENCE)
     ray.init(

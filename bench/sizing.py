@@ -6,7 +6,7 @@ Prints a Markdown table. A job is one training run on any number of GPUs: only o
 run; in each, a snapshot goes up and a forecast comes down, four bytes a weight. Servers are planned to be busy half of the time.
 
 Defaults: a server has 48 GiB for histories and 10 Gbit/s. `linear` takes 0.8 ns a weight on 16 cores (12 ns a core, measured).
-`nino` takes 12.5 ns a weight on a GPU (80M weights a second, an estimate: nowcast_server/nino/engine/placement.py); a core takes
+`nino` takes 12.5 ns a weight on a GPU (80M weights a second, an estimate: nowcast_server/nino/engine/workers.py); a core takes
 1,900 ns, measured by `bench/forecast.py --cpu-time`.
 """
 

@@ -119,14 +119,14 @@ def serve_on_ray(
     if address is None and not stay:
         raise typer.BadParameter("a cluster of this command's own ends with it; give --address", param_hint="--no-stay")
     _settings_of(given)  # before ray is imported: a mistake is told at once
-    from nowcast_server.serve import launch
+    from nowcast_server.serve.application import Replicas, serve_on_ray
 
-    scaling = {"at_hand": at_hand, "upscale_delay_s": upscale_delay_s, "downscale_delay_s": downscale_delay_s}
+    largest = max_replicas or replicas
     try:
-        launch.serve_on_ray(
+        serve_on_ray(
             _by_setting(given),
             address=address,
-            replicas=launch.Replicas(replicas, max_replicas or replicas, cpus, gpus, scaling),
+            replicas=Replicas(replicas, largest, cpus, gpus, at_hand, upscale_delay_s, downscale_delay_s),
             stay=stay,
             name=name,
             prefix=prefix,

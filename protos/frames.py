@@ -121,12 +121,7 @@ class FrameReader:
     def __init__(self, allocate: Callable[[Header], memoryview]) -> None:
         self._allocate = allocate
         self._unpacker: msgpack.Unpacker | None = msgpack.Unpacker(
-            max_buffer_size=MAX_HEADER_BYTES,
-            max_map_len=64,
-            max_array_len=4096,
-            max_str_len=4096,
-            max_bin_len=0,
-            max_ext_len=0,
+            max_buffer_size=MAX_HEADER_BYTES, max_map_len=64, max_array_len=4096, max_str_len=4096, max_bin_len=0, max_ext_len=0
         )
         self._fed = 0
         self._pending = bytearray()  # a prelude or end frame not yet complete: at most 20 bytes

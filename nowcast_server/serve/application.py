@@ -1,12 +1,30 @@
-"""The Serve application: what a Serve config names as `import_path: nowcast_server.serve.application:application`."""
+"""The Serve application, named `nowcast_server.serve.application:application` in Serve configs, and its start on a cluster."""
 
+import os
+import threading
+from dataclasses import dataclass
 from typing import Any, Final
 
+import ray
 from ray import serve
 from ray.serve import Application
 
+from nowcast_server.logs import configure_logging, log
+from nowcast_server.running import KEEP_ALIVE_S
 from nowcast_server.serve.replica import Replica
 from nowcast_server.settings import Settings
+from nowcast_server.tokens import Tokens, check_exposure
+
+PATIENCE = {
+    # the proxy misses Serve's own limits (5 s, 10 s) on a machine with every core taken, and is killed for it
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    # Ray has its workers yield to everything else on the machine; ours are what it is for
+    "RAY_worker_niceness": "0",
+}
+ATTEMPTS = 3
+LOCAL_OBJECT_STORE_BYTES = 200 * 1024**2
+"""Bodies pass from proxy to replica in the calls themselves; nothing of ours lives in the object store."""
 
 DEPLOYMENT: Final = "NowcastServer"
 
@@ -28,11 +46,9 @@ deployment = serve.deployment(
 
 
 def application(args: dict[str, Any]) -> Application:
-    """One nowcast server, in as many replicas as the deployment's options say.
+    """One nowcast server, in as many replicas as the deployment's options say, with `Settings` by name, as in a config's `args`.
 
-    Args:
-        args: `Settings` by name, as in a config's `args`; what they leave out comes from `NOWCAST_*` variables of the replica.
-            Host and port are the proxy's business.
+    What they leave out comes from `NOWCAST_*` variables of the replica. Host and port are the proxy's business.
 
     Raises:
         pydantic.ValidationError: they are not valid.
@@ -41,19 +57,106 @@ def application(args: dict[str, Any]) -> Application:
     return deployment.bind(args)
 
 
-def autoscaling(
-    smallest: int, largest: int, *, at_hand: float = 4.0, upscale_delay_s: float = 30, downscale_delay_s: float = 600
-) -> dict[str, Any]:
-    """Scale on forecasts that wait or run, not on open connections: uploads are cheap, the device is not.
+@dataclass(frozen=True)
+class Replicas:
+    """How many replicas, and what each may use.
 
-    A replica is added when, as a mean over 30 s and for `upscale_delay_s`, more than `at_hand` forecasts have waited or run on
-    each; one is taken away after `downscale_delay_s`, as a job that moves has to send its context again.
+    They scale on forecasts that wait or run, not on open connections: uploads are cheap, the device is not.
     """
-    return {
-        "min_replicas": smallest,
-        "max_replicas": largest,
-        "target_ongoing_requests": at_hand,
-        "upscale_delay_s": upscale_delay_s,
-        "downscale_delay_s": downscale_delay_s,
-        "policy": {"policy_function": "nowcast_server.serve.scaling:forecasts_at_hand"},
-    }
+
+    smallest: int = 1
+    largest: int = 1
+    cpus: float = 1.0  # of each; also torch's threads
+    gpus: float = 0.0  # of each; 0.5 puts two on a GPU
+    at_hand: float = 4.0  # forecasts on each, as a mean over 30 s, beyond which one is added,
+    upscale_delay_s: float = 30  # if for so long;
+    downscale_delay_s: float = 600  # and one is taken away: a job that moves has to send its context again
+
+    def options(self) -> dict[str, Any]:
+        """As Serve takes them."""
+        actor = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        if self.largest == self.smallest:
+            return {"ray_actor_options": actor, "num_replicas": self.smallest}
+        scaling = {
+            "min_replicas": self.smallest,
+            "max_replicas": self.largest,
+            "target_ongoing_requests": self.at_hand,
+            "upscale_delay_s": self.upscale_delay_s,
+            "downscale_delay_s": self.downscale_delay_s,
+            "policy": {"policy_function": "nowcast_server.serve.scaling:forecasts_at_hand"},
+        }
+        return {"ray_actor_options": actor, "autoscaling_config": scaling}
+
+
+def start(
+    settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast", prefix: str = "/", tls: tuple[str, str] | None = None
+) -> str:
+    """Deploy on the connected cluster and wait until all replicas are ready; the server's address as seen from here.
+
+    Args:
+        settings: `Settings` by name; `host` and `port` become the proxies'.
+        replicas: how many and how large.
+        name: of the Serve application; `nowcast submit` finds the server by it.
+        prefix: of all paths. Servers with different checkpoints can share a cluster, each under a prefix.
+        tls: files of a certificate and its key. Not mutual: Serve's proxy asks no client for a certificate.
+
+    Raises:
+        ValueError, OSError: the settings cannot be served.
+        RuntimeError: the replicas do not start; Ray's logs say why.
+    """
+    known = Settings(**settings)
+    tokens = Tokens.load(known)
+    check_exposure(known, tokens)
+    http: dict[str, Any] = {"host": known.host, "port": known.port, "keep_alive_timeout_s": KEEP_ALIVE_S}
+    if tls is not None:
+        http |= dict(zip(("ssl_certfile", "ssl_keyfile"), tls, strict=True))
+    serve.start(proxy_location="EveryNode", http_options=http)
+    args = {key: value for key, value in settings.items() if key not in ("host", "port", "tokens", "token_file")}
+    if tokens.tenants:  # only their hashes travel
+        args["tokens"] = ",".join(f"{tenant}:sha256:{digest.hex()}" for digest, tenant in tokens.tenants)
+    if not replicas.gpus:
+        args.setdefault("threads", max(1, int(replicas.cpus)))
+    serve.run(deployment.options(**replicas.options()).bind(args), name=name, route_prefix=prefix)
+    return f"{'https' if tls else 'http'}://{known.host}:{known.port}{prefix.rstrip('/')}"
+
+
+def _start_cluster() -> None:
+    """Start Ray on this machine; again if it was too slow for itself: its own processes have a fixed 15 s to come up."""
+    for key, value in PATIENCE.items():
+        os.environ.setdefault(key, value)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            # "local": not whatever cluster happens to run on this machine
+            ray.init(address="local", object_store_memory=LOCAL_OBJECT_STORE_BYTES, include_dashboard=True, log_to_driver=False)
+        except Exception as error:
+            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray did not start in time, trying again")
+            ray.shutdown()
+        else:
+            return
+
+
+def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Replicas, stay: bool, name: str, **where: Any) -> None:
+    """`nowcast-server serve-on-ray`: join a cluster, or start one here, and deploy.
+
+    Without an address the cluster is this machine, for as long as this process lives. To stay is to wait for a signal, and to take
+    the server down then. All else is as for `start`.
+
+    Raises:
+        ConnectionError: there is no cluster at the address.
+        ValueError, OSError, RuntimeError: see `start`.
+    """
+    known = Settings(**settings)
+    configure_logging(level=known.log_level, style=known.log_format)
+    if address is None:
+        _start_cluster()
+    else:
+        ray.init(address=address, log_to_driver=False)
+    url = start(settings, replicas=replicas, name=name, **where)
+    log.info("ready", extra={"url": url, "replicas": replicas.smallest, "cluster": address or "local"})
+    if stay:
+        try:
+            threading.Event().wait()
+        finally:
+            serve.delete(name)

@@ -60,10 +60,10 @@ def test_what_the_config_names_exists(serve_config: Any) -> None:
 
 def test_the_config_says_what_the_command_does(serve_config: Any) -> None:
     """`serve deploy` and `nowcast-server serve-on-ray` would give servers that behave differently."""
-    from nowcast_server.serve.application import ROUTER, autoscaling, deployment
+    from nowcast_server.serve.application import ROUTER, Replicas, deployment
 
     (options,) = serve_config["applications"][0]["deployments"]
-    assert options["autoscaling_config"] == autoscaling(1, 8)
+    assert options["autoscaling_config"] == Replicas(1, 8).options()["autoscaling_config"]
     assert options["request_router_config"] == ROUTER
     config = deployment._deployment_config
     for name in ("max_ongoing_requests", "health_check_period_s", "health_check_timeout_s", "graceful_shutdown_timeout_s"):

@@ -12,8 +12,7 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 Option = typer.Option
 Address = Annotated[
-    str | None,
-    Option(help="Address of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's"),
+    str | None, Option(help="Address of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's")
 ]
 OF_SCRIPTS: Final = ("workers", "gpus", "cpus", "max_failures", "driver", "working_dir", "arguments")
 """Options and arguments that a configuration has no use for."""

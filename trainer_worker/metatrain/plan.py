@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from nowcast_server.nino.graph import SELF_LOOP_FEATURE, STRUCTURE_FEATURE, block_edges, block_positions
+from nowcast_server.nino.engine.bundles import SELF_LOOP_FEATURE, STRUCTURE_FEATURE, block_edges, block_positions
 from nowcast_server.nino.laplacian import laplacian_features
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 

@@ -16,10 +16,12 @@ from trainer_worker.tasks import TASKS
 if TYPE_CHECKING:
     from rich.console import Console
 
-Positive = Annotated[float, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
-
+Number = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[float, Field(gt=0, strict=True)]
+Amount = Annotated[float, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Part = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Absolute = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """Relative to where the command runs: Ray's workers have working directories of their own."""
 
@@ -42,7 +44,6 @@ class TaskTable(Table):
 
     name: str = Field(description=f"one of {', '.join(TASKS)}")
     data: Absolute | None = Field(default=None, description="folder that holds the data set; by default it is found or downloaded")
-
     examples: Count | None = Field(default=None, description="most examples in each split, for quick trials")
 
     @field_validator("name")
@@ -63,8 +64,8 @@ class TrainTable(Table):
         default="constant",
         description="learning-rate schedule: constant; cosine, to 0; or warmup-stable-decay, up for 5% of the steps, down for 20%",
     )
-    weight_decay: Annotated[float, Field(ge=0, strict=True)] = Field(default=0.0, description="weight decay of AdamW")
-    average: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
+    weight_decay: Amount = Field(default=0.0, description="weight decay of AdamW")
+    average: Part = Field(
         default=0.0,
         description="decay of an exponential moving average of the weights, evaluated beside them, e.g. 0.998; 0 for none",
     )
@@ -106,9 +107,7 @@ class NowcastTable(Table):
         description="glide: forecasts push the weights while training goes on; jump: the published method, predicted weights are "
         "loaded at once; shadow: forecasts are made and scored, and never used",
     )
-    gain: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
-        default=Push.gain, description="share of the movement seen that a push adds"
-    )
+    gain: Part = Field(default=Push.gain, description="share of the movement seen that a push adds")
     start: Share = Field(default=Push.start, description="share of the run after which pushes begin")
     fade: Share = Field(default=Push.fade, description="share of the run after which the gain falls, to 0 at the end")
     hold_norms: bool = Field(
@@ -162,18 +161,12 @@ class NowcastTable(Table):
 class WorkersTable(Table):
     """`[workers]`: the data-parallel processes of the Ray job."""
 
-    count: Annotated[int, Field(ge=0, strict=True)] = Field(
-        default=2, description="data-parallel worker processes; 0 trains in this process, without Ray"
-    )
-    gpus_per_worker: Annotated[float, Field(ge=0, strict=True)] = Field(
-        default=0, description="GPUs of each worker; 0 trains on CPUs"
-    )
+    count: Number = Field(default=2, description="data-parallel worker processes; 0 trains in this process, without Ray")
+    gpus_per_worker: Amount = Field(default=0, description="GPUs of each worker; 0 trains on CPUs")
     threads: Count | None = Field(
         default=None, description="torch threads of each worker; by default its share of the machine's cores"
     )
-    max_failures: Annotated[int, Field(ge=0, strict=True)] = Field(
-        default=3, description="restarts from the latest checkpoint before giving up"
-    )
+    max_failures: Number = Field(default=3, description="restarts from the latest checkpoint before giving up")
     address: str | None = Field(
         default=None, description="address of a running Ray cluster; by default one is started on this machine"
     )
@@ -189,10 +182,8 @@ class OutputTable(Table):
         default=None,
         description="where checkpoints go: a path that all nodes share, or s3://, gs://, …; by default a subfolder of `folder`",
     )
-
     copies: str | None = Field(
-        default=None,
-        description="where to copy summary.json and report.png at the end: a path, s3://, gs://, …",
+        default=None, description="where to copy summary.json and report.png at the end: a path, s3://, gs://, …"
     )
 
     @property

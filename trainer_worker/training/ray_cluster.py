@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ import ray
 from ray import available_resources, cluster_resources
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util import placement_group_table
 
 from trainer_worker.training.storage import resolve
 
@@ -21,8 +19,8 @@ logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES: Final = 200 * 1024**2
 """Checkpoints go through files and gradients through gloo; the store only carries orders and progress."""
 ATTEMPTS: Final = 3
-PATIENCE_S: Final = 10.0
-POLL_S: Final = 1.0
+PATIENCE_S: Final = 5.0
+POLL_S: Final = 0.5
 
 WORKER_ENVIRONMENT: Final = {
     # glibc gives large blocks back to the system at once; a convnet step then spends half its time in page faults
@@ -109,53 +107,33 @@ def run_workers(
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with warned_without_room(least, each):
-        return trainer.fit().return_value
+    warn_without_room(least, each)
+    return trainer.fit().return_value
 
 
-@contextmanager
-def warned_without_room(workers: int, each: Mapping[str, float]) -> Iterator[None]:
-    """While the block runs, log a warning whenever so many workers (the least, if their number is elastic) have waited `PATIENCE_S`
-    for a place on the connected cluster: Ray would wait silently. Also warn if they take no GPU and the cluster has free ones.
+def warn_without_room(workers: int, each: Mapping[str, float]) -> None:
+    """Log a warning if the connected cluster has no room for so many workers: Ray would wait silently. Also if they take no GPU and
+    some are free.
     """
+    deadline = time.monotonic() + PATIENCE_S
+    while (short := _shortage(workers, each)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)  # the places of workers that have just ended are free a moment later
+    if short:
+        advice = "ask for fewer, or wait for other jobs to end"
+        logger.warning("the workers wait for room on the Ray cluster (%s): %s", "; ".join(short), advice)
     idle = _resources()[0].get("GPU", 0)
     if idle and not each.get("GPU"):
         advice = "submit with --gpus 1, or set workers.gpus_per_worker"
         logger.warning("training on CPUs while %g GPUs of the cluster are free: %s", idle, advice)
-    over = threading.Event()
-
-    def watch() -> None:
-        since, told = time.monotonic(), False
-        while not over.wait(POLL_S):
-            if not _waits(workers, each):
-                since, told = time.monotonic(), False
-            elif not told and time.monotonic() - since > PATIENCE_S:
-                logger.warning("%s", _shortage(workers, each))
-                told = True
-
-    thread = threading.Thread(target=watch, name="nowcast-room", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
-def _waits(workers: int, each: Mapping[str, float]) -> bool:
-    """Has Ray Train asked for the workers' places, and not got them?"""
-    groups = placement_group_table().values()
-    pending = [list(group["bundles"].values()) for group in groups if group["state"] == "PENDING"]
-    return any(len(bundles) >= workers and all(bundle == dict(each) for bundle in bundles) for bundles in pending)
-
-
-def _shortage(workers: int, each: Mapping[str, float]) -> str:
+def _shortage(workers: int, each: Mapping[str, float]) -> list[str]:
     free, there = _resources()
-    lines = [
+    return [
         f"{name}: {workers} x {amount:g} asked for, {free.get(name, 0):g} of {there.get(name, 0):g} free"
         for name, amount in each.items()
+        if workers * amount > free.get(name, 0)
     ]
-    return f"the workers wait for room on the Ray cluster ({'; '.join(lines)}): ask for fewer, or wait for other jobs to end"
 
 
 def _resources() -> tuple[dict[str, float], dict[str, float]]:

@@ -1,4 +1,4 @@
-"""The trained parameters of a model as one flat vector."""
+"""The trained parameters of a model as one flat vector; of one that is split over ranks (FSDP2), one whole parameter at a time."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -7,11 +7,11 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from trainer_worker.errors import BadArgument
-from trainer_worker.weights.sharded import is_sharded, whole
 
 log = logging.getLogger(__name__)
 
@@ -108,3 +108,31 @@ def _forecastable(name: str, parameter: nn.Parameter) -> bool:
     kind = str(parameter.dtype) if plain else type(parameter.data).__name__
     log.warning("parameter %r is trained but cannot be forecast (%s): only the optimizer changes it", name, kind)
     return False
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds a part only."""
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part, sharing its memory; a plain tensor is its own."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it. A sharded one is gathered: every rank must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(values: Tensor | None, like: Tensor) -> Tensor:
+    """This rank's part of `values`, which are of the whole shape of `like` on rank 0, and None elsewhere if that is sharded.
+
+    Rank 0 then scatters them: every rank must call.
+    """
+    if not isinstance(like, DTensor):
+        assert values is not None
+        return values.to(like.device)
+    if values is None:
+        values = torch.empty(like.shape, dtype=torch.float32)
+    return local(distribute_tensor(values.to(like.device), like.device_mesh, like.placements))

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer_worker.weights.flat import FlatParameters
+from trainer_worker.weights.flat import FlatParameters, local, part_of
 from trainer_worker.weights.optimizers import kept_weights, states_of
-from trainer_worker.weights.sharded import local, part_of
 
 log = logging.getLogger(__name__)
 

@@ -30,6 +30,6 @@ fixed order, so that a forecast on the CPU is the same bit for bit for any numbe
 """
 
 from nowcast_server.nino.engine.engine import StreamingEngine
-from nowcast_server.nino.engine.placement import CPU_SIZES, DEVICE_SIZES, Sizes
+from nowcast_server.nino.engine.workers import CPU_SIZES, DEVICE_SIZES, Sizes
 
 __all__ = ["CPU_SIZES", "DEVICE_SIZES", "Sizes", "StreamingEngine"]

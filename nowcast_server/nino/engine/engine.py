@@ -11,11 +11,10 @@ from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine.bundles import Bundle
 from nowcast_server.nino.engine.fold import NeuronStage, fold
 from nowcast_server.nino.engine.kernels import Kernels, Sums
-from nowcast_server.nino.engine.placement import CPU_SIZES, DEVICE_SIZES, Placement, Sizes
 from nowcast_server.nino.engine.plan import Plan, Unit, plan, plan_bytes
 from nowcast_server.nino.engine.snapshots import Snapshots, panel_view
 from nowcast_server.nino.engine.tiles import Ends
-from nowcast_server.nino.engine.workers import aside, in_order, run
+from nowcast_server.nino.engine.workers import CPU_SIZES, DEVICE_SIZES, Placement, Sizes, aside, in_order, run
 from nowcast_server.nino.laplacian import laplacian_features
 from protos.wiring import Wiring
 

@@ -10,7 +10,7 @@ from nowcast_server.nino.engine.bundles import Bundle
 from nowcast_server.nino.engine.fold import Affine, Folded, NeuronStage
 from nowcast_server.nino.engine.plan import Panel, Unit
 from nowcast_server.nino.engine.snapshots import Read
-from nowcast_server.nino.engine.tiles import Buffer, BundleEdges, Constant, Edges, Ends, PanelEdges
+from nowcast_server.nino.engine.tiles import Buffer, BundleEdges, Constant, Edges, Ends, PanelEdges, buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Kernels:
         """
         known = max((each for each in read.hidden if each <= level), default=0)
         steps = self._steps(edges, known, level, ends)
-        for index, (x, pair) in enumerate(zip(edges.x, edges.buffers(self._hidden), strict=True)):
+        for index, (x, pair) in enumerate(zip(edges.x, buffers(edges, self._hidden), strict=True)):
             h = read.hidden[known][index] if known else x
             for turn, step in enumerate(steps):
                 last = turn + 1 == len(steps)

@@ -13,9 +13,17 @@ import torch
 from torch import Tensor
 
 from nowcast_server.nino.cache import LruCache
-from nowcast_server.nino.engine.bundles import Bundle, chop, even, listed_structure, listed_weights, together
-from nowcast_server.nino.engine.placement import Sizes
-from nowcast_server.nino.graph import block_positions, word_positions
+from nowcast_server.nino.engine.bundles import (
+    Bundle,
+    block_positions,
+    chop,
+    even,
+    listed_structure,
+    listed_weights,
+    together,
+    word_positions,
+)
+from nowcast_server.nino.engine.workers import Sizes
 from nowcast_server.nino.options import EDGE_TYPES
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 

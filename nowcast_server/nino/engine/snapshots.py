@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from nowcast_server.nino.engine.bundles import CARRIED, Bundle
-from nowcast_server.nino.engine.placement import Placement
 from nowcast_server.nino.engine.plan import Panel, Plan, Unit
-from nowcast_server.nino.engine.workers import in_order
+from nowcast_server.nino.engine.workers import Placement, in_order
 from nowcast_server.nino.options import EPSILON
 from protos.wiring import STRUCTURE, Wiring
 

@@ -6,7 +6,6 @@ little else.
 """
 
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,54 +55,28 @@ class _Scratch(threading.local):
 _SCRATCH: Final = _Scratch()
 
 
-class Edges(ABC):
-    """A unit with its standardised weights x (slots * context, E), cut into tiles.
+class PanelEdges:
+    """A panel with its standardised weights x (slots * context, E), cut into tiles: runs of targets with all of its sources.
 
-    Shapes: R the unit's targets, H hidden, E the edges of a tile.
+    Shapes: R the panel's targets, H hidden, E the edges of a tile.
     """
-
-    x: Sequence[Tensor]
-    """Each tile's standardised weights (E, slots * context), views."""
-
-    @abstractmethod
-    def joined(self, ends: Ends, bias: Tensor) -> Sequence[Constant]:
-        """For each tile, at_source[s] + at_target[t] + bias[type]."""
-
-    @abstractmethod
-    def biased(self, bias: Tensor) -> Constant:
-        """For every tile, bias[type]."""
-
-    @abstractmethod
-    def buffer(self, flat: Tensor) -> Buffer:
-        """The hidden vectors (E, H) of a tile as a buffer."""
-
-    def buffers(self, hidden: int) -> list[tuple[Buffer, Buffer]]:
-        """Two buffers for each tile: all tiles share their memory."""
-        most = self.x[0].shape[0]
-        pair = [_SCRATCH.take(slot, most, hidden, self.x[0].device) for slot in range(2)]
-        made: dict[int, tuple[Buffer, Buffer]] = {}
-        for count in {len(x) for x in self.x}:
-            first, second = (self.buffer(flat[:count]) for flat in pair)
-            made[count] = (first, second)
-        return [made[len(x)] for x in self.x]
-
-
-class PanelEdges(Edges):
-    """A panel: tiles are runs of targets with all of the panel's sources."""
 
     def __init__(self, panel: Panel, x: Tensor) -> None:
         self._panel = panel
         self._step = max(1, panel.tile_edges // panel.inner)
-        self.x = torch.split(x.T, self._step * panel.inner)
+        self.x = torch.split(x.T, self._step * panel.inner)  # each tile's weights (E, slots * context), views
 
     def joined(self, ends: Ends, bias: Tensor) -> Sequence[Constant]:
+        """For each tile, at_source[s] + at_target[t] + bias[type]."""
         sources, targets = ends[0][self._panel.sources], ends[1][self._panel.targets] + bias[self._panel.edge_type]
         return [partial(_add, part, sources) for part in torch.split(targets[:, None], self._step)]
 
     def biased(self, bias: Tensor) -> Constant:
+        """For every tile, bias[type]."""
         return partial(_copy, bias[self._panel.edge_type])
 
     def buffer(self, flat: Tensor) -> Buffer:
+        """The hidden vectors (E, H) of a tile as a buffer."""
         return Buffer(flat, flat.view(-1, self._panel.inner, flat.shape[1]))
 
     def at_sources(self, vectors: Tensor) -> Tensor:
@@ -120,8 +93,8 @@ class PanelEdges(Edges):
         return bias[self._panel.edge_type] * vectors[self._panel.sources].sum(dim=0)
 
 
-class BundleEdges(Edges):
-    """A bundle: one tile."""
+class BundleEdges:
+    """The same of a bundle, which is one tile."""
 
     def __init__(self, bundle: Bundle, x: Tensor) -> None:
         self._bundle = bundle
@@ -158,6 +131,20 @@ class BundleEdges(Edges):
         room = _SCRATCH.take(self._taken, len(index), vectors.shape[1], vectors.device)
         self._taken += 1
         return torch.index_select(vectors, 0, index, out=room)
+
+
+Edges = PanelEdges | BundleEdges
+
+
+def buffers(edges: Edges, hidden: int) -> list[tuple[Buffer, Buffer]]:
+    """Two buffers for each tile: all tiles share their memory."""
+    most = edges.x[0].shape[0]
+    pair = [_SCRATCH.take(slot, most, hidden, edges.x[0].device) for slot in range(2)]
+    made: dict[int, tuple[Buffer, Buffer]] = {}
+    for count in {len(x) for x in edges.x}:
+        first, second = (edges.buffer(flat[:count]) for flat in pair)
+        made[count] = (first, second)
+    return [made[len(x)] for x in edges.x]
 
 
 def _add(one: Tensor, other: Tensor, buffer: Buffer) -> Tensor:

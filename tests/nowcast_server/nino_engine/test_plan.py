@@ -7,9 +7,9 @@ import torch
 from wirings import drawn_wiring, transformer_wiring
 
 from nowcast_server.nino.engine.bundles import Bundle
-from nowcast_server.nino.engine.placement import Sizes
 from nowcast_server.nino.engine.plan import Unit, plan, plan_bytes
 from nowcast_server.nino.engine.snapshots import panel_view
+from nowcast_server.nino.engine.workers import Sizes
 from protos.wiring import Block, EdgeType, Parameter, Wiring
 from trainer_worker.metatrain.reference import to_graph
 

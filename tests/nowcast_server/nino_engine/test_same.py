@@ -17,8 +17,8 @@ from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.nino.engine import StreamingEngine
 from nowcast_server.nino.engine import workers as engine_workers
 from nowcast_server.nino.engine.kernels import Kernels, Sums
-from nowcast_server.nino.engine.placement import Sizes
 from nowcast_server.nino.engine.plan import Unit, plan
+from nowcast_server.nino.engine.workers import Sizes
 from protos.wiring import Wiring
 
 

@@ -17,7 +17,7 @@ def serve_url(ray_cluster: None) -> Iterator[str]:
     """The server's address; two replicas, three tenants. For one module: its replicas hold CPUs that training waits for."""
     from ray import serve
 
-    from nowcast_server.serve.launch import Replicas, start
+    from nowcast_server.serve.application import Replicas, start
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -164,13 +164,7 @@ def test_a_script_outside_its_working_directory_is_refused(tmp_path: Path) -> No
 def test_the_environment_points_to_server_and_job() -> None:
     """`Nowcast` in the script would forecast for itself, or call without its token."""
     given = environment("fm-1", server="http://a", token="t", extra={"A": "b"})
-    assert given == {
-        "NOWCAST_SERVER": "http://a",
-        "NOWCAST_TOKEN": "t",
-        "NOWCAST_JOB": "fm-1",
-        "PYTHONUNBUFFERED": "1",
-        "A": "b",
-    }
+    assert given == {"NOWCAST_SERVER": "http://a", "NOWCAST_TOKEN": "t", "NOWCAST_JOB": "fm-1", "PYTHONUNBUFFERED": "1", "A": "b"}
     assert "NOWCAST_SERVER" not in environment("fm-1", server=None, token=None, extra={})
     env = Submission("a", "b", Path("/x"), given, pip=("lightning",)).runtime_env
     assert (env["working_dir"], env["pip"], env["env_vars"]["A"]) == ("/x", ["lightning"], "b")
