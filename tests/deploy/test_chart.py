@@ -1,15 +1,12 @@
 """The Helm chart, rendered by Helm's own library and checked against Kubernetes' schemas."""
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
 from commands import parse
 
 from nowcast_server.settings import Settings

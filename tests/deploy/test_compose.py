@@ -1,14 +1,11 @@
 """docker-compose.yml against the compose specification, and against what it talks about."""
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from commands import parse
 
 ROOT = Path(__file__).resolve().parents[2]

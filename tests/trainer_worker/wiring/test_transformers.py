@@ -1,5 +1,6 @@
 """Equivariance of transformers: their symmetries map the graph onto itself and keep what the network computes."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from permutations import (
 )
 from torch import Tensor, nn
 
+from nowcast_server.nino.checkpoint import load_checkpoint
+from nowcast_server.nino.engine import StreamingEngine
 from protos.wiring import Wiring
 from trainer_worker.wiring import describe, wire
 
@@ -130,6 +133,26 @@ def test_values_within_a_head(name: str) -> None:
     wiring = wire(model)
     for layer in layers_with_heads(wiring):
         check(model, wiring, shuffle_head(wiring, layer[3], 1))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+def test_forecasts_do_not_depend_on_the_order_of_heads(name: str, shared: Path) -> None:
+    """The forecast would depend on how heads, or neurons within one, happen to be numbered: f(permuted) is the permuted f."""
+    engine = StreamingEngine(load_checkpoint(shared / "checkpoints" / "nino_no_posw.pt"))
+    model = FAMILIES[name]().float()
+    wiring, weights = wire(model), flat(model)
+    torch.manual_seed(0)
+    states = torch.stack([weights + 0.05 * step * torch.randn_like(weights) for step in range(5)])
+    features = 0.2 * torch.randn(wiring.neurons, 8)
+    plain = engine.forecast(wiring, states, horizons=(1, 40), node_pe=features)
+    change = (plain - states[-1]).norm()
+    for layer in attention_layers(wiring):
+        for order in (swap_heads(wiring, layer[0], layer[3]), shuffle_head(wiring, layer[1], 0), shuffle_head(wiring, layer[2], 1)):
+            place = weight_order(wiring, order)
+            moved = engine.forecast(wiring, states[:, place], horizons=(1, 40), node_pe=features[order])
+            assert (moved - plain[:, place]).norm() / change < 1e-5
+            misled = engine.forecast(wiring, states[:, place], horizons=(1, 40), node_pe=features)
+            assert (misled - plain[:, place]).norm() / change > 1e-4
 
 
 def test_heads_that_share_values() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from trainer_worker.wiring.trace.labels import UNKNOWN, Flow, Held, Labels, Shadow, squash, varying
 from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
@@ -37,7 +38,7 @@ def _apply(call: Call, labels: Tensor) -> Any:
         return labels.reshape(call.out.shape)
     if call.name == "im2col":
         return call.func(labels.double(), *call.args[1:], **call.kwargs).round().long()
-    rest = [item.cpu() if isinstance(item, Tensor) else item for item in call.args[1:]]
+    rest = tree_map_only(Tensor, Tensor.cpu, call.args[1:])  # fails for indices on the meta device, which say nothing
     return call.func(labels, *rest, **call.kwargs)
 
 
