@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def until(happened: Callable[[], object], *, within_s: float = 30.0) -> None:
+def until(happened: Callable[[], object], *, within_s: float = 120.0) -> None:
     """Return once it has happened.
 
     Raises:

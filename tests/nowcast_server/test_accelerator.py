@@ -188,7 +188,7 @@ def test_forecasts_wait_for_memory_of_the_device(start: Start) -> None:
     until(lambda: caller.service.device.waiting == 1)
     held.released.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert answers == [200, 200]
 
 
@@ -209,7 +209,7 @@ def test_a_device_that_has_failed_ends_the_server(start: Start, caplog: pytest.L
     caller.fill()
     fails.errors = [RuntimeError("CUDA error: an illegal memory access was encountered")]
     refused(caller.nowcast(), 503, "unavailable")
-    assert ended.wait(5)
+    assert ended.wait(60)
     assert "illegal memory access" in caplog.text
     refused(caller.client.get("/livez"), 503, "unavailable")
     refused(caller.nowcast(), 503, "unavailable")

@@ -184,7 +184,7 @@ def test_forecast_memory(start: Start, working: int) -> None:
     other = caller.as_job("other").filled()
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(caller.nowcast, horizons=range(1, 5))]
-        assert held.begun.acquire(timeout=30)
+        assert held.begun.acquire(timeout=60)
         both.append(pool.submit(other.nowcast, horizons=(1, 2)))
         until(lambda: caller.service.device.waiting == 1)
         assert caller.service.forecasts.used_bytes == 4 * row + working  # what waits has none
@@ -348,7 +348,7 @@ def test_eight_jobs_at_once_get_what_each_gets_alone(listen: Start, start: Start
         mine = Caller(caller.client, caller.service, dense(10 + index, 20), f"job-{index}")
         assert mine.register(forecaster=forecasters[index % 4].name, context=5).status_code == 201
         if caller is together:
-            barrier.wait(30)
+            barrier.wait(120)
         found = []
         for period in range(3):
             steps = [10 * (5 * period + each) for each in range(1, 6)]
@@ -376,13 +376,13 @@ def test_a_client_that_fetches_too_slowly(caplog: pytest.LogCaptureFixture) -> N
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         response = FramesResponse(
-            forecasts, held=AsyncExitStack(), limit_s=lambda moved: 0.05 if moved < 50 else 60.0, sent=lambda _: None
+            forecasts, held=AsyncExitStack(), limit_s=lambda moved: 1.0 if moved < 50 else 60.0, sent=lambda _: None
         )
         await response(scope, receive, send)
 
     async def send(message: Any) -> None:
         sent.append(message)
-        await asyncio.sleep(60.0 if len(sent) == 2 else 0.0)
+        await asyncio.sleep(120.0 if len(sent) == 2 else 0.0)
 
     with caplog.at_level("INFO"):
         asyncio.run(Boundary(app, service=service)({"type": "http", "method": "POST", "path": "/v1"}, None, send))  # type: ignore[arg-type]

@@ -72,12 +72,12 @@ class Process:
         self.told = ""
         self.listen_on(self.port)
         if wait:
-            until(self.ready, within_s=60)
+            until(self.ready, within_s=240)
 
     def listen_on(self, port: str | int) -> None:
         """Have the client call the server there."""
         self.port = int(port)
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
 
     def line(self, text: str) -> str:
         """The next line of the log that has this text in it."""
@@ -105,7 +105,7 @@ class Process:
             f"/v1/jobs/job/snapshots/{step}", content=frames(torch.ones(4), step=step), headers={"content-type": MEDIA_TYPE}
         )
 
-    def end(self, sign: int = signal.SIGTERM, *, within_s: float = 20) -> tuple[int, str]:
+    def end(self, sign: int = signal.SIGTERM, *, within_s: float = 60) -> tuple[int, str]:
         """Its exit status, and all it printed."""
         if self.popen.poll() is None:
             self.popen.send_signal(sign)
@@ -121,7 +121,7 @@ def run() -> Iterator[Run]:
         def start(*command: str, wait: bool = True, **environment: str) -> Process:
             process = Process(*command, wait=wait, **environment)
             stack.callback(process.client.close)
-            stack.callback(process.popen.wait, 20)
+            stack.callback(process.popen.wait, 60)
             stack.callback(process.popen.kill)
             return process
 
@@ -195,7 +195,7 @@ def test_draining(run: Run, tmp_path: Path) -> None:
         (tmp_path / "go_on").touch()
         assert nowcast.result().status_code == 200
     process.client.close()
-    output, _ = process.popen.communicate(timeout=20)
+    output, _ = process.popen.communicate(timeout=60)
     assert process.popen.returncode == 0, output
     assert "Traceback" not in output
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from server_kit import Caller, Held, Last, Start, dense, frames, read_forecasts, refused, until
 
+from nowcast_server.settings import Settings
 from protos.frames import Header
 
 
@@ -191,6 +192,7 @@ def test_a_slow_upload_is_cut_off(listen: Start) -> None:
 
     refused(caller.upload(10, dribble()), 504, "deadline_exceeded")
     assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    caller.service.settings = Settings()
     assert caller.upload(10).status_code == 200
 
 
@@ -209,9 +211,11 @@ def test_not_ready(start: Start) -> None:
 def test_an_upload_that_finds_no_room(start: Start) -> None:
     """It would be told that it did not come, though all of it had."""
     held = Held()
-    caller = start(held, upload_grace_s=0.2).filled()
+    caller = start(held).filled()
     with held.making(caller):
         caller.fill(40)  # into the spare row
+        caller.service.settings = Settings(upload_grace_s=0.2)
         problem = refused(caller.upload(50), 429, "busy")
         assert problem["retry_after_s"] > 0
+    caller.service.settings = Settings()
     assert caller.upload(50).status_code == 200

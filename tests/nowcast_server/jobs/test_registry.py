@@ -188,7 +188,7 @@ def test_status_figures(caller: Caller) -> None:
     assert (status["parameters"], status["neurons"], status["edges"]) == (12, 7, 19)
     assert status["history_bytes"] == 4 * 12 * 4
     assert (status["snapshots"], status["nowcasts"], status["steps"]) == (3, 1, [10, 20, 30])
-    assert 0 < status["forecast_s"] < 5
+    assert 0 < status["forecast_s"] < 60
     assert time.time() - 60 < status["created_at"] < status["seen_at"] <= time.time()
     assert caller.client.get("/v1/jobs").json()["jobs"][0]["job"] == "job"
 

@@ -157,7 +157,7 @@ def test_a_forked_process_can_forecast(tmp_path: Path) -> None:
     expected = forecast(wiring, engine)
     child = mp.get_context("fork").Process(target=_forked, args=(wiring, engine, tmp_path / "made.pt"))
     child.start()
-    child.join(30)
+    child.join(120)
     alive = child.is_alive()
     child.kill()
     assert not alive

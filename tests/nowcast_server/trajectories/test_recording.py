@@ -112,7 +112,7 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
         recording._recorder.add = partial(slow, add=recording._recorder.add)  # type: ignore[method-assign]
         await store(10)
         upload = asyncio.create_task(recording.snapshot(job, 10))
-        await asyncio.to_thread(begun.wait, 10)
+        assert await asyncio.to_thread(begun.wait, 60)
         upload.cancel()
         await asyncio.gather(upload, return_exceptions=True)
         await store(20)

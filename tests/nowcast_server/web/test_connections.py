@@ -206,7 +206,7 @@ def test_health_is_reachable_when_all_connections_are_busy(listen: Start) -> Non
             busy.append(stack.enter_context(_connect(caller)))
             busy[-1].sendall(post % len(ask) + ask)
             until(lambda index=index: caller.service.device.waiting == index)  # type: ignore[misc]
-        assert held.begun.acquire(timeout=30)
+        assert held.begun.acquire(timeout=60)
         with _connect(caller) as probe:
             assert _status(probe, LIVE) == 200
         with _connect(caller) as other:

@@ -86,9 +86,9 @@ def test_a_connection_that_asks_for_nothing_ends(https: Https, files: Files, mon
     """Idle connections, or headers without an end, would do behind a certificate what they cannot do without."""
     endless = b"GET /livez HTTP/1.1\r\nhost: x\r\nz: ".ljust(connections.MAX_HEAD_BYTES, b"z")
     with https(mutual=False) as url:
-        monkeypatch.setattr(connections, "HEAD_S", 0.3)
-        for sent, answer in ((b"", b""), (endless, b"HTTP/1.1 431 ")):
-            plain = socket.create_connection(("127.0.0.1", httpx2.URL(url).port or 0), timeout=10)
+        for sent, answer, head_s in ((b"", b"", 0.3), (endless, b"HTTP/1.1 431 ", 60.0)):
+            monkeypatch.setattr(connections, "HEAD_S", head_s)
+            plain = socket.create_connection(("127.0.0.1", httpx2.URL(url).port or 0), timeout=60)
             with files.context().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
                 connection.sendall(sent)
                 assert connection.recv(13) == answer
