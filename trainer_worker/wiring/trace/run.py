@@ -73,7 +73,7 @@ class _Visitor:
         self._index = {id(tensor): number for number, tensor in enumerate(tensors)}
         self._noted: set[int] = set()
         self._largest = max(parameter.size for parameter in parameters)
-        self._deadline = time.monotonic() + SECONDS
+        self._deadline = time.thread_time() + SECONDS
 
     def visit(self, module: nn.Module, path: str, given: Arguments | None = None) -> None:
         runs = getattr(module.forward, "__name__", "") != "_forward_unimplemented"
@@ -88,7 +88,7 @@ class _Visitor:
 
     @property
     def _late(self) -> bool:
-        return time.monotonic() > self._deadline
+        return time.thread_time() > self._deadline
 
     def _limits(self, elements: int) -> Limits:
         return Limits(elements=max(elements, self._largest), deadline=self._deadline)
