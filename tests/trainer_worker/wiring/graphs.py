@@ -57,7 +57,7 @@ def published(arrays: dict[str, np.ndarray]) -> Graph:
 
 
 def match(ours: Graph, theirs: Graph) -> np.ndarray:
-    """The map of our neurons to theirs that sends each weight's edge to its edge; asserts that the graphs (without heads) are one."""
+    """The map of our neurons to theirs that sends each edge to its edge; asserts that the graphs, which have no heads, are one."""
     assert ours.neurons == theirs.neurons
     assert np.array_equal(np.bincount(ours.edge_type, minlength=14), np.bincount(theirs.edge_type, minlength=14))
     assert (ours.param_edge >= 0).all()
