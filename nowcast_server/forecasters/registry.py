@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
@@ -61,15 +61,11 @@ def register(name: str, forecaster: type[Forecaster]) -> None:
 def discover() -> None:
     """Register the forecasters of installed packages, once; one that cannot be used is logged and left out."""
     for entry in entry_points(group=ENTRY_POINTS):
-        _register(entry)
-
-
-def _register(entry: EntryPoint) -> None:
-    try:
-        register(entry.name, entry.load())
-    except Exception as error:  # noqa: BLE001  (importing it runs another package's code)
-        package = entry.dist.name if entry.dist else "a package"
-        logger.warning("forecaster %r of %s cannot be used: %s: %s", entry.name, package, type(error).__name__, error)
+        try:
+            register(entry.name, entry.load())
+        except Exception as error:  # noqa: BLE001  (importing it runs another package's code)
+            package = entry.dist.name if entry.dist else "a package"
+            logger.warning("forecaster %r of %s cannot be used: %s: %s", entry.name, package, type(error).__name__, error)
 
 
 def load_forecaster(name: str, *, checkpoint: str | Path | None = None, device: str | torch.device = "cpu") -> Forecaster:
@@ -96,7 +92,10 @@ def load_forecaster(name: str, *, checkpoint: str | Path | None = None, device: 
         if str(device) != "cpu":
             forecaster.device = torch.device(device)
         return forecaster
-    return cls(load_checkpoint(checkpoint or _shipped(name)), device=device)
+    if checkpoint is None and not _path(name).exists():
+        detail = f"{name!r} needs weights: pass checkpoint=PATH (--checkpoint PATH), e.g. a published NiNo checkpoint"
+        raise CheckpointError(detail, field="checkpoint")
+    return cls(load_checkpoint(checkpoint or _path(name)), device=device)
 
 
 def forecaster_of(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> LearnedForecaster:
@@ -130,11 +129,3 @@ def load_forecasters(checkpoints: Iterable[CheckpointFile], *, device: str) -> M
 
 def _path(name: str) -> Path:
     return SHIPPED / f"{name}-base.safetensors"
-
-
-def _shipped(name: str) -> Path:
-    path = _path(name)
-    if not path.exists():
-        detail = f"{name!r} needs weights: pass checkpoint=PATH (--checkpoint PATH), e.g. a published NiNo checkpoint"
-        raise CheckpointError(detail, field="checkpoint")
-    return path

@@ -57,10 +57,7 @@ def published(arrays: dict[str, np.ndarray]) -> Graph:
 
 
 def match(ours: Graph, theirs: Graph) -> np.ndarray:
-    """The map of our neurons to theirs that sends every weight's edge to its edge; asserts that the graphs are one.
-
-    Neurons that touch no weight (attention heads) are told apart by the structural edges alone.
-    """
+    """The map of our neurons to theirs that sends each edge to its edge; asserts that the graphs, which have no heads, are one."""
     assert ours.neurons == theirs.neurons
     assert np.array_equal(np.bincount(ours.edge_type, minlength=14), np.bincount(theirs.edge_type, minlength=14))
     assert (ours.param_edge >= 0).all()
@@ -71,25 +68,9 @@ def match(ours: Graph, theirs: Graph) -> np.ndarray:
         mapping[ours.edge_index[end, ours.param_edge]] = theirs.edge_index[end, theirs.param_edge]
     for end in (0, 1):
         assert np.array_equal(mapping[ours.edge_index[end, ours.param_edge]], theirs.edge_index[end, theirs.param_edge])
-    _match_heads(ours, theirs, mapping)
     assert np.array_equal(np.sort(mapping), np.arange(theirs.neurons)), "not one to one"
     assert np.array_equal(_structure(ours, mapping), _structure(theirs, np.arange(theirs.neurons)))
     return mapping
-
-
-def _match_heads(ours: Graph, theirs: Graph, mapping: np.ndarray) -> None:
-    """Map neurons without weights by the neurons they point to."""
-    members = {}
-    for node, group in _groups(theirs, np.arange(theirs.neurons)).items():
-        members.setdefault(group, []).append(node)
-    for node, group in _groups(ours, mapping).items():
-        if mapping[node] < 0:
-            mapping[node] = members[group].pop()
-
-
-def _groups(graph: Graph, names: np.ndarray) -> dict[int, tuple[int, ...]]:
-    heads = graph.edge_index[:, graph.edge_type == 11]
-    return {int(node): tuple(sorted(names[heads[1, heads[0] == node]].tolist())) for node in np.unique(heads[0])}
 
 
 def _structure(graph: Graph, names: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ class _Visitor:
         self._index = {id(tensor): number for number, tensor in enumerate(tensors)}
         self._noted: set[int] = set()
         self._largest = max(parameter.size for parameter in parameters)
-        self._deadline = time.monotonic() + SECONDS
+        self._deadline = time.thread_time() + SECONDS
 
     def visit(self, module: nn.Module, path: str, given: Arguments | None = None) -> None:
         runs = getattr(module.forward, "__name__", "") != "_forward_unimplemented"
@@ -88,7 +88,7 @@ class _Visitor:
 
     @property
     def _late(self) -> bool:
-        return time.monotonic() > self._deadline
+        return time.thread_time() > self._deadline
 
     def _limits(self, elements: int) -> Limits:
         return Limits(elements=max(elements, self._largest), deadline=self._deadline)
@@ -110,7 +110,9 @@ class _Visitor:
         limits = self._limits(GUESSED_ELEMENTS)
         first = ""
         for guess in guesses(module):
-            arguments = tree_map_only(Tensor, lambda tensor: _placed(tensor, like), guess)
+            arguments = tree_map_only(
+                Tensor, lambda each: each.to(like.device, like.dtype if each.is_floating_point() else each.dtype), guess
+            )
             failure = _trial(module, arguments, limits) or self._passes(module, path, arguments, limits)
             if not failure:
                 if not path:
@@ -196,11 +198,6 @@ def _described(arguments: Arguments) -> str:
 
 def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def _placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A guessed input where the parameters are, in their precision."""
-    return tensor.to(like.device, like.dtype) if tensor.is_floating_point() else tensor.to(like.device)
 
 
 def _redrawn(tensor: Tensor, seed: int) -> Tensor:

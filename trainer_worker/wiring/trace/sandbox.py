@@ -22,7 +22,7 @@ LARGEST_COPY = 2 * 2**30
 """Bytes of parameters beyond which only their shapes are copied, to the meta device: what depends on values then cannot be run."""
 
 SECONDS = 20.0
-"""Time for all runs of one module."""
+"""Processor time for all runs of one module: how it is wired must not depend on what else the machine does."""
 
 OPERATIONS = 2**35
 """Floating-point operations one operator may take: a second or so on one core."""
@@ -131,7 +131,7 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         Raises:
             TooCostly: it is too large, or too late.
         """
-        if time.monotonic() > self.deadline:
+        if time.thread_time() > self.deadline:
             raise TooCostly(f"stopped after {SECONDS:.0f} s")
         elements, operations = _foreseen(func, args, kwargs)
         if operations > OPERATIONS:
