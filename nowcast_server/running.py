@@ -31,7 +31,7 @@ OTHER_FILES: Final = BACKLOG + SPARE + 192
 """Open files besides the connections within the limit: those accepted in one go before any is ended, spare ones, and the rest."""
 END_S: Final = 10.0
 """After the drain, how long the process may take to end."""
-SWITCH_INTERVAL_S: Final = 0.001
+SWITCH_INTERVAL_S: Final = 0.0002
 """How long Python code on the device thread may hold up the event loop, at most, when both want to run (Python's own is 5 ms)."""
 
 

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from server_kit import Caller, Held, Start, dense, read_forecasts, refused, until
 
-ONE, KEPT = 62_700, 33_900
+from nowcast_server.jobs.course import COURSE_BYTES
+
+ONE, KEPT = COURSE_BYTES + 29_932, COURSE_BYTES + 1_132
 """Memory of a job of `dense(10, 20)`; what is left of it when its history is evicted."""
 TOKENS = {"tokens": "alice:alice-alice-alice,bob:bob-bob-bob-bob-bob"}
 

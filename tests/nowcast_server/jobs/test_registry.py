@@ -12,6 +12,7 @@ from server_kit import Caller, Start, dense, refused, until
 
 from nowcast_server.jobs import history
 from nowcast_server.jobs.budget import Budget
+from nowcast_server.jobs.course import COURSE_BYTES
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.settings import Settings
 from protos.errors import UnknownJob
@@ -116,11 +117,12 @@ def test_session_header(caller: Caller) -> None:
 
 def test_memory_budget(start: Start) -> None:
     """The server would take in jobs until the machine kills it."""
-    caller = start(memory=135_000, wiring=dense(10, 20))  # 200 values: 3,200 bytes of context, 25,600 of skill, 32,768 of course
+    memory = 2 * COURSE_BYTES + 69_464
+    caller = start(memory=memory, wiring=dense(10, 20))  # 200 values: 3,200 bytes of context, 25,600 of skill, and the course
     assert caller.as_job("a").register().status_code == 201
     assert caller.as_job("b").register().status_code == 201
     problem = refused(caller.as_job("c").register(), 507, "out_of_memory_budget")
-    assert 61_568 < problem["needed_bytes"] < problem["limit_bytes"] == 135_000
+    assert COURSE_BYTES + 28_800 < problem["needed_bytes"] < problem["limit_bytes"] == memory
     caller.client.delete("/v1/jobs/a")
     assert caller.as_job("c").register().status_code == 201
 
