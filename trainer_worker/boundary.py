@@ -81,6 +81,13 @@ class Boundaries:
         """Steps from the boundary at this step to the next."""
         return self.stretch * (self._interval or max(SHORTEST, step // GROWTH))
 
+    @property
+    def first_due(self) -> int:
+        """The step at which a run that begins can use its first forecast."""
+        interval = self.interval_after(0)
+        starts = math.ceil(self._push.start * (self._max_steps or 0) / interval)
+        return interval * max(CONTEXT + 1, 0 if self._shadow else starts)
+
     def after_step(self) -> bool:
         """Count a step and do what is due; whether an interval ended. Raises what the ranks' communication raises, nothing else."""
         self.step += 1

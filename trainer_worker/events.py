@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from protos.messages import Mode
+
 log = logging.getLogger(__name__)
 
 Kind = Literal["nowcast", "snapshot", "server"]
@@ -117,3 +119,30 @@ class Journal:
         self.tally = Tally(snapshots=int(state["snapshots"]))
         for event in self.events:
             self.tally.count(event)
+
+
+def closing_line(tally: Tally, mode: Mode, *, steps: int, first_due: int, grown_to: int | None) -> tuple[int, str]:
+    """How a run went, in a sentence, and the level at which to log it.
+
+    Args:
+        tally: of the run.
+        mode: of the run.
+        steps: that were counted.
+        first_due: the step at which the first forecast could be used.
+        grown_to: the interval, if it has grown.
+    """
+    if not steps:
+        return logging.WARNING, "no optimizer step was counted: call nowcast.step() after each, if no hook sees them"
+    why = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
+    skipped = f", {tally.nowcasts['skipped']} skipped ({why})" if why else ""
+    slow = f"; they came late, so the interval grew to {grown_to} steps" if grown_to else ""
+    if not tally.used:
+        early = f": the first was due at step {first_due} (five intervals, and Push.start)" if steps < first_due else ""
+        return logging.WARNING, f"no forecast was used in {steps} steps{skipped}{slow}{early}"
+    if mode == "shadow":
+        return (
+            logging.INFO,
+            f"{steps} steps, {tally.used} forecasts scored{skipped}{slow}; summary()['skill'] says how good they were",
+        )
+    judge = "to see what they saved, run it without as well (`nowcast try`)"
+    return logging.INFO, f"{steps} steps, {tally.used} forecasts used{skipped}{slow}; {judge}"

@@ -43,6 +43,10 @@ class Jumps(Boundaries):
         self._period = CONTEXT * self.interval_after(0)
         self._horizons = paper_horizons(max_steps // self._period)
 
+    @property
+    def first_due(self) -> int:
+        return self._period
+
     def _decide(self) -> None:
         due = self.step + (CONTEXT - 1 - self._taken) * self.interval_after(self.step)
         if due >= self._end:

@@ -24,7 +24,7 @@ from trainer_worker.boundary import Boundaries
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.endpoints.server import Server, connect, is_file
 from trainer_worker.errors import BadArgument
-from trainer_worker.events import Event, Journal
+from trainer_worker.events import Event, Journal, closing_line
 from trainer_worker.forecasts import Forecasts
 from trainer_worker.jump import Jumps
 from trainer_worker.push import CONTEXT, FORECASTERS, Push
@@ -353,18 +353,15 @@ class Nowcast:
             _running.pop(parameter, None)
 
     def _tell_end(self) -> None:
-        """One line on how it went; a warning if nothing came of it."""
-        tally = self._journal.tally
-        why = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
-        skipped = f", {tally.nowcasts['skipped']} skipped ({why})" if why else ""
-        if self._boundaries.stretch > 1:
-            skipped += f"; they came late, so the interval grew to {self._boundaries.interval_after(self.steps)} steps"
-        if not self.steps:
-            log.warning("%s: no optimizer step was counted: call nowcast.step() after each, if no hook sees them", self._job)
-        elif not tally.used:
-            log.warning("%s: no forecast was used in %d steps%s", self._job, self.steps, skipped)
-        else:
-            log.info("%s: %d steps, %d forecasts used%s", self._job, self.steps, tally.used, skipped)
+        """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
+        grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else None
+        level, sentence = closing_line(
+            self._journal.tally, self._mode, steps=self.steps, first_due=self._boundaries.first_due, grown_to=grown_to
+        )
+        line = f"{self._job}: {sentence}"
+        if level < logging.WARNING and not log.hasHandlers():  # as Python prints warnings then
+            sys.stderr.write(f"{line}\n")
+        log.log(level, "%s", line)
 
 
 def check_arguments(model: Any, *, max_steps: Any, interval: Any, mode: Any, push: Any, wiring: Any, on_event: Any) -> None:

@@ -5,6 +5,7 @@ python -m trainer_worker.try_script {with,without} LOG SEED SCRIPT [ARGS]
 
 import atexit
 import json
+import logging
 import random
 import runpy
 import sys
@@ -52,6 +53,8 @@ def main(arguments: list[str]) -> None:
     mode, log, seed, script, *rest = arguments
     patched: Any = home
     patched.Nowcast, Recorded.without = Recorded, mode == "without"
+    if Recorded.without:
+        logging.getLogger(home.__name__).setLevel(logging.ERROR)  # that no forecast was used is as it should be
     random.seed(int(seed))
     np.random.seed(int(seed))  # noqa: NPY002  (the script may draw from the global state)
     torch.manual_seed(int(seed))

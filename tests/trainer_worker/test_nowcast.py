@@ -135,7 +135,10 @@ def test_an_embedded_forecast_that_is_under_way_ends_with_the_run(monkeypatch: p
     assert time.monotonic() - began < 2
 
 
-@pytest.mark.parametrize(("steps", "says"), [(0, "no optimizer step was counted"), (FULL, "no forecast was used in 10 steps")])
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [(0, "no optimizer step was counted"), (FULL, "no forecast was used in 10 steps: the first was due at step 12 (")],
+)
 def test_a_run_that_came_to_nothing_says_so(steps: int, says: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever wraps the wrong optimizer would believe for weeks that nowcasts do not help."""
     model, optimizer = learner()

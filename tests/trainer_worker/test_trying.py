@@ -41,7 +41,9 @@ def test_a_script_that_drifts_is_faster_and_the_run_without_is_its_own(
     script = tmp_path / "mine.py"
     script.write_text(SCRIPT.replace("{tell}", "nowcast.observe(loss)"))
     courses = run(script, ["400"], seed=3)
-    told = capfd.readouterr().out
+    told, log = capfd.readouterr()
+    assert re.search(r"400 steps, \d+ forecasts used; to see what they saved", log)  # though no log is set up
+    assert "no forecast was used" not in log
     without, used = re.findall(r"used (\d+)", told)
     assert (int(without), int(used) > 10) == (0, True)
     saved = re.search(r"at 75% of the run.*without; \d+ steps \((-\d+)%\)", "\n".join(report(courses)))
