@@ -13,7 +13,7 @@ ENOUGH_SEEDS: Final = 3
 ALWAYS: Final = (
     "Both arms start from the same weights and see the same batches. Validation data set the target; test data decide nothing.",
     "Steps do not depend on the machine. Seconds do: the runs came one after the other, and can be compared if nothing else ran.",
-    "It holds for this model, data, learning rate and schedule. Pushes help least late in a run, with overfitting, at falling rates.",
+    "It holds for this model, data, learning rate and schedule. Pushes help least late in a run, with overfitting, falling rates.",
 )
 """What can be said of every comparison; of that of averages it is not said again."""
 
