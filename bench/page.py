@@ -18,6 +18,7 @@ import sys
 import time
 from shutil import which
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 
@@ -131,11 +132,17 @@ def main() -> None:
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
         pages = {"overview": url, "a job's page": f"{url}/jobs/team-1.run-1"}
         try:
+            server = psutil.Process(process.pid)
             for name, page in pages.items():
+                before = sum(server.cpu_times()[:2])
+                urlopen(page).read()
+                print(
+                    f"{name}: the server takes {1000 * (sum(server.cpu_times()[:2]) - before):.0f} ms of CPU to write it",
+                    flush=True,
+                )
                 driver = open_browser()
                 print(f"{name}: {look(driver, page, seconds=given.seconds)}", flush=True)
                 driver.quit()
-            server = psutil.Process(process.pid)
             alone = share_of_core(server, seconds=given.seconds)
             for name, page in pages.items():
                 viewers = [subprocess.Popen(["curl", "-sNo", "/dev/null", f"{page}/events"]) for _ in range(given.viewers)]
