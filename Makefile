@@ -16,7 +16,7 @@ demo: $(READY)  ## Fashion-MNIST on two Ray workers, without and with nowcasts: 
 test: $(READY)  ## Run every test but those in a browser or on a cluster of several nodes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-browser: $(READY)  ## The live page in Debian's chromium and chromium-driver, on a machine with little else to do
+test-browser: $(READY)  ## The live page in Debian's chromium and chromium-driver
 	$(BIN)/python -m pytest -m browser
 
 test-cluster: $(READY)  ## Submitted jobs on a two-node Ray cluster that loses a node, and scaling with the load (minutes)

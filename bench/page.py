@@ -18,6 +18,7 @@ import sys
 import time
 from shutil import which
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 
@@ -49,7 +50,10 @@ async def serve(jobs: int, every_s: float) -> None:
     while not app.state.service.ready:  # noqa: ASYNC110 -- nothing else waits here
         await asyncio.sleep(0.05)
     spec = JobSpec(wiring=wire(nn.Sequential(*(nn.Linear(16, 16) for _ in range(12)))), forecaster="linear")
-    runs = [(await app.state.service.register(ANONYMOUS, f"team-{index % 7}.run-{index}", spec=spec))[0] for index in range(jobs)]
+    runs = []
+    for index in range(jobs):
+        as_told = spec.model_copy(update={"mode": "glide" if index else "shadow"})  # the first is what the others are compared with
+        runs.append((await app.state.service.register(ANONYMOUS, f"team-{index % 7}.run-{index}", spec=as_told))[0])
 
     def tell(index: int, point: int) -> None:
         loss = 2 * math.exp(-point / 150) + 0.1 + 0.02 * math.sin(point * (index + 1))
@@ -83,17 +87,25 @@ def open_browser() -> Any:
     return driver
 
 
+def busy_ms(driver: Any) -> float:
+    """CPU time of the page's main thread so far, which does not depend on what else the machine does."""
+    metrics = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return 1000 * float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+
+
 def look(driver: Any, url: str, *, seconds: float) -> str:
     """Open a page, and watch it for a while."""
+    driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     driver.get(url)
     time.sleep(SETTLED_S)
     painted_ms = driver.execute_script(WATCH)
     time.sleep(0.5)
-    first = driver.execute_script("return tasks.splice(0)")
+    first, loaded = driver.execute_script("return tasks.splice(0)"), busy_ms(driver)
     time.sleep(seconds)
-    later = driver.execute_script("return tasks")
+    later, ended = driver.execute_script("return tasks"), busy_ms(driver)
     shown = [f"{max(tasks):.0f} ms" if tasks else "under 50 ms" for tasks in (first, later)]
-    return f"first paint {painted_ms:.0f} ms; longest task {shown[0]} while loading, {shown[1]} afterwards ({len(later)} long ones)"
+    cpu = f"its main thread takes {loaded:.0f} ms of CPU to load, {(ended - loaded) / seconds:.1f} ms a second afterwards"
+    return f"first paint {painted_ms:.0f} ms; longest task {shown[0]} while loading, {shown[1]} afterwards; {cpu}"
 
 
 def share_of_core(server: psutil.Process, *, seconds: float) -> float:
@@ -118,13 +130,19 @@ def main() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        pages = {"overview": url, "a job's page": f"{url}/jobs/team-0.run-0"}
+        pages = {"overview": url, "a job's page": f"{url}/jobs/team-1.run-1"}
         try:
-            driver = open_browser()
-            for name, page in pages.items():
-                print(f"{name}: {look(driver, page, seconds=given.seconds)}", flush=True)
-            driver.quit()
             server = psutil.Process(process.pid)
+            for name, page in pages.items():
+                before = sum(server.cpu_times()[:2])
+                urlopen(page).read()
+                print(
+                    f"{name}: the server takes {1000 * (sum(server.cpu_times()[:2]) - before):.0f} ms of CPU to write it",
+                    flush=True,
+                )
+                driver = open_browser()
+                print(f"{name}: {look(driver, page, seconds=given.seconds)}", flush=True)
+                driver.quit()
             alone = share_of_core(server, seconds=given.seconds)
             for name, page in pages.items():
                 viewers = [subprocess.Popen(["curl", "-sNo", "/dev/null", f"{page}/events"]) for _ in range(given.viewers)]

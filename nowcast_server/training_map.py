@@ -49,11 +49,10 @@ class TrainingMap:
 
     def nowcast(self, job: Job) -> None:
         """A nowcast of the job was made: embed its context if that is due, and nobody waits for the device."""
-        network, steps = self.network, job.history.steps
-        if network is None or self._busy or not self._device.idle or not job.places.due(job.nowcasts):
+        network, spec, steps = self.network, job.spec, job.history.steps
+        if network is None or self._busy or not self._device.idle or not len(steps) == spec.context == network.context:
             return
-        spec = job.spec
-        if len(steps) != network.context != spec.context or not embeddable(network, spec.wiring):
+        if network.work_s(spec.wiring, context=spec.context) > LONGEST_S or not job.places.due(job.nowcasts):
             return
         size_bytes = network.working_bytes(spec.wiring, context=spec.context)
         loan = Loan(self._memory, tenant=job.tenant, size_bytes=size_bytes)
@@ -90,9 +89,4 @@ class TrainingMap:
         if done.cancelled() or (error := done.exception()) is not None:
             log.debug("a context could not be embedded: %s", None if done.cancelled() else error)
         else:
-            job.places.add(Place(context.step, loss, done.result()), nowcasts=job.nowcasts)
-
-
-def embeddable(network: Nino, wiring: Wiring) -> bool:
-    """Whether a network is small enough to be on the map."""
-    return network.work_s(wiring, context=0) <= LONGEST_S
+            job.places.add(Place(context.step, loss, done.result()))

@@ -58,7 +58,7 @@ ROOMS = {
     "nowcast_server/trajectories": {"jobs"},
     "nowcast_server/selftest": {"forecasters", "jobs", "nino"},
     "trainer_worker/metatrain": {"tasks", "wiring"},
-    "nowcast_server/web": {"jobs"},
+    "nowcast_server/web": {"jobs", "nino"},
     "nowcast_server/serve": {"web"},
 }
 """Folders, and what they import of the folders beside them: no circles."""

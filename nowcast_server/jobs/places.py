@@ -24,13 +24,15 @@ class Places:
         self._gap, self._at = EVERY, -EVERY
 
     def due(self, nowcasts: int) -> bool:
-        """Whether the context of the last of so many nowcasts is to be embedded."""
-        return nowcasts - self._at >= self._gap
+        """Whether the context of the last of so many nowcasts is to be embedded; if so, the next is some nowcasts away."""
+        due = nowcasts - self._at >= self._gap
+        if due:
+            self._at = nowcasts
+        return due
 
-    def add(self, place: Place, *, nowcasts: int) -> None:
-        """Add the place after so many nowcasts. Of a run that has gone back, what lay ahead of it is dropped."""
+    def add(self, place: Place) -> None:
+        """Add a place. Of a run that has gone back, what lay ahead of it is dropped."""
         self.kept = [*(each for each in self.kept if each.step < place.step), place]
-        self._at = nowcasts
         if len(self.kept) == MOST:
             self.kept = self.kept[1::2]
             self._gap *= 2

@@ -72,9 +72,9 @@ def test_places_are_thinned_and_go_back_with_the_run() -> None:
     held = Places()
     for count in range(1, 100 * EVERY):
         if held.due(count):
-            held.add(Place(count, 0.0, b""), nowcasts=count)
+            held.add(Place(count, 0.0, b""))
     assert MOST // 2 <= len(held.kept) < MOST
-    held.add(Place(held.kept[3].step, 1.0, b""), nowcasts=100 * EVERY)
+    held.add(Place(held.kept[3].step, 1.0, b""))
     assert [place.loss for place in held.kept] == [0.0] * 3 + [1.0]
 
 
@@ -109,7 +109,7 @@ def test_page_shows_the_map_of_the_tenants_own_runs(start: Start) -> None:
         assert caller.as_job(job, **alice).register(context=5, forecaster="nino", about={"lr": 0.1 * index}).status_code == 201
         for step in range(3):
             vector = np.random.default_rng(step).normal(size=4).astype(np.float32).tobytes()
-            caller.service.jobs.get("alice", job).places.add(Place(step, 0.5, vector), nowcasts=step)
+            caller.service.jobs.get("alice", job).places.add(Place(step, 0.5, vector))
     mine = caller.client.get("/map?by=lr", headers=alice).text
     assert mine.count("<polyline") == 2
     assert "two is nearest to step 2 of one" in mine

@@ -125,13 +125,25 @@ def _section(summary: Summary) -> str:
     found = "".join(_verdict(verdict) for verdict in verdicts(summary))
     return (
         f"<section><h2>{html.escape(f'{summary.name}: {summary.headline}')}</h2>"
-        f"{found or '<p>One arm alone: there is nothing to compare it with.</p>'}"
+        f"{_what(summary) + found if found else '<p>One arm alone: there is nothing to compare it with.</p>'}"
         f'<h3>Curves</h3><p class="quiet">Bold: the median over seeds, smoothed over five evaluations. Faint: each run. '
         f"Dashed: averages of the weights.</p><figure>{_picture(summary)}</figure>"
         f"<h3>Figures</h3>{_table(HEADS, [_row(arm) for arm in summary.arms])}"
         f"<details><summary>Each run</summary>{_runs(summary)}</details>{_layers(summary)}"
         f"<h3>How it was made</h3>{_settings(summary)}</section>"
     )
+
+
+def _what(summary: Summary) -> str:
+    """Say what the arms are."""
+    plain, *others = (html.escape(arm.arm) for arm in summary.arms if not is_average(arm.arm))
+    told = f"<b>{plain}</b> is the job without nowcasts, <b>{', '.join(others)}</b> the same with them."
+    averaged = (
+        "<b>Averaged</b>: an average of the run's weights is judged in place of the weights."
+        if summary.config.train.average
+        else ""
+    )
+    return f"<p>{told} {averaged}</p>"
 
 
 def _verdict(verdict: Verdict) -> str:

@@ -10,6 +10,12 @@ from trainer_worker.comparison.summary import ArmFigures, RunFigures, Summary
 from trainer_worker.training.records import is_average
 
 ENOUGH_SEEDS: Final = 3
+ALWAYS: Final = (
+    "Both arms start from the same weights and see the same batches. Validation data set the target; test data decide nothing.",
+    "Steps do not depend on the machine. Seconds do: the runs came one after the other, and can be compared if nothing else ran.",
+    "It holds for this model, data, learning rate and schedule. Pushes help least late in a run, with overfitting, falling rates.",
+)
+"""What can be said of every comparison; of that of averages it is not said again."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,8 @@ def _helped(summary: Summary, arm: ArmFigures, plain: ArmFigures) -> str:
         return f"It did not reach {goal} in {summary.config.train.steps:,} steps ({arm.reached} of {arm.seeds} seeds did)."
     text = f"It reached {goal} after {arm.steps_to_target:,.0f} steps"
     if plain.steps_to_target and arm.fewer_steps is not None:
-        more = "fewer" if arm.fewer_steps >= 0 else "more"
-        text += f"; the plain run took {plain.steps_to_target:,.0f}: {abs(arm.fewer_steps):.0%} {more} steps"
+        more = f"{abs(arm.fewer_steps):.0%} {'fewer' if arm.fewer_steps > 0 else 'more'}" if arm.fewer_steps else "as many"
+        text += f"; the plain run took {plain.steps_to_target:,.0f}: {more} steps"
     if arm.less_time is not None and arm.s_to_target is not None and plain.s_to_target is not None:
         less = "less" if arm.less_time >= 0 else "more"
         text += f", {abs(arm.less_time):.0%} {less} training time ({_time(arm.s_to_target)} instead of {_time(plain.s_to_target)})"
@@ -78,6 +84,8 @@ def _helped(summary: Summary, arm: ArmFigures, plain: ArmFigures) -> str:
 
 
 def _cost(summary: Summary, arm: ArmFigures, plain: ArmFigures) -> str:
+    if is_average(arm.arm):
+        return "That of the run whose weights are averaged; the average itself costs both sides the same."
     step = arm.step_s / plain.step_s - 1 if plain.step_s else math.nan
     text = f"A step took {arm.step_s * 1000:.2f} ms, {step:+.0%} against the plain run's {plain.step_s * 1000:.2f} ms."
     made = [run.nowcast for run in summary.runs if run.arm == arm.arm and run.nowcast]
@@ -91,9 +99,7 @@ def _cost(summary: Summary, arm: ArmFigures, plain: ArmFigures) -> str:
 
 
 def _trust(summary: Summary, pairs: list[tuple[RunFigures, RunFigures]]) -> list[str]:
-    said = [
-        "Both arms start from the same weights and see the same batches. Validation data set the target; test data decide nothing."
-    ]
+    said = []
     differences = [mine.final_validation.loss - its.final_validation.loss for mine, its in pairs]
     finite = [each for each in differences if math.isfinite(each)]
     if len(finite) >= 2:
@@ -113,11 +119,7 @@ def _trust(summary: Summary, pairs: list[tuple[RunFigures, RunFigures]]) -> list
         said.append(f"For a decision run {ENOUGH_SEEDS} seeds or more: --seed 1 --seed 2 --seed 3.")
     if any(mine.best_step < 0.7 * summary.config.train.steps for mine, _ in pairs):
         said.append("The best step lies well before the end: the run overfits or is too long, and saves less than the figures say.")
-    said.append(
-        "It holds for this model, data, learning rate and schedule. Pushes help least late in a run, with overfitting, and with "
-        "falling learning rates."
-    )
-    return said
+    return said + ([] if any(is_average(mine.arm) for mine, _ in pairs) else list(ALWAYS))
 
 
 def _scatter(summary: Summary, figures: RunFigures) -> float:

@@ -109,11 +109,11 @@ class Renderer:
 
     def _facts(self, course: CourseView, others: list[JobView]) -> dict[str, Any]:
         view = course.view
-        return {"course": course, "view": view, "status": view.status, "estimate": estimate(view, others)}
+        return {"course": course, "view": view, "status": view.status, "estimate": estimate(view, baseline(view, others))}
 
     def _rows_of(self, jobs: list[JobView]) -> dict[str, str]:
         shadows = [view for view in jobs if view.status.mode == "shadow"]
-        return {view.job: self._row(view, estimate(view, shadows)) for view in jobs}
+        return {view.job: self._row(view, baseline(view, shadows)) for view in jobs}
 
     def _remember(self, rows: dict[str, str]) -> str:
         """Keep what a page was loaded with, so that its stream of events need not begin with all of it; its name."""
@@ -123,14 +123,15 @@ class Renderer:
             del self._loaded[next(iter(self._loaded))]
         return name
 
-    def _row(self, view: JobView, saved: Saved | None) -> str:
+    def _row(self, view: JobView, other: JobView | None) -> str:
         """The row of a job; written anew when the job, or what it is compared with, has changed."""
-        key, stamp = (self.base, f"{view.status.created_at}{view.job}"), (view.stamp, saved)
+        key, stamp = (self.base, f"{view.status.created_at}{view.job}"), (view.stamp, other and (other.job, other.stamp))
         kept = self._rows.get(key)
         if kept is None or kept[0] != stamp:
             if len(self._rows) > 4096:
                 self._rows.clear()
-            kept = self._rows[key] = (stamp, self.write("row.html", view=view, status=view.status, estimate=saved))
+            row = self.write("row.html", view=view, status=view.status, estimate=estimate(view, other))
+            kept = self._rows[key] = (stamp, row)
         return kept[1]
 
     def _use(self, servers: list[ServerView]) -> dict[str, float]:
@@ -173,15 +174,15 @@ def wiring_table(wiring: Wiring) -> dict[str, Any]:
     return {"rows": rows, "more": max(0, len(wiring.parameters) - MAX_ROWS), "picture": picture}
 
 
-def estimate(view: JobView, others: list[JobView]) -> Saved | None:
-    """Steps saved against the newest run of the same network whose forecasts are never used."""
-    if view.status.mode == "shadow" or not view.curve:
-        return None
+def baseline(view: JobView, others: list[JobView]) -> JobView | None:
+    """What a job is compared with: the newest run of the same network whose forecasts are never used."""
     shadows = [each for each in others if each.status.mode == "shadow" and each.status.wiring_hash == view.status.wiring_hash]
-    if not shadows:
-        return None
-    other = max(shadows, key=lambda each: each.status.created_at)
-    return steps_saved(view.curve, other.curve, job=other.job)
+    return max(shadows, key=lambda each: each.status.created_at, default=None) if view.status.mode != "shadow" else None
+
+
+def estimate(view: JobView, other: JobView | None) -> Saved | None:
+    """Steps saved against another run."""
+    return None if other is None else steps_saved(view.curve, other.curve, job=other.job)
 
 
 def _sorted(jobs: list[JobView]) -> list[JobView]:

@@ -15,7 +15,7 @@ from trainer_worker.comparison.compare import _info, _server_for, compare
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.data import DataMissing
-from trainer_worker.training import in_process
+from trainer_worker.training import loop
 from trainer_worker.training.config import Config
 from trainer_worker.training.records import RunRecord
 from trainer_worker.training.resuming import CannotResume
@@ -103,7 +103,7 @@ def curves(summary: Summary) -> list[list[dict[str, Any]]]:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, run: int) -> None:
     """Ctrl-C when so many runs have ended."""
-    train, begun = in_process.train_in_process, []
+    train, begun = loop.train_in_process, []
 
     def interrupted(*args: Any, **options: Any) -> RunRecord:
         begun.append(args)
@@ -111,7 +111,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *, run: int) -> None:
             raise KeyboardInterrupt
         return train(*args, **options)
 
-    monkeypatch.setattr(in_process, "train_in_process", interrupted)
+    monkeypatch.setattr(loop, "train_in_process", interrupted)
 
 
 def test_an_interrupted_comparison_goes_on_with_its_own_configuration_alone(folder: Path) -> None:

@@ -29,7 +29,8 @@ def run(arm: str, seed: int, *, speed: float, end: float = 0.3, step_s: float = 
         Evaluation(step=20 * index, train_loss=score.loss, validation=score, test=score, train_s=20 * index * step_s)
         for index, score in enumerate(scores, start=1)
     ]
-    nowcast = {"waited_s": 0.4, "copied_s": 0.2, "skill": {}} if "+" in arm else None
+    layers = {"conv<1>": 0.5, "head": -0.1}
+    nowcast = {"waited_s": 0.4, "copied_s": 0.2, "skill": {}, "layers": layers} if "+" in arm else None
     events = [
         {"step": 20, "kind": "nowcast", "outcome": outcome, "reason": reason, "detail": "", "seconds": 0.0, "horizon": None}
         for outcome, reason in [("glided", "")] * 30 + [("skipped", "late")] * 2
@@ -55,6 +56,9 @@ def test_report_answers_the_four_questions(tmp_path: Path) -> None:
         "+10% against the plain run&#x27;s 10.00 ms",
         "Forecasts used: 90; skipped: 6 (6 late).",
         "in the mean of 3 seeds",
+        "<b>adam</b> is the job without nowcasts, <b>adam+linear</b> the same with them.",
+        "<td>conv&lt;1&gt;</td>",
+        "<td>+0.50</td>",
     ):
         assert answer in text, answer
 
@@ -130,6 +134,10 @@ def test_command_writes_one_report_of_several_comparisons(tmp_path: Path, monkey
     assert CliRunner().invoke(app, ["report", "one"]).output == "wrote one/report.html\n"
     assert CliRunner().invoke(app, ["report", "one", "two"]).exit_code == 0
     assert (tmp_path / "report.html").read_text().count("<section>") == 2
+    Path("map.svg").write_text("<?xml version='1.0'?><svg class='map'></svg>")
+    assert CliRunner().invoke(app, ["report", "one", "--map", "map.svg"]).exit_code == 0
+    assert "<figure><svg class='map'></svg></figure>" in Path("one/report.html").read_text()
+    assert CliRunner().invoke(app, ["report", "one", "--map", "one/summary.json"]).exit_code == 2
     failed = CliRunner().invoke(app, ["report", "three"])
     assert failed.exit_code == 2
     assert "three: no results of a comparison" in failed.output
