@@ -111,11 +111,9 @@ def framed_bytes(header: Header, *, chunk_bytes: int = CHUNK_BYTES) -> int:
 class FrameReader:
     """Reads one stream as its bytes arrive, in pieces of any size, straight into the tensor's memory.
 
-    Args:
-        allocate: called once with the header, before any data is read; checks it against what is expected and returns
-            writable memory of `header.payload_bytes` bytes. What it raises ends the stream.
-
-    The memory must not be used before `close()` has returned: only then is the stream known to be whole.
+    `allocate` is called once with the header, before any data is read; it checks that against what is expected and returns writable
+    memory of `header.payload_bytes` bytes, or raises what shall end the stream. The memory must not be used before `close()` has
+    returned: only then is the stream known to be whole.
     """
 
     def __init__(self, allocate: Callable[[Header], memoryview]) -> None:

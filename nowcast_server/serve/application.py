@@ -93,12 +93,9 @@ def start(
 ) -> str:
     """Deploy on the connected cluster and wait until all replicas are ready; the server's address as seen from here.
 
-    Args:
-        settings: `Settings` by name; `host` and `port` become the proxies'.
-        replicas: how many and how large.
-        name: of the Serve application; `nowcast submit` finds the server by it.
-        prefix: of all paths. Servers with different checkpoints can share a cluster, each under a prefix.
-        tls: files of a certificate and its key. Not mutual: Serve's proxy asks no client for a certificate.
+    `host` and `port` of the settings become the proxies'. `nowcast submit` finds the server by its name. Servers with different
+    checkpoints can share a cluster, each under a prefix of all paths. `tls` are the files of a certificate and its key; not mutual:
+    Serve's proxy asks no client for one.
 
     Raises:
         ValueError, OSError: the settings cannot be served.

@@ -109,13 +109,10 @@ class Trajectory:
 
 
 class TrajectoryWriter:
-    """Appends snapshots to a file, or goes on with one that is there.
+    """Appends snapshots (n,) float32 to a file, whose folder is made, or goes on with one that is there.
 
-    Args:
-        path: of the file; its folder is made.
-        first: (n,) float32, the first snapshot; read only if the file is new.
-        header: JSON-able. `metatrain.fit` reads `wiring` (`Wiring.to_dict`) or `design` (`Design.to_dict`), `task`, and
-            whatever else is known of the run.
+    Of a new file `first` is the base, and `header` is JSON-able: `metatrain.fit` reads `wiring` (`Wiring.to_dict`) or `design`
+    (`Design.to_dict`), `task`, and whatever else is known of the run.
 
     Raises:
         BadTrajectory: the file there holds another network's run, or a snapshot is too large for any.

@@ -252,10 +252,8 @@ def read_tables(path: Path) -> dict[str, Any]:
 def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared: bool = False) -> Config:
     """Read and check a configuration.
 
-    Args:
-        path: of the TOML file.
-        overrides: values by `table.key` that replace those of the file; None is no override.
-        compared: nowcasts are made even if the file has no table of them.
+    `overrides`, by `table.key`, replace values of the file; None is no override. With `compared`, nowcasts are made even if the
+    file has no table of them.
 
     Raises:
         ConfigError: the file cannot be read, is not TOML, or has wrong keys or values.

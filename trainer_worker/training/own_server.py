@@ -14,7 +14,7 @@ import httpx2
 
 from trainer_worker.errors import CommandFailed
 
-START_S = 60.0
+START_S = 180.0
 STOP_S = 15.0
 
 _CHILD: Final = f"""

@@ -329,47 +329,6 @@ class Seq2Seq(nn.Module):
         return torch.stack(outputs, dim=1)
 
 
-class Llamaish(nn.Module):
-    """A decoder of one's own: grouped-query attention, rotary positions, norms within heads, a gated MLP."""
-
-    def __init__(self, width: int = 8, heads: int = 4, shared: int = 2) -> None:
-        super().__init__()
-        self.heads, self.shared, self.depth = heads, shared, 4
-        self.embed = nn.Embedding(15, width)
-        self.norm1, self.norm2, self.norm3 = nn.RMSNorm(width), nn.RMSNorm(width), nn.RMSNorm(width)
-        self.q = nn.Linear(width, heads * self.depth, bias=False)
-        self.k = nn.Linear(width, shared * self.depth, bias=False)
-        self.v = nn.Linear(width, shared * self.depth, bias=False)
-        self.q_norm = nn.RMSNorm(self.depth)
-        self.o = nn.Linear(heads * self.depth, width, bias=False)
-        self.gate, self.up, self.down = (
-            nn.Linear(width, 10, bias=False),
-            nn.Linear(width, 10, bias=False),
-            nn.Linear(10, width, bias=False),
-        )
-        self.head = nn.Linear(width, 15, bias=False)
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        steps = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] / torch.tensor([1.0, 10.0])
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * steps.cos() - second * steps.sin(), second * steps.cos() + first * steps.sin()], dim=-1)
-
-    def _split(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.depth)).transpose(1, 2)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens)
-        y = self.norm1(x)
-        q, k = self._rotate(self.q_norm(self._split(self.q(y), self.heads))), self._rotate(self._split(self.k(y), self.shared))
-        v = self._split(self.v(y), self.shared)
-        k, v = (part.repeat_interleave(self.heads // self.shared, dim=1) for part in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(y.transpose(1, 2).flatten(2))
-        y = self.norm2(x)
-        x = x + self.down(F.silu(self.gate(y)) * self.up(y))
-        return self.head(self.norm3(x))
-
-
 def _tokens(high: int) -> Callable[[], tuple[Tensor, ...]]:
     return lambda: (torch.randint(0, high, (3, 7)),)
 
@@ -393,6 +352,5 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "convnext": (ConvNeXt, _images(3, 16)),
     "encoder": (EncoderClassifier, lambda: (torch.randn(2, 8, 3),)),
     "seq2seq": (Seq2Seq, lambda: (torch.randint(0, 12, (2, 5)), torch.randint(0, 11, (2, 4)))),
-    "llamaish": (Llamaish, _tokens(15)),
 }
 """Name -> how to make the network, how to make its inputs (None: it has no forward of its own)."""

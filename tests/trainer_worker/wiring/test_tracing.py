@@ -369,11 +369,10 @@ def test_shapes_are_enough() -> None:
     """A network on the meta device, too large to hold, could not be wired."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     assert wire(layer.to("meta")).hash == wire(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).hash
-    parts = {"table": nn.Parameter(torch.randn(9, 4)), "out": nn.Linear(4, 2)}
-    looked_up = Lambda(lambda m, x: m.out(x + m.table[m.index].sum(0)), **parts)  # indices have no values there
+    looked_up = Lambda(lambda m, x: m.out(x + m.table[m.index].sum(0)), table=nn.Parameter(torch.randn(9, 4)), out=nn.Linear(4, 2))
     looked_up.register_buffer("index", torch.arange(3))
-    plain = wire(looked_up, torch.randn(2, 4)).hash
-    assert wire(looked_up.to("meta"), torch.randn(2, 4)).hash == plain
+    remarks = describe(looked_up.to("meta"), torch.randn(2, 4)).remarks  # labels looked up by them would be of memory's making
+    assert remarks[0].startswith("operator index could not be followed")
 
 
 def test_large_example() -> None:
