@@ -46,8 +46,9 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 LIMIT = 1.2 * (256 + 256) * 2**20 + 150e6
 """Memory above that of a server with nothing to do."""
 SETTLE_S, JUDGED_S = 120.0, 120.0
-"""So long after a start jobs come and none expire; growth in less time than that is told from their coming and going by nothing."""
+"""After a start, jobs only come until the first expire. Growth is judged after that, over so long at least."""
 AGAIN_S = 60.0
+"""How long the clients come once more."""
 CUT_OFF = "timeout graceful shutdown exceeded"
 """uvicorn's error for calls that outlast the drain, as those of hostile clients may: they are answered 503."""
 
