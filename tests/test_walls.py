@@ -104,6 +104,27 @@ def test_a_package_imports_without_the_other_sides_libraries(modules: str, absen
     assert done.returncode == 0, done.stderr
 
 
+ON_WINDOWS = """
+import builtins
+find = builtins.__import__
+
+def without_posix(name, globals=None, *rest):
+    ours = (globals or {}).get("__name__", "").split(".")[0] in ("protos", "nowcast_server", "trainer_worker")
+    if ours and name in ("resource", "fcntl", "pwd", "grp", "termios"):
+        raise ModuleNotFoundError(name)
+    return find(name, globals, *rest)
+
+builtins.__import__ = without_posix
+import trainer_worker, trainer_worker.cli, trainer_worker.nowcast, trainer_worker.endpoints.embedded
+"""
+
+
+def test_the_worker_imports_on_windows() -> None:
+    """Modules of Unix alone, imported where the worker begins, would keep half of all notebooks out."""
+    done = subprocess.run([sys.executable, "-c", ON_WINDOWS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_servers_help_answers_at_once() -> None:
     """Torch or ray would be imported before the arguments are read: seconds of waiting for a help text."""
     code = "import sys, nowcast_server.cli; print(sorted({'torch', 'ray', 'matplotlib', 'torch_geometric'} & set(sys.modules)))"

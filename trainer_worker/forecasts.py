@@ -94,7 +94,7 @@ class Forecasts:
             if gain:
                 left = gain * brake(_follow(before, seen()))
                 return shape(forecast, states, pieces, gain=left, hold_norms=self._push.hold_norms)
-            return displacement(forecast, states[-1], pieces, hold_norms=self._push.hold_norms)
+            return displacement(forecast, states, pieces, hold_norms=self._push.hold_norms)
 
         out = torch.empty(1, self._flat.size, dtype=torch.float32, device="cpu")
         request = Request(context, (horizon,) if horizon else (), out, deadline, finish)

@@ -102,15 +102,19 @@ def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Iterable[Piece], 
     return forecast
 
 
-def displacement(forecast: Tensor, last: Tensor, pieces: Iterable[Piece], *, hold_norms: bool) -> Tensor:
+def displacement(forecast: Tensor, context: Sequence[Tensor], pieces: Iterable[Piece], *, hold_norms: bool) -> Tensor:
     """All of a forecast's displacement, in place: what a jump adds. For arguments and errors see `shape`."""
     _check_finite(forecast)
     for piece in pieces:
-        part, start = forecast[piece.start : piece.stop], last[piece.start : piece.stop].float()
+        states = [state[piece.start : piece.stop] for state in context]
+        part, start = forecast[piece.start : piece.stop], states[-1].float()
+        unmoved = _unmoved(states)
+        part.copy_(torch.where(unmoved, start, part))
         if hold_norms and piece.parameter.dim() > 1:
             _hold_norm(part, start)
         _check_finite(part.to(piece.parameter.dtype))
         part -= start
+        part.masked_fill_(unmoved, 0.0)
     return forecast
 
 

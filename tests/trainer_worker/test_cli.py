@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from trainer_worker.cli import app
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.data import DataMissing
+from trainer_worker.training.config import load_config
 
 JOB = '[task]\nname = "fm-16"\nexamples = 40\n[train]\nsteps = 4\nbatch_size = 4\neval_every = 2\n[workers]\ncount = 0\n'
 NETWORKS = (
@@ -99,6 +100,25 @@ def test_a_mistake_ends_with_one_line(job: Path, nowcast: str, says: str) -> Non
     result = call("train", job)
     assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
     assert says in result.stderr
+
+
+@pytest.mark.parametrize("raw", [b"\xef\xbb\xbf" + JOB.encode(), JOB.replace("\n", "\r\n").encode()], ids=["BOM", "CRLF"])
+def test_a_configuration_may_come_from_windows(job: Path, raw: bytes) -> None:
+    """Its editors begin a file with a mark that TOML does not know."""
+    plain = load_config(job, overrides={}, compared=False)
+    job.write_bytes(raw)
+    assert load_config(job, overrides={}, compared=False) == plain
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"), [(b"# B\xfcro\n" + JOB.encode(), "not valid TOML: 'utf-8' codec"), (b"", "the table [task] is missing")]
+)
+def test_what_is_no_configuration_is_told_in_one_line(job: Path, raw: bytes, says: str) -> None:
+    """A traceback of the parser's, which does not name the file."""
+    job.write_bytes(raw)
+    result = call("train", job)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{job}: {says}")
 
 
 def test_a_run_of_another_configuration_is_not_resumed(job: Path) -> None:

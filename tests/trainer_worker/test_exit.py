@@ -6,7 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from waiting import until
+
+from trainer_worker.tasks import load_task
+from trainer_worker.tasks.data import DataMissing
 
 HERE = Path(__file__).parent
 ENDED_S = 2.0
@@ -105,6 +110,30 @@ sys.exit(3)
 """
 
 
+JOB = """
+[task]
+name = "fm-16"
+examples = 400
+[train]
+steps = 20000
+batch_size = 32
+eval_every = 200
+checkpoint_every = 50
+[nowcast]
+interval = 40
+[workers]
+count = 0
+"""
+
+
+COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever runs the tests may have it ignored
+from trainer_worker.cli import main
+main()
+"""
+
+
 def started(script: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -153,3 +182,29 @@ def test_a_forecaster_that_cannot_be_stopped_does_not_abort_the_process() -> Non
     _, errors = (process := started(STUBBORN)).communicate(timeout=120)
     assert process.returncode == 3, errors
     assert "stubborn is still computing a forecast" in errors
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_command_that_is_interrupted_takes_its_server_along(tmp_path: Path, sign: signal.Signals, code: int) -> None:
+    """A closed terminal would leave a server running for good; or a run would be neither ended nor resumable."""
+    try:
+        load_task("fm-16")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    (tmp_path / "job.toml").write_text(JOB)
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "train", "job.toml", "--server", "own", "--out", "x y ü #1 100%"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    until(lambda: list((tmp_path / "x y ü #1 100%").rglob("checkpoint.pt")) or process.poll() is not None, within_s=120)
+    servers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert len(servers) == 1
+    assert not psutil.wait_procs(servers, timeout=15)[1]

@@ -375,7 +375,8 @@ def _parts(model: nn.Module, vector: Tensor) -> list[Tensor]:
     return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
 
 
-def test_padding_rows_and_masked_weights_stay() -> None:
+@pytest.mark.parametrize(("mode", "used"), [("glide", len(TAKEN_UP)), ("jump", STEPS // FULL)])
+def test_padding_rows_and_masked_weights_stay(mode: str, used: int) -> None:
     """What the optimizer never moves no push may move: a padding row is zero for a reason, and so is a pruned weight."""
     embedding, out = nn.Embedding(10, 4, padding_idx=0), nn.Linear(4, 2)
     model = nn.Sequential(embedding, out)
@@ -385,13 +386,13 @@ def test_padding_rows_and_masked_weights_stay() -> None:
     out.weight.register_hook(lambda gradient: gradient * mask)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     endpoint = ScriptedEndpoint(lambda states, _: onward(states, 1) + 0.01)  # for all entries alike
-    with make(model, optimizer, endpoint, push=STEADY) as nowcast:
+    with make(model, optimizer, endpoint, push=STEADY, mode=mode) as nowcast:
         for index in range(STEPS):
             generator = torch.Generator().manual_seed(index)
             optimizer.zero_grad()
             model(torch.randint(0, 6, (16,), generator=generator)).square().mean().backward()
             optimizer.step()
-    assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
+    assert nowcast.summary()["nowcasts"]["used"] == used
     assert (embedding.weight[0] == 0).all()
     torch.manual_seed(0)
     assert (out.weight[mask == 0] == 0).all()

@@ -86,7 +86,7 @@ def test_a_forecast_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(BadForecast):
         shape(forecast.clone(), context(0), pieces(), gain=0.7, hold_norms=True)
     with pytest.raises(BadForecast):
-        displacement(forecast, context(0)[-1], pieces(), hold_norms=True)
+        displacement(forecast, context(0), pieces(), hold_norms=True)
 
 
 @pytest.mark.parametrize("hold", [False, True])
@@ -96,7 +96,8 @@ def test_forecasts_at_the_ends_of_float32_stay_finite(value: float, *, hold: boo
     forecast = torch.full((16,), value)
     forecast[::2] *= -1
     for last in (context(0)[-1], torch.zeros(16)):
-        assert displacement(forecast.clone(), last, pieces(), hold_norms=hold).isfinite().all()
+        states = [last + 1, last]
+        assert displacement(forecast.clone(), states, pieces(), hold_norms=hold).isfinite().all()
     assert shape(forecast, context(0), pieces(), gain=0.7, hold_norms=hold).isfinite().all()
 
 
@@ -131,7 +132,7 @@ def test_norms_of_matrices_are_held_and_those_of_vectors_are_not() -> None:
     assert held[12:].abs().max() > 0.01
     assert shape(longer.clone(), states, pieces(), gain=0.7, hold_norms=False)[:12].abs().max() > 0.01
     turned = states[-1] + torch.randn(16, generator=torch.Generator().manual_seed(1))
-    moved = states[-1] + displacement(turned, states[-1], pieces(), hold_norms=True)
+    moved = states[-1] + displacement(turned, states, pieces(), hold_norms=True)
     assert moved[:12].norm() == pytest.approx(float(states[-1][:12].norm()), rel=1e-5)
 
 
