@@ -92,9 +92,11 @@ class Gate:
 
     def __init__(self) -> None:
         self.opened = threading.Semaphore(0)
+        self.reached = 0
 
     def __call__(self, call: str) -> None:
         if call == "forecast":
+            self.reached += 1
             assert self.opened.acquire(timeout=300)
 
 
@@ -104,7 +106,7 @@ def with_delay(delay: int, interval: int, *, late: Sequence[int] = ()) -> tuple[
     endpoint = ScriptedEndpoint(fail=gate, local=False)
     model, optimizer = learner()
     with make(model, optimizer, endpoint, interval=interval, max_steps=60) as nowcast:
-        asked = 0  # at this step
+        asked = asks = 0  # at this step, and how often
         for index in range(59):
             step(model, optimizer, index)
             if nowcast._boundaries._asking and nowcast.steps % interval == 0:
@@ -112,7 +114,8 @@ def with_delay(delay: int, interval: int, *, late: Sequence[int] = ()) -> tuple[
                     made = len(endpoint.asked)
                     gate.opened.release()
                     until(lambda made=made: len(endpoint.asked) > made)  # type: ignore[misc]
-                asked = nowcast.steps
+                asked, asks = nowcast.steps, asks + 1
+                until(lambda asks=asks: gate.reached == asks)  # type: ignore[misc]  # given up before, it would leave the gate open
             if asked and nowcast.steps == asked + delay and asked not in late:
                 gate.opened.release()
                 settle(nowcast)

@@ -39,6 +39,7 @@ from nowcast_server.interruption import interruptible_items
 from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from protos.errors import BadRequest, Unavailable
+from protos.messages import About
 from protos.wiring import Parameter, Wiring
 from trainer_worker import BadArgument, Event, Push, Server
 from trainer_worker.endpoints import sender
@@ -409,6 +410,20 @@ def test_a_nowcast_is_entered_once(ended: str) -> None:
         step(model, optimizer, 0)
     with pytest.raises(RuntimeError, match="make a new one"), nowcast:
         pass
+
+
+def test_what_a_job_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's page could not tell runs apart, or link to where they run; or would hold links that run scripts."""
+    torch.manual_seed(3)
+    (model, optimizer), endpoint = learner(), ScriptedEndpoint()
+    monkeypatch.setenv("NOWCAST_LINK", "http://head:8265/#/jobs/fm-1")
+    with make(model, optimizer, endpoint):
+        assert endpoint.spec is not None
+    rate = optimizer.param_groups[0]["lr"]
+    assert endpoint.spec.about == About(lr=rate, seed=torch.initial_seed(), link="http://head:8265/#/jobs/fm-1")
+    monkeypatch.setenv("NOWCAST_LINK", "javascript:alert(1)")
+    with pytest.raises(BadArgument, match="NOWCAST_LINK"):
+        make(model, optimizer, endpoint)
 
 
 def test_the_summary_counts_everything(caplog: pytest.LogCaptureFixture) -> None:

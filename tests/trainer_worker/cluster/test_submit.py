@@ -170,6 +170,6 @@ def test_a_configuration_is_trained_on_the_cluster(cluster: TwoNodes, tmp_path: 
 def test_a_failure_of_the_script_is_the_commands_own(cluster: TwoNodes, tmp_path: Path) -> None:
     """`nowcast submit -f` would report success for a job that failed, and say nothing of why."""
     script = tmp_path / "wrong.py"
-    script.write_text("raise SystemExit('no such data')")
+    script.write_text("import os\nraise SystemExit('no such data; see ' + os.environ['NOWCAST_LINK'])")
     options = ("--address", cluster.address, "--server", "embedded", "--max-failures", "0", "-f")
-    assert "no such data" in run("nowcast", "submit", str(script), *options, status=1)
+    assert f"no such data; see {cluster.address}/#/jobs/wrong-" in run("nowcast", "submit", str(script), *options, status=1)
