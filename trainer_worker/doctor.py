@@ -99,7 +99,7 @@ def _traffic(report: WiringReport, question: Question) -> Finding:
     if question.max_steps is not None:
         interval = max(1, question.max_steps // (JUMP_SHARE if jumping else SHARE))
         total = question.max_steps // interval * (up + down // (CONTEXT if jumping else 1))
-        text += f"; with an interval of {interval} steps {decimal(total)} over the run"
+        text += f"; with intervals of {interval} steps {decimal(total)} over the run"
     return Finding(fine=True, text=text)
 
 
