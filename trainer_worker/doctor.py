@@ -8,6 +8,7 @@ from typing import Final
 
 import httpx2
 import torch
+from rich.filesize import decimal
 
 from protos import DISTRIBUTION
 from protos.errors import BadWiring, NowcastError
@@ -91,14 +92,14 @@ def _wiring(report: WiringReport) -> list[Finding]:
 
 
 def _traffic(report: WiringReport, question: Question) -> Finding:
-    up, down = (report.wiring.size * BYTES[dtype] / 1e6 for dtype in (question.dtype, "float32"))
+    up, down = (report.wiring.size * BYTES[dtype] for dtype in (question.dtype, "float32"))
     jumping = question.mode == "jump"
-    often = f"every interval; a forecast of {down:.3g} MB comes back every {f'{CONTEXT} intervals' if jumping else 'interval'}"
-    text = f"a snapshot of {up:.3g} MB in {question.dtype} is sent {often}"
+    often = f"every interval; a forecast of {decimal(down)} comes back every {f'{CONTEXT} intervals' if jumping else 'interval'}"
+    text = f"a snapshot of {decimal(up)} in {question.dtype} is sent {often}"
     if question.max_steps is not None:
         interval = max(1, question.max_steps // (JUMP_SHARE if jumping else SHARE))
-        total = question.max_steps // interval * (up + down / (CONTEXT if jumping else 1))
-        text += f"; with intervals of {interval} steps {total / 1e3:.3g} GB over the run"
+        total = question.max_steps // interval * (up + down // (CONTEXT if jumping else 1))
+        text += f"; with intervals of {interval} steps {decimal(total)} over the run"
     return Finding(fine=True, text=text)
 
 
@@ -118,7 +119,7 @@ def _forecast(report: WiringReport, question: Question) -> Finding:
         forecaster.forecast(report.wiring, states, horizons=(forecaster.glide_horizon,))
         times.append(time.perf_counter() - start)
     text = f"{name} (mode {question.mode}) takes {times[1]:.2g} s for a forecast here ({times[0]:.2g} s for the first)"
-    return Finding(fine=True, text=f"{text}; if an interval is shorter, training waits for it, with a server it does not")
+    return Finding(fine=True, text=f"{text}; where an interval is shorter, training waits for it (for a server it never waits)")
 
 
 def _server(url: str, report: WiringReport | None, question: Question, *, token: str | None) -> list[Finding]:

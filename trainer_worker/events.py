@@ -121,7 +121,7 @@ class Journal:
             self.tally.count(event)
 
 
-def closing_line(tally: Tally, mode: Mode, *, steps: int, first_due: int, grown_to: int | None) -> tuple[int, str]:
+def closing_line(tally: Tally, mode: Mode, *, steps: int, first_due: int, grown_to: int | None, skilled: bool) -> tuple[int, str]:
     """How a run went, in a sentence, and the level at which to log it.
 
     Args:
@@ -130,19 +130,19 @@ def closing_line(tally: Tally, mode: Mode, *, steps: int, first_due: int, grown_
         steps: that were counted.
         first_due: the step at which the first forecast could be used.
         grown_to: the interval, if it has grown.
+        skilled: whether it is known how good forecasts were.
     """
     if not steps:
         return logging.WARNING, "no optimizer step was counted: call nowcast.step() after each, if no hook sees them"
     why = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
-    skipped = f", {tally.nowcasts['skipped']} skipped ({why})" if why else ""
-    slow = f"; they came late, so the interval grew to {grown_to} steps" if grown_to else ""
-    if not tally.used:
-        early = f": the first was due at step {first_due} (five intervals, and Push.start)" if steps < first_due else ""
-        return logging.WARNING, f"no forecast was used in {steps} steps{skipped}{slow}{early}"
-    if mode == "shadow":
-        return (
-            logging.INFO,
-            f"{steps} steps, {tally.used} forecasts scored{skipped}{slow}; summary()['skill'] says how good they were",
-        )
-    judge = "to see what they saved, run it without as well (`nowcast try`)"
-    return logging.INFO, f"{steps} steps, {tally.used} forecasts used{skipped}{slow}; {judge}"
+    rest = f", {tally.nowcasts['skipped']} skipped ({why})" if why else ""
+    rest += f"; they came late, so the interval grew to {grown_to} steps" if grown_to else ""
+    if tally.used and mode == "shadow":
+        skill = "see summary()['skill']" if skilled else "none came true before the end, so their skill is unknown"
+        return logging.INFO, f"{steps} steps, {tally.used} forecasts scored{rest}; {skill}"
+    if tally.used:
+        judge = "to see what they saved, run it without as well (`nowcast try`)"
+        return logging.INFO, f"{steps} steps, {tally.used} forecasts used{rest}; {judge}"
+    if steps < first_due:
+        rest += f": the first was due at step {first_due} (after six intervals and the share Push.start of max_steps)"
+    return logging.WARNING, f"no forecast was used in {steps} steps{rest}"

@@ -356,7 +356,12 @@ class Nowcast:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
         grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else None
         level, sentence = closing_line(
-            self._journal.tally, self._mode, steps=self.steps, first_due=self._boundaries.first_due, grown_to=grown_to
+            self._journal.tally,
+            self._mode,
+            steps=self.steps,
+            first_due=self._boundaries.first_due,
+            grown_to=grown_to,
+            skilled=bool(self._forecasts and self._forecasts.sender.skill),
         )
         line = f"{self._job}: {sentence}"
         if level < logging.WARNING and not log.hasHandlers():  # as Python prints warnings then

@@ -41,7 +41,7 @@ def test_a_network_that_works() -> None:
     done = call("doctored:build", "--max-steps", "2000")
     assert done.exit_code == 0, done.output
     assert "100.0% of 212 weights are wired" in done.stdout
-    assert "a snapshot of 0.000848 MB in float32 is sent every interval" in done.stdout
+    assert "a snapshot of 848 bytes in float32 is sent every interval" in done.stdout
     assert "intervals of 10 steps" in done.stdout
     assert "linear (mode glide) takes" in done.stdout
 

@@ -1,10 +1,12 @@
 """What a run tells of itself."""
 
 import logging
+from collections import Counter
+from typing import Any
 
 import pytest
 
-from trainer_worker.events import Event, Journal
+from trainer_worker.events import Event, Journal, Tally, closing_line
 
 
 def test_a_trouble_that_lasts_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -31,3 +33,25 @@ def test_a_journal_goes_on_where_it_was() -> None:
     assert second.events == first.events
     assert second.tally == first.tally
     assert (second.tally.used, second.tally.dropped, second.tally.waited_s) == (1, 1, 0.5)
+
+
+USED = {"nowcasts": Counter(glided=7, skipped=3), "reasons": Counter(late=2, busy=1)}
+RUN = {"mode": "glide", "steps": 100, "first_due": 12, "grown_to": None, "skilled": False}
+
+
+@pytest.mark.parametrize(
+    ("counts", "run", "level", "says"),
+    [
+        ({}, {"steps": 0}, logging.WARNING, "no optimizer step was counted"),
+        ({}, {"first_due": 500}, logging.WARNING, "no forecast was used in 100 steps: the first was due at step 500"),
+        (USED, {}, logging.INFO, "100 steps, 7 forecasts used, 3 skipped (2 late, 1 busy); to see what they saved"),
+        (USED, {"grown_to": 40}, logging.INFO, "; they came late, so the interval grew to 40 steps; to see"),
+        (USED, {"mode": "shadow", "skilled": True}, logging.INFO, "7 forecasts scored, 3 skipped (2 late, 1 busy); see summary()"),
+        (USED, {"mode": "shadow"}, logging.INFO, "none came true before the end"),
+    ],
+)
+def test_the_closing_line_says_how_it_went(counts: dict[str, Any], run: dict[str, Any], level: int, says: str) -> None:
+    """Scored forecasts called used, or no word on why there were none, and a user draws the wrong conclusion."""
+    told, sentence = closing_line(Tally(**counts), **{**RUN, **run})
+    assert told == level
+    assert says in sentence
