@@ -60,8 +60,9 @@ def layers_of(names: Sequence[str]) -> list[str]:
         layers = [re.sub(r"\d+", "*", layer) for layer in layers]
     while len(set(layers)) > MAX_LAYERS and any("." in layer for layer in layers):
         layers = [layer.rpartition(".")[0] or layer for layer in layers]
-    kept = set(list(dict.fromkeys(layers))[: MAX_LAYERS - 1])
-    return [layer[-LONGEST:] if layer in kept or len(set(layers)) <= MAX_LAYERS else "others" for layer in layers]
+    found = list(dict.fromkeys(layers))
+    kept = set(found if len(found) <= MAX_LAYERS else found[: MAX_LAYERS - 1])
+    return [layer[-LONGEST:] if layer in kept else "others" for layer in layers]
 
 
 class LayerCoherence:
@@ -72,18 +73,19 @@ class LayerCoherence:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._layers = layers_of(names)
+        self._rows: dict[str, list[int]] = {}
+        for index, layer in enumerate(layers_of(names)):
+            self._rows.setdefault(layer, []).append(index)
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, aligned: Tensor) -> None:
         """Add a push: (parameters, 3), as `alignment` gives it."""
-        for layer in dict.fromkeys(self._layers):
-            rows = [index for index, its in enumerate(self._layers) if its == layer]
-            seen = coherence(aligned[rows])
-            if seen is not None:
+        for layer, rows in self._rows.items():
+            if (seen := coherence(aligned[rows])) is not None:
                 total, count = self._sums.get(layer, (0.0, 0))
                 self._sums[layer] = (total + seen, count + 1)
 
     def means(self) -> dict[str, float]:
         """By layer, in the network's order; without those that were never pushed."""
-        return {layer: total / count for layer, (total, count) in self._sums.items()}
+        sums = dict(self._sums)  # another thread may be adding
+        return {layer: total / count for layer, (total, count) in sums.items()}
