@@ -310,7 +310,7 @@ def _last(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def draw(problems: Problems, path: Path, *, only: Sequence[str] = ()) -> None:
-    """Smoothed validation loss, median over seeds, one panel a problem, each arm at its best final loss.
+    """Smoothed validation loss, median over seeds, one panel a problem, each arm as tuned.
 
     Args:
         problems: as read.
@@ -332,7 +332,7 @@ def draw(problems: Problems, path: Path, *, only: Sequence[str] = ()) -> None:
     lines = {}
     for axis, (problem, arms) in zip(axes.flat, sorted(problems.items()), strict=False):
         for name in [name for name in names if name in arms]:
-            curves = _longest(min(arms[name].values(), key=lambda curves: _level(curves, "loss")))
+            curves = _longest(_tuned(arms[name], "loss"))
             losses = np.median([curve.loss for curve in curves], axis=0)
             (lines[name],) = axis.plot(curves[0].steps, losses, linewidth=1, color=colours.get(name, "grey"))
         # as high as Adam begins: an arm that diverges would flatten all others
