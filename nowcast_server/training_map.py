@@ -54,13 +54,17 @@ class TrainingMap:
             return
         if network.work_s(spec.wiring, context=spec.context) > LONGEST_S or not job.places.due(job.nowcasts):
             return
-        size_bytes = network.working_bytes(spec.wiring, context=spec.context)
+        states_bytes = 4 * spec.context * spec.wiring.size
+        size_bytes = states_bytes + network.working_bytes(spec.wiring, context=spec.context)
         loan = Loan(self._memory, tenant=job.tenant, size_bytes=size_bytes)
+        if not loan.begin():  # it is not waited for: the job's history would be held meanwhile
+            return
         context, loss = job.history.read(steps), job.progress.loss if job.progress else None
         work = partial(self._embed, network, spec.wiring, context)
         try:
-            future = self._device.submit(work, tenant=job.tenant, job=job.id, begin=loan.begin)
+            future = self._device.submit(work, tenant=job.tenant, job=job.id)
         except NowcastError:  # it stops, or is busy after all
+            loan.end()
             job.history.release(context)
             return
         self._busy = True

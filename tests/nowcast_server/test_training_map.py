@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from server_kit import Caller, Start, dense, until
+from server_kit import Caller, Last, Start, dense, until
 
 from nowcast_server import training_map
 from nowcast_server.forecasters.learned import Nino
@@ -60,6 +60,17 @@ def test_a_network_that_takes_long_is_left_out(start: Start, nino: Nino, monkeyp
     caller = trained(start, nino)
     assert places(caller) == []
     assert "No run has a place yet" in caller.client.get("/map").text
+
+
+def test_memory_that_is_not_there_is_not_waited_for(start: Start, nino: Nino) -> None:
+    """One network that is too large to be embedded would keep its history after its job has gone, and all others off the map."""
+    caller = start(nino, Last(), forecast_memory=nino.weights_bytes + 10_000)
+    assert caller.register(context=5).status_code == 201
+    caller.fill(10, 20, 30, 40)
+    nowcasts(caller, 50, 60)
+    assert caller.client.delete("/v1/jobs/job").status_code == 204
+    until(lambda: caller.service.histories.used_bytes == 0)
+    assert caller.service.forecasts.used_bytes == nino.weights_bytes
 
 
 def test_a_server_without_a_graph_network_says_so(start: Start) -> None:
