@@ -9,7 +9,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
-from server_kit import Caller, dense, read_forecasts, refused, wait_until_ready
+from server_kit import Caller, dense, read_forecasts, refused, until, wait_until_ready
 from typer.testing import CliRunner
 
 from nowcast_server.app import create_app
@@ -119,7 +119,7 @@ def test_each_job_is_forecast_by_the_checkpoint_it_names(make: Make) -> None:
             assert torch.equal(told[name], alone.forecast(caller.wiring, states, horizons=(1, 40)))
         assert not torch.equal(told["vision"], told["text"])
         assert 'nowcast_forecasts_total{forecaster="vision",outcome="made"} 1.0' in client.get("/metrics").text
-        assert service.forecasts.used_bytes == weights_bytes
+        until(lambda: service.forecasts.used_bytes == weights_bytes)  # the map of training may still embed the last context
         refused(caller.as_job("lost").register(forecaster="visoin"), 422, "unknown_forecaster", "forecaster")
 
 
