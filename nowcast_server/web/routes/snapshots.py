@@ -24,7 +24,7 @@ SMALLEST_CHUNK: Final = 1024
 
 RETRY_AFTER_S: Final = 1.0
 
-BODY = {"requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
+BODY = {"requestBody": {"required": True, "content": {MEDIA_TYPE: BINARY}}}
 
 
 def max_body_bytes(spec: JobSpec) -> int:
@@ -81,8 +81,8 @@ async def _within_limits(
             stored = await job.history.store(step, row)
             if stored:
                 service.metrics.scored(job.track.came(step, job.history.row(row)))
-            if stored and progress is not None:  # a call that is repeated tells nothing new
-                job.tell(progress)
+                if progress is not None:  # a call that is repeated tells nothing new
+                    job.tell(progress)
             return stored, asked
         finally:
             job.history.drop(row)
