@@ -89,17 +89,18 @@ class Boundaries:
         return interval * max(CONTEXT + 1, 0 if self._shadow else starts)
 
     def after_step(self) -> bool:
-        """Count a step and do what is due; whether an interval ended. Raises what the ranks' communication raises, nothing else."""
+        """Count a step, add the push; whether an interval ends. Raises what the ranks' communication raises, nothing else."""
         self.step += 1
         if not self._compared:
             self._compare()
         self.pushed.add()
-        if self.step < self._next:
-            return False
+        return self.step >= self._next
+
+    def end_interval(self) -> None:
+        """Do what is due at a boundary. Raises as `after_step` does."""
         self._next = self.step + self.interval_after(self.step)
         self.hear_news()
         self._decide()
-        return True
 
     def begin_at(self, step: int) -> None:
         """Go on from a step with nothing in hand: other parameters are trained from now on."""

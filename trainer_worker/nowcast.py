@@ -236,8 +236,8 @@ class Nowcast:
             raise RuntimeError("the Nowcast is not started: count steps within `with`, or call start() first")
         for handle in self._handles:
             handle.remove()
-        if not self._over and self._boundaries.after_step():
-            self._look_again()
+        if not self._over:
+            self._count()
 
     def observe(self, loss: "Tensor | float") -> None:
         """Report the training loss of a step, for the live page and reports. Never waits for the device."""
@@ -316,13 +316,19 @@ class Nowcast:
     def _after_step(self, optimizer: Optimizer) -> None:
         # a GradScaler has fused optimizers look at this themselves, and calls no other's step at all if it is set
         skipped = getattr(optimizer, "found_inf", None)
-        if (skipped is None or not float(skipped)) and self._boundaries.after_step():
-            self._look_again()
+        if skipped is None or not float(skipped):
+            self._count()
 
-    def _look_again(self) -> None:
-        """Start a new context if the set of trained parameters has changed: unfrozen layers, a new head. The same on all ranks."""
-        if self._flat.covers(self._model, self._optimizers):
+    def _count(self) -> None:
+        if not self._boundaries.after_step():
             return
+        if self._flat.covers(self._model, self._optimizers):
+            self._boundaries.end_interval()
+        else:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Start a new context, as other parameters are trained now: unfrozen layers, a new head. The same on all ranks."""
         log.warning("%s: the set of trained parameters changed at step %d: starting a new context", self._job, self.steps)
         step, self._wiring = self.steps, None
         self._release()

@@ -237,16 +237,22 @@ def test_a_layer_frozen_in_mid_run_stays_as_it_is_from_the_next_step() -> None:
     assert torch.equal(model[0].weight, frozen)
 
 
-@pytest.mark.parametrize("change", ["unfrozen", "replaced"])
+@pytest.mark.parametrize("change", ["unfrozen", "replaced", "reshaped"])
 def test_other_trained_parameters_are_noticed_and_told_once(change: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Fine-tuning that unfreezes layers one after the other would glide with its head alone, to the end of the run."""
-    (model, optimizer), endpoint = learner(), ScriptedEndpoint()
+    """Fine-tuning that unfreezes layers one after the other would glide with its head alone, to the end of the run; a head that
+    grows would end it.
+    """
+    model, endpoint = network(), ScriptedEndpoint()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if change == "reshaped" else adam(model)
     if change == "unfrozen":
         model[0].requires_grad_(False)
     with make(model, optimizer, endpoint, max_steps=100) as nowcast:
         train(model, optimizer, range(FIRST + 1))
         if change == "unfrozen":
             model[0].requires_grad_(True)
+        elif change == "reshaped":
+            for parameter in model[2].parameters():
+                parameter.grad, parameter.data = None, torch.cat([parameter.data, -parameter.data])
         else:
             model[2] = nn.Linear(16, 2)
             optimizer.add_param_group({"params": list(model[2].parameters())})
@@ -263,7 +269,9 @@ def test_other_trained_parameters_are_noticed_and_told_once(change: str, caplog:
     assert endpoint.sent[contexts[0][0]].numel() == before.numel()
     assert ((flat(model) - before).abs() > 0).float().mean() > 0.9  # nowcast from then on
     assert used > 1
-    assert sum("the set of trained parameters changed" in record.message for record in caplog.records) == 1
+    assert [record.message for record in caplog.records if "trained parameters changed" in record.message or record.exc_info] == [
+        f"{nowcast.job}: the set of trained parameters changed at step {noticed}: starting a new context"
+    ]
 
 
 def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,7 @@ class PushedWeights:
         self._exact: tuple[list[Tensor], list[Tensor]] = ([], [])  # what is added to, and what is added
         self._narrow: list[tuple[Tensor, Tensor, Tensor]] = []  # and what of earlier pushes is still to be added
         self._rests: dict[tuple[int, int], Tensor] = {}  # by place of the parameter, and number of the copy
-        self._moving: list[nn.Parameter] = []
+        self._moving: list[tuple[nn.Parameter, torch.Size]] = []
         self._copies: list[str] | None = None
 
     @torch.no_grad()
@@ -54,8 +54,8 @@ class PushedWeights:
         """Add one step's share."""
         if not self.active:
             return
-        if not self._moving or not all(parameter.requires_grad for parameter in self._moving):
-            self._prepare()  # the push is that of a checkpoint, or a parameter has been frozen since
+        if not self._moving or not all(each.requires_grad and each.shape == shape for each, shape in self._moving):
+            self._prepare()  # the push is that of a checkpoint, or a parameter was frozen or got another shape since
         targets, pushes = self._exact
         if targets:
             torch._foreach_add_(targets, pushes)
@@ -106,9 +106,9 @@ class PushedWeights:
         """Pair each push with what it is added to."""
         self._moving, self._exact, self._narrow, self.active = [], ([], []), [], True
         for index, (piece, push) in enumerate(zip(self._flat.pieces, self._push, strict=True)):
-            if not piece.parameter.requires_grad:
+            if not piece.parameter.requires_grad or local(piece.parameter).shape != push.shape:
                 continue
-            self._moving.append(piece.parameter)
+            self._moving.append((piece.parameter, piece.parameter.shape))
             for number, target in enumerate((local(piece.parameter), *self._copies_of(piece.parameter))):
                 added = push.to(target.device)
                 if target.element_size() >= push.element_size():

@@ -105,6 +105,7 @@ TheRenderer = Annotated[Renderer, Depends(_renderer)]
 """Writes the page for the address it was called at."""
 
 
+@router.head("/")
 @router.get("/", response_class=Page)
 async def overview(tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
     """All jobs of the viewer; with none, how to attach the first one."""

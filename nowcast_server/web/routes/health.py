@@ -41,6 +41,7 @@ async def options(response: Response) -> None:
     response.headers["allow"] = "GET, HEAD, OPTIONS"
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response)
 async def metrics(tenant: Tenant, service: TheService) -> Response:
     """Prometheus metrics. With tokens, for the tenant `operator` alone, as they count over all tenants."""

@@ -222,3 +222,12 @@ def test_probes_of_any_kind(start: Start, path: str) -> None:
     assert (client.head(path).status_code, client.head(path).content) == (200, b"")
     assert client.options(path).status_code == 204
     assert "HEAD" in client.options(path).headers["allow"]
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics"])
+def test_head_is_get_without_a_body(start: Start, path: str) -> None:
+    """An uptime monitor would report a server that is up as broken."""
+    client = start().client
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
