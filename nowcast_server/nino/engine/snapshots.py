@@ -130,8 +130,8 @@ class _Span:
     sizes: tuple[int, ...]  # how many weights it has of each tensor
 
     def of(self, states: Sequence[Tensor]) -> Tensor:
-        """(context, weights)."""
-        return torch.stack([row[self.start : self.start + sum(self.sizes)] for row in states])
+        """(context, weights) float32: sums in 16 bits would lose digits, or overflow."""
+        return torch.stack([row[self.start : self.start + sum(self.sizes)] for row in states]).float()
 
 
 def _spans(wiring: Wiring, most: int) -> list[_Span]:
@@ -152,7 +152,7 @@ def _spans(wiring: Wiring, most: int) -> list[_Span]:
 def _moments(states: Sequence[Tensor], wiring: Wiring, sizes: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation of every tensor over all its snapshots: (tensors,) float32 each."""
 
-    # sums about a first guess of each mean, in float64: exact however far the mean lies from zero
+    # sums about a first guess of each mean, added up in float64: exact however far the mean lies from zero
     def sums(span: _Span) -> tuple[slice, Tensor, Tensor]:
         last = len(states[0]) - 1  # where a tensor without weights may begin
         first = torch.stack([states[0][min(start, last)] for start in span.starts]).double()

@@ -88,13 +88,14 @@ def test_weights_in_no_block_keep_their_last_value() -> None:
     assert not torch.isclose(out, states[-1]).all()
 
 
+@pytest.mark.parametrize("sizes", [CPU_SIZES, replace(CPU_SIZES, span=64)], ids=["small", "cut"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_snapshots_are_read_as_they_are(dtype: torch.dtype) -> None:
-    """Half-precision snapshots would lose digits on the way, or be refused."""
+def test_narrow_snapshots_are_read_as_they_are(dtype: torch.dtype, sizes: Sizes) -> None:
+    """Half-precision snapshots would lose digits on the way, as in sums over a large tensor, or be refused."""
     wiring = transformer_wiring(width=20, vocabulary=60)
     states = random_states(wiring).to(dtype)
     checkpoint = random_checkpoint()
-    engine, features = StreamingEngine(checkpoint), node_pe(wiring)
+    engine, features = StreamingEngine(checkpoint, sizes=sizes), node_pe(wiring)
     ours = engine.forecast(wiring, states, horizons=(5,), node_pe=features)
     wide = engine.forecast(wiring, states.float(), horizons=(5,), node_pe=features)
     assert torch.equal(ours, wide)
