@@ -31,6 +31,7 @@ from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint
 from nowcast_server.nino.engine import CPU_SIZES, StreamingEngine
 from nowcast_server.nino.engine.workers import run
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
+from nowcast_server.selftest.checks import flops_per_edge
 from trainer_worker.metatrain.reference import Reference
 from trainer_worker.wiring import wire
 
@@ -123,14 +124,6 @@ def ceiling_gflops(hidden: int, *, cpu_time: bool, repeats: int = 200) -> float:
     return max(apart, flops / seconds(lambda: products(None), cpu_time=cpu_time)) / 1e9
 
 
-def flops_per_edge(options: ModelOptions) -> int:
-    """Of the products an edge with one weight needs, see `nowcast_server.nino.engine`."""
-    updates, hidden = options.layers - 1, options.hidden
-    # one walk for each convolution and one for the forecasts; all begin with the weights, the i-th has i products of H x H
-    square = sum(range(updates + 1))
-    return 2 * hidden * ((updates + 1) * options.context + square * hidden + len(HORIZONS))
-
-
 def relative_error(ours: Tensor, theirs: Tensor, last: Tensor) -> float:
     return max(float((a - b).norm() / (b - last).norm()) for a, b in zip(ours, theirs, strict=True))
 
@@ -158,7 +151,7 @@ def measure(name: str, checkpoint: Checkpoint, arguments: argparse.Namespace) ->
                 times[key].append(taken)
         ceilings.append(ceiling_gflops(checkpoint.options.hidden, cpu_time=arguments.cpu_time))
     medians = {key: statistics.median(values) for key, values in times.items()}
-    flops = flops_per_edge(checkpoint.options) * wiring.edges
+    flops = flops_per_edge(checkpoint.options, horizons=len(HORIZONS)) * wiring.edges
     errors = [relative_error(forecasts["engine"], forecasts["reference"], states[-1])] if "reference" in engines else [None]
     return Row(
         name,

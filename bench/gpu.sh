@@ -7,7 +7,7 @@ out=${2:-gpu.json}
 cd "$(dirname "$0")/.." || exit 2
 .venv/bin/python bench/gpu.py --device "$device" --out "$out" --budget 420 || exit 2
 tests=0
-timeout 150 .venv/bin/python -m pytest -q -m gpu tests/nowcast_server -k "not all_is_well" || tests=1
+timeout 150 .venv/bin/python -m pytest -q -m gpu tests/nowcast_server tests/trainer_worker/test_snapshots.py -k "not all_is_well" || tests=1
 .venv/bin/python - "$out" "$tests" <<'END'
 import json, pathlib, sys
 path, tests = pathlib.Path(sys.argv[1]), sys.argv[2] == "0"

@@ -1,1 +1,1 @@
-"""`nowcast-server selftest`: eight checks that say whether forecasts are right on this machine's device, and how fast."""
+"""`nowcast-server selftest`: ten checks that say whether forecasts are right on this machine's device, and how fast."""

@@ -1,18 +1,22 @@
 """`nowcast-server selftest`: run the checks one after another; a failure does not stop the others."""
 
 import json
+import pkgutil
 import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 if TYPE_CHECKING:
     from nowcast_server.selftest.checks import Setup
+
+PLAIN: Final = "trainer_worker.metatrain.reference:Reference"
 
 
 def selftest(
@@ -38,7 +42,7 @@ def selftest(
         sys.exit(2)
     if chosen.note is not None:
         typer.echo(f"on the CPU: {chosen.note}")
-    setup, done = Setup(torch.device(chosen.device), weights), []
+    setup, done = Setup(torch.device(chosen.device), weights, plain_model()), []
     for outcome in outcomes(setup):
         done.append(outcome)
         said = _short(outcome.figures) if outcome.ok else outcome.detail
@@ -48,6 +52,13 @@ def selftest(
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(0 if report["ok"] else 1)
+
+
+def plain_model() -> Any:
+    """What makes the model as one would write it down: no server needs it, nor the torch-geometric it stands on; None without."""
+    with suppress(ImportError):
+        return pkgutil.resolve_name(PLAIN)
+    return None
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ def as_json(done: list[Outcome], setup: "Setup") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "checkpoint": setup.checkpoint.name,
         "hidden": setup.checkpoint.options.hidden,
+        "float32_products": torch.get_float32_matmul_precision(),
         "seconds": sum(outcome.seconds for outcome in done),
         "checks": [asdict(outcome) for outcome in done],
     }

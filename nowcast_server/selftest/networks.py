@@ -91,7 +91,7 @@ def transformer(width: int, *, layers: int, vocabulary: int) -> Wiring:
 
 FAMILIES: Final[Mapping[str, Callable[[], Wiring]]] = {
     "small": lambda: convolutional(1, 8, 12),
-    "convolutional": lambda: convolutional(3, 34, 40),
+    "convolutional": lambda: convolutional(3, 190, 200),
     "transformer": lambda: transformer(40, layers=2, vocabulary=100),
     "wide": lambda: transformer(24, layers=1, vocabulary=1200),
 }

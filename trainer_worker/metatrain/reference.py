@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self, cast
 
 import torch
@@ -100,15 +101,21 @@ def edge_features(graph: Data, z: Tensor, *, slots: int) -> Tensor:
     return features
 
 
+@lru_cache(maxsize=1)
+def _graph(wiring: Wiring, device: torch.device) -> Data:
+    return to_graph(wiring).to(device)
+
+
 class Reference:
     """Forecasts exactly as the model files say.
 
     Args:
         checkpoint: the weights.
+        device: where.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.model = build(checkpoint)
+    def __init__(self, checkpoint: Checkpoint, device: torch.device | None = None) -> None:
+        self.model = build(checkpoint).to(device)
 
     @torch.no_grad()
     def forecast(
@@ -118,7 +125,8 @@ class Reference:
 
         `node_pe` (neurons, laplacian) replaces the wiring's own Laplacian features. Weights in no block keep their last value.
         """
-        context, graph = torch.stack(tuple(states)).float(), to_graph(wiring)
+        context = torch.stack(tuple(states)).float()
+        graph = _graph(wiring, context.device)
         standardisation = Standardisation.fit(context, [parameter.size for parameter in wiring.parameters])
         z = standardisation.apply(context)
         if isinstance(self.model, NiNo):
@@ -132,4 +140,4 @@ class Reference:
         """What the graph network takes."""
         if node_pe is None:
             node_pe = laplacian_features(wiring, count=self.model.options.laplacian)
-        return node_pe, graph.edge_index, graph.edge_type, edge_features(graph, z, slots=wiring.slots)
+        return node_pe.to(z), graph.edge_index, graph.edge_type, edge_features(graph, z, slots=wiring.slots)
