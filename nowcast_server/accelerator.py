@@ -21,6 +21,12 @@ SHARE: Final = 0.9
 """Of the memory that is free at the start, for snapshots and forecasts; the rest is for what allocating and libraries waste."""
 
 
+def is_short(error: Exception) -> bool:
+    """Whether memory is what lacked. Libraries on a device allocate by themselves, and say so in words of their own."""
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said)
+
+
 @dataclass
 class _Kept:
     """A snapshot on the device, or on its way there.
@@ -98,10 +104,8 @@ class Accelerator:
         """Whether the device fails whatever it is asked: after some errors CUDA does, until the process ends."""
         try:
             torch.ones(1, device=self.device).sum().item()
-        except torch.OutOfMemoryError:
-            return False
-        except RuntimeError:
-            return True
+        except RuntimeError as error:
+            return not is_short(error)
         return False
 
     def take(self, sizes: Mapping[int, int], working_bytes: int) -> list[_Kept] | None:
@@ -130,7 +134,7 @@ class Accelerator:
     def upload(self, kept: _Kept, row: Tensor) -> Tensor:
         """The snapshot on the device; queued on the current stream."""
         if kept.values is None:
-            kept.values = torch.empty_like(row, device=self.device).copy_(row, non_blocking=True)
+            kept.values = row.to(self.device, non_blocking=True, copy=True)
             self.uploads += 1
         return kept.values
 

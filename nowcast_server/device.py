@@ -370,8 +370,8 @@ def choose_device(name: str) -> Chosen:
 
 
 def check_device(name: str) -> None:
-    """Raise BadRequest if this process does not have the device."""
+    """Raise BadRequest if this process does not have the device, or cannot compute there."""
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).sum().item()  # an old device is found here, for which this torch has no kernels
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         raise BadRequest(f"--device {name}: {str(error).splitlines()[0]}", field="device") from error

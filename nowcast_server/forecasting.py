@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from nowcast_server.accelerator import Reservation
+from nowcast_server.accelerator import Reservation, is_short
 from nowcast_server.jobs.arrival import first_not_finite
 from nowcast_server.jobs.history import TORCH_DTYPES, Context
 from protos.errors import BadForecast, OutOfMemoryBudget, Unavailable
@@ -92,8 +92,7 @@ def _on_host(make: Make, context: Context) -> torch.Tensor:
     try:
         return make(context.states)
     except (MemoryError, RuntimeError) as error:
-        short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not short:
+        if not is_short(error):
             raise
         raise OutOfMemoryBudget(f"there is not the memory for this forecast: {error}") from error
 
@@ -104,13 +103,13 @@ def _on_device(make: Make, reservation: Reservation) -> torch.Tensor:
         try:
             with reservation.states() as states:
                 return make(states).to("cpu")
-        except torch.OutOfMemoryError as error:  # others use the device too, or memory is in pieces
-            detail = str(error).splitlines()[0]
         except RuntimeError as error:
             if accelerator.lost():
                 accelerator.on_lost(error)
                 raise Unavailable("the device has failed, and the server with it", retry_after_s=5) from error
-            raise
+            if not is_short(error):
+                raise
+            detail = str(error).splitlines()[0]  # others use the device too, or memory is in pieces
         accelerator.free()  # here, as the error's frames hold what was computed so far
     raise OutOfMemoryBudget(f"the device has not the memory for this forecast: {detail}")
 
@@ -122,9 +121,9 @@ def _made(forecaster: Forecaster, spec: JobSpec, request: NowcastRequest, states
     if values.shape != expected:
         raise BadForecast(f"{spec.forecaster} gives the shape {tuple(values.shape)}, not {expected}")
     values = values.to(TORCH_DTYPES[request.dtype]).contiguous()
-    for horizon, row in zip(request.horizons, values, strict=True):
-        wrong = first_not_finite(row)
-        if wrong is not None:
-            detail = f"{spec.forecaster} forecasts {row[wrong].item()} as {request.dtype} for value {wrong} at horizon {horizon}"
-            raise BadForecast(detail, field="horizons")
+    wrong = first_not_finite(values.flatten())  # of all horizons at once: a device answers when all that is queued is done
+    if wrong is not None:
+        row, place = divmod(wrong, spec.wiring.size)
+        said = f"{values[row, place].item()} as {request.dtype} for value {place} at horizon {request.horizons[row]}"
+        raise BadForecast(f"{spec.forecaster} forecasts {said}", field="horizons")
     return values

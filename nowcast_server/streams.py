@@ -29,7 +29,8 @@ def own_stream(device: torch.device, *, shared: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    caller, ours = torch.cuda.current_stream(device), _stream(device)
+    caller = torch.cuda.current_stream(device)
+    ours = _stream(caller.device)  # `cuda` and `cuda:0` may be one
     if shared and caller != ours:
         ours.wait_stream(caller)
     with torch.cuda.stream(ours):

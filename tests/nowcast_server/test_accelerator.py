@@ -11,9 +11,9 @@ from server_kit import Caller, Held, Last, Start, dense, frames, read_forecasts,
 from waiting import until
 
 from nowcast_server.accelerator import Accelerator, Reservation
-from nowcast_server.device import choose_device
+from nowcast_server.device import check_device, choose_device
 from nowcast_server.jobs.history import Context
-from protos.errors import OutOfMemoryBudget
+from protos.errors import BadRequest, OutOfMemoryBudget
 from protos.wiring import Wiring
 
 CPU = torch.device("cpu")
@@ -146,6 +146,8 @@ def test_a_short_device_is_one_jobs_answer(start: Start) -> None:
     problem = refused(caller.nowcast(), 507, "out_of_memory_budget")
     assert "Tried to allocate 9 GiB" in problem["detail"]
     assert caller.nowcast().status_code == 200
+    fails.errors = [RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`") for _ in range(2)]
+    refused(caller.nowcast(), 507, "out_of_memory_budget")
     fails.errors = [torch.OutOfMemoryError("memory in pieces")]
     assert caller.nowcast().status_code == 200  # once the others' snapshots are gone, there is enough
 
@@ -213,6 +215,25 @@ def test_a_device_that_has_failed_ends_the_server(start: Start, caplog: pytest.L
     assert "illegal memory access" in caplog.text
     refused(caller.client.get("/livez"), 503, "unavailable")
     refused(caller.nowcast(), 503, "unavailable")
+
+
+def test_a_full_device_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server would end because training took all memory of the device it shares; or go on with one that fails for ever."""
+    device, errors = Accelerator(CPU, limit_bytes=1), ["out of memory", "an illegal memory access was encountered"]
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"CUDA error: {errors.pop(0)}")
+
+    monkeypatch.setattr(torch, "ones", fail)
+    assert not device.lost()
+    assert device.lost()
+
+
+def test_a_device_that_cannot_compute_is_refused() -> None:
+    """A GPU too old for this torch would be found by the first forecast, hours after its server said it was ready."""
+    check_device("cpu")
+    with pytest.raises(BadRequest, match="--device meta"):
+        check_device("meta")
 
 
 def test_other_errors_are_one_jobs_answer(start: Start) -> None:

@@ -109,8 +109,9 @@ class Sizes:
 
 
 CPU_SIZES: Final = Sizes()
+# tiles so large that a fast device takes longer for an operation than the host does to queue it
 DEVICE_SIZES: Final = Sizes(
-    panel=1 << 20, tile=1 << 15, sources=1024, bundle=1 << 15, small=1 << 14, span=1 << 21, rows=1 << 62, unit_bytes=192 * 2**20
+    panel=1 << 20, tile=1 << 17, sources=1024, bundle=1 << 15, small=1 << 14, span=1 << 21, rows=1 << 62, unit_bytes=192 * 2**20
 )
 
 
