@@ -1,4 +1,4 @@
-"""After each optimizer step: add the push; at the end of an interval, make one decision."""
+"""After each optimizer step: add a part of the push; at the end of an interval, make one decision."""
 
 import logging
 import math
@@ -32,6 +32,8 @@ LATE: Final = 3
 """So many late forecasts, with none in time between them, double the interval;"""
 IN_TIME: Final = 10
 """so many in time, times 2 for each time it was doubled, halve it again."""
+EVERY: Final = 4
+"""A push is added in equal parts, every so many steps: each is a pass over the weights, and fewer cost less and save as much."""
 WIDEST: Final = 16
 """The interval does not grow further than so many times: what is that far apart says little about the next steps."""
 
@@ -89,11 +91,12 @@ class Boundaries:
         return interval * max(CONTEXT + 1, 0 if self._shadow else starts)
 
     def after_step(self) -> bool:
-        """Count a step, add the push; whether an interval ends. Raises what the ranks' communication raises, nothing else."""
+        """Count a step, add a part of the push; whether an interval ends. Raises what the ranks' communication raises, no more."""
         self.step += 1
         if not self._compared:
             self._compare()
-        self.pushed.add()
+        if (self._next - self.step) % EVERY == 0:
+            self.pushed.add()
         return self.step >= self._next
 
     def end_interval(self) -> None:
@@ -148,7 +151,7 @@ class Boundaries:
         self._adapt(reason)
 
     def _begin_push(self, displacement: Tensor | None) -> None:
-        self.pushed.set(displacement, steps=self._next - self.step)
+        self.pushed.set(displacement, parts=-(-(self._next - self.step) // EVERY))
         self._gain = self._push.gain_at(self.step, max_steps=self._max_steps)
         if self._forecasts is not None:
             self._forecasts.pushing(displacement)

@@ -36,7 +36,7 @@ from trainer_worker.wiring import describe, logged
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 10
+STATE_VERSION: Final = 11
 UNSEEDED: Final = 67280421310721
 """The seed of torch's generators that nobody has seeded."""
 _running: Final[Any] = WeakIdKeyDictionary()
@@ -54,8 +54,8 @@ class Nowcast:
     ```
 
     At the end of each interval the trained weights are copied, sent in the background, and a forecast is requested. The forecast
-    requested one interval ago is added to the weights in equal parts, one after each optimizer step of the next interval. If a
-    server or a forecast fails, the nowcast is skipped and counted, and training continues.
+    requested one interval ago is added to the weights in equal parts, after every fourth step of the next interval. If a server or
+    a forecast fails, the nowcast is skipped and counted, and training continues.
 
     In data-parallel training make one on every rank, with the same arguments: rank 0 talks to the server. A model that is split by
     `fully_shard` (FSDP2) needs a `wiring` that was made before the split.

@@ -1,5 +1,6 @@
 """What a gliding run does to its weights, with endpoints in this process."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -34,7 +35,7 @@ from waiting import until
 
 from protos.errors import DeadlineExceeded
 from trainer_worker import Nowcast, Push, boundary
-from trainer_worker.boundary import GROWTH, SHORTEST
+from trainer_worker.boundary import EVERY, GROWTH, SHORTEST
 from trainer_worker.forecasts import REMEMBERED
 from trainer_worker.push import CONTEXT
 
@@ -47,8 +48,9 @@ def glided(endpoint: ScriptedEndpoint, *, steps: int = STEPS, **options: Any) ->
     return flat(model), nowcast
 
 
-def by_hand(steps: int, *, gain: float) -> tuple[list[Tensor], dict[int, Tensor]]:
+def by_hand(steps: int, interval: int, *, gain: float) -> tuple[list[Tensor], dict[int, Tensor]]:
     """The weights after each step, and the snapshots, of a run that glides along `onward` without its norms held."""
+    full = CONTEXT * interval
     model, optimizer = learner()
     push: Tensor | None = None
     asked: Tensor | None = None
@@ -56,35 +58,38 @@ def by_hand(steps: int, *, gain: float) -> tuple[list[Tensor], dict[int, Tensor]
     seen = []
     for index in range(steps):
         step(model, optimizer, index)
-        if push is not None:
-            weights = flat(model) + push / INTERVAL
+        count = index + 1
+        if push is not None and -count % interval % EVERY == 0:
+            weights = flat(model) + push / math.ceil(interval / EVERY)
             torch.nn.utils.vector_to_parameters(weights, model.parameters())
         seen.append(flat(model))
-        count = index + 1
-        if count % INTERVAL == 0:
+        if count % interval == 0:
             push, asked = asked, None
             snapshots[count] = flat(model)
-            if count >= FULL and count + INTERVAL < STEPS:
-                asked = gain * (snapshots[count] - snapshots[count - FULL + INTERVAL]) / (CONTEXT - 1)
+            if count >= full and count + interval < steps:
+                asked = gain * (snapshots[count] - snapshots[count - full + interval]) / (CONTEXT - 1)
     return seen, snapshots
 
 
-def test_a_run_glides_as_by_hand() -> None:
+@pytest.mark.parametrize("interval", [INTERVAL, EVERY + 2])
+def test_a_run_glides_as_by_hand(interval: int) -> None:
     """A push that is too long, too late or begun at another step would make every figure of the project wrong."""
-    endpoint = ScriptedEndpoint()
+    endpoint, steps, full = ScriptedEndpoint(), 10 * interval + 3, CONTEXT * interval
     model, optimizer = learner()
-    seen, snapshots = by_hand(STEPS, gain=0.5)
-    with make(model, optimizer, endpoint, push=UNHELD) as nowcast:
-        for index in range(STEPS):
+    seen, snapshots = by_hand(steps, interval, gain=0.5)
+    taken_up = list(range(full + interval, steps, interval))
+    with make(model, optimizer, endpoint, push=UNHELD, interval=interval, max_steps=steps) as nowcast:
+        for index in range(steps):
             step(model, optimizer, index)
             torch.testing.assert_close(flat(model), seen[index], rtol=1e-4, atol=1e-5)
         until(lambda: nowcast.in_flight == 0)
     assert sorted(endpoint.sent) == sorted(snapshots)
-    assert endpoint.asked == [tuple(range(last - FULL + INTERVAL, last + 1, INTERVAL)) for last in range(FULL, STEPS - INTERVAL, 2)]
-    assert nowcasts(nowcast) == [(at, "glided", "") for at in TAKEN_UP]
-    assert (flat(model) - plain()).norm() > 0.1
+    asked = range(full, steps - interval, interval)
+    assert endpoint.asked == [tuple(range(last - full + interval, last + 1, interval)) for last in asked]
+    assert nowcasts(nowcast) == [(at, "glided", "") for at in taken_up]
+    assert (flat(model) - plain(steps)).norm() > 0.1
     assert endpoint.finished is not None
-    assert (endpoint.finished.step, endpoint.finished.used) == (STEPS, len(TAKEN_UP))
+    assert (endpoint.finished.step, endpoint.finished.used) == (steps, len(taken_up))
 
 
 class Gate:
@@ -216,7 +221,8 @@ def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
         versions = [parameter._version for parameter in model.parameters()]
         moments = [optimizer.state[parameter]["exp_avg"].clone() for parameter in model.parameters()]
         optimizer.zero_grad()
-        optimizer.step()  # without gradients: only the push is added
+        for _ in range(INTERVAL):
+            optimizer.step()  # without gradients: only the push is added
     assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
     for parameter, version, moment in zip(model.parameters(), versions, moments, strict=True):
         assert parameter._version > version
@@ -226,14 +232,14 @@ def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
 def test_a_layer_frozen_in_mid_run_stays_as_it_is_from_the_next_step() -> None:
     """Who freezes a layer means it at once, not at the end of the interval."""
     model, optimizer = learner()
-    with make(model, optimizer, ScriptedEndpoint(), interval=4, max_steps=100):
-        train(model, optimizer, range(6 * 4 + 1))
+    with make(model, optimizer, ScriptedEndpoint(), interval=2 * EVERY, max_steps=100):
+        train(model, optimizer, range(6 * 2 * EVERY + 1))
         model[0].requires_grad_(False)
         frozen, other = model[0].weight.clone(), model[2].weight.detach().clone()
         optimizer.param_groups[0]["lr"] = 0.0
-        step(model, optimizer, 25)
+        train(model, optimizer, range(EVERY))
         assert not torch.equal(model[2].weight, other)  # the push goes on
-        train(model, optimizer, range(26, 60))
+        train(model, optimizer, range(EVERY, 8 * EVERY))
     assert torch.equal(model[0].weight, frozen)
 
 
@@ -262,7 +268,7 @@ def test_other_trained_parameters_are_noticed_and_told_once(change: str, caplog:
         for group in optimizer.param_groups:
             group["lr"] = 0.0
         before = flat(model)
-        step(model, optimizer, 0)
+        train(model, optimizer, range(INTERVAL))
     noticed = FIRST + INTERVAL
     contexts = [context for context in endpoint.asked if context[-1] > noticed]
     assert contexts[0] == tuple(range(noticed + INTERVAL, noticed + FULL + INTERVAL, INTERVAL))
@@ -369,7 +375,7 @@ def test_what_a_run_tells_of_its_progress() -> None:
     assert braked == pytest.approx([0.5, 0.5 * (1 - 2.5 / REMEMBERED), 0.5], abs=1e-3)  # training took the first push back
     newest, taken_up = FIRST + INTERVAL, FIRST + 2 * INTERVAL
     moved = (weights[newest] - weights[newest - (CONTEXT - 1) * INTERVAL]) / (CONTEXT - 1)
-    pushed = (weights[taken_up + 1] - weights[taken_up] - 0.1 * drift) * INTERVAL
+    pushed = weights[taken_up + INTERVAL] - weights[taken_up] - INTERVAL * 0.1 * drift
     torch.testing.assert_close(pushed, braked[1] * moved, rtol=1e-3, atol=1e-5)
     assert told[FIRST].loss == pytest.approx(FIRST - 1.5)  # the mean of its interval's two
     assert told[INTERVAL].loss == pytest.approx(INTERVAL / 2 - 0.5)  # long before anything is asked for

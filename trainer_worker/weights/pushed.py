@@ -1,4 +1,4 @@
-"""The push under way: what is added to the weights after each optimizer step."""
+"""The push under way: what is added to the weights, part by part."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,8 @@ class PushedWeights:
 
     def __init__(self, flat: FlatParameters, optimizers: Sequence[Optimizer]) -> None:
         self._flat, self._optimizers = flat, optimizers
-        self._push: list[Tensor] = []  # one step's share, of each parameter (of its local part); memory of its own, used again
+        self._push: list[Tensor] = []  # all of it, for each parameter (its local part); only read: others hold it, too
+        self._share = 0.0  # of it, that is added at once
         self.active = False
         """Is there a push under way?"""
         self._exact: tuple[list[Tensor], list[Tensor]] = ([], [])  # what is added to, and what is added
@@ -35,14 +36,15 @@ class PushedWeights:
         self._copies: list[str] | None = None
 
     @torch.no_grad()
-    def set(self, displacement: Tensor | None, *, steps: int) -> None:
-        """Push by `displacement` (n,) float32, None on a rank that is given its part, over the next steps.
+    def set(self, displacement: Tensor | None, *, parts: int) -> None:
+        """Push by `displacement` (n,) float32, None on a rank that is given its part, in so many calls of `add`.
 
         Of a model that is split over ranks, every rank must call.
         """
-        for push, piece in zip(self._memory(), self._flat.pieces, strict=True):
+        self._push, self._share = [], 1 / parts
+        for piece in self._flat.pieces:
             values = None if displacement is None else displacement[piece.start : piece.stop].view(piece.parameter.shape)
-            push.copy_(part_of(values, piece.parameter)).div_(steps)
+            self._push.append(part_of(values, piece.parameter).to(_at_least_float32(piece.parameter)))
         self._prepare()
 
     def clear(self) -> None:
@@ -51,43 +53,49 @@ class PushedWeights:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Add one step's share."""
+        """Add one part."""
         if not self.active:
             return
         if not self._moving or not all(each.requires_grad and each.shape == shape for each, shape in self._moving):
             self._prepare()  # the push is that of a checkpoint, or a parameter was frozen or got another shape since
         targets, pushes = self._exact
         if targets:
-            torch._foreach_add_(targets, pushes)
+            torch._foreach_add_(targets, pushes, alpha=self._share)
         for target, push, rest in self._narrow:
-            wanted = target.to(push.dtype).add_(rest.add_(push))
+            wanted = target.to(push.dtype).add_(rest.add_(push, alpha=self._share))
             target.copy_(wanted)
             torch.sub(wanted, target, out=rest)
 
     @torch.no_grad()
     def displace(self, displacement: Tensor | None) -> None:
         """Add all of a displacement (n,) at once."""
-        self.set(displacement, steps=1)
+        self.set(displacement, parts=1)
         self.add()
         self.clear()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """One step's share, flat (local n,), zeros if there is no push; and what narrow weights have still to take up."""
-        pushes = [push.flatten().cpu() for push in self._memory()]
-        push = torch.cat(pushes)
+    def state_dict(self) -> dict[str, Any]:
+        """The push under way, flat (local n,), zeros if there is none; its share that a part is; what narrow weights have still to
+        take up.
+        """
+        pushes = self._pushes()
         rests = [self._rests.get((index, 0), torch.zeros_like(pushes[index])).flatten().cpu() for index in self._narrow_pieces]
-        return {"push": push if self.active else torch.zeros_like(push), "rest": torch.cat([torch.zeros(0), *rests])}
+        push = torch.cat([push.flatten().cpu() for push in pushes])
+        return {
+            "push": push if self.active else torch.zeros_like(push),
+            "share": self._share,
+            "rest": torch.cat([torch.zeros(0), *rests]),
+        }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        pushes = self._memory()
-        for push, part in zip(pushes, torch.split(state["push"], [push.numel() for push in pushes]), strict=True):
-            push.copy_(part.view(push.shape))
-        narrow = [pushes[index] for index in self._narrow_pieces]
-        for index, push, part in zip(
-            self._narrow_pieces, narrow, torch.split(state["rest"], [push.numel() for push in narrow]), strict=True
-        ):
-            self._rests[index, 0] = part.view(push.shape).to(push)
+        places = self._pushes()
+        parts = torch.split(state["push"], [place.numel() for place in places])
+        self._push = [part.view(place.shape).to(place, copy=True) for place, part in zip(places, parts, strict=True)]
+        self._share = float(state["share"])
+        rests = torch.split(state["rest"], [places[index].numel() for index in self._narrow_pieces])
+        for index, rest in zip(self._narrow_pieces, rests, strict=True):
+            self._rests[index, 0] = rest.view(places[index].shape).to(places[index], copy=True)
         self._moving, self._copies = [], None  # to be found at the next step: the optimizer's state may be loaded later
         self.active = bool(state["push"].any())
 
@@ -96,11 +104,10 @@ class PushedWeights:
         """Places of the parameters narrower than float32."""
         return [index for index, piece in enumerate(self._flat.pieces) if piece.parameter.element_size() < 4]
 
-    def _memory(self) -> list[Tensor]:
-        if not self._push:
-            places = [local(parameter) for parameter in self._flat.parameters]
-            self._push = [torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in places]
-        return self._push
+    def _pushes(self) -> list[Tensor]:
+        """The push of each parameter; zeros before the first."""
+        places = [local(parameter) for parameter in self._flat.parameters]
+        return self._push or [torch.zeros_like(each, dtype=_at_least_float32(each)) for each in places]
 
     def _prepare(self) -> None:
         """Pair each push with what it is added to."""
@@ -149,6 +156,10 @@ def copies_of_weights(parameters: Sequence[nn.Parameter], optimizers: Sequence[O
                     norms[name] = norms.get(name, 0.0) + float(weights.square().sum())
     known = set().union(*map(kept_weights, optimizers))
     return sorted(name for name, distance in apart.items() if name in known or distance < TRACKS * norms[name])
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _is_copy(value: Any, parameter: Tensor) -> bool:

@@ -42,7 +42,7 @@ def test_a_displacement_is_spread_over_the_steps_whatever_the_dtype(dtype: torch
     model = layer(dtype)
     before = flat(model.parameters())
     pushing = pushed(model, Keeping(model))
-    pushing.set(DISPLACEMENT, steps=100)
+    pushing.set(DISPLACEMENT, parts=100)
     for step in range(1, 101):
         pushing.add()
         rest = pushing.state_dict()["rest"].double() if dtype.itemsize < 4 else 0.0
@@ -81,7 +81,7 @@ def test_weights_that_an_optimizer_keeps_are_pushed_too(dtype: torch.dtype, name
     before = flat(optimizer.state[parameter][name] for parameter in model.parameters())
     moments = flat(optimizer.state[parameter]["exp_avg"] for parameter in model.parameters())
     pushing = pushed(model, optimizer)
-    pushing.set(50 * DISPLACEMENT, steps=10)
+    pushing.set(50 * DISPLACEMENT, parts=10)
     for _ in range(10):
         pushing.add()
     moved = flat(optimizer.state[parameter][name] for parameter in model.parameters()) - before
@@ -111,7 +111,7 @@ def test_weights_whose_memory_was_exchanged_are_pushed() -> None:
     """SAM and functional updates assign to `p.data` at each step; the push would go on in memory that nobody reads."""
     model = layer()
     pushing = pushed(model, Keeping(model))
-    pushing.set(DISPLACEMENT, steps=2)
+    pushing.set(DISPLACEMENT, parts=2)
     before = flat(model.parameters())
     for _ in range(2):
         for parameter in model.parameters():
@@ -124,7 +124,7 @@ def test_frozen_since_is_not_pushed() -> None:
     """From the very step on, and without what the push still held of it."""
     model = layer()
     pushing = pushed(model, Keeping(model))
-    pushing.set(DISPLACEMENT, steps=2)
+    pushing.set(DISPLACEMENT, parts=2)
     pushing.add()
     model.weight.requires_grad_(False)
     weight, bias = model.weight.clone(), model.bias.detach().clone()
@@ -148,7 +148,7 @@ def test_a_state_goes_on_where_it_was(dtype: torch.dtype) -> None:
     model, optimizer, pushing = started()
     keep(optimizer, model)
     other, other_optimizer, resumed = started()
-    pushing.set(DISPLACEMENT, steps=7)
+    pushing.set(DISPLACEMENT, parts=7)
     for _ in range(3):
         pushing.add()
     resumed.load_state_dict(pushing.state_dict())
