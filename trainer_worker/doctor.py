@@ -21,8 +21,8 @@ from trainer_worker.endpoints.server import Server, embed
 from trainer_worker.errors import BadArgument
 from trainer_worker.jump import JUMP_SHARE
 from trainer_worker.push import CONTEXT, FORECASTERS
-from trainer_worker.wiring import POOR, WiringReport, describe
-from trainer_worker.wiring.cli import load_inputs, load_module
+from trainer_worker.wiring import POOR, WiringReport
+from trainer_worker.wiring.cli import describe_module
 
 PATIENCE_S: Final = 10.0
 MEASURED: Final = 5_000_000
@@ -71,7 +71,7 @@ def examine(place: str | None, url: str | None, question: Question, *, token: st
     report = None
     if place is not None:
         try:
-            report = describe(load_module(place), None if inputs is None else load_inputs(inputs))
+            report = describe_module(place, inputs=inputs)
         except (ValueError, BadWiring) as error:
             return [Finding(fine=False, text=str(error))]
         findings += [*_wiring(report), _traffic(report, question)]

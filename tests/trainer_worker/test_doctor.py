@@ -16,6 +16,11 @@ from torch import nn
 def build():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
 
+def tuned():
+    model = build()
+    model[0].requires_grad_(False)
+    return model
+
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()
@@ -51,6 +56,13 @@ def test_the_forecaster_is_that_of_the_mode() -> None:
     *_, traffic, forecast = examine("doctored:build", None, Question(mode="jump", max_steps=2000), token=None, inputs=None)
     assert "every 5 intervals; with intervals of 40 steps" in traffic.text
     assert "nino (mode jump) takes" in forecast.text
+
+
+def test_frozen_parameters_cost_nothing() -> None:
+    """Whoever fine-tunes an adapter would be told the traffic and time of the whole model."""
+    wired, traffic, *_ = examine("doctored:tuned", None, Question(), token=None, inputs=None)
+    assert "100.0% of 68 weights are wired" in wired.text
+    assert "a snapshot of 272 bytes" in traffic.text
 
 
 def test_a_network_that_is_not_understood() -> None:

@@ -393,6 +393,22 @@ def _parts(model: nn.Module, vector: Tensor) -> list[Tensor]:
     return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
 
 
+def test_constraints_of_the_users_hold_after_a_push() -> None:
+    """Weights that have to be small would be too large in the next forward pass, for a hook of the user's that came too early."""
+    model, optimizer = learner()
+
+    def constrain(*_: Any) -> None:
+        with torch.no_grad():
+            model[2].weight.clamp_(-0.125, 0.125)
+
+    optimizer.register_step_post_hook(constrain)
+    with make(model, optimizer, ScriptedEndpoint(), push=UNHELD) as nowcast:
+        for index in range(STEPS):
+            step(model, optimizer, index)
+            assert float(model[2].weight.abs().max()) <= 0.125
+    assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
+
+
 @pytest.mark.parametrize(("mode", "used"), [("glide", len(TAKEN_UP)), ("jump", STEPS // FULL)])
 def test_padding_rows_and_masked_weights_stay(mode: str, used: int) -> None:
     """What the optimizer never moves no push may move: a padding row is zero for a reason, and so is a pruned weight."""

@@ -13,7 +13,7 @@ REFUSED: Final = {
     "LBFGS": "it remembers gradients of earlier weights and searches along lines, which a push makes wrong",
     **dict.fromkeys(("DAdaptAdaGrad", "DAdaptSGD", "FTRL", "MADGRAD"), _SUMS),
 }
-"""Optimizers that no push can help, by class name, with the reason."""
+"""Optimizers that no push can help, by what their classes' names hold, with the reason."""
 
 
 def find_optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
@@ -29,8 +29,29 @@ def find_optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
 
 
 def states_of(optimizer: Optimizer) -> list[Mapping[Tensor, Any]]:
-    """The state by parameter, of an optimizer and of those inside it (`Lookahead`, `ZeroRedundancyOptimizer`), each once."""
-    return list({id(each.state): each.state for each in _nested(optimizer)}.values())
+    """What is kept by parameter, of an optimizer and of those inside it (`Lookahead`, `ZeroRedundancyOptimizer`), each once."""
+    states: dict[int, Mapping[Tensor, Any]] = {id(each.state): each.state for each in _nested(optimizer)}
+    return [*states.values(), *(kept for each in _nested(optimizer) for kept in _beside(each))]
+
+
+def _beside(optimizer: Optimizer) -> Iterator[Mapping[Tensor, Any]]:
+    """What an optimizer keeps in attributes of its own, such as `param_groups_master` of apex: one tensor for each parameter."""
+    parameters = list(_tensors(optimizer.param_groups))
+    for name, value in vars(optimizer).items():
+        kept = [value.get(each) for each in parameters] if isinstance(value, Mapping) else list(_tensors(value))
+        if len(kept) == len(parameters):
+            yield {parameter: {name: each} for parameter, each in zip(parameters, kept, strict=True)}
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    """Tensors, and None in place of some, in lists and in groups of parameters."""
+    if isinstance(value, Tensor | None):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+    elif isinstance(value, Mapping):
+        yield from _tensors(value.get("params", ()))
 
 
 def kept_weights(optimizer: Optimizer) -> set[str]:
@@ -53,6 +74,7 @@ def _checked(optimizer: Any) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise BadArgument("optimizer", f"must be a torch.optim.Optimizer or a list of them, not {type(optimizer).__name__}")
     for kind in (kind for each in _nested(optimizer) for kind in type(each).__mro__):
-        if kind.__name__ in REFUSED:
-            raise BadArgument("optimizer", f"{kind.__name__} cannot be nowcast: {REFUSED[kind.__name__]}")
+        for name, reason in REFUSED.items():
+            if name in kind.__name__:
+                raise BadArgument("optimizer", f"{kind.__name__} cannot be nowcast: {reason}")
     return optimizer

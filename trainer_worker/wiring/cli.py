@@ -11,7 +11,19 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from trainer_worker.wiring import describe, draw, show
+from trainer_worker.wiring import WiringReport, describe, draw, show
+
+
+def describe_module(place: str, *, inputs: str | None) -> WiringReport:
+    """How the network at `place` is wired: its trained parameters; all of them if all are frozen.
+
+    Raises:
+        ValueError: see `load_module` and `load_inputs`.
+        BadWiring: the network has no parameter that can be forecast.
+    """
+    model = load_module(place)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return describe(model, None if inputs is None else load_inputs(inputs), parameters=trained or None)
 
 
 def load_module(place: str) -> nn.Module:
@@ -43,10 +55,9 @@ def wire_module(place: str, console: Console, *, inputs: str | None = None, pict
     """Print how the network at `place` is wired, and draw its graph.
 
     Raises:
-        ValueError: see `load_module` and `load_inputs`; or the picture cannot be written.
-        BadWiring: the network has no parameter that can be forecast.
+        ValueError, BadWiring: see `describe_module`; or the picture cannot be written.
     """
-    report = describe(load_module(place), None if inputs is None else load_inputs(inputs))
+    report = describe_module(place, inputs=inputs)
     show(report, console)
     console.print(report.sentence, markup=False, highlight=False)
     console.print(f"hash {report.wiring.hash}", highlight=False)

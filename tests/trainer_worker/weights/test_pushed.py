@@ -89,6 +89,22 @@ def test_weights_that_an_optimizer_keeps_are_pushed_too(dtype: torch.dtype, name
     assert torch.equal(flat(optimizer.state[parameter]["exp_avg"] for parameter in model.parameters()), moments)
 
 
+@pytest.mark.parametrize("place", ["groups", "list", "dict"])
+def test_master_weights_beside_the_state_are_pushed_too(place: str) -> None:
+    """Apex keeps them in groups of their own, and writes them over the weights at each step: every push would be lost."""
+    model = layer(torch.bfloat16)
+    optimizer = Keeping(model)
+    masters = [parameter.detach().float() for parameter in model.parameters()]
+    optimizer.kept = {  # type: ignore[attr-defined]
+        "groups": [{"params": masters}],
+        "list": masters,
+        "dict": dict(zip(model.parameters(), masters, strict=True)),
+    }[place]
+    before = flat(masters)
+    pushed(model, optimizer).displace(DISPLACEMENT)
+    torch.testing.assert_close(flat(masters) - before, DISPLACEMENT.double(), rtol=1e-3, atol=1e-6)
+
+
 def test_what_is_no_copy_of_the_weights_is_left_alone() -> None:
     """Moments that are pushed make the optimizer go somewhere else; memory that is the weights' own would be pushed twice."""
     model = layer()
