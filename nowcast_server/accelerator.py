@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nowcast_server.jobs.history import Context
-from nowcast_server.streams import own_stream
+from nowcast_server.streams import own_stream, wait
 from protos.errors import OutOfMemoryBudget
 
 SHARE: Final = 0.9
@@ -184,6 +184,5 @@ class Reservation:
         device, kept = self.accelerator.device, zip(self._kept, self._context.states, strict=True)
         with own_stream(device, shared=False):
             there = tuple(self.accelerator.upload(each, row) for each, row in kept)
-            if device.type == "cuda":  # once this forecast is given up, the rows may be received into
-                torch.cuda.current_stream(device).synchronize()
+            wait(device)  # once this forecast is given up, the rows may be received into
             yield there

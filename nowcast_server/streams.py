@@ -39,6 +39,12 @@ def own_stream(device: torch.device, *, shared: bool) -> Iterator[None]:
         caller.wait_stream(ours)
 
 
+def wait(device: torch.device) -> None:
+    """Wait for what was queued on the current stream: rows that were uploaded may be written to again."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def _stream(device: torch.device) -> torch.cuda.Stream:
     with _LOCK:
         if device not in _STREAMS:

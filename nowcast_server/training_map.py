@@ -8,8 +8,10 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
+import torch
+
 from nowcast_server.device import Device
-from nowcast_server.forecasters.learned import Nino
+from nowcast_server.forecasters.learned import EDGES_PER_S, Nino
 from nowcast_server.forecasting import Forecaster
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import Context
@@ -22,7 +24,7 @@ from protos.errors import NowcastError
 from protos.wiring import Wiring
 
 LONGEST_S: Final = 1.0
-"""That embedding one context may have the device; larger networks are not on the map."""
+"""That embedding one context may have the CPU, where it is done, and the turn; larger networks are not on the map."""
 NETWORKS: Final = 16
 """Whose embedders are kept."""
 
@@ -52,7 +54,7 @@ class TrainingMap:
         network, spec, steps = self.network, job.spec, job.history.steps
         if network is None or self._busy or not self._device.idle or not len(steps) == spec.context == network.context:
             return
-        if network.work_s(spec.wiring, context=spec.context) > LONGEST_S or not job.places.due(job.nowcasts):
+        if spec.wiring.edges > LONGEST_S * EDGES_PER_S * torch.get_num_threads() or not job.places.due(job.nowcasts):
             return
         states_bytes = 4 * spec.context * spec.wiring.size
         size_bytes = states_bytes + network.working_bytes(spec.wiring, context=spec.context)

@@ -25,7 +25,7 @@ from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
 from nowcast_server.nino.options import ModelOptions
 from nowcast_server.selftest.networks import CONTEXT, FAMILIES, SIZES, convolutional, snapshots
-from nowcast_server.streams import own_stream
+from nowcast_server.streams import own_stream, wait
 from protos.errors import OutOfMemoryBudget
 from protos.messages import JobSpec, NowcastRequest
 from protos.wiring import Wiring
@@ -285,8 +285,7 @@ def _beside(setup: Setup, work: Callable[[], object]) -> Figures:
     def train() -> None:
         for _ in range(steps):
             torch.mm(matrix, matrix)
-        if setup.cuda:
-            torch.cuda.current_stream(setup.device).synchronize()
+        wait(setup.device)
 
     def both() -> None:
         beside = threading.Thread(target=work)

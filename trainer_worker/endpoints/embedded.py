@@ -13,7 +13,7 @@ from nowcast_server.forecasters.registry import forecaster_of
 from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.jobs.skill import TrackRecord
 from nowcast_server.nino.options import CheckpointError
-from nowcast_server.streams import own_stream
+from nowcast_server.streams import own_stream, wait
 from protos.errors import BadForecast, HistoryMissing, NowcastError, OutOfMemoryBudget, Unavailable, UnknownJob
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
@@ -121,6 +121,7 @@ class EmbeddedEndpoint:
             if device.type != "cpu":  # of a context that rolls one snapshot is not there yet
                 self._there = {step: self._there.get(step, state).to(device, non_blocking=True) for step, state in states.items()}
                 states = self._there
+                wait(device)  # if the forecast fails, later snapshots may be written where these were
             forecasts = self.forecaster.forecast(spec.wiring, tuple(states.values()), horizons=horizons)
             if forecasts.shape != out.shape:
                 raise BadForecast(f"{spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")

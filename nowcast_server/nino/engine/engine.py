@@ -14,7 +14,7 @@ from nowcast_server.nino.engine.kernels import Kernels, Sums
 from nowcast_server.nino.engine.plan import Plan, Unit, plan, plan_bytes
 from nowcast_server.nino.engine.snapshots import Snapshots, panel_view
 from nowcast_server.nino.engine.tiles import Ends
-from nowcast_server.nino.engine.workers import CPU_SIZES, DEVICE_SIZES, Placement, Sizes, aside, in_order, run
+from nowcast_server.nino.engine.workers import Placement, Sizes, aside, in_order, run, sizes_for
 from nowcast_server.nino.laplacian import laplacian_features
 from protos.wiring import Wiring
 
@@ -32,7 +32,7 @@ class StreamingEngine:
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", sizes: Sizes | None = None) -> None:
         self.options = checkpoint.options
         self.device = torch.device(device)
-        self.sizes = sizes or (CPU_SIZES if self.device.type == "cpu" else DEVICE_SIZES)
+        self.sizes = sizes or sizes_for(self.device, hidden=checkpoint.options.hidden)
         self._kernels = Kernels(fold(checkpoint.options, checkpoint.tensors).to(self.device))
 
     def forecast(

@@ -49,6 +49,8 @@ class Watched(TorchDispatchMode):
         elsewhere = [each.device for each in tensors if each.device != META]
         assert not elsewhere, f"{func} has a tensor on {elsewhere[0]}"
         self.operators.append(name)
+        given = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
+        self._seen.update(each.untyped_storage()._cdata for each in given)  # what was there before is not counted
         for each in tree_flatten(result)[0]:
             if isinstance(each, torch.Tensor):
                 self._count(each.untyped_storage())
