@@ -16,8 +16,11 @@ from nowcast_server.forecasters.learned import Nino
 from nowcast_server.forecasting import forecast
 from nowcast_server.jobs.history import Context
 from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
+from protos.errors import OutOfMemoryBudget
 from protos.messages import JobSpec, NowcastRequest
 from protos.wiring import Wiring
+from trainer_worker.endpoints import embedded
+from trainer_worker.endpoints.embedded import EmbeddedEndpoint
 
 META = torch.device("meta")
 SMALL, MIXED, LARGE = transformer_wiring(width=16, vocabulary=50), drawn_wiring(5), transformer_wiring(width=300, vocabulary=4000)
@@ -44,6 +47,9 @@ class Watched(TorchDispatchMode):
         if self.whole and name == "aten._to_copy.default" and (given := args[0]).device != (device := kwargs.get("device", META)):
             self.operators.append("upload" if device == META else "answer")
             return torch.ones(given.shape, dtype=given.dtype, device=device)
+        if self.whole and name == "aten.copy_.default" and args[0].device != args[1].device:
+            self.operators.append("upload" if args[0].device == META else "answer")
+            return args[0]
         result = func(*args, **kwargs)
         tensors = [each for each in tree_flatten((args, kwargs, result))[0] if isinstance(each, torch.Tensor)]
         elsewhere = [each.device for each in tensors if each.device != META]
@@ -60,6 +66,12 @@ class Watched(TorchDispatchMode):
     def computed(self) -> list[str]:
         """What a device would be given to do."""
         return [name for name in self.operators if not any(view in name for view in VIEWS)]
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """The same in short: uploads, answers, and how many operators come between them."""
+        runs = groupby(self.computed, lambda name: name if name in ("upload", "answer") else "computed")
+        return [(name, len(list(each))) for name, each in runs]
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size_bytes = storage._cdata, storage.nbytes()
@@ -123,15 +135,31 @@ def test_a_nowcast_goes_to_the_device_and_back_once(dtype: str) -> None:
     with Watched(whole=True) as watched:
         made = forecast(forecaster, spec=spec, context=second._context, request=request, reservation=second)
     assert made.values.shape == (3, LARGE.size)
-    runs = [
-        (name, len(list(each))) for name, each in groupby(watched.computed, lambda op: op if op in ("upload", "answer") else "")
-    ]
-    upload, (_, operators), flags, (_, checks), answers = runs
+    upload, (_, operators), flags, (_, checks), answers = watched.runs
     assert upload == ("upload", 1)
     assert operators > 100
     assert flags == ("answer", 1)  # whether snapshots and forecasts are finite, in one
     assert checks <= 2  # the dtype asked for, and a sum
     assert answers == ("answer", 2)  # whether that is finite, and the forecasts
+
+
+def test_an_embedded_nowcast_goes_to_the_device_and_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training would share the host's time with copies of a context that is there already, or lose its memory to it."""
+    endpoint, free = EmbeddedEndpoint(Nino(random_checkpoint(), device=META)), [2**31, 2**31, 2**20]
+    monkeypatch.setattr(embedded, "free_memory", lambda _: free.pop(0))
+    endpoint.forecaster.predict(LARGE, torch.empty(5, LARGE.size, device=META), horizons=(1,))  # uploads the plan and the features
+    rows, out = [torch.zeros(LARGE.size) for _ in range(6)], torch.empty(1, LARGE.size)
+    for first, uploads in ((0, 5), (1, 1)):
+        context = {step: rows[step] for step in range(first, first + 5)}
+        with Watched(whole=True) as watched:
+            endpoint._forecast(JobSpec(wiring=LARGE), context, (40,), out)
+        upload, (_, operators), answers = watched.runs
+        assert upload == ("upload", uploads)
+        assert operators > 100
+        assert answers == ("answer", 2)  # whether all is finite, and the forecast
+    with pytest.raises(OutOfMemoryBudget, match="where training leaves"):
+        endpoint._forecast(JobSpec(wiring=LARGE), context, (40,), out)
+    assert not endpoint._there
 
 
 @pytest.mark.parametrize("hidden", [64, 128])
