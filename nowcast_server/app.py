@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 
 from nowcast_server.device import CPU, Chosen, check_device, choose_device
+from nowcast_server.forecasters import Forecaster
 from nowcast_server.forecasters.registry import load_forecasters
-from nowcast_server.forecasting import Forecaster
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web import problems

@@ -18,13 +18,12 @@ TIMEOUT_S: Final = 3.0
 def check(settings: Settings, path: str = "/readyz") -> str | None:
     """Ask the server of these settings for `/readyz`, or `/livez`; None if it is well, else what is wrong."""
     verify = _context(settings) if settings.tls_cert is not None else True
-    transport = httpx2.HTTPTransport(verify=verify, uds=None if settings.uds is None else str(settings.uds))
     url = f"{'http' if settings.tls_cert is None else 'https'}://{_reachable(settings.host)}:{settings.port}{path}"
     try:
-        with httpx2.Client(transport=transport, timeout=TIMEOUT_S) as client:
+        with httpx2.Client(verify=verify, timeout=TIMEOUT_S) as client:
             response = client.get(url)
     except httpx2.TransportError as error:
-        return f"no answer on {settings.uds or f'port {settings.port}'}: {error}"
+        return f"no answer on port {settings.port}: {error}"
     return None if response.is_success else f"{path} answered {response.status_code}: {response.text}"
 
 

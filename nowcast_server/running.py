@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import torch
 import uvicorn
@@ -59,7 +59,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
-            log.info("listening", extra={"address": _shown(server.sockets[0].getsockname())})
+            address = server.sockets[0].getsockname()
+            log.info("listening", extra={"address": f"{address[0]}:{address[1]}"})
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
 
@@ -82,10 +83,6 @@ class Server(uvicorn.Server):
             self.should_exit |= self._service.device.idle or left_s < 0
             self.config.timeout_graceful_shutdown = max(1, int(left_s))  # it has what is left, not all of it again
         return await super().on_tick(counter)
-
-
-def _shown(address: Any) -> str:
-    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
 
 def end_by(seconds: float) -> None:
@@ -122,7 +119,6 @@ def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], 
         app,
         host=settings.host,
         port=settings.port,
-        uds=str(settings.uds) if settings.uds is not None else None,
         http=protocol_for(Connections(limit, settings.peer_connections)),
         backlog=BACKLOG,
         ws="none",

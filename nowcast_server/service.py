@@ -10,7 +10,7 @@ import torch
 
 from nowcast_server.accelerator import Accelerator
 from nowcast_server.device import CPU, Chosen, Device
-from nowcast_server.forecasting import Forecaster
+from nowcast_server.forecasters import Forecaster
 from nowcast_server.jobs.budget import SHARE, Budget
 from nowcast_server.jobs.registrations import BODIES, Registrations, check_coverage, check_size
 from nowcast_server.jobs.registry import Job, Jobs
@@ -32,10 +32,8 @@ class Service:
     """A server without its HTTP.
 
     The `loader` makes the forecasters; it is called once, off the event loop, while the server already answers `/livez`. If it
-    fails, or the device does, `on_failure` is called, as the server can never be of use then.
-
-    Raises:
-        OSError, ValueError: the tokens cannot be read.
+    fails, or the device does, `on_failure` is called, as the server can never be of use then. OSError or ValueError if the tokens
+    cannot be read.
     """
 
     def __init__(
@@ -59,7 +57,7 @@ class Service:
         self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
         self.accelerator: Accelerator | None = None
         self.recording = Recording(settings.record)
-        self.map = TrainingMap(self.device, jobs=self.jobs, memory=self.forecasts, forecasters=lambda: self.forecasters)
+        self.map = TrainingMap(self.nowcasting, forecasters=lambda: self.forecasters)
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
         self.draining = False
@@ -168,12 +166,8 @@ class Service:
             await asyncio.to_thread(trim_freed_memory)
 
     async def register(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None = None) -> tuple[Job, bool]:
-        """Take in a job; see `Jobs.register`.
-
-        Raises:
-            UnknownForecaster, BadRequest: this server cannot forecast for it.
-            TooLarge, BadWiring: no server of this size could serve it.
-            OutOfMemoryBudget: not even one horizon: a worker that trains for hours before its first nowcast wants to know now.
+        """Take in a job; whether it is new. Raises whatever keeps this server from forecasting even one horizon for it: a worker
+        that trains for hours before its first nowcast wants to know now.
         """
         forecaster = self.forecasters.get(spec.forecaster)
         if forecaster is None:
@@ -203,12 +197,12 @@ class Service:
 
     def _plan(self, job: Job, forecaster: Forecaster) -> None:
         """Find out what a job's forecasts will take; raise if they never could be made."""
-        wiring, least = job.spec.wiring, NowcastRequest(context=[0, 1], horizons=[1])
+        wiring = job.spec.wiring
         check_coverage(wiring)  # allocates less than the history, whose memory has been set aside
         job.working_bytes = forecaster.working_bytes(wiring, context=job.spec.context)
         if self.accelerator is not None:
             job.host_bytes = forecaster.host_bytes(wiring)
-        self.nowcasting.check(job.spec, least, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
+        self.nowcasting.check(job, NowcastRequest(context=[0, 1], horizons=[1]))
 
     def reload_tokens(self) -> None:
         """Read the tokens anew; those there were stay if that fails. Raises as `Tokens.load` does."""

@@ -151,11 +151,7 @@ class FrameReader:
         return self._received
 
     def close(self) -> Header:
-        """Declare the stream over; its header if it was whole.
-
-        Raises:
-            BadFrame: it was truncated.
-        """
+        """Declare the stream over: its header, or BadFrame if it was truncated."""
         if self.header is None or not self._ended:
             where = "in its header" if self.header is None else f"after {self._received} of {self._memory.nbytes} bytes"
             raise BadFrame(f"the stream ends {where}: truncated", field="end")

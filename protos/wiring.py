@@ -105,11 +105,7 @@ _FIELDS = tuple(field.name for field in fields(Block))
 
 @dataclass(frozen=True)
 class Wiring:
-    """A network's neural graph.
-
-    Raises:
-        BadWiring: a block reaches outside its tensor or the neurons; `field` names it.
-    """
+    """A network's neural graph. A block that reaches outside its tensor or the neurons is a BadWiring whose `field` names it."""
 
     parameters: tuple[Parameter, ...]  # every tensor of the flat parameter vector, in its order
     neurons: int  # number of neurons N
@@ -189,11 +185,7 @@ class Wiring:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Read `to_dict`'s form, trusting nothing.
-
-        Raises:
-            BadWiring: with the field to blame.
-        """
+        """Read `to_dict`'s form, trusting nothing; raise BadWiring with the field to blame."""
         if not isinstance(data, dict) or set(data) != {"parameters", "neurons", "blocks"}:
             raise BadWiring("a wiring is an object of exactly parameters, neurons and blocks", field="wiring")
         if not _is_int(data["neurons"]):

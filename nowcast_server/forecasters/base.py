@@ -23,7 +23,7 @@ Horizons = tuple[int, ...]
 class Forecaster(ABC):
     """Forecasts weights from a context. Stateless: one instance serves any number of jobs and threads at once."""
 
-    name: ClassVar[str]
+    name: str
     needs_checkpoint: ClassVar[bool] = False
 
     context: int | None = None

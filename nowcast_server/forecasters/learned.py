@@ -59,7 +59,7 @@ class LearnedForecaster(Forecaster):
 class Nino(LearnedForecaster):
     """Forecasts with NiNo: every weight in the light of the neurons it joins (arXiv 2409.04434)."""
 
-    name: ClassVar[str] = "nino"
+    name = "nino"
     graph: ClassVar[bool] = True
 
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> None:
@@ -77,5 +77,5 @@ class Nino(LearnedForecaster):
 class Wnn(LearnedForecaster):
     """Forecasts with WNN+: every weight from its own past (Jang et al., ICML 2023)."""
 
-    name: ClassVar[str] = "wnn"
+    name = "wnn"
     graph: ClassVar[bool] = False

@@ -15,6 +15,10 @@ from protos.messages import Progress
 POINTS: Final = 512
 """Kept of a run. A longer one is thinned: each point then is the mean of 2, 4, 8, … boundaries."""
 EVENTS: Final = 48
+EVERY: Final = 10
+"""Nowcasts from one place on the map of training to the next, at first."""
+MOST: Final = 32
+"""Places kept of a run. Of a longer one every second is dropped, and the next come half as often."""
 TIMED: Final = 32
 """Calls of a kind whose times are kept."""
 STAGES: Final = ("upload", "queue", "forecast", "download")
@@ -144,3 +148,33 @@ def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
     """The last step and second, and the means of what was measured."""
     known = ([value for value in column if not math.isnan(value)] for column in list(zip(*rows, strict=True))[2:])
     return [*rows[-1][:2], *(fmean(values) if values else math.nan for values in known)]
+
+
+class Place(NamedTuple):
+    """Where a run was on the map of training: an embedded context."""
+
+    step: int  # of its last snapshot
+    loss: float  # at that step; NaN is not known
+    vector: bytes  # (hidden,) float32
+
+
+class Places:
+    """The places of a run, oldest first. Used on the event loop only."""
+
+    def __init__(self) -> None:
+        self.kept: list[Place] = []
+        self._gap, self._at = EVERY, -EVERY
+
+    def due(self, nowcasts: int) -> bool:
+        """Whether the context of the last of so many nowcasts is to be embedded; if so, the next is some nowcasts away."""
+        due = nowcasts - self._at >= self._gap
+        if due:
+            self._at = nowcasts
+        return due
+
+    def add(self, place: Place) -> None:
+        """Add a place. Of a run that has gone back, what lay ahead of it is dropped."""
+        self.kept = [*(each for each in self.kept if each.step < place.step), place]
+        if len(self.kept) == MOST:
+            self.kept = self.kept[1::2]
+            self._gap *= 2

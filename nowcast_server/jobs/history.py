@@ -43,15 +43,8 @@ class History:
     """The newest `context` snapshots by step, received in any order. Used on the event loop only.
 
     A row is in use while a snapshot in it is held, while an upload fills it, and while a forecast reads it; only then is it
-    free for the next upload. So a forecast never sees a row change, and nobody sees half a snapshot.
-
-    Args:
-        size: n, values of one snapshot.
-        context: snapshots kept.
-        dtype: of the values.
-
-    Raises:
-        OutOfMemoryBudget: the machine has not the memory the budget promised.
+    free for the next upload. So a forecast never sees a row change, and nobody sees half a snapshot. OutOfMemoryBudget if the
+    machine has not the memory the budget promised.
     """
 
     def __init__(self, size: int, *, context: int, dtype: str) -> None:
@@ -132,10 +125,8 @@ class History:
         return row
 
     async def store(self, step: int, row: int) -> bool:
-        """Make a received row visible; False if the very same snapshot was there already.
-
-        Raises:
-            SnapshotConflict: the step already has other values, or has become too old.
+        """Make a received row visible; False if the very same snapshot was there already, SnapshotConflict if the step has other
+        values or has become too old.
         """
         if not self.holds(step):
             self.commit(step, row)

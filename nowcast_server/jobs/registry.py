@@ -10,9 +10,8 @@ from statistics import median
 from typing import Final
 
 from nowcast_server.jobs.budget import Budget
-from nowcast_server.jobs.course import COURSE_BYTES, Course
+from nowcast_server.jobs.course import COURSE_BYTES, Course, Places
 from nowcast_server.jobs.history import History, history_bytes
-from nowcast_server.jobs.places import Places
 from nowcast_server.jobs.skill import TrackRecord, track_bytes
 from nowcast_server.settings import Settings
 from protos.errors import Busy, JobConflict, OutOfMemoryBudget, RunConflict, UnknownJob
@@ -108,19 +107,12 @@ class Job:
 
 
 class Jobs:
-    """Jobs by tenant and id. Used on the event loop only.
-
-    Args:
-        memory: of all jobs together.
-        settings: the limits.
-        on_evict: told whose history was evicted.
+    """Jobs by tenant and id, within a budget of all together; `on_evict` is told whose history was evicted. Used on the event loop
+    only.
     """
 
     def __init__(self, memory: Budget, *, settings: Settings, on_evict: Callable[[Job], None] = lambda _: None) -> None:
-        self.on_evict = on_evict
-        """Makes the memory of histories; a server with a device sets it before the first job comes."""
-        self._memory = memory
-        self._settings = settings
+        self._memory, self._settings, self._on_evict = memory, settings, on_evict
         self._jobs: dict[tuple[str, str], Job] = {}
 
     def __len__(self) -> int:
@@ -141,12 +133,8 @@ class Jobs:
         return job
 
     def known(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None) -> Job | None:
-        """The job of this name, if it is the same; None if there is none.
-
-        Raises:
-            JobConflict: another job has this id.
-            RunConflict: another run has this job.
-            Busy: it was finished or evicted, and there is no memory for it now.
+        """The job of this name, if it is the same; None if there is none. JobConflict if another job has this id, RunConflict if
+        another run has this job, Busy if it was finished or evicted and there is no memory for it now.
         """
         job = self._jobs.get((tenant, job_id))
         if job is not None:
@@ -162,10 +150,8 @@ class Jobs:
     def reserved(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None) -> Iterator[Job]:
         """Set the memory of a new job aside, before anything is allocated for it; it is given back if the context raises.
 
-        The job is one of these once the context ends, unless another call has registered it meanwhile.
-
-        Raises:
-            OutOfMemoryBudget, Busy: it does not fit beside the others, of whom none rests for long enough to make room for it.
+        The job is one of these once the context ends, unless another call has registered it meanwhile. OutOfMemoryBudget or Busy if
+        it does not fit beside the others, of whom none rests for long enough to make room for it.
         """
         self._check_number(tenant)
         size_bytes = _evictable_bytes(spec) + _wiring_bytes(spec)
@@ -225,7 +211,7 @@ class Jobs:
             self._memory.check(size_bytes, what=what, tenant=of)
             for victim in self._victims(size_bytes - self._memory.left_bytes(of), of=of, tenant=tenant):
                 self.evict(victim)
-                self.on_evict(victim)
+                self._on_evict(victim)
             self._memory.check_left(size_bytes, what=what, tenant=of)
         self._memory.take(tenant, size_bytes)
 
@@ -282,10 +268,8 @@ class Jobs:
 
     @contextmanager
     def using(self, job: Job) -> Iterator[None]:
-        """An upload or forecast of the job, as long as the context lasts.
-
-        Raises:
-            UnknownJob: it was deleted, or has expired, while the call came; or its run has said that it is over.
+        """An upload or forecast of the job, as long as the context lasts; UnknownJob if it was deleted, has expired or was finished
+        while the call came.
         """
         if job.closed or job.finished:
             raise UnknownJob(f"job {job.id!r} was deleted: register it again and resend its snapshots", field="job")

@@ -62,11 +62,7 @@ class Trajectory:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Map a file.
-
-        Raises:
-            BadTrajectory: it is none.
-        """
+        """Map a file, or raise BadTrajectory."""
         header, start = _read_header(path)
         size = header["parameters"]
         record = _record(size)

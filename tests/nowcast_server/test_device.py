@@ -20,7 +20,7 @@ from protos.errors import Busy, DeadlineExceeded, Unavailable
 
 def test_time_counts_not_turns() -> None:
     """A job of long forecasts would get the same number of turns as jobs of short ones: most of the device."""
-    shares: Shares[str] = Shares()
+    shares = Shares()
     for key in ("large", "small"):
         shares.enter(key, waiting=[])
     used = {"large": 0.0, "small": 0.0}
@@ -75,7 +75,7 @@ def test_a_flood_costs_others_no_more_than_its_share(monkeypatch: pytest.MonkeyP
 
 def test_idling_earns_no_credit() -> None:
     """A job could save up time and then take the device for as long."""
-    shares: Shares[str] = Shares()
+    shares = Shares()
     shares.enter("busy", waiting=[])
     for _ in range(100):
         shares.serve("busy")
@@ -92,7 +92,7 @@ def test_idling_earns_no_credit() -> None:
 
 def test_old_keys_are_forgotten() -> None:
     """The book of shares would grow with every job that ever was."""
-    shares: Shares[str] = Shares()
+    shares = Shares()
     shares.enter("busy", waiting=[])
     for index in range(30_000):
         shares.enter(str(index), waiting=["busy"])

@@ -225,12 +225,7 @@ async def log_out(request: Request, render: TheRenderer) -> Response:
 
 
 async def _token_of_form(request: Request) -> str:
-    """The token of the login form.
-
-    Raises:
-        Forbidden: another site has sent the form.
-        TooLarge: it is longer than any token.
-    """
+    """The token of the login form. Raise Forbidden if another site has sent the form, TooLarge if no token is that long."""
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise Forbidden("the form of this server's own page is the only way to log in", field="sec-fetch-site")
     body = bytearray()

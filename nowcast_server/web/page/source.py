@@ -8,8 +8,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict
 
-from nowcast_server.jobs.course import Happening, Point
-from nowcast_server.jobs.places import Place
+from nowcast_server.jobs.course import Happening, Place, Point
 from nowcast_server.jobs.registry import Job
 from nowcast_server.service import Service
 from nowcast_server.tokens import OPERATOR

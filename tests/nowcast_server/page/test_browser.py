@@ -16,7 +16,7 @@ from server_kit import Caller, Last, Start, listening
 from nowcast_server.app import create_app
 from nowcast_server.forecasters.learned import Nino
 from nowcast_server.forecasters.registry import SHIPPED
-from nowcast_server.jobs.places import Place
+from nowcast_server.jobs.course import Place
 from nowcast_server.nino.checkpoint import load_checkpoint
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import ANONYMOUS
