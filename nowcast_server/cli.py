@@ -167,11 +167,7 @@ def _by_setting(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of(options: dict[str, Any]) -> "Settings":
-    """The settings, those that are not given left to the environment.
-
-    Raises:
-        typer.BadParameter: one is not valid; it names the option.
-    """
+    """The settings, those that are not given left to the environment. A BadParameter names the option that is not valid."""
     from pydantic import ValidationError
 
     from nowcast_server.settings import Settings

@@ -88,12 +88,8 @@ class _Work:
 class Device:
     """Runs forecasts, one at a time: turns go round by tenant, then by job, and pass at interruption points.
 
-    Args:
-        limit: forecasts that may wait.
-        tenant_limit: of them, those of one tenant.
-        job_limit: of them, those of one job.
-        work_limit_s: a forecast that has used the device for longer is stopped at its next interruption point.
-        on_start: told how long each waited, in seconds; called with the device's lock held.
+    So many may wait in all, of one tenant, and of one job. A forecast that has used the device for `work_limit_s` is stopped at its
+    next interruption point. `on_start` is told the seconds each has waited; it is called with the device's lock held.
     """
 
     def __init__(
@@ -143,10 +139,7 @@ class Device:
             self._dispatch()
 
     def stop(self, *, within_s: float = 5.0) -> bool:
-        """Refuse what waits, cancel what is under way, and wait for its end; False if it does not end in time.
-
-        The refused and the cancelled end with `Unavailable`.
-        """
+        """Refuse what waits, cancel what is under way (`Unavailable`), and wait for its end; False if it takes too long."""
         with self._lock:
             self._stopping = True
             waiting, self._waiting = self._waiting, []
@@ -165,11 +158,7 @@ class Device:
         """Have `call` run on the device; it may mark interruption points.
 
         When its turn comes, `begin` is called from any thread: it takes what the work needs and returns True, or False if that
-        cannot be had now. It is asked again after `wake`.
-
-        Raises:
-            Busy: too many wait already.
-            Unavailable: the server stops.
+        cannot be had now. It is asked again after `wake`. Busy if too many wait already, Unavailable if the server stops.
         """
         work = _Work(_Turns(tenant, job), call, begin)
         with self._lock:

@@ -41,10 +41,8 @@ def forecast(
 ) -> Forecasts:
     """Run the job's forecaster and check what it says; the reservation has begun, and is None on the CPU.
 
-    Raises:
-        BadForecast: values that are not finite, in the dtype asked for, or not of the right shape.
-        OutOfMemoryBudget: the device has not the memory.
-        Unavailable: the device has failed for good.
+    BadForecast for values that are not finite in the dtype asked for or not of the right shape, OutOfMemoryBudget if the device has
+    not the memory, Unavailable if it has failed for good.
     """
     start = time.perf_counter()
     make = partial(_made, forecaster, spec, request)

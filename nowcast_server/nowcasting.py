@@ -160,7 +160,6 @@ class Nowcasting:
         if job.spec.mode != "jump":
             forecasts = dict(zip(made.header.horizons, made.values, strict=True))
             job.track.made(context.step, context.states, forecasts, interval=interval)
-        job.forecast_s.append(made.seconds)
         job.course.took("forecast", made.seconds)
         job.course.took("queue", max(0.0, time.perf_counter() - asked - made.seconds))
         self.metrics.forecast_seconds.labels(job.spec.forecaster).observe(made.seconds)

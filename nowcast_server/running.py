@@ -22,6 +22,7 @@ from nowcast_server.logs import configure_logging, log
 from nowcast_server.malloc import keep_freed_memory
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
+from nowcast_server.tokens import Tokens
 from nowcast_server.web.connections import SPARE, Connections, protocol_for
 
 KEEP_ALIVE_S: Final = 75
@@ -68,7 +69,7 @@ class Server(uvicorn.Server):
         """Read tokens and certificates anew, for calls and connections to come. If that fails, what there was stays."""
         settings = self._service.settings
         try:
-            self._service.reload_tokens()
+            self._service.tokens = Tokens.load(settings)
             if self.config.ssl is not None and settings.tls_cert is not None:
                 settings.tls_options()  # looks at the files first
                 self.config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)
@@ -133,11 +134,7 @@ def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], 
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; the exit status. The settings have passed `tokens.check_exposure`.
-
-    Raises:
-        ValueError, OSError: the tokens or certificates cannot be read.
-    """
+    """Serve until a signal; the exit status. The settings have passed `tokens.check_exposure`."""
     prepare_process(settings)
     app = create_app(settings, on_failure=lambda: server.handle_exit(0, None))
     service: Service = app.state.service

@@ -204,10 +204,6 @@ class Service:
             job.host_bytes = forecaster.host_bytes(wiring)
         self.nowcasting.check(job, NowcastRequest(context=[0, 1], horizons=[1]))
 
-    def reload_tokens(self) -> None:
-        """Read the tokens anew; those there were stay if that fails. Raises as `Tokens.load` does."""
-        self.tokens = Tokens.load(self.settings)
-
     def finish(self, job: Job) -> None:
         """A run is over: free its history, keep its status."""
         self.jobs.finish(job)

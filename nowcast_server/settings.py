@@ -157,11 +157,8 @@ class Settings(BaseSettings):
         return self.upload_grace_s + moved_bytes / self.upload_min_rate
 
     def tls_options(self) -> dict[str, Any]:
-        """HTTPS by uvicorn's own options.
-
-        Raises:
-            ValueError: a key or an authority without a certificate (the server would listen in plain text), or a wrong one.
-            FileNotFoundError: one of the files is not there.
+        """HTTPS by uvicorn's own options. ValueError or FileNotFoundError if the files are not there, or not what they should be; a
+        server with a key but no certificate would listen in plain text.
         """
         files = [path for path in (self.tls_cert, self.tls_key, self.tls_ca) if path is not None]
         if not files:

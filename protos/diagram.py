@@ -185,9 +185,7 @@ def _rank(boxes: Sequence[Box], links: Sequence[tuple[Box, Box, bool]]) -> None:
 
 
 def draw_svg(wiring: Wiring, *, alone: bool = False) -> str:
-    """Draw the layers. With `alone` it is for a file of its own, with a white ground; otherwise it takes the colours of the page it
-    stands in.
-    """
+    """Draw the layers; `alone` on a white ground for a file of its own, else in the colours of the page it stands in."""
     layered, width, height = _draw_layers(layers(wiring))
     legend = _draw_legend(wiring, left=width + 20, top=30)
     total, high = width + 20 + _LEGEND, max(height, 40 + 22 * len({block.edge_type for block in wiring.blocks}))

@@ -15,10 +15,8 @@ ERRORS: Final[dict[str, "type[NowcastError]"]] = {}
 class NowcastError(Exception):
     """Base of all errors of the protocol. The first words of an error's docstring are its title.
 
-    Args:
-        detail: one sentence: what is wrong, and what to do.
-        field: the input at fault, e.g. `blocks[3].targets`; None if no single field is.
-        extra: further members of the problem, e.g. the steps that a history lacks.
+    `detail` is one sentence: what is wrong, and what to do. `field` is the input at fault, e.g. `blocks[3].targets`; `extra` are
+    further members of the problem, e.g. the steps that a history lacks.
     """
 
     code: ClassVar[str] = "internal"
@@ -32,9 +30,7 @@ class NowcastError(Exception):
 
     def __init__(self, detail: str, *, field: str | None = None, **extra: Any) -> None:
         super().__init__(detail)
-        self.detail = detail
-        self.field = field
-        self.extra = extra
+        self.detail, self.field, self.extra = detail, field, extra
 
 
 ERRORS[NowcastError.code] = NowcastError
@@ -125,9 +121,7 @@ class OutOfMemoryBudget(NowcastError, code="out_of_memory_budget", status=507):
 
 
 def error_from_problem(problem: dict[str, Any]) -> NowcastError:
-    """Rebuild the error a problem+json body describes; unknown codes become a plain `NowcastError`, and members that are not of
-    their type are left out.
-    """
+    """Rebuild the error a problem+json body describes, without members of a wrong type; an unknown code is a `NowcastError`."""
     known = ("type", "title", "status", "detail", "code", "field")
     field = problem.get("field")
     cls = ERRORS.get(str(problem.get("code")), NowcastError)

@@ -150,10 +150,7 @@ class Wiring:
 
     @cached_property
     def words(self) -> range:
-        """The neurons of the first word embedding's rows, word by word; empty where there is none.
-
-        Several blocks may share its rows, so that no single block need show them all.
-        """
+        """The neurons of the first word embedding's rows, which several blocks may share, word by word; or none."""
         first = next((block.parameter for block in self.blocks if block.edge_type == EdgeType.WORD_EMBEDDING), STRUCTURE)
         ends = [
             (block.source, block.source + block.sources)

@@ -20,11 +20,7 @@ CUDA_LANES: Final = 40
 
 
 class LearnedForecaster(Forecaster):
-    """A forecaster with weights, those of the checkpoint, that computes on a device.
-
-    Raises:
-        CheckpointError: the checkpoint is of the other kind of model.
-    """
+    """A forecaster with the weights of a checkpoint, that computes on a device."""
 
     needs_checkpoint: ClassVar[bool] = True
     glide_horizon = 40

@@ -101,11 +101,7 @@ def load_forecaster(name: str, *, checkpoint: str | Path | None = None, device: 
 
 
 def forecaster_of(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> LearnedForecaster:
-    """The forecaster a file holds the weights of, `Nino` or `Wnn`, ready on a device.
-
-    Raises:
-        CheckpointError: the file holds no checkpoint.
-    """
+    """The forecaster a file holds the weights of, `Nino` or `Wnn`, ready on a device; CheckpointError if it holds none."""
     weights = load_checkpoint(checkpoint)
     return (Nino if weights.options.graph else Wnn)(weights, device=device)
 
@@ -113,8 +109,7 @@ def forecaster_of(checkpoint: str | Path, *, device: str | torch.device = "cpu")
 def load_forecasters(checkpoints: "Iterable[CheckpointFile]", *, device: str) -> Mapping[str, Forecaster]:
     """The forecasters that need no weights, those whose weights are given or come with the package, then those with names given.
 
-    Raises:
-        CheckpointError: a file cannot be used, or two without a name hold weights for the same forecaster.
+    CheckpointError if a file cannot be used, or two without a name hold weights for the same forecaster.
     """
     discover()
     given: dict[str, Forecaster] = {}

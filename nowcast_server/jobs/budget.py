@@ -50,9 +50,7 @@ class Budget:
             raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=most_bytes)
 
     def check_left(self, size_bytes: int, *, what: str, tenant: str | None = None) -> None:
-        """Raise OutOfMemoryBudget if so many bytes are not to be had now. How many are left is not said: others' use is their own
-        business.
-        """
+        """Raise OutOfMemoryBudget if so many are not to be had now. How many are left is not said: others' use is their own."""
         if size_bytes > self.left_bytes(tenant):
             limit_bytes = self.limit_bytes if tenant is None else self._tenant_bytes
             detail = f"{what} needs {size_bytes} bytes, more than are left of {limit_bytes}"

@@ -38,12 +38,10 @@ class Happening:
 
 
 class Point(NamedTuple):
-    """A run at one boundary, or on average over some: the last step, the seconds since the job was registered, and what was
-    measured, as `Progress` has it; None is not known.
-    """
+    """A run at one boundary, or on average over some: what was measured, as `Progress` has it; None is not known."""
 
-    step: int
-    seconds: float
+    step: int  # the last
+    seconds: float  # since the job was registered
     loss: float | None
     gain: float | None
     coherence: float | None

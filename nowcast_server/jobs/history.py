@@ -73,12 +73,6 @@ class History:
         self._rows = None
 
     @property
-    def rows(self) -> torch.Tensor:
-        """All rows, (context + SPARE_ROWS, n); not while they are `evicted`."""
-        assert self._rows is not None
-        return self._rows
-
-    @property
     def evicted(self) -> bool:
         return self._rows is None
 
@@ -109,8 +103,9 @@ class History:
         return row
 
     def row(self, row: int) -> torch.Tensor:
-        """The values of a row, (n,)."""
-        return self.rows[row]
+        """The values of a row, (n,); not while the history is `evicted`."""
+        assert self._rows is not None
+        return self._rows[row]
 
     def drop(self, row: int) -> None:
         """End one use of a row."""
@@ -125,9 +120,7 @@ class History:
         return row
 
     async def store(self, step: int, row: int) -> bool:
-        """Make a received row visible; False if the very same snapshot was there already, SnapshotConflict if the step has other
-        values or has become too old.
-        """
+        """Make a received row visible; False if the same snapshot was there, SnapshotConflict if another was or it is too old."""
         if not self.holds(step):
             self.commit(step, row)
             return True
@@ -156,7 +149,7 @@ class History:
             detail = f"the history lacks the steps {missing}: send them and ask again"
             raise HistoryMissing(detail, missing=missing, steps=self.steps)
         rows = tuple(self.hold(step) for step in steps)
-        return Context(steps[-1], tuple(self._serials[row] for row in rows), rows, tuple(self.rows[row] for row in rows))
+        return Context(steps[-1], tuple(self._serials[row] for row in rows), rows, tuple(map(self.row, rows)))
 
     def release(self, context: Context) -> None:
         """The forecast is made."""

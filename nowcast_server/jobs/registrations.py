@@ -62,9 +62,7 @@ class Registrations:
 
 
 def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:
-    """Raise BadWiring if the network has no parameters, TooLarge if a snapshot is larger than allowed or the graph out of all
-    proportion to its weights.
-    """
+    """Raise BadWiring for a network without parameters, TooLarge for a large snapshot or a graph out of all proportion to it."""
     wiring, size_bytes = spec.wiring, spec.wiring.size * DTYPE_BYTES[spec.dtype]
     if not wiring.size:
         raise BadWiring("the wiring's parameters hold no values", field="wiring.parameters")

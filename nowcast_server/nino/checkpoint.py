@@ -26,11 +26,7 @@ HEADER: Final = "nowcast"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's weights and what they mean.
-
-    Raises:
-        CheckpointError: a tensor is missing, superfluous, of the wrong shape, or not finite.
-    """
+    """A model's weights and what they mean. A CheckpointError names a tensor that is missing, superfluous or wrong."""
 
     options: ModelOptions  # what the model is made of
     tensors: Mapping[str, Tensor]  # float32 weights on the CPU, named as in `tensor_shapes(options)`. Not to be written to.
@@ -58,11 +54,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a published `.pt` or one of our `.safetensors`; the content says which it is.
-
-    Raises:
-        CheckpointError: the file is missing, is neither, or contradicts itself; the detail names it.
-    """
+    """Read a published `.pt` or one of our `.safetensors`; the content says which it is. A CheckpointError names the file."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -199,11 +191,7 @@ _TENSORS: Final = tuple(
 
 
 def published_options(arguments: Mapping[str, Any]) -> ModelOptions:
-    """Our options for the published `model_args`.
-
-    Raises:
-        CheckpointError: an option is unknown, or has a value that is not supported.
-    """
+    """Our options for the published `model_args`. A CheckpointError names the one that is not supported."""
     options: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in _FIXED and value not in _FIXED[name]:

@@ -39,11 +39,7 @@ class Peers:
         self._handle: DeploymentHandle[Any] | None = None
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of every replica; their answers. Those that have died meanwhile are left out.
-
-        Raises:
-            Unavailable: one does not answer.
-        """
+        """Call a method of every replica that is alive; their answers, or Unavailable if one does not answer."""
         if self._handle is None:
             self._handle = serve.get_deployment_handle(self._name, self._app)
         try:

@@ -17,13 +17,9 @@ from protos.wiring import Wiring
 
 
 class Recording:
-    """Keeps the snapshots of jobs registered with `record: true` below a folder, if there is one, by tenant. Used on the event
-    loop.
+    """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant. Used on the event loop.
 
     A disk that fails, or whatever else, costs the record, never the job: it is logged, and the job is not recorded any further.
-
-    Raises:
-        OSError: no file can be made in the folder.
     """
 
     def __init__(self, folder: Path | None) -> None:

@@ -14,7 +14,7 @@ import protos
 from protos.errors import BadFrame, UnsupportedMedia
 from protos.frames import MAX_HEADER_BYTES, FrameReader, Header, write_frames
 
-SNAPSHOT = Header("snapshot", "float32", (1000,), 200)
+SNAPSHOT, EMPTY = Header("snapshot", "float32", (1000,), 200), Header("snapshot", "float32", (0,), 0)
 DATA = np.arange(1000, dtype="<f4")
 
 
@@ -41,15 +41,12 @@ def test_a_stream_arrives_unchanged_however_it_is_cut(pieces: int, chunk_bytes: 
     assert read(stream(chunk_bytes=chunk_bytes), pieces=pieces) == (SNAPSHOT, DATA.tobytes())
 
 
-def test_forecasts_carry_their_horizons() -> None:
-    """A worker would load the forecast of another horizon."""
-    header = Header("forecasts", "bfloat16", (2, 3), 1000, (5, 40))
-    assert read(stream(header, np.arange(6, dtype="<u2")))[0] == header
-
-
-def test_an_empty_tensor_is_a_valid_stream() -> None:
-    """A network without parameters would hang the reader."""
-    assert read(stream(Header("snapshot", "float32", (0,), 0), DATA[:0]))[0].shape == (0,)
+@pytest.mark.parametrize(
+    ("header", "data"), [(Header("forecasts", "bfloat16", (2, 3), 9, (5, 40)), np.arange(6, dtype="<u2")), (EMPTY, DATA[:0])]
+)
+def test_headers_arrive_unchanged(header: Header, data: np.ndarray) -> None:
+    """A worker would load the forecast of another horizon, or a network without parameters hang the reader."""
+    assert read(stream(header, data))[0] == header
 
 
 def test_the_stream_is_plain_msgpack() -> None:
@@ -84,13 +81,6 @@ def test_a_truncated_stream_never_passes(length: int) -> None:
     """Half a snapshot would count as one."""
     with pytest.raises(BadFrame, match="truncated"):
         read(stream()[:length])
-
-
-@given(st.binary(max_size=300))
-def test_noise_is_refused_with_a_clear_error(data: bytes) -> None:
-    """Garbage from the network would raise something the server answers with a 500."""
-    with pytest.raises((BadFrame, UnsupportedMedia)):
-        read(data)
 
 
 def chunk(offset: int, data: bytes, crc: int | None = None, length: int | None = None) -> bytes:

@@ -25,9 +25,7 @@ class Maps:
         self._axes: dict[tuple[str, str], tuple[int, Projection]] = {}
 
     def seen(self, view: MapView, *, tenant: str, network: str, by: str) -> dict[str, Any]:
-        """What the template shows: of the network whose hash begins so, or of the newest run's. Takes some 50 ms: not for an event
-        loop.
-        """
+        """What the template shows of the network whose hash begins so, or the newest run's. Takes 50 ms: not for an event loop."""
         networks = {run.network[:12]: run.parameters for run in reversed(view.runs)}
         chosen = network if network in networks else next(iter(networks), "")
         by = by if by in COLOURINGS else "loss"

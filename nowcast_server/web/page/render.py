@@ -77,9 +77,7 @@ class Renderer:
         return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), shown=self._remember(rows), **facts)
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
-        """What has changed on that page since `sent`, which is brought up to date; empty if nothing has. At first `sent` may say
-        by `shown` which rows the page was loaded with.
-        """
+        """What has changed on that page since `sent`, which is brought up to date; at first it may say which rows were `shown`."""
         rows = self._rows_of(_sorted(seen.jobs))
         sent.setdefault("rows", self._loaded.get(sent.pop("shown", ""), {}))
         facts = self.write("servers.html", seen=seen, busy=self._use(seen.servers))

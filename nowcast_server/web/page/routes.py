@@ -18,8 +18,8 @@ from starlette.types import Scope
 from nowcast_server.service import Service
 from nowcast_server.web.page.render import STATIC, Renderer, shown, wiring_table
 from nowcast_server.web.page.source import CourseView, Local, Source
-from nowcast_server.web.routes.calls import TheService
-from protos.errors import Busy, Forbidden, TooLarge, Unauthorized, UnknownJob
+from nowcast_server.web.routes.calls import TheService, receive
+from protos.errors import Busy, Forbidden, Unauthorized, UnknownJob
 from protos.messages import JobId
 
 PERIOD_S: Final = 1.0
@@ -28,6 +28,7 @@ MAX_VIEWERS: Final = 64
 """Pages that are kept up to date at once."""
 COOKIE: Final = "nowcast_token"
 MAX_FORM_BYTES: Final = 4096
+FORM_S: Final = 30.0
 SECURITY: Final = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -229,10 +230,7 @@ async def _token_of_form(request: Request) -> str:
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise Forbidden("the form of this server's own page is the only way to log in", field="sec-fetch-site")
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_FORM_BYTES:
-            raise TooLarge(f"the form may have {MAX_FORM_BYTES} bytes", limit_bytes=MAX_FORM_BYTES)
+    await receive(request, body.extend, max_bytes=MAX_FORM_BYTES, limit_s=lambda _: FORM_S)
     return parse_qs(body.decode("ascii", "replace")).get("token", [""])[0].strip()
 
 

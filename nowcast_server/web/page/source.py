@@ -116,7 +116,7 @@ class Local:
 
     def course(self, tenant: str, job: str, start: int, thinned: int) -> CourseView | None:
         """As `Source.course`."""
-        found = self._job(tenant, job)
+        found = self._service.jobs.find(tenant, job)
         if found is None:
             return None
         course = found.course
@@ -143,11 +143,8 @@ class Local:
 
     def wiring(self, tenant: str, job: str) -> Wiring | None:
         """As `Source.wiring`."""
-        found = self._job(tenant, job)
+        found = self._service.jobs.find(tenant, job)
         return None if found is None else found.spec.wiring
-
-    def _job(self, tenant: str, job: str) -> Job | None:
-        return next((each for each in self._service.jobs.of(tenant) if each.id == job), None)
 
     def _view(self, job: Job) -> JobView:
         """A job as it is now; made anew when something that is shown of it has changed."""

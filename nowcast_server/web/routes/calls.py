@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.message import Message as MimeMessage
 from typing import Annotated, Any, Final, TypeVar
 
@@ -96,18 +96,31 @@ def check_body(headers: Mapping[str, str], *, media_type: str, max_bytes: int) -
         raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
 
 
+async def receive(request: Request, feed: Callable[[bytes], object], *, max_bytes: int, limit_s: Callable[[int], float]) -> None:
+    """Hand on a body as it comes. TooLarge beyond `max_bytes`; DeadlineExceeded if more than `limit_s` of the bytes received so far
+    has passed since the begin.
+    """
+    begun, received, pieces = asyncio.get_running_loop().time(), 0, request.stream()
+    try:
+        async with asyncio.timeout(None) as limit:
+            while True:
+                limit.reschedule(begun + limit_s(received))
+                piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                received += len(piece)
+                if received > max_bytes:
+                    raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
+                feed(piece)
+    except TimeoutError:
+        raise DeadlineExceeded(f"after {received} bytes the body came too slowly, or its deadline passed") from None
+
+
 async def read_body(request: Request, *, max_bytes: int = MAX_MESSAGE_BYTES, limit_s: float) -> bytes:
     """Read a JSON body. Raise UnsupportedMedia, TooLarge or DeadlineExceeded before it is parsed."""
     check_body(request.headers, media_type=JSON, max_bytes=max_bytes)
     body = bytearray()
-    try:
-        async with asyncio.timeout(limit_s):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > max_bytes:
-                    raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the body did not come within {limit_s:.0f} s") from None
+    await receive(request, body.extend, max_bytes=max_bytes, limit_s=lambda _: limit_s)
     return bytes(body)
 
 

@@ -72,11 +72,3 @@ def test_skipped_forecasts_become_events_once() -> None:
         ("skipped", "late", 3),
         ("skipped", "busy", 1),
     ]
-
-
-def test_latency_is_the_median_of_the_last_calls() -> None:
-    """One slow call would be shown as how slow the server is."""
-    course = Course(0.0)
-    for seconds in (0.1, 9.0, 0.2):
-        course.took("upload", seconds)
-    assert course.latency() == {"upload": 0.2}

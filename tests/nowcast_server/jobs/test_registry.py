@@ -32,31 +32,17 @@ def test_register_twice(caller: Caller) -> None:
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"context": 4}, "context"), ({"mode": "jump"}, "mode"), ({"dtype": "float16"}, "dtype")],
+    [
+        ({"context": 4}, "context"),
+        ({"mode": "jump"}, "mode"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"wiring": dense(4, 3).to_dict()}, "wiring"),
+    ],
 )
 def test_conflicting_job(caller: Caller, change: dict[str, Any], field: str) -> None:
-    """Two runs under one id would mix their snapshots."""
+    """Two runs under one id would mix their snapshots, or be forecast with the wrong graph."""
     refused(caller.register(**change), 409, "job_conflict", field)
-
-
-def test_conflicting_wiring(caller: Caller) -> None:
-    """Another network under the same id would be forecast with the wrong graph."""
-    refused(caller.register(wiring=dense(4, 3).to_dict()), 409, "job_conflict", "wiring")
     assert caller.status()["wiring_hash"] == caller.wiring.hash
-
-
-def test_unknown_job(start: Start) -> None:
-    """After a restart a worker would not learn that it must register again."""
-    caller = start()
-    for response in (
-        caller.upload(10),
-        caller.nowcast(),
-        caller.client.get("/v1/jobs/job"),
-        caller.client.delete("/v1/jobs/job"),
-        caller.client.post("/v1/jobs/job/finish", json={"step": 1}),
-    ):
-        refused(response, 404, "unknown_job", "job")
-    assert caller.client.get("/v1/jobs").json() == {"jobs": []}
 
 
 def test_delete(caller: Caller) -> None:
@@ -68,31 +54,6 @@ def test_delete(caller: Caller) -> None:
     refused(caller.upload(20), 404, "unknown_job")
     assert caller.register(context=2).status_code == 201
     assert caller.steps() == []
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"{",
-        b'{"context": NaN}',
-        b'{"wiring": {"parameters": ' + b"[" * 70_000,
-        b'"\xff"',
-        b'{"wiring": {"parameters": [["\\ud800", [1]]], "neurons": 1, "blocks": []}}',
-        b'{"wiring": {"parameters": [["\\udc00", [1]]], "neurons": 1, "blocks": []}}',
-    ],
-    ids=["cut", "NaN", "nested", "no UTF-8", "first half", "second half"],
-)
-def test_bad_long_bodies(start: Start, body: bytes) -> None:
-    """A long registration, which is parsed by other code than those of tests/hostile, would raise inside the server."""
-    caller = start(max_registration=200_000)
-    refused(caller.client.put("/v1/jobs/job", content=body.ljust(100_000), headers=JSON), 422, "bad_request")
-    refused(caller.client.get("/v1/jobs/job"), 404, "unknown_job")
-
-
-def test_names_in_a_long_body(start: Start) -> None:
-    """Names beyond the basic plane, which JSON may write as two halves, would be refused."""
-    body = b'{"forecaster": "last", "wiring": {"parameters": [["\\ud83d\\uDE00", [1]]], "neurons": 1, "blocks": []}}'
-    assert start().client.put("/v1/jobs/job", content=body.ljust(100_000), headers=JSON).status_code == 201
 
 
 def test_registrations_have_a_limit(start: Start) -> None:

@@ -9,9 +9,10 @@ import httpx2
 import pytest
 import ray
 import torch
+from server_kit import frames, read_forecasts
 from torch import nn
 
-from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
+from protos.frames import MEDIA_TYPE
 from protos.messages import JobSpec
 from trainer_worker.wiring import wire
 
@@ -19,7 +20,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NET = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 SPEC = JobSpec(wiring=wire(NET), context=3, forecaster="linear")
-SIZE = SPEC.wiring.size
 TENANT_B = {"authorization": "Bearer token-of-tenant-b-0000"}
 OPERATOR = {"authorization": "Bearer token-of-operator-0000"}
 
@@ -33,30 +33,19 @@ def register(client: httpx2.Client, job: str, **headers: str) -> httpx2.Response
 
 def send(client: httpx2.Client, job: str, step: int, values: torch.Tensor) -> httpx2.Response:
     """PUT one snapshot."""
-    header = Header("snapshot", "float32", (SIZE,), step)
-    body = b"".join(bytes(piece) for piece in write_frames(header, values.view(torch.uint8).numpy().data))
     given = {"content-type": MEDIA_TYPE, "x-session-id": job}
-    return client.put(f"/v1/jobs/{job}/snapshots/{step}", content=body, headers=given)
+    return client.put(f"/v1/jobs/{job}/snapshots/{step}", content=frames(values, step=step), headers=given)
 
 
-def nowcast(client: httpx2.Client, job: str, step: int) -> tuple[httpx2.Response, torch.Tensor]:
-    """POST a nowcast for horizons 1 and 4; the answer and the forecasts (2, n) in it."""
-    out = torch.full((2, SIZE), torch.nan)
-    response = client.post(
-        f"/v1/jobs/{job}/nowcasts",
-        json={"context": [step - 20, step - 10, step], "horizons": [1, 4]},
-        headers={"x-session-id": job},
-    )
-    if response.is_success:
-        reader = FrameReader(lambda header: out.view(torch.uint8).numpy().data.cast("B"))
-        reader.feed(response.content)
-        reader.close()
-    return response, out
+def nowcast(client: httpx2.Client, job: str) -> httpx2.Response:
+    """POST a nowcast from the steps 10, 20 and 30 for horizons 1 and 4."""
+    asked = {"context": [10, 20, 30], "horizons": [1, 4]}
+    return client.post(f"/v1/jobs/{job}/nowcasts", json=asked, headers={"x-session-id": job})
 
 
 def states(seed: int) -> torch.Tensor:
     """A context (3, n) that no other job has."""
-    return torch.randn(3, SIZE, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(3, SPEC.wiring.size, generator=torch.Generator().manual_seed(seed))
 
 
 def expected(context: torch.Tensor) -> torch.Tensor:
@@ -100,7 +89,7 @@ def test_every_job_stays_on_its_replica(client: httpx2.Client, jobs: list[str]) 
     def run(name: str) -> None:
         for step, values in zip((10, 20, 30), contexts[name], strict=True):
             assert send(client, name, step, values).is_success
-        _, forecasts = nowcast(client, name, 30)
+        _, forecasts = read_forecasts(nowcast(client, name).content)
         assert torch.equal(forecasts, expected(contexts[name])), "another job's weights, or none"
 
     with ThreadPoolExecutor(8) as pool:
@@ -193,9 +182,9 @@ def recover(client: httpx2.Client, name: str, context: torch.Tensor) -> tuple[bo
     """
     lost, deadline = False, time.monotonic() + 60
     while time.monotonic() < deadline:
-        response, forecasts = nowcast(client, name, 30)
+        response = nowcast(client, name)
         if response.is_success:
-            return lost, forecasts
+            return lost, read_forecasts(response.content)[1]
         if response.status_code == 404:
             lost = True
             register(client, name)
