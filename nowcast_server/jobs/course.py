@@ -55,8 +55,6 @@ class Course:
         self.events: deque[Happening] = deque([Happening(started, 0, "registered")], maxlen=EVENTS)
         self.version = 0
         """Counts what was told."""
-        self.thinned = 0
-        """Counts how often the points were halved, or some taken back: those sent before are not those kept now."""
         self._rows = np.empty((0, len(Point._fields)))  # of points; NaN is not known
         self._count = 0
         self._stride = 1  # boundaries a point stands for
@@ -84,7 +82,6 @@ class Course:
             self._rows[: POINTS // 2] = [_mean(pair) for pair in self._rows.reshape(POINTS // 2, 2, -1).tolist()]
             self._count //= 2
             self._stride *= 2
-            self.thinned += 1
 
     def happened(self, kind: str, *, step: int = 0, reason: str = "", times: int = 1) -> None:
         """Add an event; the same in a row is one that is counted."""
@@ -125,10 +122,8 @@ class Course:
         return list(zip(known[ends - 1, 0].astype(int).tolist(), losses.tolist(), strict=True))
 
     def _go_back_to(self, step: int) -> None:
-        before = [row for row in self._open if row[0] < step]
-        kept = int(np.searchsorted(self._rows[: self._count, 0], step))
-        if len(before) < len(self._open) or kept < self._count:
-            self._open, self._count, self.thinned = before, kept, self.thinned + 1
+        self._open = [row for row in self._open if row[0] < step]
+        self._count = int(np.searchsorted(self._rows[: self._count, 0], step))
 
     def _note(self, progress: Progress) -> None:
         """Make events of what is new."""

@@ -101,8 +101,7 @@ def test_nowcasts_go_by_the_device(start: Start) -> None:
     """Forecasts would be computed from what was on the device before, or snapshots be uploaded again for each."""
     caller = start(Fails())
     device = with_device(caller)
-    caller.register()
-    caller.fill(10, 20, 30)
+    caller.filled()
     for step in (30, 40):
         if step == 40:
             caller.fill(40)
@@ -117,8 +116,7 @@ def test_a_job_registered_anew_is_another(start: Start) -> None:
     """A run that begins anew under its old name would be forecast from the snapshots of the last one."""
     caller = start(Fails())
     with_device(caller)
-    caller.register()
-    caller.fill(10, 20, 30)
+    caller.filled()
     caller.nowcast(30, horizons=[1])
     caller.service.remove(caller.service.jobs.get("anonymous", "job"))
     caller.register()
@@ -132,8 +130,7 @@ def test_a_short_device_is_one_jobs_answer(start: Start) -> None:
     """One network too large for the device would take the server down, or every job after it."""
     caller = start(fails := Fails())
     with_device(caller)
-    caller.register()
-    caller.fill()
+    caller.filled()
     fails.errors = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB") for _ in range(2)]
     problem = refused(caller.nowcast(), 507, "out_of_memory_budget")
     assert "Tried to allocate 9 GiB" in problem["detail"]
@@ -168,8 +165,7 @@ def test_forecasts_wait_for_memory_of_the_device(start: Start) -> None:
     with_device(caller, limit_bytes=3 * 48 + 2 * 48 + 8)
     other = caller.as_job("other")
     for each in (caller, other):
-        each.register()
-        each.fill()
+        each.filled()
     answers: list[int] = []
     threads = [threading.Thread(target=lambda each=each: answers.append(each.nowcast().status_code)) for each in (caller, other)]
     for thread in threads:
@@ -195,8 +191,7 @@ def test_a_device_that_has_failed_ends_the_server(start: Start, caplog: pytest.L
     service, ended = caller.service, threading.Event()
     service._on_failure = ended.set
     with_device(caller, kind=Lost, on_lost=service._lost)
-    caller.register()
-    caller.fill()
+    caller.filled()
     fails.errors = [RuntimeError("CUDA error: an illegal memory access was encountered")]
     refused(caller.nowcast(), 503, "unavailable")
     assert ended.wait(60)
@@ -228,8 +223,7 @@ def test_other_errors_are_one_jobs_answer(start: Start) -> None:
     """A server would end, with all its histories, for what one wiring has made fail."""
     caller = start(fails := Fails())
     with_device(caller)
-    caller.register()
-    caller.fill()
+    caller.filled()
     fails.errors = [RuntimeError("a shape is wrong")]
     assert caller.nowcast().status_code == 500
     assert caller.nowcast().status_code == 200
@@ -265,8 +259,7 @@ def test_a_real_device_short_of_memory_goes_on(start: Start) -> None:
     caller = start(fails := Fails())
     device = Accelerator.of(torch.device("cuda"), limit_bytes=None, on_lost=caller.service._lost)
     caller.service.accelerator = caller.service.nowcasting.accelerator = device
-    caller.register()
-    caller.fill()
+    caller.filled()
     assert caller.nowcast().status_code == 200
     fails.takes = 2
     refused(caller.nowcast(), 507, "out_of_memory_budget")

@@ -281,8 +281,7 @@ def test_a_busy_forecast_is_in_nobodys_way(listen: Start) -> None:
     caller = listen(Odd(answer=busy), wiring=dense(100, 100))
     other = caller.as_job("other")
     for each in (caller, other):
-        each.register()
-        each.fill()
+        each.filled()
     with ThreadPoolExecutor(1) as pool:
         nowcast = pool.submit(caller.nowcast)
         until(lambda: not caller.service.device.idle)

@@ -56,8 +56,7 @@ def test_health_needs_no_token(tenants: tuple[Caller, Caller]) -> None:
 def test_tenants_do_not_meet(tenants: tuple[Caller, Caller]) -> None:
     """A tenant would read, write, delete or notice another's job of the same name."""
     alice, bob = tenants
-    alice.register()
-    alice.fill()
+    alice.filled()
     for response in (
         bob.upload(40),
         bob.nowcast(),

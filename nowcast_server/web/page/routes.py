@@ -116,11 +116,9 @@ async def overview(tenant: Looking, source: TheSource, render: TheRenderer) -> R
 
 
 @router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(_place)])
-async def follow(
-    tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer, shown: str = ""
-) -> AsyncIterator[ServerSentEvent]:
-    """Rows of the overview as they change, since the page was loaded that was `shown`."""
-    async for sent in _looks(service, shown=shown):
+async def follow(tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer) -> AsyncIterator[ServerSentEvent]:
+    """Rows of the overview as they change."""
+    async for sent in _looks(service):
         html = render.changes(await source.overview(tenant), sent)
         if html:
             yield ServerSentEvent(raw_data=html)
@@ -141,17 +139,13 @@ async def job(job: JobId, tenant: Looking, source: TheSource, render: TheRendere
 async def follow_job(
     job: JobId, tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer
 ) -> AsyncIterator[ServerSentEvent]:
-    """A job's facts as HTML and its new points as JSON, as they change."""
-    start = thinned = 0
+    """A job's facts as HTML and its points as JSON, as they change."""
     async for sent in _looks(service):
-        course = await source.course(tenant, job, start=start, thinned=thinned)
+        course = await source.course(tenant, job)
         others = (await source.overview(tenant)).jobs
         if html := render.job_changes(course, others, sent):
             yield ServerSentEvent(raw_data=html)
-        if course is None:
-            continue
-        first, start, thinned = not start, course.start + len(course.points), course.thinned
-        if first or sent.get("points") != course.view.stamp[0]:
+        if course is not None and sent.get("points") != course.view.stamp[0]:
             sent["points"] = course.view.stamp[0]
             yield ServerSentEvent(event="course", raw_data=points_json(course))
 
@@ -235,16 +229,17 @@ async def _token_of_form(request: Request) -> str:
 
 
 def points_json(course: CourseView) -> str:
-    """Points for the charts: `rows` replace all from the `start`-th on."""
+    """Points for the charts."""
     rows = [
         [point.step, round(point.seconds, 1), *(None if value is None else float(f"{value:.6g}") for value in point[2:])]
         for point in course.points
     ]
-    return json.dumps({"start": course.start, "rows": rows}, separators=(",", ":"))
+    return json.dumps(rows, separators=(",", ":"))
 
 
-async def _looks(service: Service, **sent: Any) -> AsyncIterator[dict[str, Any]]:
+async def _looks(service: Service) -> AsyncIterator[dict[str, Any]]:
     """A look every `PERIOD_S`, with what the viewer was shown before, until the server goes."""
+    sent: dict[str, Any] = {}
     service.viewers += 1
     try:
         while not service.draining:

@@ -75,9 +75,7 @@ class CourseView(View):
     """A run in full."""
 
     view: JobView
-    points: list[Point]  # oldest first, from the `start`-th on
-    start: int  # 0 unless only newer ones were asked for
-    thinned: int  # changes when points that were sent before are not those kept now
+    points: list[Point]  # oldest first
     events: list[Happening]  # oldest first
 
 
@@ -114,16 +112,12 @@ class Local:
         """This server, and the tenant's jobs."""
         return Overview(servers=[self._server(tenant)], jobs=[self._view(job) for job in self._service.jobs.of(tenant)])
 
-    def course(self, tenant: str, job: str, start: int, thinned: int) -> CourseView | None:
+    def course(self, tenant: str, job: str) -> CourseView | None:
         """As `Source.course`."""
         found = self._service.jobs.find(tenant, job)
         if found is None:
             return None
-        course = found.course
-        first = max(0, min(start, len(course)) - 1) if thinned == course.thinned else 0  # the last one may have grown
-        return CourseView(
-            view=self._view(found), points=course.points(first), start=first, thinned=course.thinned, events=list(course.events)
-        )
+        return CourseView(view=self._view(found), points=found.course.points(), events=list(found.course.events))
 
     def map(self, tenant: str) -> MapView:
         """As `Source.map`."""
@@ -205,12 +199,9 @@ class Source:
             self._read[tenant] = (now, _merged(await self._ask("overview", tenant)))
         return self._read[tenant][1]
 
-    async def course(self, tenant: str, job: str, *, start: int = 0, thinned: int = 0) -> CourseView | None:
-        """A job of the tenant in full, where it was last called on; None if there is none. Raises as `ask` does.
-
-        The viewer has `start` points of the edition `thinned`; another one is sent in full.
-        """
-        found = [each for each in await self._ask("course", tenant, job, start, thinned) if each is not None]
+    async def course(self, tenant: str, job: str) -> CourseView | None:
+        """A job of the tenant in full, where it was last called on; None if there is none. Raises as `ask` does."""
+        found = [each for each in await self._ask("course", tenant, job) if each is not None]
         return max(found, key=lambda course: course.view.status.seen_at, default=None)
 
     async def map(self, tenant: str) -> MapView:

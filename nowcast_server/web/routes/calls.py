@@ -18,6 +18,7 @@ from protos.messages import DEADLINE_HEADER, RUN_HEADER, SESSION_HEADER, JobId, 
 JSON: Final = "application/json"
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 """Of the small JSON bodies: nowcasts and outcomes."""
+Run = Annotated[RunId | None, Header(alias=RUN_HEADER)]
 # dependencies are coroutines, though they wait for nothing: FastAPI would call plain functions in a thread each
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,35 +32,41 @@ async def _service(request: Request) -> Service:
     return service
 
 
-async def _tenant(service: Annotated[Service, Depends(_service)], authorization: Annotated[str | None, Header()] = None) -> str:
+TheService = Annotated[Service, Depends(_service)]
+
+
+async def _tenant(service: TheService, authorization: Annotated[str | None, Header()] = None) -> str:
     return service.tokens.tenant(authorization)
 
 
+Tenant = Annotated[str, Depends(_tenant)]
+
+
 async def _job_id(
-    job: Annotated[JobId, Path()],
-    _tenant: Annotated[str, Depends(_tenant)],
-    session: Annotated[str | None, Header(alias=SESSION_HEADER)] = None,
+    job: Annotated[JobId, Path()], _: Tenant, session: Annotated[str | None, Header(alias=SESSION_HEADER)] = None
 ) -> str:
     if session not in (None, job):
         raise BadRequest(f"{SESSION_HEADER} must name the job of the path", field=SESSION_HEADER)
     return job
 
 
-async def _job(
-    service: Annotated[Service, Depends(_service)],
-    tenant: Annotated[str, Depends(_tenant)],
-    job: Annotated[str, Depends(_job_id)],
-) -> Job:
+TheJobId = Annotated[str, Depends(_job_id)]
+
+
+async def _job(service: TheService, tenant: Tenant, job: TheJobId) -> Job:
     return service.jobs.get(tenant, job)
 
 
-async def _run(run: Annotated[RunId | None, Header(alias=RUN_HEADER)] = None) -> str | None:
-    return run
+TheJob = Annotated[Job, Depends(_job)]
 
 
-async def _own_job(job: Annotated[Job, Depends(_job)], run: Annotated[str | None, Depends(_run)]) -> Job:
+async def _own_job(job: TheJob, run: Run = None) -> Job:
     job.check_run(run)
     return job
+
+
+OwnJob = Annotated[Job, Depends(_own_job)]
+"""The job, if it is the calling run's."""
 
 
 async def _deadline_s(deadline: Annotated[float | None, Header(alias=DEADLINE_HEADER)] = None) -> float | None:
@@ -68,13 +75,6 @@ async def _deadline_s(deadline: Annotated[float | None, Header(alias=DEADLINE_HE
     return deadline
 
 
-TheService = Annotated[Service, Depends(_service)]
-Tenant = Annotated[str, Depends(_tenant)]
-TheJobId = Annotated[str, Depends(_job_id)]
-Run = Annotated[str | None, Depends(_run)]
-TheJob = Annotated[Job, Depends(_job)]
-OwnJob = Annotated[Job, Depends(_own_job)]
-"""The job, if it is the calling run's."""
 DeadlineS = Annotated[float | None, Depends(_deadline_s)]
 
 

@@ -48,10 +48,8 @@ def test_new_point_shows_before_its_mean_is_complete() -> None:
 def test_run_that_goes_back_loses_what_lay_ahead() -> None:
     """A run that resumes from a checkpoint would draw a curve that runs backwards."""
     course = told(20)
-    before = course.thinned
     course.tell(Progress(step=100, loss=1.0))
     assert [point.step for point in course.points()] == [*range(10, 100, 10), 100]
-    assert course.thinned > before
 
 
 def test_losses_that_are_not_known_stay_unknown() -> None:

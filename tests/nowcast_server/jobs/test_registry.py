@@ -302,8 +302,7 @@ def test_a_run_takes_a_job_over(caller: Caller) -> None:
     """A run that was killed and started again would be shut out of its own job."""
     caller.client.delete("/v1/jobs/job")
     first, second = (caller.as_job("job", **{"x-run-id": run}) for run in ("first", "second"))
-    first.register()
-    first.fill()
+    first.filled()
     assert second.client.delete("/v1/jobs/job", headers=second.headers).status_code == 204
     assert second.register().status_code == 201
     assert second.steps() == []
