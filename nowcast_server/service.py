@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 
 import torch
 
@@ -22,8 +23,10 @@ from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
 from nowcast_server.training_map import TrainingMap
 from nowcast_server.trajectories.recording import Recording
+from protos import DISTRIBUTION
 from protos.errors import NowcastError, TooLarge, Unavailable, UnknownForecaster
-from protos.messages import JobSpec, NowcastRequest
+from protos.frames import VERSION
+from protos.messages import Info, JobSpec, NowcastRequest
 
 Loader = Callable[[], Mapping[str, Forecaster]]
 
@@ -87,6 +90,18 @@ class Service:
     def ready(self) -> bool:
         """May work come?"""
         return self._loaded and not self.draining
+
+    def info(self) -> Info:
+        """Versions, limits and forecasters."""
+        return Info(
+            version=version(DISTRIBUTION),
+            protocol=VERSION,
+            device=self.chosen.device,
+            device_note=self.chosen.note,
+            forecasters=list(self.forecasters),
+            max_snapshot_bytes=self.settings.max_snapshot,
+            max_memory_bytes=self.settings.memory,
+        )
 
     def admit(self) -> None:
         """Let new work in, or raise Unavailable: the server starts, drains, or has failed."""

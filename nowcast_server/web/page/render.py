@@ -202,10 +202,10 @@ class Maps:
 
     def seen(self, view: MapView, *, tenant: str, network: str, by: str) -> dict[str, Any]:
         """What the template shows of the network whose hash begins so, or the newest run's. Takes 50 ms: not for an event loop."""
-        networks = {run.network[:12]: run.parameters for run in reversed(view.runs)}
+        networks = {run.status.wiring_hash[:12]: run.status.parameters for run in reversed(view.runs)}
         chosen = network if network in networks else next(iter(networks), "")
         by = by if by in COLOURINGS else "loss"
-        runs = [_embedded(run) for run in view.runs if run.network.startswith(chosen)][-MOST_RUNS:]
+        runs = [_embedded(run) for run in view.runs if run.status.wiring_hash.startswith(chosen)][-MOST_RUNS:]
         told = {"embeds": view.embeds, "networks": networks, "chosen": chosen, "by": by, "colourings": COLOURINGS}
         if sum(len(run.steps) for run in runs) < FEWEST:
             return {**told, "picture": "", "sentences": []}
@@ -228,4 +228,4 @@ class Maps:
 def _embedded(run: RunView) -> Embedded:
     steps, losses, vectors = zip(*run.places, strict=True)
     rows = np.stack([np.frombuffer(vector, dtype=np.float32) for vector in vectors]).astype(np.float64)
-    return Embedded(run.job, run.about.model_dump(), np.array(steps), np.array(losses), rows)
+    return Embedded(run.status.job, run.status.about.model_dump(), np.array(steps), np.array(losses), rows)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -12,8 +11,7 @@ from nowcast_server.jobs.course import Happening, Place, Point
 from nowcast_server.jobs.registry import Job
 from nowcast_server.service import Service
 from nowcast_server.tokens import OPERATOR
-from protos import DISTRIBUTION
-from protos.messages import About, JobStatus
+from protos.messages import Info, JobStatus
 from protos.wiring import Wiring
 
 CURVE: Final = 64
@@ -53,10 +51,8 @@ class ServerView(View):
     """A server, or a replica of one. What is None is not the viewer's business, as it counts over all tenants."""
 
     name: str  # of the replica; empty for a server alone
-    version: str
+    info: Info
     ready: bool
-    device: str
-    forecasters: list[str]
     at: float  # Unix seconds
     memory_bytes: int | None = None  # promised to histories
     memory_limit_bytes: int | None = None
@@ -82,11 +78,7 @@ class CourseView(View):
 class RunView(View):
     """A run on the map of training."""
 
-    job: str
-    created_at: float
-    network: str  # hash of its wiring
-    parameters: int
-    about: About
+    status: JobStatus
     places: list[Place]
 
 
@@ -121,18 +113,8 @@ class Local:
 
     def map(self, tenant: str) -> MapView:
         """As `Source.map`."""
-        runs = [
-            RunView(
-                job=job.id,
-                created_at=job.created_at,
-                network=job.spec.wiring.hash,
-                parameters=job.spec.wiring.size,
-                about=job.spec.about,
-                places=job.places.kept,
-            )
-            for job in self._service.jobs.of(tenant)
-            if job.places.kept
-        ]
+        jobs = [job for job in self._service.jobs.of(tenant) if job.places.kept]
+        runs = [RunView(status=job.status(), places=job.places.kept) for job in jobs]
         return MapView(embeds=self._service.map.network is not None, runs=runs)
 
     def wiring(self, tenant: str, job: str) -> Wiring | None:
@@ -162,15 +144,7 @@ class Local:
                 "queued": service.device.waiting,
                 "forecast_s": sum(sample.value for sample in samples if sample.name.endswith("_sum")),
             }
-        return ServerView(
-            name=self._name,
-            version=version(DISTRIBUTION),
-            ready=service.ready,
-            device=service.chosen.device,
-            forecasters=list(service.forecasters),
-            at=time.time(),
-            **shared,
-        )
+        return ServerView(name=self._name, info=service.info(), ready=service.ready, at=time.time(), **shared)
 
 
 def _state(job: Job) -> str:
@@ -207,7 +181,7 @@ class Source:
     async def map(self, tenant: str) -> MapView:
         """The runs of the tenant on the map of training. Raises as `ask` does."""
         found: list[MapView] = await self._ask("map", tenant)
-        runs = sorted((run for each in found for run in each.runs), key=lambda run: run.created_at)
+        runs = sorted((run for each in found for run in each.runs), key=lambda run: run.status.created_at)
         return MapView(embeds=any(each.embeds for each in found), runs=runs)
 
     async def wiring(self, tenant: str, job: str) -> Wiring | None:

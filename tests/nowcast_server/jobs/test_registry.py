@@ -70,12 +70,6 @@ def test_unknown_paths_and_methods(caller: Caller) -> None:
     refused(caller.client.post("/v1/jobs/job", json={}), 405, "method_not_allowed")
 
 
-def test_session_header(caller: Caller) -> None:
-    """A router would send the job's calls to a replica that does not have it."""
-    assert caller.upload(10, x_session_id="job").status_code == 200
-    refused(caller.upload(20, x_session_id="other"), 422, "bad_request", "x-session-id")
-
-
 def test_memory_budget(start: Start) -> None:
     """The server would take in jobs until the machine kills it."""
     memory = 2 * COURSE_BYTES + 69_464
@@ -130,15 +124,6 @@ def test_snapshot_limit(start: Start) -> None:
     caller = start(max_snapshot=799, wiring=dense(10, 20))
     refused(caller.register(), 413, "too_large", "wiring.parameters")
     assert caller.register(dtype="float16").status_code == 201
-
-
-def test_graph_out_of_proportion(start: Start) -> None:
-    """A few bytes of JSON could ask for a graph of 10^18 edges, or 2^31 neurons."""
-    caller = start()
-    many = {"parameters": [["w", [1]]], "neurons": 2**31 - 1, "blocks": []}
-    refused(caller.register(wiring=many), 413, "too_large", "wiring.neurons")
-    rows = [[10, 0, 60, 0, 60, 0, -1, 0, 0, 0, 1, 0]] * 3
-    refused(caller.register(wiring={"parameters": [["w", [1]]], "neurons": 60, "blocks": rows}), 413, "too_large", "wiring.blocks")
 
 
 def test_status_figures(caller: Caller) -> None:
