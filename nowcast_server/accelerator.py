@@ -29,40 +29,25 @@ def is_short(error: Exception) -> bool:
 
 @dataclass
 class _Kept:
-    """A snapshot on the device, or on its way there.
-
-    Args:
-        size_bytes: it takes.
-        users: forecasts that read it now.
-        values: None before it is there.
-    """
+    """A snapshot on the device, or on its way there."""
 
     size_bytes: int
-    users: int = 0
-    values: Tensor | None = None
+    users: int = 0  # forecasts that read it now
+    values: Tensor | None = None  # None before it is there
 
 
 class Accelerator:
     """Any thread may use it.
 
-    Args:
-        device: which.
-        limit_bytes: of its memory for snapshots and forecasts, the weights of forecasters not counted.
-        on_lost: told why, if the device cannot be used any more by this process.
+    Of the device's memory `limit_bytes` are for snapshots and forecasts, the weights of forecasters not counted. `on_lost` is told
+    why, if this process cannot use the device any more.
     """
 
     def __init__(
-        self,
-        device: torch.device,
-        *,
-        limit_bytes: int,
-        on_lost: Callable[[BaseException], None] = lambda _: None,
+        self, device: torch.device, *, limit_bytes: int, on_lost: Callable[[BaseException], None] = lambda _: None
     ) -> None:
-        self.device = device
-        self.limit_bytes = limit_bytes
-        self.on_lost = on_lost
-        self.uploads = 0
-        """Snapshots that were uploaded."""
+        self.device, self.limit_bytes, self.on_lost = device, limit_bytes, on_lost
+        self.uploads = 0  # snapshots so far
         self._lock = threading.Lock()
         self._kept: dict[int, _Kept] = {}  # by serial, the one used longest ago first
         self._working_bytes = 0
@@ -80,11 +65,7 @@ class Accelerator:
             return self._used_bytes()
 
     def check(self, size_bytes: int, *, what: str) -> None:
-        """Could so many bytes ever be had?
-
-        Raises:
-            OutOfMemoryBudget: no.
-        """
+        """Raise OutOfMemoryBudget if so many bytes could never be had."""
         if size_bytes > self.limit_bytes:
             detail = f"{what} needs {size_bytes} bytes on the device; there are {self.limit_bytes} in all: try 16-bit snapshots"
             raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
@@ -151,18 +132,10 @@ class Accelerator:
 
 
 class Reservation:
-    """What one forecast takes of a device. Any thread may use it.
-
-    Args:
-        accelerator: whose memory it is.
-        context: of the forecast.
-        working_bytes: besides its snapshots.
-    """
+    """What one forecast takes of a device: its snapshots, and `working_bytes` besides. Any thread may use it."""
 
     def __init__(self, accelerator: Accelerator, context: Context, working_bytes: int) -> None:
-        self.accelerator = accelerator
-        self._context = context
-        self._working_bytes = working_bytes
+        self.accelerator, self._context, self._working_bytes = accelerator, context, working_bytes
         self._kept: list[_Kept] | None = None
 
     def begin(self) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 
 from nowcast_server.device import CPU, Chosen, check_device, choose_device
+from nowcast_server.forecasters import Forecaster
 from nowcast_server.forecasters.registry import load_forecasters
-from nowcast_server.forecasting import Forecaster
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web import problems
@@ -32,9 +32,6 @@ def create_app(
         forecasters: by name, to be used in place of those `settings` ask for.
         on_failure: called when the forecasters cannot be loaded, since the app will never be ready then.
         first: calls that take the place of the app's own.
-
-    Raises:
-        OSError, ValueError: the tokens cannot be read.
     """
     settings = settings or Settings()
     chosen = choose_device(settings.device) if forecasters is None else CPU

@@ -43,7 +43,6 @@ LogFormat = Annotated[str | None, Option(help="text or json.", show_default="tex
 def run(  # noqa: PLR0917 -- typer passes every option by name
     host: Host = None,
     port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one.", show_default="8440")] = None,
-    uds: Annotated[Path | None, Option(help="Unix socket to listen on instead.")] = None,
     device: Annotated[str | None, Option(help="Where to forecast: auto, cpu, cuda, cuda:1, …", show_default="auto")] = None,
     device_memory: Annotated[str | None, Option(help="Memory of a CUDA device to use.", show_default="0.9 of what is free")] = None,
     checkpoint: Checkpoints = None,
@@ -168,11 +167,7 @@ def _by_setting(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of(options: dict[str, Any]) -> "Settings":
-    """The settings, those that are not given left to the environment.
-
-    Raises:
-        typer.BadParameter: one is not valid; it names the option.
-    """
+    """The settings, those that are not given left to the environment. A BadParameter names the option that is not valid."""
     from pydantic import ValidationError
 
     from nowcast_server.settings import Settings

@@ -5,11 +5,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 
@@ -17,7 +16,6 @@ from nowcast_server.interruption import Cancelled, interruptible
 from protos.errors import BadRequest, Busy, DeadlineExceeded, Unavailable
 
 Result = TypeVar("Result")
-Key = TypeVar("Key")
 
 TURN_S: Final = 0.02
 """Work that has had the device for so long makes way at its next interruption point, if it is another's turn."""
@@ -29,7 +27,7 @@ SMALLEST_CHARGE_S: Final = 1e-4
 """Charged at least, so that work too quick to measure takes turns as well."""
 
 
-class Shares(Generic[Key]):
+class Shares:
     """Start-time fair queueing: whoever has used the device least comes next.
 
     Each key has a clock that runs while its work does; the smallest clock goes first. A new key, or one that comes back after a
@@ -37,11 +35,11 @@ class Shares(Generic[Key]):
     """
 
     def __init__(self) -> None:
-        self._clocks: dict[Key, float] = {}
+        self._clocks: dict[str, float] = {}
         self._now = 0.0
         self._prune_at = 1000
 
-    def enter(self, key: Key, *, waiting: Iterable[Key]) -> None:
+    def enter(self, key: str, *, waiting: Iterable[str]) -> None:
         """The key has something to do and had not before, unlike those `waiting`."""
         self._now = max(self._now, min((self._clocks.get(each, self._now) for each in waiting), default=0.0))
         if len(self._clocks) >= self._prune_at:  # a clock that lags behind means nothing any more
@@ -49,15 +47,15 @@ class Shares(Generic[Key]):
             self._prune_at = 1000 + 2 * len(self._clocks)
         self._clocks[key] = max(self._clocks.get(key, 0.0), self._now)
 
-    def order(self, keys: Iterable[Key]) -> list[Key]:
+    def order(self, keys: Iterable[str]) -> list[str]:
         """The keys, whoever is to be served first first."""
         return sorted(keys, key=lambda each: self._clocks.get(each, self._now))
 
-    def serve(self, key: Key) -> None:
+    def serve(self, key: str) -> None:
         """The key has its turn now."""
         self._now = max(self._now, self._clocks.get(key, self._now))
 
-    def charge(self, key: Key, seconds: float) -> None:
+    def charge(self, key: str, seconds: float) -> None:
         self._clocks[key] = max(self._clocks.get(key, 0.0), self._now) + max(seconds, SMALLEST_CHARGE_S)
 
 
@@ -67,17 +65,13 @@ class _Turns:
 
     It does not refer to the work's future: an error raised at an interruption point holds frames that refer to this, and the future
     holds the error. Nobody would collect such a cycle, nor the snapshots the work holds.
-
-    Args:
-        used_s: in the turns it has had.
-        go: set while it may run.
     """
 
     tenant: str
     job: str
-    used_s: float = 0.0
+    used_s: float = 0.0  # in the turns it has had
     cancelled: bool = False
-    go: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)  # set while it may run
 
 
 @dataclass(eq=False)
@@ -94,12 +88,8 @@ class _Work:
 class Device:
     """Runs forecasts, one at a time: turns go round by tenant, then by job, and pass at interruption points.
 
-    Args:
-        limit: forecasts that may wait.
-        tenant_limit: of them, those of one tenant.
-        job_limit: of them, those of one job.
-        work_limit_s: a forecast that has used the device for longer is stopped at its next interruption point.
-        on_start: told how long each waited, in seconds; called with the device's lock held.
+    So many may wait in all, of one tenant, and of one job. A forecast that has used the device for `work_limit_s` is stopped at its
+    next interruption point. `on_start` is told the seconds each has waited; it is called with the device's lock held.
     """
 
     def __init__(
@@ -118,14 +108,14 @@ class Device:
         self._ended = threading.Condition(self._lock)
         self._waiting: list[_Work] = []  # in the order they came
         self._begun: list[_Work] = []
-        self._shares: Shares[str] = Shares()
-        self._jobs: dict[str, Shares[str]] = {}  # those of each tenant that has something to do
+        self._shares = Shares()
+        self._jobs: dict[str, Shares] = {}  # those of each tenant that has something to do
         self._running: _Turns | None = None
         self._turn_began = 0.0
         self._started = False
         self._stopping = False
         self._recent_s: deque[float] = deque(maxlen=32)
-        self._resting: list[SimpleQueue[_Work | None]] = []  # threads that wait for work
+        self._threads = ThreadPoolExecutor(BEGUN, thread_name_prefix="device")
 
     @property
     def waiting(self) -> int:
@@ -149,10 +139,7 @@ class Device:
             self._dispatch()
 
     def stop(self, *, within_s: float = 5.0) -> bool:
-        """Refuse what waits, cancel what is under way, and wait for its end; False if it does not end in time.
-
-        The refused and the cancelled end with `Unavailable`.
-        """
+        """Refuse what waits, cancel what is under way (`Unavailable`), and wait for its end; False if it takes too long."""
         with self._lock:
             self._stopping = True
             waiting, self._waiting = self._waiting, []
@@ -162,10 +149,8 @@ class Device:
             if work.future.set_running_or_notify_cancel():
                 work.future.set_exception(_stopping())
         with self._ended:
-            ended = self._ended.wait_for(lambda: not self._begun, within_s)
-            for queue in self._resting:
-                queue.put(None)
-            return ended
+            self._threads.shutdown(wait=False)
+            return self._ended.wait_for(lambda: not self._begun, within_s)
 
     def submit(
         self, call: Callable[[], Result], *, tenant: str, job: str, begin: Callable[[], bool] = lambda: True
@@ -173,11 +158,7 @@ class Device:
         """Have `call` run on the device; it may mark interruption points.
 
         When its turn comes, `begin` is called from any thread: it takes what the work needs and returns True, or False if that
-        cannot be had now. It is asked again after `wake`.
-
-        Raises:
-            Busy: too many wait already.
-            Unavailable: the server stops.
+        cannot be had now. It is asked again after `wake`. Busy if too many wait already, Unavailable if the server stops.
         """
         work = _Work(_Turns(tenant, job), call, begin)
         with self._lock:
@@ -249,7 +230,7 @@ class Device:
             elif work.future.set_running_or_notify_cancel():
                 self._on_start(time.perf_counter() - work.since)
                 self._give_turn(work.turns)
-                self._hand_over(work)
+                self._threads.submit(self._perform, [work])
             else:  # cancelled just now
                 self._end(work.turns)
 
@@ -297,19 +278,8 @@ class Device:
         self._tidy()
         self._ended.notify_all()
 
-    def _hand_over(self, work: _Work) -> None:
-        queue = self._resting.pop() if self._resting else None
-        if queue is None:
-            queue = SimpleQueue()
-            threading.Thread(target=self._run, args=(queue,), name="device", daemon=True).start()
-        queue.put(work)
-
-    def _run(self, queue: "SimpleQueue[_Work | None]") -> None:
-        for work in iter(queue.get, None):
-            self._perform(work, queue)
-            del work  # or its call would keep what it holds until there is other work
-
-    def _perform(self, work: _Work, queue: "SimpleQueue[_Work | None]") -> None:
+    def _perform(self, handed: list[_Work]) -> None:
+        work = handed.pop()  # the frames of an error hold whatever called this
         result, error = None, None
         try:
             with interruptible(partial(self._interruption_point, work.turns)):
@@ -320,7 +290,6 @@ class Device:
             self._take_turn(work.turns)
             self._recent_s.append(work.turns.used_s)
             self._end(work.turns)
-            self._resting.append(queue)
             self._dispatch()
         try:
             if error is not None:

@@ -4,48 +4,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 
 from nowcast_server.accelerator import Reservation, is_short
+from nowcast_server.forecasters import Forecaster
 from nowcast_server.jobs.arrival import first_not_finite
 from nowcast_server.jobs.history import TORCH_DTYPES, Context
 from protos.errors import BadForecast, OutOfMemoryBudget, Unavailable
 from protos.frames import DTYPE_BYTES, Header
 from protos.messages import JobSpec, NowcastRequest
-from protos.wiring import Wiring
-
-
-class Forecaster(Protocol):
-    """What a server needs of a forecaster; `nowcast_server.forecasters` has the real ones."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def max_horizon(self) -> int | None:
-        """The farthest it can look, in intervals; None if there is no end."""
-
-    @property
-    def weights_bytes(self) -> int: ...
-    @property
-    def glide_horizon(self) -> int:
-        """The one whose direction suits gliding, in intervals."""
-
-    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
-        """Snapshots (n,) in the job's dtype, oldest first -> forecasts (len(horizons), n); nothing given is modified."""
-
-    def check(self, wiring: Wiring, *, context: int) -> None:
-        """Raise BadRequest if it cannot forecast for this network, or not from so many snapshots."""
-
-    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
-        """The most memory a forecast takes where it computes, besides its states and its result, about. Called from any thread."""
-
-    def host_bytes(self, wiring: Wiring) -> int:
-        """The same of the host's memory, if it computes on a device."""
-
-    def work_s(self, wiring: Wiring, *, context: int) -> float:
-        """How long a forecast has the device, about, from the wiring alone."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +41,8 @@ def forecast(
 ) -> Forecasts:
     """Run the job's forecaster and check what it says; the reservation has begun, and is None on the CPU.
 
-    Raises:
-        BadForecast: values that are not finite, in the dtype asked for, or not of the right shape.
-        OutOfMemoryBudget: the device has not the memory.
-        Unavailable: the device has failed for good.
+    BadForecast for values that are not finite in the dtype asked for or not of the right shape, OutOfMemoryBudget if the device has
+    not the memory, Unavailable if it has failed for good.
     """
     start = time.perf_counter()
     make = partial(_made, forecaster, spec, request)

@@ -3,7 +3,6 @@
 It reads the same `NOWCAST_*` variables as the server. Configure a container by variables, then, not by options.
 """
 
-import ipaddress
 import ssl
 import sys
 from typing import Final
@@ -18,13 +17,14 @@ TIMEOUT_S: Final = 3.0
 def check(settings: Settings, path: str = "/readyz") -> str | None:
     """Ask the server of these settings for `/readyz`, or `/livez`; None if it is well, else what is wrong."""
     verify = _context(settings) if settings.tls_cert is not None else True
-    transport = httpx2.HTTPTransport(verify=verify, uds=None if settings.uds is None else str(settings.uds))
-    url = f"{'http' if settings.tls_cert is None else 'https'}://{_reachable(settings.host)}:{settings.port}{path}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 -- what it listens on
+    where = f"[{host}]" if ":" in host else host
+    url = f"{'http' if settings.tls_cert is None else 'https'}://{where}:{settings.port}{path}"
     try:
-        with httpx2.Client(transport=transport, timeout=TIMEOUT_S) as client:
+        with httpx2.Client(verify=verify, timeout=TIMEOUT_S) as client:
             response = client.get(url)
     except httpx2.TransportError as error:
-        return f"no answer on {settings.uds or f'port {settings.port}'}: {error}"
+        return f"no answer on port {settings.port}: {error}"
     return None if response.is_success else f"{path} answered {response.status_code}: {response.text}"
 
 
@@ -35,17 +35,6 @@ def _context(settings: Settings) -> ssl.SSLContext:
         # it asks for a certificate; its own will do if the same authority signed it
         context.load_cert_chain(settings.tls_cert, settings.tls_key)
     return context
-
-
-def _reachable(host: str) -> str:
-    """The address to call a server at that listens on `host`, as in a URL."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    loopback = "127.0.0.1" if address.version == 4 else "::1"
-    found = loopback if address.is_unspecified else str(address)
-    return found if address.version == 4 else f"[{found}]"
 
 
 if __name__ == "__main__":

@@ -29,21 +29,13 @@ WITHIN: Final = 0.97
 
 @dataclass(frozen=True)
 class Embedded:
-    """A run's contexts.
+    """A run's contexts."""
 
-    Args:
-        name: of the run.
-        about: what is known of it; `lr` and `seed` may be there.
-        steps: (m,) of the last snapshot of each context.
-        losses: (m,) at that step; NaN if they are not known.
-        vectors: (m, hidden), see `Embedder.embed`.
-    """
-
-    name: str
-    about: dict[str, Any]
-    steps: Floats
-    losses: Floats
-    vectors: Floats
+    name: str  # of the run
+    about: dict[str, Any]  # what is known of it; `lr` and `seed` may be there
+    steps: Floats  # (m,) of the last snapshot of each context
+    losses: Floats  # (m,) at that step; NaN if they are not known
+    vectors: Floats  # (m, hidden), see `Embedder.embed`
 
 
 def nearest(vector: Floats, others: Sequence[Embedded]) -> tuple[Embedded, int] | None:
@@ -67,14 +59,7 @@ def sentence(run: Embedded, earlier: Sequence[Embedded]) -> str | None:
 
 
 def draw(runs: Sequence[Embedded], places: Sequence[Floats], *, by: str, shares: Sequence[float] = ()) -> str:
-    """Draw an SVG.
-
-    Args:
-        runs: of one network.
-        places: (m, 2) of each run's contexts.
-        by: which of `COLOURINGS`.
-        shares: of the variance that the two axes explain.
-    """
+    """Draw runs of one network with contexts at `places` (m, 2), by one of `COLOURINGS`; the axes explain `shares` of variance."""
     values = [_values(run, by) for run in runs]
     shown, legend = _colours(np.concatenate(values), by)
     spots = _spots(places)
@@ -100,9 +85,7 @@ def draw(runs: Sequence[Embedded], places: Sequence[Floats], *, by: str, shares:
 
 
 def _spots(places: Sequence[Floats]) -> list[Floats]:
-    """Where on the picture the places of each run are. Of far ones, which would press all others together, only the direction is
-    kept: they lie at the edge.
-    """
+    """Where on the picture the places of each run are; far ones, which would press all others together, lie at the edge."""
     low, high = np.quantile(np.concatenate(places), (1 - WITHIN, WITHIN), axis=0)
     shares = [np.clip((its - low) / np.maximum(high - low, 1e-12), -0.1, 1.1) for its in places]
     across, down = NAMES_AT - MARGIN, HEIGHT - 3 * MARGIN

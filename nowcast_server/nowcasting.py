@@ -1,19 +1,19 @@
 """One nowcast from request to answer: reserve memory, wait for the device, forecast; stop if the client is gone."""
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import Device
-from nowcast_server.forecasting import Forecaster, Forecasts, forecast, forecast_bytes
-from nowcast_server.jobs.budget import Budget
+from nowcast_server.forecasters import Forecaster
+from nowcast_server.forecasting import Forecasts, forecast, forecast_bytes
+from nowcast_server.jobs.budget import Budget, Loan
 from nowcast_server.jobs.history import Context
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.metrics import Metrics
@@ -21,57 +21,22 @@ from protos.errors import BadRequest, DeadlineExceeded, NowcastError
 from protos.frames import DTYPE_BYTES
 from protos.messages import DEADLINE_HEADER, JobSpec, NowcastRequest
 
+Result = TypeVar("Result")
+
 
 class Gone(Exception):
     """The client has disconnected."""
 
 
-class Loan:
-    """Memory of one nowcast. Its caller may leave while the device still works on it: the last to let go gives it back."""
-
-    def __init__(self, memory: Budget, *, tenant: str, size_bytes: int) -> None:
-        self._memory, self._tenant, self._size_bytes = memory, tenant, size_bytes
-        self._holders = 1
-        self._taken = False
-        self._lock = threading.Lock()
-
-    def begin(self) -> bool:
-        """Take the memory; False if it is not to be had now, or not needed any more."""
-        with self._lock:
-            self._taken = self._holders > 0 and self._memory.lend(self._tenant, self._size_bytes)
-            return self._taken
-
-    def hold(self) -> None:
-        """One more needs it."""
-        with self._lock:
-            self._holders += 1
-
-    def end(self) -> None:
-        """One less needs it."""
-        with self._lock:
-            self._holders -= 1
-            returned = self._taken and not self._holders
-        if returned:
-            self._memory.give(self._tenant, self._size_bytes)
-
-
 @dataclass
 class Nowcasting:
-    """Makes forecasts for jobs. Used on the event loop only; the forecasts themselves are made on the device.
-
-    Args:
-        jobs: told when one of them is in use.
-        device: gives turns.
-        memory: forecasts may take on the host.
-        metrics: to count them in.
-        accelerator: they are made on; None for the CPU.
-    """
+    """Makes forecasts for jobs. Used on the event loop only; the forecasts themselves are made on the device."""
 
     jobs: Jobs
     device: Device
-    memory: Budget
+    memory: Budget  # of forecasts on the host
     metrics: Metrics
-    accelerator: Accelerator | None = None
+    accelerator: Accelerator | None = None  # they are made on; None for the CPU
 
     @asynccontextmanager
     async def ask(
@@ -95,10 +60,9 @@ class Nowcasting:
         try:
             try:
                 request = complete(request, job.spec, forecaster=forecaster)
-                size_bytes = self.check(job.spec, request, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
-                loan = Loan(self.memory, tenant=job.tenant, size_bytes=size_bytes)
+                loan = Loan(self.memory, tenant=job.tenant, size_bytes=self.check(job, request))
                 async with _within(deadline_s):
-                    forecasts = await self._wanted(self._submit(job, request, forecaster=forecaster, loan=loan), gone)
+                    forecasts = await self._wanted(self._forecast(job, request, forecaster=forecaster, loan=loan), gone)
             except BaseException as error:
                 self._count(job, _outcome(error))
                 raise
@@ -109,19 +73,16 @@ class Nowcasting:
             if loan is not None:
                 loan.end()
 
-    def check(self, spec: JobSpec, request: NowcastRequest, *, working_bytes: int, host_bytes: int) -> int:
-        """The memory of a nowcast on the host, given what its forecaster takes where it computes, and on the host if elsewhere.
-
-        Raises:
-            OutOfMemoryBudget: it could never be had, there or on the device.
-        """
-        what, made_bytes = f"a forecast of {spec.wiring.size} values by {spec.forecaster}", forecast_bytes(spec, request)
+    def check(self, job: Job, request: NowcastRequest) -> int:
+        """The memory of a nowcast on the host. Raise OutOfMemoryBudget if it could never be had, there or on the device."""
+        spec, made_bytes = job.spec, forecast_bytes(job.spec, request)
+        what = f"a forecast of {spec.wiring.size} values by {spec.forecaster}"
         if self.accelerator is None:
-            size_bytes = made_bytes + working_bytes
+            size_bytes = made_bytes + job.working_bytes
         else:
             context_bytes = spec.context * spec.wiring.size * DTYPE_BYTES[spec.dtype]
-            self.accelerator.check(made_bytes + working_bytes + context_bytes, what=what)
-            size_bytes = len(request.horizons) * spec.wiring.size * DTYPE_BYTES[request.dtype] + host_bytes
+            self.accelerator.check(made_bytes + job.working_bytes + context_bytes, what=what)
+            size_bytes = len(request.horizons) * spec.wiring.size * DTYPE_BYTES[request.dtype] + job.host_bytes
         self.memory.check(size_bytes, what=what)
         return size_bytes
 
@@ -144,39 +105,54 @@ class Nowcasting:
             # an error's traceback holds this frame, and the futures hold the error
             del future, result, left, waiting
 
-    def _submit(self, job: Job, request: NowcastRequest, *, forecaster: Forecaster, loan: Loan) -> "Future[Forecasts]":
-        reservation = None
+    def _forecast(self, job: Job, request: NowcastRequest, *, forecaster: Forecaster, loan: Loan) -> "Future[Forecasts]":
+        reservation: Reservation | None = None
         with self.jobs.using(job):
             context = job.history.read(request.context)
             if self.accelerator is not None:
                 working_bytes = forecast_bytes(job.spec, request) + job.working_bytes
                 reservation = self.accelerator.reservation(context, working_bytes=working_bytes)
             work = partial(forecast, forecaster, spec=job.spec, context=context, request=request, reservation=reservation)
-            self.jobs.enter(job)
-            loan.hold()
-            asked = time.perf_counter()
-            begin = loan.begin if reservation is None else partial(_begin, reservation, loan)
-            try:
-                future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=begin)
-            except BaseException:
-                self._done(job, context, loan)
-                raise
+            keep = partial(self._keep, job, context, request.interval, time.perf_counter())
+            future = self.submit(job, context, work, loan=loan, begin=partial(_begin, reservation, loan), keep=keep)
         if reservation is not None:
             future.add_done_callback(partial(self._release, reservation))
-        loop = asyncio.get_running_loop()
+        return future
 
-        def done(each: "Future[Forecasts]") -> None:
-            loop.call_soon_threadsafe(self._keep, job, context, request.interval, each, time.perf_counter() - asked)
+    def submit(
+        self,
+        job: Job,
+        context: Context,
+        work: Callable[[], Result],
+        *,
+        loan: Loan,
+        keep: Callable[["Future[Result]"], None],
+        begin: Callable[[], bool] = lambda: True,
+    ) -> "Future[Result]":
+        """Have the device do `work` from the context of a job. When it has ended, `keep` is called on the event loop, and then the
+        context and the loan are given back. Raises as `Device.submit` does.
+        """
+        loop = asyncio.get_running_loop()
+        self.jobs.enter(job)
+        loan.hold()
+        try:
+            future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=begin)
+        except BaseException:
+            self._done(job, context, loan)
+            raise
+
+        def ended(done: "Future[Result]") -> None:
+            loop.call_soon_threadsafe(keep, done)
             loop.call_soon_threadsafe(self._done, job, context, loan)
 
-        future.add_done_callback(done)
+        future.add_done_callback(ended)
         return future
 
     def _release(self, reservation: Reservation, _: "Future[Forecasts]") -> None:
         reservation.end()
         self.device.wake()
 
-    def _keep(self, job: Job, context: Context, interval: float, future: "Future[Forecasts]", took_s: float) -> None:
+    def _keep(self, job: Job, context: Context, interval: float, asked: float, future: "Future[Forecasts]") -> None:
         """Remember a forecast until its future comes, and what it took."""
         if future.cancelled() or future.exception() is not None:
             return
@@ -184,9 +160,8 @@ class Nowcasting:
         if job.spec.mode != "jump":
             forecasts = dict(zip(made.header.horizons, made.values, strict=True))
             job.track.made(context.step, context.states, forecasts, interval=interval)
-        job.forecast_s.append(made.seconds)
         job.course.took("forecast", made.seconds)
-        job.course.took("queue", max(0.0, took_s - made.seconds))
+        job.course.took("queue", max(0.0, time.perf_counter() - asked - made.seconds))
         self.metrics.forecast_seconds.labels(job.spec.forecaster).observe(made.seconds)
 
     def _done(self, job: Job, context: Context, loan: Loan) -> None:
@@ -198,13 +173,14 @@ class Nowcasting:
         self.metrics.forecasts.labels(job.spec.forecaster, outcome).inc()
 
 
-def _begin(reservation: Reservation, loan: Loan) -> bool:
-    if not reservation.begin():
+def _begin(reservation: Reservation | None, loan: Loan) -> bool:
+    if reservation is not None and not reservation.begin():
         return False
-    if not loan.begin():
+    if loan.begin():
+        return True
+    if reservation is not None:
         reservation.end()
-        return False
-    return True
+    return False
 
 
 def complete(request: NowcastRequest, spec: JobSpec, *, forecaster: Forecaster) -> NowcastRequest:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import torch
 import uvicorn
@@ -22,6 +22,7 @@ from nowcast_server.logs import configure_logging, log
 from nowcast_server.malloc import keep_freed_memory
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
+from nowcast_server.tokens import Tokens
 from nowcast_server.web.connections import SPARE, Connections, protocol_for
 
 KEEP_ALIVE_S: Final = 75
@@ -59,7 +60,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
-            log.info("listening", extra={"address": _shown(server.sockets[0].getsockname())})
+            address = server.sockets[0].getsockname()
+            log.info("listening", extra={"address": f"{address[0]}:{address[1]}"})
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
 
@@ -67,7 +69,7 @@ class Server(uvicorn.Server):
         """Read tokens and certificates anew, for calls and connections to come. If that fails, what there was stays."""
         settings = self._service.settings
         try:
-            self._service.reload_tokens()
+            self._service.tokens = Tokens.load(settings)
             if self.config.ssl is not None and settings.tls_cert is not None:
                 settings.tls_options()  # looks at the files first
                 self.config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)
@@ -82,10 +84,6 @@ class Server(uvicorn.Server):
             self.should_exit |= self._service.device.idle or left_s < 0
             self.config.timeout_graceful_shutdown = max(1, int(left_s))  # it has what is left, not all of it again
         return await super().on_tick(counter)
-
-
-def _shown(address: Any) -> str:
-    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
 
 def end_by(seconds: float) -> None:
@@ -122,7 +120,6 @@ def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], 
         app,
         host=settings.host,
         port=settings.port,
-        uds=str(settings.uds) if settings.uds is not None else None,
         http=protocol_for(Connections(limit, settings.peer_connections)),
         backlog=BACKLOG,
         ws="none",
@@ -137,11 +134,7 @@ def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], 
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; the exit status. The settings have passed `tokens.check_exposure`.
-
-    Raises:
-        ValueError, OSError: the tokens or certificates cannot be read.
-    """
+    """Serve until a signal; the exit status. The settings have passed `tokens.check_exposure`."""
     prepare_process(settings)
     app = create_app(settings, on_failure=lambda: server.handle_exit(0, None))
     service: Service = app.state.service

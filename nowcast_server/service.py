@@ -5,12 +5,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 
 import torch
 
 from nowcast_server.accelerator import Accelerator
 from nowcast_server.device import CPU, Chosen, Device
-from nowcast_server.forecasting import Forecaster
+from nowcast_server.forecasters import Forecaster
 from nowcast_server.jobs.budget import SHARE, Budget
 from nowcast_server.jobs.registrations import BODIES, Registrations, check_coverage, check_size
 from nowcast_server.jobs.registry import Job, Jobs
@@ -22,8 +23,10 @@ from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens
 from nowcast_server.training_map import TrainingMap
 from nowcast_server.trajectories.recording import Recording
+from protos import DISTRIBUTION
 from protos.errors import NowcastError, TooLarge, Unavailable, UnknownForecaster
-from protos.messages import JobSpec, NowcastRequest
+from protos.frames import VERSION
+from protos.messages import Info, JobSpec, NowcastRequest
 
 Loader = Callable[[], Mapping[str, Forecaster]]
 
@@ -32,10 +35,8 @@ class Service:
     """A server without its HTTP.
 
     The `loader` makes the forecasters; it is called once, off the event loop, while the server already answers `/livez`. If it
-    fails, or the device does, `on_failure` is called, as the server can never be of use then.
-
-    Raises:
-        OSError, ValueError: the tokens cannot be read.
+    fails, or the device does, `on_failure` is called, as the server can never be of use then. OSError or ValueError if the tokens
+    cannot be read.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Service:
         self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
         self.accelerator: Accelerator | None = None
         self.recording = Recording(settings.record)
-        self.map = TrainingMap(self.device, jobs=self.jobs, memory=self.forecasts, forecasters=lambda: self.forecasters)
+        self.map = TrainingMap(self.nowcasting, forecasters=lambda: self.forecasters)
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
         self.draining = False
@@ -89,6 +90,18 @@ class Service:
     def ready(self) -> bool:
         """May work come?"""
         return self._loaded and not self.draining
+
+    def info(self) -> Info:
+        """Versions, limits and forecasters."""
+        return Info(
+            version=version(DISTRIBUTION),
+            protocol=VERSION,
+            device=self.chosen.device,
+            device_note=self.chosen.note,
+            forecasters=list(self.forecasters),
+            max_snapshot_bytes=self.settings.max_snapshot,
+            max_memory_bytes=self.settings.memory,
+        )
 
     def admit(self) -> None:
         """Let new work in, or raise Unavailable: the server starts, drains, or has failed."""
@@ -168,12 +181,8 @@ class Service:
             await asyncio.to_thread(trim_freed_memory)
 
     async def register(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None = None) -> tuple[Job, bool]:
-        """Take in a job; see `Jobs.register`.
-
-        Raises:
-            UnknownForecaster, BadRequest: this server cannot forecast for it.
-            TooLarge, BadWiring: no server of this size could serve it.
-            OutOfMemoryBudget: not even one horizon: a worker that trains for hours before its first nowcast wants to know now.
+        """Take in a job; whether it is new. Raises whatever keeps this server from forecasting even one horizon for it: a worker
+        that trains for hours before its first nowcast wants to know now.
         """
         forecaster = self.forecasters.get(spec.forecaster)
         if forecaster is None:
@@ -203,16 +212,12 @@ class Service:
 
     def _plan(self, job: Job, forecaster: Forecaster) -> None:
         """Find out what a job's forecasts will take; raise if they never could be made."""
-        wiring, least = job.spec.wiring, NowcastRequest(context=[0, 1], horizons=[1])
+        wiring = job.spec.wiring
         check_coverage(wiring)  # allocates less than the history, whose memory has been set aside
         job.working_bytes = forecaster.working_bytes(wiring, context=job.spec.context)
         if self.accelerator is not None:
             job.host_bytes = forecaster.host_bytes(wiring)
-        self.nowcasting.check(job.spec, least, working_bytes=job.working_bytes, host_bytes=job.host_bytes)
-
-    def reload_tokens(self) -> None:
-        """Read the tokens anew; those there were stay if that fails. Raises as `Tokens.load` does."""
-        self.tokens = Tokens.load(self.settings)
+        self.nowcasting.check(job, NowcastRequest(context=[0, 1], horizons=[1]))
 
     def finish(self, job: Job) -> None:
         """A run is over: free its history, keep its status."""

@@ -1,14 +1,14 @@
 """Settings of a server: options of `nowcast-server run`, else `NOWCAST_*` variables, else the defaults."""
 
 import os
+import re
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ByteSize, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-
-from nowcast_server.checkpoint_file import CheckpointFile, parse_all
 
 GIB: Final = 2**30
 MIB: Final = 2**20
@@ -17,6 +17,32 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[ByteSize, Field(gt=0)]
 
+FORECASTER_NAMES: Final = ("last", "linear", "average", "wnn", "nino")
+"""Forecasters every server has, or can have, under these names."""
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """Weights to serve."""
+
+    path: Path
+    name: str | None = None  # by which jobs ask for it; None: it takes the place of `nino` or `wnn`, whichever it holds
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `FILE` or `NAME=FILE`; what stands before the first `=` is a name unless it holds a `/`."""
+        name, given, path = text.partition("=")
+        if not given or "/" in name:
+            return cls(Path(text))
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a checkpoint: 1 to 64 letters, digits, '.', '_' and '-', the first no sign")
+        if name in FORECASTER_NAMES:
+            raise ValueError(f"{name!r} is a forecaster of every server: take another name, or none to replace nino or wnn")
+        if not path:
+            raise ValueError(f"the file of checkpoint {name!r} is missing: give {name}=FILE")
+        return cls(Path(path), name)
+
 
 class Settings(BaseSettings):
     """Settings and limits of a server. Sizes take units (`8GiB`).
@@ -24,7 +50,6 @@ class Settings(BaseSettings):
     Args:
         host: Address to listen on. Any but loopback needs tokens, or `allow_anonymous`.
         port: Port to listen on; 0 takes a free one.
-        uds: Path of a Unix socket to listen on instead of a port.
         device: Where forecasts are made: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`, `cuda:1`, ….
         checkpoints: Weights of forecasters. `FILE` replaces the package's `nino` or `wnn`, whichever it holds; `NAME=FILE` adds a
             forecaster that jobs ask for by that name. Separate several by `:` (`;` on Windows).
@@ -70,7 +95,6 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=65536)] = 8440
-    uds: Path | None = None
     device: str = "auto"
     checkpoints: Annotated[tuple[CheckpointFile, ...], NoDecode] = ()
     memory: Size = ByteSize(8 * GIB)
@@ -109,7 +133,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         texts = filter(None, value.split(os.pathsep)) if isinstance(value, str) else map(str, value)
-        return parse_all(tuple(texts))
+        files = tuple(map(CheckpointFile.parse, texts))
+        names = [file.name for file in files if file.name is not None]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"there are two checkpoints named {twice[0]!r}: give each a name of its own")
+        return files
 
     @field_validator("port", mode="before")
     @classmethod
@@ -129,11 +157,8 @@ class Settings(BaseSettings):
         return self.upload_grace_s + moved_bytes / self.upload_min_rate
 
     def tls_options(self) -> dict[str, Any]:
-        """HTTPS by uvicorn's own options.
-
-        Raises:
-            ValueError: a key or an authority without a certificate (the server would listen in plain text), or a wrong one.
-            FileNotFoundError: one of the files is not there.
+        """HTTPS by uvicorn's own options. ValueError or FileNotFoundError if the files are not there, or not what they should be; a
+        server with a key but no certificate would listen in plain text.
         """
         files = [path for path in (self.tls_cert, self.tls_key, self.tls_ca) if path is not None]
         if not files:

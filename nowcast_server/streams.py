@@ -21,10 +21,7 @@ LOWEST: Final = 0
 def own_stream(device: torch.device, *, shared: bool) -> Iterator[None]:
     """Within it, CUDA work of this thread goes to the stream of forecasts; on other devices nothing changes.
 
-    Args:
-        device: whose stream.
-        shared: whether tensors on the device pass between the caller's stream and this one: then each waits for what the other has
-            queued so far.
+    With `shared`, tensors pass between the caller's stream and this one: each waits for what the other has queued so far.
     """
     if device.type != "cuda":
         yield

@@ -44,11 +44,7 @@ class Tokens:
 
     @classmethod
     def parse(cls, text: str, *, source: str) -> Self:
-        """Read lines `tenant:token` or `tenant:sha256:HEX`; blank lines and `#` comments are skipped.
-
-        Raises:
-            ValueError: a line is neither. The message names the line, never its content.
-        """
+        """Read lines `tenant:token` or `tenant:sha256:HEX`, and `#` comments; a ValueError names the line, never its content."""
         tenants = []
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip() or line.lstrip().startswith("#"):
@@ -64,12 +60,7 @@ class Tokens:
 
     @classmethod
     def load(cls, settings: Settings) -> Self:
-        """Tokens of `token_file` and of `NOWCAST_TOKENS` together.
-
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: a line or the file's encoding is wrong, or a file that should hold tokens holds none.
-        """
+        """Tokens of `token_file` and of `NOWCAST_TOKENS` together; OSError or ValueError if they are unreadable, or none."""
         tenants: tuple[tuple[bytes, str], ...] = ()
         if settings.tokens is not None:
             lines = settings.tokens.get_secret_value().replace(",", "\n")
@@ -105,7 +96,7 @@ def _read(path: Path) -> str:
 
 def check_exposure(settings: Settings, tokens: Tokens) -> None:
     """Refuse to serve strangers by mistake: raise ValueError if others can reach the address, and there are no tokens."""
-    if not (tokens.tenants or settings.allow_anonymous or settings.uds is not None or _is_loopback(settings.host)):
+    if not (tokens.tenants or settings.allow_anonymous or _is_loopback(settings.host)):
         way_out = "give --token-file (see nowcast-server token), or say --allow-anonymous"
         raise ValueError(f"refusing to listen on {settings.host} without tokens: {way_out}")
 

@@ -58,11 +58,8 @@ class Header:
 
     @classmethod
     def unpack(cls, data: Any) -> Self:
-        """Read the header map, trusting nothing; unknown keys are ignored, so that later versions may add some.
-
-        Raises:
-            BadFrame: a field is missing or wrong.
-            UnsupportedMedia: another protocol version.
+        """Read the header map, trusting nothing: BadFrame if a field is missing or wrong, UnsupportedMedia for another protocol
+        version. Unknown keys are ignored, so that later versions may add some.
         """
         if not isinstance(data, dict) or "nowcast" not in data:
             raise BadFrame("the stream must open with a header map that has the key 'nowcast'", field="header")
@@ -124,7 +121,7 @@ class FrameReader:
         self._fed = 0
         self._pending = bytearray()  # a prelude or end frame not yet complete: at most 20 bytes
         self._memory = memoryview(b"")
-        self._received = 0  # bytes of the tensor in place
+        self.received_bytes = 0  # of the tensor, in place
         self._chunk_left = 0
         self._chunk_crc = self._expected_crc = 0
         self._chunks = 0
@@ -132,11 +129,7 @@ class FrameReader:
         self.header: Header | None = None
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Take the next bytes of the stream.
-
-        Raises:
-            BadFrame: the bytes are not a valid continuation; the reader must not be used again.
-        """
+        """Take the next bytes of the stream. After a BadFrame the reader must not be used again."""
         view = memoryview(data)
         if self._unpacker is not None:
             view = self._read_header(view)
@@ -145,19 +138,10 @@ class FrameReader:
                 raise BadFrame("bytes follow the end frame", field="end")
             view = self._read_data(view) if self._chunk_left else self._read_prelude(view)
 
-    @property
-    def received_bytes(self) -> int:
-        """How many bytes of the tensor are in place."""
-        return self._received
-
     def close(self) -> Header:
-        """Declare the stream over; its header if it was whole.
-
-        Raises:
-            BadFrame: it was truncated.
-        """
+        """Declare the stream over: its header, or BadFrame if it was truncated."""
         if self.header is None or not self._ended:
-            where = "in its header" if self.header is None else f"after {self._received} of {self._memory.nbytes} bytes"
+            where = "in its header" if self.header is None else f"after {self.received_bytes} of {self._memory.nbytes} bytes"
             raise BadFrame(f"the stream ends {where}: truncated", field="end")
         return self.header
 
@@ -197,8 +181,8 @@ class FrameReader:
         _, uint64, offset, uint32, crc, bin32, length = _CHUNK.unpack(prelude)
         if (uint64, uint32, bin32) != (_UINT64, _UINT32, _BIN32):
             raise BadFrame("a chunk is [uint64 offset, uint32 crc32, bin32 data] in exactly these widths", field=field)
-        if offset != self._received:
-            raise BadFrame(f"the chunk starts at {offset}, but {self._received} is next: chunks come in order", field=field)
+        if offset != self.received_bytes:
+            raise BadFrame(f"the chunk starts at {offset}, but {self.received_bytes} is next: chunks come in order", field=field)
         if not 1 <= length <= min(MAX_CHUNK_BYTES, self._memory.nbytes - offset):
             left = self._memory.nbytes - offset
             raise BadFrame(f"a chunk of {length} bytes, where 1 to {min(MAX_CHUNK_BYTES, left)} fit", field=field)
@@ -206,10 +190,10 @@ class FrameReader:
 
     def _read_data(self, view: memoryview) -> memoryview:
         data = view[: self._chunk_left]
-        place = self._memory[self._received : self._received + data.nbytes]
+        place = self._memory[self.received_bytes : self.received_bytes + data.nbytes]
         place[:] = data
         self._chunk_crc = zlib.crc32(place, self._chunk_crc)
-        self._received += data.nbytes
+        self.received_bytes += data.nbytes
         self._chunk_left -= data.nbytes
         if not self._chunk_left:
             if self._chunk_crc != self._expected_crc:
@@ -221,6 +205,6 @@ class FrameReader:
         _, uint32, chunks = _END.unpack(frame)
         if uint32 != _UINT32 or chunks != self._chunks:
             raise BadFrame(f"the end frame must say [{self._chunks}] chunks", field="end")
-        if self._received != self._memory.nbytes:
-            raise BadFrame(f"the stream ends after {self._received} of {self._memory.nbytes} bytes: truncated", field="end")
+        if self.received_bytes != self._memory.nbytes:
+            raise BadFrame(f"the stream ends after {self.received_bytes} of {self._memory.nbytes} bytes: truncated", field="end")
         self._ended = True

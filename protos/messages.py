@@ -4,6 +4,7 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -11,7 +12,6 @@ from pydantic import (
     PlainValidator,
     StringConstraints,
     WithJsonSchema,
-    field_validator,
 )
 
 from protos.wiring import Wiring
@@ -53,40 +53,26 @@ class Message(BaseModel):
 
 
 class About(Message):
-    """What a page may say of a run; nothing depends on it.
+    """What a page may say of a run; nothing depends on it."""
 
-    Args:
-        lr: learning rate at the start.
-        seed: of the run's random numbers.
-        link: page of the job that trains it, e.g. in Ray's dashboard.
-    """
-
-    lr: float | None = None
+    lr: float | None = None  # learning rate at the start
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    # page of the job that trains it, e.g. in Ray's dashboard
     link: Annotated[str, StringConstraints(pattern=r"^https?://[^\s\"'<>\\]+$", max_length=500)] | None = None
 
 
 class JobSpec(Message):
-    """`PUT /v1/jobs/{job}`: what a job is. Putting the same again is a no-op, another one under the same id a `job_conflict`.
-
-    Args:
-        wiring: the network's neural graph.
-        context: snapshots a forecast is made from, evenly spaced or nearly so.
-        dtype: in which snapshots are sent and kept.
-        forecaster: one of the server's (`GET /v1/info`).
-        mode: what the worker does with forecasts. After each nowcast of a run that jumps, its weights are elsewhere: forecasts are
-            not scored, and a recording begins a new piece.
-        record: whether a server that records (`--record`) may keep the snapshots, to fit forecasters to.
-        about: for people; may be another when the job is put again.
-    """
+    """`PUT /v1/jobs/{job}`: what a job is. Putting the same again is a no-op, another one under the same id a `job_conflict`."""
 
     wiring: WiringField
-    context: Annotated[int, Field(ge=2, le=MAX_CONTEXT)] = 5
-    dtype: Dtype = "float32"
-    forecaster: Annotated[str, StringConstraints(max_length=64)] = "nino"
+    context: Annotated[int, Field(ge=2, le=MAX_CONTEXT)] = 5  # snapshots a forecast is made from, evenly spaced or nearly so
+    dtype: Dtype = "float32"  # in which snapshots are sent and kept
+    forecaster: Annotated[str, StringConstraints(max_length=64)] = "nino"  # one of the server's (`GET /v1/info`)
+    # What the worker does with forecasts. After each nowcast of a run that jumps, its weights are elsewhere: forecasts are not
+    # scored, and a recording begins a new piece.
     mode: Mode = "glide"
-    record: bool = False
-    about: About = About()
+    record: bool = False  # whether a server that records (`--record`) may keep the snapshots, to fit forecasters to
+    about: About = About()  # may be another when the job is put again
 
 
 class SnapshotReceipt(Message):
@@ -97,48 +83,33 @@ class SnapshotReceipt(Message):
 
 
 class Progress(Message):
-    """How a run is doing. It travels with snapshots, and alone when the run ends (`POST /v1/jobs/{job}/finish`).
+    """How a run is doing. It travels with snapshots, and alone when the run ends (`POST /v1/jobs/{job}/finish`)."""
 
-    Args:
-        step: optimizer steps taken.
-        max_steps: of the whole run; None if that is not known.
-        loss: mean training loss since the last boundary, as the loop told it; None if it told none.
-        gain: share of the movement seen that the push under way adds; 0 if there is none.
-        coherence: cosine, from -1 to 1, between the last push and what training itself did meanwhile; None if nothing was pushed.
-        layers: the same by layer, as a mean over the pushes so far.
-        used: forecasts that were taken up so far.
-        skipped: nowcasts that came to nothing so far, by reason.
-    """
-
-    step: Step
-    max_steps: Step | None = None
-    loss: float | None = None
-    gain: Annotated[float, Field(ge=0, le=1)] = 0.0
-    coherence: Cosine | None = None
+    step: Step  # optimizer steps taken
+    max_steps: Step | None = None  # of the whole run; None if that is not known
+    loss: float | None = None  # mean training loss since the last boundary, as the loop told it
+    gain: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the movement seen that the push under way adds
+    coherence: Cosine | None = None  # cosine between the last push and what training itself did meanwhile
+    # the same by layer, as a mean over the pushes so far
     layers: Annotated[dict[Annotated[str, StringConstraints(max_length=80)], Cosine], Field(max_length=MAX_LAYERS)] | None = None
-    used: Step = 0
-    skipped: Annotated[dict[Reason, Step], Field(max_length=64)] = Field(default_factory=dict)
+    used: Step = 0  # forecasts that were taken up so far
+    skipped: Annotated[dict[Reason, Step], Field(max_length=64)] = Field(default_factory=dict)  # nowcasts so far, by reason
+
+
+def _ascending(steps: list[int]) -> list[int]:
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        raise ValueError("steps must ascend")
+    return steps
 
 
 class NowcastRequest(Message):
-    """`POST /v1/jobs/{job}/nowcasts`: forecast from snapshots that the job's history holds.
+    """`POST /v1/jobs/{job}/nowcasts`: forecast from snapshots that the job's history holds."""
 
-    Args:
-        context: their steps, oldest first, as many as the job's `context`.
-        horizons: how far ahead, in mean distances between these steps; empty for the one that suits the forecaster when gliding.
-        dtype: of the forecasts.
-    """
-
-    context: Annotated[list[Step], Field(min_length=2, max_length=MAX_CONTEXT)]
+    # oldest first, as many as the job's `context`
+    context: Annotated[list[Step], Field(min_length=2, max_length=MAX_CONTEXT), AfterValidator(_ascending)]
+    # how far ahead, in mean distances between these steps; empty for the one that suits the forecaster when gliding
     horizons: Annotated[list[Horizon], Field(max_length=16)] = Field(default_factory=list)
-    dtype: Dtype = "float32"
-
-    @field_validator("context")
-    @classmethod
-    def _ascending(cls, steps: list[int]) -> list[int]:
-        if any(later <= earlier for earlier, later in pairwise(steps)):
-            raise ValueError("steps must ascend")
-        return steps
+    dtype: Dtype = "float32"  # of the forecasts
 
     @property
     def step(self) -> int:

@@ -105,11 +105,7 @@ _FIELDS = tuple(field.name for field in fields(Block))
 
 @dataclass(frozen=True)
 class Wiring:
-    """A network's neural graph.
-
-    Raises:
-        BadWiring: a block reaches outside its tensor or the neurons; `field` names it.
-    """
+    """A network's neural graph. A block that reaches outside its tensor or the neurons is a BadWiring whose `field` names it."""
 
     parameters: tuple[Parameter, ...]  # every tensor of the flat parameter vector, in its order
     neurons: int  # number of neurons N
@@ -154,10 +150,7 @@ class Wiring:
 
     @cached_property
     def words(self) -> range:
-        """The neurons of the first word embedding's rows, word by word; empty where there is none.
-
-        Several blocks may share its rows, so that no single block need show them all.
-        """
+        """The neurons of the first word embedding's rows, which several blocks may share, word by word; or none."""
         first = next((block.parameter for block in self.blocks if block.edge_type == EdgeType.WORD_EMBEDDING), STRUCTURE)
         ends = [
             (block.source, block.source + block.sources)
@@ -189,11 +182,7 @@ class Wiring:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Read `to_dict`'s form, trusting nothing.
-
-        Raises:
-            BadWiring: with the field to blame.
-        """
+        """Read `to_dict`'s form, trusting nothing; raise BadWiring with the field to blame."""
         if not isinstance(data, dict) or set(data) != {"parameters", "neurons", "blocks"}:
             raise BadWiring("a wiring is an object of exactly parameters, neurons and blocks", field="wiring")
         if not _is_int(data["neurons"]):

@@ -23,7 +23,7 @@ Horizons = tuple[int, ...]
 class Forecaster(ABC):
     """Forecasts weights from a context. Stateless: one instance serves any number of jobs and threads at once."""
 
-    name: ClassVar[str]
+    name: str
     needs_checkpoint: ClassVar[bool] = False
 
     context: int | None = None
@@ -100,9 +100,7 @@ class Forecaster(ABC):
             raise BadRequest(detail, field="wiring")
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
-        """The most memory a forecast takes where it computes, besides its states and its result, about: for simple ones, a copy of
-        the states.
-        """
+        """The most memory a forecast takes where it computes, besides states and result, about; here, a copy of the states."""
         return 4 * context * wiring.size
 
     def host_bytes(self, wiring: Wiring) -> int:

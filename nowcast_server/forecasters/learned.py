@@ -20,11 +20,7 @@ CUDA_LANES: Final = 40
 
 
 class LearnedForecaster(Forecaster):
-    """A forecaster with weights, those of the checkpoint, that computes on a device.
-
-    Raises:
-        CheckpointError: the checkpoint is of the other kind of model.
-    """
+    """A forecaster with the weights of a checkpoint, that computes on a device."""
 
     needs_checkpoint: ClassVar[bool] = True
     glide_horizon = 40
@@ -59,7 +55,7 @@ class LearnedForecaster(Forecaster):
 class Nino(LearnedForecaster):
     """Forecasts with NiNo: every weight in the light of the neurons it joins (arXiv 2409.04434)."""
 
-    name: ClassVar[str] = "nino"
+    name = "nino"
     graph: ClassVar[bool] = True
 
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> None:
@@ -77,5 +73,5 @@ class Nino(LearnedForecaster):
 class Wnn(LearnedForecaster):
     """Forecasts with WNN+: every weight from its own past (Jang et al., ICML 2023)."""
 
-    name: ClassVar[str] = "wnn"
+    name = "wnn"
     graph: ClassVar[bool] = False

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from nowcast_server.checkpoint_file import CheckpointFile
 from nowcast_server.forecasters.base import Forecaster
 from nowcast_server.forecasters.learned import LearnedForecaster, Nino, Wnn
 from nowcast_server.forecasters.simple import Average, Last, Linear
 from nowcast_server.nino.checkpoint import CheckpointError, load_checkpoint
 from protos.errors import UnknownForecaster
+
+if TYPE_CHECKING:
+    from nowcast_server.settings import CheckpointFile
 
 FORECASTERS: Final[dict[str, type[Forecaster]]] = {cls.name: cls for cls in (Last, Linear, Average, Wnn, Nino)}
 """Every forecaster, the simplest first, then those that were registered."""
@@ -99,20 +101,15 @@ def load_forecaster(name: str, *, checkpoint: str | Path | None = None, device: 
 
 
 def forecaster_of(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> LearnedForecaster:
-    """The forecaster a file holds the weights of, `Nino` or `Wnn`, ready on a device.
-
-    Raises:
-        CheckpointError: the file holds no checkpoint.
-    """
+    """The forecaster a file holds the weights of, `Nino` or `Wnn`, ready on a device; CheckpointError if it holds none."""
     weights = load_checkpoint(checkpoint)
     return (Nino if weights.options.graph else Wnn)(weights, device=device)
 
 
-def load_forecasters(checkpoints: Iterable[CheckpointFile], *, device: str) -> Mapping[str, Forecaster]:
+def load_forecasters(checkpoints: "Iterable[CheckpointFile]", *, device: str) -> Mapping[str, Forecaster]:
     """The forecasters that need no weights, those whose weights are given or come with the package, then those with names given.
 
-    Raises:
-        CheckpointError: a file cannot be used, or two without a name hold weights for the same forecaster.
+    CheckpointError if a file cannot be used, or two without a name hold weights for the same forecaster.
     """
     discover()
     given: dict[str, Forecaster] = {}

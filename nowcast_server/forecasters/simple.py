@@ -1,7 +1,6 @@
 """The forecasters without weights: `last`, `average` and `linear`."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from protos.wiring import Wiring
 class Last(Forecaster):
     """Forecasts the last snapshot, at every horizon: the yardstick of skill."""
 
-    name: ClassVar[str] = "last"
+    name = "last"
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         del wiring
@@ -24,7 +23,7 @@ class Last(Forecaster):
 class Average(Forecaster):
     """Forecasts the mean of the snapshots, at every horizon: latest-weight averaging."""
 
-    name: ClassVar[str] = "average"
+    name = "average"
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         del wiring
@@ -38,7 +37,7 @@ class Linear(Forecaster):
     :math:`\bar w + \frac{\sum_t (t - \bar t)\, w_t}{\sum_t (t - \bar t)^2} (c - 1 + k - \bar t)`.
     """
 
-    name: ClassVar[str] = "linear"
+    name = "linear"
     glide_horizon = 40
     """Far ahead only the slope counts: the way back to the line from where the last snapshot happens to lie is noise."""
 

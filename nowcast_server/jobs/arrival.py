@@ -19,15 +19,10 @@ PIECE: Final = 32_768
 
 
 class Arrival:
-    """Reads the frames of one snapshot.
+    """Reads the frames of one snapshot of a job into the row `values` (n,).
 
     Checksums and finiteness are checked on the event loop piece by piece, while the piece is in cache: about 0.2 ms for the 256 kB
     that a socket delivers at once. A thread would cost more than it saves.
-
-    Args:
-        spec: of the job; says what must arrive.
-        step: of the snapshot, from the path.
-        values: the row to fill, (n,).
     """
 
     def __init__(self, spec: JobSpec, *, step: int, values: torch.Tensor) -> None:
@@ -38,11 +33,7 @@ class Arrival:
         self._reader = FrameReader(partial(_allocate, spec, step, values))
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the body.
-
-        Raises:
-            BadFrame, UnsupportedMedia, BadValue: naming what is wrong.
-        """
+        """Take the next bytes of the body. Raise BadFrame, UnsupportedMedia or BadValue, naming what is wrong."""
         self._reader.feed(data)
         received = self._reader.received_bytes // self._values.element_size()
         if received - self._checked >= PIECE:

@@ -14,11 +14,8 @@ SHARE: Final = 0.5
 class Budget:
     """So many bytes, taken and given back. Any thread may use it.
 
-    Args:
-        limit_bytes: there are.
-        tenant_bytes: of them, for one tenant; None: all.
-        share: of them, for one tenant that calls `lend`; one that has nothing yet may have any amount.
-        on_return: called when bytes have come back.
+    One tenant may have `tenant_bytes` of them (None: all), and by `lend` this `share`; one that has nothing yet may be lent any
+    amount. `on_return` is called when bytes have come back.
     """
 
     def __init__(
@@ -46,22 +43,14 @@ class Budget:
         return self.limit_bytes - self.used_bytes if tenant is None else self._tenant_bytes - self._used[tenant]
 
     def check(self, size_bytes: int, *, what: str, tenant: str | None = None) -> None:
-        """Could so many bytes ever be had, of a tenant's limit or of the whole?
-
-        Raises:
-            OutOfMemoryBudget: there will never be so many.
-        """
+        """Raise OutOfMemoryBudget if so many bytes will never be had, of a tenant's limit or of the whole."""
         most_bytes = self.most_bytes if tenant is None else self._tenant_bytes
         if size_bytes > most_bytes:
             detail = f"{what} needs {size_bytes} bytes; there are {most_bytes} in all"
             raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=most_bytes)
 
     def check_left(self, size_bytes: int, *, what: str, tenant: str | None = None) -> None:
-        """Could so many bytes be had now?
-
-        Raises:
-            OutOfMemoryBudget: no. How many are left is not said: others' use is their own business.
-        """
+        """Raise OutOfMemoryBudget if so many are not to be had now. How many are left is not said: others' use is their own."""
         if size_bytes > self.left_bytes(tenant):
             limit_bytes = self.limit_bytes if tenant is None else self._tenant_bytes
             detail = f"{what} needs {size_bytes} bytes, more than are left of {limit_bytes}"
@@ -95,3 +84,32 @@ class Budget:
             self._used[tenant] -= size_bytes
             self._used += Counter()  # drops those that have nothing
         self._on_return()
+
+
+class Loan:
+    """Memory of one piece of work. Its caller may leave while the device still works on it: the last to let go gives it back."""
+
+    def __init__(self, memory: Budget, *, tenant: str, size_bytes: int) -> None:
+        self._memory, self._tenant, self._size_bytes = memory, tenant, size_bytes
+        self._holders = 1
+        self._taken = False
+        self._lock = threading.Lock()
+
+    def begin(self) -> bool:
+        """Take the memory; False if it is not to be had now, or not needed any more."""
+        with self._lock:
+            self._taken = self._holders > 0 and self._memory.lend(self._tenant, self._size_bytes)
+            return self._taken
+
+    def hold(self) -> None:
+        """One more needs it."""
+        with self._lock:
+            self._holders += 1
+
+    def end(self) -> None:
+        """One less needs it."""
+        with self._lock:
+            self._holders -= 1
+            returned = self._taken and not self._holders
+        if returned:
+            self._memory.give(self._tenant, self._size_bytes)

@@ -15,6 +15,10 @@ from protos.messages import Progress
 POINTS: Final = 512
 """Kept of a run. A longer one is thinned: each point then is the mean of 2, 4, 8, … boundaries."""
 EVENTS: Final = 48
+EVERY: Final = 10
+"""Nowcasts from one place on the map of training to the next, at first."""
+MOST: Final = 32
+"""Places kept of a run. Of a longer one every second is dropped, and the next come half as often."""
 TIMED: Final = 32
 """Calls of a kind whose times are kept."""
 STAGES: Final = ("upload", "queue", "forecast", "download")
@@ -34,12 +38,10 @@ class Happening:
 
 
 class Point(NamedTuple):
-    """A run at one boundary, or on average over some: the last step, the seconds since the job was registered, and what was
-    measured, as `Progress` has it; None is not known.
-    """
+    """A run at one boundary, or on average over some: what was measured, as `Progress` has it; None is not known."""
 
-    step: int
-    seconds: float
+    step: int  # the last
+    seconds: float  # since the job was registered
     loss: float | None
     gain: float | None
     coherence: float | None
@@ -53,8 +55,6 @@ class Course:
         self.events: deque[Happening] = deque([Happening(started, 0, "registered")], maxlen=EVENTS)
         self.version = 0
         """Counts what was told."""
-        self.thinned = 0
-        """Counts how often the points were halved, or some taken back: those sent before are not those kept now."""
         self._rows = np.empty((0, len(Point._fields)))  # of points; NaN is not known
         self._count = 0
         self._stride = 1  # boundaries a point stands for
@@ -82,7 +82,6 @@ class Course:
             self._rows[: POINTS // 2] = [_mean(pair) for pair in self._rows.reshape(POINTS // 2, 2, -1).tolist()]
             self._count //= 2
             self._stride *= 2
-            self.thinned += 1
 
     def happened(self, kind: str, *, step: int = 0, reason: str = "", times: int = 1) -> None:
         """Add an event; the same in a row is one that is counted."""
@@ -113,20 +112,14 @@ class Course:
 
     def curve(self, most: int) -> list[tuple[int, float]]:
         """At most so many (step, loss) over the whole run, each the mean of a stretch; without points whose loss is unknown."""
-        rows = np.vstack([self._rows[: self._count], *([_mean(self._open)] if self._open else [])])
-        known = rows[~np.isnan(rows[:, 2])]
-        starts = np.arange(0, len(known), max(1, math.ceil(len(known) / most)))
-        if not len(starts):
-            return []
-        ends = np.append(starts[1:], len(known))
-        losses = np.add.reduceat(known[:, 2], starts) / (ends - starts)
-        return list(zip(known[ends - 1, 0].astype(int).tolist(), losses.tolist(), strict=True))
+        known = [(point.step, point.loss) for point in self.points() if point.loss is not None]
+        width = max(1, math.ceil(len(known) / most))
+        stretches = (known[start : start + width] for start in range(0, len(known), width))
+        return [(stretch[-1][0], fmean(loss for _, loss in stretch)) for stretch in stretches]
 
     def _go_back_to(self, step: int) -> None:
-        before = [row for row in self._open if row[0] < step]
-        kept = int(np.searchsorted(self._rows[: self._count, 0], step))
-        if len(before) < len(self._open) or kept < self._count:
-            self._open, self._count, self.thinned = before, kept, self.thinned + 1
+        self._open = [row for row in self._open if row[0] < step]
+        self._count = int(np.searchsorted(self._rows[: self._count, 0], step))
 
     def _note(self, progress: Progress) -> None:
         """Make events of what is new."""
@@ -144,3 +137,33 @@ def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
     """The last step and second, and the means of what was measured."""
     known = ([value for value in column if not math.isnan(value)] for column in list(zip(*rows, strict=True))[2:])
     return [*rows[-1][:2], *(fmean(values) if values else math.nan for values in known)]
+
+
+class Place(NamedTuple):
+    """Where a run was on the map of training: an embedded context."""
+
+    step: int  # of its last snapshot
+    loss: float  # at that step; NaN is not known
+    vector: bytes  # (hidden,) float32
+
+
+class Places:
+    """The places of a run, oldest first. Used on the event loop only."""
+
+    def __init__(self) -> None:
+        self.kept: list[Place] = []
+        self._gap, self._at = EVERY, -EVERY
+
+    def due(self, nowcasts: int) -> bool:
+        """Whether the context of the last of so many nowcasts is to be embedded; if so, the next is some nowcasts away."""
+        due = nowcasts - self._at >= self._gap
+        if due:
+            self._at = nowcasts
+        return due
+
+    def add(self, place: Place) -> None:
+        """Add a place. Of a run that has gone back, what lay ahead of it is dropped."""
+        self.kept = [*(each for each in self.kept if each.step < place.step), place]
+        if len(self.kept) == MOST:
+            self.kept = self.kept[1::2]
+            self._gap *= 2

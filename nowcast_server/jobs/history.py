@@ -43,15 +43,8 @@ class History:
     """The newest `context` snapshots by step, received in any order. Used on the event loop only.
 
     A row is in use while a snapshot in it is held, while an upload fills it, and while a forecast reads it; only then is it
-    free for the next upload. So a forecast never sees a row change, and nobody sees half a snapshot.
-
-    Args:
-        size: n, values of one snapshot.
-        context: snapshots kept.
-        dtype: of the values.
-
-    Raises:
-        OutOfMemoryBudget: the machine has not the memory the budget promised.
+    free for the next upload. So a forecast never sees a row change, and nobody sees half a snapshot. OutOfMemoryBudget if the
+    machine has not the memory the budget promised.
     """
 
     def __init__(self, size: int, *, context: int, dtype: str) -> None:
@@ -78,12 +71,6 @@ class History:
         for step in self.steps:
             self.drop(self._held.pop(step))
         self._rows = None
-
-    @property
-    def rows(self) -> torch.Tensor:
-        """All rows, (context + SPARE_ROWS, n); not while they are `evicted`."""
-        assert self._rows is not None
-        return self._rows
 
     @property
     def evicted(self) -> bool:
@@ -116,8 +103,9 @@ class History:
         return row
 
     def row(self, row: int) -> torch.Tensor:
-        """The values of a row, (n,)."""
-        return self.rows[row]
+        """The values of a row, (n,); not while the history is `evicted`."""
+        assert self._rows is not None
+        return self._rows[row]
 
     def drop(self, row: int) -> None:
         """End one use of a row."""
@@ -132,11 +120,7 @@ class History:
         return row
 
     async def store(self, step: int, row: int) -> bool:
-        """Make a received row visible; False if the very same snapshot was there already.
-
-        Raises:
-            SnapshotConflict: the step already has other values, or has become too old.
-        """
+        """Make a received row visible; False if the same snapshot was there, SnapshotConflict if another was or it is too old."""
         if not self.holds(step):
             self.commit(step, row)
             return True
@@ -165,7 +149,7 @@ class History:
             detail = f"the history lacks the steps {missing}: send them and ask again"
             raise HistoryMissing(detail, missing=missing, steps=self.steps)
         rows = tuple(self.hold(step) for step in steps)
-        return Context(steps[-1], tuple(self._serials[row] for row in rows), rows, tuple(self.rows[row] for row in rows))
+        return Context(steps[-1], tuple(self._serials[row] for row in rows), rows, tuple(map(self.row, rows)))
 
     def release(self, context: Context) -> None:
         """The forecast is made."""

@@ -26,11 +26,7 @@ STRUCTURE_PER_NEURON: Final = 64
 
 
 class Registrations:
-    """Turns and memory for large registrations. Used on the event loop only.
-
-    Args:
-        bodies: memory for those on their way.
-    """
+    """Turns, and memory for bodies on their way, of large registrations. Used on the event loop only."""
 
     def __init__(self, bodies: Budget) -> None:
         self._bodies = bodies
@@ -39,11 +35,7 @@ class Registrations:
 
     @contextmanager
     def receiving(self, tenant: str, size_bytes: int) -> Iterator[None]:
-        """Set the memory of a body aside, before any of it is read.
-
-        Raises:
-            Busy: others, or the tenant's own, have it.
-        """
+        """Set the memory of a body aside, before any of it is read. Raise Busy if others, or the tenant's own, have it."""
         if size_bytes <= LARGE_BYTES:
             yield
             return
@@ -70,12 +62,7 @@ class Registrations:
 
 
 def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:
-    """Is this a network a server can work on at all?
-
-    Raises:
-        BadWiring: it has no parameters.
-        TooLarge: a snapshot is larger than allowed, or the graph is out of all proportion to its weights.
-    """
+    """Raise BadWiring for a network without parameters, TooLarge for a large snapshot or a graph out of all proportion to it."""
     wiring, size_bytes = spec.wiring, spec.wiring.size * DTYPE_BYTES[spec.dtype]
     if not wiring.size:
         raise BadWiring("the wiring's parameters hold no values", field="wiring.parameters")
@@ -92,11 +79,8 @@ def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:
 
 
 def check_coverage(wiring: Wiring) -> None:
-    """Does every weight lie in at most one block? One that lay in two would stand for another, which is in none and would be
-    counted as forecast. Takes a byte for each value of the largest parameter, and a second for a billion values or so.
-
-    Raises:
-        BadWiring: naming the parameter.
+    """Raise BadWiring if a weight lies in two blocks: it would stand for one that is in none, and would be counted as forecast.
+    Takes a byte for each value of the largest parameter, and a second for a billion values or so.
     """
     holding: dict[int, list[Block]] = {}
     for block in wiring.blocks:

@@ -2,17 +2,14 @@
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Final
 
 from nowcast_server.jobs.budget import Budget
-from nowcast_server.jobs.course import COURSE_BYTES, Course
+from nowcast_server.jobs.course import COURSE_BYTES, Course, Places
 from nowcast_server.jobs.history import History, history_bytes
-from nowcast_server.jobs.places import Places
 from nowcast_server.jobs.skill import TrackRecord, track_bytes
 from nowcast_server.settings import Settings
 from protos.errors import Busy, JobConflict, OutOfMemoryBudget, RunConflict, UnknownJob
@@ -47,7 +44,6 @@ class Job:
     snapshots: int = 0
     nowcasts: int = 0
     progress: Progress | None = None  # as the worker last told it
-    forecast_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     track: TrackRecord = field(init=False)
     course: Course = field(init=False)
     places: Places = field(default_factory=Places)
@@ -102,25 +98,16 @@ class Job:
             nowcasts=self.nowcasts,
             progress=self.progress,
             finished=self.finished,
-            forecast_s=median(self.forecast_s) if self.forecast_s else None,
+            forecast_s=self.course.latency().get("forecast"),
             skill=self.track.skill(),
         )
 
 
 class Jobs:
-    """Jobs by tenant and id. Used on the event loop only.
-
-    Args:
-        memory: of all jobs together.
-        settings: the limits.
-        on_evict: told whose history was evicted.
-    """
+    """Jobs by tenant and id, in one budget; `on_evict` is told whose history was evicted. Used on the event loop only."""
 
     def __init__(self, memory: Budget, *, settings: Settings, on_evict: Callable[[Job], None] = lambda _: None) -> None:
-        self.on_evict = on_evict
-        """Makes the memory of histories; a server with a device sets it before the first job comes."""
-        self._memory = memory
-        self._settings = settings
+        self._memory, self._settings, self._on_evict = memory, settings, on_evict
         self._jobs: dict[tuple[str, str], Job] = {}
 
     def __len__(self) -> int:
@@ -132,22 +119,20 @@ class Jobs:
     def of(self, tenant: str) -> list[Job]:
         return [job for job in self if job.tenant == tenant]
 
+    def find(self, tenant: str, job_id: str) -> Job | None:
+        """The tenant's job of this name, whoever else may have one; looking at it is no call of its run."""
+        return self._jobs.get((tenant, job_id))
+
     def get(self, tenant: str, job_id: str) -> Job:
-        """The tenant's job of this name; raises UnknownJob if there is none, whoever else may have one."""
-        job = self._jobs.get((tenant, job_id))
+        """The tenant's job of this name, which is called on; raises UnknownJob if there is none."""
+        job = self.find(tenant, job_id)
         if job is None:
             raise UnknownJob(f"job {job_id!r} is not registered: register it and resend its snapshots", field="job")
         job.touch()
         return job
 
     def known(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None) -> Job | None:
-        """The job of this name, if it is the same; None if there is none.
-
-        Raises:
-            JobConflict: another job has this id.
-            RunConflict: another run has this job.
-            Busy: it was finished or evicted, and there is no memory for it now.
-        """
+        """The job of this name, None if there is none. Raise JobConflict, RunConflict, or Busy if memory to restore it is short."""
         job = self._jobs.get((tenant, job_id))
         if job is not None:
             _check_same(job.spec, spec)
@@ -162,10 +147,8 @@ class Jobs:
     def reserved(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None) -> Iterator[Job]:
         """Set the memory of a new job aside, before anything is allocated for it; it is given back if the context raises.
 
-        The job is one of these once the context ends, unless another call has registered it meanwhile.
-
-        Raises:
-            OutOfMemoryBudget, Busy: it does not fit beside the others, of whom none rests for long enough to make room for it.
+        The job is one of these once the context ends, unless another call has registered it meanwhile. OutOfMemoryBudget or Busy if
+        it does not fit beside the others, of whom none rests for long enough to make room for it.
         """
         self._check_number(tenant)
         size_bytes = _evictable_bytes(spec) + _wiring_bytes(spec)
@@ -212,12 +195,14 @@ class Jobs:
         """Forget a job; its memory is free once its last upload or forecast has ended."""
         del self._jobs[job.tenant, job.id]
         job.closed = True
-        if not job.users:
-            self._end(job)
+        self._settle(job)
 
-    def _end(self, job: Job) -> None:
-        self.evict(job)
-        self._memory.give(job.tenant, _wiring_bytes(job.spec))
+    def _settle(self, job: Job) -> None:
+        """Free what a job does not need any more, once nothing of it is in flight."""
+        if not job.users and (job.closed or job.finished):
+            self.evict(job)
+            if job.closed:
+                self._memory.give(job.tenant, _wiring_bytes(job.spec))
 
     def _take(self, tenant: str, size_bytes: int, spec: JobSpec) -> None:
         what = f"a history of {spec.context} snapshots of {spec.wiring.size} {spec.dtype} values, with its wiring,"
@@ -225,7 +210,7 @@ class Jobs:
             self._memory.check(size_bytes, what=what, tenant=of)
             for victim in self._victims(size_bytes - self._memory.left_bytes(of), of=of, tenant=tenant):
                 self.evict(victim)
-                self.on_evict(victim)
+                self._on_evict(victim)
             self._memory.check_left(size_bytes, what=what, tenant=of)
         self._memory.take(tenant, size_bytes)
 
@@ -273,20 +258,11 @@ class Jobs:
         """It has ended."""
         job.users -= 1
         job.touch()
-        if job.users:
-            return
-        if job.closed:
-            self._end(job)
-        elif job.finished:
-            self.evict(job)
+        self._settle(job)
 
     @contextmanager
     def using(self, job: Job) -> Iterator[None]:
-        """An upload or forecast of the job, as long as the context lasts.
-
-        Raises:
-            UnknownJob: it was deleted, or has expired, while the call came; or its run has said that it is over.
-        """
+        """An upload or forecast of the job, as long as the context lasts; UnknownJob if it has gone or finished meanwhile."""
         if job.closed or job.finished:
             raise UnknownJob(f"job {job.id!r} was deleted: register it again and resend its snapshots", field="job")
         self.enter(job)

@@ -55,11 +55,7 @@ class NeuronClasses:
 
     @classmethod
     def of(cls, wiring: Wiring) -> "NeuronClasses":
-        """The classes of a wiring.
-
-        Raises:
-            TooManyClasses: there are more than `MOST_CLASSES`, or blocks join more than `MOST_PAIRS` of them.
-        """
+        """The classes of a wiring; TooManyClasses beyond `MOST_CLASSES`, or if blocks join more than `MOST_PAIRS` of them."""
         cuts = np.flatnonzero(_cuts(wiring))
         starts, sizes = cuts[:-1], np.diff(cuts)
         if len(sizes) > MOST_CLASSES:

@@ -24,11 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Embedder:
-    """Embeds contexts of one network.
-
-    Raises:
-        CheckpointError: the checkpoint is of no graph network, or of one whose forecasts see no neuron.
-    """
+    """Embeds contexts of one network."""
 
     def __init__(self, checkpoint: Checkpoint, wiring: Wiring) -> None:
         options = checkpoint.options

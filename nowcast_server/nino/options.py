@@ -54,11 +54,7 @@ class ModelOptions:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Read `to_dict`'s form.
-
-        Raises:
-            CheckpointError: an option is unknown, of the wrong type, or asks for what no model here has.
-        """
+        """Read `to_dict`'s form. A CheckpointError names the option that is not supported."""
         if not isinstance(data, dict):
             raise CheckpointError("the options must be an object", field="options")
         kinds = {field.name: type(field.default) for field in fields(cls)}

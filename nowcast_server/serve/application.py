@@ -49,9 +49,6 @@ def application(args: dict[str, Any]) -> Application:
     """One nowcast server, in as many replicas as the deployment's options say, with `Settings` by name, as in a config's `args`.
 
     What they leave out comes from `NOWCAST_*` variables of the replica. Host and port are the proxy's business.
-
-    Raises:
-        pydantic.ValidationError: they are not valid.
     """
     Settings(**args)
     return deployment.bind(args)
@@ -95,11 +92,8 @@ def start(
 
     `host` and `port` of the settings become the proxies'. `nowcast submit` finds the server by its name. Servers with different
     checkpoints can share a cluster, each under a prefix of all paths. `tls` are the files of a certificate and its key; not mutual:
-    Serve's proxy asks no client for one.
-
-    Raises:
-        ValueError, OSError: the settings cannot be served.
-        RuntimeError: the replicas do not start; Ray's logs say why.
+    Serve's proxy asks no client for one. ValueError or OSError if the settings cannot be served, RuntimeError if replicas do
+    not start; Ray's logs say why.
     """
     known = Settings(**settings)
     tokens = Tokens.load(known)
@@ -138,11 +132,7 @@ def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Rep
     """`nowcast-server serve-on-ray`: join a cluster, or start one here, and deploy.
 
     Without an address the cluster is this machine, for as long as this process lives. To stay is to wait for a signal, and to take
-    the server down then. All else is as for `start`.
-
-    Raises:
-        ConnectionError: there is no cluster at the address.
-        ValueError, OSError, RuntimeError: see `start`.
+    the server down then. All else is as for `start`. ConnectionError if there is no cluster at the address.
     """
     known = Settings(**settings)
     configure_logging(level=known.log_level, style=known.log_format)

@@ -39,11 +39,7 @@ class Peers:
         self._handle: DeploymentHandle[Any] | None = None
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of every replica; their answers. Those that have died meanwhile are left out.
-
-        Raises:
-            Unavailable: one does not answer.
-        """
+        """Call a method of every replica that is alive; their answers, or Unavailable if one does not answer."""
         if self._handle is None:
             self._handle = serve.get_deployment_handle(self._name, self._app)
         try:
@@ -67,7 +63,7 @@ ThePeers = Annotated[Peers, Depends(_peers)]
 
 @router.put(f"{API}/jobs/{{job}}", openapi_extra=json_body(JobSpec), responses={201: {"model": JobStatus}})
 async def register(  # noqa: PLR0917 -- FastAPI passes them by name
-    job: TheJobId, tenant: Tenant, run: Run, service: TheService, request: Request, response: Response, peers: ThePeers
+    job: TheJobId, tenant: Tenant, service: TheService, request: Request, response: Response, peers: ThePeers, run: Run = None
 ) -> JobStatus:
     """Register a job here, and nowhere else; unless another run has it, wherever.
 
@@ -76,7 +72,7 @@ async def register(  # noqa: PLR0917 -- FastAPI passes them by name
     for conflict in await peers.ask("run_conflict", tenant, job, run):
         if conflict is not None:
             raise RunConflict(conflict, field=RUN_HEADER)
-    status = await jobs.register(job, tenant, run, service, request, response)
+    status = await jobs.register(job, tenant, service, request, response, run)
     if any(await peers.ask("forget", tenant, job, request.app.state.tag)):
         log.info("job moved here", extra={"tenant": tenant, "job": job})
     return status

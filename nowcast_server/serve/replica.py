@@ -16,7 +16,7 @@ from nowcast_server.serve.scaling import AT_HAND
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web.page.source import Local, Source
-from protos.errors import RunConflict, UnknownJob
+from protos.errors import RunConflict
 from protos.messages import JobStatus
 
 POLL_S = 0.05
@@ -71,22 +71,19 @@ class Replica:
     async def run_conflict(self, tenant: str, job: str, run: str | None) -> str | None:
         """Why the run may not have the job, if it is here for another."""
         try:
-            self._service.jobs.get(tenant, job).check_run(run)
+            if (held := self._service.jobs.find(tenant, job)) is not None:
+                held.check_run(run)
         except RunConflict as conflict:
             return conflict.detail
-        except UnknownJob:
-            pass
         return None
 
     async def forget(self, tenant: str, job: str, keeper: str | None) -> bool:
         """Drop a job, unless this is the replica that keeps it; True if it was here."""
-        try:
-            held = self._service.jobs.get(tenant, job)
-        except UnknownJob:
+        held = self._service.jobs.find(tenant, job)
+        if held is None or keeper == self._tag:
             return False
-        if keeper != self._tag:
-            self._service.remove(held)
-        return keeper != self._tag
+        self._service.remove(held)
+        return True
 
     async def statuses(self, tenant: str) -> list[JobStatus]:
         """The tenant's jobs that are here."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import MappingProxyType
 from typing import Any
 
 from nowcast_server.jobs.registry import Job
@@ -18,13 +17,9 @@ from protos.wiring import Wiring
 
 
 class Recording:
-    """Keeps the snapshots of jobs registered with `record: true` below a folder, if there is one, by tenant. Used on the event
-    loop.
+    """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant. Used on the event loop.
 
     A disk that fails, or whatever else, costs the record, never the job: it is logged, and the job is not recorded any further.
-
-    Raises:
-        OSError: no file can be made in the folder.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -81,18 +76,12 @@ def _name(job: Job) -> str:
 
 
 @dataclass
-class _Open:
-    writer: TrajectoryWriter
-    cut: bool
-    """Whether the next snapshot begins a segment."""
-
-
-@dataclass
 class Recorder:
     """Keeps the snapshots of jobs in a folder, one file a run. For one thread."""
 
     folder: Path  # below which the files lie
-    _open: dict[str, _Open] = field(default_factory=dict)
+    _open: dict[str, TrajectoryWriter] = field(default_factory=dict)
+    _cut: set[str] = field(default_factory=set)  # whose next snapshot begins a segment
 
     def add(
         self,
@@ -102,7 +91,7 @@ class Recorder:
         step: int,
         state: Floats,
         loss: float = math.nan,
-        about: Mapping[str, Any] = MappingProxyType({}),
+        about: Mapping[str, Any] | None = None,
     ) -> bool:
         """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept. A new file's header says `about`.
 
@@ -111,28 +100,29 @@ class Recorder:
         """
         if job not in self._open:
             path = self._path(f"{job}-{wiring.hash[:12]}", step)
-            header = {"task": f"recorded/{job}", "wiring": wiring.to_dict(), **about}
-            self._open[job] = _Open(TrajectoryWriter(path, state, header=header), cut=True)
+            header = {"task": f"recorded/{job}", "wiring": wiring.to_dict(), **(about or {})}
+            self._open[job] = TrajectoryWriter(path, state, header=header)
+            self._cut.add(job)
         run = self._open[job]
-        if step <= run.writer.last_step:
+        if step <= run.last_step:
             return False
         try:
-            run.writer.append(step, state, loss=loss, segment=run.writer.last_segment + run.cut)
+            run.append(step, state, loss=loss, segment=run.last_segment + (job in self._cut))
         except BadTrajectory:
             return False
-        run.cut = False
-        run.writer.flush()
+        self._cut.discard(job)
+        run.flush()
         return True
 
     def jumped(self, job: str) -> None:
         """The job has loaded a forecast: what follows does not continue what came before."""
-        if job in self._open:
-            self._open[job].cut = True
+        self._cut.add(job)
 
     def end(self, job: str) -> None:
         """The job is gone; one that comes back under its name continues its file if its steps do."""
+        self._cut.discard(job)
         if run := self._open.pop(job, None):
-            run.writer.close()
+            run.close()
 
     def close(self) -> None:
         """End all."""

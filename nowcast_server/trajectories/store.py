@@ -62,11 +62,7 @@ class Trajectory:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Map a file.
-
-        Raises:
-            BadTrajectory: it is none.
-        """
+        """Map a file, or raise BadTrajectory."""
         header, start = _read_header(path)
         size = header["parameters"]
         record = _record(size)
@@ -112,10 +108,8 @@ class TrajectoryWriter:
     """Appends snapshots (n,) float32 to a file, whose folder is made, or goes on with one that is there.
 
     Of a new file `first` is the base, and `header` is JSON-able: `metatrain.fit` reads `wiring` (`Wiring.to_dict`) or `design`
-    (`Design.to_dict`), `task`, and whatever else is known of the run.
-
-    Raises:
-        BadTrajectory: the file there holds another network's run, or a snapshot is too large for any.
+    (`Design.to_dict`), `task`, and whatever else is known of the run. BadTrajectory if the file there holds another network's run,
+    or a snapshot is too large for any.
     """
 
     def __init__(self, path: Path, first: Floats, *, header: dict[str, Any]) -> None:
@@ -133,11 +127,7 @@ class TrajectoryWriter:
         self._file.seek(0, os.SEEK_END)
 
     def append(self, step: int, state: Floats, *, loss: float = float("nan"), segment: int = 0) -> None:
-        """Add the snapshot `state` (n,) of a later step than all before.
-
-        Raises:
-            BadTrajectory: the step is not later, or a weight has moved further than float16 reaches.
-        """
+        """Add the snapshot `state` (n,). BadTrajectory if its step is not later than all, or a weight is beyond float16's reach."""
         if step <= self.last_step:
             raise BadTrajectory(f"step {step} is not after step {self.last_step}")
         row = np.zeros(1, dtype=self._record)
@@ -166,10 +156,7 @@ class TrajectoryWriter:
 
 
 def trajectories(folder: Path) -> Iterator[Trajectory]:
-    """All trajectories below `folder`, in the order of their paths; those of drafts, whose folders are hidden, are not.
-
-    A damaged one is left out and logged.
-    """
+    """All trajectories below `folder` by path, but for drafts, whose folders are hidden; a damaged one is logged and left out."""
     for path in sorted(folder.rglob(f"*{SUFFIX}")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue

@@ -9,7 +9,6 @@ import pytest
 from commands import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILES = ("cpu", "gpu")
 
 
 @pytest.fixture(scope="module")
@@ -18,40 +17,9 @@ def compose(documents: Callable[[str], list[Any]]) -> Any:
     return documents("docker-compose.yml")[0]
 
 
-def of_profile(compose: Any, profile: str) -> dict[str, Any]:
-    """The services that `--profile` starts."""
-    return {name: each for name, each in compose["services"].items() if profile in each["profiles"]}
-
-
-def aliases(name: str, service: Any) -> set[str]:
-    """Host names under which others reach a service."""
-    return {name, *service.get("networks", {}).get("default", {}).get("aliases", [])}
-
-
 def test_compose_file_follows_the_specification(compose: Any) -> None:
     """`docker compose` would refuse the file: an unknown key, a wrong type, a network or volume nobody defines."""
     pytest.importorskip("compose_spec").compose_spec.PyCompose.from_dict(compose).validate()
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_images_and_hosts_belong_to_the_profile(compose: Any, profile: str) -> None:
-    """`--profile gpu` would run the CPU's image or wheel, pull one that exists nowhere, or call a host that is not there."""
-    services = of_profile(compose, profile)
-    built = {each["image"] for each in services.values() if "build" in each}
-    ours = {each["image"] for each in services.values() if each["image"].startswith("nowcast")}
-    assert ours == built == {f"nowcast-server:{profile}", f"nowcast-worker:{profile}"}
-    (index,) = {each["build"]["args"]["TORCH_INDEX"] for each in services.values() if "build" in each}
-    assert index.startswith("${TORCH_INDEX:-https://download.pytorch.org/whl/" + {"cpu": "cpu", "gpu": "cu"}[profile])
-    hosts = {alias for name, each in services.items() for alias in aliases(name, each)}
-    assert {"server", "ray-head"} <= hosts
-    assert all(set(each.get("depends_on", {})) <= set(services) for each in services.values())
-
-
-def test_server_and_worker_have_a_gpu_each(compose: Any) -> None:
-    """Forecasts and training would slow each other down on one GPU while the other stands idle."""
-    reserved = [each["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
-                for name, each in of_profile(compose, "gpu").items() if name in {"server-gpu", "ray-worker-gpu"}]  # fmt: skip
-    assert reserved == [["${NOWCAST_SERVER_GPU:-0}"], ["${NOWCAST_WORKER_GPU:-1}"]]
 
 
 def test_commands_are_what_the_images_understand(compose: Any) -> None:

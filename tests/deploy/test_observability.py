@@ -104,16 +104,3 @@ def test_prometheus_scrapes_what_answers(documents: Documents) -> None:
     for name in found["names"]:
         command = compose["services"][name]["command"]
         assert command[command.index("--metrics-export-port") + 1] == str(found["port"])
-
-
-def test_grafana_finds_its_dashboard_and_its_data(documents: Documents) -> None:
-    """Grafana would come up empty."""
-    (compose,) = documents("docker-compose.yml")
-    mounts = dict(volume.split(":")[:2] for volume in compose["services"]["grafana"]["volumes"])
-    (provider,) = documents("deploy/grafana/provisioning/dashboards/nowcast.yml")[0]["providers"]
-    (source,) = documents("deploy/grafana/provisioning/datasources/prometheus.yml")[0]["datasources"]
-    assert provider["options"]["path"] == mounts["./deploy/grafana"]
-    home = compose["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-    assert home == f"{mounts['./deploy/grafana']}/nowcast.json"
-    assert source["url"] == "http://prometheus:9090"
-    assert "prometheus" in compose["services"]

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 Documents = Callable[[str], list[Any]]
-INSTANCES = {"m6i.xlarge": (4, 16), "g5.2xlarge": (8, 32), "c6i.2xlarge": (8, 16)}  # vCPUs and GiB, as AWS lists them
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +82,3 @@ def test_the_launcher_accepts_the_cluster_file(documents: Documents) -> None:
         known = schema["properties"]["available_node_types"]["patternProperties"][".*"]["properties"]
         assert set(node) <= set(known), name
     assert cluster["head_node_type"] in cluster["available_node_types"]
-
-
-def test_nodes_have_the_memory_a_replica_may_take(documents: Documents, serve_config: Any) -> None:
-    """The kernel would kill a replica that keeps to its own budgets, in the middle of everybody's forecasts."""
-    from nowcast_server.settings import GIB, Settings
-
-    (app,) = serve_config["applications"]
-    settings = Settings(memory=app["args"]["memory"], forecast_memory=app["args"]["forecast_memory"])
-    needed = 1.2 * (settings.memory + settings.forecast_memory) / GIB + 4  # as the Helm chart has it
-    (cluster,) = documents("deploy/cloud/aws.yaml")
-    nodes = {name: INSTANCES[node["node_config"]["InstanceType"]] for name, node in cluster["available_node_types"].items()}
-    for name, node in cluster["available_node_types"].items():
-        assert node["resources"]["CPU"] <= nodes[name][0], name
-    assert nodes["serve"][1] >= needed

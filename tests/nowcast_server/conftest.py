@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from server_kit import Caller, Last, Start, dense, listening, wait_until_ready
 
 from nowcast_server.app import create_app
-from nowcast_server.forecasting import Forecaster
+from nowcast_server.forecasters import Forecaster
 from nowcast_server.settings import Settings
 from protos.wiring import Wiring
 

@@ -1,6 +1,7 @@
 """A small network, forecasters that do as they are told, and a caller that speaks the protocol to an app in process."""
 
 import json
+import math
 import socket
 import ssl
 import threading
@@ -17,10 +18,13 @@ from httpx2 import Client, Response
 from waiting import until as until  # noqa: PLC0414 -- for the tests that have the rest from here
 
 from nowcast_server.interruption import interruptible_items
+from nowcast_server.jobs.registry import Job
 from nowcast_server.running import server_for
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
+from nowcast_server.tokens import ANONYMOUS
 from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
+from protos.messages import Progress
 from protos.wiring import Block, Parameter, Wiring
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -150,6 +154,10 @@ class Caller:
             f"/v1/jobs/{self.job}", content=json.dumps(spec), headers={**self.headers, "content-type": "application/json"}
         )
 
+    def put(self, job: str, *, headers: dict[str, str] | None = None, **changes: Any) -> None:
+        """Register another job."""
+        assert self.as_job(job, **(headers or {})).register(**changes).status_code == 201
+
     def filled(self) -> "Caller":
         """The same, registered and with a context of snapshots."""
         assert self.register().status_code == 201
@@ -190,6 +198,16 @@ class Caller:
 
 Start = Callable[..., Caller]
 """`start(forecaster, …, wiring=…, setting=…)` runs an app and gives a caller."""
+
+
+def tell(service: Service, job: str, steps: range, *, tenant: str = ANONYMOUS, speed: float = 1.0, **changes: Any) -> Job:
+    """Have the run of a job tell its progress at these steps: a falling loss, a gain, a coherence."""
+    found = service.jobs.get(tenant, job)
+    for step in steps:
+        loss = 2.0 * math.exp(-speed * step / 400) + 0.1 + 0.02 * math.sin(step)
+        progress = {"max_steps": 2000, "loss": loss, "gain": 0.7, "coherence": 0.4, "used": step // 10, **changes}
+        found.tell(Progress(step=step, **progress))
+    return found
 
 
 def refused(response: Response, status: int, code: str, field: str | None = None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import os
 from typing import Any
 
 import httpx2
-import pytest
 import schemathesis
 import torch
 from hypothesis import HealthCheck, given, reject, settings
@@ -83,35 +82,16 @@ SPEC = st.fixed_dictionaries(
 
 
 @FUZZ
-@given(spec=SPEC | JSON, blanks=st.sampled_from([0, 70_000]))
-def test_registrations(caller: Caller, spec: Any, blanks: int) -> None:
-    """Some wiring that makes no sense would be taken in, or bring the server down; a long body is parsed by other code."""
-    content = json.dumps(spec) + blanks * " "
-    response = caller.client.put("/v1/jobs/other", content=content, headers={"content-type": "application/json"})
+@given(spec=SPEC | JSON)
+def test_registrations(caller: Caller, spec: Any) -> None:
+    """Some wiring that makes no sense would be taken in, or bring the server down."""
+    response = caller.client.put("/v1/jobs/other", content=json.dumps(spec), headers={"content-type": "application/json"})
     if response.status_code == 201:
         assert response.json()["parameters"] > 0
         assert caller.client.delete("/v1/jobs/other").status_code == 204
     else:
         _check(caller, response)
     assert len(caller.service.jobs) == 1
-
-
-@FUZZ
-@given(
-    request=st.fixed_dictionaries(
-        {}, optional={"context": st.lists(VALUE) | VALUE, "horizons": st.lists(VALUE) | VALUE, "dtype": VALUE}
-    )
-    | JSON
-)
-def test_nowcasts(caller: Caller, request: Any) -> None:
-    """Some odd question would bring the server down."""
-    if not caller.steps():
-        caller.fill(10, 20, 30)
-    _check(
-        caller,
-        caller.client.post("/v1/jobs/job/nowcasts", content=json.dumps(request), headers={"content-type": "application/json"}),
-    )
-    assert caller.service.forecasts.used_bytes == 0
 
 
 PROGRESS = st.fixed_dictionaries(
@@ -167,22 +147,3 @@ def test_the_api_as_it_describes_itself(caller: Caller, case: schemathesis.Case)
     assert response.status_code < 500 or response.status_code in {503, 504, 507}, response.text
     if response.status_code >= 400:
         assert (response.status_code, response.json()["code"]) in KNOWN
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow(caller: Caller) -> None:
-    """Refused calls would leave something behind, until the server is full."""
-    import gc
-
-    def refuse() -> None:
-        for _ in range(50):
-            caller.upload(10, GOOD[:-3])
-            caller.nowcast(90)
-            caller.register(context=1)
-
-    refuse()
-    gc.collect()
-    before = len(gc.get_objects())
-    refuse()
-    gc.collect()
-    assert len(gc.get_objects()) < before + 350

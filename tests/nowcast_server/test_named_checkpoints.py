@@ -13,13 +13,12 @@ from server_kit import Caller, dense, read_forecasts, refused, until, wait_until
 from typer.testing import CliRunner
 
 from nowcast_server.app import create_app
-from nowcast_server.checkpoint_file import FORECASTER_NAMES, CheckpointFile
 from nowcast_server.cli import app
 from nowcast_server.forecasters import FORECASTERS, load_forecaster
 from nowcast_server.forecasters.registry import load_forecasters
 from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
-from nowcast_server.settings import Settings
+from nowcast_server.settings import FORECASTER_NAMES, CheckpointFile, Settings
 from protos.wiring import Block, Parameter, Wiring
 
 Make = Callable[..., Path]

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,7 @@ import torch
 from server_kit import Caller, Held, Last, Odd, Start, Walk, dense, frames, read_forecasts, refused, until
 
 from nowcast_server.forecasting import Forecasts
-from nowcast_server.jobs.budget import Budget
-from nowcast_server.nowcasting import Loan
+from nowcast_server.jobs.budget import Budget, Loan
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web.problems import Boundary
@@ -27,16 +25,6 @@ from protos.frames import Header
 
 def _counted(caller: Caller, outcome: str, forecaster: str = "last") -> float:
     return float(caller.service.metrics.forecasts.labels(forecaster, outcome)._value.get())
-
-
-def test_a_nowcast(caller: Caller) -> None:
-    """The forecasts would not be those of the job's context."""
-    caller.fill()
-    response = caller.nowcast(horizons=(1, 5, 40))
-    header, forecasts = read_forecasts(response.content)
-    assert response.headers["content-type"] == "application/vnd.nowcast.frames"
-    assert header == Header("forecasts", "float32", (3, 12), 30, (1, 5, 40))
-    assert torch.equal(forecasts, caller.values(30).repeat(3, 1))
 
 
 def test_the_context_is_in_order(start: Start) -> None:
@@ -194,15 +182,6 @@ def test_forecast_memory(start: Start, working: int) -> None:
     assert caller.nowcast(horizons=range(1, 6)).status_code == 200
 
 
-def test_a_job_that_could_never_be_forecast(start: Start) -> None:
-    """A worker would train for hours before its first nowcast told it that there will be none."""
-    row = 12 * 4
-    fits = start(Last(working=5000), forecast_memory=row + 5000)
-    assert fits.register().status_code == 201
-    problem = refused(start(Last(working=5000), forecast_memory=row + 4999).register(), 507, "out_of_memory_budget")
-    assert (problem["needed_bytes"], problem["limit_bytes"]) == (row + 5000, row + 4999)
-
-
 def test_memory_of_weights_is_not_waited_for(start: Start) -> None:
     """A job would be told for ever to come again for memory that the forecasters' own weights have."""
     one = 12 * 4
@@ -214,26 +193,6 @@ def test_memory_of_weights_is_not_waited_for(start: Start) -> None:
     figures = caller.client.get("/metrics").text.splitlines()
     assert 'nowcast_memory_bytes{use="forecasts"} 5000.0' in figures
     assert f'nowcast_memory_limit_bytes{{use="forecasts"}} {5000.0 + one}' in figures
-
-
-def test_the_queue_is_bounded(start: Start) -> None:
-    """Waiting forecasts would pile up without end, of one job or of all."""
-    held = Held()
-    caller = start(held, queue=3, job_queue=2)
-    jobs = [caller.as_job(name) for name in "abcd"]
-    for job in jobs:
-        job.register()
-        job.fill()
-    with ThreadPoolExecutor(8) as pool:
-        running = pool.submit(jobs[0].nowcast)
-        assert held.begun.acquire(timeout=60)
-        waiting = [pool.submit(job.nowcast) for job in (jobs[1], jobs[1], jobs[2])]
-        until(lambda: caller.service.device.waiting == 3)
-        response = jobs[3].nowcast()
-        problem = refused(response, 429, "busy")
-        assert int(response.headers["retry-after"]) >= problem["retry_after_s"] >= 1
-        held.released.set()
-        assert [each.result().status_code for each in [running, *waiting]] == [200] * 4
 
 
 @pytest.mark.parametrize("leaves", ["deadline", "hangs up"])
@@ -322,8 +281,7 @@ def test_a_busy_forecast_is_in_nobodys_way(listen: Start) -> None:
     caller = listen(Odd(answer=busy), wiring=dense(100, 100))
     other = caller.as_job("other")
     for each in (caller, other):
-        each.register()
-        each.fill()
+        each.filled()
     with ThreadPoolExecutor(1) as pool:
         nowcast = pool.submit(caller.nowcast)
         until(lambda: not caller.service.device.idle)
@@ -332,38 +290,6 @@ def test_a_busy_forecast_is_in_nobodys_way(listen: Start) -> None:
             assert other.upload(30 + 10 * call).status_code == 200
         enough.set()
         assert nowcast.result().status_code == 200
-
-
-@pytest.mark.slow
-def test_eight_jobs_at_once_get_what_each_gets_alone(listen: Start, start: Start, shared: Path) -> None:
-    """Jobs served at the same time would see each other's snapshots or forecasts."""
-    from nowcast_server.forecasters import load_forecaster
-
-    checkpoint = shared / "checkpoints" / "nino_no_posw.pt"
-    forecasters = [load_forecaster("nino", checkpoint=checkpoint), *map(load_forecaster, ("linear", "average", "last"))]
-    together = listen(*forecasters)
-    barrier = threading.Barrier(8)
-
-    def run(index: int, caller: Caller) -> list[torch.Tensor]:
-        mine = Caller(caller.client, caller.service, dense(10 + index, 20), f"job-{index}")
-        assert mine.register(forecaster=forecasters[index % 4].name, context=5).status_code == 201
-        if caller is together:
-            barrier.wait(120)
-        found = []
-        for period in range(3):
-            steps = [10 * (5 * period + each) for each in range(1, 6)]
-            mine.fill(*steps)
-            found.append(read_forecasts(mine.nowcast(context=steps, horizons=(1, 5, 40)).content)[1])
-        return found
-
-    with ThreadPoolExecutor(8) as pool:
-        at_once = list(pool.map(lambda index: run(index, together), range(8)))
-    alone = start(*forecasters)
-    for index in range(8):
-        for ours, theirs in zip(at_once[index], run(index, alone), strict=True):
-            assert torch.equal(ours, theirs)
-    different = {tuple(forecasts[0][0, :5].tolist()) for forecasts in at_once}
-    assert len(different) > 1
 
 
 def test_a_client_that_fetches_too_slowly(caplog: pytest.LogCaptureFixture) -> None:

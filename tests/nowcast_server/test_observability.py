@@ -78,28 +78,6 @@ def test_calls_are_logged_with_job_and_step(caller: Caller, caplog: pytest.LogCa
     assert {("snapshot", "job", "10"), ("call refused", "job", "20")} <= found
 
 
-def test_openapi(caller: Caller) -> None:
-    """The description that clients are written from would be missing calls or bodies."""
-    paths = caller.client.get("/v1/openapi.json").json()["paths"]
-    calls = {(method, path) for path, methods in paths.items() for method in methods}
-    assert calls >= {
-        ("put", "/v1/jobs/{job}"),
-        ("put", "/v1/jobs/{job}/snapshots/{step}"),
-        ("post", "/v1/jobs/{job}/nowcasts"),
-        ("post", "/v1/jobs/{job}/finish"),
-        ("get", "/v1/jobs"),
-        ("get", "/v1/info"),
-    }
-    assert paths["/v1/jobs/{job}"]["put"]["requestBody"]["content"]["application/json"]["schema"]["required"] == ["wiring"]
-
-
-def test_info(caller: Caller) -> None:
-    """A worker could not tell what the server offers."""
-    info = caller.client.get("/v1/info").json()
-    assert info["forecasters"] == ["last"]
-    assert (info["protocol"], info["device"], info["max_memory_bytes"]) == (1, "cpu", 8 * 2**30)
-
-
 @pytest.fixture
 def audit_log(tmp_path: Path) -> Iterator[Path]:
     """A file of its own, though the log itself is quiet; logging is as before afterwards."""

@@ -15,50 +15,24 @@ from nowcast_server.settings import Settings
 from protos.frames import Header
 
 
-def test_a_snapshot_is_stored(caller: Caller) -> None:
-    """Nothing would be stored, or not what was sent."""
-    response = caller.upload(10)
-    assert response.json() == {"step": 10, "steps": [10]}
-    (row,) = caller.service.jobs.of("anonymous")[0].history.read([10]).states
-    assert torch.equal(row, caller.values(10))
-
-
-def test_only_the_context_is_kept(caller: Caller) -> None:
-    """Histories would outgrow what was promised to them."""
-    caller.fill(10, 20, 30, 40, 50)
-    assert caller.steps() == [30, 40, 50]
-
-
-def test_replay(caller: Caller) -> None:
-    """A retry after a lost answer would be an error, or count twice."""
-    caller.fill(10, 20, 30)
-    for step in (30, 10):
-        assert caller.upload(step).json()["steps"] == [10, 20, 30]
-    assert caller.status()["snapshots"] == 3
-
-
-def test_other_values_for_a_held_step(caller: Caller) -> None:
-    """Two runs under one job id would mix unnoticed."""
-    caller.fill(10, 20)
-    refused(caller.upload(20, frames(caller.values(99), step=20)), 409, "snapshot_conflict", "step")
-    caller.fill(20, 30)
-    _, forecasts = read_forecasts(caller.nowcast(20 + 10).content)
-    assert torch.equal(forecasts[0], caller.values(30))
-
-
-def test_steps_arrive_in_any_order(caller: Caller) -> None:
-    """A worker could not resend the one snapshot that got lost."""
-    caller.fill(10, 30)
+def test_a_history_of_the_newest_snapshots(caller: Caller) -> None:
+    """Snapshots would not be stored as they were sent, or only in order; a history outgrow its promise; a retry after a lost answer
+    count twice; or two runs under one job id mix unnoticed.
+    """
+    assert caller.upload(10).json() == {"step": 10, "steps": [10]}
+    caller.fill(30)
     assert caller.nowcast().json()["missing"] == [20]
     caller.fill(20)
     assert caller.nowcast().status_code == 200
-
-
-def test_too_old(caller: Caller) -> None:
-    """A run that went back in time would never learn that its snapshots are dropped at once."""
-    caller.fill(20, 30, 40)
-    problem = refused(caller.upload(10), 409, "snapshot_conflict", "step")
+    for step in (30, 10):
+        assert caller.upload(step).json()["steps"] == [10, 20, 30]
+    assert caller.status()["snapshots"] == 3
+    refused(caller.upload(20, frames(caller.values(99), step=20)), 409, "snapshot_conflict", "step")
+    caller.fill(40)
+    problem = refused(caller.upload(10), 409, "snapshot_conflict", "step")  # too old: it would be forgotten at once
     assert problem["steps"] == [20, 30, 40]
+    kept = caller.service.jobs.of("anonymous")[0].history.read([20, 30, 40]).states
+    assert torch.equal(torch.stack(kept), torch.stack([caller.values(step) for step in (20, 30, 40)]))
 
 
 def test_length_is_checked_before_reading(caller: Caller) -> None:

@@ -9,7 +9,7 @@ from server_kit import Caller, Last, Start, dense, until
 from nowcast_server import training_map
 from nowcast_server.forecasters.learned import Nino
 from nowcast_server.forecasters.registry import SHIPPED
-from nowcast_server.jobs.places import EVERY, MOST, Place, Places
+from nowcast_server.jobs.course import EVERY, MOST, Place, Places
 from nowcast_server.map_picture import Embedded, draw, sentence
 from nowcast_server.nino.checkpoint import load_checkpoint
 

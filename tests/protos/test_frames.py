@@ -1,7 +1,5 @@
-"""Framing: whole streams arrive unchanged however they are cut, damaged ones are refused."""
+"""Framing: whole streams arrive unchanged however they are cut, damaged ones are refused; lying ones are in tests/hostile."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import msgpack
@@ -11,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import protos
-from protos.errors import BadFrame, UnsupportedMedia
-from protos.frames import MAX_HEADER_BYTES, FrameReader, Header, write_frames
+from protos.errors import BadFrame
+from protos.frames import FrameReader, Header, write_frames
 
-SNAPSHOT = Header("snapshot", "float32", (1000,), 200)
+SNAPSHOT, EMPTY = Header("snapshot", "float32", (1000,), 200), Header("snapshot", "float32", (0,), 0)
 DATA = np.arange(1000, dtype="<f4")
 
 
@@ -41,15 +39,12 @@ def test_a_stream_arrives_unchanged_however_it_is_cut(pieces: int, chunk_bytes: 
     assert read(stream(chunk_bytes=chunk_bytes), pieces=pieces) == (SNAPSHOT, DATA.tobytes())
 
 
-def test_forecasts_carry_their_horizons() -> None:
-    """A worker would load the forecast of another horizon."""
-    header = Header("forecasts", "bfloat16", (2, 3), 1000, (5, 40))
-    assert read(stream(header, np.arange(6, dtype="<u2")))[0] == header
-
-
-def test_an_empty_tensor_is_a_valid_stream() -> None:
-    """A network without parameters would hang the reader."""
-    assert read(stream(Header("snapshot", "float32", (0,), 0), DATA[:0]))[0].shape == (0,)
+@pytest.mark.parametrize(
+    ("header", "data"), [(Header("forecasts", "bfloat16", (2, 3), 9, (5, 40)), np.arange(6, dtype="<u2")), (EMPTY, DATA[:0])]
+)
+def test_headers_arrive_unchanged(header: Header, data: np.ndarray) -> None:
+    """A worker would load the forecast of another horizon, or a network without parameters hang the reader."""
+    assert read(stream(header, data))[0] == header
 
 
 def test_the_stream_is_plain_msgpack() -> None:
@@ -84,80 +79,6 @@ def test_a_truncated_stream_never_passes(length: int) -> None:
     """Half a snapshot would count as one."""
     with pytest.raises(BadFrame, match="truncated"):
         read(stream()[:length])
-
-
-@given(st.binary(max_size=300))
-def test_noise_is_refused_with_a_clear_error(data: bytes) -> None:
-    """Garbage from the network would raise something the server answers with a 500."""
-    with pytest.raises((BadFrame, UnsupportedMedia)):
-        read(data)
-
-
-def chunk(offset: int, data: bytes, crc: int | None = None, length: int | None = None) -> bytes:
-    crc = zlib.crc32(data) if crc is None else crc
-    return struct.pack(">BBQBIBI", 0x93, 0xCF, offset, 0xCE, crc, 0xC6, len(data) if length is None else length) + data
-
-
-HEAD = SNAPSHOT.pack()
-WHOLE = DATA.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("data", "field"),
-    [
-        (stream() + b"\0", "end"),
-        (HEAD + chunk(0, WHOLE) + chunk(0, WHOLE), "chunks[1]"),
-        (HEAD + chunk(8, WHOLE[8:]), "chunks[0]"),
-        (HEAD + chunk(0, WHOLE[:8]) + chunk(0, WHOLE[:8]), "chunks[1]"),
-        (HEAD + chunk(0, b"", length=2**32 - 1), "chunks[0]"),
-        (HEAD + chunk(0, b""), "chunks[0]"),
-        (HEAD + chunk(0, WHOLE, crc=1), "chunks[0].crc32"),
-        (HEAD + chunk(0, WHOLE) + b"\x91\xce\0\0\0\x02", "end"),
-        (HEAD + b"\x91\xce\0\0\0\0", "end"),
-        (HEAD + b"\xc0", "chunks[0]"),
-    ],
-    ids=["trailing", "replay", "gap", "overlap", "lying-length", "empty", "checksum", "count", "short", "type"],
-)
-def test_a_lying_stream_is_refused_and_the_frame_named(data: bytes, field: str) -> None:
-    """Someone who sends a malformed stream would not learn which frame is wrong, or would get it in."""
-    with pytest.raises(BadFrame) as caught:
-        read(data)
-    assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    ("fields", "field"),
-    [
-        ({"kind": "photo"}, "header.kind"),
-        ({"dtype": "float64"}, "header.dtype"),
-        ({"dtype": ["float32"]}, "header.dtype"),
-        ({"shape": [10, 10]}, "header.shape"),
-        ({"shape": [-1]}, "header.shape"),
-        ({"shape": [2**60]}, "header.shape"),
-        ({"shape": [True]}, "header.shape"),
-        ({"horizons": [1]}, "header.horizons"),
-        ({"step": None}, "header.step"),
-        ({"step": 1.5}, "header.step"),
-    ],
-)
-def test_a_wrong_header_is_refused_and_the_field_named(fields: dict[str, object], field: str) -> None:
-    """A wrong header would be taken for another shape, or fail without saying why."""
-    good = {"nowcast": 1, "kind": "snapshot", "dtype": "float32", "shape": [10], "step": 1}
-    with pytest.raises(BadFrame) as caught:
-        read(msgpack.packb({**good, **fields}))
-    assert caught.value.field == field
-
-
-def test_another_version_is_named_as_such() -> None:
-    """A newer client would be told its bytes are garbage."""
-    with pytest.raises(UnsupportedMedia, match="speaks 1"):
-        read(msgpack.packb({"nowcast": 2}))
-
-
-def test_an_endless_header_is_cut_off() -> None:
-    """A client could fill the server's memory before any budget is checked."""
-    with pytest.raises(BadFrame):
-        read(b"\x81\xa7nowcast\xdb\xff\xff\xff\xff" + b"x" * (MAX_HEADER_BYTES + 10), pieces=1000)
 
 
 def test_what_allocate_raises_reaches_the_caller() -> None:

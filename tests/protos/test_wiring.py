@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.errors import BadWiring
-from protos.wiring import MAX_NAME, Block, EdgeType, Parameter, Wiring
+from protos.wiring import Block, EdgeType, Parameter, Wiring
 
 WEIGHT, BIAS = Parameter("0.weight", (3, 4)), Parameter("0.bias", (3,))
 LINEAR = Block(EdgeType.LINEAR, 0, 4, 4, 3, parameter=0, source_stride=1, target_stride=4)
@@ -90,15 +90,6 @@ def test_malformed_dictionaries_are_refused(data: Any) -> None:
     with pytest.raises(BadWiring) as caught:
         Wiring.from_dict(data)
     assert caught.value.field
-
-
-def test_names_have_a_limit() -> None:
-    """A registration could be one name of many megabytes, and a refusal repeat it."""
-    assert Wiring((Parameter("w" * MAX_NAME, (2,)),), 1, ()).size == 2
-    long = Parameter("w" * (MAX_NAME + 1), (2,))
-    with pytest.raises(BadWiring, match="at most 1024 characters, not 1025") as caught:
-        Wiring((WEIGHT, long, long), 1, ())
-    assert caught.value.field == "parameters[1]"
 
 
 json_values = st.recursive(

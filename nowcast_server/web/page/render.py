@@ -2,19 +2,21 @@
 
 import copy
 import hashlib
-import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+import numpy as np
 from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nowcast_server.jobs.course import STAGES
+from nowcast_server.map_picture import COLOURINGS, Embedded, draw, sentence
+from nowcast_server.nino.embed import Projection
 from nowcast_server.tokens import ANONYMOUS
 from nowcast_server.web.page import words
-from nowcast_server.web.page.map import Maps
 from nowcast_server.web.page.saved import Saved, steps_saved
-from nowcast_server.web.page.source import CourseView, JobView, Overview, ServerView
+from nowcast_server.web.page.source import CourseView, JobView, MapView, Overview, RunView, ServerView
 from protos.diagram import MAX_BLOCKS, draw_svg
 from protos.wiring import STRUCTURE, EdgeType, Wiring
 
@@ -22,11 +24,15 @@ FOLDER: Final = Path(__file__).parent
 STATIC: Final = FOLDER / "static"
 MAX_ROWS: Final = 400
 """Parameters shown of a wiring, which may be hostile."""
+MOST_RUNS: Final = 60
+"""Shown of a network on the map: the newest."""
+FEWEST: Final = 3
+"""Places, without which there are no two axes."""
+SENTENCES: Final = 10
+MAPS: Final = 256
+"""Whose axes are kept."""
 BUSY_S: Final = 5.0
 """The device's use is that of the last so many seconds, at least."""
-
-LOADED: Final = 16
-"""Overviews that are remembered until their streams of events begin."""
 
 
 def _edition() -> str:
@@ -53,7 +59,6 @@ class Renderer:
             self._environment.filters[name] = getattr(words, name)
         self._environment.globals |= {"edition": _edition(), "stages": STAGES}
         self.maps = Maps()
-        self._loaded: dict[str, dict[str, str]] = {}
         self._rows: dict[tuple[str, str], tuple[Any, str]] = {}
         self._used: dict[str, tuple[float, float]] = {}  # when a device's use was read, by replica, and what it was
         self._busy: dict[str, float] = {}
@@ -74,23 +79,17 @@ class Renderer:
         """The page at `/`."""
         rows = self._rows_of(_sorted(seen.jobs))
         facts = {"busy": self._use(seen.servers), "seen": seen, "url": self.url}
-        return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), shown=self._remember(rows), **facts)
+        return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), **facts)
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
-        """What has changed on that page since `sent`, which is brought up to date; empty if nothing has. At first `sent` may say
-        by `shown` which rows the page was loaded with.
-        """
-        rows = self._rows_of(_sorted(seen.jobs))
-        sent.setdefault("rows", self._loaded.get(sent.pop("shown", ""), {}))
-        facts = self.write("servers.html", seen=seen, busy=self._use(seen.servers))
-        pieces = [self._piece("#servers", "innerMorph", facts)] if sent.get("facts") != facts else []
-        if list(rows) != list(sent["rows"]):
-            pieces.append(self._piece("#jobs", "innerHTML", "".join(rows.values())))
-        else:
-            changed = {job: row for job, row in rows.items() if sent["rows"][job] != row}
-            pieces += [self._piece(f"#{_selector(job)}", "outerMorph", row) for job, row in changed.items()]
-        sent.update(facts=facts, rows=rows)
-        return "".join(pieces)
+        """What has changed on that page since `sent`, which is brought up to date; empty if nothing has."""
+        rows, before = self._rows_of(_sorted(seen.jobs)), sent.get("rows", {})
+        sent["rows"] = rows
+        facts = self._pieces(sent, servers=self.write("servers.html", seen=seen, busy=self._use(seen.servers)))
+        if list(rows) != list(before):
+            return facts + self._piece("#jobs", "innerMorph", "".join(rows.values()))
+        changed = {job: row for job, row in rows.items() if before[job] != row}
+        return facts + "".join(self._piece(f"#{_selector(job)}", "outerMorph", row) for job, row in changed.items())
 
     def job(self, course: CourseView, *, others: list[JobView], tenant: str) -> str:
         """The page of a job."""
@@ -99,13 +98,16 @@ class Renderer:
     def job_changes(self, course: CourseView | None, others: list[JobView], sent: dict[str, Any]) -> str:
         """What has changed in the text of that page since `sent`; see `changes`."""
         if course is None:
-            facts = {"gone": self.write("gone.html")}
-        else:
-            known = self._facts(course, others)
-            facts = {name: self.write(f"{name}.html", **known) for name in ("facts", "layers", "happenings")} | {"gone": ""}
-        pieces = [self._piece(f"#{name}", "innerMorph", html) for name, html in facts.items() if sent.get(name, "") != html]
-        sent.update(facts)
-        return "".join(pieces)
+            return self._pieces(sent, gone=self.write("gone.html"))
+        known = self._facts(course, others)
+        texts = {name: self.write(f"{name}.html", **known) for name in ("facts", "layers", "happenings")}
+        return self._pieces(sent, gone="", **texts)
+
+    def _pieces(self, sent: dict[str, Any], **texts: str) -> str:
+        """Those texts, by the elements they stand in, that are not as they were sent; `sent` is brought up to date."""
+        changed = {name: text for name, text in texts.items() if sent.get(name, "") != text}
+        sent.update(texts)
+        return "".join(self._piece(f"#{name}", "innerMorph", text) for name, text in changed.items())
 
     def _facts(self, course: CourseView, others: list[JobView]) -> dict[str, Any]:
         view = course.view
@@ -114,14 +116,6 @@ class Renderer:
     def _rows_of(self, jobs: list[JobView]) -> dict[str, str]:
         shadows = [view for view in jobs if view.status.mode == "shadow"]
         return {view.job: self._row(view, baseline(view, shadows)) for view in jobs}
-
-    def _remember(self, rows: dict[str, str]) -> str:
-        """Keep what a page was loaded with, so that its stream of events need not begin with all of it; its name."""
-        name = secrets.token_hex(8)
-        self._loaded[name] = rows
-        while len(self._loaded) > LOADED:
-            del self._loaded[next(iter(self._loaded))]
-        return name
 
     def _row(self, view: JobView, other: JobView | None) -> str:
         """The row of a job; written anew when the job, or what it is compared with, has changed."""
@@ -198,3 +192,40 @@ def _selector(job: str) -> str:
 def shown(tenant: str) -> str:
     """A tenant as the page names it."""
     return "" if tenant == ANONYMOUS else tenant
+
+
+class Maps:
+    """Draws maps. Axes are fitted to all places that are known, and anew once there are twice as many: in between nothing moves."""
+
+    def __init__(self) -> None:
+        self._axes: dict[tuple[str, str], tuple[int, Projection]] = {}
+
+    def seen(self, view: MapView, *, tenant: str, network: str, by: str) -> dict[str, Any]:
+        """What the template shows of the network whose hash begins so, or the newest run's. Takes 50 ms: not for an event loop."""
+        networks = {run.status.wiring_hash[:12]: run.status.parameters for run in reversed(view.runs)}
+        chosen = network if network in networks else next(iter(networks), "")
+        by = by if by in COLOURINGS else "loss"
+        runs = [_embedded(run) for run in view.runs if run.status.wiring_hash.startswith(chosen)][-MOST_RUNS:]
+        told = {"embeds": view.embeds, "networks": networks, "chosen": chosen, "by": by, "colourings": COLOURINGS}
+        if sum(len(run.steps) for run in runs) < FEWEST:
+            return {**told, "picture": "", "sentences": []}
+        axes = self._axes_of(runs, (tenant, chosen))
+        picture = draw(runs, [axes.apply(run.vectors) for run in runs], by=by, shares=tuple(axes.explained))
+        said = [sentence(run, runs[:index]) for index, run in enumerate(runs)]
+        return {**told, "picture": picture, "sentences": [each for each in reversed(said) if each][:SENTENCES]}
+
+    def _axes_of(self, runs: Sequence[Embedded], key: tuple[str, str]) -> Projection:
+        vectors = np.concatenate([run.vectors for run in runs])
+        count, axes = self._axes.get(key, (0, None))
+        if axes is None or len(vectors) >= 2 * count:
+            if len(self._axes) >= MAPS:
+                self._axes.clear()
+            axes = Projection.fit(vectors)
+            self._axes[key] = (len(vectors), axes)
+        return axes
+
+
+def _embedded(run: RunView) -> Embedded:
+    steps, losses, vectors = zip(*run.places, strict=True)
+    rows = np.stack([np.frombuffer(vector, dtype=np.float32) for vector in vectors]).astype(np.float64)
+    return Embedded(run.status.job, run.status.about.model_dump(), np.array(steps), np.array(losses), rows)

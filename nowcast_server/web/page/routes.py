@@ -18,8 +18,8 @@ from starlette.types import Scope
 from nowcast_server.service import Service
 from nowcast_server.web.page.render import STATIC, Renderer, shown, wiring_table
 from nowcast_server.web.page.source import CourseView, Local, Source
-from nowcast_server.web.routes.calls import TheService
-from protos.errors import Busy, Forbidden, TooLarge, Unauthorized, UnknownJob
+from nowcast_server.web.routes.calls import TheService, receive
+from protos.errors import Busy, Forbidden, Unauthorized, UnknownJob
 from protos.messages import JobId
 
 PERIOD_S: Final = 1.0
@@ -28,6 +28,7 @@ MAX_VIEWERS: Final = 64
 """Pages that are kept up to date at once."""
 COOKIE: Final = "nowcast_token"
 MAX_FORM_BYTES: Final = 4096
+FORM_S: Final = 30.0
 SECURITY: Final = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -115,11 +116,9 @@ async def overview(tenant: Looking, source: TheSource, render: TheRenderer) -> R
 
 
 @router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(_place)])
-async def follow(
-    tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer, shown: str = ""
-) -> AsyncIterator[ServerSentEvent]:
-    """Rows of the overview as they change, since the page was loaded that was `shown`."""
-    async for sent in _looks(service, shown=shown):
+async def follow(tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer) -> AsyncIterator[ServerSentEvent]:
+    """Rows of the overview as they change."""
+    async for sent in _looks(service):
         html = render.changes(await source.overview(tenant), sent)
         if html:
             yield ServerSentEvent(raw_data=html)
@@ -140,17 +139,13 @@ async def job(job: JobId, tenant: Looking, source: TheSource, render: TheRendere
 async def follow_job(
     job: JobId, tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer
 ) -> AsyncIterator[ServerSentEvent]:
-    """A job's facts as HTML and its new points as JSON, as they change."""
-    start = thinned = 0
+    """A job's facts as HTML and its points as JSON, as they change."""
     async for sent in _looks(service):
-        course = await source.course(tenant, job, start=start, thinned=thinned)
+        course = await source.course(tenant, job)
         others = (await source.overview(tenant)).jobs
         if html := render.job_changes(course, others, sent):
             yield ServerSentEvent(raw_data=html)
-        if course is None:
-            continue
-        first, start, thinned = not start, course.start + len(course.points), course.thinned
-        if first or sent.get("points") != course.view.stamp[0]:
+        if course is not None and sent.get("points") != course.view.stamp[0]:
             sent["points"] = course.view.stamp[0]
             yield ServerSentEvent(event="course", raw_data=points_json(course))
 
@@ -225,33 +220,26 @@ async def log_out(request: Request, render: TheRenderer) -> Response:
 
 
 async def _token_of_form(request: Request) -> str:
-    """The token of the login form.
-
-    Raises:
-        Forbidden: another site has sent the form.
-        TooLarge: it is longer than any token.
-    """
+    """The token of the login form. Raise Forbidden if another site has sent the form, TooLarge if no token is that long."""
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise Forbidden("the form of this server's own page is the only way to log in", field="sec-fetch-site")
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_FORM_BYTES:
-            raise TooLarge(f"the form may have {MAX_FORM_BYTES} bytes", limit_bytes=MAX_FORM_BYTES)
+    await receive(request, body.extend, max_bytes=MAX_FORM_BYTES, limit_s=lambda _: FORM_S)
     return parse_qs(body.decode("ascii", "replace")).get("token", [""])[0].strip()
 
 
 def points_json(course: CourseView) -> str:
-    """Points for the charts: `rows` replace all from the `start`-th on."""
+    """Points for the charts."""
     rows = [
         [point.step, round(point.seconds, 1), *(None if value is None else float(f"{value:.6g}") for value in point[2:])]
         for point in course.points
     ]
-    return json.dumps({"start": course.start, "rows": rows}, separators=(",", ":"))
+    return json.dumps(rows, separators=(",", ":"))
 
 
-async def _looks(service: Service, **sent: Any) -> AsyncIterator[dict[str, Any]]:
+async def _looks(service: Service) -> AsyncIterator[dict[str, Any]]:
     """A look every `PERIOD_S`, with what the viewer was shown before, until the server goes."""
+    sent: dict[str, Any] = {}
     service.viewers += 1
     try:
         while not service.draining:

@@ -60,9 +60,7 @@ def _falling(losses: Sequence[float]) -> list[float]:
 
 
 def _scatter(curve: Curve) -> float:
-    """Standard deviation of a point about the curve: from how far points lie off the line through their neighbours, by the median,
-    as a curve that bends does not scatter.
-    """
+    """Standard deviation about a curve, by the median distance of points from the line through their neighbours: it may bend."""
     losses = [loss for _, loss in curve]
     bends = [abs(before - 2 * here + after) for before, here, after in zip(losses, losses[1:], losses[2:], strict=False)]
     return median(bends) / (NORMAL * math.sqrt(6))

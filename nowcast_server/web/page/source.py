@@ -2,19 +2,16 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict
 
-from nowcast_server.jobs.course import Happening, Point
-from nowcast_server.jobs.places import Place
+from nowcast_server.jobs.course import Happening, Place, Point
 from nowcast_server.jobs.registry import Job
 from nowcast_server.service import Service
 from nowcast_server.tokens import OPERATOR
-from protos import DISTRIBUTION
-from protos.messages import About, JobStatus
+from protos.messages import Info, JobStatus
 from protos.wiring import Wiring
 
 CURVE: Final = 64
@@ -54,10 +51,8 @@ class ServerView(View):
     """A server, or a replica of one. What is None is not the viewer's business, as it counts over all tenants."""
 
     name: str  # of the replica; empty for a server alone
-    version: str
+    info: Info
     ready: bool
-    device: str
-    forecasters: list[str]
     at: float  # Unix seconds
     memory_bytes: int | None = None  # promised to histories
     memory_limit_bytes: int | None = None
@@ -76,20 +71,14 @@ class CourseView(View):
     """A run in full."""
 
     view: JobView
-    points: list[Point]  # oldest first, from the `start`-th on
-    start: int  # 0 unless only newer ones were asked for
-    thinned: int  # changes when points that were sent before are not those kept now
+    points: list[Point]  # oldest first
     events: list[Happening]  # oldest first
 
 
 class RunView(View):
     """A run on the map of training."""
 
-    job: str
-    created_at: float
-    network: str  # hash of its wiring
-    parameters: int
-    about: About
+    status: JobStatus
     places: list[Place]
 
 
@@ -115,40 +104,23 @@ class Local:
         """This server, and the tenant's jobs."""
         return Overview(servers=[self._server(tenant)], jobs=[self._view(job) for job in self._service.jobs.of(tenant)])
 
-    def course(self, tenant: str, job: str, start: int, thinned: int) -> CourseView | None:
+    def course(self, tenant: str, job: str) -> CourseView | None:
         """As `Source.course`."""
-        found = self._job(tenant, job)
+        found = self._service.jobs.find(tenant, job)
         if found is None:
             return None
-        course = found.course
-        first = max(0, min(start, len(course)) - 1) if thinned == course.thinned else 0  # the last one may have grown
-        return CourseView(
-            view=self._view(found), points=course.points(first), start=first, thinned=course.thinned, events=list(course.events)
-        )
+        return CourseView(view=self._view(found), points=found.course.points(), events=list(found.course.events))
 
     def map(self, tenant: str) -> MapView:
         """As `Source.map`."""
-        runs = [
-            RunView(
-                job=job.id,
-                created_at=job.created_at,
-                network=job.spec.wiring.hash,
-                parameters=job.spec.wiring.size,
-                about=job.spec.about,
-                places=job.places.kept,
-            )
-            for job in self._service.jobs.of(tenant)
-            if job.places.kept
-        ]
+        jobs = [job for job in self._service.jobs.of(tenant) if job.places.kept]
+        runs = [RunView(status=job.status(), places=job.places.kept) for job in jobs]
         return MapView(embeds=self._service.map.network is not None, runs=runs)
 
     def wiring(self, tenant: str, job: str) -> Wiring | None:
         """As `Source.wiring`."""
-        found = self._job(tenant, job)
+        found = self._service.jobs.find(tenant, job)
         return None if found is None else found.spec.wiring
-
-    def _job(self, tenant: str, job: str) -> Job | None:
-        return next((each for each in self._service.jobs.of(tenant) if each.id == job), None)
 
     def _view(self, job: Job) -> JobView:
         """A job as it is now; made anew when something that is shown of it has changed."""
@@ -172,15 +144,7 @@ class Local:
                 "queued": service.device.waiting,
                 "forecast_s": sum(sample.value for sample in samples if sample.name.endswith("_sum")),
             }
-        return ServerView(
-            name=self._name,
-            version=version(DISTRIBUTION),
-            ready=service.ready,
-            device=service.chosen.device,
-            forecasters=list(service.forecasters),
-            at=time.time(),
-            **shared,
-        )
+        return ServerView(name=self._name, info=service.info(), ready=service.ready, at=time.time(), **shared)
 
 
 def _state(job: Job) -> str:
@@ -209,18 +173,15 @@ class Source:
             self._read[tenant] = (now, _merged(await self._ask("overview", tenant)))
         return self._read[tenant][1]
 
-    async def course(self, tenant: str, job: str, *, start: int = 0, thinned: int = 0) -> CourseView | None:
-        """A job of the tenant in full, where it was last called on; None if there is none. Raises as `ask` does.
-
-        The viewer has `start` points of the edition `thinned`; another one is sent in full.
-        """
-        found = [each for each in await self._ask("course", tenant, job, start, thinned) if each is not None]
+    async def course(self, tenant: str, job: str) -> CourseView | None:
+        """A job of the tenant in full, where it was last called on; None if there is none. Raises as `ask` does."""
+        found = [each for each in await self._ask("course", tenant, job) if each is not None]
         return max(found, key=lambda course: course.view.status.seen_at, default=None)
 
     async def map(self, tenant: str) -> MapView:
         """The runs of the tenant on the map of training. Raises as `ask` does."""
         found: list[MapView] = await self._ask("map", tenant)
-        runs = sorted((run for each in found for run in each.runs), key=lambda run: run.created_at)
+        runs = sorted((run for each in found for run in each.runs), key=lambda run: run.status.created_at)
         return MapView(embeds=any(each.embeds for each in found), runs=runs)
 
     async def wiring(self, tenant: str, job: str) -> Wiring | None:

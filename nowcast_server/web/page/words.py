@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from pydantic import ByteSize
+
 from nowcast_server.jobs.course import Happening
 from nowcast_server.web.page.saved import Saved
 from protos.errors import ERRORS
@@ -61,15 +63,9 @@ def whole(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
-def size(value: float | None) -> str:
+def size(value: int | None) -> str:
     """Bytes in the unit that suits them."""
-    if value is None:
-        return UNKNOWN
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+    return UNKNOWN if value is None else ByteSize(value).human_readable(separator=" ")
 
 
 def duration(seconds: float | None) -> str:

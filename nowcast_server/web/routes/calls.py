@@ -1,12 +1,9 @@
 """What calls have in common: whose they are, which job they are about, what their body may be."""
 
 import asyncio
-import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from email.message import Message as MimeMessage
-from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # json's parser in Python
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Header, Path, Request
@@ -21,12 +18,7 @@ from protos.messages import DEADLINE_HEADER, RUN_HEADER, SESSION_HEADER, JobId, 
 JSON: Final = "application/json"
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 """Of the small JSON bodies: nowcasts and outcomes."""
-_LONE_SURROGATE: Final = re.compile(
-    rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD].))", re.DOTALL
-)
-"""Half of a pair. That it begins with two letters matters: they are looked for a hundred times faster than anything else."""
-
-Scan = Callable[[str, int], Any]
+Run = Annotated[RunId | None, Header(alias=RUN_HEADER)]
 # dependencies are coroutines, though they wait for nothing: FastAPI would call plain functions in a thread each
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -40,35 +32,41 @@ async def _service(request: Request) -> Service:
     return service
 
 
-async def _tenant(service: Annotated[Service, Depends(_service)], authorization: Annotated[str | None, Header()] = None) -> str:
+TheService = Annotated[Service, Depends(_service)]
+
+
+async def _tenant(service: TheService, authorization: Annotated[str | None, Header()] = None) -> str:
     return service.tokens.tenant(authorization)
 
 
+Tenant = Annotated[str, Depends(_tenant)]
+
+
 async def _job_id(
-    job: Annotated[JobId, Path()],
-    _tenant: Annotated[str, Depends(_tenant)],
-    session: Annotated[str | None, Header(alias=SESSION_HEADER)] = None,
+    job: Annotated[JobId, Path()], _: Tenant, session: Annotated[str | None, Header(alias=SESSION_HEADER)] = None
 ) -> str:
     if session not in (None, job):
         raise BadRequest(f"{SESSION_HEADER} must name the job of the path", field=SESSION_HEADER)
     return job
 
 
-async def _job(
-    service: Annotated[Service, Depends(_service)],
-    tenant: Annotated[str, Depends(_tenant)],
-    job: Annotated[str, Depends(_job_id)],
-) -> Job:
+TheJobId = Annotated[str, Depends(_job_id)]
+
+
+async def _job(service: TheService, tenant: Tenant, job: TheJobId) -> Job:
     return service.jobs.get(tenant, job)
 
 
-async def _run(run: Annotated[RunId | None, Header(alias=RUN_HEADER)] = None) -> str | None:
-    return run
+TheJob = Annotated[Job, Depends(_job)]
 
 
-async def _own_job(job: Annotated[Job, Depends(_job)], run: Annotated[str | None, Depends(_run)]) -> Job:
+async def _own_job(job: TheJob, run: Run = None) -> Job:
     job.check_run(run)
     return job
+
+
+OwnJob = Annotated[Job, Depends(_own_job)]
+"""The job, if it is the calling run's."""
 
 
 async def _deadline_s(deadline: Annotated[float | None, Header(alias=DEADLINE_HEADER)] = None) -> float | None:
@@ -77,13 +75,6 @@ async def _deadline_s(deadline: Annotated[float | None, Header(alias=DEADLINE_HE
     return deadline
 
 
-TheService = Annotated[Service, Depends(_service)]
-Tenant = Annotated[str, Depends(_tenant)]
-TheJobId = Annotated[str, Depends(_job_id)]
-Run = Annotated[str | None, Depends(_run)]
-TheJob = Annotated[Job, Depends(_job)]
-OwnJob = Annotated[Job, Depends(_own_job)]
-"""The job, if it is the calling run's."""
 DeadlineS = Annotated[float | None, Depends(_deadline_s)]
 
 
@@ -93,12 +84,7 @@ def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any
 
 
 def check_body(headers: Mapping[str, str], *, media_type: str, max_bytes: int) -> None:
-    """What the headers say of the body, before any of it is read.
-
-    Raises:
-        UnsupportedMedia: another type, or compressed.
-        TooLarge: longer than it may be.
-    """
+    """Raise UnsupportedMedia or TooLarge by what the headers say of the body, before any of it is read."""
     given = MimeMessage()
     given["content-type"] = headers.get("content-type", "")
     if given.get_content_type() != media_type or not headers.get("content-type"):
@@ -110,66 +96,39 @@ def check_body(headers: Mapping[str, str], *, media_type: str, max_bytes: int) -
         raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
 
 
-async def read_body(request: Request, *, max_bytes: int = MAX_MESSAGE_BYTES, limit_s: float) -> bytes:
-    """Read a JSON body.
-
-    Raises:
-        UnsupportedMedia, TooLarge, DeadlineExceeded: before it is parsed.
+async def receive(request: Request, feed: Callable[[bytes], object], *, max_bytes: int, limit_s: Callable[[int], float]) -> None:
+    """Hand on a body as it comes. TooLarge beyond `max_bytes`; DeadlineExceeded if more than `limit_s` of the bytes received so far
+    has passed since the begin.
     """
+    begun, received, pieces = asyncio.get_running_loop().time(), 0, request.stream()
+    try:
+        async with asyncio.timeout(None) as limit:
+            while True:
+                limit.reschedule(begun + limit_s(received))
+                piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                received += len(piece)
+                if received > max_bytes:
+                    raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
+                feed(piece)
+    except TimeoutError:
+        raise DeadlineExceeded(f"after {received} bytes the body came too slowly, or its deadline passed") from None
+
+
+async def read_body(request: Request, *, max_bytes: int = MAX_MESSAGE_BYTES, limit_s: float) -> bytes:
+    """Read a JSON body. Raise UnsupportedMedia, TooLarge or DeadlineExceeded before it is parsed."""
     check_body(request.headers, media_type=JSON, max_bytes=max_bytes)
     body = bytearray()
-    try:
-        async with asyncio.timeout(limit_s):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > max_bytes:
-                    raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the body did not come within {limit_s:.0f} s") from None
+    await receive(request, body.extend, max_bytes=max_bytes, limit_s=lambda _: limit_s)
     return bytes(body)
 
 
 async def parse(model: type[Model], body: bytes) -> Model:
-    """Validate a JSON body; a large one off the event loop.
-
-    Raises:
-        BadRequest, BadWiring: naming the field.
-    """
+    """Validate a JSON body; a large one off the event loop. Raise BadRequest or BadWiring, naming the field."""
     try:
         if len(body) <= MAX_MESSAGE_BYTES:
             return model.model_validate_json(body)
-        return await asyncio.to_thread(_parse_large, model, body)
+        return await asyncio.to_thread(model.model_validate_json, body)
     except ValidationError as error:
         raise invalid(error.errors(include_input=False, include_url=False)) from None
-
-
-def _parse_large(model: type[Model], body: bytes) -> Model:
-    """The same in small pieces: a parser in C would keep the event loop waiting for its whole body."""
-    if _LONE_SURROGATE.search(body):
-        raise BadRequest("the body has half of a surrogate pair")
-    decoder: Any = json.JSONDecoder()
-    decoder.scan_once = _scanner(3, decoder.scan_once)
-    try:
-        data = decoder.decode(body.decode())
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {str(error)[:200]}") from None
-    return model.model_validate(data)
-
-
-def _scanner(levels: int, values: Scan) -> Scan:
-    """Reads the value at a place in a text, and where it ends: objects and arrays in Python for so many levels, what is in them by
-    the scanner `values`.
-    """
-    if not levels:
-        return values
-    inner = _scanner(levels - 1, values)
-
-    def scan(text: str, start: int) -> Any:
-        match text[start : start + 1]:
-            case "{":
-                return JSONObject((text, start + 1), True, inner, None, None)
-            case "[":
-                return JSONArray((text, start + 1), inner)
-        return values(text, start)
-
-    return scan

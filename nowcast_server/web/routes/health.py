@@ -1,15 +1,11 @@
 """Health, info and metrics."""
 
-from importlib.metadata import version
-
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from nowcast_server.tokens import OPERATOR
 from nowcast_server.web.routes.calls import PROBLEMS, Tenant, TheService
-from protos import DISTRIBUTION
 from protos.errors import Forbidden, Unavailable
-from protos.frames import VERSION
 from protos.messages import API, Info
 
 router = APIRouter(tags=["health"], responses=PROBLEMS)
@@ -53,12 +49,4 @@ async def metrics(tenant: Tenant, service: TheService) -> Response:
 @router.get(f"{API}/info")
 async def info(_: Tenant, service: TheService) -> Info:
     """Versions, limits and forecasters."""
-    return Info(
-        version=version(DISTRIBUTION),
-        protocol=VERSION,
-        device=service.chosen.device,
-        device_note=service.chosen.note,
-        forecasters=list(service.forecasters),
-        max_snapshot_bytes=service.settings.max_snapshot,
-        max_memory_bytes=service.settings.memory,
-    )
+    return service.info()

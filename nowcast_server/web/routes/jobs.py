@@ -23,7 +23,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEMS)
 
 @router.put("/{job}", openapi_extra=json_body(JobSpec), responses={201: {"description": "Registered", "model": JobStatus}})
 async def register(  # noqa: PLR0917 -- FastAPI passes them by name
-    job: TheJobId, tenant: Tenant, run: Run, service: TheService, request: Request, response: Response
+    job: TheJobId, tenant: Tenant, service: TheService, request: Request, response: Response, run: Run = None
 ) -> JobStatus:
     """Register a job; 201 if it is new, 200 if the very same is known."""
     service.admit()

@@ -29,13 +29,9 @@ RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 
 
 class FramesResponse(Response):
-    """Sends forecasts from the memory they were made in, and then lets go of it.
+    """Sends forecasts from the memory they were made in, and then lets go of it by closing `held`.
 
-    Args:
-        forecasts: to send.
-        held: closed once they are sent, or not wanted any more.
-        limit_s: how long after its begin a client that has fetched so many bytes may be there.
-        sent: told the seconds that took.
+    A client that has fetched so many bytes may be there `limit_s` after its begin. `sent` is told the seconds that took.
     """
 
     media_type = MEDIA_TYPE
@@ -44,10 +40,7 @@ class FramesResponse(Response):
         self, forecasts: Forecasts, *, held: AsyncExitStack, limit_s: Callable[[int], float], sent: Callable[[float], None]
     ) -> None:
         super().__init__(headers={"content-length": str(framed_bytes(forecasts.header))})
-        self._forecasts = forecasts
-        self._held = held
-        self._limit_s = limit_s
-        self._sent = sent
+        self._forecasts, self._held, self._limit_s, self._sent = forecasts, held, limit_s, sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI
         start = time.perf_counter()

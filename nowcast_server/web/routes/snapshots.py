@@ -11,9 +11,9 @@ from nowcast_server.jobs.arrival import Arrival
 from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
 from nowcast_server.service import Service
-from nowcast_server.web.routes.calls import PROBLEMS, DeadlineS, OwnJob, TheService, check_body
+from nowcast_server.web.routes.calls import PROBLEMS, DeadlineS, OwnJob, TheService, check_body, receive
 from nowcast_server.web.routes.nowcasts import BINARY, answer
-from protos.errors import Busy, DeadlineExceeded, NowcastError, TooLarge, UnknownJob
+from protos.errors import Busy, NowcastError, UnknownJob
 from protos.frames import DTYPE_BYTES, MAX_HEADER_BYTES, MEDIA_TYPE
 from protos.messages import JobSpec, NowcastRequest, SnapshotReceipt, Step
 
@@ -69,12 +69,18 @@ async def _within_limits(
     max_bytes = max_body_bytes(job.spec)
     check_body(request.headers, media_type=MEDIA_TYPE, max_bytes=max_bytes)
     job.history.check_step(step)
+    most_s, limit_s = deadline_s or float("inf"), service.settings.transfer_limit_s
     with service.jobs.using(job):
         service.jobs.restore(job)
-        row = await _free_row(job, min(service.settings.upload_grace_s, deadline_s or float("inf")))
+        row = await _free_row(job, min(service.settings.upload_grace_s, most_s))
         try:
             arrival = Arrival(job.spec, step=step, values=job.history.row(row))
-            await _read(request, arrival, max_bytes, service, deadline_s or float("inf"))
+
+            def feed(piece: bytes) -> None:
+                service.metrics.upload_bytes.inc(len(piece))
+                arrival.feed(piece)
+
+            await receive(request, feed, max_bytes=max_bytes, limit_s=lambda moved: min(limit_s(moved), most_s))
             progress, asked = arrival.close()
             if job.closed:
                 raise UnknownJob(f"job {job.id!r} was deleted while its snapshot came", field="job")
@@ -94,22 +100,3 @@ async def _free_row(job: Job, limit_s: float) -> int:
             return await job.history.take()
     except TimeoutError:
         raise Busy("forecasts and uploads hold all of the job's memory; try again", retry_after_s=RETRY_AFTER_S) from None
-
-
-async def _read(request: Request, arrival: Arrival, max_bytes: int, service: Service, deadline_s: float) -> None:
-    begun, received = asyncio.get_running_loop().time(), 0
-    try:
-        async with asyncio.timeout(None) as limit:
-            pieces = request.stream()
-            while True:
-                limit.reschedule(begun + min(service.settings.transfer_limit_s(received), deadline_s))
-                piece = await anext(pieces, None)
-                if piece is None:
-                    return
-                received += len(piece)
-                service.metrics.upload_bytes.inc(len(piece))
-                if received > max_bytes:
-                    raise TooLarge(f"the body may have {max_bytes} bytes", field="content-length", limit_bytes=max_bytes)
-                arrival.feed(piece)
-    except TimeoutError:
-        raise DeadlineExceeded(f"after {received} bytes the snapshot came too slowly, or its deadline passed") from None

@@ -15,7 +15,6 @@ from nowcast_server.forecasters import FORECASTERS, Forecaster, load_forecaster
 from nowcast_server.forecasters import registry as registry_module
 from nowcast_server.nino.checkpoint import CheckpointError, save_checkpoint
 from protos.errors import BadRequest, BadValue
-from protos.wiring import Block, Parameter, Wiring
 
 WIRING = mlp_wiring(3, 5, 2)
 LEARNED = ("nino", "wnn")
@@ -106,15 +105,6 @@ def test_limits_of_a_checkpoint(name: str, arguments: dict[str, Any], field: str
     with pytest.raises(BadRequest) as caught:
         forecaster.forecast(WIRING, **{"states": random_states(WIRING), **arguments})
     assert caught.value.field == field
-
-
-def test_kernels_larger_than_the_checkpoint(tmp_path: Path) -> None:
-    """A convolution would be forecast by a checkpoint that has no columns for its kernel."""
-    save_checkpoint(random_checkpoint(slots=1), tmp_path / "a.safetensors")
-    wiring = Wiring((Parameter("conv", (2, 3, 3)),), 2, (Block(3, 0, 1, 1, 1, parameter=0, slots=9, slot_stride=1),))
-    with pytest.raises(BadRequest, match="9 weights") as caught:
-        load_forecaster("nino", checkpoint=tmp_path / "a.safetensors").forecast(wiring, torch.zeros(5, 18))
-    assert caught.value.field == "wiring"
 
 
 def test_a_checkpoint_for_the_other_forecaster(weights: dict[str, Path]) -> None:

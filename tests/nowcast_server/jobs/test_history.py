@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nowcast_server.jobs.arrival import PIECE, first_not_finite
 from nowcast_server.jobs.history import History, history_bytes
-from protos.errors import HistoryMissing, SnapshotConflict
+from protos.errors import SnapshotConflict
 
 CONTEXT = 3
 ACTIONS = st.lists(
@@ -93,22 +93,6 @@ def test_a_waiting_upload_gets_the_row_that_becomes_free() -> None:
         waiting[0].cancel()
         history.release(context)
         assert await asyncio.wait_for(waiting[1], 1) == context.rows[0]
-
-    asyncio.run(play())
-
-
-def test_missing_steps_are_named() -> None:
-    """A worker could not tell what to resend."""
-
-    async def play() -> None:
-        history = History(2, context=3, dtype="float32")
-        row = await history.take()
-        history.commit(20, row)
-        history.drop(row)
-        with pytest.raises(HistoryMissing) as missing:
-            history.read([10, 20, 30])
-        assert missing.value.extra == {"missing": [10, 30], "steps": [20]}
-        assert not history.in_use
 
     asyncio.run(play())
 

@@ -42,17 +42,6 @@ def test_tenants_take_turns() -> None:
     assert set(asyncio.run(run())[:4]) >= {"one", "two"}
 
 
-def test_small_ones_do_not_wait() -> None:
-    """A worker with an ordinary network would wait for others' huge ones."""
-
-    async def run() -> None:
-        line = registrations()
-        async with line.reading("many", LARGE), asyncio.timeout(30), line.reading("one", LARGE_BYTES):
-            pass
-
-    asyncio.run(run())
-
-
 def test_bodies_on_their_way_are_in_a_budget() -> None:
     """Forty bodies of 8 MiB, of which one is read at a time, would be memory on nobody's books."""
     line = registrations(4 * LARGE)

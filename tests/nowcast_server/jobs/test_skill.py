@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from server_kit import Caller, Odd, Start, dense
+from server_kit import Odd, Start, dense
 
 from nowcast_server.jobs import skill
 from nowcast_server.jobs.skill import KEPT, SAMPLE, TrackRecord, track_bytes
@@ -105,13 +105,3 @@ def test_a_job_shows_its_skill(start: Start) -> None:
     assert status["skill"] == {"1": pytest.approx({"nino": 0.5, "linear": 0.5, "average": -0.5}, abs=1e-5)}
     text = caller.client.get("/metrics").text
     assert 'nowcast_skill_count{forecaster="nino"} 1.0' in text
-
-
-def test_the_track_record_is_paid_for(caller: Caller) -> None:
-    """Memory that no budget knows of is what a server dies of."""
-    from nowcast_server.jobs.history import history_bytes
-
-    size = caller.wiring.size
-    assert caller.service.histories.used_bytes >= history_bytes(size, context=3, dtype="float32") + track_bytes(size)
-    assert caller.client.delete("/v1/jobs/job").status_code == 204
-    assert caller.service.histories.used_bytes == 0

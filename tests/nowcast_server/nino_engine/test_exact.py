@@ -75,19 +75,6 @@ def test_weights_whose_mean_dwarfs_their_spread() -> None:
     assert compare(random_checkpoint(), wiring, states) <= 5 * TOLERANCE  # the reference's own rounding is as large
 
 
-def test_weights_in_no_block_keep_their_last_value() -> None:
-    """Scalars and weights that no block holds would be lost or set to zero."""
-    wiring = mlp_wiring(6, 30, 4)
-    wiring = replace(wiring, blocks=tuple(replace(b, sources=b.sources - 1) if b.sources > 1 else b for b in wiring.blocks[1:]))
-    states = random_states(wiring)
-    out = StreamingEngine(random_checkpoint()).forecast(wiring, states, horizons=(3,), node_pe=None)[0]
-    weight, held = wiring.parameters[0].size, wiring.parameters[2]
-    assert torch.equal(out[:weight], states[-1][:weight])
-    last_column = slice(wiring.offsets[2] + held.shape[1] - 1, wiring.offsets[2] + held.size, held.shape[1])
-    assert torch.equal(out[last_column], states[-1][last_column])
-    assert not torch.isclose(out, states[-1]).all()
-
-
 @pytest.mark.parametrize("sizes", [CPU_SIZES, replace(CPU_SIZES, span=64)], ids=["small", "cut"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_snapshots_are_read_as_they_are(dtype: torch.dtype, sizes: Sizes) -> None:

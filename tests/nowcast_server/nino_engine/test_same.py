@@ -121,17 +121,6 @@ def engine_units(wiring: Wiring) -> int:
     return len(plan(wiring, Sizes(), graph=True, device=torch.device("cpu")).units)
 
 
-def test_concurrent_forecasts_of_different_networks() -> None:
-    """Two jobs on one server would leak into each other's forecasts."""
-    engine = StreamingEngine(random_checkpoint(hidden=32))
-    wirings = [transformer_wiring(width=40), drawn_wiring(1), transformer_wiring(width=72, vocabulary=60), drawn_wiring(2)]
-    alone = [forecast(wiring, engine, seed=index) for index, wiring in enumerate(wirings)]
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(3):
-            together = pool.map(lambda index: forecast(wirings[index], engine, seed=index), range(4))
-            assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
-
-
 def test_an_error_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A failing unit would hang the device thread, or leave a forecast half done without a word."""
     engine = StreamingEngine(random_checkpoint(hidden=32))

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page_kit import register, tell
-from server_kit import Caller, Last, Start, listening
+from server_kit import Caller, Last, Start, listening, tell
 
 from nowcast_server.app import create_app
 from nowcast_server.forecasters.learned import Nino
 from nowcast_server.forecasters.registry import SHIPPED
-from nowcast_server.jobs.places import Place
+from nowcast_server.jobs.course import Place
 from nowcast_server.nino.checkpoint import load_checkpoint
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import ANONYMOUS
@@ -127,7 +126,7 @@ def test_job_appears_and_its_curve_grows(browser: Browser, listen: Start) -> Non
     url = address(caller)
     browser.driver.get(url)
     assert "No job yet" in browser.text()
-    register(caller.client, "vision.resnet-1")
+    caller.put("vision.resnet-1")
     browser.until(lambda: "vision.resnet-1" in browser.text("#jobs"), "the job's row")
     tell(caller.service, "vision.resnet-1", range(10, 500, 10))
     browser.until(lambda: "490" in browser.text("#jobs"), "its step")
@@ -163,7 +162,7 @@ def test_pages_fit_and_can_be_read(browser: Browser, listen: Start, width: int, 
     """On a phone, in the dark, or with a screen reader the page would be of no use."""
     caller = listen(Last(), Nino(load_checkpoint(SHIPPED / "nino-base.safetensors")), drain_s=1)
     for job, mode, speed in (("vision.resnet-1", "glide", 1.6), ("vision.shadow", "shadow", 1.0)):
-        register(caller.client, job, mode=mode)
+        caller.put(job, mode=mode)
         layers = {"conv1": 0.61, "layer1.0.conv1": 0.34, "fc": -0.08}
         tell(caller.service, job, range(10, 900 if mode == "glide" else 1900, 10), speed=speed, skipped={"late": 3}, layers=layers)
         for step in range(8):
@@ -189,7 +188,7 @@ def test_keyboard_alone_leads_from_login_to_a_curve(browser: Browser, listen: St
 
     token = "alice-secret-alice-secret"
     caller = listen(tokens=f"alice:{token}", drain_s=1)
-    register(caller.client, "job", headers={"authorization": f"Bearer {token}"})
+    caller.put("job", headers={"authorization": f"Bearer {token}"})
     tell(caller.service, "job", range(10, 300, 10), tenant="alice")
     browser.driver.get(address(caller))
     assert "Log in" in browser.text("h1")

@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from page_kit import register, tell
-from server_kit import Start
+from server_kit import Start, tell
 
 from nowcast_server.web.page import routes
 from protos.wiring import Block, Parameter, Wiring
@@ -23,7 +22,7 @@ def test_first_visit_shows_how_to_attach_a_job(start: Start) -> None:
 def test_job_shows_where_it_is(start: Start) -> None:
     """The overview and the job's page would not tell what the worker told."""
     caller = start()
-    register(caller.client, "job")
+    caller.put("job")
     tell(caller.service, "job", range(10, 500, 10), skipped={"late": 2})
     row, page = caller.client.get("/").text, caller.client.get("/jobs/job").text
     for text in ("490", "gliding", "<polyline", "0.7"):
@@ -35,9 +34,9 @@ def test_job_shows_where_it_is(start: Start) -> None:
 def test_steps_saved_are_counted_against_a_shadow_run_of_the_same_network(start: Start) -> None:
     """The page would claim steps saved where nothing can be known, or hide what can."""
     caller = start()
-    register(caller.client, "shadow", mode="shadow")
+    caller.put("shadow", mode="shadow")
     tell(caller.service, "shadow", range(10, 2000, 10))
-    register(caller.client, "glide")
+    caller.put("glide")
     tell(caller.service, "glide", range(10, 500, 10), speed=2.0)
     page = caller.client.get("/jobs/glide").text
     estimate = re.search(r"Steps saved, an estimate</span><b>\+(\d+) \(\+(\d+) to \+(\d+)\)</b>", page)
@@ -52,7 +51,7 @@ def test_tenant_sees_its_own_jobs_alone(start: Start) -> None:
     """A token would open other people's runs."""
     caller = start(tokens=TOKENS)
     alice, bob = ({"authorization": f"Bearer {token}"} for token in (ALICE, BOB))
-    register(caller.client, "job", headers=alice)
+    caller.put("job", headers=alice)
     assert 'href="/jobs/job"' in caller.client.get("/", headers=alice).text
     assert 'href="/jobs/job"' not in caller.client.get("/", headers=bob).text
     assert caller.client.get("/jobs/job", headers=bob).status_code == 404
@@ -96,7 +95,7 @@ def test_form_of_another_site_is_refused(start: Start) -> None:
 def test_pages_run_no_script_but_the_servers_own(start: Start) -> None:
     """One careless template, and what a worker sends is run in the browser of who looks."""
     caller = start()
-    register(caller.client, "job")
+    caller.put("job")
     for path in PAGES:
         answer = caller.client.get(path)
         policy = answer.headers["content-security-policy"]
@@ -112,7 +111,7 @@ def test_names_of_parameters_are_text(start: Start) -> None:
     name = "<script>alert(1)</script>.\"'>"
     wiring = Wiring((Parameter(name, (3, 4)),), 7, (Block(1, 0, 4, 4, 3, parameter=0, source_stride=1, target_stride=4),))
     caller = start()
-    register(caller.client, "job", wiring=wiring)
+    caller.put("job", wiring=wiring.to_dict())
     page = caller.client.get("/jobs/job/wiring").text
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -121,19 +120,19 @@ def test_names_of_parameters_are_text(start: Start) -> None:
 def test_job_shows_its_layers_and_where_it_runs(start: Start) -> None:
     """Nobody could see which layers can be forecast, or find the job in the dashboard of its cluster."""
     caller = start()
-    register(caller.client, "job", about={"lr": 0.003, "seed": 7, "link": "http://head:8265/#/jobs/fm-1"})
+    caller.put("job", about={"lr": 0.003, "seed": 7, "link": "http://head:8265/#/jobs/fm-1"})
     tell(caller.service, "job", range(10, 40, 10), layers={"conv.1": 0.61, "<b>": -0.2})
     page = caller.client.get("/jobs/job").text
     for text in ('href="http://head:8265/#/jobs/fm-1"', "0.003", "conv.1", "0.61", "&lt;b&gt;", "-0.2"):
         assert text in page
-    register(caller.client, "other")
+    caller.put("other")
     assert "The job's page at" not in caller.client.get("/jobs/other").text
 
 
 def test_csv_holds_the_curves(start: Start) -> None:
     """What is drawn could not be taken elsewhere."""
     caller = start()
-    register(caller.client, "job")
+    caller.put("job")
     tell(caller.service, "job", range(10, 40, 10), loss=None)
     lines = caller.client.get("/jobs/job/course.csv").text.splitlines()
     assert lines[0] == "step,seconds,loss,gain,coherence"

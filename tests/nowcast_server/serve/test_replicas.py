@@ -1,5 +1,7 @@
 """Two replicas behind Serve's proxy act as one server."""
 
+import os
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,54 +11,53 @@ import httpx2
 import pytest
 import ray
 import torch
+from server_kit import Caller, frames, read_forecasts
 from torch import nn
 
-from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
 from protos.messages import JobSpec
 from trainer_worker.wiring import wire
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S")
+os.environ.update(dict.fromkeys(PATIENCE, "60"))  # read by Ray's processes, which the session's cluster starts later
+TENANTS = {"a": "token-of-tenant-a-0000", "b": "token-of-tenant-b-0000", "operator": "token-of-operator-0000"}
 
 NET = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 SPEC = JobSpec(wiring=wire(NET), context=3, forecaster="linear")
-SIZE = SPEC.wiring.size
 TENANT_B = {"authorization": "Bearer token-of-tenant-b-0000"}
 OPERATOR = {"authorization": "Bearer token-of-operator-0000"}
 
 
-def register(client: httpx2.Client, job: str, **headers: str) -> httpx2.Response:
-    """PUT the job, on the replica its id leads to."""
-    content = SPEC.model_dump_json()
-    given = {"content-type": "application/json", "x-session-id": job, **headers}
-    return client.put(f"/v1/jobs/{job}", content=content, headers=given)
+@pytest.fixture(scope="module")
+def serve_url(ray_cluster: None) -> Iterator[str]:
+    """The server's address; two replicas, three tenants. For one module: its replicas hold CPUs that training waits for."""
+    from ray import serve
+
+    from nowcast_server.serve.application import Replicas, start
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"port": port, "memory": "256MiB", "tokens": ",".join(f"{name}:{token}" for name, token in TENANTS.items())}
+    yield start(settings, replicas=Replicas(2, 2, cpus=0.1))
+    serve.shutdown()
 
 
-def send(client: httpx2.Client, job: str, step: int, values: torch.Tensor) -> httpx2.Response:
-    """PUT one snapshot."""
-    header = Header("snapshot", "float32", (SIZE,), step)
-    body = b"".join(bytes(piece) for piece in write_frames(header, values.view(torch.uint8).numpy().data))
-    given = {"content-type": MEDIA_TYPE, "x-session-id": job}
-    return client.put(f"/v1/jobs/{job}/snapshots/{step}", content=body, headers=given)
+@pytest.fixture
+def client(serve_url: str) -> Iterator[httpx2.Client]:
+    """Calls as tenant a."""
+    with httpx2.Client(base_url=serve_url, headers={"authorization": f"Bearer {TENANTS['a']}"}, timeout=60) as calls:
+        yield calls
 
 
-def nowcast(client: httpx2.Client, job: str, step: int) -> tuple[httpx2.Response, torch.Tensor]:
-    """POST a nowcast for horizons 1 and 4; the answer and the forecasts (2, n) in it."""
-    out = torch.full((2, SIZE), torch.nan)
-    response = client.post(
-        f"/v1/jobs/{job}/nowcasts",
-        json={"context": [step - 20, step - 10, step], "horizons": [1, 4]},
-        headers={"x-session-id": job},
-    )
-    if response.is_success:
-        reader = FrameReader(lambda header: out.view(torch.uint8).numpy().data.cast("B"))
-        reader.feed(response.content)
-        reader.close()
-    return response, out
+def as_job(client: httpx2.Client, name: str, **headers: str) -> Caller:
+    """Calls as a job, to the replica its id leads to."""
+    return Caller(client, None, SPEC.wiring, name, {"x-session-id": name, **headers})  # type: ignore[arg-type]
 
 
 def states(seed: int) -> torch.Tensor:
     """A context (3, n) that no other job has."""
-    return torch.randn(3, SIZE, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(3, SPEC.wiring.size, generator=torch.Generator().manual_seed(seed))
 
 
 def expected(context: torch.Tensor) -> torch.Tensor:
@@ -87,7 +88,7 @@ def jobs(client: httpx2.Client) -> Iterator[list[str]]:
     """Sixteen registered jobs."""
     names = [f"job-{index}" for index in range(16)]
     for name in names:
-        assert register(client, name).status_code == 201
+        assert as_job(client, name).register(forecaster="linear").status_code == 201
     yield names
     for name in names:
         client.delete(f"/v1/jobs/{name}", headers={"x-session-id": name})
@@ -99,8 +100,8 @@ def test_every_job_stays_on_its_replica(client: httpx2.Client, jobs: list[str]) 
 
     def run(name: str) -> None:
         for step, values in zip((10, 20, 30), contexts[name], strict=True):
-            assert send(client, name, step, values).is_success
-        _, forecasts = nowcast(client, name, 30)
+            assert as_job(client, name).upload(step, frames(values, step=step)).is_success
+        _, forecasts = read_forecasts(as_job(client, name).nowcast(horizons=(1, 4)).content)
         assert torch.equal(forecasts, expected(contexts[name])), "another job's weights, or none"
 
     with ThreadPoolExecutor(8) as pool:
@@ -126,7 +127,7 @@ def test_tenants_see_their_own_jobs_on_all_replicas(client: httpx2.Client, jobs:
     assert client.get(f"/v1/jobs/{jobs[0]}", headers=TENANT_B).json()["code"] == "unknown_job"
     assert client.delete(f"/v1/jobs/{jobs[0]}", headers=TENANT_B).status_code == 404
     assert client.get("/metrics").json()["code"] == "forbidden"
-    assert register(client, jobs[0], **TENANT_B).status_code == 201
+    assert as_job(client, jobs[0], **TENANT_B).register(forecaster="linear").status_code == 201
     assert len(client.get("/v1/jobs").json()["jobs"]) == len(jobs), "b's job of that name pushed out a's"
     assert client.delete(f"/v1/jobs/{jobs[0]}", headers=TENANT_B).status_code == 204
 
@@ -134,8 +135,8 @@ def test_tenants_see_their_own_jobs_on_all_replicas(client: httpx2.Client, jobs:
 def test_a_job_is_never_on_two_replicas(client: httpx2.Client) -> None:
     """A history left behind would be taken for the job's own when the job moves back: a forecast from stale weights."""
     job = "mover"
-    assert register(client, job).status_code == 201
-    assert send(client, job, 10, states(0)[0]).is_success
+    assert as_job(client, job).register(forecaster="linear").status_code == 201
+    assert as_job(client, job).upload(10, frames(states(0)[0], step=10)).is_success
     moved = False
     for _ in range(40):  # without a session id the proxy picks a replica by chance, as if the ring had changed
         response = client.put(f"/v1/jobs/{job}", content=SPEC.model_dump_json(), headers={"content-type": "application/json"})
@@ -169,7 +170,7 @@ def test_a_replica_that_dies_takes_nothing_but_its_histories(client: httpx2.Clie
     contexts = {name: states(index + 100) for index, name in enumerate(jobs)}
     for name in jobs:
         for step, values in zip((10, 20, 30), contexts[name], strict=True):
-            assert send(client, name, step, values).is_success
+            assert as_job(client, name).upload(step, frames(values, step=step)).is_success
     before = homes(client)
     victim = replicas()[next(iter(before))]
     ray.kill(victim, no_restart=True)
@@ -193,15 +194,15 @@ def recover(client: httpx2.Client, name: str, context: torch.Tensor) -> tuple[bo
     """
     lost, deadline = False, time.monotonic() + 60
     while time.monotonic() < deadline:
-        response, forecasts = nowcast(client, name, 30)
+        response = as_job(client, name).nowcast(horizons=(1, 4))
         if response.is_success:
-            return lost, forecasts
+            return lost, read_forecasts(response.content)[1]
         if response.status_code == 404:
             lost = True
-            register(client, name)
+            as_job(client, name).register(forecaster="linear")
         elif response.status_code == 409:
             for step, values in zip((10, 20, 30), context, strict=True):
-                send(client, name, step, values)
+                as_job(client, name).upload(step, frames(values, step=step))
         time.sleep(0.1)
     raise AssertionError(response.text)
 
@@ -220,5 +221,5 @@ def test_a_server_under_a_prefix_with_tokens_as_hashes(serve_url: str) -> None:
         assert second.get("/v1/jobs").status_code == 401
         mine = {"authorization": "Bearer token-of-tenant-x-0000"}
         assert second.get("/v1/info", headers=mine).json()["max_memory_bytes"] == 2**20
-        assert register(second, "elsewhere", **mine).status_code == 201
+        assert as_job(second, "elsewhere", **mine).register(forecaster="linear").status_code == 201
     serve.delete("second")

@@ -46,15 +46,6 @@ def test_what_is_known_of_a_run_is_recorded_with_it(start: Start, tmp_path: Path
     assert run.records["loss"].tolist() == pytest.approx([0.5, np.nan], nan_ok=True)
 
 
-def test_a_server_that_does_not_record_keeps_nothing(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job's consent is no order."""
-    monkeypatch.chdir(tmp_path)
-    caller = start()
-    caller.register(record=True)
-    caller.fill()
-    assert not list(tmp_path.rglob("*"))
-
-
 @pytest.mark.parametrize(("mode", "pieces"), [("glide", [[10, 20, 30, 40, 50]]), ("jump", [[10, 20, 30], [40, 50]])])
 def test_a_nowcast_cuts_the_run_if_it_jumps(start: Start, tmp_path: Path, mode: str, pieces: list[list[int]]) -> None:
     """A forecaster would learn from its own jumps, or a job in shadow mode would give pieces too short to learn from."""

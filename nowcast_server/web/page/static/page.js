@@ -32,6 +32,7 @@
 
   // columns: step, seconds, loss, gain, coherence
   const columns = [[], [], [], [], []];
+  let before = [[], [], [], [], []];  // of a server that was restarted since
   const pushChart = document.getElementById("chart-push");
   const across = document.getElementById("across");
   const log = document.getElementById("log");
@@ -95,17 +96,15 @@
   }
 
   live.addEventListener("course", (event) => {
-    const { start, rows } = JSON.parse(event.detail.data);
-    if (start === 0 && rows.length && columns[0].length && rows[0][0] > columns[0].at(-1) && live.dataset.began) {
-      // the server was restarted and knows the rest alone: what was seen before stays
-      const shift = columns[1].at(-1);
-      for (const row of rows) row[1] += shift;
-    } else {
-      for (const column of columns) column.length = Math.min(column.length, start);
-    }
-    live.dataset.began = "yes";
-    const fresh = !columns[0].length;
-    for (const row of rows) row.forEach((value, index) => columns[index].push(value));
+    const rows = JSON.parse(event.detail.data);
+    const [fresh, last] = [!columns[0].length, columns[0].at(-1)];
+    // a server that was restarted knows the rest alone: what was seen before stays
+    if (rows.length && rows[0][0] > last) before = columns.map((column) => [...column]);
+    else if (!rows.length || rows[0][0] <= before[0].at(-1)) before = columns.map(() => []);
+    const shift = before[1].at(-1) ?? 0;
+    columns.forEach((column, index) => {
+      column.splice(0, Infinity, ...before[index], ...rows.map((row) => (index === 1 ? row[1] + shift : row[index])));
+    });
     const losses = columns[2].filter((loss) => loss != null);
     if (fresh && losses.length) log.checked = Math.min(...losses) > 0 && Math.max(...losses) > 50 * Math.min(...losses);
     if (fresh || !charts.length) return build();
