@@ -43,6 +43,7 @@ LogFormat = Annotated[str | None, Option(help="text or json.", show_default="tex
 def run(  # noqa: PLR0917 -- typer passes every option by name
     host: Host = None,
     port: Annotated[int | None, Option(help="Port to listen on; 0 takes a free one.", show_default="8440")] = None,
+    uds: Annotated[Path | None, Option(help="Unix socket to listen on instead.")] = None,
     device: Annotated[str | None, Option(help="Where to forecast: auto, cpu, cuda, cuda:1, …", show_default="auto")] = None,
     device_memory: Annotated[str | None, Option(help="Memory of a CUDA device to use.", show_default="0.9 of what is free")] = None,
     checkpoint: Checkpoints = None,

@@ -21,10 +21,11 @@ def check(settings: Settings, path: str = "/readyz") -> str | None:
     where = f"[{host}]" if ":" in host else host
     url = f"{'http' if settings.tls_cert is None else 'https'}://{where}:{settings.port}{path}"
     try:
-        with httpx2.Client(verify=verify, timeout=TIMEOUT_S) as client:
+        transport = httpx2.HTTPTransport(verify=verify, uds=None if settings.uds is None else str(settings.uds))
+        with httpx2.Client(transport=transport, timeout=TIMEOUT_S) as client:
             response = client.get(url)
     except httpx2.TransportError as error:
-        return f"no answer on port {settings.port}: {error}"
+        return f"no answer on {settings.uds or f'port {settings.port}'}: {error}"
     return None if response.is_success else f"{path} answered {response.status_code}: {response.text}"
 
 

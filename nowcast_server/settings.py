@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     Args:
         host: Address to listen on. Any but loopback needs tokens, or `allow_anonymous`.
         port: Port to listen on; 0 takes a free one.
+        uds: Path of a Unix socket to listen on instead of a port.
         device: Where forecasts are made: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`, `cuda:1`, ….
         checkpoints: Weights of forecasters. `FILE` replaces the package's `nino` or `wnn`, whichever it holds; `NAME=FILE` adds a
             forecaster that jobs ask for by that name. Separate several by `:` (`;` on Windows).
@@ -95,6 +96,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=65536)] = 8440
+    uds: Path | None = None
     device: str = "auto"
     checkpoints: Annotated[tuple[CheckpointFile, ...], NoDecode] = ()
     memory: Size = ByteSize(8 * GIB)

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from nowcast_server.app import create_app
 from nowcast_server.cli import app
+from nowcast_server.healthcheck import check
 from nowcast_server.running import server_for
 from nowcast_server.settings import Settings
 from protos.frames import MEDIA_TYPE
@@ -318,6 +319,18 @@ def test_traces_reach_a_collector(run: Run) -> None:
     assert b"/v1/jobs/{job}" in came["/v1/traces"]
     assert b"http.server.request.duration" in came["/v1/metrics"]
     assert all(token.encode() not in body and b"/readyz" not in body for body in came.values())
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    """A server beside its workers could only be had on a port that others may reach; or its container would count as ill."""
+    settings = Settings(uds=tmp_path / "socket")
+    server = server_for(create_app(settings, forecasters={"last": Last()}), settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: check(settings) is None)
+    server.should_exit = True
+    thread.join()
+    assert "no answer on" in str(check(settings))
 
 
 @pytest.mark.parametrize(
