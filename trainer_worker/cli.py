@@ -1,4 +1,4 @@
-"""The command `nowcast`: train, compare, wire, keys, data, jobs on a cluster. Heavy imports come after the arguments are parsed."""
+"""The command `nowcast`: train, compare, wire, keys, jobs on a cluster. Heavy imports come after the arguments are parsed."""
 
 import signal
 import sys
@@ -23,8 +23,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="The data sets of the tasks.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
 app.add_typer(submit_app)
 app.add_typer(metatrain_app, name="metatrain")
 
@@ -175,27 +173,6 @@ def keys() -> None:
     from trainer_worker.training.config import show_keys
 
     show_keys(Console())
-
-
-@data_app.command("fetch")
-def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="of data sets; all by default", show_default=False)] = None,
-    *,
-    path: Annotated[Path | None, typer.Option(help="check the copy in this folder instead")] = None,
-) -> None:
-    """Get data sets from the first source that has them, check them, and keep them for later runs."""
-    from trainer_worker.tasks import datasets
-    from trainer_worker.tasks.data import DataMissing, read
-
-    known = datasets()
-    for name in names or known:
-        if name not in known:
-            _fail(f"there is no data set {name}; there are {', '.join(known)}")
-        try:
-            held = read(known[name], path=path)
-        except DataMissing as error:
-            _fail(str(error))
-        typer.echo(f"{name}: {held.folder} (from: {held.source}; licence: {known[name].licence})")
 
 
 def _load(path: Path, *, options: Mapping[str, Any], compared: bool) -> "Config":

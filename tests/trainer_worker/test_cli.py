@@ -9,8 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from trainer_worker.cli import app
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.data import DataMissing
+from trainer_worker.tasks.task import Task
 from trainer_worker.training.config import load_config
 
 JOB = '[task]\nname = "fm-16"\nexamples = 40\n[train]\nsteps = 4\nbatch_size = 4\neval_every = 2\n[workers]\ncount = 0\n'
@@ -36,7 +35,8 @@ HELP = """
 import sys
 from typer.testing import CliRunner
 from trainer_worker.cli import app
-for command in ([], ["train"], ["compare"], ["wire"], ["data", "fetch"], ["submit"], ["doctor"], ["try"], ["metatrain"]):
+from trainer_worker.tasks.task import Task
+for command in ([], ["train"], ["compare"], ["wire"], ["keys"], ["submit"], ["doctor"], ["try"], ["metatrain"]):
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0, result.output
 print({"torch", "ray", "matplotlib", "httpx2", "numpy"} & set(sys.modules))
@@ -139,16 +139,12 @@ def test_the_demo_runs_again_after_it_was_interrupted() -> None:
     assert "nowcast compare deploy/demo.toml --fresh\n" in recipe
 
 
-def test_results_go_where_they_are_asked_to(job: Path) -> None:
+def test_results_go_where_they_are_asked_to(job: Path, fashion: Task) -> None:
     """A run on a cluster would end without a trace; or its storage would be found wanting after hours of training."""
     refused = call("train", job, "--copies", "nosuch://bucket/runs")
     assert refused.exit_code == 2
     assert [path for path in (job.parent / "runs").rglob("*") if path.is_file()] == []
     assert "results cannot be written to nosuch://bucket/runs" in refused.stderr
-    try:
-        load_task("fm-16")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
     kept = job.parent / "a-folder-with-a-name-so-long-that-a-terminal-would-break-the-line" / "kept"
     result = call("train", job, "--copies", f"file://{kept}")
     assert result.exit_code == 0, result.output
@@ -183,14 +179,6 @@ def test_wire_names_what_is_wrong(job: Path, place: str, message: str) -> None:
     result = call("wire", place)
     assert result.exit_code == 2
     assert message in result.stderr
-
-
-def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """A wrong folder or name ends with a sentence, not a traceback."""
-    result = call("data", "fetch", "fashion-mnist", "--path", tmp_path)
-    assert result.exit_code == 2
-    assert "the folder given for fashion-mnist does not hold it" in result.stderr
-    assert "there is no data set nope" in call("data", "fetch", "nope").stderr
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])

@@ -13,8 +13,7 @@ from rich.console import Console
 from protos.messages import Info
 from trainer_worker.comparison.compare import _info, _server_for, compare
 from trainer_worker.comparison.summary import Summary
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.data import DataMissing
+from trainer_worker.tasks.task import Task
 from trainer_worker.training import loop
 from trainer_worker.training.config import Config
 from trainer_worker.training.records import RunRecord
@@ -71,18 +70,6 @@ def test_a_server_with_tokens_and_its_own_authority_says_what_it_is(
     assert "No such file" in (_info(guarded, token=TOKEN) or {})["unavailable"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """For results; the task is read once, with few real pictures."""
-    try:
-        small = load_task("fm-16", examples=64)
-    except DataMissing as missing:
-        pytest.skip(str(missing))
-    for place in ("trainer_worker.training.loop.load_task", "trainer_worker.tasks.load_task"):
-        monkeypatch.setattr(place, lambda *_, **__: small)
-    return tmp_path
-
-
 def run(folder: Path, *, lr: float = 1e-3, steps: int = 6, resume: bool = False) -> Summary:
     """A small comparison in this process."""
     config = Config.model_validate(
@@ -114,25 +101,25 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *, run: int) -> None:
     monkeypatch.setattr(loop, "train_in_process", interrupted)
 
 
-def test_an_interrupted_comparison_goes_on_with_its_own_configuration_alone(folder: Path) -> None:
+def test_an_interrupted_comparison_goes_on_with_its_own_configuration_alone(tmp_path: Path, small_fashion: Task) -> None:
     """The other arm's record of an earlier comparison in the same folder would be taken for this one's."""
-    run(folder / "a", lr=1e-3)
+    run(tmp_path / "a", lr=1e-3)
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, run=1)
         with pytest.raises(KeyboardInterrupt):
-            run(folder / "a", lr=3e-2)
+            run(tmp_path / "a", lr=3e-2)
     with pytest.raises(CannotResume, match=r"train.lr = 0.03, not 0.001"):
-        run(folder / "a", lr=1e-3, resume=True)
-    assert curves(run(folder / "a", lr=3e-2, resume=True)) == curves(run(folder / "b", lr=3e-2))
+        run(tmp_path / "a", lr=1e-3, resume=True)
+    assert curves(run(tmp_path / "a", lr=3e-2, resume=True)) == curves(run(tmp_path / "b", lr=3e-2))
 
 
-def test_a_finished_comparison_is_read_back_or_made_longer(folder: Path) -> None:
+def test_a_finished_comparison_is_read_back_or_made_longer(tmp_path: Path, small_fashion: Task) -> None:
     """Finished runs would be trained again; or an older, shorter one would pass for the longer."""
-    first = run(folder)
+    first = run(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, run=0)
-        assert run(folder, resume=True).runs == first.runs
-    longer = run(folder, steps=8, resume=True)
+        assert run(tmp_path, resume=True).runs == first.runs
+    longer = run(tmp_path, steps=8, resume=True)
     assert [(run.restores, run.evaluations[-1].step) for run in longer.runs] == [(1, 8), (1, 8)]
     with pytest.raises(CannotResume, match=r"train.steps = 8, not 6"):
-        run(folder, resume=True)
+        run(tmp_path, resume=True)

@@ -7,9 +7,6 @@ import pytest
 import torch
 from faulty_server import FaultyServer
 
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.data import DataMissing
-from trainer_worker.tasks.task import Task
 from trainer_worker.training.config import Config
 from trainer_worker.training.loop import Checkpoint, FolderHarness, _rate, train, train_in_process
 from trainer_worker.training.records import Arm, Order, RunRecord, is_average
@@ -21,19 +18,7 @@ class Stopped(Exception):
     """The process is gone."""
 
 
-@pytest.fixture(scope="module")
-def small_task() -> Task:
-    """FM-16 with few real pictures."""
-    try:
-        return load_task("fm-16", examples=64)
-    except DataMissing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading 70,000 pictures takes longer than these runs."""
-    monkeypatch.setattr("trainer_worker.training.loop.load_task", lambda *args, **kwargs: small_task)
+pytestmark = pytest.mark.usefixtures("small_fashion")
 
 
 def order(

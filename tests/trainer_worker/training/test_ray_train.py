@@ -17,8 +17,7 @@ from server_process import ServerProcess
 from trainer_worker.comparison.compare import arm_with, compare
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.errors import BadArgument
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.data import DataMissing
+from trainer_worker.tasks.task import Task
 from trainer_worker.training import ray_cluster as cluster
 from trainer_worker.training import ray_train
 from trainer_worker.training.config import Config
@@ -55,12 +54,8 @@ def without_times(record: RunRecord) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+def run(ray_cluster: None, fashion: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     """One run with nowcasts of two workers over HTTP, as `nowcast train` makes it: its folder, its summary."""
-    try:
-        load_task("fm-16")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
     folder = tmp_path_factory.mktemp("run")
     return folder, compare(config(folder), console=Console(file=io.StringIO()), plain=False)
 
