@@ -28,13 +28,11 @@ app.add_typer(metatrain_app, name="metatrain")
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; see deploy/demo.toml and `nowcast keys`", show_default=False)]
 Server = Annotated[str | None, typer.Option(help="URL of a nowcast server, `own` for one of this command's own, or `embedded`")]
-Forecaster = Annotated[str | None, typer.Option(help="e.g. nino, wnn, linear, average, last")]
-CheckpointFile = Annotated[Path | None, typer.Option(help="weights of the forecaster")]
+Forecaster = Annotated[str | None, typer.Option(help="e.g. linear, nino, wnn, or a file of weights")]
 Steps = Annotated[int | None, typer.Option(help="optimizer steps of a run")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="may be given several times")]
 Out = Annotated[Path | None, typer.Option(help="folder for the results")]
-Checkpoints = Annotated[str | None, typer.Option(help="where checkpoints go, if not to the results: a path, s3://, gs://, …")]
-Copies = Annotated[str | None, typer.Option(help="where summary.json and report.png go as well: a path, s3://, gs://, …")]
+Storage = Annotated[str | None, typer.Option(help="where checkpoints go instead, and the results as well: a path, s3://, gs://, …")]
 Address = Annotated[str | None, typer.Option(help="of a running Ray cluster, e.g. `auto`")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start over even if the folder holds an unfinished run")]
 Resume = Annotated[bool, typer.Option("--resume", help="resume from the checkpoints in the results folder")]
@@ -48,12 +46,10 @@ def _job(*, compared: bool) -> Callable[..., None]:
         *,
         server: Server = None,
         forecaster: Forecaster = None,
-        checkpoint: CheckpointFile = None,
         steps: Steps = None,
         seed: Seeds = None,
         out: Out = None,
-        checkpoints: Checkpoints = None,
-        copies: Copies = None,
+        storage: Storage = None,
         address: Address = None,
         resume: Resume = False,
         fresh: Fresh = False,
@@ -202,17 +198,17 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
         from trainer_worker.errors import BadArgument, CommandFailed
         from trainer_worker.training.storage import put, resolve
     try:
-        if config.output.copies:
-            resolve(config.output.copies)  # fail now, not after hours
+        if config.output.storage:
+            resolve(config.output.storage)  # fail now, not after hours
         summary = compare(config, console=console, resume=resume, plain=compared)
     except (CommandFailed, BadArgument) as error:
         _fail(str(error))
     paths = report.write(summary)
     report.show(summary, console)
     console.print("\n".join(f"wrote {path}" for path in paths), soft_wrap=True)
-    if config.output.copies:
+    if config.output.storage:
         try:
-            copies = put(config.output.copies, paths)
+            copies = put(config.output.storage, paths)
         except CommandFailed as error:
             _fail(str(error))
         console.print("\n".join(f"wrote {copy}" for copy in copies), soft_wrap=True)

@@ -23,7 +23,7 @@ EXCLUDES: Final = [
 """Left at home: large, and of no use there."""
 NOT_UPLOADED: Final = {
     "task.data": "leave it out, and the data set is fetched there; or give the whole path of a folder that all nodes share",
-    "nowcast.checkpoint": "start a server with it, and give that with --server; or the whole path of a file that all nodes share",
+    "nowcast.forecaster": "start a server with it, and give that with --server; or the whole path of a file that all nodes share",
 }
 """Paths of a configuration, and what stands for those that mean nothing on another machine."""
 
@@ -164,8 +164,7 @@ def config_overrides(*, name: str, server: str | None, storage: str | None) -> d
     """What is different on the cluster, by `table.key`; server is None if the configuration makes no nowcasts."""
     given = {"workers.address": "auto"} | ({"nowcast.server": server} if server else {})
     if storage and "://" in storage:  # as below; but the run itself needs a folder of files
-        place = f"{storage}/{name}"
-        given |= {"output.folder": f"runs/{name}", "output.checkpoints": f"{place}/checkpoints", "output.copies": place}
+        given |= {"output.folder": f"runs/{name}", "output.storage": f"{storage}/{name}"}
     elif storage:
         given["output.folder"] = f"{storage}/{name}"
     return given
@@ -190,9 +189,10 @@ def _check_config(path: Path, overrides: Mapping[str, str]) -> None:
     """Refuse here what the command line on the cluster would refuse, or not find."""
     from trainer_worker.training.config import load_config
 
-    load_config(path, overrides=dict(overrides))
+    nowcast = load_config(path, overrides=dict(overrides)).nowcast
+    file = nowcast is not None and nowcast.name != nowcast.forecaster
     for place, instead in NOT_UPLOADED.items():
         table, key = place.split(".")
         named = _tables(path).get(table, {}).get(key)
-        if named is not None and not Path(named).is_absolute():
+        if named is not None and (key == "data" or file) and not Path(named).is_absolute():
             raise CommandFailed(f"{path}: [{table}] {key}: {named} is on this machine, and is not uploaded: {instead}")

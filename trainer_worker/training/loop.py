@@ -22,6 +22,7 @@ from trainer_worker.tasks import load_task
 from trainer_worker.tasks.task import Task, batch_indices, evaluate
 from trainer_worker.training.config import TrainTable
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, Scores
+from trainer_worker.training.resuming import check, terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class Harness(Protocol):
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint; every worker calls it at the same steps, and it may wait for all of them."""
 
-    def tell(self, news: dict[str, Any]) -> None:
-        """Pass on progress, `{"step": ...}` or `{"event": ...}`; must not wait. Called on rank 0."""
+    def tell(self, news: str) -> None:
+        """Pass on a line for whoever watches; must not wait. Called on rank 0."""
 
 
 def train(order: Order, harness: Harness) -> RunRecord:
@@ -123,8 +124,6 @@ class _Run:
         self.losses += loss.detach()
         self.batches += 1
         self.step += 1
-        if self.harness.rank == 0 and self.step % 20 == 0:
-            self.harness.tell({"step": self.step})
 
     def evaluate(self) -> None:
         """Measure on validation and test data; every worker takes a share."""
@@ -136,10 +135,17 @@ class _Run:
         evaluation = Evaluation(step=self.step, train_loss=total / batches, **dict(scores), averaged=averaged, train_s=self.train_s)
         self.evaluations.append(evaluation)
         if self.harness.rank == 0:
-            self.harness.tell({"step": self.step, "evaluation": self.evaluations[-1].model_dump()})
+            self.harness.tell(self._told(evaluation))
         self.losses.zero_()
         self.batches = 0
         self.started = time.perf_counter()
+
+    def _told(self, evaluation: Evaluation) -> str:
+        score = evaluation.validation
+        line = (
+            f"step {self.step} of {self.order.config.train.steps}: validation loss {score.loss:.4f}, accuracy {score.accuracy:.1%}"
+        )
+        return line if self.nowcast is None else f"{line}; forecasts {self.nowcast.summary()['nowcasts']}"
 
     def _scores(self, model: nn.Module) -> Scores:
         share = {"rank": self.harness.rank, "world": self.harness.world}
@@ -160,6 +166,7 @@ class _Run:
             "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
             "train_s": self.train_s,
             "restores": self.restores,
+            "terms": terms(self.order),
         }
         own = {
             "nowcast": self.nowcast.state_dict() if self.nowcast else None,
@@ -172,9 +179,10 @@ class _Run:
         self.started = time.perf_counter()
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint of the same configuration."""
         if checkpoint is not None:
             shared, own = checkpoint.shared, checkpoint.own
+            check(self.order, shared.get("terms"))
             self.model.load_state_dict(shared["model"])
             if self.average is not None:
                 self.average.load_state_dict(shared["average"])
@@ -231,17 +239,16 @@ def average_of(model: nn.Module, *, decay: float) -> AveragedModel:
 
 
 def _nowcast(order: Order, run: _Run) -> Nowcast | None:
-    table, harness = order.arm.nowcast, run.harness
+    table, harness, embedded = order.arm.nowcast, run.harness, order.server is None
     if table is None:
         return None
-    embedded = order.server is None
     return Nowcast(
         run.model,
         run.optimizer,
         max_steps=order.config.train.steps,
         interval=table.interval,
         mode=table.mode,
-        forecaster=str(table.checkpoint) if table.checkpoint and embedded else table.forecaster,
+        forecaster=table.forecaster if embedded else table.name,
         server=Server(
             order.server or "embedded",
             token=order.token,
@@ -251,7 +258,7 @@ def _nowcast(order: Order, run: _Run) -> Nowcast | None:
             record=table.record,
         ),
         push=table.push,
-        on_event=(lambda event: harness.tell({"event": event.to_dict()})) if harness.rank == 0 else None,
+        on_event=(lambda event: harness.tell(str(event)) if event.kind == "server" else None) if harness.rank == 0 else None,
     )
 
 
@@ -264,7 +271,7 @@ def _rate(settings: TrainTable, step: int) -> float:
     return 1.0
 
 
-def train_in_process(order: Order, *, listen: Callable[[dict[str, Any]], None]) -> RunRecord:
+def train_in_process(order: Order, *, listen: Callable[[str], None]) -> RunRecord:
     """Train one run in this process, its newest checkpoint in a folder; the arguments are those of `train_on_ray`."""
     folder = order.config.output.folder / "checkpoints" / order.name
     if order.config.workers.threads:
@@ -278,7 +285,7 @@ class FolderHarness:
     rank = 0
     world = 1
 
-    def __init__(self, folder: Path, listen: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, folder: Path, listen: Callable[[str], None]) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._path = folder / "checkpoint.pt"
         self._listen = listen
@@ -295,5 +302,5 @@ class FolderHarness:
         torch.save({"shared": checkpoint.shared, "own": checkpoint.own}, fresh)
         fresh.replace(self._path)
 
-    def tell(self, news: dict[str, Any]) -> None:
+    def tell(self, news: str) -> None:
         self._listen(news)

@@ -53,8 +53,8 @@ def test_a_configurations_command_line_is_valid() -> None:
     given = config_overrides(name="x", server="embedded", storage="s3://bucket/runs")
     words = shlex.split(config_command(Path("c.toml"), given, resume=True))
     with train.make_context("train", words[4:]) as context:
-        places = [str(context.params[name]) for name in ("checkpoints", "copies", "out")]
-        assert places == ["s3://bucket/runs/x/checkpoints", "s3://bucket/runs/x", "runs/x"]
+        places = [str(context.params[name]) for name in ("storage", "out")]
+        assert places == ["s3://bucket/runs/x", "runs/x"]
 
 
 @pytest.fixture
@@ -104,11 +104,11 @@ def test_nowcasts_are_made_where_configuration_or_option_asks_for_them(
     [
         ("[trian]\nsteps = 3", [], "unknown table [trian]; did you mean train?"),
         ("steps = ", [], "not valid TOML"),
-        ("[nowcast]\ncheckpoint = '{here}/w'", ["--server", "http://a:1"], "the one at a URL has its own weights"),
+        ("[nowcast]\nforecaster = '{here}/w'", ["--server", "http://a:1"], "the one at a URL has its own weights"),
         (
-            "[nowcast]\ncheckpoint = 'w'",
+            "[nowcast]\nforecaster = './w'",
             ["--server", "embedded"],
-            "[nowcast] checkpoint: w is on this machine, and is not uploaded",
+            "[nowcast] forecaster: ./w is on this machine, and is not uploaded",
         ),
         ("[workers]\ncount = 0", ["--storage", "s3://bucket/runs"], "keeps its checkpoints in output.folder"),
         ("data = 'pictures'", [], "[task] data: pictures is on this machine, and is not uploaded: leave it out"),
@@ -129,7 +129,7 @@ def test_what_the_cluster_would_refuse_is_refused_here(
 def test_paths_that_all_nodes_may_share_are_sent(sent: list[Submission], tmp_path: Path) -> None:
     """Data and weights on a file system of the cluster's could not be used."""
     (tmp_path / "w").write_bytes(b"")
-    result = submit(tmp_path, f"data = '/data/pictures'\n[nowcast]\ncheckpoint = '{tmp_path}/w'", "--server", "embedded")
+    result = submit(tmp_path, f"data = '/data/pictures'\n[nowcast]\nforecaster = '{tmp_path}/w'", "--server", "embedded")
     assert (result.exit_code, len(sent)) == (0, 1), result.output
 
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from protos.messages import Info
 from trainer_worker.comparison.compare import _info, _server_for, compare
 from trainer_worker.comparison.summary import Summary
+from trainer_worker.errors import BadArgument
 from trainer_worker.tasks.task import Task
 from trainer_worker.training import loop
 from trainer_worker.training.config import Config
 from trainer_worker.training.records import RunRecord
-from trainer_worker.training.resuming import CannotResume
 
 TOKEN = "a-tokens-text"
 INFO = Info(version="1", protocol=1, device="cpu", forecasters=["nino"], max_snapshot_bytes=1, max_memory_bytes=1)
@@ -108,7 +108,7 @@ def test_an_interrupted_comparison_goes_on_with_its_own_configuration_alone(tmp_
         interrupt(patch, run=1)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "a", lr=3e-2)
-    with pytest.raises(CannotResume, match=r"train.lr = 0.03, not 0.001"):
+    with pytest.raises(BadArgument, match=r"train.lr = 0.03, not 0.001"):
         run(tmp_path / "a", lr=1e-3, resume=True)
     assert curves(run(tmp_path / "a", lr=3e-2, resume=True)) == curves(run(tmp_path / "b", lr=3e-2))
 
@@ -121,5 +121,5 @@ def test_a_finished_comparison_is_read_back_or_made_longer(tmp_path: Path, small
         assert run(tmp_path, resume=True).runs == first.runs
     longer = run(tmp_path, steps=8, resume=True)
     assert [(run.restores, run.evaluations[-1].step) for run in longer.runs] == [(1, 8), (1, 8)]
-    with pytest.raises(CannotResume, match=r"train.steps = 8, not 6"):
+    with pytest.raises(BadArgument, match=r"train.steps = 8, not 6"):
         run(tmp_path, resume=True)
