@@ -54,11 +54,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 @contextmanager
 def cluster_errors() -> Iterator[None]:
-    """What Ray's client raises, in one sentence.
-
-    Raises:
-        CommandFailed: in place of it.
-    """
+    """What Ray's client raises, in one sentence. Raises `CommandFailed`: in place of it."""
     try:
         yield
     except RuntimeError as error:

@@ -45,7 +45,7 @@ def prepare(
     """What Ray's `submit_job` takes, after everything was checked that can be checked from here.
 
     `what` is a configuration or a script, `workers` are the options of `cluster/script.py` that start a script's workers (None if
-    it starts them itself), and `find_server` gives the URL of a server named `serve:NAME`; for the rest see `nowcast submit --help`.
+    it starts them itself), and `find_server` gives the URL of a server named `serve:NAME`. Otherwise see `nowcast submit --help`.
 
     Raises:
         CommandFailed: something does not work; the message says what to do.
@@ -90,11 +90,7 @@ def _server_url(server: str, find_server: Callable[[str], str]) -> str | None:
 
 
 def parse_workers(text: str) -> tuple[int, int]:
-    """`4`, or `2:8` for an elastic number.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """`4`, or `2:8` for an elastic number. Raises `ValueError`: it is neither."""
     first, _, second = text.partition(":")
     least, most = int(first), int(second or first)
     if not 1 <= least <= most:
@@ -103,11 +99,7 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 def locate(script: Path, working_dir: Path | None) -> tuple[Path, Path]:
-    """The folder to upload and the script's place in it.
-
-    Raises:
-        CommandFailed: the script lies outside.
-    """
+    """The folder to upload and the script's place in it. Raises `CommandFailed`: the script lies outside."""
     folder = (working_dir or script.parent).resolve()
     if not script.resolve().is_relative_to(folder):
         raise CommandFailed(f"{script} is not in the working directory {folder}: give one that holds it with --working-dir")

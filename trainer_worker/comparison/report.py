@@ -43,11 +43,7 @@ def write(summary: Summary) -> tuple[Path, Path, Path]:
 
 
 def read(place: Path) -> Summary:
-    """The summary in a results folder, or the file itself.
-
-    Raises:
-        CommandFailed: there is none, or it is of another version.
-    """
+    """The summary in a results folder, or the file itself. Raises `CommandFailed`: there is none, or it is of another version."""
     path = place / "summary.json" if place.is_dir() else place
     try:
         return Summary.model_validate_json(path.read_bytes())

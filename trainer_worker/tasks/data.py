@@ -36,11 +36,7 @@ class DataFile:
     sha256: str  # of the content; of the unpacked content if the name ends in `.gz`, because archives of the same data differ
 
     def read(self, folder: Path) -> bytes:
-        """The content, unpacked and checked.
-
-        Raises:
-            SourceFailed: it is missing, damaged, or something else.
-        """
+        """The content, unpacked and checked. Raises `SourceFailed`: it is missing, damaged, or something else."""
         path = folder / self.name
         try:
             content = path.read_bytes()
@@ -197,11 +193,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def run_program(command: str, *arguments: str, folder: Path) -> None:
-    """Run an installed program in `folder`, silently.
-
-    Raises:
-        SourceFailed: it is missing, fails, or takes too long.
-    """
+    """Run an installed program in `folder`, silently. Raises `SourceFailed`: it is missing, fails, or takes too long."""
     # S603: the arguments are this module's own words and paths, and no shell reads them.
     try:
         subprocess.run((command, *arguments), cwd=folder, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)  # noqa: S603

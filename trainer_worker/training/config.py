@@ -220,11 +220,7 @@ OPTIONS: Final = {
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """What a configuration says, before it is checked.
-
-    Raises:
-        ConfigError: the file cannot be read, or is not TOML.
-    """
+    """What a configuration says, before it is checked. Raises `ConfigError`: the file cannot be read, or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin a file with a byte order mark
     except OSError as error:
