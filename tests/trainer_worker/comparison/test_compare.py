@@ -1,9 +1,5 @@
 """Comparisons: those that are interrupted and gone on with; what they ask of a server."""
 
-import ssl
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from protos.messages import Info
-from trainer_worker.comparison.compare import _info, _server_for, compare
+from trainer_worker.comparison.compare import compare
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.errors import BadArgument
 from trainer_worker.tasks.task import Task
@@ -21,53 +17,6 @@ from trainer_worker.training.records import RunRecord
 
 TOKEN = "a-tokens-text"
 INFO = Info(version="1", protocol=1, device="cpu", forecasters=["nino"], max_snapshot_bytes=1, max_memory_bytes=1)
-
-
-class _Guarded(BaseHTTPRequestHandler):
-    """Answers whoever has the token."""
-
-    def do_GET(self) -> None:
-        known = self.headers["authorization"] == f"Bearer {TOKEN}"
-        body = INFO.model_dump_json().encode() if known and self.path == "/v1/info" else b"{}"
-        self.send_response(200 if known else 401)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[str]:
-    """A server that asks for a token, with a certificate of its own authority, which is in the file `ca`."""
-    trustme = pytest.importorskip("trustme")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    server = HTTPServer(("127.0.0.1", 0), _Guarded)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield f"https://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_a_server_with_tokens_and_its_own_authority_says_what_it_is(
-    guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The summary would call the server unavailable that made all of the run's nowcasts."""
-    monkeypatch.setenv("NOWCAST_SERVER_CA", str(tmp_path / "ca"))
-    monkeypatch.setenv("NOWCAST_TOKEN", TOKEN)
-    config = Config.model_validate({"task": {"name": "fm-16"}, "nowcast": {"server": guarded}, "output": {"folder": tmp_path}})
-    with _server_for(config) as reached:
-        assert _info(**reached) == {"url": guarded, **INFO.model_dump()}
-    assert "asks for a login" in (_info(guarded, token=None) or {})["unavailable"]
-    monkeypatch.setenv("NOWCAST_SERVER_CA", str(tmp_path / "none"))
-    assert "No such file" in (_info(guarded, token=TOKEN) or {})["unavailable"]
 
 
 def run(folder: Path, *, lr: float = 1e-3, steps: int = 6, resume: bool = False) -> Summary:
