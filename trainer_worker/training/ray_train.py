@@ -21,13 +21,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainer_worker.errors import BadArgument, CommandFailed
 from trainer_worker.training.config import WorkersTable
-from trainer_worker.training.loop import Checkpoint, train
+from trainer_worker.training.loop import State, train
 from trainer_worker.training.records import Order, RunRecord
 from trainer_worker.training.storage import resolve
 
 logger = logging.getLogger(__name__)
 
 Listener = Callable[[str], None]
+FILE: Final = "run.pt"
+"""Of a run, in the folder of a checkpoint."""
 OBJECT_STORE_BYTES: Final = 200 * 1024**2
 """Checkpoints go through files and gradients through gloo; the store only carries orders and progress."""
 ATTEMPTS: Final = 3
@@ -246,24 +248,20 @@ class _RayHarness:
         self.device = ray_train.torch.get_device()
         self._mailbox = mailbox
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self) -> State | None:
         held = ray_train.get_checkpoint()
         if held is None:
             return None
         with held.as_directory() as folder:
-            own = Path(folder) / f"rank-{self.rank}.pt"
-            shared = Path(folder) / "shared.pt"
-            # not to the device: what goes there is copied there, and random states must stay
-            return Checkpoint(*(torch.load(path, weights_only=True, map_location="cpu") for path in (shared, own)))
+            state: State = torch.load(Path(folder) / FILE, weights_only=True, map_location="cpu")
+            return state
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        step = checkpoint.shared["step"]
+    def save(self, state: State) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(checkpoint.own, Path(folder) / f"rank-{self.rank}.pt")
             if self.rank == 0:
-                torch.save(checkpoint.shared, Path(folder) / "shared.pt")
-            # a barrier: every rank reports at the same steps
-            ray_train.report({"step": step}, checkpoint=ray_train.Checkpoint.from_directory(folder))
+                torch.save(state, Path(folder) / FILE)
+            held = ray_train.Checkpoint.from_directory(folder) if self.rank == 0 else None
+            ray_train.report({"step": state["step"]}, checkpoint=held)  # a barrier: every rank reports at the same steps
 
     def tell(self, news: str) -> None:
         self._mailbox.put_nowait.remote(news)

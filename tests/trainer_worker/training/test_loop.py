@@ -8,7 +8,7 @@ import torch
 from faulty_server import FaultyServer
 
 from trainer_worker.training.config import Config
-from trainer_worker.training.loop import Checkpoint, FolderHarness, _rate, train, train_in_process
+from trainer_worker.training.loop import FolderHarness, State, _rate, train, train_in_process
 from trainer_worker.training.records import Arm, Order, RunRecord, is_average
 
 NOWCAST = {"server": "embedded", "forecaster": "linear", "interval": 2, "start": 0.0}
@@ -38,7 +38,7 @@ def order(
 
 def weights(folder: Path) -> torch.Tensor:
     (path,) = folder.glob("checkpoints/*/checkpoint.pt")
-    return torch.cat([value.flatten() for value in torch.load(path, weights_only=True)["shared"]["model"].values()])
+    return torch.cat([value.flatten() for value in torch.load(path, weights_only=True)["model"].values()])
 
 
 def without_times(record: RunRecord) -> list[dict[str, Any]]:
@@ -56,9 +56,9 @@ class Harness(FolderHarness):
         super().__init__(folder, ignore)
         self.stop_after = stop_after
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        super().save(checkpoint)
-        if checkpoint.shared["step"] == self.stop_after:
+    def save(self, state: State) -> None:
+        super().save(state)
+        if state["step"] == self.stop_after:
             raise Stopped
 
 
@@ -140,7 +140,7 @@ def test_the_last_step_is_evaluated_and_kept(tmp_path: Path) -> None:
     record = train_in_process(order(tmp_path, nowcasts=False, steps=7, checkpoint_every=100), listen=ignore)
     assert [evaluation.step for evaluation in record.evaluations] == [5, 7]
     state = torch.load(tmp_path / "checkpoints" / "without-seed7" / "checkpoint.pt", weights_only=True)
-    assert state["shared"]["step"] == 7
+    assert state["step"] == 7
 
 
 def test_training_learns(tmp_path: Path) -> None:

@@ -42,8 +42,7 @@ def config(folder: Path, *, data: str | None = None) -> Config:
 def final_weights(folder: Path, run: str) -> torch.Tensor:
     """Of the newest checkpoint."""
     newest = max((folder / "kept" / "checkpoints" / run).glob("checkpoint_2*"))
-    assert (newest / "rank-1.pt").exists()
-    state = torch.load(newest / "shared.pt", weights_only=True)
+    state = torch.load(newest / "run.pt", weights_only=True)
     assert state["step"] == STEPS
     return torch.cat([value.flatten() for value in state["model"].values()])
 
