@@ -62,7 +62,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for the whole session: two CPUs, a small object store, silent."""
     import ray
 
-    from trainer_worker.training.ray_cluster import start_local_cluster
+    from trainer_worker.training.ray_train import start_local_cluster
 
     start_local_cluster(cpus=2)
     yield

@@ -1,4 +1,4 @@
-"""The command `nowcast`: train, compare, wire, keys, data, jobs on a cluster. Heavy imports come after the arguments are parsed."""
+"""The command `nowcast`: train, compare, wire, keys, jobs on a cluster. Heavy imports come after the arguments are parsed."""
 
 import signal
 import sys
@@ -23,20 +23,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="The data sets of the tasks.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
 app.add_typer(submit_app)
 app.add_typer(metatrain_app, name="metatrain")
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; see deploy/demo.toml and `nowcast keys`", show_default=False)]
 Server = Annotated[str | None, typer.Option(help="URL of a nowcast server, `own` for one of this command's own, or `embedded`")]
-Forecaster = Annotated[str | None, typer.Option(help="e.g. nino, wnn, linear, average, last")]
-CheckpointFile = Annotated[Path | None, typer.Option(help="weights of the forecaster")]
+Forecaster = Annotated[str | None, typer.Option(help="e.g. linear, nino, wnn, or a file of weights")]
 Steps = Annotated[int | None, typer.Option(help="optimizer steps of a run")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="may be given several times")]
 Out = Annotated[Path | None, typer.Option(help="folder for the results")]
-Checkpoints = Annotated[str | None, typer.Option(help="where checkpoints go, if not to the results: a path, s3://, gs://, …")]
-Copies = Annotated[str | None, typer.Option(help="where summary.json and report.png go as well: a path, s3://, gs://, …")]
+Storage = Annotated[str | None, typer.Option(help="where checkpoints go instead, and the results as well: a path, s3://, gs://, …")]
 Address = Annotated[str | None, typer.Option(help="of a running Ray cluster, e.g. `auto`")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start over even if the folder holds an unfinished run")]
 Resume = Annotated[bool, typer.Option("--resume", help="resume from the checkpoints in the results folder")]
@@ -50,12 +46,10 @@ def _job(*, compared: bool) -> Callable[..., None]:
         *,
         server: Server = None,
         forecaster: Forecaster = None,
-        checkpoint: CheckpointFile = None,
         steps: Steps = None,
         seed: Seeds = None,
         out: Out = None,
-        checkpoints: Checkpoints = None,
-        copies: Copies = None,
+        storage: Storage = None,
         address: Address = None,
         resume: Resume = False,
         fresh: Fresh = False,
@@ -177,27 +171,6 @@ def keys() -> None:
     show_keys(Console())
 
 
-@data_app.command("fetch")
-def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="of data sets; all by default", show_default=False)] = None,
-    *,
-    path: Annotated[Path | None, typer.Option(help="check the copy in this folder instead")] = None,
-) -> None:
-    """Get data sets from the first source that has them, check them, and keep them for later runs."""
-    from trainer_worker.tasks import datasets
-    from trainer_worker.tasks.data import DataMissing, read
-
-    known = datasets()
-    for name in names or known:
-        if name not in known:
-            _fail(f"there is no data set {name}; there are {', '.join(known)}")
-        try:
-            held = read(known[name], path=path)
-        except DataMissing as error:
-            _fail(str(error))
-        typer.echo(f"{name}: {held.folder} (from: {held.source}; licence: {known[name].licence})")
-
-
 def _load(path: Path, *, options: Mapping[str, Any], compared: bool) -> "Config":
     """The configuration with the command's options in place of its values."""
     from trainer_worker.training.config import OPTIONS, ConfigError, load_config
@@ -225,17 +198,17 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
         from trainer_worker.errors import BadArgument, CommandFailed
         from trainer_worker.training.storage import put, resolve
     try:
-        if config.output.copies:
-            resolve(config.output.copies)  # fail now, not after hours
+        if config.output.storage:
+            resolve(config.output.storage)  # fail now, not after hours
         summary = compare(config, console=console, resume=resume, plain=compared)
     except (CommandFailed, BadArgument) as error:
         _fail(str(error))
     paths = report.write(summary)
     report.show(summary, console)
     console.print("\n".join(f"wrote {path}" for path in paths), soft_wrap=True)
-    if config.output.copies:
+    if config.output.storage:
         try:
-            copies = put(config.output.copies, paths)
+            copies = put(config.output.storage, paths)
         except CommandFailed as error:
             _fail(str(error))
         console.print("\n".join(f"wrote {copy}" for copy in copies), soft_wrap=True)

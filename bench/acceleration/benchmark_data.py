@@ -58,7 +58,7 @@ def animals() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     Raises:
         DataMissing: no source has them.
     """
-    pictures, classes = read(ANIMALS).contents.values()
+    pictures, classes = read(ANIMALS).values()
     images = _values(pictures, "u1", 28 * 28)
     labels = _values(classes, "<i8", 1)[:, 0].astype(np.uint8)
     _, first = np.unique(images, axis=0, return_index=True)
@@ -78,7 +78,7 @@ def wikipedia() -> str:
     Raises:
         DataMissing: no source has them.
     """
-    (content,) = read(WIKIPEDIA).contents.values()
+    (content,) = read(WIKIPEDIA).values()
     articles = (html.unescape(match.group(1)) for match in _ARTICLE.finditer(bz2.decompress(content).decode("utf-8")))
     return "\n".join(_plain(article) for article in articles if not article.lstrip().upper().startswith("#REDIRECT"))
 
@@ -100,5 +100,5 @@ def photographs() -> list[npt.NDArray[np.float32]]:
     """
     from PIL import Image
 
-    contents = read(PHOTOGRAPHS).contents.values()
+    contents = read(PHOTOGRAPHS).values()
     return [np.asarray(Image.open(BytesIO(content)).convert("RGB"), dtype=np.float32) / 255 for content in contents]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer_worker.tasks import datasets
-from trainer_worker.tasks.data import DataMissing, read
+from trainer_worker.tasks.data import DataMissing, Dataset, read
+from trainer_worker.tasks.datasets import DIAMONDS, FASHION_MNIST, KING_JAMES
 from trainer_worker.training.own_server import own_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,9 +29,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-def needs(data: str) -> None:
+def needs(data: Dataset) -> None:
     try:
-        read(datasets()[data])
+        read(data)
     except DataMissing as missing:
         pytest.skip(str(missing))
 
@@ -40,13 +40,13 @@ def needs(data: str) -> None:
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("convnet.py", "fashion-mnist"),
-        ("gpt_huggingface.py", "king-james"),
-        ("lora_peft.py", "king-james"),
-        ("lightning_tables.py", "diamonds"),
+        ("convnet.py", FASHION_MNIST),
+        ("gpt_huggingface.py", KING_JAMES),
+        ("lora_peft.py", KING_JAMES),
+        ("lightning_tables.py", DIAMONDS),
     ],
 )
-def test_an_example_uses_forecasts(run: Callable[..., str], name: str, data: str) -> None:
+def test_an_example_uses_forecasts(run: Callable[..., str], name: str, data: Dataset) -> None:
     """A user who copies the example would get an error, or a run without nowcasts."""
     needs(data)
     text = run(name, "50")
@@ -61,7 +61,7 @@ def test_an_example_uses_forecasts(run: Callable[..., str], name: str, data: str
 @pytest.mark.ray
 def test_ray_train(ray_cluster: None, run: Callable[..., str]) -> None:
     """A loop of one's own on Ray Train would get no nowcasts, or ranks that differ."""
-    needs("diamonds")
+    needs(DIAMONDS)
     found = re.search(r"'used': (\d+)", run("ray_train.py", "50"))
     assert found
     assert int(found[1]) > 10

@@ -12,6 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from faulty_server import FaultyServer
 from server_process import CHECKPOINTS, ServerProcess
 
+from trainer_worker.tasks import load_task
+from trainer_worker.tasks.data import DataMissing
+from trainer_worker.tasks.task import Task
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -51,3 +55,21 @@ def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
     folder = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
     weights = [option for name in CHECKPOINTS.values() for option in ("--checkpoint", str(folder / name)) if folder.is_dir()]
     return start_server("--threads", "1", *weights)
+
+
+@pytest.fixture(scope="session")
+def fashion() -> Task:
+    """FM-16 with the real pictures."""
+    try:
+        return load_task("fm-16")
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def small_fashion(fashion: Task, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """FM-16 with few real pictures, for runs in this process: reading 70,000 takes longer than they do."""
+    small = fashion.first(64)
+    for place in ("trainer_worker.training.loop.load_task", "trainer_worker.tasks.load_task"):
+        monkeypatch.setattr(place, lambda *_, **__: small)
+    return small

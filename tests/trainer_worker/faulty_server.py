@@ -32,6 +32,7 @@ class FaultyServer:
         self.faults: dict[str, deque[str]] = defaultdict(deque)
         self.met: Counter[str] = Counter()
         self.retry_after = ""
+        self.always: tuple[int, dict[str, str], bytes] | None = None  # another service's one answer: status, headers, body
         self.jobs: dict[str, dict[int, np.ndarray[Any, Any]]] = {}
         self.specs: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
@@ -94,6 +95,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(length)
+        if server.always is not None:
+            status, headers, text = server.always
+            self._begin(status, headers.get("content-type", "text/plain"), len(text), **headers)
+            self.wfile.write(text)
+            return
         self.job = self.path.split("/")[3]
         if fault == "hang":
             server.closing.wait()
@@ -188,8 +194,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._begin(status, media, len(body))
         self.wfile.write(body)
 
-    def _begin(self, status: int, media: str, length: int) -> None:
+    def _begin(self, status: int, media: str, length: int, *, location: str = "", **_: str) -> None:
         self.send_response(status)
+        if location:
+            self.send_header("location", location)
         if self.faulty.retry_after and status in (429, 503):
             self.send_header("retry-after", self.faulty.retry_after)
         self.send_header("content-type", media)

@@ -9,8 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from trainer_worker.cli import app
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.data import DataMissing
+from trainer_worker.tasks.task import Task
 from trainer_worker.training.config import load_config
 
 JOB = '[task]\nname = "fm-16"\nexamples = 40\n[train]\nsteps = 4\nbatch_size = 4\neval_every = 2\n[workers]\ncount = 0\n'
@@ -36,7 +35,7 @@ HELP = """
 import sys
 from typer.testing import CliRunner
 from trainer_worker.cli import app
-for command in ([], ["train"], ["compare"], ["wire"], ["data", "fetch"], ["submit"], ["doctor"], ["try"], ["metatrain"]):
+for command in ([], ["train"], ["compare"], ["wire"], ["keys"], ["submit"], ["doctor"], ["try"], ["metatrain"]):
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0, result.output
 print({"torch", "ray", "matplotlib", "httpx2", "numpy"} & set(sys.modules))
@@ -60,7 +59,7 @@ def test_a_misspelt_key_ends_with_one_line(job: Path) -> None:
     assert result.stderr == f"{job}: [train] batchsize: unknown key; did you mean batch_size?\n"
 
 
-@pytest.mark.parametrize("options", [["--steps", "0"], ["--server", "localhost"], ["--checkpoint", "nowhere.pt"]])
+@pytest.mark.parametrize("options", [["--steps", "0"], ["--server", "localhost"], ["--forecaster", "nowhere.pt"]])
 def test_options_are_checked_like_the_file(job: Path, options: list[str]) -> None:
     """A zero or a bad address must not be taken for "not given"."""
     assert call("compare", job, *options).exit_code == 2
@@ -121,16 +120,17 @@ def test_what_is_no_configuration_is_told_in_one_line(job: Path, raw: bytes, say
     assert result.stderr.startswith(f"{job}: {says}")
 
 
-def test_a_run_of_another_configuration_is_not_resumed(job: Path) -> None:
+def test_a_run_of_another_configuration_is_not_resumed(job: Path, small_fashion: Task) -> None:
     """One sentence that names the key, and nothing is deleted."""
-    order = job.parent / "runs" / "job" / "checkpoints" / "adam-seed1000" / "order.json"
-    order.parent.mkdir(parents=True)
-    order.write_text('{"train.lr": 0.5}')
-    result = call("compare", job, "--resume")
-    assert result.exit_code == 2
-    assert "adam-seed1000 was started with " in result.stderr
-    assert "train.lr = 0.5, not 0.006" in result.stderr
-    assert order.exists()
+    assert call("train", job).exit_code == 0
+    folder = job.parent / "runs" / "job"
+    job.write_text(JOB.replace("[train]", "[train]\nlr = 0.5"))
+    for _ in range(2):
+        result = call("train", job, "--resume")
+        assert result.exit_code == 2
+        assert "adam-seed1000 was started with train.lr = 0.006, not 0.5: use that again" in result.stderr
+        assert (folder / "checkpoints" / "adam-seed1000" / "checkpoint.pt").exists()
+        (folder / "runs" / "adam-seed1000.json").unlink(missing_ok=True)  # and of checkpoints alone
 
 
 def test_the_demo_runs_again_after_it_was_interrupted() -> None:
@@ -139,22 +139,13 @@ def test_the_demo_runs_again_after_it_was_interrupted() -> None:
     assert "nowcast compare deploy/demo.toml --fresh\n" in recipe
 
 
-def test_results_go_where_they_are_asked_to(job: Path) -> None:
-    """A run on a cluster would end without a trace; or its storage would be found wanting after hours of training."""
-    refused = call("train", job, "--copies", "nosuch://bucket/runs")
+def test_a_place_for_results_that_cannot_be_is_told_at_once(job: Path) -> None:
+    """A run's storage would be found wanting after hours of training."""
+    job.write_text(JOB.replace("count = 0", "count = 1"))
+    refused = call("train", job, "--storage", "nosuch://bucket/runs")
     assert refused.exit_code == 2
     assert [path for path in (job.parent / "runs").rglob("*") if path.is_file()] == []
     assert "results cannot be written to nosuch://bucket/runs" in refused.stderr
-    try:
-        load_task("fm-16")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
-    kept = job.parent / "a-folder-with-a-name-so-long-that-a-terminal-would-break-the-line" / "kept"
-    result = call("train", job, "--copies", f"file://{kept}")
-    assert result.exit_code == 0, result.output
-    for name in ("summary.json", "report.png", "report.html"):
-        assert f"wrote file://{kept}/{name}\n" in result.stdout
-        assert (kept / name).read_bytes() == (job.parent / "runs" / "job" / name).read_bytes()
 
 
 def test_wire_shows_and_draws_a_network_of_the_users(job: Path) -> None:
@@ -183,14 +174,6 @@ def test_wire_names_what_is_wrong(job: Path, place: str, message: str) -> None:
     result = call("wire", place)
     assert result.exit_code == 2
     assert message in result.stderr
-
-
-def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """A wrong folder or name ends with a sentence, not a traceback."""
-    result = call("data", "fetch", "fashion-mnist", "--path", tmp_path)
-    assert result.exit_code == 2
-    assert "the folder given for fashion-mnist does not hold it" in result.stderr
-    assert "there is no data set nope" in call("data", "fetch", "nope").stderr
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])

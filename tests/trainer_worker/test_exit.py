@@ -10,8 +10,7 @@ import psutil
 import pytest
 from waiting import until
 
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.data import DataMissing
+from trainer_worker.tasks.task import Task
 
 HERE = Path(__file__).parent
 ENDED_S = 2.0
@@ -185,12 +184,10 @@ def test_a_forecaster_that_cannot_be_stopped_does_not_abort_the_process() -> Non
 
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_command_that_is_interrupted_takes_its_server_along(tmp_path: Path, sign: signal.Signals, code: int) -> None:
+def test_a_command_that_is_interrupted_takes_its_server_along(
+    fashion: Task, tmp_path: Path, sign: signal.Signals, code: int
+) -> None:
     """A closed terminal would leave a server running for good; or a run would be neither ended nor resumable."""
-    try:
-        load_task("fm-16")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
     (tmp_path / "job.toml").write_text(JOB)
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, "train", "job.toml", "--server", "own", "--out", "x y ü #1 100%"],

@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from pytorch_optimizer import MADGRAD, Lookahead
 from small_runs import (
     FIRST,
-    FULL,
     INTERVAL,
     STEPS,
     TAKEN_UP,
@@ -34,14 +32,12 @@ from small_runs import (
 from torch import Tensor, nn
 from waiting import until
 
-from nowcast_server.forecasters.simple import Linear
-from nowcast_server.interruption import interruptible_items
 from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
 from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from protos.errors import BadRequest, Unavailable
 from protos.messages import About
 from protos.wiring import Parameter, Wiring
-from trainer_worker import BadArgument, Event, Push, Server
+from trainer_worker import BadArgument, Event, Server
 from trainer_worker.endpoints import sender
 from trainer_worker.wiring import wire
 
@@ -115,37 +111,6 @@ def test_an_interrupted_run_ends_within_seconds(call: str, monkeypatch: pytest.M
     nowcast.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert time.monotonic() - began < 3
     slow.over.set()
-
-
-def test_an_embedded_forecast_that_is_under_way_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The forecast of a large network takes half a minute on a laptop, and nobody waits for it any more."""
-    begun = threading.Event()
-
-    def endless(*_: Any, **__: Any) -> Tensor:
-        begun.set()
-        for _ in interruptible_items(count()):
-            time.sleep(0.01)
-        raise AssertionError
-
-    monkeypatch.setattr(Linear, "forecast", endless)
-    model, optimizer = learner()
-    with make(model, optimizer, "embedded", forecaster="linear"):
-        train(model, optimizer, range(FULL))
-        assert begun.wait(10)
-        began = time.monotonic()
-    assert time.monotonic() - began < 2
-
-
-@pytest.mark.parametrize(
-    ("steps", "says"),
-    [(0, "no optimizer step was counted"), (FULL, "no forecast was used in 10 steps: the first was due at step 12 (")],
-)
-def test_a_run_that_came_to_nothing_says_so(steps: int, says: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever wraps the wrong optimizer would believe for weeks that nowcasts do not help."""
-    model, optimizer = learner()
-    with make(model, optimizer, ScriptedEndpoint()):
-        train(model, optimizer, range(steps))
-    assert [record.levelname for record in caplog.records if says in record.message] == ["WARNING"]
 
 
 def test_steps_may_be_counted_by_hand() -> None:
@@ -364,15 +329,6 @@ def test_whatever_torchs_defaults(forecaster: str, set_default: Callable[[Any], 
         assert nowcasts(nowcast) == [(FIRST, "glided", "")]
         pushed.append(flat(model))
     assert torch.equal(*pushed)
-
-
-def test_a_horizon_beyond_the_forecaster_is_skipped_with_its_reason(shared: Any) -> None:
-    """The run would end, or glide along something else."""
-    model, optimizer = learner()
-    weights = str(shared / "checkpoints" / "nino_mlp.pt")
-    with make(model, optimizer, None, forecaster=weights, push=Push(start=0, fade=1, horizon=41)) as nowcast:
-        train(model, optimizer, range(FIRST))
-    assert nowcast.summary()["reasons"] == {"bad_request": 1}
 
 
 def test_a_network_beyond_the_forecaster_is_refused(tmp_path: Path) -> None:

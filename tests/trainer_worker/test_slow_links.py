@@ -71,17 +71,6 @@ def test_forecasts_come_less_often_over_a_slow_link_and_as_before_once_it_is_fas
     assert "forecasts keep coming late: a snapshot every" in caplog.text
 
 
-def test_a_run_says_at_its_end_that_the_link_was_slow(faulty: FaultyServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Who is not told does not know why so few forecasts were used."""
-    caplog.set_level(logging.INFO, "trainer_worker")
-    model, optimizer = large()
-    with slow_link(faulty) as network, Nowcast(model, optimizer, interval=INTERVAL, server=Server(network.url)) as nowcast:
-        while nowcast.summary()["interval"] == INTERVAL:
-            intervals(nowcast, model, optimizer, 5)
-            assert nowcast.steps < 500 * INTERVAL, nowcast.summary()
-    assert f"the interval grew to {nowcast.summary()['interval']} steps" in caplog.records[-1].message
-
-
 def test_an_upload_may_take_longer_than_any_other_call(faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large snapshot that is cut off at the timeout, and begun anew, never arrives."""
     monkeypatch.setattr(sender, "SLOWEST_RATE", SLOW_BYTES_PER_S / 20)

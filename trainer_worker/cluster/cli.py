@@ -51,11 +51,11 @@ def submit(
     follow: Annotated[bool, Option("--follow", "-f", help="Print the log until the job ends, and exit with its status.")] = False,
 ) -> None:
     """Submit a training job to a Ray cluster. The server's token is read from NOWCAST_TOKEN."""
-    from trainer_worker.cluster.submission import Workers, parse_workers, prepare
+    from trainer_worker.cluster.submission import parse_workers, prepare
     from trainer_worker.errors import CommandFailed
 
     try:
-        least, most = parse_workers(workers)
+        parse_workers(workers)
     except ValueError:
         raise typer.BadParameter("give a number, or LEAST:MOST", param_hint="--workers") from None
     variables = dict(_variable(text) for text in env or ())
@@ -63,23 +63,24 @@ def submit(
         _refuse_options_of_scripts(context)
     if not what.is_file():
         _fail(f"there is no file {what}")
-    started = None if driver else Workers(least, most, gpus, cpus, max_failures)
+    options = ["--workers", workers, "--max-failures", f"{max_failures}", "--cpus", f"{cpus:g}", "--gpus", f"{gpus:g}"]
     try:
         from trainer_worker.cluster import connection
 
         client = connection.connect(address)
         with prepare(
-            what, arguments or [], find_server=partial(connection.find_server, client), server=server, name=name, workers=started,
-            storage=storage, working_dir=working_dir, pip=tuple(pip or ()), variables=variables,
+            what, find_server=partial(connection.find_server, client), server=server, name=name, arguments=arguments or (),
+            workers=None if driver else options, storage=storage, working_dir=working_dir, pip=pip or (), variables=variables,
             token=os.environ.get("NOWCAST_TOKEN"),
-        ) as submission:  # fmt: skip
-            connection.send(client, submission)
-        typer.echo(f"submitted {submission.id}")
+        ) as job:  # fmt: skip
+            connection.send(client, job)
+        submission = job["submission_id"]
+        typer.echo(f"submitted {submission}")
         at = f"--address {address} " if address else ""
         for command in ("status", "logs --follow", "stop"):
-            typer.echo(f"  ray job {command} {at}{submission.id}", err=True)
-        if follow and (why := connection.follow(client, submission.id)):
-            _fail(f"{submission.id} {why}", code=1)
+            typer.echo(f"  ray job {command} {at}{submission}", err=True)
+        if follow and (why := connection.follow(client, submission)):
+            _fail(f"{submission} {why}", code=1)
     except CommandFailed as error:
         _fail(str(error))
     except KeyboardInterrupt:

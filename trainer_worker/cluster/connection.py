@@ -5,8 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from ipaddress import ip_address
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -15,14 +14,13 @@ import typer
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from trainer_worker.cluster.submission import BY_NAME, Submission
+from trainer_worker.cluster.submission import BY_NAME
 from trainer_worker.errors import CommandFailed
 
 REACH_S: Final = 5.0
 READY_S: Final = 60.0
 """For a cluster that has only just come up to be ready for jobs."""
 CHATTY: Final = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "stamina")
-VARIABLES: Final = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WAY_OUT: Final = "give --address, e.g. http://HEAD:8265 (ray dashboard CLUSTER.yaml, or kubectl port-forward, brings the port here)"
 AUTHENTICATE: Final = (
     "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token unless ~/.ray/auth_token holds it; a cluster that shall take none "
@@ -38,45 +36,25 @@ def connect(address: str | None) -> JobSubmissionClient:
     """
     for name in CHATTY:  # a terminal wants the answer, not how it came about
         logging.getLogger(name).setLevel(logging.ERROR)
-    if address is not None and address.startswith(("http://", "https://")):
-        _probe(address)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if address else ():  # Ray's client would prefer these to the argument
+        os.environ.pop(name, None)
+    where = address or "this machine"
     try:
-        with _without_variables() if address else nullcontext():
-            return JobSubmissionClient(address)
+        if where.startswith(("http://", "https://")):  # Ray's client would wait for minutes where packets are dropped
+            parts = urlsplit(where)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), timeout=REACH_S).close()
+        return JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise CommandFailed(f"the cluster at {address or 'this machine'} takes its own tokens only: {AUTHENTICATE}") from error
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise CommandFailed(f"the cluster at {where} takes its own tokens only: {AUTHENTICATE}") from error
+    except (RuntimeError, ValueError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CommandFailed(f"no Ray cluster answers at {address or 'this machine'}: {first}; {WAY_OUT}") from error
-
-
-def _probe(address: str) -> None:
-    """Ray's client would wait for minutes where packets are dropped."""
-    parts = urlsplit(address)
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), timeout=REACH_S).close()
-    except (OSError, ValueError) as error:
-        raise CommandFailed(f"no Ray cluster answers at {address}: {error}; {WAY_OUT}") from error
-
-
-@contextmanager
-def _without_variables() -> Iterator[None]:
-    """In Ray's client the environment overrides the argument; on a command line it is the other way round."""
-    held = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(held)
+        raise CommandFailed(f"no Ray cluster answers at {where}: {first}; {WAY_OUT}") from error
 
 
 @contextmanager
 def cluster_errors() -> Iterator[None]:
-    """What Ray's client raises, in one sentence.
-
-    Raises:
-        CommandFailed: in place of it.
-    """
+    """What Ray's client raises, in one sentence. Raises `CommandFailed`: in place of it."""
     try:
         yield
     except RuntimeError as error:
@@ -88,26 +66,22 @@ def cluster_errors() -> Iterator[None]:
         raise CommandFailed(f"the connection to the cluster is lost: {error}") from error
 
 
-def send(client: JobSubmissionClient, submission: Submission) -> None:
-    """Upload and start; a cluster that has only just come up gets `READY_S` to be ready for jobs.
+def send(client: JobSubmissionClient, job: dict[str, Any]) -> None:
+    """Upload and start what `prepare` gave; a cluster that has only just come up gets `READY_S` to be ready for jobs.
 
     Raises:
         CommandFailed: the cluster refuses.
     """
-    link = {"NOWCAST_LINK": f"{client.get_address()}/#/jobs/{submission.id}"}
+    job["runtime_env"]["env_vars"].setdefault("NOWCAST_LINK", f"{client.get_address()}/#/jobs/{job['submission_id']}")
     with cluster_errors():
-        for attempt in stamina.retry_context(on=_not_yet, attempts=None, timeout=READY_S, wait_initial=1.0, wait_max=5.0):
+        for attempt in stamina.retry_context(
+            on=lambda error: isinstance(error, RuntimeError) and "try again later" in str(error),
+            attempts=None,
+            timeout=READY_S,
+            wait_initial=1.0,
+        ):
             with attempt:
-                client.submit_job(
-                    entrypoint=submission.entrypoint,
-                    submission_id=submission.id,
-                    runtime_env=submission.runtime_env | {"env_vars": {**link, **submission.environment}},
-                    metadata=dict(submission.metadata),
-                )
-
-
-def _not_yet(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and "try again later" in str(error)
+                client.submit_job(**job)
 
 
 def follow(client: JobSubmissionClient, submission: str) -> str:
@@ -148,31 +122,19 @@ def server_url(server: str, details: dict[str, Any]) -> str:
         CommandFailed: there is no such application, or it does not run.
     """
     name = server.removeprefix(BY_NAME)
-    applications = details.get("applications", {})
+    applications, http = details.get("applications", {}), details["http_options"]
     if name not in applications:
-        there = ", ".join(applications) or "none"
-        raise CommandFailed(
-            f"no Serve application {name!r} on this cluster (there are: {there}); start one with "
-            "nowcast-server serve-on-ray, or give --server URL"
-        )
+        there = f"no Serve application {name!r} on this cluster (there are: {', '.join(applications) or 'none'})"
+        raise CommandFailed(f"{there}; start one with nowcast-server serve-on-ray, or give --server URL")
     application = applications[name]
     if application["status"] != "RUNNING":
-        raise CommandFailed(
-            f"the Serve application {name!r} is {application['status']}: {application.get('message') or 'wait for it'}"
-        )
-    http = details["http_options"]
+        why = application.get("message") or "wait for it"
+        raise CommandFailed(f"the Serve application {name!r} is {application['status']}: {why}")
+    host = http["host"]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 -- proxies that listen on all addresses are called by that of their node
+        proxies = [each["node_ip"] for each in details.get("proxies", {}).values() if each and each.get("status") == "HEALTHY"]
+        if not proxies:
+            raise CommandFailed("no healthy Serve proxy on this cluster")
+        host = proxies[0]
     scheme = "https" if http.get("ssl_certfile") else "http"
-    return f"{scheme}://{_host(http['host'], details)}:{http['port']}{application['route_prefix'].rstrip('/')}"
-
-
-def _host(listens_on: str, details: dict[str, Any]) -> str:
-    """Proxies that listen on all addresses are called by that of their node."""
-    try:
-        if not ip_address(listens_on).is_unspecified:
-            return listens_on
-    except ValueError:
-        return listens_on
-    proxies = [each for each in details.get("proxies", {}).values() if each and each.get("status") == "HEALTHY"]
-    if not proxies:
-        raise CommandFailed("no healthy Serve proxy on this cluster")
-    return str(proxies[0]["node_ip"])
+    return f"{scheme}://{host}:{http['port']}{application['route_prefix'].rstrip('/')}"

@@ -18,7 +18,7 @@ import ray
 from ray.train import TrainingFailedError
 
 from trainer_worker.cluster.submission import parse_workers
-from trainer_worker.training.ray_cluster import WORKER_ENVIRONMENT, run_workers
+from trainer_worker.training.ray_train import WORKER_ENVIRONMENT, run_workers
 from trainer_worker.training.storage import StorageUnusable
 
 

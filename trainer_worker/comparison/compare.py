@@ -8,17 +8,16 @@ from typing import Any
 
 import httpx2
 from rich.console import Console
-from rich.progress import Progress
 
 from protos.errors import NowcastError
 from trainer_worker.comparison.summary import Summary, summarise
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.server import is_file
 from trainer_worker.names import job_id
 from trainer_worker.training.config import Config, NowcastTable
-from trainer_worker.training.progress import RunBar, bars
 from trainer_worker.training.records import Arm, Order, RunRecord
-from trainer_worker.training.resuming import begin, check, finished, keep
+from trainer_worker.training.resuming import begin, finished, keep
 
 PLAIN = "adam"
 
@@ -30,34 +29,36 @@ def compare(config: Config, *, console: Console, resume: bool = False, plain: bo
     With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint; without, they are deleted.
 
     Raises:
-        CannotResume, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
+        BadArgument, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
     """
     from trainer_worker.tasks import load_task
 
     started = time.perf_counter()
     arms = [*([arm_with(None)] if plain else []), arm_with(config.nowcast)]
     orders = [Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed)) for seed in config.train.seeds for arm in arms]
-    if resume:
-        check(orders)
     config.output.folder.mkdir(parents=True, exist_ok=True)
     load_task(config.task.name, data=config.task.data)  # fetched once here, read from disk by the workers
-    with _server_for(config) as reached, _workers(config) as train, bars(console) as shown:
+    with _server_for(config) as reached, _workers(config) as train:
         info = _info(**reached)
         begin(orders, resume=resume)
-        runs = [_finish(each.model_copy(update=reached) if each.arm.nowcast else each, train, shown) for each in orders]
+        runs = [_finish(each.model_copy(update=reached) if each.arm.nowcast else each, train, console) for each in orders]
     return summarise(config, runs, server=info, wall_s=time.perf_counter() - started)
 
 
 def arm_with(table: NowcastTable | None) -> Arm:
     """The arm of a `[nowcast]` table, named for its forecaster; without one, the plain arm."""
-    return Arm(name=f"{PLAIN}+{table.forecaster}", nowcast=table) if table else Arm(name=PLAIN)
+    return Arm(name=f"{PLAIN}+{table.name}", nowcast=table) if table else Arm(name=PLAIN)
 
 
-def _finish(order: Order, train: Callable[..., RunRecord], shown: Progress) -> RunRecord:
+def _finish(order: Order, train: Callable[..., RunRecord], console: Console) -> RunRecord:
     if kept := finished(order):
         return kept
     started = time.perf_counter()
-    record = train(order, listen=RunBar(shown, order))  # what was not to be gone on with is deleted
+
+    def listen(news: str) -> None:
+        console.print(f"{order.name}: {news}", markup=False, highlight=False, soft_wrap=True)
+
+    record = train(order, listen=listen)  # what was not to be gone on with is deleted
     record = record.model_copy(update={"wall_s": time.perf_counter() - started})
     keep(order, record)
     return record
@@ -78,7 +79,10 @@ def _server_for(config: Config) -> Iterator[dict[str, str | None]]:
     elif table.server == "own":
         from trainer_worker.training.own_server import own_server
 
-        with own_server(log=config.output.folder / "server.log", checkpoint=table.checkpoint) as url:
+        with own_server(
+            log=config.output.folder / "server.log",
+            checkpoint=f"{table.name}={table.forecaster}" if is_file(table.forecaster) else None,
+        ) as url:
             yield {"server": url, "token": None}
     else:
         yield {"server": table.server, "token": os.environ.get("NOWCAST_TOKEN")}

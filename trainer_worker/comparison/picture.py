@@ -25,7 +25,6 @@ PANELS = (
 def draw(summary: Summary) -> Figure:
     """Draw it; save it as PNG or SVG."""
     figure = Figure(figsize=(17, 5.4), dpi=130, facecolor="white", layout="constrained")
-    target_of = "loss" if summary.config.train.target is None else "accuracy"
     panels = figure.subplots(1, len(PANELS))
     for axes, (title, across, split, metric, shown) in zip(panels, PANELS, strict=True):
         for name, colour in _colours(summary).items():
@@ -34,7 +33,7 @@ def draw(summary: Summary) -> Figure:
             if across == "step":
                 _jumps(axes, runs, colour)
         _zoom(axes, [y for run in summary.runs for _, y in _curve(run, across, split, metric)], shown)
-        if metric == target_of:
+        if metric == "loss":
             _target(axes, median(each.target for each in summary.figures if not is_average(each.arm)))
         _style(axes, title, "step" if across == "step" else "seconds of training")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -1,19 +1,21 @@
 """The report of a comparison: `summary.json`, `report.png`, a table, and `report.html`, which loads nothing."""
 
-import html
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from trainer_worker.comparison.summary import ArmFigures, Summary
-from trainer_worker.comparison.verdict import Verdict, verdicts
+from trainer_worker.comparison.summary import METRIC, ArmFigures, RunFigures, Summary
+from trainer_worker.comparison.verdict import verdicts
 from trainer_worker.errors import CommandFailed
 from trainer_worker.training.records import is_average
 
@@ -31,7 +33,6 @@ RUN_HEADS: Final = ("run", "target", "steps to target", "validation loss at the 
 def write(summary: Summary) -> tuple[Path, Path, Path]:
     """Write `summary.json`, `report.png` and `report.html` into the output folder, and TensorBoard events; the three paths."""
     from trainer_worker.comparison.picture import draw
-    from trainer_worker.comparison.tensorboard import write_events
 
     folder = summary.config.output.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,11 +43,7 @@ def write(summary: Summary) -> tuple[Path, Path, Path]:
 
 
 def read(place: Path) -> Summary:
-    """The summary in a results folder, or the file itself.
-
-    Raises:
-        CommandFailed: there is none, or it is of another version.
-    """
+    """The summary in a results folder, or the file itself. Raises `CommandFailed`: there is none, or it is of another version."""
     path = place / "summary.json" if place.is_dir() else place
     try:
         return Summary.model_validate_json(path.read_bytes())
@@ -68,9 +65,9 @@ def show(summary: Summary, console: Console) -> None:
     targets = sorted(figures.target for figures in summary.figures if not is_average(figures.arm))
     reached = f"{targets[0]:.3f}" if targets[0] == targets[-1] else f"{targets[0]:.3f} to {targets[-1]:.3f} by seed"
     averaged = len(targets) < len(summary.figures)
-    rule = "" if summary.config.train.target else ", the plain run's best" + (" (of averages: its average's)" if averaged else "")
+    rule = ", the plain run's best" + (" (of averages: its average's)" if averaged else "")
     console.print(
-        f"[dim]target: {summary.metric} {reached}{rule}; test figures at the step that is best on validation; medians over seeds[/]"
+        f"[dim]target: {METRIC} {reached}{rule}; test figures at the step that is best on validation; medians over seeds[/]"
     )
     shadow = summary.config.nowcast is not None and summary.config.nowcast.mode == "shadow"
     for arm in summary.arms:
@@ -106,107 +103,79 @@ def write_page(summaries: Sequence[Summary], path: Path, *, training_map: Path |
 
 
 def render(summaries: Sequence[Summary], *, training_map: str = "") -> str:
-    """The page; it runs no script, whatever is in the map."""
-    title = summaries[0].name if len(summaries) == 1 else f"{len(summaries)} comparisons"
-    body = "".join(_section(summary) for summary in summaries)
-    rows = [[each.name, found.arm, WORDS[found.word], found.helped] for each in summaries for found in verdicts(each)]
-    top = _table(["comparison", "arm", "did it help", "how much"], rows) if len(summaries) > 1 else ""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-    head += """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
-    head += f"<title>{html.escape(title)}: nowcast report</title><style>{style}</style>"
-    heading = f"<h1>Did nowcasts help? {html.escape(title)}</h1>"
-    if training_map:
-        body += f"<section><h2>Map of training</h2><figure>{training_map[training_map.index('<svg') :]}</figure></section>"
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{heading}{top}{body}</body></html>\n'
-
-
-def _section(summary: Summary) -> str:
-    found = "".join(_verdict(verdict) for verdict in verdicts(summary))
-    return (
-        f"<section><h2>{html.escape(f'{summary.name}: {summary.headline}')}</h2>"
-        f"{_what(summary) + found if found else '<p>One arm alone: there is nothing to compare it with.</p>'}"
-        f'<h3>Curves</h3><p class="quiet">Bold: the median over seeds, smoothed over five evaluations. Faint: each run. '
-        f"Dashed: averages of the weights.</p><figure>{_picture(summary)}</figure>"
-        f"<h3>Figures</h3>{_table(HEADS, [_row(arm) for arm in summary.arms])}"
-        f"<details><summary>Each run</summary>{_runs(summary)}</details>{_layers(summary)}"
-        f"<h3>How it was made</h3>{_settings(summary)}</section>"
+    """The page; it runs no script, whatever is in names or in the map."""
+    here = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    return here.get_template("report.html").render(
+        title=summaries[0].name if len(summaries) == 1 else f"{len(summaries)} comparisons",
+        style=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),  # noqa: S704 -- the package's own
+        overview=[[each.name, found.arm, WORDS[found.word], found.helped] for each in summaries for found in verdicts(each)],
+        comparisons=[_comparison(summary) for summary in summaries],
+        words=WORDS,
+        heads=HEADS,
+        run_heads=RUN_HEADS,
+        training_map=_svg(training_map) if training_map else "",
     )
 
 
-def _what(summary: Summary) -> str:
-    """Say what the arms are."""
-    plain, *others = (html.escape(arm.arm) for arm in summary.arms if not is_average(arm.arm))
-    told = f"<b>{plain}</b> is the job without nowcasts, <b>{', '.join(others)}</b> the same with them."
-    averaged = (
-        "<b>Averaged</b>: an average of the run's weights is judged in place of the weights."
-        if summary.config.train.average
-        else ""
-    )
-    return f"<p>{told} {averaged}</p>"
-
-
-def _verdict(verdict: Verdict) -> str:
-    trust = "".join(f"<li>{html.escape(each)}</li>" for each in verdict.trust)
-    return (
-        f'<div class="verdict"><b class="word">{html.escape(f"{verdict.arm}: {WORDS[verdict.word]}")}</b><dl>'
-        f"<dt>Did it help?</dt><dd>{html.escape(verdict.helped)}</dd><dt>At what cost?</dt><dd>{html.escape(verdict.cost)}</dd>"
-        f"<dt>Can I trust it?</dt><dd><ul>{trust}</ul></dd></dl></div>"
-    )
-
-
-def _picture(summary: Summary) -> str:
-    """As SVG, without the prolog of a file."""
+def _comparison(summary: Summary) -> dict[str, Any]:
+    """What the page says of one."""
     from trainer_worker.comparison.picture import draw
 
     file = io.StringIO()
     draw(summary).savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()[file.getvalue().index("<svg") :]
+    return {
+        "summary": summary,
+        "verdicts": verdicts(summary),
+        "arms": [arm.arm for arm in summary.arms if not is_average(arm.arm)],
+        "picture": _svg(file.getvalue()),
+        "rows": [_row(arm) for arm in summary.arms],
+        "runs": [_run(each) for each in summary.figures],
+        "layers": _layers(summary),
+        "about": {**summary.versions, **(summary.server or {})},
+        "settings": json.dumps(summary.config.model_dump(mode="json", exclude_none=True), indent=1),
+    }
 
 
-def _runs(summary: Summary) -> str:
-    rows = []
-    for each in summary.figures:
-        reached = "–" if each.steps_to_target is None else f"{each.steps_to_target:,}"
-        losses = [f"{each.final_validation.loss:.4g}", f"{each.best.loss:.4g}"]
-        rows.append([f"{each.arm}, seed {each.seed}", f"{each.target:.4g}", reached, *losses, f"{each.best_step:,}"])
-    return _table(RUN_HEADS, rows)
+def _svg(text: str) -> Markup:
+    """A picture without the prolog of a file. The page's policy keeps what is in it from running.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return Markup(text[text.index("<svg") :])  # noqa: S704
 
 
-def _layers(summary: Summary) -> str:
-    """Which layers can be forecast: the mean of all runs that were pushed."""
+def _run(each: RunFigures) -> list[str]:
+    """The figures of `RUN_HEADS`."""
+    reached = "–" if each.steps_to_target is None else f"{each.steps_to_target:,}"
+    losses = [f"{each.final_validation.loss:.4g}", f"{each.best.loss:.4g}"]
+    return [f"{each.arm}, seed {each.seed}", f"{each.target:.4g}", reached, *losses, f"{each.best_step:,}"]
+
+
+def _layers(summary: Summary) -> list[tuple[str, float, float]]:
+    """Which layers can be forecast: name, the mean coherence of all runs that were pushed, and the width of its bar."""
     made = [layers for run in summary.runs if run.nowcast and (layers := run.nowcast.get("layers"))]
-    if not made:
-        return ""
-    means = {name: mean(layers.get(name, 0.0) for layers in made) for name in made[0]}
-    widest = max(0.1, *(abs(value) for value in means.values()))
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{_bar(value / widest)}</td><td>{value:+.2f}</td></tr>"
-        for name, value in means.items()
-    )
-    told = "Mean coherence of each layer's pushes: above 0 training went on as the forecast pushed, below it took pushes back."
-    return f'<h3>Layers</h3><p class="quiet">{told}</p><table class="layers">{rows}</table>'
+    means = {name: mean(layers.get(name, 0.0) for layers in made) for name in (made[0] if made else ())}
+    widest = max([0.1, *map(abs, means.values())])
+    return [(name, value, round(100 * value / widest, 1)) for name, value in means.items()]
 
 
-def _bar(share: float) -> str:
-    """From the middle, to the right or the left."""
-    rect = f'<rect x="{100 * min(share, 0):.1f}" width="{100 * abs(share):.1f}" height="10" opacity="{0.9 if share > 0 else 0.4}"/>'
-    return f'<svg viewBox="-100 0 200 10">{rect}<path d="M0 0V10" stroke="currentColor"/></svg>'
+def write_events(summary: Summary, folder: Path) -> None:
+    """Write losses, accuracies and nowcasts of every run as TensorBoard events, each into a folder of its own; what was there is
+    replaced. TensorBoard's relative time is seconds of training.
+    """
+    from tensorboardX import SummaryWriter
 
-
-def _settings(summary: Summary) -> str:
-    settings = json.dumps(summary.config.model_dump(mode="json", exclude_none=True), indent=1)
-    about: dict[str, Any] = {**summary.versions, **(summary.server or {})}
-    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in about.items())
-    return (
-        f"<pre>{html.escape(summary.versions.get('command', ''))}</pre>"
-        f"<details><summary>Versions and server</summary><dl>{told}</dl></details>"
-        f"<details><summary>Settings</summary><pre>{html.escape(settings)}</pre></details>"
-    )
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll" role="region" aria-label="table" tabindex="0">{table}</div>'
+    shutil.rmtree(folder, ignore_errors=True)
+    for run in summary.runs:
+        with SummaryWriter(str(folder / f"{run.arm}-seed{run.seed}")) as events:
+            for each in run.evaluations:
+                at = {"global_step": each.step, "walltime": each.train_s}
+                events.add_scalar("loss/train", each.train_loss, **at)
+                for split in ("validation", "test"):
+                    score = getattr(each, split)
+                    events.add_scalar(f"loss/{split}", score.loss, **at)
+                    events.add_scalar(f"accuracy/{split}", score.accuracy, **at)
+            for event in run.events:
+                if event["kind"] == "nowcast":
+                    events.add_scalar("nowcast/used", float(event["outcome"] in {"glided", "jumped"}), event["step"])

@@ -15,6 +15,7 @@ from protos.messages import Skill
 from trainer_worker.training.config import Config
 from trainer_worker.training.records import Record, RunRecord, Score, is_average
 
+METRIC = "smoothed validation loss"
 SMOOTHING = 5
 """Evaluations of which a smoothed curve is the median, the current one and those before it.
 
@@ -28,7 +29,7 @@ class RunFigures(Record):
 
     Args:
         arm, seed: which.
-        target: what the smoothed validation metric had to reach.
+        target: what the smoothed validation loss had to reach: the plain run's best.
         steps_to_target: first evaluated step at which it did; None if never.
         s_to_target: seconds of training until then; evaluations, checkpoints and start-up are not counted.
         final_validation: smoothed validation score at the last step.
@@ -80,7 +81,6 @@ class Summary(Record):
 
     Args:
         config: of the job, as it ran.
-        metric: what the target is of.
         versions: of Python, the machine and the packages that matter.
         server: `GET /v1/info` of the nowcast server; None if forecasts were embedded.
         wall_s: seconds of the whole command.
@@ -90,7 +90,6 @@ class Summary(Record):
 
     name: str
     config: Config
-    metric: str
     versions: dict[str, str]
     server: dict[str, Any] | None
     wall_s: float
@@ -120,19 +119,18 @@ def smooth_scores(scores: Sequence[Score]) -> list[Score]:
 
 
 def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, Any] | None, wall_s: float) -> Summary:
-    """Work out a comparison; the first run of each seed is the plain one, which sets the target if the configuration has none: its
-    weights for weights, its average for averages.
+    """Work out a comparison; the first run of each seed is the plain one, which sets the target: its weights for weights, its
+    average for averages.
     """
     curves = [*runs, *(average for run in runs if (average := run.average) is not None)]
     plain = {(run.seed, is_average(run.arm)): run for run in reversed(curves)}
-    figures = [_figures(run, plain=plain[run.seed, is_average(run.arm)], accuracy=config.train.target) for run in curves]
+    figures = [_figures(run, plain=plain[run.seed, is_average(run.arm)]) for run in curves]
     names = list(dict.fromkeys(run.arm for run in curves))
     by_arm = {name: [figure for figure in figures if figure.arm == name] for name in names}
     first = {is_average(run.arm): run.arm for run in reversed(curves)}
     return Summary(
         name=config.output.folder.name,
         config=config,
-        metric="smoothed validation " + ("loss" if config.train.target is None else "accuracy"),
         versions=_versions(),
         server=server,
         wall_s=wall_s,
@@ -142,14 +140,10 @@ def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, An
     )
 
 
-def _figures(run: RunRecord, *, plain: RunRecord, accuracy: float | None) -> RunFigures:
+def _figures(run: RunRecord, *, plain: RunRecord) -> RunFigures:
     validation, test = (smooth_scores([getattr(each, split) for each in run.evaluations]) for split in ("validation", "test"))
-    if accuracy is None:
-        target = min(smooth([evaluation.validation.loss for evaluation in plain.evaluations]))
-        hits = [index for index, score in enumerate(validation) if score.loss <= target < math.inf]
-    else:
-        target = accuracy
-        hits = [index for index, score in enumerate(validation) if score.accuracy >= target]
+    target = min(smooth([evaluation.validation.loss for evaluation in plain.evaluations]))
+    hits = [index for index, score in enumerate(validation) if score.loss <= target < math.inf]
     best = min(range(len(validation)), key=lambda index: validation[index].loss)
     return RunFigures(
         arm=run.arm,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Final
 
-from trainer_worker.comparison.summary import ArmFigures, RunFigures, Summary
+from trainer_worker.comparison.summary import METRIC, ArmFigures, RunFigures, Summary
 from trainer_worker.training.records import is_average
 
 ENOUGH_SEEDS: Final = 3
@@ -68,9 +68,7 @@ def _word(arm: ArmFigures, plain: ArmFigures, pairs: list[tuple[RunFigures, RunF
 
 
 def _helped(summary: Summary, arm: ArmFigures, plain: ArmFigures) -> str:
-    goal = f"the plain run's best {summary.metric}"
-    if summary.config.train.target is not None:
-        goal = f"a {summary.metric} of {summary.config.train.target:.1%}"
+    goal = f"the plain run's best {METRIC}"
     if arm.steps_to_target is None:
         return f"It did not reach {goal} in {summary.config.train.steps:,} steps ({arm.reached} of {arm.seeds} seeds did)."
     text = f"It reached {goal} after {arm.steps_to_target:,.0f} steps"

@@ -29,22 +29,14 @@ class Deadline:
         return self._at - time.monotonic()
 
     def check(self, what: str) -> float:
-        """Seconds that remain.
-
-        Raises:
-            DeadlineExceeded: none do.
-        """
+        """Seconds that remain. Raises `DeadlineExceeded`: none do."""
         left_s = self.left_s
         if left_s <= 0:
             raise DeadlineExceeded(f"{what} took longer than it may")
         return left_s
 
     def watching(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, for work that shall end when it passes.
-
-        Raises:
-            DeadlineExceeded: it has passed before the next one.
-        """
+        """The items, for work that shall end when it passes. Raises `DeadlineExceeded`: it has passed before the next one."""
         for item in items:
             self.check("the work")
             yield item

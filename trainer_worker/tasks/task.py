@@ -1,9 +1,8 @@
 """A task: a network, its data, which examples make up a batch, and how it is evaluated."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -11,24 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Split(Protocol):
-    """Examples that can be taken by index."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs and targets of the examples `indices` (batch,) int64, on the split's device."""
-
-    def first(self, count: int) -> Self:
-        """The first `count` examples, or all if there are fewer."""
-
-    def to(self, device: torch.device) -> Self:
-        """The same examples on another device."""
-
-
 @dataclass(frozen=True, slots=True)
-class TensorSplit:
-    """Examples held as two tensors."""
+class Split:
+    """Examples that can be taken by index."""
 
     inputs: Tensor  # (examples, ...)
     targets: Tensor  # (examples, ...)
@@ -37,14 +21,17 @@ class TensorSplit:
         return len(self.targets)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs and targets of the examples `indices` (batch,) int64, on the split's device."""
         indices = indices.to(self.targets.device)
         return self.inputs[indices], self.targets[indices]
 
-    def first(self, count: int) -> Self:
-        return replace(self, inputs=self.inputs[:count], targets=self.targets[:count])
+    def first(self, count: int) -> "Split":
+        """The first `count` examples, or all if there are fewer."""
+        return Split(self.inputs[:count], self.targets[:count])
 
-    def to(self, device: torch.device) -> Self:
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+    def to(self, device: torch.device) -> "Split":
+        """The same examples on another device."""
+        return Split(self.inputs.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +45,14 @@ class Task:
 
     def to(self, device: torch.device) -> "Task":
         """The same task with its examples on another device."""
-        return replace(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
+        return self._each(lambda split: split.to(device))
 
     def first(self, count: int) -> "Task":
         """The same task with at most `count` examples in each split, for quick trials."""
-        return replace(self, train=self.train.first(count), validation=self.validation.first(count), test=self.test.first(count))
+        return self._each(lambda split: split.first(count))
+
+    def _each(self, change: Callable[[Split], Split]) -> "Task":
+        return Task(self.build, change(self.train), change(self.validation), change(self.test))
 
     @staticmethod
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:

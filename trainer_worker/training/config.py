@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from protos.messages import Dtype, Horizon, Mode
+from trainer_worker.endpoints.server import is_file
 from trainer_worker.errors import CommandFailed
 from trainer_worker.push import FORECASTERS, Push
 from trainer_worker.tasks import TASKS
@@ -24,9 +25,6 @@ Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Part = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Absolute = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """Relative to where the command runs: Ray's workers have working directories of their own."""
-
-UNLEARNED = ("last", "linear", "average")
-"""Forecasters without weights. All others are learned: `nino`, `wnn`, and checkpoints that a server has under names of its own."""
 
 
 class ConfigError(CommandFailed):
@@ -74,9 +72,6 @@ class TrainTable(Table):
     )
     eval_every: Count = Field(default=200, description="steps between two evaluations on validation and test data")
     checkpoint_every: Count = Field(default=1000, description="steps between two checkpoints")
-    target: Annotated[float, Field(gt=0, le=1, strict=True)] | None = Field(
-        default=None, description="validation accuracy to reach, smoothed; by default the plain run's best smoothed validation loss"
-    )
 
     @field_validator("seeds")
     @classmethod
@@ -94,10 +89,8 @@ class NowcastTable(Table):
     )
     forecaster: str = Field(
         default="",
-        description="linear, nino, wnn, average, last; or a checkpoint's name at the server; by default linear, and nino if jump",
-    )
-    checkpoint: Absolute | None = Field(
-        default=None, description="file with the forecaster's weights, for an own or embedded server"
+        description="linear, nino, wnn, average, last; a checkpoint's name at the server; or, for an own or embedded server, a "
+        "file of weights; by default linear, and nino if jump",
     )
     interval: Count | None = Field(
         default=None, description="steps between two snapshots; by default 1/200 of the run, 1/50 if jump"
@@ -130,27 +123,25 @@ class NowcastTable(Table):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_forecaster(cls, given: Any) -> Any:
-        """The one that does best in the mode, or that the weights given are for."""
-        if not isinstance(given, dict) or given.get("forecaster"):
+    def _forecaster(cls, given: Any) -> Any:
+        """By default the one that does best in the mode; a file as its absolute path."""
+        if not isinstance(given, dict):
             return given
-        best = "nino" if given.get("checkpoint") else FORECASTERS.get(given.get("mode", "glide"), "linear")
-        return {**given, "forecaster": best}
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _checkpoint(cls, checkpoint: Path | None) -> Path | None:
-        if checkpoint is not None and not checkpoint.is_file():
-            raise ValueError(f"there is no file {checkpoint}")
-        return checkpoint
+        named = given.get("forecaster") or FORECASTERS.get(given.get("mode", "glide"), "linear")
+        return {**given, "forecaster": str(Path(named).expanduser().absolute()) if is_file(str(named)) else named}
 
     @model_validator(mode="after")
-    def _whose_checkpoint(self) -> Self:
-        if self.checkpoint is not None and self.server not in ("own", "embedded"):
-            raise ValueError("checkpoint is for the own or embedded server; the one at a URL has its own weights")
-        if self.checkpoint is not None and self.forecaster in UNLEARNED:
-            raise ValueError(f"checkpoint holds weights, and the forecaster {self.forecaster} has none; choose nino or wnn")
+    def _whose_weights(self) -> Self:
+        if is_file(self.forecaster) and self.server not in ("own", "embedded"):
+            raise ValueError("a file of weights is for the own or embedded server; the one at a URL has its own weights")
+        if is_file(self.forecaster) and not Path(self.forecaster).is_file():
+            raise ValueError(f"forecaster: there is no file {self.forecaster}")
         return self
+
+    @property
+    def name(self) -> str:
+        """The forecaster's, at a server and in the names of runs."""
+        return Path(self.forecaster).stem if is_file(self.forecaster) else self.forecaster
 
     @property
     def push(self) -> Push:
@@ -176,20 +167,17 @@ class OutputTable(Table):
     """`[output]`: where results go."""
 
     folder: Absolute = Field(
-        default=Path("runs/job"), description="folder for summary.json, report.png and, by default, checkpoints"
+        default=Path("runs/job"), description="folder for summary.json, report.png, report.html and checkpoints"
     )
-    checkpoints: str | None = Field(
+    storage: str | None = Field(
         default=None,
-        description="where checkpoints go: a path that all nodes share, or s3://, gs://, …; by default a subfolder of `folder`",
-    )
-    copies: str | None = Field(
-        default=None, description="where to copy summary.json and report.png at the end: a path, s3://, gs://, …"
+        description="where checkpoints go instead, and the results as well: a path that all nodes share, or s3://, gs://, …",
     )
 
     @property
     def place(self) -> str:
         """Where checkpoints go, one folder for each run."""
-        return self.checkpoints or str(self.folder / "checkpoints")
+        return f"{self.storage or self.folder}/checkpoints"
 
 
 class Config(Table):
@@ -205,8 +193,8 @@ class Config(Table):
     def _fits(self) -> Self:
         if self.workers.count and self.train.batch_size % self.workers.count:
             raise ValueError(f"train.batch_size {self.train.batch_size} does not split evenly over {self.workers.count} workers")
-        if not self.workers.count and self.output.checkpoints:
-            raise ValueError("output.checkpoints: a run in this process (workers.count = 0) keeps its checkpoints in output.folder")
+        if not self.workers.count and self.output.storage:
+            raise ValueError("output.storage: a run in this process (workers.count = 0) keeps its checkpoints in output.folder")
         if self.workers.address and self.nowcast and self.nowcast.server == "own":
             raise ValueError("nowcast.server: workers of another cluster cannot reach a server of this command's own; give its URL")
         return self
@@ -219,28 +207,20 @@ TABLES: Final[dict[str, type[Table]]] = {
     "workers": WorkersTable,
     "output": OutputTable,
 }
-
-
 OPTIONS: Final = {
     "server": "nowcast.server",
     "forecaster": "nowcast.forecaster",
-    "checkpoint": "nowcast.checkpoint",
     "steps": "train.steps",
     "seed": "train.seeds",
     "out": "output.folder",
-    "checkpoints": "output.checkpoints",
-    "copies": "output.copies",
+    "storage": "output.storage",
     "address": "workers.address",
 }
 """Options of the command that stand in for values of a configuration."""
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """What a configuration says, before it is checked.
-
-    Raises:
-        ConfigError: the file cannot be read, or is not TOML.
-    """
+    """What a configuration says, before it is checked. Raises `ConfigError`: the file cannot be read, or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin a file with a byte order mark
     except OSError as error:

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,14 +21,10 @@ from trainer_worker.tasks import load_task
 from trainer_worker.tasks.task import Task, batch_indices, evaluate
 from trainer_worker.training.config import TrainTable
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, Scores
+from trainer_worker.training.resuming import check, terms
 
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A run at one step."""
-
-    shared: dict[str, Any]  # what all workers have in common: weights, optimizer, nowcasts, step, evaluations; rank 0's
-    own: dict[str, Any]  # what each worker keeps for itself: random state, training losses not yet evaluated
+State = dict[str, Any]
+"""A run at one step, all workers together: weights, optimizer, nowcasts, step, evaluations, …"""
 
 
 class Harness(Protocol):
@@ -39,14 +34,14 @@ class Harness(Protocol):
     world: int
     device: torch.device
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint of this run; called once, before the first step."""
+    def latest(self) -> State | None:
+        """The newest checkpoint of this run, its tensors on the CPU; called once, before the first step."""
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint; every worker calls it at the same steps, and it may wait for all of them."""
+    def save(self, state: State) -> None:
+        """Keep a checkpoint, rank 0's; every worker calls it at the same steps, and it may wait for all of them."""
 
-    def tell(self, news: dict[str, Any]) -> None:
-        """Pass on progress, `{"step": ...}` or `{"event": ...}`; must not wait. Called on rank 0."""
+    def tell(self, news: str) -> None:
+        """Pass on a line for whoever watches; must not wait. Called on rank 0."""
 
 
 def train(order: Order, harness: Harness) -> RunRecord:
@@ -78,7 +73,6 @@ class _Run:
         self.task: Task = load_task(table.name, data=table.data, examples=table.examples).to(harness.device)
         torch.manual_seed(order.seed)
         self.model = self.task.build().to(harness.device)
-        torch.manual_seed(order.seed + harness.rank)  # dropout differs between workers
         settings = order.config.train
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.schedule = LambdaLR(self.optimizer, lambda step: _rate(settings, step))
@@ -90,8 +84,8 @@ class _Run:
         self.evaluations: list[Evaluation] = []
         self.train_s = 0.0
         self.started = time.perf_counter()
-        self.losses = torch.zeros((), device=harness.device)
-        self.batches = 0
+        self.train = torch.zeros(2, dtype=torch.float64, device=harness.device)  # see `_trained`
+        self._seed()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -120,26 +114,29 @@ class _Run:
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.losses += loss.detach()
-        self.batches += 1
+        self.train[0] += loss.detach()
+        self.train[1] += 1
         self.step += 1
-        if self.harness.rank == 0 and self.step % 20 == 0:
-            self.harness.tell({"step": self.step})
 
     def evaluate(self) -> None:
         """Measure on validation and test data; every worker takes a share."""
         self._stop_clock()
-        train = torch.stack([self.losses.double().cpu(), torch.tensor(float(self.batches), dtype=torch.float64)])
-        total, batches = self._over_all_workers(train).tolist()
+        total, batches = self._trained().tolist()
         scores = self._scores(self.model)
         averaged = self._scores(self.average) if self.average is not None else None
         evaluation = Evaluation(step=self.step, train_loss=total / batches, **dict(scores), averaged=averaged, train_s=self.train_s)
         self.evaluations.append(evaluation)
         if self.harness.rank == 0:
-            self.harness.tell({"step": self.step, "evaluation": self.evaluations[-1].model_dump()})
-        self.losses.zero_()
-        self.batches = 0
+            self.harness.tell(self._told(evaluation))
+        self.train.zero_()
         self.started = time.perf_counter()
+
+    def _told(self, evaluation: Evaluation) -> str:
+        score = evaluation.validation
+        line = (
+            f"step {self.step} of {self.order.config.train.steps}: validation loss {score.loss:.4f}, accuracy {score.accuracy:.1%}"
+        )
+        return line if self.nowcast is None else f"{line}; forecasts {self.nowcast.summary()['nowcasts']}"
 
     def _scores(self, model: nn.Module) -> Scores:
         share = {"rank": self.harness.rank, "world": self.harness.world}
@@ -151,45 +148,49 @@ class _Run:
     def save(self) -> None:
         """Hand a checkpoint to the harness."""
         self._stop_clock()
-        shared = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "step": self.step,
-            "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
-            "train_s": self.train_s,
-            "restores": self.restores,
-        }
-        own = {
-            "nowcast": self.nowcast.state_dict() if self.nowcast else None,
-            "rng": torch.get_rng_state(),
-            "device_rng": torch.cuda.get_rng_state(self.harness.device) if self._on_gpu else None,
-            "losses": self.losses.clone(),
-            "batches": self.batches,
-        }
-        self.harness.save(Checkpoint(shared, own))
+        self.harness.save(
+            {
+                "model": self.model.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "nowcast": self.nowcast.state_dict() if self.nowcast else None,
+                "train": self._trained(),
+                "step": self.step,
+                "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
+                "train_s": self.train_s,
+                "restores": self.restores,
+                "terms": terms(self.order),
+            }
+        )
+        self._seed()
         self.started = time.perf_counter()
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint."""
-        if checkpoint is not None:
-            shared, own = checkpoint.shared, checkpoint.own
-            self.model.load_state_dict(shared["model"])
-            if self.average is not None:
-                self.average.load_state_dict(shared["average"])
-            self.optimizer.load_state_dict(shared["optimizer"])
-            self.schedule.load_state_dict(shared["schedule"])
-            self.step, self.train_s = shared["step"], shared["train_s"]
-            self.restores = shared["restores"] + 1
-            self.evaluations = [Evaluation.model_validate(values) for values in shared["evaluations"]]
-            torch.set_rng_state(own["rng"].cpu())
-            if self._on_gpu:
-                torch.cuda.set_rng_state(own["device_rng"].cpu(), self.harness.device)
-            if self.nowcast:
-                self.nowcast.load_state_dict(own["nowcast"])
-            self.losses.copy_(own["losses"])
-            self.batches = own["batches"]
+    def restore(self, state: State | None) -> None:
+        """Go on from a checkpoint of the same configuration."""
+        if state is None:
+            return
+        check(self.order, state.get("terms"))
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.nowcast:
+            self.nowcast.load_state_dict(state["nowcast"])
+        if self.harness.rank == 0:  # what all workers trained together
+            self.train.copy_(state["train"])
+        self.step, self.train_s, self.restores = state["step"], state["train_s"], state["restores"] + 1
+        self.evaluations = [Evaluation.model_validate(values) for values in state["evaluations"]]
+        self._seed()
+
+    def _seed(self) -> None:
+        """Seed dropout, which differs between workers: anew at each checkpoint, so that none has to hold random states."""
+        torch.manual_seed(((self.order.seed + self.harness.rank) * 2**32 + self.step) % 2**64)
+
+    def _trained(self) -> Tensor:
+        """Sum of training losses, and number of batches, since the last evaluation, over all workers."""
+        return self._over_all_workers(self.train.cpu())
 
     def record(self) -> RunRecord:
         """What the run leaves behind."""
@@ -203,12 +204,8 @@ class _Run:
             nowcast=self.nowcast.summary() if self.nowcast else None,
         )
 
-    @property
-    def _on_gpu(self) -> bool:
-        return self.harness.device.type == "cuda"
-
     def _stop_clock(self) -> None:
-        if self._on_gpu:
+        if self.harness.device.type == "cuda":
             torch.cuda.synchronize(self.harness.device)
         self.train_s += time.perf_counter() - self.started
 
@@ -231,17 +228,16 @@ def average_of(model: nn.Module, *, decay: float) -> AveragedModel:
 
 
 def _nowcast(order: Order, run: _Run) -> Nowcast | None:
-    table, harness = order.arm.nowcast, run.harness
+    table, harness, embedded = order.arm.nowcast, run.harness, order.server is None
     if table is None:
         return None
-    embedded = order.server is None
     return Nowcast(
         run.model,
         run.optimizer,
         max_steps=order.config.train.steps,
         interval=table.interval,
         mode=table.mode,
-        forecaster=str(table.checkpoint) if table.checkpoint and embedded else table.forecaster,
+        forecaster=table.forecaster if embedded else table.name,
         server=Server(
             order.server or "embedded",
             token=order.token,
@@ -251,7 +247,7 @@ def _nowcast(order: Order, run: _Run) -> Nowcast | None:
             record=table.record,
         ),
         push=table.push,
-        on_event=(lambda event: harness.tell({"event": event.to_dict()})) if harness.rank == 0 else None,
+        on_event=(lambda event: harness.tell(str(event)) if event.kind == "server" else None) if harness.rank == 0 else None,
     )
 
 
@@ -264,7 +260,7 @@ def _rate(settings: TrainTable, step: int) -> float:
     return 1.0
 
 
-def train_in_process(order: Order, *, listen: Callable[[dict[str, Any]], None]) -> RunRecord:
+def train_in_process(order: Order, *, listen: Callable[[str], None]) -> RunRecord:
     """Train one run in this process, its newest checkpoint in a folder; the arguments are those of `train_on_ray`."""
     folder = order.config.output.folder / "checkpoints" / order.name
     if order.config.workers.threads:
@@ -278,22 +274,20 @@ class FolderHarness:
     rank = 0
     world = 1
 
-    def __init__(self, folder: Path, listen: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, folder: Path, listen: Callable[[str], None]) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._path = folder / "checkpoint.pt"
         self._listen = listen
 
-    def latest(self) -> Checkpoint | None:
-        if not self._path.exists():
-            return None
-        return Checkpoint(**torch.load(self._path, weights_only=True, map_location="cpu"))
+    def latest(self) -> State | None:
+        return torch.load(self._path, weights_only=True, map_location="cpu") if self._path.exists() else None
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, state: State) -> None:
         """Replace the old checkpoint, at once or not at all."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._path.with_suffix(f".{os.getpid()}")
-        torch.save({"shared": checkpoint.shared, "own": checkpoint.own}, fresh)
+        torch.save(state, fresh)
         fresh.replace(self._path)
 
-    def tell(self, news: dict[str, Any]) -> None:
+    def tell(self, news: str) -> None:
         self._listen(news)

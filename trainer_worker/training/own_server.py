@@ -35,7 +35,7 @@ class ServerFailed(CommandFailed):
 
 
 @contextmanager
-def own_server(*, log: Path, checkpoint: Path | None = None) -> Iterator[str]:
+def own_server(*, log: Path, checkpoint: str | None = None) -> Iterator[str]:
     """Start `nowcast-server run` on a free loopback port, wait until it is ready, and stop it at the end; its address.
 
     What it prints goes to the file `log`.
@@ -48,7 +48,7 @@ def own_server(*, log: Path, checkpoint: Path | None = None) -> Iterator[str]:
         port = int(probe.getsockname()[1])
     command = [sys.executable, "-c", _CHILD, "run", "--host", "127.0.0.1", "--port", str(port)]
     if checkpoint is not None:
-        command += ["--checkpoint", str(checkpoint)]
+        command += ["--checkpoint", checkpoint]
     # without settings that are meant for another server, such as its tokens
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NOWCAST_")}
     with log.open("wb") as sink:

@@ -1,28 +1,53 @@
-"""Runs of the training loop as Ray Train jobs: data-parallel workers, checkpoints, restarts."""
+"""Ray: a cluster on this machine or elsewhere, functions in Ray Train's workers, and runs of the training loop in them."""
 
 import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 import torch
+from ray import available_resources, cluster_resources
 from ray import train as ray_train
 from ray.exceptions import RayActorError
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainer_worker.errors import BadArgument, CommandFailed
 from trainer_worker.training.config import WorkersTable
-from trainer_worker.training.loop import Checkpoint, train
-from trainer_worker.training.ray_cluster import WORKER_ENVIRONMENT, run_workers, start_local_cluster
+from trainer_worker.training.loop import State, train
 from trainer_worker.training.records import Order, RunRecord
+from trainer_worker.training.storage import resolve
 
-Listener = Callable[[dict[str, Any]], None]
+logger = logging.getLogger(__name__)
+
+Listener = Callable[[str], None]
+FILE: Final = "run.pt"
+"""Of a run, in the folder of a checkpoint."""
+OBJECT_STORE_BYTES: Final = 200 * 1024**2
+"""Checkpoints go through files and gradients through gloo; the store only carries orders and progress."""
+ATTEMPTS: Final = 3
+PATIENCE_S: Final = 5.0
+POLL_S: Final = 0.5
+
+WORKER_ENVIRONMENT: Final = {
+    # glibc gives large blocks back to the system at once; a convnet step then spends half its time in page faults
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "10000000000",
+}
+CLUSTER_ENVIRONMENT: Final = {
+    **WORKER_ENVIRONMENT,
+    "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use the installed package, not an upload of the working directory
+    "RAY_worker_niceness": "0",  # training is what this cluster is for; Ray would have it yield (15) to everything else here
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 class TrainingFailed(CommandFailed):
@@ -51,6 +76,99 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def start_local_cluster(*, cpus: int | None = None) -> None:
+    """Start a Ray cluster on this machine, by default with all of its CPUs, and connect to it; `ray.shutdown()` ends both."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _environment(CLUSTER_ENVIRONMENT):  # as it is now, Ray's processes inherit it, those that it starts in advance too
+                ray.init(
+                    address="local",  # never a cluster that happens to run on this machine
+                    num_cpus=cpus or os.cpu_count() or 1,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except Exception as error:
+            # Ray's node gives its own helper processes a fixed 15 s to import; on a machine that is busy it dies of that.
+            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
+                raise
+            logger.warning("Ray did not start in time, trying again")
+            ray.shutdown()
+        else:
+            return
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name)
+        os.environ.update({name: before[name] for name in values if name in before})
+
+
+def run_workers(
+    function: Callable[[dict[str, Any]], Any],
+    arguments: dict[str, Any],
+    *,
+    name: str,
+    storage: str | None,
+    workers: tuple[int, int],
+    cpus: float = 1,
+    gpus: float,
+    max_failures: int,
+) -> Any:
+    """Call `function(arguments)` in Ray Train's workers, at least and at most so many, each with so many CPUs and GPUs; what it
+    returns on rank 0. A run goes on from the newest checkpoint of its name in its storage (None: Ray's own).
+
+    Raises:
+        StorageUnusable: checkpoints cannot go there.
+        ray.train.TrainingFailedError: the workers failed more often.
+    """
+    filesystem, path = resolve(storage) if storage else (None, None)
+    least, most = workers
+    each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    number: Any = least if least == most else workers  # Any: ray annotates its previous API
+    trainer: Any = TorchTrainer(
+        function,
+        train_loop_config=arguments,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ray_train.ScalingConfig(num_workers=number, use_gpu=bool(gpus), resources_per_worker=each),
+        run_config=ray_train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray_train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    warn_without_room(least, each)
+    return trainer.fit().return_value
+
+
+def warn_without_room(workers: int, each: Mapping[str, float]) -> None:
+    """Log a warning if the connected cluster has no room for so many workers: Ray would wait silently. Also if they take no GPU and
+    some are free.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        free, there = available_resources(), cluster_resources()  # type: ignore[no-untyped-call]  # ray leaves them unannotated
+        short = [name for name, amount in each.items() if workers * amount > free.get(name, 0)]
+        if not short or time.monotonic() >= deadline:
+            break
+        time.sleep(POLL_S)  # the places of workers that have just ended are free a moment later
+    for name in short:
+        asked = f"{name}: {workers} x {each[name]:g} asked for, {free.get(name, 0):g} of {there.get(name, 0):g} free"
+        logger.warning("the workers wait for room on the Ray cluster (%s): ask for fewer, or wait for other jobs to end", asked)
+    if (idle := free.get("GPU", 0)) and not each.get("GPU"):
+        advice = "submit with --gpus 1, or set workers.gpus_per_worker"
+        logger.warning("training on CPUs while %g GPUs of the cluster are free: %s", idle, advice)
 
 
 @contextmanager
@@ -130,24 +248,20 @@ class _RayHarness:
         self.device = ray_train.torch.get_device()
         self._mailbox = mailbox
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self) -> State | None:
         held = ray_train.get_checkpoint()
         if held is None:
             return None
         with held.as_directory() as folder:
-            own = Path(folder) / f"rank-{self.rank}.pt"
-            shared = Path(folder) / "shared.pt"
-            # not to the device: what goes there is copied there, and random states must stay
-            return Checkpoint(*(torch.load(path, weights_only=True, map_location="cpu") for path in (shared, own)))
+            state: State = torch.load(Path(folder) / FILE, weights_only=True, map_location="cpu")
+            return state
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        step = checkpoint.shared["step"]
+    def save(self, state: State) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(checkpoint.own, Path(folder) / f"rank-{self.rank}.pt")
             if self.rank == 0:
-                torch.save(checkpoint.shared, Path(folder) / "shared.pt")
-            # a barrier: every rank reports at the same steps
-            ray_train.report({"step": step}, checkpoint=ray_train.Checkpoint.from_directory(folder))
+                torch.save(state, Path(folder) / FILE)
+            held = ray_train.Checkpoint.from_directory(folder) if self.rank == 0 else None
+            ray_train.report({"step": state["step"]}, checkpoint=held)  # a barrier: every rank reports at the same steps
 
-    def tell(self, news: dict[str, Any]) -> None:
+    def tell(self, news: str) -> None:
         self._mailbox.put_nowait.remote(news)

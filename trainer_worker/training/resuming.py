@@ -1,23 +1,16 @@
-"""Resuming runs. A run resumes only with the configuration that was stored beside its checkpoints."""
+"""Resuming runs. A run resumes only with the configuration it was started with, which its checkpoints and its record hold."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from trainer_worker.errors import CommandFailed
+from trainer_worker.errors import BadArgument
 from trainer_worker.training.records import Order, Record, RunRecord
-from trainer_worker.training.storage import folders, forget, read, write
+from trainer_worker.training.storage import forget
 
-TERMS: Final = "order.json"
-"""In the folder of a run's checkpoints."""
 WAYS_OUT: Final = "start over with --fresh, or choose another --out (of a submitted job: another --name)"
-
-
-class CannotResume(CommandFailed):
-    """A run was started with another configuration; the message names the keys, and what to do."""
 
 
 class _Finished(Record):
@@ -35,43 +28,45 @@ def terms(order: Order) -> dict[str, Any]:
     config, table = order.config, order.arm.nowcast
     tables: dict[str, dict[str, Any]] = {
         "task": config.task.model_dump(mode="json", exclude={"data"}),
-        "train": config.train.model_dump(mode="json", exclude={"seeds", "checkpoint_every", "target"}),
+        "train": config.train.model_dump(mode="json", exclude={"seeds", "checkpoint_every"}),
         "nowcast": table.model_dump(mode="json", exclude={"server", "record"}) if table else {},
         "workers": {"count": config.workers.count},
     }
     return {f"{name}.{key}": value for name, values in tables.items() for key, value in values.items()}
 
 
-def check(orders: Sequence[Order]) -> None:
-    """See that what there is of the runs was begun with the same configuration; more steps are no other one.
+def check(order: Order, begun: dict[str, Any] | None) -> None:
+    """See that a run was begun with the terms it is ordered with now; more steps are no other ones.
 
     Raises:
-        CannotResume: it was not.
-        StorageUnusable: see `storage.resolve`.
+        BadArgument: it was not, or does not say.
     """
-    for order in orders:
-        for place, begun in _begun(order):
-            if begun is None:
-                raise CannotResume(f"{place} does not record the configuration it was started with: {WAYS_OUT}")
-            if different := ", ".join(_differences(begun, terms(order))):
-                raise CannotResume(f"{place} was started with {different}: use that again, {WAYS_OUT}")
+    if begun is None:
+        raise BadArgument("--resume", f"{order.name} does not record the configuration it was started with: {WAYS_OUT}")
+    changed = [(key, begun.get(key, value), value) for key, value in terms(order).items()]  # there may be keys that were not yet
+    different = [
+        f"{key} = {was}, not {value}" for key, was, value in changed if was != value and not (key == "train.steps" and was < value)
+    ]
+    if different:
+        raise BadArgument("--resume", f"{order.name} was started with {', '.join(different)}: use that again, {WAYS_OUT}")
 
 
 def begin(orders: Sequence[Order], *, resume: bool) -> None:
-    """Note what the runs are ordered with; without `resume` everything there is of them is deleted first.
-
-    All before the first run: a comparison is unfinished until its last run is, and never of two configurations.
+    """Make ready for the runs: without `resume` everything there is of them is deleted, all before the first; with it, finished
+    ones are checked.
 
     Raises:
+        BadArgument: see `check`.
         StorageUnusable: see `storage.resolve`.
     """
+    for order in orders if resume else ():
+        if kept := _kept(order):
+            check(order, kept.terms)
     for order in orders:
         if not resume:
             forget(order.config.output.place, order.name)
         if not resume or finished(order) is None:
             _file(order).unlink(missing_ok=True)
-    for order in orders:
-        write(order.config.output.place, f"{order.name}/{TERMS}", json.dumps(terms(order), indent=1).encode())
 
 
 def finished(order: Order) -> RunRecord | None:
@@ -97,22 +92,3 @@ def _kept(order: Order) -> _Finished | None:
         return _Finished.model_validate_json(_file(order).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-
-
-def _begun(order: Order) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """What there is of a run, and what it was ordered with; None if it does not say."""
-    if kept := _kept(order):
-        yield str(_file(order)), kept.terms
-    place = order.config.output.place
-    if order.name in folders(place):
-        try:
-            yield f"{place}/{order.name}", json.loads(read(place, f"{order.name}/{TERMS}") or b"null")
-        except ValueError:  # cut off
-            yield f"{place}/{order.name}", None
-
-
-def _differences(begun: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    for key, value in now.items():
-        was = begun.get(key, value)  # a key that there was not yet
-        if was != value and not (key == "train.steps" and was < value):
-            yield f"{key} = {was}, not {value}"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import ArrowException
-from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem, copy_files
+from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from trainer_worker.errors import CommandFailed
 
@@ -62,23 +62,7 @@ def put(place: str, files: Collection[Path]) -> list[str]:
     with _opened(place) as (filesystem, path):
         filesystem.create_dir(path, recursive=True)
         for file in files:
-            copy_files(str(file), f"{path}/{file.name}", destination_filesystem=filesystem)
+            content = file.read_bytes()  # all of it first: it may be the very file that is written
+            with filesystem.open_output_stream(f"{path}/{file.name}") as copy:
+                copy.write(content)
     return [f"{place.rstrip('/')}/{file.name}" for file in files]
-
-
-def write(place: str, name: str, data: bytes) -> None:
-    """Write a small file, `folder/file`, into a place; both folders are made if they are not there."""
-    with _opened(place) as (filesystem, path):
-        filesystem.create_dir(f"{path}/{name}".rpartition("/")[0], recursive=True)
-        with filesystem.open_output_stream(f"{path}/{name}") as file:
-            file.write(data)
-
-
-def read(place: str, name: str) -> bytes | None:
-    """What `write` wrote; None if it did not."""
-    with _opened(place) as (filesystem, path):
-        if filesystem.get_file_info(f"{path}/{name}").type != FileType.File:
-            return None
-        with filesystem.open_input_stream(f"{path}/{name}") as file:
-            held: bytes = file.read()
-            return held

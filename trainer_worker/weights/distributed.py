@@ -92,11 +92,7 @@ class Ranks:
                 raise BadArgument(argument, detail) if argument else RuntimeError(f"rank {rank}: {detail}")
 
     def check_alike(self, facts: dict[str, Any], parameters: Iterable[Tensor]) -> None:
-        """Compare settings and weights with the other ranks.
-
-        Raises:
-            RanksDiffer: on every rank, naming what differs.
-        """
+        """Compare settings and weights with the other ranks. Raises `RanksDiffer`: on every rank, naming what differs."""
         if self.world == 1:
             return
         names = [*facts, "weights"]

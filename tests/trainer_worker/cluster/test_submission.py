@@ -1,84 +1,93 @@
 """What a submission sends, and what it refuses to send, without a cluster."""
 
+import os
 import shlex
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from ray.exceptions import AuthenticationError
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from protos.messages import JobId
 from trainer_worker.cli import app
 from trainer_worker.cluster import connection
 from trainer_worker.cluster.connection import connect, server_url
 from trainer_worker.cluster.script import _parser
-from trainer_worker.cluster.submission import (
-    Submission,
-    Workers,
-    config_command,
-    config_overrides,
-    environment,
-    folder_of,
-    locate,
-    new_id,
-    parse_workers,
-    script_command,
-)
+from trainer_worker.cluster.submission import parse_workers
 from trainer_worker.errors import CommandFailed
 
-
-def test_a_scripts_command_line_survives_the_shell() -> None:
-    """Arguments with blanks or quotes would reach the script in pieces, or run as commands."""
-    arguments = ["--name", "a b", "$(rm -rf /)", "--workers", "7"]
-    workers = Workers(2, 8, gpus=0.5, max_failures=-1)
-    words = shlex.split(script_command(Path("train.py"), arguments, name="x", workers=workers, storage="s3://bucket/a b"))
-    assert words[:3] == ["python", "-m", "trainer_worker.cluster.script"]
-    read = _parser().parse_args(words[3:])
-    assert (read.script, read.arguments, read.workers, read.gpus) == ("train.py", arguments, "2:8", 0.5)
-    assert (read.max_failures, read.storage, read.name) == (-1, "s3://bucket/a b", "x")
-    assert script_command(Path("a.py"), ["1"], name="x", workers=None) == "python a.py 1"  # that starts its own workers
-
-
-def test_a_configurations_command_line_is_valid() -> None:
-    """The job would fail on the cluster, over an option that does not exist."""
-    from typer.main import get_command
-
-    given = config_overrides(name="x", server="http://a:1", storage="/runs")
-    words = shlex.split(config_command(Path("c.toml"), given, resume=True))
-    assert words[:3] == ["python", "-m", "trainer_worker"]
-    train: Any = get_command(app).commands["train"]  # type: ignore[attr-defined]
-    with train.make_context("train", words[4:]) as context:
-        assert (context.params["server"], str(context.params["out"])) == ("http://a:1", "/runs/x")
-    given = config_overrides(name="x", server="embedded", storage="s3://bucket/runs")
-    words = shlex.split(config_command(Path("c.toml"), given, resume=True))
-    with train.make_context("train", words[4:]) as context:
-        places = [str(context.params[name]) for name in ("checkpoints", "copies", "out")]
-        assert places == ["s3://bucket/runs/x/checkpoints", "s3://bucket/runs/x", "runs/x"]
+Job = dict[str, Any]
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[Submission]:
-    """What a cluster was sent that takes everything."""
-    taken: list[Submission] = []
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """What a cluster was sent that takes everything, with the names of the files it would have got."""
+    taken: list[Job] = []
+
+    def send(_: object, job: Job) -> None:
+        taken.append({**job, "files": sorted(path.name for path in Path(job["runtime_env"]["working_dir"]).iterdir())})
+
     monkeypatch.setattr(connection, "connect", lambda _: object())
-    monkeypatch.setattr(connection, "send", lambda _, submission: taken.append(submission))
+    monkeypatch.setattr(connection, "send", send)
     return taken
 
 
-def submit(folder: Path, text: str, *options: str) -> Result:
-    """Submit a configuration of the tiny task."""
+def submit(what: Path, *options: str, **variables: str) -> Result:
+    return CliRunner().invoke(app, ["submit", str(what), *options], env={"COLUMNS": "140", **variables})
+
+
+def configuration(folder: Path, text: str = "") -> Path:
+    """Of the tiny task, beside something that is nobody's business."""
+    (folder / "secret").write_text("x")
     (folder / "c.toml").write_text(f'[task]\nname = "fm-16"\n{text}')
-    return CliRunner().invoke(app, ["submit", str(folder / "c.toml"), *options], env={"COLUMNS": "140"})
+    return folder / "c.toml"
 
 
-@pytest.mark.parametrize(("storage", "resume"), [("/runs", True), ("s3://bucket/runs", True), (None, False)])
-def test_a_configuration_that_is_sent_again_goes_on(
-    storage: str | None, sent: list[Submission], tmp_path: Path, *, resume: bool
+def test_a_scripts_command_line_survives_the_shell(sent: list[Job], tmp_path: Path) -> None:
+    """Arguments with blanks or quotes would reach the script in pieces, or run as commands."""
+    script = tmp_path / "Fine tune (2)!.py"
+    script.touch()
+    arguments = ["--name", "a b", "$(rm -rf /)", "--workers", "7"]
+    options = ["--workers", "2:8", "--gpus", "0.5", "--max-failures", "-1", "--storage", "s3://bucket/a b", "--server", "http://a"]
+    result = submit(script, *options, "--pip", "lightning", "--env", "A=b", "--", *arguments, NOWCAST_TOKEN="t")
+    assert result.exit_code == 0, result.output
+    words = shlex.split(sent[0]["entrypoint"])
+    assert words[:3] == ["python", "-m", "trainer_worker.cluster.script"]
+    read = _parser().parse_args(words[3:])
+    assert (read.script, read.arguments, read.workers, read.gpus) == (script.name, arguments, "2:8", 0.5)
+    assert (read.max_failures, read.storage, read.name) == (-1, "s3://bucket/a b", sent[0]["submission_id"])
+    env = sent[0]["runtime_env"]
+    assert (env["pip"], sent[0]["files"]) == (["lightning"], [script.name])
+    told = {"NOWCAST_SERVER": "http://a", "NOWCAST_TOKEN": "t", "NOWCAST_JOB": sent[0]["submission_id"], "A": "b"}
+    assert env["env_vars"] == {**told, "PYTHONUNBUFFERED": "1"}
+    assert submit(script, "--driver", "--server", "embedded", "--", "1").exit_code == 0  # it starts its own workers
+    assert shlex.split(sent[1]["entrypoint"]) == ["python", script.name, "1"]
+    assert "NOWCAST_SERVER" not in sent[1]["runtime_env"]["env_vars"]
+    names = {job["submission_id"] for job in sent}
+    assert len({TypeAdapter(JobId).validate_python(name) for name in names}) == 2
+
+
+@pytest.mark.parametrize(
+    ("storage", "places"),
+    [("/runs", {"out": "/runs/x"}), ("s3://bucket/runs", {"storage": "s3://bucket/runs/x", "out": "runs/x"}), (None, {})],
+)
+def test_a_configurations_command_line_is_valid(
+    storage: str | None, places: dict[str, str], sent: list[Job], tmp_path: Path
 ) -> None:
-    """Its log would ask for an option that `nowcast submit` does not have."""
-    assert submit(tmp_path, "", *(("--storage", storage) if storage else ())).exit_code == 0
-    assert ("--resume" in shlex.split(sent[0].entrypoint)) == resume
+    """The job would fail over an option that does not exist; sent again it would not go on; or a home directory be uploaded."""
+    options = ["--name", "x", "--server", "http://a:1", *(["--storage", storage] if storage else [])]
+    assert submit(configuration(tmp_path), *options).exit_code == 0
+    words = shlex.split(sent[0]["entrypoint"])
+    assert words[:4] == ["python", "-m", "trainer_worker", "train"]
+    train: Any = get_command(app).commands["train"]  # type: ignore[attr-defined]
+    with train.make_context("train", words[4:]) as context:
+        expected = {"server": "http://a:1", "address": "auto", "resume": storage is not None, **places}
+        assert {name: type(value)(context.params[name]) for name, value in expected.items()} == expected
+    assert sent[0]["files"] == ["c.toml"]
 
 
 @pytest.mark.parametrize(
@@ -91,11 +100,11 @@ def test_a_configuration_that_is_sent_again_goes_on(
     ],
 )
 def test_nowcasts_are_made_where_configuration_or_option_asks_for_them(
-    text: str, server: str | None, option: str | None, sent: list[Submission], tmp_path: Path
+    text: str, server: str | None, option: str | None, sent: list[Job], tmp_path: Path
 ) -> None:
     """A plain run would become one with nowcasts, or be refused because the cluster has no server; or the option be overlooked."""
-    assert submit(tmp_path, text, *(("--server", server) if server else ())).exit_code == 0
-    words = shlex.split(sent[0].entrypoint)
+    assert submit(configuration(tmp_path, text), *(("--server", server) if server else ())).exit_code == 0
+    words = shlex.split(sent[0]["entrypoint"])
     assert (words[words.index("--server") + 1] if "--server" in words else None) == option
 
 
@@ -104,82 +113,57 @@ def test_nowcasts_are_made_where_configuration_or_option_asks_for_them(
     [
         ("[trian]\nsteps = 3", [], "unknown table [trian]; did you mean train?"),
         ("steps = ", [], "not valid TOML"),
-        ("[nowcast]\ncheckpoint = '{here}/w'", ["--server", "http://a:1"], "the one at a URL has its own weights"),
+        ("[nowcast]\nforecaster = '{here}/w.pt'", ["--server", "http://a:1"], "the one at a URL has its own weights"),
         (
-            "[nowcast]\ncheckpoint = 'w'",
+            "[nowcast]\nforecaster = './w.pt'",
             ["--server", "embedded"],
-            "[nowcast] checkpoint: w is on this machine, and is not uploaded",
+            "[nowcast] forecaster: ./w.pt is on this machine, and is not",
         ),
         ("[workers]\ncount = 0", ["--storage", "s3://bucket/runs"], "keeps its checkpoints in output.folder"),
         ("data = 'pictures'", [], "[task] data: pictures is on this machine, and is not uploaded: leave it out"),
         ("data = '~/pictures'", [], "[task] data: ~/pictures is on this machine"),
+        ("", ["--", "x"], "ARGS: for scripts"),
+        ("", ["--workers", "1"], "a configuration has its own table [workers]"),
+        ("", ["--driver"], "--driver: for scripts"),
+        ("", ["--env", "A"], "NAME=VALUE"),
     ],
 )
 def test_what_the_cluster_would_refuse_is_refused_here(
-    text: str, options: list[str], says: str, sent: list[Submission], *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, options: list[str], says: str, sent: list[Job], *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would show there, minutes later, in a log."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "w").write_bytes(b"")
-    result = submit(tmp_path, text.format(here=tmp_path), *options)
+    (tmp_path / "w.pt").write_bytes(b"")
+    result = submit(configuration(tmp_path, text.format(here=tmp_path)), *options)
     assert (result.exit_code, sent) == (2, [])
     assert says in result.output
 
 
-def test_paths_that_all_nodes_may_share_are_sent(sent: list[Submission], tmp_path: Path) -> None:
+def test_paths_that_all_nodes_may_share_are_sent(sent: list[Job], tmp_path: Path) -> None:
     """Data and weights on a file system of the cluster's could not be used."""
-    (tmp_path / "w").write_bytes(b"")
-    result = submit(tmp_path, f"data = '/data/pictures'\n[nowcast]\ncheckpoint = '{tmp_path}/w'", "--server", "embedded")
+    (tmp_path / "w.pt").write_bytes(b"")
+    text = f"data = '/data/pictures'\n[nowcast]\nforecaster = '{tmp_path}/w.pt'"
+    result = submit(configuration(tmp_path, text), "--server", "embedded")
     assert (result.exit_code, len(sent)) == (0, 1), result.output
-
-
-def test_only_the_configuration_is_uploaded(tmp_path: Path) -> None:
-    """The whole folder it lies in, perhaps a home directory, would travel to the cluster."""
-    (tmp_path / "secret").write_text("x")
-    (tmp_path / "c.toml").write_text("[task]\n")
-    with folder_of(tmp_path / "c.toml") as folder:
-        assert [path.name for path in folder.iterdir()] == ["c.toml"]
 
 
 @pytest.mark.parametrize("text", ["0", "8:2", "x", "", "1:2:3", "-1"])
 def test_impossible_numbers_of_workers(text: str) -> None:
     """The mistake would show on the cluster, minutes later; or an elastic range would be read as one number."""
     assert (parse_workers("3"), parse_workers("2:8")) == ((3, 3), (2, 8))
-    with pytest.raises(ValueError):
-        parse_workers(text)
-    result = CliRunner().invoke(app, ["submit", __file__, f"--workers={text}"])
+    result = submit(Path(__file__), f"--workers={text}")
     assert (result.exit_code, "--workers" in result.output) == (2, True)
 
 
-def test_a_script_outside_its_working_directory_is_refused(tmp_path: Path) -> None:
+def test_scripts_that_would_not_arrive_are_refused(sent: list[Job], tmp_path: Path) -> None:
     """The upload would lack the script."""
-    inside, outside = tmp_path / "project", tmp_path / "other.py"
-    inside.mkdir()
-    outside.write_text("")
-    with pytest.raises(CommandFailed, match="--working-dir"):
-        locate(outside, inside)
-    assert locate(outside, tmp_path) == (tmp_path, Path("other.py"))
-
-
-def test_the_environment_points_to_server_and_job() -> None:
-    """`Nowcast` in the script would forecast for itself, or call without its token."""
-    given = environment("fm-1", server="http://a", token="t", extra={"A": "b"})
-    assert given == {"NOWCAST_SERVER": "http://a", "NOWCAST_TOKEN": "t", "NOWCAST_JOB": "fm-1", "PYTHONUNBUFFERED": "1", "A": "b"}
-    assert "NOWCAST_SERVER" not in environment("fm-1", server=None, token=None, extra={})
-    env = Submission("a", "b", Path("/x"), given, pip=("lightning",)).runtime_env
-    assert (env["working_dir"], env["pip"], env["env_vars"]["A"]) == ("/x", ["lightning"], "b")
-
-
-def test_names_are_new_and_fit_for_job_ids() -> None:
-    """A second submission would be refused for its name, or the server would refuse the job's id."""
-    from pydantic import TypeAdapter
-
-    from protos.messages import JobId
-
-    names = {new_id(Path("/a/Fine tune (2)!.py")) for _ in range(10)}
-    assert len(names) == 10
-    for name in names:
-        TypeAdapter(JobId).validate_python(name)
+    (tmp_path / "project").mkdir()
+    (tmp_path / "other.py").write_text("")
+    options = ("--server", "embedded", "--working-dir")
+    assert "--working-dir" in submit(tmp_path / "other.py", *options, str(tmp_path / "project")).output
+    assert "there is no file none.py" in submit(Path("none.py")).output
+    assert sent == []
+    assert submit(tmp_path / "other.py", *options, str(tmp_path)).exit_code == 0
 
 
 def details(**changes: Any) -> dict[str, Any]:
@@ -191,31 +175,24 @@ def details(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("server", "given", "url"),
+    ("given", "url"),
     [
-        ("serve:nowcast", {}, "http://10.0.0.8:8440"),
-        ("serve:nowcast", {"application": {"route_prefix": "/vision"}}, "http://10.0.0.8:8440/vision"),
-        ("serve:nowcast", {"http_options": {"host": "127.0.0.1", "port": 1}}, "http://127.0.0.1:1"),
-        ("serve:nowcast", {"http_options": {"host": "::", "port": 1, "ssl_certfile": "c"}}, "https://10.0.0.8:1"),
-    ],
-)
-def test_a_server_is_found_by_name(server: str, given: dict[str, Any], url: str) -> None:
-    """Workers would call an address where nothing listens, and skip every nowcast."""
-    assert server_url(server, details(**given)) == url
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
+        ({}, "http://10.0.0.8:8440"),
+        ({"application": {"route_prefix": "/vision"}}, "http://10.0.0.8:8440/vision"),
+        ({"http_options": {"host": "127.0.0.1", "port": 1}}, "http://127.0.0.1:1"),
+        ({"http_options": {"host": "::", "port": 1, "ssl_certfile": "c"}}, "https://10.0.0.8:1"),
         ({"applications": {}}, "no Serve application 'nowcast'"),
         ({"application": {"status": "DEPLOYING"}}, "is DEPLOYING"),
         ({"proxies": {}}, "no healthy Serve proxy"),
     ],
 )
-def test_a_server_that_is_not_there_is_said_at_once(given: dict[str, Any], says: str) -> None:
-    """The job would run to its end without one nowcast."""
-    with pytest.raises(CommandFailed, match=says):
-        server_url("serve:nowcast", details(**given))
+def test_a_server_is_found_by_name_or_missed_at_once(given: dict[str, Any], url: str) -> None:
+    """Workers would call an address where nothing listens, and the job run to its end without one nowcast."""
+    if url.startswith("http"):
+        assert server_url("serve:nowcast", details(**given)) == url
+    else:
+        with pytest.raises(CommandFailed, match=url):
+            server_url("serve:nowcast", details(**given))
 
 
 def free_port() -> int:
@@ -225,13 +202,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_no_cluster_is_one_clear_sentence() -> None:
-    """A traceback of Ray's, or minutes of waiting."""
-    result = CliRunner().invoke(app, ["submit", __file__, "--address", f"http://127.0.0.1:{free_port()}"])
+def test_no_cluster_is_one_clear_sentence_about_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback of Ray's, or minutes of waiting; or a job for one cluster would go to that of the environment."""
+    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")
+    meant = f"http://127.0.0.1:{free_port()}"
+    result = submit(Path(__file__), "--address", meant)
     assert result.exit_code == 2
-    assert "no Ray cluster answers at http://127.0.0.1" in result.output
-    assert "--address" in result.output
+    assert f"no Ray cluster answers at {meant}: " in result.output
+    assert "give --address" in result.output
     assert "Traceback" not in result.output
+    assert "RAY_ADDRESS" not in os.environ
 
 
 def test_a_cluster_that_wants_its_token_says_how_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,40 +221,11 @@ def test_a_cluster_that_wants_its_token_says_how_it_is_given(monkeypatch: pytest
         raise AuthenticationError(f"Missing authentication token at {address}")
 
     monkeypatch.setattr(connection, "JobSubmissionClient", refuse)
-    result = CliRunner().invoke(app, ["submit", __file__, "--address", "auto"])
-    assert result.exit_code == 2
-    assert "RAY_AUTH_MODE=token" in result.output
+    with pytest.raises(CommandFailed, match="RAY_AUTH_MODE=token"):
+        connect("auto")
 
 
 def test_a_name_that_is_taken_is_one_clear_sentence() -> None:
     """Ray answers with a traceback, of which the user would read the first line, `Traceback (most recent call last):`."""
     with pytest.raises(CommandFailed, match="take another --name"), connection.cluster_errors():
         raise RuntimeError("status code 500: Traceback (most recent call last):\n  x\nValueError: Job with id s already exists.")
-
-
-def test_the_address_on_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job meant for one cluster would go to that of the environment."""
-    asked, meant = free_port(), free_port()
-    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{asked}")
-    with pytest.raises(CommandFailed, match=str(meant)):
-        connect(f"http://127.0.0.1:{meant}")
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["none.py"], "there is no file none.py"),
-        ([__file__, "--env", "A"], "NAME=VALUE"),
-        (["{config}", "--", "x"], "ARGS: for scripts"),
-        (["{config}", "--workers", "1"], "a configuration has its own table [workers]"),
-        (["{config}", "--driver"], "--driver: for scripts"),
-    ],
-)
-def test_mistakes_are_found_before_anything_is_sent(options: list[str], says: str, tmp_path: Path) -> None:
-    """They would show on the cluster, minutes later, in a log."""
-    config = tmp_path / "c.toml"
-    config.write_text('[task]\nname = "fm-16"\n')
-    given = [option.format(config=config) for option in options]
-    result = CliRunner().invoke(app, ["submit", *given], env={"COLUMNS": "140"})
-    assert result.exit_code == 2
-    assert says in result.output

@@ -15,8 +15,7 @@ import pytest
 
 from trainer_worker.cluster.connection import connect
 from trainer_worker.comparison.summary import Summary
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.data import DataMissing
+from trainer_worker.tasks.task import Task
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -142,12 +141,8 @@ def test_a_users_script_survives_the_loss_of_a_node(cluster: TwoNodes, tmp_path:
     assert "take another --name" in run("nowcast", "submit", str(PROJECT / f"{name}.py"), *options, status=2)
 
 
-def test_a_configuration_is_trained_on_the_cluster(cluster: TwoNodes, tmp_path: Path) -> None:
+def test_a_configuration_is_trained_on_the_cluster(cluster: TwoNodes, fashion: Task, tmp_path: Path) -> None:
     """`nowcast submit CONFIG.toml` would not find the cluster, its server or a place for its results."""
-    try:
-        load_task("fm-16")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
     cluster.gain_a_node()
     config = tmp_path / "small.toml"
     config.write_text(

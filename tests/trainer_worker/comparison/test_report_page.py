@@ -53,7 +53,7 @@ def test_report_answers_the_four_questions(tmp_path: Path) -> None:
     for answer in (
         "Yes: fewer steps with every seed.",
         "fewer steps",
-        "+10% against the plain run&#x27;s 10.00 ms",
+        "+10% against the plain run&#39;s 10.00 ms",
         "Forecasts used: 90; skipped: 6 (6 late).",
         "in the mean of 3 seeds",
         "<b>adam</b> is the job without nowcasts, <b>adam+linear</b> the same with them.",

@@ -45,11 +45,11 @@ def run(
     )
 
 
-def config(folder: Path, *, seeds: tuple[int, ...] = (1,), target: float | None = None) -> Config:
+def config(folder: Path, *, seeds: tuple[int, ...] = (1,)) -> Config:
     return Config.model_validate(
         {
             "task": {"name": "fm-16"},
-            "train": {"steps": 100, "seeds": list(seeds), "target": target},
+            "train": {"steps": 100, "seeds": list(seeds)},
             "output": {"folder": folder},
         }
     )
@@ -112,14 +112,6 @@ def test_the_plain_runs_best_is_the_target(tmp_path: Path) -> None:
     assert summary.arms[1].fewer_steps == pytest.approx(0.25)
     assert other.best.loss == pytest.approx(0.4)
     assert other.step_s == pytest.approx(0.01)
-
-
-def test_a_target_in_the_configuration_is_an_accuracy(tmp_path: Path) -> None:
-    """Then both arms run against the same fixed line, and one that never meets it says so."""
-    summary = summarise(config(tmp_path, target=0.65), [run("adam", 1, SLOW), run("adam+x", 1, FAST)], server=None, wall_s=1.0)
-    assert summary.metric == "smoothed validation accuracy"
-    assert [figures.steps_to_target for figures in summary.figures] == [None, 70]
-    assert [(arm.reached, arm.fewer_steps) for arm in summary.arms] == [(0, None), (1, None)]
 
 
 def test_each_seed_has_its_own_target_and_arms_their_median(tmp_path: Path) -> None:

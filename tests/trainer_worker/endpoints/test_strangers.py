@@ -1,48 +1,13 @@
 """What stands before a nowcast server, or in its place, is named before a run begins."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from faulty_server import FaultyServer
 from torch import nn
 
 from trainer_worker import BadArgument, Nowcast
-
-Serve = Callable[[int, dict[str, str], bytes], str]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Start a service that gives every call one and the same answer; its address."""
-    started: list[ThreadingHTTPServer] = []
-
-    def start(status: int, headers: dict[str, str], body: bytes) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-            def answer(self) -> None:
-                self.rfile.read(int(self.headers.get("content-length") or 0))
-                self.send_response(status)
-                for name, value in {**headers, "content-length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_PUT = do_POST = do_GET = do_DELETE = answer  # noqa: N815  (http.server's own names)
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        started.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
 
 
 def begin(url: str | None) -> Nowcast:
@@ -71,9 +36,12 @@ REFUSED = json.dumps(
     ],
     ids=["redirect", "413", "login", "other service", "404", "405", "407", "403", "no token"],
 )
-def test_a_run_is_told_before_it_begins(serve: Serve, answer: tuple[int, dict[str, str], bytes], argument: str, says: str) -> None:
+def test_a_run_is_told_before_it_begins(
+    faulty: FaultyServer, answer: tuple[int, dict[str, str], bytes], argument: str, says: str
+) -> None:
     """A run of days would train without one nowcast, for a wrong address."""
-    nowcast = begin(serve(*answer))
+    faulty.always = answer
+    nowcast = begin(faulty.url)
     with pytest.raises(BadArgument, match=says) as caught:
         nowcast.start()
     assert caught.value.argument == argument

@@ -133,16 +133,6 @@ def test_tasks_that_are_held_judge_and_teach_nothing(runs: Path) -> None:
     assert {group.task for group in held.validation} == {"mlp/friedman-2", "mlp/friedman-3"}
 
 
-def test_the_checkpoint_is_one_the_forecasters_load(runs: Path, tmp_path: Path) -> None:
-    """What meta-training makes could not be served."""
-    path = fit(config(runs, tmp_path, steps=2))
-    group = Library.open(runs).training[0]
-    forecast = load_forecaster("nino", checkpoint=path).forecast(
-        group.wiring, torch.from_numpy(group.runs[0].states(slice(0, 5))), horizons=(1, 40)
-    )
-    assert forecast.shape == (2, group.wiring.size)
-
-
 def test_a_step_without_finite_gradient_is_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bad window would turn every weight of the forecaster into NaN."""
     predict = fitting.predict
@@ -168,12 +158,6 @@ def test_progress_is_logged(runs: Path, tmp_path: Path) -> None:
     assert lines[0]["config"]["name"] == "small"
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
     assert set(lines[-1]["skill"]) == {"average", "linear", "model"}
-
-
-def test_a_misspelt_key_is_an_error(runs: Path, tmp_path: Path) -> None:
-    """A setting would be ignored in silence."""
-    with pytest.raises(ValidationError, match="hiden"):
-        config(runs, tmp_path, hiden=3)
 
 
 def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
@@ -203,16 +187,6 @@ def test_nothing_to_judge_by_or_to_show_is_said(runs: Path, tmp_path: Path) -> N
     assert said.exit_code == 2, said.output
     assert Library.open(teaching).training[0].task in said.output
     assert CliRunner().invoke(app, ["show", str(tmp_path / "missing")]).exit_code == 2
-
-
-def test_two_files_of_one_name_are_both_judged(runs: Path, tmp_path: Path) -> None:
-    """A forecaster made again would be judged in place of the one it is compared with, under its name."""
-    mine, again = SHIPPED / "nino-base.safetensors", tmp_path / "nino-base.safetensors"
-    shutil.copy(mine, again)
-    said = CliRunner().invoke(app, ["judge", str(runs), str(mine), str(again)], env={"COLUMNS": "400"})
-    assert said.exit_code == 0, said.output
-    assert str(mine) in said.output
-    assert str(again) in said.output
 
 
 def test_windows_are_the_runs(runs: Path) -> None:

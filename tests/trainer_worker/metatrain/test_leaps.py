@@ -60,12 +60,6 @@ def test_a_lane_goes_on_where_its_own_forecast_says() -> None:
         assert (plain[first + 1].states[lane] - target).abs().max() > 2.5 * LANES[lane].lr
 
 
-def test_after_its_jumps_a_run_is_left_alone() -> None:
-    """The long plain stretch is what a fit takes its futures from."""
-    jumped = leaping_run(Leaps(stride=1, horizons=(3,)))
-    assert [snapshot.segment for snapshot in jumped] == [0] * 6 + [1] * 15
-
-
 def test_a_lane_that_diverges_is_left_out_alone(tmp_path: Path) -> None:
     """One bad learning rate would end the collection, and again each time it is started."""
     lanes = (LANES[0], replace(LANES[1], lr=1e30), LANES[1])
@@ -101,15 +95,6 @@ def test_only_some_studies_leap_and_the_rest_stay_what_they_were() -> None:
         if study.leaps:
             assert list(study.leaps.horizons) == sorted(study.leaps.horizons, reverse=True)
             assert 5 * study.leaps.stride * len(study.leaps.horizons) * study.every < study.steps
-
-
-@pytest.mark.usefixtures("vocabulary")
-def test_cheap_networks_are_trained_longer() -> None:
-    """The far horizons of long intervals lie beyond the end of a short run."""
-    for number in range(30):
-        usual = draw(5, number, lanes=1, validation_share=0)
-        assert usual.steps <= draw(5, number, lanes=1, validation_share=0, longest=9000).steps <= max(usual.steps, 9000)
-    assert any(draw(5, number, lanes=1, validation_share=0, longest=9000).steps == 9000 for number in range(30))
 
 
 def test_stored_runs_are_cut_at_their_jumps(tmp_path: Path) -> None:

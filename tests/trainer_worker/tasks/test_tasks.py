@@ -8,20 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from trainer_worker.tasks import load_task
 from trainer_worker.tasks.data import DataMissing
-from trainer_worker.tasks.diamonds import diamonds
+from trainer_worker.tasks.datasets import diamonds, king_james
 from trainer_worker.tasks.fashion import convnet
-from trainer_worker.tasks.task import Task, TensorSplit, batch_indices, evaluate
-
-
-@pytest.fixture(scope="module")
-def fm16() -> Task:
-    """FM-16 with the real pictures."""
-    try:
-        return load_task("fm-16")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
+from trainer_worker.tasks.task import Split, Task, batch_indices, evaluate
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(16, 14_378), (32, 56_394)])
@@ -33,27 +23,28 @@ def test_the_convnets_are_the_papers(width: int, parameters: int) -> None:
     assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
 
 
-def test_the_last_twelfth_is_held_out(fm16: Task) -> None:
+def test_the_last_twelfth_is_held_out(fashion: Task) -> None:
     """Validation examples must never be trained on, and the split must be the paper's."""
-    assert (len(fm16.train), len(fm16.validation), len(fm16.test)) == (55_000, 5_000, 10_000)
-    held_out, _ = fm16.validation.take(torch.arange(2))
+    assert (len(fashion.train), len(fashion.validation), len(fashion.test)) == (55_000, 5_000, 10_000)
+    held_out, _ = fashion.validation.take(torch.arange(2))
     assert held_out.shape == (2, 1, 28, 28)
-    pictures, _ = fm16.train.take(torch.arange(55_000))
+    pictures, _ = fashion.train.take(torch.arange(55_000))
     assert abs(pictures.mean() - (0.2860 - 0.1307) / 0.3081) < 0.01
     assert held_out.flatten(1).tolist() not in pictures[-2:].flatten(1).tolist()
-    assert torch.bincount(fm16.test.take(torch.arange(10_000))[1]).tolist() == [1000] * 10
+    assert torch.bincount(fashion.test.take(torch.arange(10_000))[1]).tolist() == [1000] * 10
 
 
-def test_diamonds() -> None:
-    """Columns of the wrong scale, or rows sorted by the price, would make another task."""
+def test_diamonds_and_bible() -> None:
+    """Columns of the wrong scale, rows sorted by the price, or Python code in the text would make other problems."""
     try:
-        features, prices = diamonds()
+        (features, prices), text = diamonds(), king_james()
     except DataMissing as missing:
         pytest.skip(str(missing))
     assert features.shape == (53_940, 9)
     assert np.allclose(features.mean(0), 0.0, atol=1e-4)
     assert abs(prices[:1000].mean()) < 0.2
     assert np.corrcoef(features[:, 0], prices)[0, 1] > 0.9
+    assert (text.startswith("In the beginning God created"), text.endswith("Amen.\n")) == (True, True)
 
 
 class Lookup(nn.Module):
@@ -64,9 +55,9 @@ class Lookup(nn.Module):
         return inputs
 
 
-def random_split(examples: int) -> TensorSplit:
+def random_split(examples: int) -> Split:
     generator = torch.Generator().manual_seed(1)
-    return TensorSplit(torch.randn(examples, 7, generator=generator), torch.randint(7, (examples,), generator=generator))
+    return Split(torch.randn(examples, 7, generator=generator), torch.randint(7, (examples,), generator=generator))
 
 
 def test_evaluation_is_the_mean_over_the_split_whatever_the_workers() -> None:

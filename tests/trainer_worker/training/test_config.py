@@ -59,8 +59,8 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[workers]\ncount = true", "[workers] count: Input should be a valid integer (it is True)"),
         ("[workers]\ncount = 3", "train.batch_size 128 does not split evenly over 3 workers"),
         ("[nowcast]\nserver = 'localhost:8440'", "[nowcast] server: must be own, embedded, or an address"),
-        ("[nowcast]\ncheckpoint = 'nowhere.pt'", "[nowcast] checkpoint: there is no file"),
-        (f"[nowcast]\nforecaster = 'linear'\ncheckpoint = '{DEMO}'", "the forecaster linear has none; choose nino or wnn"),
+        ("[nowcast]\nforecaster = 'nowhere.pt'", "forecaster: there is no file"),
+        ("[nowcast]\nserver = 'http://a:1'\nforecaster = './a.pt'", "the one at a URL has its own weights"),
         ("[nowcast]\n[workers]\naddress = 'auto'", "cannot reach a server of this command's own; give its URL"),
         ("[train]\nrate = 'linear'", "[train] rate: Input should be 'constant', 'cosine' or 'warmup-stable-decay'"),
         ("[nowcast]\ngain = 1.0", "[nowcast] gain: Input should be less than 1 (it is 1.0)"),
@@ -130,10 +130,3 @@ def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     config = load(tmp_path, '[task]\nname = "fm-16"\ndata = "d"\n[output]\nfolder = "o"')
     assert (config.task.data, config.output.folder) == (tmp_path / "d", tmp_path / "o")
-
-
-def test_a_byte_order_mark_is_no_statement(tmp_path: Path) -> None:
-    """A file that was saved by a Windows editor would be refused for its invisible first character."""
-    path = tmp_path / "job.toml"
-    path.write_bytes(b'\xef\xbb\xbf[task]\r\nname = "fm-16"\r\n')
-    assert load_config(path).task.name == "fm-16"

@@ -7,11 +7,8 @@ import pytest
 import torch
 from faulty_server import FaultyServer
 
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.data import DataMissing
-from trainer_worker.tasks.task import Task
 from trainer_worker.training.config import Config
-from trainer_worker.training.loop import Checkpoint, FolderHarness, _rate, train, train_in_process
+from trainer_worker.training.loop import FolderHarness, State, _rate, train, train_in_process
 from trainer_worker.training.records import Arm, Order, RunRecord, is_average
 
 NOWCAST = {"server": "embedded", "forecaster": "linear", "interval": 2, "start": 0.0}
@@ -21,19 +18,7 @@ class Stopped(Exception):
     """The process is gone."""
 
 
-@pytest.fixture(scope="module")
-def small_task() -> Task:
-    """FM-16 with few real pictures."""
-    try:
-        return load_task("fm-16", examples=64)
-    except DataMissing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading 70,000 pictures takes longer than these runs."""
-    monkeypatch.setattr("trainer_worker.training.loop.load_task", lambda *args, **kwargs: small_task)
+pytestmark = pytest.mark.usefixtures("small_fashion")
 
 
 def order(
@@ -53,14 +38,14 @@ def order(
 
 def weights(folder: Path) -> torch.Tensor:
     (path,) = folder.glob("checkpoints/*/checkpoint.pt")
-    return torch.cat([value.flatten() for value in torch.load(path, weights_only=True)["shared"]["model"].values()])
+    return torch.cat([value.flatten() for value in torch.load(path, weights_only=True)["model"].values()])
 
 
 def without_times(record: RunRecord) -> list[dict[str, Any]]:
     return [evaluation.model_dump(exclude={"train_s"}) for evaluation in record.evaluations]
 
 
-def ignore(news: dict[str, Any]) -> None:
+def ignore(news: str) -> None:
     pass
 
 
@@ -71,9 +56,9 @@ class Harness(FolderHarness):
         super().__init__(folder, ignore)
         self.stop_after = stop_after
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        super().save(checkpoint)
-        if checkpoint.shared["step"] == self.stop_after:
+    def save(self, state: State) -> None:
+        super().save(state)
+        if state["step"] == self.stop_after:
             raise Stopped
 
 
@@ -105,15 +90,18 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(
         assert torch.equal(weights(tmp_path / f"stopped-{stop}"), weights(tmp_path / "whole")), stop
 
 
-def test_a_run_is_resumed_before_the_server_is_asked(tmp_path: Path, faulty: FaultyServer) -> None:
-    """The server would take it for a run that begins, and end it when it has no room for one."""
+def test_a_run_is_resumed_before_the_server_is_asked_and_tells_how_it_goes(tmp_path: Path, faulty: FaultyServer) -> None:
+    """The server would take it for a run that begins, and end it when it has no room for one; and whoever watches not know."""
     job = order(tmp_path, nowcasts=True).model_copy(update={"server": faulty.url})
     with pytest.raises(Stopped):
         train(job, Harness(job.config.output.folder / "checkpoints" / job.name, stop_after=7))
     faulty.faults["register"].append("out_of_memory_budget")
-    record = train_in_process(job, listen=ignore)
+    heard: list[str] = []
+    record = train_in_process(job, listen=heard.append)
     assert record.restores == 1
     assert record.evaluations[-1].step == 20
+    assert any(line.startswith("server at step") and "lost (out_of_memory_budget" in line for line in heard)
+    assert any(line.startswith("step 20 of 20: validation loss ") and "forecasts {'used': " in line for line in heard)
     assert ("lost", "out_of_memory_budget") in [(event["outcome"], event["reason"]) for event in record.events]
 
 
@@ -152,16 +140,7 @@ def test_the_last_step_is_evaluated_and_kept(tmp_path: Path) -> None:
     record = train_in_process(order(tmp_path, nowcasts=False, steps=7, checkpoint_every=100), listen=ignore)
     assert [evaluation.step for evaluation in record.evaluations] == [5, 7]
     state = torch.load(tmp_path / "checkpoints" / "without-seed7" / "checkpoint.pt", weights_only=True)
-    assert state["shared"]["step"] == 7
-
-
-def test_progress_tells_evaluations_and_events(tmp_path: Path) -> None:
-    """The progress display lives on this news."""
-    heard: list[dict[str, Any]] = []
-    record = train_in_process(order(tmp_path, nowcasts=True), listen=heard.append)
-    told = [news["evaluation"] for news in heard if "evaluation" in news]
-    assert told == [evaluation.model_dump() for evaluation in record.evaluations]
-    assert [news["event"] for news in heard if "event" in news] == record.events
+    assert state["step"] == 7
 
 
 def test_training_learns(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"no weights")
     with (
         pytest.raises(ServerFailed, match="cannot load the forecasters"),
-        own_server(log=tmp_path / "server.log", checkpoint=tmp_path / "weights.pt"),
+        own_server(log=tmp_path / "server.log", checkpoint=f"mine={tmp_path / 'weights.pt'}"),
     ):
         pytest.fail("it started")
 

@@ -1,6 +1,5 @@
 """The whole job: Ray workers, a server process, HTTP, failures."""
 
-import io
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,15 +10,14 @@ import pytest
 import ray
 import torch
 from ray.util.queue import Queue
-from rich.console import Console
 from server_process import ServerProcess
 
-from trainer_worker.comparison.compare import arm_with, compare
+from trainer_worker import cli
+from trainer_worker.comparison import report
+from trainer_worker.comparison.compare import arm_with
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.errors import BadArgument
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.data import DataMissing
-from trainer_worker.training import ray_cluster as cluster
+from trainer_worker.tasks.task import Task
 from trainer_worker.training import ray_train
 from trainer_worker.training.config import Config
 from trainer_worker.training.ray_train import TrainingFailed, open_mailbox, train_on_ray
@@ -36,16 +34,15 @@ def config(folder: Path, *, data: str | None = None) -> Config:
             "train": {"steps": STEPS, "batch_size": 16, "eval_every": 40, "checkpoint_every": 40},
             "nowcast": {"forecaster": "average", "mode": "jump", "interval": 6},
             "workers": {"count": 2, "threads": 1, "max_failures": 1},
-            "output": {"folder": folder, "checkpoints": f"local://{folder}/checkpoints"},  # by way of fsspec, as to a cloud's store
+            "output": {"folder": folder, "storage": f"local://{folder}/kept"},  # by way of fsspec, as to a cloud's store
         }
     )
 
 
 def final_weights(folder: Path, run: str) -> torch.Tensor:
     """Of the newest checkpoint."""
-    newest = max((folder / "checkpoints" / run).glob("checkpoint_2*"))
-    assert (newest / "rank-1.pt").exists()
-    state = torch.load(newest / "shared.pt", weights_only=True)
+    newest = max((folder / "kept" / "checkpoints" / run).glob("checkpoint_2*"))
+    state = torch.load(newest / "run.pt", weights_only=True)
     assert state["step"] == STEPS
     return torch.cat([value.flatten() for value in state["model"].values()])
 
@@ -55,14 +52,11 @@ def without_times(record: RunRecord) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+def run(ray_cluster: None, fashion: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     """One run with nowcasts of two workers over HTTP, as `nowcast train` makes it: its folder, its summary."""
-    try:
-        load_task("fm-16")
-    except DataMissing as missing:
-        pytest.skip(str(missing))
     folder = tmp_path_factory.mktemp("run")
-    return folder, compare(config(folder), console=Console(file=io.StringIO()), plain=False)
+    cli._run(config(folder), compared=False, resume=False, fresh=True)
+    return folder, report.read(folder)
 
 
 def test_two_workers_jump_over_http(run: tuple[Path, Summary]) -> None:
@@ -76,6 +70,8 @@ def test_two_workers_jump_over_http(run: tuple[Path, Summary]) -> None:
     assert (snapshots["taken"], snapshots["sent"], snapshots["dropped"]) == (35, 35, 0)  # those after the last jump serve none
     assert jumping.evaluations[0].train_loss > jumping.evaluations[-1].train_loss
     assert (folder / "server.log").read_text().count("nowcast tenant") == 7
+    for name in ("summary.json", "report.png", "report.html"):
+        assert (folder / "kept" / name).read_bytes() == (folder / name).read_bytes()
     assert summary.server is not None
     assert "average" in summary.server["forecasters"]
 
@@ -92,9 +88,9 @@ def test_a_killed_worker_leaves_no_trace_in_the_weights(run: tuple[Path, Summary
     folder, summary = run
     killed = []
 
-    def listen(news: dict[str, Any]) -> None:
-        if news.get("step", 0) > 100 and not killed:
-            killed.append(news["step"])
+    def listen(news: str) -> None:
+        if news.startswith("step 120 of 240: validation loss ") and not killed:
+            killed.append(news)
             kill_one_worker()
 
     settings = config(tmp_path)
@@ -110,7 +106,7 @@ def test_a_run_that_cannot_begin_or_cannot_work_says_why(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On a cluster that is in use the command would wait for ever, silently; or the workers' own error would not reach the user."""
-    monkeypatch.setattr(cluster, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(ray_train, "PATIENCE_S", 0.0)
     taken = Queue(actor_options={"num_cpus": 0.5})
     assert taken.empty()
 
@@ -141,23 +137,51 @@ def test_a_mistake_of_the_users_is_told_as_one_and_not_tried_again(ray_cluster: 
         train_on_ray(order, listen=lambda news: None)
 
 
+GPUS, CPUS = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("free", "each", "told"),
+    [
+        (GPUS, {"CPU": 1}, ["training on CPUs while 2 GPUs"]),
+        (GPUS, {"CPU": 1, "GPU": 1}, []),
+        (CPUS, {"CPU": 1}, []),
+        (CPUS, {"CPU": 9}, ["the workers wait for room on the Ray cluster (CPU: 1 x 9 asked for, 8"]),
+    ],
+    ids=["idle", "used", "none", "full"],
+)
+def test_what_is_free_or_short_is_told(
+    free: dict[str, float],
+    each: dict[str, float],
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A run without --gpus would train on the CPUs of a GPU cluster until the bill; one without room wait for ever, silently."""
+    monkeypatch.setattr(ray_train, "PATIENCE_S", 0.0)
+    for name in ("available_resources", "cluster_resources"):
+        monkeypatch.setattr(ray_train, name, lambda: free)
+    ray_train.warn_without_room(1, each)
+    assert [message.partition(" of ")[0] for message in caplog.messages] == told
+
+
 def _put_until_it_dies(mailbox: Any) -> None:
     while True:
-        ray.get(mailbox.put_nowait.remote({"step": 1}))
+        ray.get(mailbox.put_nowait.remote("step 1"))
 
 
 def test_a_lost_mailbox_costs_progress_alone(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that has finished would fail with the node that carried its progress, and that could be any."""
     options: dict[str, Any] = {}
     monkeypatch.setattr(ray_train, "Queue", lambda **given: options.update(given) or Queue(**given))
-    heard: list[dict[str, Any]] = []
+    heard: list[str] = []
     with open_mailbox(heard.append) as mailbox:
-        ray.get(mailbox.put_nowait.remote({"step": 1}))
+        ray.get(mailbox.put_nowait.remote("step 1"))
         while not heard:
             time.sleep(0.05)
         ray.kill(mailbox)
         with pytest.raises(ray.exceptions.RayActorError):
             _put_until_it_dies(mailbox)
-    assert heard[0] == {"step": 1}
+    assert heard[0] == "step 1"
     here = options["actor_options"]["scheduling_strategy"]
     assert (here.node_id, here.soft) == (ray.get_runtime_context().get_node_id(), False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer_worker.cluster.script import _folder, _parser
-from trainer_worker.training.storage import StorageUnusable, folders, forget, put, read, resolve, write
+from trainer_worker.training.storage import StorageUnusable, folders, forget, put, resolve
 
 
 @pytest.mark.parametrize("kind", ["", "file://", "local://", "memory://"], ids=lambda kind: kind or "path")
@@ -50,18 +50,6 @@ def test_a_home_directory_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "home" / "copies" / Path(__file__).name).is_file()
     options = _parser().parse_args(["--name", "mine", "--storage", "~/runs", "train.py"])
     assert _folder(options) == str(tmp_path / "home" / "runs" / "mine")
-
-
-@pytest.mark.parametrize("kind", ["", "local://", "memory://"], ids=lambda kind: kind or "path")
-def test_a_small_file_is_read_back(tmp_path: Path, kind: str) -> None:
-    """A run would not know what it was ordered with; or the file of one that was never begun would be an error."""
-    place = f"{kind}{tmp_path}/{uuid.uuid4().hex}"
-    assert read(place, "run/order.json") is None
-    for data in (b"first", b"second"):
-        write(place, "run/order.json", data)
-        assert read(place, "run/order.json") == data
-    assert folders(place) == ["run"]
-    assert read(place, "run") is None
 
 
 @pytest.mark.parametrize("place", ["nosuch://bucket/runs", "s4://x"])

@@ -37,13 +37,8 @@ def test_a_lora_has_the_wiring_of_its_trained_weights(dtype: torch.dtype) -> Non
     assert [parameter.name for parameter in wiring.parameters] == ["down.weight", "up.weight"]
     assert wiring.size == sum(block.size for block in wiring.blocks) == 8000
     assert wiring.neurons <= 2004
-
-
-def test_adapters_of_one_layer_stay_joined() -> None:
-    """The two matrices of an adapter would be two networks to the forecaster: they meet in the neurons of the rank."""
-    model = LowRank(16)
-    down, up = wire(model, parameters=trained(model)).blocks
-    assert (down.target, down.targets) == (up.source, up.sources)
+    down, up = wiring.blocks
+    assert (down.target, down.targets) == (up.source, up.sources)  # else an adapter would be two networks to the forecaster
 
 
 def test_order_and_names_are_those_of_the_model() -> None:

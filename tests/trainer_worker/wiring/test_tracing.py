@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from protos.wiring import Block, EdgeType, Wiring
+from protos.wiring import Block, Wiring
 from trainer_worker.wiring import describe, wire
 
 
@@ -41,15 +41,6 @@ class Lambda(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.function(self, *inputs)
-
-
-def test_flattened_positions_are_slots() -> None:
-    """The linear layer after a convolution would not know which channel its inputs come from."""
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 5))
-    wiring = wire(net, torch.randn(2, 1, 5, 5))
-    (block,) = blocks(wiring, "2.weight")
-    assert (block.sources, block.targets, block.slots, block.source_stride, block.slot_stride) == (4, 5, 9, 9, 1)
-    assert ends(wiring, "2.weight")[0] == ends(wiring, "0.weight")[1]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -83,14 +74,6 @@ def test_kernel_shapes() -> None:
     assert [(block.sources, block.targets) for block in blocks(wiring, "2.weight")] == [(4, 1)] * 2
 
 
-def test_depthwise_is_a_diagonal() -> None:
-    """A depthwise kernel would join channels it does not join."""
-    wiring = wire(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6)), torch.randn(1, 3, 5, 5))
-    (block,) = blocks(wiring, "1.weight")
-    assert block.diagonal
-    assert (block.sources, block.slots, block.source_stride) == (6, 9, 9)
-
-
 def test_shuffled_channels() -> None:
     """A channel shuffle between grouped convolutions would send weights to the wrong neurons."""
     net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ChannelShuffle(2), nn.Conv2d(6, 4, 1, groups=2))
@@ -113,15 +96,6 @@ def test_weight_and_spectral_norm() -> None:
         assert matrices[0].targets == matrices[1].sources
 
 
-def test_gates_share_the_state() -> None:
-    """An LSTM's gates, whose neurons pair off with its state, would be wired to a state of their own."""
-    wiring = wire(nn.LSTM(3, 4, batch_first=True), torch.randn(2, 5, 3))
-    state = ends(wiring, "weight_hh_l0")
-    assert len(state[0]) == 4
-    assert state[0] == state[1] == ends(wiring, "weight_ih_l0")[1]
-    assert all(block.slots == 1 for block in wiring.blocks)
-
-
 def test_written_out_recurrence() -> None:
     """States written into a preallocated tensor would lose their neurons."""
 
@@ -135,17 +109,6 @@ def test_written_out_recurrence() -> None:
     wiring = wire(Lambda(run, read=nn.Linear(3, 5), keep=nn.Linear(5, 5), out=nn.Linear(5, 2)), torch.randn(2, 4, 3))
     hidden = ends(wiring, "read.weight")[1]
     assert hidden == ends(wiring, "keep.weight")[0] == ends(wiring, "keep.weight")[1] == ends(wiring, "out.weight")[0]
-
-
-def test_skip_connections_are_residual_edges() -> None:
-    """A residual stream would not hold together, or be one layer of neurons for the whole depth."""
-    net = Lambda(
-        lambda m, x: m.out((h := m.embed(x)) + m.down(m.up(h).relu())), **_linears(embed=(3, 4), up=(4, 6), down=(6, 4), out=(4, 2))
-    )
-    wiring = wire(net, torch.randn(2, 3))
-    (residual,) = [block for block in wiring.blocks if block.edge_type == EdgeType.RESIDUAL]
-    assert set(range(residual.source, residual.source + 4)) == ends(wiring, "embed.weight")[1]
-    assert set(range(residual.target, residual.target + 4)) == ends(wiring, "down.weight")[1] == ends(wiring, "out.weight")[0]
 
 
 def _linears(**sizes: tuple[int, int]) -> dict[str, nn.Linear]:
@@ -182,21 +145,6 @@ def test_experts_in_one_tensor() -> None:
     report = describe(model, {"input_ids": torch.randint(0, 20, (2, 16))})
     assert report.coverage == 1.0
     assert len(ends(report.wiring, "model.layers.0.mlp.experts.down_proj")[0]) == 3 * 4
-
-
-def test_learnt_tokens_and_positions() -> None:
-    """Class tokens and learnt positions, plain parameters, would be left out or mistaken for biases."""
-
-    def run(module: nn.Module, x: Tensor) -> Tensor:
-        x = torch.cat([module.token.expand(len(x), -1, -1), module.embed(x)], 1) + module.places
-        return module.out(x[:, 0])
-
-    parts = {"token": nn.Parameter(torch.randn(1, 1, 6)), "places": nn.Parameter(torch.randn(1, 5, 6))}
-    wiring = wire(Lambda(run, **parts, **_linears(embed=(3, 6), out=(6, 2))), torch.randn(2, 4, 3))
-    (token,), (places,) = blocks(wiring, "token"), blocks(wiring, "places")
-    assert (token.edge_type, token.sources) == (EdgeType.WORD_EMBEDDING, 1)
-    assert (places.edge_type, places.sources) == (EdgeType.POSITION_EMBEDDING, 5)
-    assert ends(wiring, "token")[1] == ends(wiring, "places")[1] == ends(wiring, "embed.weight")[1] == ends(wiring, "out.weight")[0]
 
 
 def test_what_never_runs_is_reported() -> None:
@@ -319,25 +267,6 @@ def test_modes_of_the_caller(mode: Callable[[], AbstractContextManager[None]]) -
         assert wire(net).hash == plain
 
 
-def test_compiled_part_of_a_module() -> None:
-    """Tracing would set off a compilation, of the tracer itself."""
-    net = Lambda(lambda m, x: m.out(m.inner(x).relu()), inner=torch.compile(nn.Linear(3, 4)), out=nn.Linear(4, 2))
-    report = describe(net)
-    assert (report.coverage, report.remarks) == (1.0, ())
-
-
-def test_scripted_module() -> None:
-    """TorchScript modules show no signature, and would be left without a graph."""
-    assert describe(torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))).coverage == 1.0
-
-
-def test_module_that_cannot_be_copied() -> None:
-    """A lock or an open file in a module would cost it its graph."""
-    net = Lambda(lambda m, x: m.out(x), out=nn.Linear(3, 2))
-    net.lock = threading.Lock()
-    assert describe(net).coverage == 1.0
-
-
 def test_wrapped_modules() -> None:
     """Compiled or data-parallel modules would be wired otherwise than what they wrap, or compiled on the way."""
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -385,3 +314,18 @@ def test_large_example() -> None:
 
     assert describe(Lambda(run, out=nn.Linear(3, 2)), torch.randn(64, 3, 32, 32)).coverage == 1.0
     assert max(seen) <= 4
+
+
+def _unusual() -> dict[str, nn.Module]:
+    locked = Lambda(lambda m, x: m.out(x), out=nn.Linear(3, 2))
+    locked.lock = threading.Lock()
+    compiled = Lambda(lambda m, x: m.out(m.inner(x).relu()), inner=torch.compile(nn.Linear(3, 4)), out=nn.Linear(4, 2))
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    return {"a lock": locked, "a compiled part": compiled, "scripted": scripted, "a single layer": nn.Linear(4, 2)}
+
+
+@pytest.mark.parametrize("what", _unusual())
+def test_unusual_modules_are_traced(what: str) -> None:
+    """What cannot be copied or shows no signature would cost a module its graph; or a compilation begin, of the tracer itself."""
+    report = describe(_unusual()[what])
+    assert (report.coverage, report.remarks) == (1.0, ())

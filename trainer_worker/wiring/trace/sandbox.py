@@ -126,11 +126,7 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return self.call(func, args, kwargs or {})
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one operator.
-
-        Raises:
-            TooCostly: it is too large, or too late.
-        """
+        """Run one operator. Raises `TooCostly`: it is too large, or too late."""
         if time.thread_time() > self.deadline:
             raise TooCostly(f"stopped after {SECONDS:.0f} s")
         elements, operations = _foreseen(func, args, kwargs)
