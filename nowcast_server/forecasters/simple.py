@@ -44,7 +44,7 @@ class Linear(Forecaster):
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         del wiring
         last, before = states[-1].to(torch.float32), stacked(states[:-1])
-        weights = line_weights(len(states), horizons).to(before)  # (horizons, context), rows add up to 1
+        weights = line_weights(len(states), horizons).to(before, non_blocking=True)  # (horizons, context), rows add up to 1
         before -= last
         # about the last snapshot: what does not move stays put exactly, and small moves keep their digits
         return torch.addmm(last.expand(len(horizons), -1), weights[:, :-1], before)
