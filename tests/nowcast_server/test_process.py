@@ -219,6 +219,33 @@ def test_a_forecaster_that_is_stuck(run: Run) -> None:
     assert process.popen.returncode in {0, 1}, output
 
 
+LOST_DEVICE = """
+import sys, torch
+from nowcast_server.app import Service
+from nowcast_server.running import serve
+from nowcast_server.settings import Settings
+
+torch.version.cuda = None
+load = Service._load
+
+async def lose(service):
+    await load(service)
+    service._lost(RuntimeError("CUDA error: an illegal memory access was encountered\\nmore"))
+
+Service._load = lose
+sys.exit(serve(Settings()))
+"""
+
+
+def test_a_lost_device_ends_the_process(run: Run) -> None:
+    """Whatever keeps the server running would not start it again; or nobody would see that it forecasts on the CPU."""
+    process = run("-c", LOST_DEVICE, wait=False)
+    output, _ = process.popen.communicate(timeout=60)
+    assert process.popen.returncode == 1, output
+    assert "forecasts are made on the CPU: this torch is built without CUDA" in output
+    assert "the device cpu has failed, and this process ends: CUDA error: an illegal memory access was encountered\n" in output
+
+
 def test_a_service_link_is_named() -> None:
     """In Kubernetes a server beside a service named nowcast would not start, and nobody would know why."""
     with pytest.raises(ValueError, match="enableServiceLinks"):
