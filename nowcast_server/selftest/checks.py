@@ -1,13 +1,13 @@
 """The ten checks: forecasts are correct, deterministic, within the memory budget; how fast they are, alone and beside others."""
 
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Any, Final, Protocol
 
@@ -158,9 +158,11 @@ def device_memory(setup: Setup) -> Figures:
     wiring = SIZES["30M" if setup.cuda else "0.2M"]()
     states, forecaster = snapshots(wiring, device=setup.device), setup.forecaster()
     promised = forecaster.working_bytes(wiring, context=CONTEXT) + 4 * len(HORIZONS) * wiring.size
-    before = _restart_peak(setup)
+    if setup.cuda:
+        torch.cuda.reset_peak_memory_stats(setup.device)
+    before = _peak_bytes(setup)
     forecaster.forecast(wiring, states, HORIZONS)
-    taken = (torch.cuda.max_memory_allocated(setup.device) if setup.cuda else _status("VmHWM")) - before
+    taken = _peak_bytes(setup) - before
     if taken > promised:
         raise Failed(f"a forecast took {taken} bytes, of {promised} promised")
     pinned = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0) if setup.cuda else 0
@@ -169,18 +171,10 @@ def device_memory(setup: Setup) -> Figures:
     return {"parameters": wiring.size, "taken_bytes": taken, "promised_bytes": promised, "pinned_bytes": pinned}
 
 
-def _restart_peak(setup: Setup) -> int:
+def _peak_bytes(setup: Setup) -> int:
     if setup.cuda:
-        torch.cuda.reset_peak_memory_stats(setup.device)
-        return torch.cuda.memory_allocated(setup.device)
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+        return torch.cuda.max_memory_allocated(setup.device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class _Greedy(Last):
