@@ -56,25 +56,6 @@ def test_delete(caller: Caller) -> None:
     assert caller.steps() == []
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"{",
-        b'{"context": NaN}',
-        b'{"wiring": {"parameters": ' + b"[" * 70_000,
-        b'"\xff"',
-        b'{"wiring": {"parameters": [["\\ud800", [1]]], "neurons": 1, "blocks": []}}',
-        b'{"wiring": {"parameters": [["\\udc00", [1]]], "neurons": 1, "blocks": []}}',
-    ],
-    ids=["cut", "NaN", "nested", "no UTF-8", "first half", "second half"],
-)
-def test_bad_long_bodies(start: Start, body: bytes) -> None:
-    """A long registration, which is parsed by other code than those of tests/hostile, would raise inside the server."""
-    caller = start(max_registration=200_000)
-    refused(caller.client.put("/v1/jobs/job", content=body.ljust(100_000), headers=JSON), 422, "bad_request")
-    refused(caller.client.get("/v1/jobs/job"), 404, "unknown_job")
-
-
 def test_names_in_a_long_body(start: Start) -> None:
     """Names beyond the basic plane, which JSON may write as two halves, would be refused."""
     body = b'{"forecaster": "last", "wiring": {"parameters": [["\\ud83d\\uDE00", [1]]], "neurons": 1, "blocks": []}}'
