@@ -60,29 +60,22 @@ class Shares:
 
 
 @dataclass(eq=False)
-class _Turns:
-    """What the device knows of work under way.
+class _Work:
+    """A forecast that waits or is under way.
 
-    It does not refer to the work's future: an error raised at an interruption point holds frames that refer to this, and the future
-    holds the error. Nobody would collect such a cycle, nor the snapshots the work holds.
+    It does not refer to its future: an error raised at an interruption point holds frames that refer to this, and the future holds
+    the error. Nobody would collect such a cycle, nor the snapshots the work holds.
     """
 
     tenant: str
     job: str
+    call: Callable[[], Any]
+    begin: Callable[[], bool]  # called when its turn comes; False if it cannot begin yet
+    since: float = field(default_factory=time.perf_counter)
+    begun: bool = False
     used_s: float = 0.0  # in the turns it has had
     cancelled: bool = False
     go: threading.Event = field(default_factory=threading.Event)  # set while it may run
-
-
-@dataclass(eq=False)
-class _Work:
-    """A forecast that waits or is under way; `begin` is called when its turn comes, and is False if it cannot begin yet."""
-
-    turns: _Turns
-    call: Callable[[], Any]
-    begin: Callable[[], bool]
-    future: Future[Any] = field(default_factory=Future)
-    since: float = field(default_factory=time.perf_counter)
 
 
 class Device:
@@ -106,11 +99,10 @@ class Device:
         self._on_start = on_start
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
-        self._waiting: list[_Work] = []  # in the order they came
-        self._begun: list[_Work] = []
+        self._work: dict[_Work, Future[Any]] = {}  # in the order it came
         self._shares = Shares()
         self._jobs: dict[str, Shares] = {}  # those of each tenant that has something to do
-        self._running: _Turns | None = None
+        self._running: _Work | None = None
         self._turn_began = 0.0
         self._started = False
         self._stopping = False
@@ -120,18 +112,19 @@ class Device:
     @property
     def waiting(self) -> int:
         """Forecasts that wait."""
-        return len(self._waiting)
+        with self._lock:
+            return sum(not work.begun for work in self._work)
 
     @property
     def idle(self) -> bool:
-        return not self._waiting and not self._begun
+        return not self._work
 
     @property
     def overdue(self) -> bool:
         """Has the work that runs exceeded its limit, without passing an interruption point?"""
         with self._lock:
-            turns = self._running
-            return turns is not None and turns.used_s + time.perf_counter() - self._turn_began > self._work_limit_s
+            work = self._running
+            return work is not None and work.used_s + time.perf_counter() - self._turn_began > self._work_limit_s
 
     def start(self) -> None:
         with self._lock:
@@ -142,15 +135,15 @@ class Device:
         """Refuse what waits, cancel what is under way (`Unavailable`), and wait for its end; False if it takes too long."""
         with self._lock:
             self._stopping = True
-            waiting, self._waiting = self._waiting, []
-            for work in self._begun:
-                self._cancel(work.turns)
-        for work in waiting:
-            if work.future.set_running_or_notify_cancel():
-                work.future.set_exception(_stopping())
+            refused = [self._work.pop(work) for work in tuple(self._work) if not work.begun]
+            for work in self._work:
+                self._cancel(work)
+        for future in refused:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_stopping())
         with self._ended:
             self._threads.shutdown(wait=False)
-            return self._ended.wait_for(lambda: not self._begun, within_s)
+            return self._ended.wait_for(lambda: not self._work, within_s)
 
     def submit(
         self, call: Callable[[], Result], *, tenant: str, job: str, begin: Callable[[], bool] = lambda: True
@@ -160,25 +153,25 @@ class Device:
         When its turn comes, `begin` is called from any thread: it takes what the work needs and returns True, or False if that
         cannot be had now. It is asked again after `wake`. Busy if too many wait already, Unavailable if the server stops.
         """
-        work = _Work(_Turns(tenant, job), call, begin)
+        work, future = _Work(tenant, job, call, begin), Future[Result]()
         with self._lock:
             if self._stopping:
                 raise _stopping()
             self._check_limits(tenant, job)
             self._enter(tenant, job)
-            self._waiting.append(work)
+            self._work[work] = future
             self._dispatch()
-        work.future.add_done_callback(self._forget)
-        return work.future
+        future.add_done_callback(partial(self._forget, work))
+        return future
 
     def cancel(self, future: "Future[Any]") -> None:
         """Nobody waits for this any more: what has not begun never will, what is under way ends at its next interruption point."""
         if future.cancel():
             return
         with self._lock:
-            for work in self._begun:
-                if work.future is future:
-                    self._cancel(work.turns)
+            for work, its in self._work.items():
+                if its is future:
+                    self._cancel(work)
 
     def wake(self) -> None:
         """What could not begin may be able to now."""
@@ -188,12 +181,13 @@ class Device:
     def retry_after_s(self) -> float:
         """When a queue like this will have emptied, about."""
         mean_s = sum(self._recent_s) / len(self._recent_s) if self._recent_s else 1.0
-        return min(max(1.0, (len(self._waiting) + len(self._begun)) * mean_s), 60.0)
+        return min(max(1.0, len(self._work) * mean_s), 60.0)
 
     def _check_limits(self, tenant: str, job: str) -> None:
-        own = [work.turns.job for work in self._waiting if work.turns.tenant == tenant]
+        waiting_all = [work for work in self._work if not work.begun]
+        own = [work.job for work in waiting_all if work.tenant == tenant]
         for waiting, limit, whose in (
-            (len(self._waiting), self._limit, "forecasts"),
+            (len(waiting_all), self._limit, "forecasts"),
             (len(own), self._tenant_limit, "of your forecasts"),
             (own.count(job), self._job_limit, "forecasts of this job"),
         ):
@@ -205,111 +199,104 @@ class Device:
         if tenant not in self._jobs:
             self._shares.enter(tenant, waiting=self._jobs)
             self._jobs[tenant] = Shares()
-        busy = {work.turns.job for work in (*self._waiting, *self._begun) if work.turns.tenant == tenant}
+        busy = {work.job for work in self._work if work.tenant == tenant}
         if job not in busy:
             self._jobs[tenant].enter(job, waiting=busy)
 
-    def _forget(self, future: "Future[Any]") -> None:
+    def _forget(self, work: _Work, _: "Future[Any]") -> None:
         """It is done: made, failed, or cancelled while it waited."""
         with self._lock:
-            self._waiting = [work for work in self._waiting if work.future is not future]
-            self._tidy()
+            self._end(work)
 
-    def _tidy(self) -> None:
-        """Drop the places of tenants that have nothing to do any more."""
-        busy = {work.turns.tenant for work in (*self._waiting, *self._begun)}
+    def _end(self, work: _Work) -> None:
+        """Drop the work, and the places of tenants that have nothing to do any more."""
+        self._work.pop(work, None)
+        busy = {each.tenant for each in self._work}
         self._jobs = {tenant: jobs for tenant, jobs in self._jobs.items() if tenant in busy}
         if not busy:
             self._shares = Shares()  # with nobody waiting there is nothing to be fair about
+        self._ended.notify_all()
 
     def _dispatch(self) -> None:
         """Give the device to whoever is next, if nobody has it."""
         while self._started and self._running is None and (work := self._next()) is not None:
-            if work.future.running():
-                self._give_turn(work.turns)
-            elif work.future.set_running_or_notify_cancel():
+            if work.begun:
+                self._give_turn(work)
+            elif self._work[work].set_running_or_notify_cancel():
+                work.begun = True
                 self._on_start(time.perf_counter() - work.since)
-                self._give_turn(work.turns)
-                self._threads.submit(self._perform, [work])
+                self._give_turn(work)
+                self._threads.submit(self._perform, work)
             else:  # cancelled just now
-                self._end(work.turns)
+                self._end(work)
 
     def _next(self) -> _Work | None:
         """The work to run now: to be begun, or to be continued. A job has one at a time, so that its forecasts stay in order."""
         first: dict[tuple[str, str], _Work] = {}
-        for work in (*self._begun, *self._waiting):
-            first.setdefault((work.turns.tenant, work.turns.job), work)
+        for work in self._work:
+            first.setdefault((work.tenant, work.job), work)
+        under_way = [work.tenant for work in self._work if work.begun]
         for tenant in self._shares.order(self._jobs):
-            begun = sum(work.turns.tenant == tenant for work in self._begun)
-            may_begin = not self._stopping and len(self._begun) < BEGUN and begun < TENANT_BEGUN
+            may_begin = not self._stopping and len(under_way) < BEGUN and under_way.count(tenant) < TENANT_BEGUN
             for job in self._jobs[tenant].order(name for whose, name in first if whose == tenant):
                 work = first[tenant, job]
-                if work.future.running():
-                    return work
-                if may_begin and work.begin():
-                    self._waiting.remove(work)
-                    self._begun.append(work)
+                if work.begun or (may_begin and work.begin()):
                     return work
         return None
 
-    def _give_turn(self, turns: _Turns) -> None:
-        self._shares.serve(turns.tenant)
-        self._jobs[turns.tenant].serve(turns.job)
-        self._running, self._turn_began = turns, time.perf_counter()
-        turns.go.set()
+    def _give_turn(self, work: _Work) -> None:
+        self._shares.serve(work.tenant)
+        self._jobs[work.tenant].serve(work.job)
+        self._running, self._turn_began = work, time.perf_counter()
+        work.go.set()
 
-    def _take_turn(self, turns: _Turns) -> None:
+    def _take_turn(self, work: _Work) -> None:
         """The work does not have the device any more, if it had."""
-        if self._running is turns:
+        if self._running is work:
             seconds = time.perf_counter() - self._turn_began
-            turns.used_s += seconds
-            self._shares.charge(turns.tenant, seconds)
-            self._jobs[turns.tenant].charge(turns.job, seconds)
+            work.used_s += seconds
+            self._shares.charge(work.tenant, seconds)
+            self._jobs[work.tenant].charge(work.job, seconds)
             self._running = None
-        if not turns.cancelled:
-            turns.go.clear()
+        if not work.cancelled:
+            work.go.clear()
 
-    def _cancel(self, turns: _Turns) -> None:
-        turns.cancelled = True
-        turns.go.set()  # it needs no turn to end
+    def _cancel(self, work: _Work) -> None:
+        work.cancelled = True
+        work.go.set()  # it needs no turn to end
 
-    def _end(self, turns: _Turns) -> None:
-        self._begun = [work for work in self._begun if work.turns is not turns]
-        self._tidy()
-        self._ended.notify_all()
-
-    def _perform(self, handed: list[_Work]) -> None:
-        work = handed.pop()  # the frames of an error hold whatever called this
+    def _perform(self, work: _Work) -> None:
         result, error = None, None
         try:
-            with interruptible(partial(self._interruption_point, work.turns)):
+            with interruptible(partial(self._interruption_point, work)):
                 result = work.call()
         except BaseException as raised:  # noqa: BLE001 -- whatever a forecaster raises belongs to the caller; the thread lives on
             error = _stopping() if self._stopping and isinstance(raised, Cancelled) else raised
         with self._lock:
-            self._take_turn(work.turns)
-            self._recent_s.append(work.turns.used_s)
-            self._end(work.turns)
+            future = self._work[work]
+            self._take_turn(work)
+            self._recent_s.append(work.used_s)
+            self._end(work)
             self._dispatch()
         try:
             if error is not None:
-                work.future.set_exception(error)
+                future.set_exception(error)
             else:
-                work.future.set_result(result)
+                future.set_result(result)
         finally:
-            del work, result, error  # the error's traceback holds this frame
+            del work, future, result, error  # the error's traceback holds this frame
 
-    def _interruption_point(self, turns: _Turns) -> None:
+    def _interruption_point(self, work: _Work) -> None:
         """Called by the work itself; raises Cancelled if nobody waits for it, DeadlineExceeded if it has had its time."""
         turn_s = time.perf_counter() - self._turn_began
-        if not turns.cancelled and turns.used_s + turn_s > self._work_limit_s:
+        if not work.cancelled and work.used_s + turn_s > self._work_limit_s:
             raise DeadlineExceeded(f"the forecast takes longer than the {self._work_limit_s:g} s this server gives one")
-        if not turns.cancelled and turn_s >= TURN_S:
+        if not work.cancelled and turn_s >= TURN_S:
             with self._lock:
-                self._take_turn(turns)
+                self._take_turn(work)
                 self._dispatch()
-            turns.go.wait()
-        if turns.cancelled:
+            work.go.wait()
+        if work.cancelled:
             raise Cancelled
 
 

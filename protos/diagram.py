@@ -1,4 +1,4 @@
-"""A wiring as a picture: its modules in layers, repeats folded. Plain SVG."""
+"""A wiring as a picture: its modules in layers, repeats folded, and the matrix of which neurons are joined. Plain SVG."""
 
 import html
 import math
@@ -14,7 +14,8 @@ from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 MAX_BLOCKS: Final = 50_000
 """More are not drawn where the wiring may be anyone's."""
 MAX_BOXES: Final = 120
-MAX_RESIDUALS: Final = 6000
+MAX_RECTANGLES: Final = 6000
+"""Of the matrix."""
 
 COLOURS: Final = {
     EdgeType.LINEAR: "#4c78a8",
@@ -29,7 +30,7 @@ COLOURS: Final = {
     EdgeType.RESIDUAL: "#b279a2",
     EdgeType.HEAD: "#7f5b9c",
 }
-_WIDTH, _HEIGHT, _ACROSS, _DOWN, _INDENT, _LEGEND = 264, 44, 24, 30, 74, 300
+_WIDTH, _HEIGHT, _ACROSS, _DOWN, _INDENT, _MATRIX = 264, 44, 24, 30, 74, 460
 
 Ranges = list[tuple[int, int]]
 """(first neuron, one past the last)."""
@@ -154,7 +155,7 @@ def _links(boxes: Sequence[Box], last: dict[Box, Ranges], residuals: Sequence[Bl
             if _overlap(box.targets if inside else last[box] or box.targets, other.sources):
                 found[box, other] = False
     _drop_detours(boxes, found)
-    for block in residuals[:MAX_RESIDUALS]:
+    for block in residuals[:MAX_RECTANGLES]:
         sources = [box for box in boxes if _overlap(_ends([block], 0), box.targets)]
         targets = [box for box in boxes if _overlap(_ends([block], 1), box.targets)]
         if sources and targets and boxes.index(sources[-1]) < boxes.index(targets[-1]):
@@ -185,16 +186,20 @@ def _rank(boxes: Sequence[Box], links: Sequence[tuple[Box, Box, bool]]) -> None:
 
 
 def draw_svg(wiring: Wiring, *, alone: bool = False) -> str:
-    """Draw the layers; `alone` on a white ground for a file of its own, else in the colours of the page it stands in."""
+    """Draw the layers, and beside them the matrix of which neurons are joined.
+
+    With `alone` it is for a file of its own, with a white ground; otherwise it takes the colours of the page it stands in.
+    """
     layered, width, height = _draw_layers(layers(wiring))
-    legend = _draw_legend(wiring, left=width + 20, top=30)
-    total, high = width + 20 + _LEGEND, max(height, 40 + 22 * len({block.edge_type for block in wiring.blocks}))
+    matrix = _draw_matrix(wiring, left=width + 60, top=44)
+    legend = _draw_legend(wiring, left=width + 60, top=_MATRIX + 76)
+    total, high = width + 60 + _MATRIX + 20, max(height, _MATRIX + 84 + 22 * len({block.edge_type for block in wiring.blocks}))
     ground = f'<rect width="{total}" height="{high}" fill="#ffffff"/>' if alone else ""
     title = f"{wiring.size:,} weights, {wiring.neurons:,} neurons, {wiring.edges:,} edges"
     area = f'width="{total}" height="{high}" viewBox="0 0 {total} {high}"'
     look = 'role="img" font-family="system-ui, sans-serif" font-size="13"' + (' color="#16202c"' if alone else "")
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" {area} {look}>'
-    return f"{opening}<title>{title}</title>{ground}{layered}{legend}</svg>"
+    return f"{opening}<title>{title}</title>{ground}{layered}{matrix}{legend}</svg>"
 
 
 def _draw_layers(diagram: Diagram) -> tuple[str, int, int]:
@@ -253,6 +258,26 @@ def _brackets(boxes: Sequence[Box], places: dict[Box, tuple[float, float]]) -> I
             f"<title>{html.escape(fold.name)}</title></path>"
         )
         yield _text(x - 6, (top + bottom) / 2 + 5, f"×{fold.times}", weight=700, anchor="end")
+
+
+def _draw_matrix(wiring: Wiring, *, left: float, top: float) -> str:
+    """Rows are sources, columns targets; of many blocks the largest are drawn."""
+    scale = _MATRIX / wiring.neurons
+    blocks = sorted(wiring.blocks, key=lambda block: -block.edges)[:MAX_RECTANGLES]
+    parts = [
+        _text(left, top - 26, "Which neurons are joined", weight=600),
+        _text(left, top - 8, f"rows: from, columns: to, 0 to {wiring.neurons - 1:,}", opacity=0.8),
+        f'<rect x="{left}" y="{top}" width="{_MATRIX}" height="{_MATRIX}" fill="none" stroke="currentColor" stroke-opacity="0.4"/>',
+    ]
+    for block in blocks:
+        x, y = left + block.target * scale, top + block.source * scale
+        wide, high = max(1.0, block.targets * scale), max(1.0, block.sources * scale)
+        colour = COLOURS[EdgeType(block.edge_type)]
+        if block.diagonal:
+            parts.append(f'<path d="M{x:.1f} {y:.1f}l{wide:.1f} {high:.1f}" stroke="{colour}" stroke-width="1.2"/>')
+        else:
+            parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" fill="{colour}"/>')
+    return "".join(parts)
 
 
 def _draw_legend(wiring: Wiring, *, left: float, top: float) -> str:

@@ -112,10 +112,14 @@ class Course:
 
     def curve(self, most: int) -> list[tuple[int, float]]:
         """At most so many (step, loss) over the whole run, each the mean of a stretch; without points whose loss is unknown."""
-        known = [(point.step, point.loss) for point in self.points() if point.loss is not None]
-        width = max(1, math.ceil(len(known) / most))
-        stretches = (known[start : start + width] for start in range(0, len(known), width))
-        return [(stretch[-1][0], fmean(loss for _, loss in stretch)) for stretch in stretches]
+        rows = np.vstack([self._rows[: self._count], *([_mean(self._open)] if self._open else [])])
+        known = rows[~np.isnan(rows[:, 2])]
+        starts = np.arange(0, len(known), max(1, math.ceil(len(known) / most)))
+        if not len(starts):
+            return []
+        ends = np.append(starts[1:], len(known))
+        losses = np.add.reduceat(known[:, 2], starts) / (ends - starts)
+        return list(zip(known[ends - 1, 0].astype(int).tolist(), losses.tolist(), strict=True))
 
     def _go_back_to(self, step: int) -> None:
         self._open = [row for row in self._open if row[0] < step]

@@ -123,7 +123,7 @@ def show(report: WiringReport, console: "Console") -> None:
 
 
 def draw(report: WiringReport, path: Path) -> None:
-    """Draw the network's layers, repeats folded, as SVG.
+    """Draw the network's layers, repeats folded, and the matrix of which neurons are joined, as SVG.
 
     Raises:
         ValueError: the file's name ends otherwise.

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -33,6 +34,8 @@ MAPS: Final = 256
 """Whose axes are kept."""
 BUSY_S: Final = 5.0
 """The device's use is that of the last so many seconds, at least."""
+LOADED: Final = 16
+"""Overviews that are remembered until their streams of events begin."""
 
 
 def _edition() -> str:
@@ -59,6 +62,7 @@ class Renderer:
             self._environment.filters[name] = getattr(words, name)
         self._environment.globals |= {"edition": _edition(), "stages": STAGES}
         self.maps = Maps()
+        self._loaded: dict[str, dict[str, str]] = {}
         self._rows: dict[tuple[str, str], tuple[Any, str]] = {}
         self._used: dict[str, tuple[float, float]] = {}  # when a device's use was read, by replica, and what it was
         self._busy: dict[str, float] = {}
@@ -79,15 +83,16 @@ class Renderer:
         """The page at `/`."""
         rows = self._rows_of(_sorted(seen.jobs))
         facts = {"busy": self._use(seen.servers), "seen": seen, "url": self.url}
-        return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), **facts)
+        return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), shown=self._remember(rows), **facts)
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
-        """What has changed on that page since `sent`, which is brought up to date; empty if nothing has."""
-        rows, before = self._rows_of(_sorted(seen.jobs)), sent.get("rows", {})
+        """What has changed on that page since `sent`, which is brought up to date; at first it may say which rows were `shown`."""
+        rows = self._rows_of(_sorted(seen.jobs))
+        before = sent.get("rows") or self._loaded.get(sent.pop("shown", ""), {})
         sent["rows"] = rows
         facts = self._pieces(sent, servers=self.write("servers.html", seen=seen, busy=self._use(seen.servers)))
         if list(rows) != list(before):
-            return facts + self._piece("#jobs", "innerMorph", "".join(rows.values()))
+            return facts + self._piece("#jobs", "innerHTML", "".join(rows.values()))
         changed = {job: row for job, row in rows.items() if before[job] != row}
         return facts + "".join(self._piece(f"#{_selector(job)}", "outerMorph", row) for job, row in changed.items())
 
@@ -116,6 +121,14 @@ class Renderer:
     def _rows_of(self, jobs: list[JobView]) -> dict[str, str]:
         shadows = [view for view in jobs if view.status.mode == "shadow"]
         return {view.job: self._row(view, baseline(view, shadows)) for view in jobs}
+
+    def _remember(self, rows: dict[str, str]) -> str:
+        """Keep what a page was loaded with, so that its stream of events need not begin with all of it; its name."""
+        name = secrets.token_hex(8)
+        self._loaded[name] = rows
+        while len(self._loaded) > LOADED:
+            del self._loaded[next(iter(self._loaded))]
+        return name
 
     def _row(self, view: JobView, other: JobView | None) -> str:
         """The row of a job; written anew when the job, or what it is compared with, has changed."""

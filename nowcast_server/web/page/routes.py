@@ -116,9 +116,11 @@ async def overview(tenant: Looking, source: TheSource, render: TheRenderer) -> R
 
 
 @router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(_place)])
-async def follow(tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer) -> AsyncIterator[ServerSentEvent]:
-    """Rows of the overview as they change."""
-    async for sent in _looks(service):
+async def follow(
+    tenant: Viewer, service: TheService, source: TheSource, render: TheRenderer, shown: str = ""
+) -> AsyncIterator[ServerSentEvent]:
+    """Rows of the overview as they change, since the page was loaded that was `shown`."""
+    async for sent in _looks(service, shown=shown):
         html = render.changes(await source.overview(tenant), sent)
         if html:
             yield ServerSentEvent(raw_data=html)
@@ -237,9 +239,8 @@ def points_json(course: CourseView) -> str:
     return json.dumps(rows, separators=(",", ":"))
 
 
-async def _looks(service: Service) -> AsyncIterator[dict[str, Any]]:
+async def _looks(service: Service, **sent: Any) -> AsyncIterator[dict[str, Any]]:
     """A look every `PERIOD_S`, with what the viewer was shown before, until the server goes."""
-    sent: dict[str, Any] = {}
     service.viewers += 1
     try:
         while not service.draining:

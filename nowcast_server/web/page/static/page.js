@@ -98,13 +98,15 @@
   live.addEventListener("course", (event) => {
     const rows = JSON.parse(event.detail.data);
     const [fresh, last] = [!columns[0].length, columns[0].at(-1)];
-    // a server that was restarted knows the rest alone: what was seen before stays
-    if (rows.length && rows[0][0] > last) before = columns.map((column) => [...column]);
-    else if (!rows.length || rows[0][0] <= before[0].at(-1)) before = columns.map(() => []);
-    const shift = before[1].at(-1) ?? 0;
-    columns.forEach((column, index) => {
-      column.splice(0, Infinity, ...before[index], ...rows.map((row) => (index === 1 ? row[1] + shift : row[index])));
-    });
+    if (rows.length) {
+      // a server that was restarted knows the rest alone: what was seen before stays
+      if (rows[0][0] > last) before = columns.map((column) => [...column]);
+      else if (rows[0][0] <= before[0].at(-1)) before = columns.map(() => []);
+      const shift = before[1].at(-1) ?? 0;
+      columns.forEach((column, index) => {
+        column.splice(0, Infinity, ...before[index], ...rows.map((row) => (index === 1 ? row[1] + shift : row[index])));
+      });
+    }
     const losses = columns[2].filter((loss) => loss != null);
     if (fresh && losses.length) log.checked = Math.min(...losses) > 0 && Math.max(...losses) > 50 * Math.min(...losses);
     if (fresh || !charts.length) return build();
