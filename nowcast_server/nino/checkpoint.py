@@ -60,6 +60,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         with path.open("rb") as file:
             start = file.read(9)
         return _load_safetensors(path) if start[8:9] == b"{" else _load_published(path)
+    except ImportError:  # the installation is at fault, not the file
+        raise
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.detail}", field=error.field) from error
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 import threading
 import time
 import weakref
@@ -264,6 +265,14 @@ def test_mistakes_are_named_at_once(argument: str, options: dict[str, Any], word
     with pytest.raises(BadArgument, match=word) as caught:
         make(model, optimizer, given.pop("server", ScriptedEndpoint()), **given)
     assert caught.value.argument == argument
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped weights would be called no checkpoint, where a package is not installed that reads them."""
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    model = network()
+    with pytest.raises(BadArgument, match=r"need the extra nowcast-train\[embedded\]"):
+        make(model, adam(model), None, forecaster="nino")
 
 
 @pytest.mark.parametrize(

@@ -109,12 +109,13 @@ def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedE
     """
     try:
         from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
+
+        loaded = load_embedded(forecaster, device=device)
     except ImportError as error:
         detail = (
             f"forecasts in this process need the extra nowcast-train[embedded] ({error}); install it, or give the URL of a server"
         )
         raise BadArgument("server", detail) from error
-    loaded = load_embedded(forecaster, device=device)
     try:
         loaded.check(spec.wiring, context=spec.context)
     except BadRequest as error:
