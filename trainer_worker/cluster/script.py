@@ -7,7 +7,6 @@ if it knows nothing of Ray, in the folder NOWCAST_STORAGE, which stays the same 
 """
 
 import argparse
-import logging
 import os
 import runpy
 import sys
@@ -65,7 +64,6 @@ def _folder(options: argparse.Namespace) -> str | None:
 
 def _run(config: dict[str, Any]) -> None:
     """In each worker."""
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # Ray Train shows what is INFO: a line for each request
     script = Path(config["script"])
     if config["storage"] is not None:
         os.environ["NOWCAST_STORAGE"] = config["storage"]

@@ -32,7 +32,7 @@ from protos.messages import (
     Skill,
 )
 from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.http_client import http_client, stranger_error, stranger_success
+from trainer_worker.endpoints.http_client import http_client, stranger_error, stranger_success, unreached
 
 CONNECT_S: Final = 2.0
 LONGEST_S: Final = 86_400.0
@@ -224,10 +224,9 @@ def _transport_errors(call: str, deadline: Deadline) -> Iterator[None]:
             raise Unavailable(f"{call}: the server does not take connections") from error
         if deadline.left_s <= 0 or isinstance(error, httpx2.TimeoutException):
             raise DeadlineExceeded(f"{call} took longer than it may") from error
-        told = str(error) or type(error).__name__
         if isinstance(error, httpx2.ConnectError):
-            told = f"no server answers at this address ({told}); `nowcast-server run` starts one"
-        raise Unavailable(f"{call}: {told}") from error
+            raise unreached(error) from error
+        raise Unavailable(f"{call}: {str(error) or type(error).__name__}") from error
 
 
 def _read_short(response: httpx2.Response) -> bytes:
@@ -275,7 +274,7 @@ def _error_of(response: httpx2.Response) -> NowcastError:
     except ValueError:
         problem = None
     waits = _retry_after(response.headers)
-    if isinstance(problem, dict) and "code" in problem:
+    if isinstance(problem, dict) and problem.get("code", "not_found") != "not_found":  # else a stranger's, or the path is wrong
         return error_from_problem({**waits, **problem})
     error = stranger_error(response)
     error.extra |= waits

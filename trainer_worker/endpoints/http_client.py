@@ -1,5 +1,6 @@
 """The HTTP client for a nowcast server: token, certificates, proxy; and what answers mean that are no nowcast server's."""
 
+import logging
 import os
 import ssl
 from collections.abc import Mapping
@@ -12,11 +13,14 @@ import httpx2
 from protos.errors import BadRequest, MethodNotAllowed, NotFound, NowcastError, TooLarge, Unauthorized, Unavailable
 from trainer_worker.errors import BadArgument
 
+if (_calls := logging.getLogger("httpx2")).level == logging.NOTSET:
+    _calls.setLevel(logging.WARNING)  # a line for each request would hide what a run tells
+
 _LOGIN: Final = (Unauthorized, "{url} asks for a login that is no nowcast server's (status {status}): a proxy stands before it")
 _MEANINGS: Final[dict[int, tuple[type[NowcastError], str]]] = {
     401: _LOGIN,
     403: _LOGIN,
-    404: (NotFound, "{url} is not there: is this a nowcast server, and is a path before /v1 missing?"),
+    404: (NotFound, "{url} is not there: is this a nowcast server, and is the path before /v1 right?"),
     405: (MethodNotAllowed, "{url} does not take this call: another service, not a nowcast server"),
     407: (Unauthorized, "the proxy asks for a login: put it into HTTPS_PROXY as http://USER:PASSWORD@HOST"),
     413: (TooLarge, "a proxy before {url} takes no body of this size: raise its limit (nginx: client_max_body_size)"),
@@ -82,6 +86,16 @@ def stranger_error(response: httpx2.Response) -> NowcastError:
         return BadRequest(f"{url} redirects to {place} (status {status}): give that server's address", field="server")
     kind, meaning = _MEANINGS.get(status, (BadRequest, "{url} answers {status}, as no nowcast server does"))
     return kind(meaning.format(url=url, status=status), field="server")
+
+
+def unreached(error: httpx2.ConnectError) -> NowcastError:
+    """Name why no connection came about."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        detail = f"the server's certificate is not trusted: name its authority in NOWCAST_SERVER_CA ({error})"
+        return BadRequest(detail, field="server")
+    if "[SSL" in str(error):
+        return BadRequest(f"no HTTPS is spoken at this address: is it http://… ? ({error})", field="server")
+    return Unavailable(f"no server answers at this address ({error}); `nowcast-server run` starts one")
 
 
 def stranger_success(response: httpx2.Response, body: bytes) -> NowcastError:

@@ -229,7 +229,6 @@ def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
 def _worker(config: dict[str, Any]) -> Any:  # Any: ray expects None, and passes on what comes
     """What every worker process runs: a run record as JSON values, or the argument that cannot work and why."""
     order = Order.model_validate(config["order"])
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # Ray Train shows what is INFO: a line for each request
     shared_by = ray_train.get_context().get_local_world_size()
     torch.set_num_threads(order.config.workers.threads or max(1, (os.cpu_count() or 1) // shared_by))
     try:

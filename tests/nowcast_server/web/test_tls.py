@@ -15,7 +15,7 @@ from nowcast_server.app import create_app
 from nowcast_server.healthcheck import check
 from nowcast_server.settings import Settings
 from nowcast_server.web import connections
-from protos.errors import Unavailable
+from protos.errors import BadRequest, Unavailable
 from protos.messages import JobSpec
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
@@ -69,6 +69,8 @@ def test_only_those_who_know_the_authority_talk_to_the_server(https: Https, file
         assert httpx2.get(f"{url}/livez", verify=files.context()).status_code == 200
         with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             httpx2.get(f"{url}/livez")
+        with pytest.raises(BadRequest, match="NOWCAST_SERVER_CA"):
+            HttpEndpoint(url, job="nobody").info(deadline=Deadline(5))
         with pytest.raises(httpx2.TransportError):
             httpx2.get(f"{url}/livez".replace("https", "http"))
 

@@ -3,8 +3,9 @@
 import logging
 
 import pytest
+from faulty_server import FaultyServer
 
-from protos.errors import Unavailable
+from protos.errors import Unavailable, UnknownJob
 from protos.messages import Progress
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
@@ -26,6 +27,16 @@ def test_what_cannot_be_a_token_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(BadArgument, match="token") as caught:
         http_client("http://localhost:1", token=token)
     assert token not in str(caught.value)
+
+
+def test_calls_are_not_in_the_log(faulty: FaultyServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A line of the HTTP library's for each call would hide the few that a run tells."""
+    caplog.set_level(logging.INFO)
+    endpoint = HttpEndpoint(faulty.url, job="job")
+    with pytest.raises(UnknownJob):
+        endpoint.finish(Progress(step=1), deadline=Deadline(60))
+    endpoint.close()
+    assert caplog.records == []
 
 
 def test_repeated_calls_say_nothing_where_no_log_is_set_up(

@@ -16,6 +16,7 @@ def begin(url: str | None) -> Nowcast:
 
 
 HTML = {"content-type": "text/html"}
+NOWHERE = json.dumps({"title": "x", "status": 404, "detail": "Not Found", "code": "not_found"}).encode()
 REFUSED = json.dumps(
     {"title": "x", "status": 401, "detail": "send a token", "code": "unauthorized", "field": "authorization"}
 ).encode()
@@ -29,12 +30,13 @@ REFUSED = json.dumps(
         ((200, HTML, b"<html>login</html>"), "server", "web page, perhaps a login"),
         ((200, {}, b"hello"), "server", "does not answer as a nowcast server"),
         ((404, {}, b"not found"), "server", "is this a nowcast server"),
+        ((404, {"content-type": "application/problem+json"}, NOWHERE), "server", "is the path before /v1 right"),
         ((405, {}, b""), "server", "another service"),
         ((407, {}, b""), "server", "HTTPS_PROXY as http://USER:PASSWORD@HOST"),
         ((403, HTML, b"<html>"), "server", "a proxy stands before it"),
         ((401, {"content-type": "application/problem+json"}, REFUSED), "token", "NOWCAST_TOKEN"),
     ],
-    ids=["redirect", "413", "login", "other service", "404", "405", "407", "403", "no token"],
+    ids=["redirect", "413", "login", "other service", "404", "wrong path", "405", "407", "403", "no token"],
 )
 def test_a_run_is_told_before_it_begins(
     faulty: FaultyServer, answer: tuple[int, dict[str, str], bytes], argument: str, says: str
@@ -45,6 +47,12 @@ def test_a_run_is_told_before_it_begins(
     with pytest.raises(BadArgument, match=says) as caught:
         nowcast.start()
     assert caught.value.argument == argument
+
+
+def test_http_is_not_https(faulty: FaultyServer) -> None:
+    """A user would start a second server, where one letter of the address is wrong."""
+    with pytest.raises(BadArgument, match="no HTTPS is spoken at this address"):
+        begin(faulty.url.replace("http://", "https://")).start()
 
 
 def test_a_server_that_is_down_names_the_command(caplog: pytest.LogCaptureFixture) -> None:
