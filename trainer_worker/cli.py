@@ -93,7 +93,7 @@ def report(
 
 @app.command()
 def wire(
-    module: Annotated[str, typer.Argument(help="MODULE:CALLABLE that returns the network", show_default=False)],
+    module: Annotated[str, typer.Argument(help="MODULE:CALLABLE that returns the network; MODULE is imported", show_default=False)],
     *,
     inputs: Annotated[
         str | None, typer.Option(help="what forward takes, if guessing fails: 2x3x32x32, 2x16:int64,2x16:bool or MODULE:CALLABLE")
@@ -114,7 +114,7 @@ def wire(
 
 @app.command()
 def doctor(
-    module: Annotated[str | None, typer.Argument(help="MODULE:CALLABLE that returns the network", show_default=False)] = None,
+    module: Annotated[str | None, typer.Argument(help="MODULE:CALLABLE that returns the network; MODULE is imported", show_default=False)] = None,
     *,
     server: Annotated[str | None, typer.Option(help="URL of a nowcast server", show_default="NOWCAST_SERVER, or none")] = None,
     mode: Annotated[str, typer.Option(help="of the run: glide, jump or shadow")] = "glide",
