@@ -114,7 +114,9 @@ def wire(
 
 @app.command()
 def doctor(
-    module: Annotated[str | None, typer.Argument(help="MODULE:CALLABLE that returns the network; MODULE is imported", show_default=False)] = None,
+    module: Annotated[
+        str | None, typer.Argument(help="MODULE:CALLABLE that returns the network; MODULE is imported", show_default=False)
+    ] = None,
     *,
     server: Annotated[str | None, typer.Option(help="URL of a nowcast server", show_default="NOWCAST_SERVER, or none")] = None,
     mode: Annotated[str, typer.Option(help="of the run: glide, jump or shadow")] = "glide",
