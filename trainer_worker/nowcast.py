@@ -7,7 +7,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 import torch
@@ -320,7 +320,7 @@ class Nowcast:
     def _after_step(self, optimizer: Optimizer) -> None:
         # a GradScaler has fused optimizers look at this themselves, and calls no other's step at all if it is set
         skipped = getattr(optimizer, "found_inf", None)
-        if skipped is None or not float(skipped):
+        if (skipped is None or not float(skipped)) and not _within_another_step(optimizer):
             self._count()
 
     def _count(self) -> None:
@@ -411,6 +411,17 @@ def _hook(after_step: "weakref.WeakMethod[Callable[[Optimizer], None]]") -> Call
 
     eager: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return eager
+
+
+def _within_another_step(optimizer: Optimizer) -> bool:
+    """Whether this call of `step` was made by the optimizer's own: torch runs hooks for both if a class extends another's."""
+    calls = 0
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 -- unlike counting in hooks, this forgets a step that raised
+    while frame:
+        if frame.f_code.co_qualname == "Optimizer.profile_hook_step.<locals>.wrapper":
+            calls += frame.f_locals["args"][0] is optimizer
+        frame = frame.f_back
+    return calls > 1
 
 
 def _stop_at_exit(nowcast: "weakref.ref[Nowcast]") -> None:
