@@ -143,4 +143,7 @@ def serve(settings: Settings) -> int:
     log.info("starting", extra={"tenants": len(service.tokens.names)})
     server.run()
     log.info("stopped")
-    return 1 if service.failure is not None else 0
+    status = 1 if service.failure is not None else 0
+    if not service.device.idle:  # Python would wait for the thread of a forecast that does not let itself be stopped
+        os._exit(status)
+    return status
