@@ -92,7 +92,7 @@ def _cost(summary: Summary, arm: ArmFigures, plain: ArmFigures) -> str:
         text += f" A run waited {_time(waited)} for forecasts and spent {_time(copied)} copying snapshots."
     used = sum(count for outcome, count in arm.nowcasts.items() if outcome != "skipped")
     text += f" Forecasts used: {used:,}; skipped: {arm.nowcasts.get('skipped', 0):,}"
-    reasons = sum((Counter(each.reasons) for each in summary.figures if each.arm == arm.arm), Counter[str]())
+    reasons = sum((Counter(run.reasons) for run in summary.runs if run.arm == arm.arm), Counter[str]())
     return text + (f" ({', '.join(f'{times} {reason}' for reason, times in reasons.most_common())})." if reasons else ".")
 
 
