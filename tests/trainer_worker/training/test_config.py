@@ -62,7 +62,6 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[nowcast]\nforecaster = 'nowhere.pt'", "forecaster: there is no file"),
         ("[nowcast]\nserver = 'http://a:1'\nforecaster = './a.pt'", "the one at a URL has its own weights"),
         ("[nowcast]\n[workers]\naddress = 'auto'", "cannot reach a server of this command's own; give its URL"),
-        ("[train]\nrate = 'linear'", "[train] rate: Input should be 'constant', 'cosine' or 'warmup-stable-decay'"),
         ("[nowcast]\ngain = 1.0", "[nowcast] gain: Input should be less than 1 (it is 1.0)"),
         ("[nowcast]\nfade = 1.5", "[nowcast] fade: Input should be less than or equal to 1"),
         ("[nowcast]\nhorizon = 0", "[nowcast] horizon: Input should be greater than or equal to 1"),
