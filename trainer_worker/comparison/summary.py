@@ -25,26 +25,16 @@ after a jump.
 
 
 class RunFigures(Record):
-    """One run.
-
-    Args:
-        arm, seed: which.
-        target: what the smoothed validation loss had to reach: the plain run's best.
-        steps_to_target: first evaluated step at which it did; None if never.
-        s_to_target: seconds of training until then; evaluations, checkpoints and start-up are not counted.
-        final_validation: smoothed validation score at the last step.
-        best_step: with the lowest smoothed validation loss.
-        best: smoothed test score at that step.
-    """
+    """One run."""
 
     arm: str
     seed: int
-    target: float
-    steps_to_target: int | None
-    s_to_target: float | None
-    final_validation: Score
-    best_step: int
-    best: Score
+    target: float  # what the smoothed validation loss had to reach: the plain run's best
+    steps_to_target: int | None  # first evaluated step at which it did; None if never
+    s_to_target: float | None  # seconds of training until then; evaluations, checkpoints and start-up are not counted
+    final_validation: Score  # smoothed, at the last step
+    best_step: int  # with the lowest smoothed validation loss
+    best: Score  # smoothed test score at that step
 
 
 class ArmFigures(Record):
@@ -67,25 +57,16 @@ class ArmFigures(Record):
 
 
 class Summary(Record):
-    """A comparison.
-
-    Args:
-        config: of the job, as it ran.
-        versions: of Python, the machine and the packages that matter.
-        server: `GET /v1/info` of the nowcast server; None if forecasts were embedded.
-        wall_s: seconds of the whole command.
-        arms, figures: by arm; by arm and seed.
-        runs: the curves and events behind them; of runs that averaged their weights, the averages' curves too.
-    """
+    """A comparison."""
 
     name: str
-    config: Config
-    versions: dict[str, str]
-    server: dict[str, Any] | None
-    wall_s: float
+    config: Config  # of the job, as it ran
+    versions: dict[str, str]  # of Python, the machine and the packages that matter
+    server: dict[str, Any] | None  # `GET /v1/info` of the nowcast server; None if forecasts were embedded
+    wall_s: float  # seconds of the whole command
     arms: list[ArmFigures]
-    figures: list[RunFigures]
-    runs: list[RunRecord]
+    figures: list[RunFigures]  # by arm and seed
+    runs: list[RunRecord]  # the curves and events behind them; of runs that averaged their weights, the averages' curves too
 
     @property
     def headline(self) -> str:

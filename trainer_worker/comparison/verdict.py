@@ -20,17 +20,11 @@ ALWAYS: Final = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one arm against the plain one.
-
-    Args:
-        arm: which.
-        word: `helped`, `did not help`, `no clear difference` or `one seed`.
-        helped, cost, trust: a sentence or more each.
-    """
+    """Of one arm against the plain one."""
 
     arm: str
-    word: str
-    helped: str
+    word: str  # `helped`, `did not help`, `no clear difference`, `one seed` or `few seeds`
+    helped: str  # a sentence or more, as the two below
     cost: str
     trust: list[str]
 

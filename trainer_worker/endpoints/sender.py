@@ -53,21 +53,13 @@ REPAIRS: Final = 3
 
 @dataclass(eq=False)
 class Request:
-    """A forecast that was asked for.
+    """A forecast that was asked for."""
 
-    Args:
-        context: the snapshots it is made from, oldest first.
-        horizons: in intervals; empty for the one that suits the forecaster.
-        out: (max(1, len(horizons)), n) float32; belongs to the sender until the request is done, for good if it was given up.
-        deadline: of the whole request.
-        make: what is made of the forecast (n,), in its memory; called on the sender's thread.
-    """
-
-    context: tuple[Snapshot, ...]
-    horizons: tuple[int, ...]
-    out: Tensor
-    deadline: Deadline
-    make: Callable[[Tensor], Tensor]
+    context: tuple[Snapshot, ...]  # it is made from, oldest first
+    horizons: tuple[int, ...]  # in intervals; empty for the one that suits the forecaster
+    out: Tensor  # (max(1, len(horizons)), n) float32; the sender's until the request is done, for good if it was given up
+    deadline: Deadline  # of the whole request
+    make: Callable[[Tensor], Tensor]  # what is made of the forecast (n,), in its memory; called on the sender's thread
     result: Tensor | None = None
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
