@@ -80,7 +80,7 @@ class _Run:
         self.evaluations: list[Evaluation] = []
         self.train_s = 0.0
         self.started = time.perf_counter()
-        self.train = torch.zeros(2, dtype=torch.float64, device=harness.device)  # see `_trained`
+        self.trained = torch.zeros(2, dtype=torch.float64, device=harness.device)  # see `_trained`
         self._seed()
 
     @contextmanager
@@ -109,8 +109,8 @@ class _Run:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.train[0] += loss.detach()
-        self.train[1] += 1
+        self.trained[0] += loss.detach()
+        self.trained[1] += 1
         self.step += 1
 
     def evaluate(self) -> None:
@@ -123,7 +123,7 @@ class _Run:
         self.evaluations.append(evaluation)
         if self.harness.rank == 0:
             self.harness.tell(self._told(evaluation))
-        self.train.zero_()
+        self.trained.zero_()
         self.started = time.perf_counter()
 
     def _told(self, evaluation: Evaluation) -> str:
@@ -149,7 +149,7 @@ class _Run:
                 "average": self.average.state_dict() if self.average is not None else None,
                 "optimizer": self.optimizer.state_dict(),
                 "nowcast": self.nowcast.state_dict() if self.nowcast else None,
-                "train": self._trained(),
+                "trained": self._trained(),
                 "step": self.step,
                 "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
                 "train_s": self.train_s,
@@ -172,7 +172,7 @@ class _Run:
         if self.nowcast:
             self.nowcast.load_state_dict(state["nowcast"])
         if self.harness.rank == 0:  # what all workers trained together
-            self.train.copy_(state["train"])
+            self.trained.copy_(state["trained"])
         self.step, self.train_s, self.restores = state["step"], state["train_s"], state["restores"] + 1
         self.evaluations = [Evaluation.model_validate(values) for values in state["evaluations"]]
         self._seed()
@@ -183,7 +183,7 @@ class _Run:
 
     def _trained(self) -> Tensor:
         """Sum of training losses, and number of batches, since the last evaluation, over all workers."""
-        return self._over_all_workers(self.train.cpu())
+        return self._over_all_workers(self.trained.cpu())
 
     def record(self) -> RunRecord:
         """What the run leaves behind."""

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -194,22 +193,6 @@ def test_the_table_says_what_was_skipped_and_why(tmp_path: Path) -> None:
     assert "1 glided, 1 skipped" in printed
     assert "adam+x, seed 1: 1 nowcast(s) skipped: server_unavailable" in printed
     assert "61 s in all" in printed
-
-
-@pytest.mark.parametrize(("count", "says"), [(0, "1 worker,"), (1, "1 worker,"), (2, "2 workers,")])
-def test_table_and_picture_have_one_headline(count: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture would speak of "1 workers"."""
-    settings = config(tmp_path)
-    settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": count})})
-    summary = summarise(settings, [run("adam", 1, SLOW)], server=None, wall_s=61.0)
-    titles: list[str] = []
-    monkeypatch.setattr(Figure, "suptitle", lambda _, text, **__: titles.append(text))
-    report.write(summary)
-    console = Console(file=io.StringIO(), width=150)
-    report.show(summary, console)
-    titles.append(console.file.getvalue())  # type: ignore[attr-defined]
-    assert all(f"fm-16, 100 steps, {says} seed 1" in title for title in titles)
-    assert len(titles) == 3  # of the table, report.png and report.html
 
 
 def test_the_table_says_what_forecasts_were_worth(tmp_path: Path) -> None:

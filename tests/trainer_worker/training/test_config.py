@@ -7,7 +7,6 @@ import pytest
 from rich.console import Console
 
 from trainer_worker import Push
-from trainer_worker.tasks import TASKS
 from trainer_worker.training.config import TABLES, Config, ConfigError, load_config, show_keys
 
 DEMO = Path(__file__).resolve().parents[3] / "deploy" / "demo.toml"
@@ -85,13 +84,6 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert "unknown task; did you mean fm-16?" in lines[0]
-
-
-def test_an_unknown_task_is_told_once_which_there_are(tmp_path: Path) -> None:
-    """The list would be in the message twice."""
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, '[task]\nname = "zebra"')
-    assert str(caught.value).endswith(f"[task] name: unknown task (known: {', '.join(TASKS)}) (it is 'zebra')")
 
 
 def test_a_missing_file_or_table_is_named(tmp_path: Path) -> None:
