@@ -13,8 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from torch import Tensor
@@ -31,7 +30,7 @@ from protos.errors import (
 )
 from protos.messages import JobSpec, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Endpoint
+from trainer_worker.endpoints.endpoint import Asked, Endpoint
 from trainer_worker.errors import BadArgument, reason_for
 from trainer_worker.snapshots import Snapshot
 
@@ -300,11 +299,11 @@ class Sender:
             return
         *_, last = request.context
         with self._call("forecast", request.deadline):
-            ask = partial(self._endpoint.forecast, [each.step for each in request.context], request.horizons, request.out)
-            if last.step in self._held:
-                ask(deadline=request.deadline)
-            else:
-                ask(newest=last.wait(), progress=self._tell(last), deadline=request.deadline)
+            asked = Asked([each.step for each in request.context], request.horizons)
+            if along := last.step not in self._held:
+                asked = replace(asked, newest=last.wait(), progress=self._tell(last))
+            self._endpoint.forecast(asked, request.out, deadline=request.deadline)
+            if along:
                 self._sent(last)
             self._together = True
             request.finish(request.make(request.out[0]))
