@@ -38,6 +38,7 @@ from protos.errors import Busy, DeadlineExceeded, HistoryMissing, NowcastError, 
 from protos.messages import JobSpec, Progress
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Asked
 from trainer_worker.wiring import wire
 
 INTERVAL, CONTEXT, HORIZON = 10, 5, 40
@@ -133,7 +134,7 @@ class Job:
             del missing[0]
         self.out.fill_(torch.nan)
         with self.timed("nowcast"):
-            self.endpoint.forecast(steps, (HORIZON,), self.out, deadline=Deadline(CALL_S))
+            self.endpoint.forecast(Asked(steps, (HORIZON,)), self.out, deadline=Deadline(CALL_S))
         self.record.nowcasts.append((steps[-1], digest(self.out)))
 
     def recover(self, error: NowcastError, steps: list[int], missing: list[int]) -> None:

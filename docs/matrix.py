@@ -102,10 +102,11 @@ def tried(make: Make) -> tuple[float, int, list[str]]:
     given = _listed(make(model))
     steps = find_optimizers(given)[-1]
     pushes = torch.zeros_like(without)
-    steps.register_step_post_hook(lambda *_: pushes.sub_(flat(model)))  # hooks run in the order in which they were registered
     with Nowcast(
         model, given, max_steps=PUSHING, interval=INTERVAL, wiring=WIRING, server="embedded", push=Push(start=0.0, fade=1.0)
     ) as nowcast:
+        before = steps.register_step_post_hook(lambda *_: pushes.sub_(flat(model)))
+        steps._optimizer_step_post_hooks.move_to_end(before.id, last=False)  # noqa: SLF001 -- as the push itself
         steps.register_step_post_hook(lambda *_: pushes.add_(flat(model)))
         difference = train(given, model) - without
     left = float(difference @ pushes / pushes.square().sum())

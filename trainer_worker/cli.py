@@ -203,17 +203,13 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
         if config.output.storage:
             resolve(config.output.storage)  # fail now, not after hours
         summary = compare(config, console=console, resume=resume, plain=compared)
+        paths = report.write(summary)
+        report.show(summary, console)
+        console.print("\n".join(f"wrote {path}" for path in paths), soft_wrap=True)
+        if config.output.storage:
+            console.print("\n".join(f"wrote {copy}" for copy in put(config.output.storage, paths)), soft_wrap=True)
     except (CommandFailed, BadArgument) as error:
         _fail(str(error))
-    paths = report.write(summary)
-    report.show(summary, console)
-    console.print("\n".join(f"wrote {path}" for path in paths), soft_wrap=True)
-    if config.output.storage:
-        try:
-            copies = put(config.output.storage, paths)
-        except CommandFailed as error:
-            _fail(str(error))
-        console.print("\n".join(f"wrote {copy}" for copy in copies), soft_wrap=True)
 
 
 def _check_writable(folder: Path) -> None:

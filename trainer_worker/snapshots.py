@@ -17,17 +17,11 @@ SPARE_ROWS: Final = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """The flat parameter vector at one step, on the host.
+    """The flat parameter vector at one step, on the host."""
 
-    Args:
-        step: optimizer steps taken.
-        values: (n,) in the job's dtype.
-        copied: set on CUDA, where the copy runs beside the training.
-    """
-
-    step: int
-    values: Tensor
-    copied: torch.Event | None = None
+    step: int  # optimizer steps taken
+    values: Tensor  # (n,) in the job's dtype
+    copied: torch.Event | None = None  # set on CUDA, where the copy runs beside the training
 
     def wait(self) -> Tensor:
         """The values, once they are all there."""

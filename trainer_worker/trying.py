@@ -1,14 +1,21 @@
-"""`nowcast try`: a script of the user's, run without and with nowcasts, and what they saved by the losses it tells."""
+"""`nowcast try`: a script of the user's, run without and with nowcasts, and what they saved by the losses it tells.
 
+python -m trainer_worker.trying {with,without} LOG SEED SCRIPT [ARGS] is one of the two runs.
+"""
+
+import atexit
 import json
+import logging
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 from trainer_worker.errors import CommandFailed
 
@@ -50,7 +57,7 @@ def run(script: Path, arguments: Sequence[str], *, seed: int) -> dict[str, Cours
     with tempfile.TemporaryDirectory() as folder:
         for mode in MODES:
             log = Path(folder) / mode
-            command = [sys.executable, "-m", "trainer_worker.try_script", mode, str(log), str(seed), str(script), *arguments]
+            command = [sys.executable, "-m", "trainer_worker.trying", mode, str(log), str(seed), str(script), *arguments]
             done = subprocess.run(command, check=False, env={**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S603 -- the user's own
             if done.returncode:
                 raise CommandFailed(f"{script} ended with exit code {done.returncode} in the run {mode} nowcasts")
@@ -85,3 +92,48 @@ def _saved(without: Course, nowcast: Course, theirs: int) -> str:
     steps, seconds = nowcast.steps[mine], nowcast.seconds[mine]
     change = steps / max(1, without.steps[theirs]) - 1, seconds / max(1e-9, without.seconds[theirs]) - 1
     return f"{before} without; {steps} steps ({change[0]:+.0%}), {seconds:.3g} s ({change[1]:+.0%}) with nowcasts"
+
+
+def play(mode: str, log: str, seed: str, script: str, *arguments: str) -> None:
+    """Run the script as Python would, with a seed, and a `Nowcast` that writes down the losses it is told, a line each."""
+    import random
+
+    import numpy as np
+    import torch
+
+    from trainer_worker import nowcast as home
+
+    told: list[tuple[int, float, Any]] = []  # losses stay where they are until the end: nothing waits for a device
+
+    class Recorded(home.Nowcast):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **({**options, "interval": sys.maxsize} if mode == "without" else options))
+
+        def start(self) -> Self:
+            self.started_s = time.perf_counter()
+            return super().start()
+
+        def observe(self, loss: Any) -> None:
+            at = self.steps, time.perf_counter() - self.started_s
+            told.append((*at, loss.detach() if isinstance(loss, torch.Tensor) else loss))
+            super().observe(loss)
+
+    def write() -> None:
+        lines = (json.dumps([step, seconds, float(loss)]) + "\n" for step, seconds, loss in told)
+        Path(log).write_text("".join(lines), encoding="utf-8")
+
+    patched: Any = home
+    patched.Nowcast = Recorded
+    if mode == "without":
+        logging.getLogger(home.__name__).setLevel(logging.ERROR)  # that no forecast was used is as it should be
+    random.seed(int(seed))
+    np.random.seed(int(seed))  # noqa: NPY002  (the script may draw from the global state)
+    torch.manual_seed(int(seed))
+    sys.argv = [script, *arguments]
+    sys.path[0] = str(Path(script).resolve().parent)
+    atexit.register(write)
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    play(*sys.argv[1:])

@@ -12,6 +12,7 @@ from protos.errors import HistoryMissing
 from protos.messages import JobSpec, Progress, Skill
 from trainer_worker import Nowcast, Push
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Asked
 from trainer_worker.push import CONTEXT
 
 INTERVAL: Final = 2
@@ -111,27 +112,18 @@ class ScriptedEndpoint:
             self.told.append(progress)
         self.history[step] = self.sent[step] = snapshot.clone()
 
-    def forecast(
-        self,
-        context: Sequence[int],
-        horizons: tuple[int, ...],
-        out: Tensor,
-        *,
-        newest: Tensor | None = None,
-        progress: Progress | None = None,
-        deadline: Deadline,
-    ) -> None:
-        self.apart = newest is None
-        if newest is not None:
-            self.send(context[-1], newest, progress=progress, deadline=deadline)
+    def forecast(self, asked: Asked, out: Tensor, *, deadline: Deadline) -> None:
+        context, self.apart = asked.context, asked.newest is None
+        if asked.newest is not None:
+            self.send(context[-1], asked.newest, progress=asked.progress, deadline=deadline)
         self.fail("forecast")
         missing = [step for step in context if step not in self.history]
         if missing:
             raise HistoryMissing("lost", missing=missing)
         self.asked.append(tuple(context))
-        self.horizons.append(horizons)
+        self.horizons.append(asked.horizons)
         states = [self.history[step].float() for step in context]
-        for row, horizon in zip(out, horizons or (1,), strict=True):
+        for row, horizon in zip(out, asked.horizons or (1,), strict=True):
             row.copy_(self._forecast(states, horizon))
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:

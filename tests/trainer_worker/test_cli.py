@@ -109,17 +109,6 @@ def test_a_configuration_may_come_from_windows(job: Path, raw: bytes) -> None:
     assert load_config(job, overrides={}, compared=False) == plain
 
 
-@pytest.mark.parametrize(
-    ("raw", "says"), [(b"# B\xfcro\n" + JOB.encode(), "not valid TOML: 'utf-8' codec"), (b"", "the table [task] is missing")]
-)
-def test_what_is_no_configuration_is_told_in_one_line(job: Path, raw: bytes, says: str) -> None:
-    """A traceback of the parser's, which does not name the file."""
-    job.write_bytes(raw)
-    result = call("train", job)
-    assert result.exit_code == 2
-    assert result.stderr.startswith(f"{job}: {says}")
-
-
 def test_a_run_of_another_configuration_is_not_resumed(job: Path, small_fashion: Task) -> None:
     """One sentence that names the key, and nothing is deleted."""
     assert call("train", job).exit_code == 0

@@ -4,7 +4,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, Never
+from typing import Annotated, Never
 
 import typer
 
@@ -14,37 +14,26 @@ Option = typer.Option
 Address = Annotated[
     str | None, Option(help="Address of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's")
 ]
-OF_SCRIPTS: Final = ("workers", "gpus", "cpus", "max_failures", "driver", "working_dir", "arguments")
-"""Options and arguments that a configuration has no use for."""
 
 
 @app.command(context_settings={"allow_interspersed_args": True})
 def submit(
-    context: typer.Context,
-    what: Annotated[
-        Path, typer.Argument(help="CONFIG.toml, or a SCRIPT.py of your own that uses Nowcast.", metavar="WHAT", show_default=False)
-    ],
+    script: Annotated[Path, typer.Argument(help="Python file of your own that uses Nowcast.", show_default=False)],
     arguments: Annotated[
         list[str] | None, typer.Argument(help="Arguments of the script, after --.", metavar="-- ARGS", show_default=False)
     ] = None,
     *,
     address: Address = None,
     server: Annotated[
-        str | None,
-        Option(
-            help="URL of a nowcast server, serve:NAME of one on the cluster, or embedded.",
-            show_default="serve:nowcast; none for a configuration without nowcasts",
-        ),
-    ] = None,
+        str, Option(help="URL of a nowcast server, serve:NAME of one on the cluster, or embedded.")
+    ] = "serve:nowcast",
     name: Annotated[str | None, Option(help="Name of the job, unique on the cluster.", show_default="made from the file's")] = None,
     workers: Annotated[str, Option(help="Processes that run the script: a number, or LEAST:MOST for as many as fit.")] = "1",
     driver: Annotated[bool, Option("--driver", help="Run the script once; it starts its Ray workers itself.")] = False,
     gpus: Annotated[float, Option(help="GPUs of each worker.")] = 0,
     cpus: Annotated[float, Option(help="CPUs of each worker.")] = 1,
     max_failures: Annotated[int, Option(help="Restarts after a lost worker or node; -1 for no limit.")] = 3,
-    storage: Annotated[
-        str | None, Option(help="Where checkpoints and results go: a path that all nodes share, or s3://, gs://, …")
-    ] = None,
+    storage: Annotated[str | None, Option(help="Where checkpoints go: a path that all nodes share, or s3://, gs://, …")] = None,
     working_dir: Annotated[Path | None, Option(help="Folder to upload.", show_default="the script's")] = None,
     pip: Annotated[list[str] | None, Option(help="Package the script needs; may be repeated.", show_default=False)] = None,
     env: Annotated[list[str] | None, Option(help="NAME=VALUE for script and workers; may be repeated.", show_default=False)] = None,
@@ -59,21 +48,22 @@ def submit(
     except ValueError:
         raise typer.BadParameter("give a number, or LEAST:MOST", param_hint="--workers") from None
     variables = dict(_variable(text) for text in env or ())
-    if what.suffix == ".toml":
-        _refuse_options_of_scripts(context)
-    if not what.is_file():
-        _fail(f"there is no file {what}")
+    if not script.is_file():
+        _fail(f"there is no file {script}")
+    if script.suffix == ".toml":
+        _fail(f"of a configuration: ray job submit --working-dir . -- nowcast train {script} --address auto --storage PLACE")
     options = ["--workers", workers, "--max-failures", f"{max_failures}", "--cpus", f"{cpus:g}", "--gpus", f"{gpus:g}"]
+    options += ["--storage", storage] if storage else []
     try:
         from trainer_worker.cluster import connection
 
         client = connection.connect(address)
-        with prepare(
-            what, find_server=partial(connection.find_server, client), server=server, name=name, arguments=arguments or (),
-            workers=None if driver else options, storage=storage, working_dir=working_dir, pip=pip or (), variables=variables,
+        job = prepare(
+            script, arguments or (), find_server=partial(connection.find_server, client), server=server, name=name,
+            workers=None if driver else options, working_dir=working_dir, pip=pip or (), variables=variables,
             token=os.environ.get("NOWCAST_TOKEN"),
-        ) as job:  # fmt: skip
-            connection.send(client, job)
+        )  # fmt: skip
+        connection.send(client, job)
         submission = job["submission_id"]
         typer.echo(f"submitted {submission}")
         at = f"--address {address} " if address else ""
@@ -85,16 +75,6 @@ def submit(
         _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _refuse_options_of_scripts(context: typer.Context) -> None:
-    for name in OF_SCRIPTS:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            hint = "ARGS" if name == "arguments" else f"--{name.replace('_', '-')}"
-            raise typer.BadParameter(
-                "for scripts; a configuration has its own table [workers], see `nowcast keys`", param_hint=hint
-            )
 
 
 def _variable(text: str) -> tuple[str, str]:

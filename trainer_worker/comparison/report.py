@@ -74,9 +74,9 @@ def show(summary: Summary, console: Console) -> None:
         if shadow and arm.skill:  # of a forecast that pushes only the direction counts
             worth = ", ".join(f"{name} {value:+.2f}" for name, value in arm.skill.items())
             console.print(f"[dim]{arm.arm}: skill of the forecasts (0: no change, 1: perfect): {worth}[/]")
-    for figures in summary.figures:
-        for reason, times in figures.reasons.items():
-            console.print(f"[yellow]{figures.arm}, seed {figures.seed}: {times} nowcast(s) skipped: {reason}[/]")
+    for run in summary.runs:
+        for reason, times in run.reasons.items():
+            console.print(f"[yellow]{run.arm}, seed {run.seed}: {times} nowcast(s) skipped: {reason}[/]")
 
 
 def _row(arm: ArmFigures) -> tuple[str, ...]:

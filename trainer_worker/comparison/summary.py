@@ -25,36 +25,16 @@ after a jump.
 
 
 class RunFigures(Record):
-    """One run.
-
-    Args:
-        arm, seed: which.
-        target: what the smoothed validation loss had to reach: the plain run's best.
-        steps_to_target: first evaluated step at which it did; None if never.
-        s_to_target: seconds of training until then; evaluations, checkpoints and start-up are not counted.
-        final_validation: smoothed validation score at the last step.
-        best_step: with the lowest smoothed validation loss.
-        best: smoothed test score at that step.
-        step_s: median seconds a step, nowcasts included.
-        wall_s: seconds of the whole run.
-        nowcasts: how many ended in each outcome.
-        reasons: how often each reason was given for those that were skipped.
-        skill: of the forecasts whose future came, by horizon, then forecaster.
-    """
+    """One run."""
 
     arm: str
     seed: int
-    target: float
-    steps_to_target: int | None
-    s_to_target: float | None
-    final_validation: Score
-    best_step: int
-    best: Score
-    step_s: float
-    wall_s: float
-    nowcasts: dict[str, int]
-    reasons: dict[str, int]
-    skill: Skill
+    target: float  # what the smoothed validation loss had to reach: the plain run's best
+    steps_to_target: int | None  # first evaluated step at which it did; None if never
+    s_to_target: float | None  # seconds of training until then; evaluations, checkpoints and start-up are not counted
+    final_validation: Score  # smoothed, at the last step
+    best_step: int  # with the lowest smoothed validation loss
+    best: Score  # smoothed test score at that step
 
 
 class ArmFigures(Record):
@@ -77,25 +57,16 @@ class ArmFigures(Record):
 
 
 class Summary(Record):
-    """A comparison.
-
-    Args:
-        config: of the job, as it ran.
-        versions: of Python, the machine and the packages that matter.
-        server: `GET /v1/info` of the nowcast server; None if forecasts were embedded.
-        wall_s: seconds of the whole command.
-        arms, figures: by arm; by arm and seed.
-        runs: the curves and events behind them; of runs that averaged their weights, the averages' curves too.
-    """
+    """A comparison."""
 
     name: str
-    config: Config
-    versions: dict[str, str]
-    server: dict[str, Any] | None
-    wall_s: float
+    config: Config  # of the job, as it ran
+    versions: dict[str, str]  # of Python, the machine and the packages that matter
+    server: dict[str, Any] | None  # `GET /v1/info` of the nowcast server; None if forecasts were embedded
+    wall_s: float  # seconds of the whole command
     arms: list[ArmFigures]
-    figures: list[RunFigures]
-    runs: list[RunRecord]
+    figures: list[RunFigures]  # by arm and seed
+    runs: list[RunRecord]  # the curves and events behind them; of runs that averaged their weights, the averages' curves too
 
     @property
     def headline(self) -> str:
@@ -126,7 +97,7 @@ def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, An
     plain = {(run.seed, is_average(run.arm)): run for run in reversed(curves)}
     figures = [_figures(run, plain=plain[run.seed, is_average(run.arm)]) for run in curves]
     names = list(dict.fromkeys(run.arm for run in curves))
-    by_arm = {name: [figure for figure in figures if figure.arm == name] for name in names}
+    by_arm = {name: [(figure, run) for figure, run in zip(figures, curves, strict=True) if run.arm == name] for name in names}
     first = {is_average(run.arm): run.arm for run in reversed(curves)}
     return Summary(
         name=config.output.folder.name,
@@ -154,22 +125,18 @@ def _figures(run: RunRecord, *, plain: RunRecord) -> RunFigures:
         final_validation=validation[-1],
         best_step=run.evaluations[best].step,
         best=test[best],
-        step_s=run.step_s,
-        wall_s=run.wall_s,
-        nowcasts=run.outcomes,
-        reasons=run.reasons,
-        skill=run.skill,
     )
 
 
-def _over_seeds(figures: Sequence[RunFigures], *, plain: Sequence[RunFigures]) -> ArmFigures:
-    reached = [figure.steps_to_target for figure in figures if figure.steps_to_target is not None]
-    steps, base_steps = (_median_or_none([each.steps_to_target for each in each_arm]) for each_arm in (figures, plain))
-    seconds, base_seconds = (_median_or_none([each.s_to_target for each in each_arm]) for each_arm in (figures, plain))
+def _over_seeds(arm: Sequence[tuple[RunFigures, RunRecord]], *, plain: Sequence[tuple[RunFigures, RunRecord]]) -> ArmFigures:
+    figures, runs = [figure for figure, _ in arm], [run for _, run in arm]
+    base = [figure for figure, _ in plain]
+    steps, base_steps = (_median_or_none([each.steps_to_target for each in those]) for those in (figures, base))
+    seconds, base_seconds = (_median_or_none([each.s_to_target for each in those]) for those in (figures, base))
     return ArmFigures(
         arm=figures[0].arm,
         seeds=len(figures),
-        reached=len(reached),
+        reached=sum(figure.steps_to_target is not None for figure in figures),
         steps_to_target=steps,
         fewer_steps=_saved(steps, base_steps),
         s_to_target=seconds,
@@ -177,10 +144,10 @@ def _over_seeds(figures: Sequence[RunFigures], *, plain: Sequence[RunFigures]) -
         best=Score(
             loss=median(figure.best.loss for figure in figures), accuracy=median(figure.best.accuracy for figure in figures)
         ),
-        step_s=median(figure.step_s for figure in figures),
-        wall_s=median(figure.wall_s for figure in figures),
-        nowcasts=dict(sum((Counter(figure.nowcasts) for figure in figures), Counter())),
-        skill=_mean_skill([figure.skill for figure in figures]),
+        step_s=median(run.step_s for run in runs),
+        wall_s=median(run.wall_s for run in runs),
+        nowcasts=dict(sum((Counter(run.outcomes) for run in runs), Counter())),
+        skill=_mean_skill([run.skill for run in runs]),
     )
 
 

@@ -20,17 +20,11 @@ ALWAYS: Final = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one arm against the plain one.
-
-    Args:
-        arm: which.
-        word: `helped`, `did not help`, `no clear difference` or `one seed`.
-        helped, cost, trust: a sentence or more each.
-    """
+    """Of one arm against the plain one."""
 
     arm: str
-    word: str
-    helped: str
+    word: str  # `helped`, `did not help`, `no clear difference`, `one seed` or `few seeds`
+    helped: str  # a sentence or more, as the two below
     cost: str
     trust: list[str]
 
@@ -92,7 +86,7 @@ def _cost(summary: Summary, arm: ArmFigures, plain: ArmFigures) -> str:
         text += f" A run waited {_time(waited)} for forecasts and spent {_time(copied)} copying snapshots."
     used = sum(count for outcome, count in arm.nowcasts.items() if outcome != "skipped")
     text += f" Forecasts used: {used:,}; skipped: {arm.nowcasts.get('skipped', 0):,}"
-    reasons = sum((Counter(each.reasons) for each in summary.figures if each.arm == arm.arm), Counter[str]())
+    reasons = sum((Counter(run.reasons) for run in summary.runs if run.arm == arm.arm), Counter[str]())
     return text + (f" ({', '.join(f'{times} {reason}' for reason, times in reasons.most_common())})." if reasons else ".")
 
 

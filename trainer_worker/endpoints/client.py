@@ -5,7 +5,7 @@ import logging
 import math
 import socket
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType
@@ -32,6 +32,7 @@ from protos.messages import (
     Skill,
 )
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Asked
 from trainer_worker.endpoints.http_client import http_client, stranger_error, stranger_success, unreached
 
 CONNECT_S: Final = 2.0
@@ -111,21 +112,12 @@ class HttpEndpoint:
         silent_s = SILENT_S if asked is None else math.inf  # a forecast takes what it takes
         return self._call("PUT", path, deadline, read=read, content=frames, headers=headers, silent_s=silent_s)
 
-    def forecast(
-        self,
-        context: Sequence[int],
-        horizons: tuple[int, ...],
-        out: Tensor,
-        *,
-        newest: Tensor | None = None,
-        progress: Progress | None = None,
-        deadline: Deadline,
-    ) -> None:
+    def forecast(self, asked: Asked, out: Tensor, *, deadline: Deadline) -> None:
         """PUT the newest snapshot with the request for a nowcast, or POST the request; the stream that comes back is read into
         `out` as it arrives.
         """
-        asked = NowcastRequest(context=list(context), horizons=list(horizons))
-        expected = Header("forecasts", "float32", tuple(out.shape), asked.step, horizons)
+        request = NowcastRequest(context=list(asked.context), horizons=list(asked.horizons))
+        expected = Header("forecasts", "float32", tuple(out.shape), request.step, asked.horizons)
 
         def read(response: httpx2.Response) -> None:
             _read_forecasts(response, expected, out)
@@ -135,9 +127,9 @@ class HttpEndpoint:
             (read if forecast else _read_short)(response)
             return forecast
 
-        if newest is not None and self._put(context[-1], newest, progress, asked, deadline, read=read_both):
+        if asked.newest is not None and self._put(request.step, asked.newest, asked.progress, request, deadline, read=read_both):
             return
-        self._call("POST", f"{self._path}/nowcasts", deadline, read=read, message=asked)  # after a receipt, it says what is wrong
+        self._call("POST", f"{self._path}/nowcasts", deadline, read=read, message=request)  # after a receipt, it says what is wrong
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
         """POST the end of the run."""

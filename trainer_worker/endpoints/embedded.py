@@ -1,7 +1,7 @@
 """Forecasts in this process: the server's forecasters without the server."""
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import torch
@@ -17,6 +17,7 @@ from nowcast_server.streams import own_stream, wait
 from protos.errors import BadForecast, HistoryMissing, NowcastError, OutOfMemoryBudget, Unavailable, UnknownJob
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Asked
 from trainer_worker.errors import BadArgument
 
 SHARE_OF_FREE: Final = 0.5
@@ -85,33 +86,25 @@ class EmbeddedEndpoint:
         while len(self._history) > spec.context:
             del self._history[min(self._history)]
 
-    def forecast(
-        self,
-        context: Sequence[int],
-        horizons: tuple[int, ...],
-        out: Tensor,
-        *,
-        newest: Tensor | None = None,
-        progress: Progress | None = None,
-        deadline: Deadline,
-    ) -> None:
+    def forecast(self, asked: Asked, out: Tensor, *, deadline: Deadline) -> None:
         """Forecast on the calling thread, however long it takes; `close` ends it between two units of work."""
-        if newest is not None:
-            self.send(context[-1], newest, progress=progress, deadline=deadline)
+        *_, last = asked.context
+        if asked.newest is not None:
+            self.send(last, asked.newest, progress=asked.progress, deadline=deadline)
         spec = self._known()
-        missing = [step for step in context if step not in self._history]
+        missing = [step for step in asked.context if step not in self._history]
         if missing:
             raise HistoryMissing(f"the history lacks {missing}", field="context", missing=missing)
-        states = [self._history[step] for step in context]
-        asked = horizons or (self.forecaster.glide_horizon,)
+        states = {step: self._history[step] for step in asked.context}
+        horizons = asked.horizons or (self.forecaster.glide_horizon,)
         try:
             with torch.no_grad(), interruptible(self._check_open):
-                self._forecast(spec, dict(zip(context, states, strict=True)), asked, out)
+                self._forecast(spec, states, horizons, out)
         except Cancelled as error:
             raise Unavailable("the run has ended") from error
         if spec.mode != "jump" and bool(out.isfinite().all()):
-            interval = NowcastRequest(context=list(context)).interval
-            self._tracked().made(context[-1], states, dict(zip(asked, out, strict=True)), interval=interval)
+            interval = NowcastRequest(context=list(asked.context)).interval
+            self._tracked().made(last, [*states.values()], dict(zip(horizons, out, strict=True)), interval=interval)
 
     def _forecast(self, spec: JobSpec, states: Mapping[int, Tensor], horizons: tuple[int, ...], out: Tensor) -> None:
         device = self.forecaster.device or torch.device("cpu")

@@ -1,12 +1,23 @@
 """Where forecasts come from, seen from a worker."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from protos.messages import JobSpec, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A forecast to be made."""
+
+    context: Sequence[int]  # steps, oldest first
+    horizons: tuple[int, ...] = ()  # in intervals; empty for the one that suits the forecaster
+    newest: Tensor | None = None  # the last snapshot (n,) if it has not been sent yet: one call does for both
+    progress: Progress | None = None  # of the run, to be told along with it
 
 
 class Endpoint(Protocol):
@@ -27,26 +38,8 @@ class Endpoint(Protocol):
         context.
         """
 
-    def forecast(
-        self,
-        context: Sequence[int],
-        horizons: tuple[int, ...],
-        out: Tensor,
-        *,
-        newest: Tensor | None = None,
-        progress: Progress | None = None,
-        deadline: Deadline,
-    ) -> None:
-        """Forecast from the snapshots of these steps into `out` (max(1, len(horizons)), n) float32.
-
-        Args:
-            context: steps, oldest first.
-            horizons: in intervals; empty for the one that suits the forecaster.
-            out: filled by the forecasts.
-            newest: the last snapshot (n,) if it has not been sent yet: one call does for both.
-            progress: of the run, to be told along with it.
-            deadline: of the call.
-        """
+    def forecast(self, asked: Asked, out: Tensor, *, deadline: Deadline) -> None:
+        """Forecast into `out` (max(1, len(horizons)), n) float32."""
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
         """The run has ended, and its history may go; how its forecasts have come true."""

@@ -13,8 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from torch import Tensor
@@ -31,7 +30,7 @@ from protos.errors import (
 )
 from protos.messages import JobSpec, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Endpoint
+from trainer_worker.endpoints.endpoint import Asked, Endpoint
 from trainer_worker.errors import BadArgument, reason_for
 from trainer_worker.snapshots import Snapshot
 
@@ -53,21 +52,13 @@ REPAIRS: Final = 3
 
 @dataclass(eq=False)
 class Request:
-    """A forecast that was asked for.
+    """A forecast that was asked for."""
 
-    Args:
-        context: the snapshots it is made from, oldest first.
-        horizons: in intervals; empty for the one that suits the forecaster.
-        out: (max(1, len(horizons)), n) float32; belongs to the sender until the request is done, for good if it was given up.
-        deadline: of the whole request.
-        make: what is made of the forecast (n,), in its memory; called on the sender's thread.
-    """
-
-    context: tuple[Snapshot, ...]
-    horizons: tuple[int, ...]
-    out: Tensor
-    deadline: Deadline
-    make: Callable[[Tensor], Tensor]
+    context: tuple[Snapshot, ...]  # it is made from, oldest first
+    horizons: tuple[int, ...]  # in intervals; empty for the one that suits the forecaster
+    out: Tensor  # (max(1, len(horizons)), n) float32; the sender's until the request is done, for good if it was given up
+    deadline: Deadline  # of the whole request
+    make: Callable[[Tensor], Tensor]  # what is made of the forecast (n,), in its memory; called on the sender's thread
     result: Tensor | None = None
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
@@ -308,11 +299,11 @@ class Sender:
             return
         *_, last = request.context
         with self._call("forecast", request.deadline):
-            ask = partial(self._endpoint.forecast, [each.step for each in request.context], request.horizons, request.out)
-            if last.step in self._held:
-                ask(deadline=request.deadline)
-            else:
-                ask(newest=last.wait(), progress=self._tell(last), deadline=request.deadline)
+            asked = Asked([each.step for each in request.context], request.horizons)
+            if along := last.step not in self._held:
+                asked = replace(asked, newest=last.wait(), progress=self._tell(last))
+            self._endpoint.forecast(asked, request.out, deadline=request.deadline)
+            if along:
                 self._sent(last)
             self._together = True
             request.finish(request.make(request.out[0]))

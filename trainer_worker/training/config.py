@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -57,11 +57,7 @@ class TrainTable(Table):
 
     steps: Count = Field(default=10_000, description="optimizer steps of a run")
     batch_size: Count = Field(default=128, description="examples per step, over all workers together")
-    lr: Positive = Field(default=6e-3, description="peak learning rate of AdamW")
-    rate: Literal["constant", "cosine", "warmup-stable-decay"] = Field(
-        default="constant",
-        description="learning-rate schedule: constant; cosine, to 0; or warmup-stable-decay, up for 5% of the steps, down for 20%",
-    )
+    lr: Positive = Field(default=6e-3, description="learning rate of AdamW")
     weight_decay: Amount = Field(default=0.0, description="weight decay of AdamW")
     average: Part = Field(
         default=0.0,

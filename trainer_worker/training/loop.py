@@ -1,6 +1,5 @@
 """The training loop: one for every harness, with Ray or without, data-parallel or not."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,14 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from trainer_worker.endpoints.server import Server
 from trainer_worker.nowcast import Nowcast
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.task import Task, batch_indices, evaluate
-from trainer_worker.training.config import TrainTable
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, Scores
 from trainer_worker.training.resuming import check, terms
 
@@ -75,7 +72,6 @@ class _Run:
         self.model = self.task.build().to(harness.device)
         settings = order.config.train
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        self.schedule = LambdaLR(self.optimizer, lambda step: _rate(settings, step))
         self.replica: nn.Module = DistributedDataParallel(self.model) if harness.world > 1 else self.model
         self.average = average_of(self.model, decay=settings.average) if settings.average else None
         self.nowcast: Nowcast | None = _nowcast(order, self)
@@ -84,7 +80,7 @@ class _Run:
         self.evaluations: list[Evaluation] = []
         self.train_s = 0.0
         self.started = time.perf_counter()
-        self.train = torch.zeros(2, dtype=torch.float64, device=harness.device)  # see `_trained`
+        self.trained = torch.zeros(2, dtype=torch.float64, device=harness.device)  # see `_trained`
         self._seed()
 
     @contextmanager
@@ -111,11 +107,10 @@ class _Run:
             self.nowcast.observe(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.train[0] += loss.detach()
-        self.train[1] += 1
+        self.trained[0] += loss.detach()
+        self.trained[1] += 1
         self.step += 1
 
     def evaluate(self) -> None:
@@ -128,7 +123,7 @@ class _Run:
         self.evaluations.append(evaluation)
         if self.harness.rank == 0:
             self.harness.tell(self._told(evaluation))
-        self.train.zero_()
+        self.trained.zero_()
         self.started = time.perf_counter()
 
     def _told(self, evaluation: Evaluation) -> str:
@@ -153,9 +148,8 @@ class _Run:
                 "model": self.model.state_dict(),
                 "average": self.average.state_dict() if self.average is not None else None,
                 "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
                 "nowcast": self.nowcast.state_dict() if self.nowcast else None,
-                "train": self._trained(),
+                "trained": self._trained(),
                 "step": self.step,
                 "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
                 "train_s": self.train_s,
@@ -175,11 +169,10 @@ class _Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
         if self.nowcast:
             self.nowcast.load_state_dict(state["nowcast"])
         if self.harness.rank == 0:  # what all workers trained together
-            self.train.copy_(state["train"])
+            self.trained.copy_(state["trained"])
         self.step, self.train_s, self.restores = state["step"], state["train_s"], state["restores"] + 1
         self.evaluations = [Evaluation.model_validate(values) for values in state["evaluations"]]
         self._seed()
@@ -190,7 +183,7 @@ class _Run:
 
     def _trained(self) -> Tensor:
         """Sum of training losses, and number of batches, since the last evaluation, over all workers."""
-        return self._over_all_workers(self.train.cpu())
+        return self._over_all_workers(self.trained.cpu())
 
     def record(self) -> RunRecord:
         """What the run leaves behind."""
@@ -249,15 +242,6 @@ def _nowcast(order: Order, run: _Run) -> Nowcast | None:
         push=table.push,
         on_event=(lambda event: harness.tell(str(event)) if event.kind == "server" else None) if harness.rank == 0 else None,
     )
-
-
-def _rate(settings: TrainTable, step: int) -> float:
-    """The learning rate of step + 1, as a share of its highest."""
-    if settings.rate == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
-    if settings.rate == "warmup-stable-decay":
-        return min(1.0, (step + 1) / (0.05 * settings.steps), max(0.0, settings.steps - step) / (0.2 * settings.steps))
-    return 1.0
 
 
 def train_in_process(order: Order, *, listen: Callable[[str], None]) -> RunRecord:

@@ -8,7 +8,7 @@ from torch import nn
 
 from protos.wiring import Wiring
 from trainer_worker.wiring.parameters import list_parameters, restrict
-from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport, draw, show
+from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport, draw, rows_of, show
 from trainer_worker.wiring.trace.layout import lay_out
 from trainer_worker.wiring.trace.run import run
 from trainer_worker.wiring.trace.sandbox import undisturbed
@@ -59,9 +59,9 @@ def describe(model: nn.Module, example_inputs: Any = None, *, parameters: Collec
         wiring, placed = lay_out(seen.tracer, whole, names)
     if len(chosen) < len(whole):
         wiring = restrict(wiring, chosen)
-    traced = {name: how for name, how in seen.how.items() if placed.get(name)}
-    how = {item.name: traced.get(item.name, FALLBACK) if item.shape else SCALAR for item in chosen}
+    how = {item.name: seen.how.get(item.name, FALLBACK) if placed.get(item.name) else FALLBACK for item in chosen}
+    how |= {item.name: SCALAR for item in chosen if not item.shape}
     shares = {FALLBACK: 0.0, SCALAR: 1.0}
     followed = {name: shares.get(way, placed.get(name, 1.0)) for name, way in how.items()}
     lost = (f"operator {name} could not be followed: {why}" for name, why in seen.tracer.lost.items())
-    return WiringReport(wiring, type(model).__name__, how, followed, (*seen.remarks, *lost), seen.inputs, left_out)
+    return WiringReport(wiring, type(model).__name__, rows_of(wiring, how, followed), (*seen.remarks, *lost), seen.inputs, left_out)

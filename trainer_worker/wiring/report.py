@@ -1,9 +1,9 @@
-"""How a module was wired, parameter by parameter: as a sentence, as a table on a terminal, and as a picture."""
+"""How a module was wired, parameter by parameter: as a sentence, and as a table on a terminal."""
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,33 @@ class Row:
     name: str
     shape: tuple[int, ...]
     how: str  # "traced", "traced apart", "scalar" (in no block) or "fallback" (neurons of its own)
-    kinds: tuple[EdgeType, ...]  # types of its edges
-    sources: tuple[int, int] | None  # neurons (first, last) over all its blocks; None for a scalar
-    targets: tuple[int, int] | None
-    blocks: int  # how many it takes
     followed: float  # the share of its weights whose place in the network is known; the others have neurons of their own
+    blocks: tuple[Block, ...]
+
+    @property
+    def kinds(self) -> tuple[EdgeType, ...]:
+        """Types of its edges."""
+        return tuple(EdgeType(kind) for kind in dict.fromkeys(block.edge_type for block in self.blocks))
+
+    @property
+    def sources(self) -> tuple[int, int] | None:
+        """The first and last neuron from which its weights start; None for a scalar."""
+        return _range([(block.source, block.sources) for block in self.blocks])
+
+    @property
+    def targets(self) -> tuple[int, int] | None:
+        """The first and last neuron in which its weights end."""
+        return _range([(block.target, block.targets) for block in self.blocks])
+
+
+def rows_of(wiring: Wiring, how: Mapping[str, str], followed: Mapping[str, float]) -> tuple[Row, ...]:
+    """One for each parameter, in the order of the flat vector; for `how` and `followed`, by name, see `Row`."""
+    blocks: list[list[Block]] = [[] for _ in wiring.parameters]
+    for block in wiring.blocks:
+        if block.parameter != STRUCTURE:
+            blocks[block.parameter].append(block)
+    pairs = zip(wiring.parameters, blocks, strict=True)
+    return tuple(Row(each.name, each.shape, how[each.name], followed[each.name], tuple(own)) for each, own in pairs)
 
 
 @dataclass(frozen=True)
@@ -37,32 +59,10 @@ class WiringReport:
 
     wiring: Wiring
     model: str  # the module's class
-    how: dict[str, str]  # and `followed`: for each parameter as in `Row`
-    followed: dict[str, float]
+    rows: tuple[Row, ...]
     remarks: tuple[str, ...] = ()  # what went wrong on the way, one sentence each
     inputs: str | None = None  # what the model was run with: "guessed inputs 2x3x32x32 float32"; None if not run as a whole
     left_out: tuple[str, ...] = ()  # parameters that were asked for but cannot be forecast, each with its dtype
-
-    @cached_property
-    def rows(self) -> tuple[Row, ...]:
-        """One for each parameter, in the order of the flat vector."""
-        blocks: list[list[Block]] = [[] for _ in self.wiring.parameters]
-        for block in self.wiring.blocks:
-            if block.parameter != STRUCTURE:
-                blocks[block.parameter].append(block)
-        return tuple(
-            Row(
-                parameter.name,
-                parameter.shape,
-                self.how[parameter.name],
-                tuple(EdgeType(kind) for kind in dict.fromkeys(block.edge_type for block in own)),
-                _range([(block.source, block.sources) for block in own]),
-                _range([(block.target, block.targets) for block in own]),
-                len(own),
-                self.followed[parameter.name],
-            )
-            for parameter, own in zip(self.wiring.parameters, blocks, strict=True)
-        )
 
     @property
     def coverage(self) -> float:
@@ -77,29 +77,19 @@ class WiringReport:
     @property
     def sentence(self) -> str:
         """The coverage, and how it was found, in one line for a log or summary."""
-        how = ""
+        how, alone = "", self.fallbacks
         if self.inputs is not None:
             how = f" (traced with {self.inputs})"
         elif NO_FORWARD in self.remarks:
             how = f" ({NO_FORWARD})"
-        elif self.fallbacks or self.remarks:  # else nothing had to be run
+        elif alone or self.remarks:  # else nothing had to be run
             how = " (the model could not be run as a whole; give example inputs)"
-        alone = self.fallbacks
         rest = f"; {len(alone)} parameters have neurons of their own, first {alone[0]!r}" if alone else ""
         return f"{self.coverage:.1%} of {self.wiring.size:,} weights are wired into the network{how}{rest}"
 
     def summary(self) -> dict[str, object]:
         """The coverage, what was run with which inputs, and how many parameters have neurons of their own, JSON-able."""
         return {"coverage": round(self.coverage, 4), "inputs": self.inputs, "apart": len(self.fallbacks)}
-
-    @property
-    def structure(self) -> dict[str, int]:
-        """Edges without weights by type, self loops aside."""
-        counts: Counter[str] = Counter()
-        for block in self.wiring.blocks:
-            if block.parameter == STRUCTURE:
-                counts[EdgeType(block.edge_type).name.lower()] += block.edges
-        return dict(counts)
 
 
 def show(report: WiringReport, console: "Console") -> None:
@@ -113,21 +103,21 @@ def show(report: WiringReport, console: "Console") -> None:
     for row in report.rows:
         shape = "x".join(map(str, row.shape)) or "scalar"
         kinds = ", ".join(kind.name.lower().replace("_", " ") for kind in row.kinds) or "-"
-        cells = (row.name, shape, row.how, kinds, _span(row.sources), _span(row.targets), str(row.blocks))
+        cells = (row.name, shape, row.how, kinds, _span(row.sources), _span(row.targets), str(len(row.blocks)))
         table.add_row(*cells, style="yellow" if row.how == FALLBACK else None)
     console.print(table)
-    for kind, edges in report.structure.items():
+    structure: Counter[str] = Counter()
+    for block in report.wiring.blocks:
+        if block.parameter == STRUCTURE:
+            structure[EdgeType(block.edge_type).name.lower()] += block.edges
+    for kind, edges in structure.items():
         console.print(f"{edges:,} {kind} edges without weights")
     for remark in report.remarks:
         console.print(remark, style="yellow", markup=False, highlight=False)
 
 
 def draw(report: WiringReport, path: Path) -> None:
-    """Draw the network's layers, repeats folded, and the matrix of which neurons are joined, as SVG.
-
-    Raises:
-        ValueError: the file's name ends otherwise.
-    """
+    """Draw the network's layers, repeats folded, and which neurons are joined, as SVG. Raises `ValueError` for other endings."""
     if path.suffix.lower() != ".svg":
         raise ValueError(f"{path}: the picture is SVG, which browsers and editors open: give a name that ends in .svg")
     path.write_text(draw_svg(report.wiring, alone=True), encoding="utf-8")

@@ -20,6 +20,7 @@ from protos.errors import HistoryMissing, NowcastError, UnknownJob
 from protos.messages import JobSpec
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Asked
 from trainer_worker.wiring import wire
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -63,7 +64,7 @@ class Press:
                     self._endpoint.send(missing[0] * INTERVAL, self.states[missing[0]], deadline=Deadline(120))
                     del missing[0]
                 out = torch.empty(1, WIRING.size)
-                self._endpoint.forecast(range(0, PERIOD, INTERVAL), (5,), out, deadline=Deadline(120))
+                self._endpoint.forecast(Asked(range(0, PERIOD, INTERVAL), (5,)), out, deadline=Deadline(120))
                 self.asked += 1
                 self.told += [] if any(map(out.equal, self.told)) else [out]
             except UnknownJob:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 from ray.exceptions import AuthenticationError
-from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from protos.messages import JobId
@@ -40,13 +39,6 @@ def submit(what: Path, *options: str, **variables: str) -> Result:
     return CliRunner().invoke(app, ["submit", str(what), *options], env={"COLUMNS": "140", **variables})
 
 
-def configuration(folder: Path, text: str = "") -> Path:
-    """Of the tiny task, beside something that is nobody's business."""
-    (folder / "secret").write_text("x")
-    (folder / "c.toml").write_text(f'[task]\nname = "fm-16"\n{text}')
-    return folder / "c.toml"
-
-
 def test_a_scripts_command_line_survives_the_shell(sent: list[Job], tmp_path: Path) -> None:
     """Arguments with blanks or quotes would reach the script in pieces, or run as commands."""
     script = tmp_path / "Fine tune (2)!.py"
@@ -71,82 +63,6 @@ def test_a_scripts_command_line_survives_the_shell(sent: list[Job], tmp_path: Pa
     assert len({TypeAdapter(JobId).validate_python(name) for name in names}) == 2
 
 
-@pytest.mark.parametrize(
-    ("storage", "places"),
-    [("/runs", {"out": "/runs/x"}), ("s3://bucket/runs", {"storage": "s3://bucket/runs/x", "out": "runs/x"}), (None, {})],
-)
-def test_a_configurations_command_line_is_valid(
-    storage: str | None, places: dict[str, str], sent: list[Job], tmp_path: Path
-) -> None:
-    """The job would fail over an option that does not exist; sent again it would not go on; or a home directory be uploaded."""
-    options = ["--name", "x", "--server", "http://a:1", *(["--storage", storage] if storage else [])]
-    assert submit(configuration(tmp_path), *options).exit_code == 0
-    words = shlex.split(sent[0]["entrypoint"])
-    assert words[:4] == ["python", "-m", "trainer_worker", "train"]
-    train: Any = get_command(app).commands["train"]  # type: ignore[attr-defined]
-    with train.make_context("train", words[4:]) as context:
-        expected = {"server": "http://a:1", "address": "auto", "resume": storage is not None, **places}
-        assert {name: type(value)(context.params[name]) for name, value in expected.items()} == expected
-    assert sent[0]["files"] == ["c.toml"]
-
-
-@pytest.mark.parametrize(
-    ("text", "server", "option"),
-    [
-        ("", None, None),
-        ("", "http://a:1", "http://a:1"),
-        ("[nowcast]\n", "http://a:1", "http://a:1"),
-        ("[nowcast]\n", "embedded", "embedded"),
-    ],
-)
-def test_nowcasts_are_made_where_configuration_or_option_asks_for_them(
-    text: str, server: str | None, option: str | None, sent: list[Job], tmp_path: Path
-) -> None:
-    """A plain run would become one with nowcasts, or be refused because the cluster has no server; or the option be overlooked."""
-    assert submit(configuration(tmp_path, text), *(("--server", server) if server else ())).exit_code == 0
-    words = shlex.split(sent[0]["entrypoint"])
-    assert (words[words.index("--server") + 1] if "--server" in words else None) == option
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "says"),
-    [
-        ("[trian]\nsteps = 3", [], "unknown table [trian]; did you mean train?"),
-        ("steps = ", [], "not valid TOML"),
-        ("[nowcast]\nforecaster = '{here}/w.pt'", ["--server", "http://a:1"], "the one at a URL has its own weights"),
-        (
-            "[nowcast]\nforecaster = './w.pt'",
-            ["--server", "embedded"],
-            "[nowcast] forecaster: ./w.pt is on this machine, and is not",
-        ),
-        ("[workers]\ncount = 0", ["--storage", "s3://bucket/runs"], "keeps its checkpoints in output.folder"),
-        ("data = 'pictures'", [], "[task] data: pictures is on this machine, and is not uploaded: leave it out"),
-        ("data = '~/pictures'", [], "[task] data: ~/pictures is on this machine"),
-        ("", ["--", "x"], "ARGS: for scripts"),
-        ("", ["--workers", "1"], "a configuration has its own table [workers]"),
-        ("", ["--driver"], "--driver: for scripts"),
-        ("", ["--env", "A"], "NAME=VALUE"),
-    ],
-)
-def test_what_the_cluster_would_refuse_is_refused_here(
-    text: str, options: list[str], says: str, sent: list[Job], *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would show there, minutes later, in a log."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "w.pt").write_bytes(b"")
-    result = submit(configuration(tmp_path, text.format(here=tmp_path)), *options)
-    assert (result.exit_code, sent) == (2, [])
-    assert says in result.output
-
-
-def test_paths_that_all_nodes_may_share_are_sent(sent: list[Job], tmp_path: Path) -> None:
-    """Data and weights on a file system of the cluster's could not be used."""
-    (tmp_path / "w.pt").write_bytes(b"")
-    text = f"data = '/data/pictures'\n[nowcast]\nforecaster = '{tmp_path}/w.pt'"
-    result = submit(configuration(tmp_path, text), "--server", "embedded")
-    assert (result.exit_code, len(sent)) == (0, 1), result.output
-
-
 @pytest.mark.parametrize("text", ["0", "8:2", "x", "", "1:2:3", "-1"])
 def test_impossible_numbers_of_workers(text: str) -> None:
     """The mistake would show on the cluster, minutes later; or an elastic range would be read as one number."""
@@ -162,6 +78,9 @@ def test_scripts_that_would_not_arrive_are_refused(sent: list[Job], tmp_path: Pa
     options = ("--server", "embedded", "--working-dir")
     assert "--working-dir" in submit(tmp_path / "other.py", *options, str(tmp_path / "project")).output
     assert "there is no file none.py" in submit(Path("none.py")).output
+    assert "NAME=VALUE" in submit(tmp_path / "other.py", "--env", "A").output
+    (tmp_path / "c.toml").touch()
+    assert "ray job submit --working-dir . -- nowcast train" in submit(tmp_path / "c.toml").output
     assert sent == []
     assert submit(tmp_path / "other.py", *options, str(tmp_path)).exit_code == 0
 

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 
 from trainer_worker.cluster.connection import connect
-from trainer_worker.comparison.summary import Summary
-from trainer_worker.tasks.task import Task
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -139,27 +137,6 @@ def test_a_users_script_survives_the_loss_of_a_node(cluster: TwoNodes, tmp_path:
     assert min(resumed) >= 25, "the checkpoint was not used"
     assert "succeeded" in run("ray", "job", "status", *at, name)
     assert "take another --name" in run("nowcast", "submit", str(PROJECT / f"{name}.py"), *options, status=2)
-
-
-def test_a_configuration_is_trained_on_the_cluster(cluster: TwoNodes, fashion: Task, tmp_path: Path) -> None:
-    """`nowcast submit CONFIG.toml` would not find the cluster, its server or a place for its results."""
-    cluster.gain_a_node()
-    config = tmp_path / "small.toml"
-    config.write_text(
-        """
-        task = {name = "fm-16", examples = 256}
-        train = {steps = 120, batch_size = 16, eval_every = 40, checkpoint_every = 40}
-        nowcast = {forecaster = "linear", interval = 10}
-        workers = {count = 2, threads = 1}
-        """
-    )
-    at = ("--address", cluster.address)
-    text = run("nowcast", "submit", str(config), *at, "--storage", f"file://{tmp_path}/runs", "--name", "small", "-f")
-    assert f"wrote file://{tmp_path}/runs/small/summary.json" in text
-    assert sorted(path.name for path in (tmp_path / "runs" / "small").iterdir()) == ["checkpoints", "report.png", "summary.json"]
-    summary = Summary.model_validate_json((tmp_path / "runs" / "small" / "summary.json").read_text())
-    assert summary.runs[0].evaluations[-1].step == 120
-    assert list((tmp_path / "runs" / "small" / "checkpoints" / "adam+linear-seed1000").glob("checkpoint_*"))
 
 
 def test_a_failure_of_the_script_is_the_commands_own(cluster: TwoNodes, tmp_path: Path) -> None:

@@ -46,27 +46,22 @@ def server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def drip_head(connection: socket.socket) -> None:
-    connection.recv(65536)
-    connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
-    while True:
-        connection.sendall(b"y")
-        time.sleep(0.1)
+def dripping(begin: bytes, drop: bytes) -> Callable[[socket.socket], None]:
+    """Begins an answer, and goes on with it a drop at a time, without end."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(begin)
+        while True:
+            connection.sendall(drop)
+            time.sleep(0.1)
+
+    return serve
 
 
-def endless_continue(connection: socket.socket) -> None:
-    connection.recv(65536)
-    while True:
-        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        time.sleep(0.1)
-
-
-def drip_body(connection: socket.socket) -> None:
-    connection.recv(65536)
-    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n")
-    while True:
-        connection.sendall(b" ")
-        time.sleep(0.1)
+HEAD = dripping(b"HTTP/1.1 200 OK\r\nx: ", b"y")
+CONTINUE = dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n")
+BODY = dripping(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n", b" ")
 
 
 def slow_reader(connection: socket.socket) -> None:
@@ -75,7 +70,7 @@ def slow_reader(connection: socket.socket) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("serve", [drip_head, endless_continue, drip_body])
+@pytest.mark.parametrize("serve", [HEAD, CONTINUE, BODY])
 def test_a_registration_ends_at_its_deadline(serve: Callable[[socket.socket], None]) -> None:
     """`with Nowcast(...)` would never come to the first training step."""
     with server(serve) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
@@ -96,7 +91,7 @@ def test_an_upload_ends_at_its_deadline() -> None:
 
 def test_what_nobody_waits_for_any_more_ends_at_once() -> None:
     """An answer that is late would keep its connection, and the server at work, until its deadline."""
-    with server(drip_body) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
+    with server(BODY) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
         deadline = Deadline(1000.0)
         threading.Timer(0.2, deadline.expire).start()
         with pytest.raises(DeadlineExceeded):
@@ -105,7 +100,7 @@ def test_what_nobody_waits_for_any_more_ends_at_once() -> None:
 
 def test_closing_ends_a_call_under_way() -> None:
     """A run would end, and its thread go on to wait for a server that hangs."""
-    with server(drip_body) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
+    with server(BODY) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
         threading.Timer(0.2, endpoint.close).start()
         with pytest.raises(Unavailable):
             endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=Deadline(1000.0))

@@ -14,6 +14,7 @@ from protos.wiring import Wiring
 from trainer_worker.endpoints import embedded
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
+from trainer_worker.endpoints.endpoint import Asked
 from trainer_worker.wiring import wire
 
 NEVER = Deadline(60)
@@ -25,14 +26,14 @@ def test_only_the_context_is_kept() -> None:
     endpoint = EmbeddedEndpoint(load_embedded("last", device=torch.device("cpu")))
     out = torch.empty(1, spec.wiring.size)
     with pytest.raises(UnknownJob):
-        endpoint.forecast((1, 2), (1,), out, deadline=NEVER)
+        endpoint.forecast(Asked((1, 2), (1,)), out, deadline=NEVER)
     endpoint.register(spec, replace=False, deadline=NEVER)
     for step in (1, 2, 3):
         endpoint.send(step, torch.full((spec.wiring.size,), float(step)), deadline=NEVER)
-    endpoint.forecast((2, 3), (), out, deadline=NEVER)
+    endpoint.forecast(Asked((2, 3)), out, deadline=NEVER)
     assert (out == 3).all()
     with pytest.raises(HistoryMissing) as caught:
-        endpoint.forecast((1, 2), (1,), out, deadline=NEVER)
+        endpoint.forecast(Asked((1, 2), (1,)), out, deadline=NEVER)
     assert caught.value.extra["missing"] == [1]
 
 
@@ -57,7 +58,7 @@ def test_training_that_goes_on_does_not_write_into_a_forecast() -> None:
     for step in (0, 1):
         endpoint.send(step, rows[step], deadline=NEVER)
     out = torch.empty(1, spec.wiring.size)
-    thread = threading.Thread(target=endpoint.forecast, args=((0, 1), (1,), out), kwargs={"deadline": NEVER})
+    thread = threading.Thread(target=endpoint.forecast, args=(Asked((0, 1), (1,)), out), kwargs={"deadline": NEVER})
     thread.start()
     assert begun.wait(10)
     endpoint.send(2, rows[2], deadline=NEVER)  # 0 has left the history
@@ -95,14 +96,14 @@ def test_a_device_is_sent_each_snapshot_once(monkeypatch: pytest.MonkeyPatch) ->
     for step in range(4):
         endpoint.send(step, torch.zeros(spec.wiring.size), deadline=NEVER)
         if step >= 2:
-            endpoint.forecast((step - 2, step - 1, step), (1,), out, deadline=NEVER)
+            endpoint.forecast(Asked((step - 2, step - 1, step), (1,)), out, deadline=NEVER)
     first, second = forecaster.seen
     assert all(state.device.type == "meta" for state in (*first, *second))
     assert [one is other for one, other in zip(first[1:], second[:2], strict=True)] == [True, True]
     endpoint.register(spec, replace=True, deadline=NEVER)
     for step in (1, 2, 3):
         endpoint.send(step, torch.ones(spec.wiring.size), deadline=NEVER)
-    endpoint.forecast((1, 2, 3), (1,), out, deadline=NEVER)
+    endpoint.forecast(Asked((1, 2, 3), (1,)), out, deadline=NEVER)
     assert not any(one is other for one, other in zip(forecaster.seen[2], second, strict=True))
 
 
@@ -117,9 +118,9 @@ def test_training_comes_first_on_its_device(monkeypatch: pytest.MonkeyPatch) -> 
     needed_bytes = 1000 + 4 * 3 * spec.wiring.size
     monkeypatch.setattr(embedded, "free_memory", lambda device: 2 * needed_bytes - 2)
     with pytest.raises(OutOfMemoryBudget, match="where training leaves"):
-        endpoint.forecast((0, 1), (1,), out, deadline=NEVER)
+        endpoint.forecast(Asked((0, 1), (1,)), out, deadline=NEVER)
     monkeypatch.setattr(embedded, "free_memory", lambda device: 2 * needed_bytes)
-    endpoint.forecast((0, 1), (1,), out, deadline=NEVER)
+    endpoint.forecast(Asked((0, 1), (1,)), out, deadline=NEVER)
     assert len(forecaster.seen) == 1
 
 

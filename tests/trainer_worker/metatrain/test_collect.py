@@ -15,7 +15,6 @@ from trainer_worker.metatrain import collect, corpus, workers
 from trainer_worker.metatrain.cli import app
 from trainer_worker.metatrain.collect import CollectConfig, collect_study
 from trainer_worker.metatrain.draw import Study, draw
-from trainer_worker.metatrain.feeds import TableFeed
 
 TABLE = (torch.randn(64, 10), torch.randn(64))
 
@@ -104,16 +103,6 @@ def test_collecting_again_gives_the_same_weights(small: None, tmp_path: Path) ->
         collect_study(config, 0)
         states.append([run.states(slice(None)) for run in trajectories(config.folder)])
     assert all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
-
-
-def test_a_run_that_diverges_is_left_out(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN would be read as weights."""
-    monkeypatch.setattr(
-        TableFeed,
-        "take",
-        lambda self, generator, batch_size: (torch.full((self.lanes, 4, 10), torch.nan), torch.zeros(self.lanes, 4)),
-    )
-    assert "0 runs" in collect_study(CollectConfig(folder=tmp_path, studies=1, lanes=1), 0)
 
 
 def test_commands_name_the_wrong_key(tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 import gzip
 import hashlib
 import os
-import socketserver
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -184,35 +183,18 @@ def test_a_program_that_fails_is_named_with_its_last_words(into: Path) -> None:
         data.run_program("sh", "-c", "echo no such wheel >&2; exit 3", folder=into)
 
 
-class Site(BaseHTTPRequestHandler):
-    """Serves one file."""
-
-    def do_GET(self) -> None:
-        found = self.path == f"/set/{FILE.name}"
-        self.send_response(200 if found else 404)
-        self.end_headers()
-        self.wfile.write(gzip.compress(CONTENT) if found else b"")
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def site() -> Iterator[str]:
-    """The address of a web server on this machine."""
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Site) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/set"
-        server.shutdown()
-
-
-def test_a_download_puts_the_files_in_place_or_fails(site: str, into: Path) -> None:
+def test_a_download_puts_the_files_in_place_or_fails(into: Path, tmp_path: Path) -> None:
     """The archive arrives as it is, not unpacked on the way; and a dead mirror must not end the search with a traceback."""
-    Download(site).fetch((FILE,), into)
-    assert FILE.read(into) == CONTENT
-    for url in (f"{site}/elsewhere", "http://127.0.0.1:9"):
-        with pytest.raises(SourceFailed):
-            Download(url).fetch((FILE,), into)
+    put(tmp_path / "set")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        Download(f"{url}/set").fetch((FILE,), into)
+        assert FILE.read(into) == CONTENT
+        for place in (f"{url}/elsewhere", "http://127.0.0.1:9"):
+            with pytest.raises(SourceFailed):
+                Download(place).fetch((FILE,), into)
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 from rich.console import Console
 
 from trainer_worker import Push
-from trainer_worker.tasks import TASKS
 from trainer_worker.training.config import TABLES, Config, ConfigError, load_config, show_keys
 
 DEMO = Path(__file__).resolve().parents[3] / "deploy" / "demo.toml"
@@ -62,7 +61,6 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[nowcast]\nforecaster = 'nowhere.pt'", "forecaster: there is no file"),
         ("[nowcast]\nserver = 'http://a:1'\nforecaster = './a.pt'", "the one at a URL has its own weights"),
         ("[nowcast]\n[workers]\naddress = 'auto'", "cannot reach a server of this command's own; give its URL"),
-        ("[train]\nrate = 'linear'", "[train] rate: Input should be 'constant', 'cosine' or 'warmup-stable-decay'"),
         ("[nowcast]\ngain = 1.0", "[nowcast] gain: Input should be less than 1 (it is 1.0)"),
         ("[nowcast]\nfade = 1.5", "[nowcast] fade: Input should be less than or equal to 1"),
         ("[nowcast]\nhorizon = 0", "[nowcast] horizon: Input should be greater than or equal to 1"),
@@ -86,13 +84,6 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert "unknown task; did you mean fm-16?" in lines[0]
-
-
-def test_an_unknown_task_is_told_once_which_there_are(tmp_path: Path) -> None:
-    """The list would be in the message twice."""
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, '[task]\nname = "zebra"')
-    assert str(caught.value).endswith(f"[task] name: unknown task (known: {', '.join(TASKS)}) (it is 'zebra')")
 
 
 def test_a_missing_file_or_table_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from faulty_server import FaultyServer
 
 from trainer_worker.training.config import Config
-from trainer_worker.training.loop import FolderHarness, State, _rate, train, train_in_process
+from trainer_worker.training.loop import FolderHarness, State, train, train_in_process
 from trainer_worker.training.records import Arm, Order, RunRecord, is_average
 
 NOWCAST = {"server": "embedded", "forecaster": "linear", "interval": 2, "start": 0.0}
@@ -115,15 +115,6 @@ def test_an_average_of_the_weights_is_judged_besides_them(tmp_path: Path) -> Non
     assert is_average(averaged.arm)
     assert [evaluation.model_copy(update={"averaged": None}) for evaluation in record.evaluations] != averaged.evaluations
     assert [evaluation.validation for evaluation in record.evaluations] == [each.validation for each in without.evaluations]
-
-
-@pytest.mark.parametrize(("rate", "seen"), [("cosine", [1.0, 0.5, 0.0]), ("warmup-stable-decay", [0.05, 1.0, 0.0])])
-def test_the_rate_follows_its_course(tmp_path: Path, rate: str, seen: list[float]) -> None:
-    """A decay that ends before the run, or after it, is another baseline."""
-    made = order(tmp_path, nowcasts=False, steps=400)
-    settings = made.config.train.model_copy(update={"rate": rate})
-    assert [_rate(settings, at) for at in (0, 200, 400)] == pytest.approx(seen)
-    assert 0 < _rate(settings, 399) < 0.02
 
 
 def test_nowcasts_change_nothing_before_the_first_push(tmp_path: Path) -> None:

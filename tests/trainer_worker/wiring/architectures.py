@@ -93,29 +93,6 @@ class MLPMixer(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
-class Autoencoder(nn.Module):
-    """Convolutions down to a vector and back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Conv2d(1, 4, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(4, 6, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(24, 3),
-        )
-        self.expand = nn.Linear(3, 24)
-        self.decoder = nn.Sequential(
-            nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.expand(self.encoder(x)))
-        return self.decoder(hidden.view(-1, 6, 2, 2))
-
-
 class GAN(nn.Module):
     """Two networks in one module that has no forward of its own."""
 
@@ -341,7 +318,6 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "unet": (UNet, _images(1, 16)),
     "mobilenet": (MobileNet, _images(3, 16)),
     "mixer": (MLPMixer, _images(3, 16)),
-    "autoencoder": (Autoencoder, _images(1, 8)),
     "gan": (GAN, lambda: None),
     "experts": (MixtureOfExperts, lambda: (torch.randn(30, 5),)),
     "batched_experts": (BatchedExperts, lambda: (torch.randn(6, 4),)),

@@ -25,10 +25,9 @@ def output(model: nn.Module, inputs: tuple[Tensor, ...] | None) -> Tensor:
     return model(*inputs)
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module, Any]:
+def made(name: str) -> tuple[nn.Module, Any]:
     """A network in double precision with weights everywhere, and its inputs."""
-    make_model, make_inputs = ARCHITECTURES[request.param]
+    make_model, make_inputs = ARCHITECTURES[name]
     torch.manual_seed(0)
     model = make_model().eval().double()
     for parameter in model.parameters():
@@ -36,29 +35,21 @@ def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module, Any]:
     inputs = make_inputs()
     if inputs is not None:
         inputs = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
-    return request.param, model, inputs
+    return model, inputs
 
 
-def test_covers_every_parameter(case: tuple[str, nn.Module, Any]) -> None:
-    """Part of the network would be forecast without knowing its neighbours, or not at all."""
-    _, model, inputs = case
-    report = describe(model, inputs)
-    assert report.coverage >= 0.95
-    assert report.fallbacks == ()
-    assert sum(block.size for block in report.wiring.blocks) == report.wiring.size
-
-
-def test_needs_no_example(case: tuple[str, nn.Module, Any]) -> None:
-    """Users would have to hand over inputs, or workers with other batches would get other wirings."""
-    _, model, inputs = case
-    assert describe(model).wiring.hash == describe(model, inputs).wiring.hash
-
-
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
-def test_hidden_neurons_may_be_permuted(case: tuple[str, nn.Module, Any]) -> None:
-    """A tie between neurons would be missing (the output changes) or made up (the graph changes)."""
-    name, model, inputs = case
-    wiring = describe(model, inputs).wiring
+def test_every_parameter_is_wired_and_hidden_neurons_may_be_permuted(name: str) -> None:
+    """Part of the network would be forecast without knowing its neighbours; workers with other batches would get other wirings; or
+    a tie between neurons be missing (the output changes) or made up (the graph changes).
+    """
+    model, inputs = made(name)
+    report = describe(model, inputs)
+    wiring = report.wiring
+    assert (report.coverage >= 0.95, report.fallbacks) == (True, ())
+    assert sum(block.size for block in wiring.blocks) == wiring.size
+    assert describe(model).wiring.hash == wiring.hash  # without an example
     before, weights = output(model, inputs), flat(model)
     groups = [group for group in hidden_groups(wiring) if group not in APART.get(name, set()) and "in_proj" not in group]
     assert groups

@@ -111,10 +111,6 @@ def test_written_out_recurrence() -> None:
     assert hidden == ends(wiring, "keep.weight")[0] == ends(wiring, "keep.weight")[1] == ends(wiring, "out.weight")[0]
 
 
-def _linears(**sizes: tuple[int, int]) -> dict[str, nn.Linear]:
-    return {name: nn.Linear(*size) for name, size in sizes.items()}
-
-
 def test_low_rank_adapters() -> None:
     """Adapters beside a layer, or merged into its weights, would not share its neurons."""
     parts = {

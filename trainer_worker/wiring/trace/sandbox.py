@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 LARGEST_COPY = 2 * 2**30
 """Bytes of parameters beyond which only their shapes are copied, to the meta device: what depends on values then cannot be run."""
@@ -142,33 +143,15 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
 def _foreseen(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
     """Elements an operator will put out and operations it will take, where its inputs may be small and these large."""
-    name = str(func.overloadpacket).removeprefix("aten.")
-    if name in {"mm", "bmm", "addmm", "baddbmm"}:
-        left, right = [value for value in args if isinstance(value, Tensor)][-2:]
-        elements = left.numel() // max(1, left.shape[-1]) * right.shape[-1]
-        return elements, 2 * elements * left.shape[-1]
-    if name in {"convolution", "_convolution"}:
-        return _convolution(args)
-    if name.lstrip("_").startswith(_ENLARGING):
+    count = flop_registry.get(func.overloadpacket)
+    if count is not None or str(func.overloadpacket).removeprefix("aten.").lstrip("_").startswith(_ENLARGING):
         shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args)
-        return sum(leaf.numel() for leaf in tree_leaves(func(*shapes, **kwargs))), 0
+        out = func(*shapes, **kwargs)
+        return sum(leaf.numel() for leaf in tree_leaves(out)), count(*shapes, **kwargs, out_val=out) if count else 0
     if torch.Tag.pointwise in func.tags:
         sizes = [value.shape for value in args if isinstance(value, Tensor)]
         return math.prod(max(same) for same in zip_longest(*(reversed(shape) for shape in sizes), fillvalue=1)), 0
     return 0, 0
-
-
-def _convolution(args: tuple[Any, ...]) -> tuple[int, int]:
-    inputs, weight, _, stride, padding, dilation, transposed, output_padding, groups = args[:9]
-    spatial = []
-    for dim, size in enumerate(inputs.shape[2:]):
-        step, pad, reach = (values[dim % len(values)] for values in (stride, padding, dilation))
-        reach *= weight.shape[2 + dim] - 1
-        extra = output_padding[dim % len(output_padding)]
-        spatial.append((size - 1) * step - 2 * pad + reach + extra + 1 if transposed else (size + 2 * pad - reach - 1) // step + 1)
-    channels = weight.shape[1] * groups if transposed else weight.shape[0]
-    elements = inputs.shape[0] * channels * math.prod(spatial)
-    return elements, 2 * elements * (inputs.shape[1] // groups) * math.prod(weight.shape[2:])
 
 
 def _stored(out: Any) -> int:
