@@ -51,7 +51,8 @@ def submit(
     if not script.is_file():
         _fail(f"there is no file {script}")
     if script.suffix == ".toml":
-        _fail(f"of a configuration: ray job submit --working-dir . -- nowcast train {script} --address auto --storage PLACE")
+        trained = f"nowcast train {script} --address auto --server URL --storage PLACE"
+        _fail(f"of a configuration: ray job submit --working-dir . -- {trained}")
     options = ["--workers", workers, "--max-failures", f"{max_failures}", "--cpus", f"{cpus:g}", "--gpus", f"{gpus:g}"]
     options += ["--storage", storage] if storage else []
     try:
