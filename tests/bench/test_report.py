@@ -1,27 +1,18 @@
 """The benchmark's figures: what every claim about saved steps is read from."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import scripts
 
 
 @pytest.fixture(scope="module")
 def report() -> ModuleType:
     """bench/ is a folder of scripts, no package."""
-    path = Path(__file__).parents[2] / "bench" / "acceleration" / "report.py"
-    spec = importlib.util.spec_from_file_location("acceleration_report", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("bench/acceleration/report.py")
 
 
 def store(

@@ -1,6 +1,5 @@
 """The documentation as a site, its tables from the code, and what the README promises."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import scripts
 
 from protos.errors import ERRORS, NowcastError
 from trainer_worker.errors import REASONS, reason_for
@@ -18,12 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
     """docs/generate.py, which mkdocs loads by its path."""
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("docs/generate.py")
 
 
 @pytest.mark.slow
