@@ -184,14 +184,13 @@ class Device:
         return min(max(1.0, len(self._work) * mean_s), 60.0)
 
     def _check_limits(self, tenant: str, job: str) -> None:
-        waiting_all = [work for work in self._work if not work.begun]
-        own = [work.job for work in waiting_all if work.tenant == tenant]
-        for waiting, limit, whose in (
-            (len(waiting_all), self._limit, "forecasts"),
-            (len(own), self._tenant_limit, "of your forecasts"),
-            (own.count(job), self._job_limit, "forecasts of this job"),
+        waiting = [(work.tenant, work.job) for work in self._work if not work.begun]
+        for count, limit, whose in (
+            (len(waiting), self._limit, "forecasts"),
+            (sum(theirs == tenant for theirs, _ in waiting), self._tenant_limit, "of your forecasts"),
+            (waiting.count((tenant, job)), self._job_limit, "forecasts of this job"),
         ):
-            if waiting >= limit:
+            if count >= limit:
                 raise Busy(f"{limit} {whose} wait already", retry_after_s=self.retry_after_s())
 
     def _enter(self, tenant: str, job: str) -> None:

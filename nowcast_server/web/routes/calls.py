@@ -28,7 +28,6 @@ _LONE_SURROGATE: Final = re.compile(
 
 Scan = Callable[[str, int], Any]
 Run = Annotated[RunId | None, Header(alias=RUN_HEADER)]
-# dependencies are coroutines, though they wait for nothing: FastAPI would call plain functions in a thread each
 Model = TypeVar("Model", bound=BaseModel)
 
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
@@ -36,6 +35,7 @@ PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
+# dependencies are coroutines, though they wait for nothing: FastAPI would call plain functions in a thread each
 async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
