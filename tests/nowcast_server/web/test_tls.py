@@ -19,6 +19,7 @@ from protos.errors import BadRequest, Unavailable
 from protos.messages import JobSpec
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Asked
 
 trustme = pytest.importorskip("trustme")
 
@@ -109,7 +110,7 @@ def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeyp
         worker.register(spec, replace=False, deadline=Deadline(60))
         for step, snapshot in enumerate(snapshots):
             worker.send(step, snapshot, deadline=Deadline(60))
-        worker.forecast((0, 1), (1,), out, deadline=Deadline(60))
+        worker.forecast(Asked((0, 1), (1,)), out, deadline=Deadline(60))
         worker.close()
     assert torch.equal(out[0], snapshots[1])
 
