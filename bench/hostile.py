@@ -25,6 +25,7 @@ from nowcast_server.forecasters import load_forecaster
 from protos.messages import JobSpec, Progress, Skill
 from trainer_worker import Nowcast
 from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Asked
 from trainer_worker.tasks import load_task
 from trainer_worker.tasks.fashion import convnet
 
@@ -58,9 +59,10 @@ class Endpoint:
         del progress, deadline
         self.history[step] = snapshot.clone()
 
-    def forecast(self, context: Sequence[int], horizons: tuple[int, ...], out: Tensor, *, deadline: Deadline) -> None:
-        del horizons, deadline
-        out.copy_(self._forecast(self, context))
+    def forecast(self, asked: Asked, out: Tensor, *, deadline: Deadline) -> None:
+        if asked.newest is not None:
+            self.send(asked.context[-1], asked.newest, progress=asked.progress, deadline=deadline)
+        out.copy_(self._forecast(self, asked.context))
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
         """Nobody keeps it."""
