@@ -28,12 +28,12 @@ GROWTH: Final = 150
 """Of a run of unknown length, an interval is one part in so many of the steps so far,"""
 SHORTEST: Final = 10
 """but no less than so many steps."""
+EVERY: Final = 4
+"""A push is added in equal parts, every so many steps: each is a pass over the weights, and fewer cost less and save as much."""
 LATE: Final = 3
 """So many late forecasts, with none in time between them, double the interval;"""
 IN_TIME: Final = 10
 """so many in time, times 2 for each time it was doubled, halve it again."""
-EVERY: Final = 4
-"""A push is added in equal parts, every so many steps: each is a pass over the weights, and fewer cost less and save as much."""
 WIDEST: Final = 16
 """The interval does not grow further than so many times: what is that far apart says little about the next steps."""
 

@@ -194,11 +194,10 @@ class Nowcast:
             with self._ranks.failing_alike():
                 if self._forecasts is not None:
                     self._forecasts.open()
-            hooks = self._optimizers[-1]._optimizer_step_post_hooks  # noqa: SLF001 -- torch has no `prepend` for these
-            users = list(hooks)
-            self._handles = [self._optimizers[-1].register_step_post_hook(_hook(weakref.WeakMethod(self._after_step)))]
-            for each in users:
-                hooks[each] = hooks.pop(each)  # after ours, so that masks and constraints hold after a push
+            handle = self._optimizers[-1].register_step_post_hook(_hook(weakref.WeakMethod(self._after_step)))
+            self._handles = [handle]
+            hooks: Any = self._optimizers[-1]._optimizer_step_post_hooks  # noqa: SLF001 -- torch has no `prepend` for these
+            hooks.move_to_end(handle.id, last=False)  # before the user's own, so that masks and constraints hold after a push
         except BaseException:
             self.stop()
             raise

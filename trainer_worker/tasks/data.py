@@ -180,7 +180,9 @@ class Download:
         try:
             with httpx2.Client(follow_redirects=True, timeout=httpx2.Timeout(TIMEOUT_S, connect=10.0)) as client:
                 for file in files:
-                    (into / file.name).write_bytes(client.get(f"{self.url}/{file.name}").raise_for_status().content)
+                    with client.stream("GET", f"{self.url}/{file.name}") as response:
+                        # raw: archives stay packed, whatever the headers say
+                        (into / file.name).write_bytes(b"".join(response.raise_for_status().iter_raw()))
         except httpx2.HTTPError as error:
             raise SourceFailed(str(error) or type(error).__name__) from None
 

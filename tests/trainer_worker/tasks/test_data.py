@@ -183,10 +183,18 @@ def test_a_program_that_fails_is_named_with_its_last_words(into: Path) -> None:
         data.run_program("sh", "-c", "echo no such wheel >&2; exit 3", folder=into)
 
 
+class Declaring(SimpleHTTPRequestHandler):
+    """Declares archives to be encoded bodies, as some mirrors do; clients then unpack them."""
+
+    def end_headers(self) -> None:
+        self.send_header("Content-Encoding", "gzip")
+        super().end_headers()
+
+
 def test_a_download_puts_the_files_in_place_or_fails(into: Path, tmp_path: Path) -> None:
     """The archive arrives as it is, not unpacked on the way; and a dead mirror must not end the search with a traceback."""
     put(tmp_path / "set")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Declaring, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         Download(f"{url}/set").fetch((FILE,), into)
