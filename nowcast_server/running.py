@@ -61,7 +61,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for server in self.servers:
             address = server.sockets[0].getsockname()
-            log.info("listening", extra={"address": f"{address[0]}:{address[1]}"})
+            shown = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else address  # of a Unix socket its path
+            log.info("listening", extra={"address": shown})
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
 

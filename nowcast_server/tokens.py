@@ -96,7 +96,7 @@ def _read(path: Path) -> str:
 
 def check_exposure(settings: Settings, tokens: Tokens) -> None:
     """Refuse to serve strangers by mistake: raise ValueError if others can reach the address, and there are no tokens."""
-    if not (tokens.tenants or settings.allow_anonymous or _is_loopback(settings.host)):
+    if not (tokens.tenants or settings.allow_anonymous or settings.uds is not None or _is_loopback(settings.host)):
         way_out = "give --token-file (see nowcast-server token), or say --allow-anonymous"
         raise ValueError(f"refusing to listen on {settings.host} without tokens: {way_out}")
 

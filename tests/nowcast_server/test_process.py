@@ -27,6 +27,7 @@ from nowcast_server.cli import app
 from nowcast_server.healthcheck import check
 from nowcast_server.running import server_for
 from nowcast_server.settings import Settings
+from nowcast_server.tokens import Tokens, check_exposure
 from protos.frames import MEDIA_TYPE
 
 Run = Callable[..., "Process"]
@@ -348,13 +349,16 @@ def test_traces_reach_a_collector(run: Run) -> None:
     assert all(token.encode() not in body and b"/readyz" not in body for body in came.values())
 
 
-def test_a_unix_socket(tmp_path: Path) -> None:
+def test_a_unix_socket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A server beside its workers could only be had on a port that others may reach; or its container would count as ill."""
-    settings = Settings(uds=tmp_path / "socket")
+    settings = Settings(uds=tmp_path / "socket", host="0.0.0.0")
+    check_exposure(settings, Tokens())
     server = server_for(create_app(settings, forecasters={"last": Last()}), settings)
+    caplog.set_level("INFO")
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: check(settings) is None)
+    assert [record.address for record in caplog.records if record.message == "listening"] == [str(settings.uds)]
     server.should_exit = True
     thread.join()
     assert "no answer on" in str(check(settings))
