@@ -55,21 +55,25 @@ def show(folder: Annotated[Path, typer.Argument(help="Folder of trajectories.")]
 def judge(
     folder: Annotated[Path, typer.Argument(help="Folder of trajectories; those for validation are used.")],
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of forecasters, published ones included.")],
+    *,
     stride: Annotated[int, typer.Option(help="Recorded snapshots from one of a context to the next.")] = 2,
     held: Annotated[list[str] | None, typer.Option(help="Judge also on tasks whose names start with this.")] = None,
+    loss: Annotated[bool, typer.Option("--by-loss", help="Go on from recorded states: the steps saved (minutes).")] = False,
 ) -> None:
-    """Print the skill of CHECKPOINTS and their rivals on validation runs, by kind of network and horizon."""
+    """Print the skill of CHECKPOINTS and their rivals on validation runs, by kind of network and horizon; or what they save."""
     from rich.console import Console
     from rich.table import Table
 
     from nowcast_server.nino.options import CheckpointError
+    from trainer_worker.metatrain.by_loss import by_loss
+    from trainer_worker.metatrain.by_loss import table as rows_of
     from trainer_worker.metatrain.library import Library
     from trainer_worker.metatrain.skill import HORIZONS, RIVALS, load_predictor, skill
 
+    stems = [path.stem for path in checkpoints]
+    named = {path.stem if stems.count(path.stem) == 1 else str(path): path for path in checkpoints}
     try:
-        stems = [path.stem for path in checkpoints]
-        names = [path.stem if stems.count(path.stem) == 1 else str(path) for path in checkpoints]
-        predictors = {**RIVALS, **{name: load_predictor(path) for name, path in zip(names, checkpoints, strict=True)}}
+        predictors = {**RIVALS, **{name: load_predictor(path) for name, path in named.items()}}
     except CheckpointError as error:
         raise typer.BadParameter(str(error), param_hint="CHECKPOINTS") from None
     library = Library.open(folder, held=tuple(held or ()))
@@ -78,6 +82,12 @@ def judge(
         raise typer.BadParameter(
             f"no run in {folder} is held to judge by; --held names tasks of: {tasks or '(none)'}", param_hint="FOLDER"
         )
+    if loss:
+        table = Table("forecaster", "networks", "steps saved", "standard error", "states")
+        for name, kind, saved, deviation, count in rows_of(by_loss(library.validation, {"linear": "linear", **named})):
+            table.add_row(name, kind, f"{saved:.1%}", f"{deviation:.1%}", str(count))
+        Console().print(table)
+        return
     found = skill(library.validation, predictors, stride=stride)
     table = Table("forecaster", "networks", *(f"k={horizon}" for horizon in HORIZONS))
     for name, scopes in found.items():

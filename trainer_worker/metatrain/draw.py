@@ -53,11 +53,7 @@ class Study:
 
     def feed(self) -> Feed:
         """The data, read now."""
-        if self.design.kind == "gpt":
-            return TextFeed(corpus.text(self.data)[0], len(self.lanes), self.design.tokens)
-        if self.size:
-            return PictureFeed(*corpus.pictures(self.data, size=self.size), self.views, flat=self.design.kind == "mlp")
-        return TableFeed(*corpus.table(self.data), len(self.lanes))
+        return feed_of(self.design, self.data, size=self.size, views=self.views, lanes=len(self.lanes))
 
     def header(self, lane: int) -> dict[str, Any]:
         """What the store keeps about a lane's run."""
@@ -74,6 +70,15 @@ class Study:
             **leaps,
             **asdict(self.lanes[lane]),
         }
+
+
+def feed_of(design: Design, data: str, *, size: int, views: tuple[View, ...], lanes: int) -> Feed:
+    """The data that lanes of a design train on. Arguments as of `Study`."""
+    if design.kind == "gpt":
+        return TextFeed(corpus.text(data)[0], lanes, design.tokens)
+    if size:
+        return PictureFeed(*corpus.pictures(data, size=size), views, flat=design.kind == "mlp")
+    return TableFeed(*corpus.table(data), lanes)
 
 
 def draw(seed: int, number: int, *, lanes: int, validation_share: float, longest: int = 0, leaping: float = 0.0) -> Study:

@@ -112,10 +112,14 @@ class stacked_losses:  # noqa: N801  # used as a function; it only remembers the
         return losses.detach(), torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
 
     def _loss(self, weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = functional_call(self._network, weights, (inputs,))
-        if targets.is_floating_point():
-            return functional.mse_loss(outputs[..., 0], targets)
-        return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+        return loss_of(functional_call(self._network, weights, (inputs,)), targets)
+
+
+def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """What a network's outputs for a batch cost: squares for values, cross-entropy for classes and tokens."""
+    if targets.is_floating_point():
+        return functional.mse_loss(outputs[..., 0], targets)
+    return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 class LaneAdam:

@@ -1,0 +1,134 @@
+"""Judging forecasters by what counts: the steps that gliding along them saves, from recorded states on."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from nowcast_server.trajectories.store import Trajectory
+from trainer_worker.boundary import SHARE
+from trainer_worker.metatrain.draw import feed_of
+from trainer_worker.metatrain.feeds import Feed, View
+from trainer_worker.metatrain.library import Group
+from trainer_worker.metatrain.networks import Design
+from trainer_worker.metatrain.stack import loss_of
+from trainer_worker.nowcast import Nowcast
+from trainer_worker.push import Push
+
+PLACES: Final = (0.1, 0.3, 0.6)
+"""Where in what a run allows its recorded states are gone on from."""
+AHEAD: Final = 30
+"""Intervals from there to where runs are compared; pushes begin after six."""
+MEMORY: Final = 10
+"""Of the averages, in intervals."""
+EXAMPLES: Final = 1024
+"""That the loss of an average is measured on; the same for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What gliding saved from one recorded state on.
+
+    Args:
+        kind: of the network.
+        saved: by forecaster, the share of a plain run's steps.
+    """
+
+    kind: str
+    saved: dict[str, float]
+
+
+def by_loss(groups: Sequence[Group], forecasters: Mapping[str, str | Path], *, runs: int = 2) -> Iterator[Compared]:
+    """Go on from recorded states, without pushes and along each forecaster, on the same batches.
+
+    Adam begins anew at a recorded state, in all alike.
+
+    Args:
+        groups: whose networks, tasks and settings are known; runs that a server recorded are passed over.
+        forecasters: by the name to show, what `Nowcast` takes: a name, or a file of weights.
+        runs: of each group, at most.
+    """
+    for group in groups:
+        for run in group.runs[:runs] if group.design else ():
+            for index in sorted({int(place * (len(run.steps) - 1)) for place in PLACES}):
+                yield _compare(group, run, index, forecasters)
+
+
+def table(found: Iterable[Compared]) -> Iterator[tuple[str, str, float, float, int]]:
+    """Rows: forecaster, kind of network or `all`, mean share of steps saved, its standard error, how many states."""
+    rows: dict[tuple[str, str], list[float]] = {}
+    for compared in found:
+        for name, saved in compared.saved.items():
+            for kind in (compared.kind, "all"):
+                rows.setdefault((name, kind), []).append(saved)
+    for (name, kind), values in sorted(rows.items()):
+        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        yield name, kind, fmean(values), error, len(values)
+
+
+def _compare(group: Group, run: Trajectory, index: int, forecasters: Mapping[str, str | Path]) -> Compared:
+    state = torch.from_numpy(run.states(slice(index, index + 1))[0].copy())
+    interval = max(4, int(run.steps[-1]) // SHARE)
+    plain = _train(run.header, state, intervals=2 * AHEAD, interval=interval, forecaster=None)
+    saved = {
+        name: steps_saved(plain, _train(run.header, state, intervals=AHEAD, interval=interval, forecaster=str(which))[-1])
+        for name, which in forecasters.items()
+    }
+    return Compared(group.kind, saved)
+
+
+def steps_saved(plain: Sequence[float], loss: float) -> float:
+    """Share of its steps that a plain run would have saved, had it been at `loss` halfway; from -1 to 0.5.
+
+    Args:
+        plain: its losses after 1, 2, … intervals. Where it is at `loss` more than once, what counts is nearest to halfway.
+        loss: of the other run, halfway.
+    """
+    half = len(plain) // 2
+    if not min(plain) <= loss <= max(plain):
+        return 0.5 if loss < min(plain) else -1.0
+    passed = [
+        index + ((before - loss) / (before - after) if before != after else 0.0)
+        for index, (before, after) in enumerate(pairwise(plain), start=1)
+        if min(before, after) <= loss <= max(before, after)
+    ]
+    return max(-1.0, 1 - half / min(passed, key=lambda at: abs(at - half)))
+
+
+def _train(header: Mapping[str, Any], state: Tensor, *, intervals: int, interval: int, forecaster: str | None) -> list[float]:
+    """Go on from a state; the loss of averaged weights after each interval."""
+    network = Design.from_dict(header["design"]).build()
+    nn.utils.vector_to_parameters(state.clone(), network.parameters())  # the parameters are views of it from now on
+    betas = (header["beta1"], header["beta2"])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=header["lr"], weight_decay=header["weight_decay"], betas=betas)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / (MEMORY * interval)))  # type: ignore[no-untyped-call]
+    feed, generator = _feed(header), torch.Generator().manual_seed(header["seed"])
+    judged, losses = feed.take(generator, batch_size=EXAMPLES), []
+    nowcast = forecaster and Nowcast(network, optimizer, forecaster=forecaster, interval=interval, push=Push(start=0, fade=1))
+    if nowcast:
+        nowcast.start()
+    for step in range(1, intervals * interval + 1):
+        inputs, targets = feed.take(generator, batch_size=header["batch_size"])
+        optimizer.zero_grad()
+        loss_of(network(inputs[0]), targets[0]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        average.update_parameters(network)
+        if step % interval == 0:
+            with torch.no_grad():
+                losses.append(float(loss_of(average(judged[0][0]), judged[1][0])))
+    if nowcast:
+        nowcast.stop()
+    return losses
+
+
+def _feed(header: Mapping[str, Any]) -> Feed:
+    view = header.get("view")
+    views = (View(**{**view, "classes": tuple(view["classes"])}),) if view else ()
+    return feed_of(Design.from_dict(header["design"]), header["data"], size=header["size"], views=views, lanes=1)
