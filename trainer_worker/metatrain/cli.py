@@ -65,34 +65,33 @@ def judge(
     from rich.table import Table
 
     from nowcast_server.nino.options import CheckpointError
+    from trainer_worker.errors import BadArgument
     from trainer_worker.metatrain.by_loss import by_loss
     from trainer_worker.metatrain.by_loss import table as rows_of
     from trainer_worker.metatrain.library import Library
     from trainer_worker.metatrain.skill import HORIZONS, RIVALS, load_predictor, skill
 
-    stems = [path.stem for path in checkpoints]
-    named = {path.stem if stems.count(path.stem) == 1 else str(path): path for path in checkpoints}
-    try:
-        predictors = {**RIVALS, **{name: load_predictor(path) for name, path in named.items()}}
-    except CheckpointError as error:
-        raise typer.BadParameter(str(error), param_hint="CHECKPOINTS") from None
     library = Library.open(folder, held=tuple(held or ()))
     if not library.validation:
         tasks = ", ".join(sorted({group.task for group in library.training}))
         raise typer.BadParameter(
             f"no run in {folder} is held to judge by; --held names tasks of: {tasks or '(none)'}", param_hint="FOLDER"
         )
-    if loss:
-        table = Table("forecaster", "networks", "steps saved", "standard error", "states")
-        for name, kind, saved, deviation, count in rows_of(by_loss(library.validation, {"linear": "linear", **named})):
-            table.add_row(name, kind, f"{saved:.1%}", f"{deviation:.1%}", str(count))
-        Console().print(table)
-        return
-    found = skill(library.validation, predictors, stride=stride)
-    table = Table("forecaster", "networks", *(f"k={horizon}" for horizon in HORIZONS))
-    for name, scopes in found.items():
-        for scope, values in sorted(scopes.items()):
-            table.add_row(name, scope, *(f"{value:.3f}" for value in values.values()))
+    stems = [path.stem for path in checkpoints]
+    named = {path.stem if stems.count(path.stem) == 1 else str(path): path for path in checkpoints}
+    try:
+        if loss:
+            table = Table("forecaster", "networks", "steps saved", "standard error", "states")
+            for name, kind, saved, deviation, count in rows_of(by_loss(library.validation, {"linear": "linear", **named})):
+                table.add_row(name, kind, f"{saved:.1%}", f"{deviation:.1%}", str(count))
+        else:
+            predictors = {**RIVALS, **{name: load_predictor(path) for name, path in named.items()}}
+            table = Table("forecaster", "networks", *(f"k={horizon}" for horizon in HORIZONS))
+            for name, scopes in skill(library.validation, predictors, stride=stride).items():
+                for scope, values in sorted(scopes.items()):
+                    table.add_row(name, scope, *(f"{value:.3f}" for value in values.values()))
+    except (CheckpointError, BadArgument) as error:
+        raise typer.BadParameter(str(error), param_hint="CHECKPOINTS") from None
     Console().print(table)
 
 
