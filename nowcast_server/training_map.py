@@ -35,7 +35,7 @@ class TrainingMap:
 
     def __init__(self, nowcasting: Nowcasting, *, forecasters: Callable[[], Mapping[str, Forecaster]]) -> None:
         self._nowcasting, self._forecasters = nowcasting, forecasters
-        self._embedders = LruCache[Embedder](NETWORKS, weigh=lambda _: 1)
+        self._embedders = LruCache[Embedder](NETWORKS)
         self._busy = False
 
     @property

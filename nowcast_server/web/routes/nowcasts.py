@@ -65,7 +65,7 @@ class FramesResponse(Response):
 
 
 @router.post("", status_code=200, response_class=FramesResponse, responses=RESPONSES, openapi_extra=json_body(NowcastRequest))
-async def nowcast(job: OwnJob, service: TheService, request: Request, deadline_s: DeadlineS) -> FramesResponse:
+async def nowcast(job: OwnJob, service: TheService, request: Request, deadline_s: DeadlineS = None) -> FramesResponse:
     """Forecast the weights for one or more horizons."""
     service.admit()
     asked = await parse(NowcastRequest, await read_body(request, limit_s=service.settings.upload_grace_s))

@@ -35,7 +35,7 @@ def max_body_bytes(spec: JobSpec) -> int:
 
 @router.put("/{step}", response_model=SnapshotReceipt, responses={200: {"content": {MEDIA_TYPE: BINARY}}}, openapi_extra=BODY)
 async def upload(
-    job: OwnJob, step: Annotated[Step, Path()], service: TheService, request: Request, deadline_s: DeadlineS
+    job: OwnJob, step: Annotated[Step, Path()], service: TheService, request: Request, deadline_s: DeadlineS = None
 ) -> SnapshotReceipt | Response:
     """Take in one snapshot, and forecast from it if its header asks for that. Sent again with the same values it is a no-op.
 
