@@ -125,8 +125,7 @@ class Jobs:
 
     def get(self, tenant: str, job_id: str) -> Job:
         """The tenant's job of this name, which is called on; raises UnknownJob if there is none."""
-        job = self.find(tenant, job_id)
-        if job is None:
+        if (job := self.find(tenant, job_id)) is None:
             raise UnknownJob(f"job {job_id!r} is not registered: register it and resend its snapshots", field="job")
         job.touch()
         return job
@@ -188,8 +187,7 @@ class Jobs:
     def finish(self, job: Job) -> None:
         """The run is over: its history is freed once its last upload or forecast has ended, its status stays."""
         job.finished = True
-        if not job.users:
-            self.evict(job)
+        self._settle(job)
 
     def remove(self, job: Job) -> None:
         """Forget a job; its memory is free once its last upload or forecast has ended."""
@@ -211,7 +209,7 @@ class Jobs:
             for victim in self._victims(size_bytes - self._memory.left_bytes(of), of=of, tenant=tenant):
                 self.evict(victim)
                 self._on_evict(victim)
-            self._memory.check_left(size_bytes, what=what, tenant=of)
+            self._memory.check(size_bytes, what=what, tenant=of, now=True)
         self._memory.take(tenant, size_bytes)
 
     def _victims(self, lacking_bytes: int, *, of: str | None, tenant: str) -> list[Job]:

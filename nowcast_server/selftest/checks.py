@@ -19,11 +19,11 @@ from nowcast_server.device import Device
 from nowcast_server.forecasters.base import Horizons
 from nowcast_server.forecasters.learned import Nino
 from nowcast_server.forecasters.simple import Last
-from nowcast_server.forecasting import forecast
 from nowcast_server.jobs.history import Context
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
 from nowcast_server.nino.options import ModelOptions
+from nowcast_server.nowcasting import forecast
 from nowcast_server.selftest.networks import CONTEXT, FAMILIES, SIZES, convolutional, snapshots
 from nowcast_server.streams import own_stream, wait
 from protos.errors import OutOfMemoryBudget
@@ -234,7 +234,7 @@ def rolling_context(setup: Setup) -> Figures:
 
 @contextmanager
 def _reserved(accelerator: Accelerator, context: Context) -> Iterator[Reservation]:
-    reservation = accelerator.reservation(context, working_bytes=0)
+    reservation = Reservation(accelerator, context, 0)
     if not reservation.begin():
         raise Failed("memory was not given back")
     try:

@@ -26,7 +26,7 @@ def context(*serials: int) -> Context:
 
 
 def begun(device: Accelerator, *serials: int, working_bytes: int = 0) -> Reservation | None:
-    reservation = device.reservation(context(*serials), working_bytes=working_bytes)
+    reservation = Reservation(device, context(*serials), working_bytes)
     return reservation if reservation.begin() else None
 
 
@@ -257,7 +257,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 def test_a_real_device_short_of_memory_goes_on(start: Start) -> None:
     """The device would be taken for lost, or keep what the failed forecast held."""
     caller = start(fails := Fails())
-    device = Accelerator.of(torch.device("cuda"), limit_bytes=None, on_lost=caller.service._lost)
+    device = Accelerator(torch.device("cuda"), limit_bytes=None, on_lost=caller.service._lost)
     caller.service.accelerator = caller.service.nowcasting.accelerator = device
     caller.filled()
     assert caller.nowcast().status_code == 200

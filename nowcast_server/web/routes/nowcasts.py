@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from nowcast_server.forecasting import Forecasts
 from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
+from nowcast_server.nowcasting import Forecasts
 from nowcast_server.service import Service
 from nowcast_server.web.routes.calls import PROBLEMS, DeadlineS, OwnJob, TheService, json_body, parse, read_body
 from protos.frames import MEDIA_TYPE, framed_bytes, write_frames
