@@ -18,14 +18,11 @@ from protos.errors import BadRequest, Busy, DeadlineExceeded, Unavailable
 
 Result = TypeVar("Result")
 
-TURN_S: Final = 0.02
-"""Work that has had the device for so long makes way at its next interruption point, if it is another's turn."""
+TURN_S: Final = 0.02  # work that has had the device for so long makes way at its next interruption point, if it is another's turn
 BEGUN: Final = 32
 """Forecasts that may be under way at once, one running and the others between two turns; less than `engine.workers.CALLS`."""
-TENANT_BEGUN: Final = 4
-"""Of them, those of one tenant."""
-SMALLEST_CHARGE_S: Final = 1e-4
-"""Charged at least, so that work too quick to measure takes turns as well."""
+TENANT_BEGUN: Final = 4  # of them, those of one tenant
+SMALLEST_CHARGE_S: Final = 1e-4  # charged at least, so that work too quick to measure takes turns as well
 
 
 class Shares:

@@ -16,8 +16,7 @@ from nowcast_server.nino.embed import Embedder, Projection
 from nowcast_server.trajectories.store import Trajectory, trajectories
 from protos.wiring import Wiring
 
-ABOUT: Final = ("task", "lr", "seed")
-"""What a trajectory's header may say of its run, and the table repeats."""
+ABOUT: Final = ("task", "lr", "seed")  # what a trajectory's header may say of its run, and the table repeats
 
 
 def embed_run(run: Trajectory, embedder: Embedder, *, name: str) -> Embedded:

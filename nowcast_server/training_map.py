@@ -23,8 +23,7 @@ from protos.wiring import Wiring
 
 LONGEST_S: Final = 1.0
 """That embedding one context may have the CPU, where it is done, and the turn; larger networks are not on the map."""
-NETWORKS: Final = 16
-"""Whose embedders are kept."""
+NETWORKS: Final = 16  # whose embedders are kept
 
 
 class TrainingMap:

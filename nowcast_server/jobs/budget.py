@@ -7,12 +7,10 @@ from typing import Final
 
 from protos.errors import OutOfMemoryBudget
 
-SHARE: Final = 0.5
-"""Of the memory of forecasts and of registrations, for one tenant beside others."""
+SHARE: Final = 0.5  # of the memory of forecasts and of registrations, for one tenant beside others
 
 
-KEPT: Final = ""
-"""In a tenant's place, for what is never given back."""
+KEPT: Final = ""  # in a tenant's place, for what is never given back
 
 
 class Budget:

@@ -16,10 +16,8 @@ from protos.errors import Busy, JobConflict, OutOfMemoryBudget, RunConflict, Unk
 from protos.messages import RUN_HEADER, JobSpec, JobStatus, Progress
 
 RETRY_AFTER_S: Final = 2.0
-PATIENCE: Final = 2.5
-"""A job rests when nobody has called for so many times what lies between its snapshots."""
-ROW_BYTES: Final = 512
-"""What a block of a wiring, or a parameter without its name, takes as Python objects, about."""
+PATIENCE: Final = 2.5  # a job rests when nobody has called for so many times what lies between its snapshots
+ROW_BYTES: Final = 512  # what a block of a wiring, or a parameter without its name, takes as Python objects, about
 
 
 @dataclass(eq=False)

@@ -33,16 +33,12 @@ from protos.wiring import Wiring
 Figures = dict[str, Any]
 CPU: Final = torch.device("cpu")
 HORIZONS: Final = (1, 40)
-LIMIT: Final = 3e-5
-"""Largest error, of the forecast change."""
-TF32_LIMIT: Final = 0.02
-"""The same where factors of products are rounded to 11 bits."""
-DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
-"""Of snapshots."""
+LIMIT: Final = 3e-5  # largest error, of the forecast change
+TF32_LIMIT: Final = 0.02  # the same where factors of products are rounded to 11 bits
+DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)  # of snapshots
 ON_CPU: Final = ("14k", "0.2M")
 JOBS: Final = 64
-BYTES_A_WEIGHT: Final = 2 * 5 + 4 + 4
-"""A context of 16 bits, a forecast, and what else a weight takes while it is drawn."""
+BYTES_A_WEIGHT: Final = 2 * 5 + 4 + 4  # a context of 16 bits, a forecast, and what else a weight takes while it is drawn
 
 
 class Failed(Exception):

@@ -24,11 +24,9 @@ from nowcast_server.web.routes.calls import PROBLEMS, Run, Tenant, TheJobId, The
 from protos.errors import RunConflict, Unavailable, UnknownJob
 from protos.messages import API, RUN_HEADER, JobList, JobSpec, JobStatus
 
-ANSWER_S: Final = 10.0
-"""A replica that takes longer to answer another one is in trouble."""
+ANSWER_S: Final = 10.0  # a replica that takes longer to answer another one is in trouble
 
-router = APIRouter(responses=PROBLEMS)
-"""Calls that concern all replicas; they take the place of the app's own, which see one."""
+router = APIRouter(responses=PROBLEMS)  # calls that concern all replicas; they take the place of the app's own, which see one
 
 
 class Peers:

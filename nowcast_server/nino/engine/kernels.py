@@ -18,8 +18,7 @@ from nowcast_server.nino.engine.fold import Affine, Folded, NeuronStage
 from nowcast_server.nino.engine.plan import Panel, Unit
 from nowcast_server.nino.engine.snapshots import Read
 
-Ends = tuple[Tensor, Tensor]
-"""What one stage adds at an edge's source and at its target: (N, H) each."""
+Ends = tuple[Tensor, Tensor]  # what one stage adds at an edge's source and at its target: (N, H) each
 
 Constant = Callable[[Tensor], Tensor]
 """One stage's constant part of a tile (E, H), in the room given (E, H) or in memory of its own."""
@@ -106,8 +105,7 @@ class Kernels:
             yield index, h, pair[len(stages) % 2]
 
 
-_Stage = tuple[Tensor, Sequence[Constant]]
-"""The matrix of h, and what is added besides, for each tile."""
+_Stage = tuple[Tensor, Sequence[Constant]]  # the matrix of h, and what is added besides, for each tile
 
 
 def _stage(edges: "_Edges", affine: Affine, ends: Ends | None, *, level: int) -> _Stage:

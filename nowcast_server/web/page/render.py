@@ -24,19 +24,13 @@ from protos.wiring import STRUCTURE, EdgeType, Wiring
 
 FOLDER: Final = Path(__file__).parent
 STATIC: Final = FOLDER / "static"
-MAX_ROWS: Final = 400
-"""Parameters shown of a wiring, which may be hostile."""
-MOST_RUNS: Final = 60
-"""Shown of a network on the map: the newest."""
-FEWEST: Final = 3
-"""Places, without which there are no two axes."""
+MAX_ROWS: Final = 400  # parameters shown of a wiring, which may be hostile
+MOST_RUNS: Final = 60  # shown of a network on the map: the newest
+FEWEST: Final = 3  # places, without which there are no two axes
 SENTENCES: Final = 10
-MAPS: Final = 256
-"""Whose axes are kept."""
-BUSY_S: Final = 5.0
-"""The device's use is that of the last so many seconds, at least."""
-LOADED: Final = 16
-"""Overviews that are remembered until their streams of events begin."""
+MAPS: Final = 256  # whose axes are kept
+BUSY_S: Final = 5.0  # the device's use is that of the last so many seconds, at least
+LOADED: Final = 16  # overviews that are remembered until their streams of events begin
 
 
 def _edition() -> str:

@@ -14,16 +14,13 @@ from nowcast_server.tokens import OPERATOR
 from protos.messages import Info, JobStatus
 from protos.wiring import Wiring
 
-CURVE: Final = 64
-"""Points of the curve on the overview."""
+CURVE: Final = 64  # points of the curve on the overview
 SILENT_S: Final = 60.0
 """A run that has not called for so long, and for `SILENT_GAPS` times what lies between its snapshots, has fallen silent."""
 SILENT_GAPS: Final = 5.0
-FRESH_S: Final = 0.9
-"""An overview that was read so recently serves other viewers as well."""
+FRESH_S: Final = 0.9  # an overview that was read so recently serves other viewers as well
 
-Ask = Callable[..., Awaitable[list[Any]]]
-"""Calls a method of `Local`, named first, on every replica; their answers."""
+Ask = Callable[..., Awaitable[list[Any]]]  # calls a method of `Local`, named first, on every replica; their answers
 
 
 class View(BaseModel):

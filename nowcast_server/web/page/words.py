@@ -13,17 +13,12 @@ from nowcast_server.jobs.course import Happening
 from protos.errors import ERRORS
 
 UNKNOWN: Final = "–"
-FEWEST: Final = 8
-"""Points of each curve, without which nothing is said."""
-WINDOW: Final = 5
-"""Points a level is the mean of."""
-NORMAL: Final = 0.6745
-"""Median distance from the mean of a normal distribution of standard deviation 1."""
-WIDTH: Final = 2.0
-"""Standard errors to either side."""
+FEWEST: Final = 8  # points of each curve, without which nothing is said
+WINDOW: Final = 5  # points a level is the mean of
+NORMAL: Final = 0.6745  # median distance from the mean of a normal distribution of standard deviation 1
+WIDTH: Final = 2.0  # standard errors to either side
 
-Curve = Sequence[tuple[int, float]]
-"""(step, mean training loss), oldest first."""
+Curve = Sequence[tuple[int, float]]  # (step, mean training loss), oldest first
 
 _REASONS: Final = {
     "server_unavailable": "the server did not answer",

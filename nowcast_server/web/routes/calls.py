@@ -17,8 +17,7 @@ from protos.errors import BadRequest, DeadlineExceeded, TooLarge, UnsupportedMed
 from protos.messages import DEADLINE_HEADER, RUN_HEADER, SESSION_HEADER, JobId, Problem, RunId
 
 JSON: Final = "application/json"
-MAX_MESSAGE_BYTES: Final = 64 * 1024
-"""Of the small JSON bodies: nowcasts and outcomes."""
+MAX_MESSAGE_BYTES: Final = 64 * 1024  # of the small JSON bodies: nowcasts and outcomes
 _LONE_SURROGATE: Final = re.compile(
     rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD].))", re.DOTALL
 )
@@ -72,8 +71,7 @@ async def _own_job(job: TheJob, run: Run = None) -> Job:
     return job
 
 
-OwnJob = Annotated[Job, Depends(_own_job)]
-"""The job, if it is the calling run's."""
+OwnJob = Annotated[Job, Depends(_own_job)]  # the job, if it is the calling run's
 
 
 DeadlineS = Annotated[float | None, Header(alias=DEADLINE_HEADER, gt=0, allow_inf_nan=False)]
