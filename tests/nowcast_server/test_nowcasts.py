@@ -18,7 +18,7 @@ from nowcast_server.nowcasting import Forecasts
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web.problems import Boundary
-from nowcast_server.web.routes.nowcasts import FramesResponse
+from nowcast_server.web.routes.snapshots import FramesResponse
 from protos.frames import Header
 
 
