@@ -5,10 +5,10 @@ memory.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -39,24 +39,19 @@ class _Kept:
 class Accelerator:
     """Any thread may use it.
 
-    Of the device's memory `limit_bytes` are for snapshots and forecasts, the weights of forecasters not counted. `on_lost` is told
-    why, if this process cannot use the device any more.
+    Of the device's memory `limit_bytes` are for snapshots and forecasts, the weights of forecasters, which are there, not counted;
+    None for most of what is free. `on_lost` is told why, if this process cannot use the device any more.
     """
 
     def __init__(
-        self, device: torch.device, *, limit_bytes: int, on_lost: Callable[[BaseException], None] = lambda _: None
+        self, device: torch.device, *, limit_bytes: int | None, on_lost: Callable[[BaseException], None] = lambda _: None
     ) -> None:
-        self.device, self.limit_bytes, self.on_lost = device, limit_bytes, on_lost
+        self.device, self.on_lost = device, on_lost
+        self.limit_bytes = limit_bytes or int(SHARE * torch.cuda.mem_get_info(device)[0])
         self.uploads = 0  # snapshots so far
         self._lock = threading.Lock()
         self._kept: dict[int, _Kept] = {}  # by serial, the one used longest ago first
         self._working_bytes = 0
-
-    @classmethod
-    def of(cls, device: torch.device, *, limit_bytes: int | None, on_lost: Callable[[BaseException], None]) -> Self:
-        """A CUDA device, once the forecasters' weights are there; None limits it to most of the memory that is free."""
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        return cls(device, limit_bytes=limit_bytes or int(SHARE * free_bytes), on_lost=on_lost)
 
     @property
     def used_bytes(self) -> int:
@@ -69,10 +64,6 @@ class Accelerator:
         if size_bytes > self.limit_bytes:
             detail = f"{what} needs {size_bytes} bytes on the device; there are {self.limit_bytes} in all: try 16-bit snapshots"
             raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
-
-    def reservation(self, context: Context, *, working_bytes: int) -> "Reservation":
-        """For a forecast from the context that works in so much memory besides."""
-        return Reservation(self, context, working_bytes)
 
     def free(self) -> None:
         """Let go of whatever is not in use: a forecast has found less memory than was promised."""
@@ -89,16 +80,16 @@ class Accelerator:
             return not is_short(error)
         return False
 
-    def take(self, sizes: Mapping[int, int], working_bytes: int) -> list[_Kept] | None:
-        """Snapshots by serial and size for a forecast, and memory for it to work in; None if others have it now."""
+    def take(self, context: Context, working_bytes: int) -> list[_Kept] | None:
+        """The snapshots of a forecast, and memory for it to work in; None if others have it now."""
         with self._lock:
-            others = sum(kept.size_bytes for serial, kept in self._kept.items() if kept.users and serial not in sizes)
-            if others + self._working_bytes + sum(sizes.values()) + working_bytes > self.limit_bytes:
+            others = sum(kept.size_bytes for serial, kept in self._kept.items() if kept.users and serial not in context.serials)
+            if others + self._working_bytes + sum(row.nbytes for row in context.states) + working_bytes > self.limit_bytes:
                 return None
             self._working_bytes += working_bytes
             taken = []
-            for serial, size_bytes in sizes.items():
-                kept = self._kept.pop(serial, _Kept(size_bytes))
+            for serial, row in zip(context.serials, context.states, strict=True):
+                kept = self._kept.pop(serial, None) or _Kept(row.nbytes)
                 self._kept[serial] = kept  # now the one used last
                 kept.users += 1
                 taken.append(kept)
@@ -111,13 +102,6 @@ class Accelerator:
             for kept in taken:
                 kept.users -= 1
             self._kept = {serial: kept for serial, kept in self._kept.items() if kept.users or kept.values is not None}
-
-    def upload(self, kept: _Kept, row: Tensor) -> Tensor:
-        """The snapshot on the device; queued on the current stream."""
-        if kept.values is None:
-            kept.values = row.to(self.device, non_blocking=True, copy=True)
-            self.uploads += 1
-        return kept.values
 
     def _evict(self, limit_bytes: int) -> None:
         """Let go of snapshots that nobody reads, until no more than so many bytes are used, or none is left."""
@@ -140,8 +124,7 @@ class Reservation:
 
     def begin(self) -> bool:
         """Take the memory; False if other forecasts have it now."""
-        states = zip(self._context.serials, self._context.states, strict=True)
-        self._kept = self.accelerator.take({serial: state.nbytes for serial, state in states}, self._working_bytes)
+        self._kept = self.accelerator.take(self._context, self._working_bytes)
         return self._kept is not None
 
     def end(self) -> None:
@@ -154,8 +137,12 @@ class Reservation:
     def states(self) -> Iterator[tuple[Tensor, ...]]:
         """The context's snapshots on the device; work within is queued on a stream of our own. Only after `begin`."""
         assert self._kept is not None
-        device, kept = self.accelerator.device, zip(self._kept, self._context.states, strict=True)
-        with own_stream(device, shared=False):
-            there = tuple(self.accelerator.upload(each, row) for each, row in kept)
-            wait(device)  # once this forecast is given up, the rows may be received into
-            yield there
+        accelerator, there = self.accelerator, list[Tensor]()
+        with own_stream(accelerator.device, shared=False):
+            for kept, row in zip(self._kept, self._context.states, strict=True):
+                if kept.values is None:
+                    kept.values = row.to(accelerator.device, non_blocking=True, copy=True)
+                    accelerator.uploads += 1
+                there.append(kept.values)
+            wait(accelerator.device)  # once this forecast is given up, the rows may be received into
+            yield tuple(there)

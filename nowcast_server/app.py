@@ -14,7 +14,8 @@ from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web import problems
 from nowcast_server.web.page import routes as page
-from nowcast_server.web.routes import health, jobs, nowcasts, snapshots
+from nowcast_server.web.routes import health, jobs, snapshots
+from nowcast_server.web.routes.calls import PROBLEMS
 from protos.messages import API
 
 
@@ -34,6 +35,7 @@ def create_app(
         first: calls that take the place of the app's own.
     """
     settings = settings or Settings()
+    otel = settings.otel
     chosen = choose_device(settings.device) if forecasters is None else CPU
     loader = partial(_forecasters, settings, chosen) if forecasters is None else lambda: forecasters
     service = Service(settings, loader=loader, chosen=chosen, on_failure=on_failure)
@@ -50,22 +52,17 @@ def create_app(
         redoc_url=None,
         openapi_url=f"{API}/openapi.json",
         redirect_slashes=False,
+        responses=PROBLEMS,
         # its logs would repeat ours, and show what callers sent; probes and scrapes are no calls worth a trace
-        telemetry={
-            "tracing": settings.otel,
-            "metrics": settings.otel,
-            "logs": False,
-            "auto_configure": settings.otel,
-            "exclude": _probes,
-        },
+        telemetry={"tracing": otel, "metrics": otel, "logs": False, "auto_configure": otel, "exclude": _probes},
     )
     app.state.service = service
     problems.install(app, service)
     if first is not None:
         app.include_router(first)
     app.include_router(health.router)
-    for routes in (jobs, snapshots, nowcasts):
-        app.include_router(routes.router, prefix=API)
+    app.include_router(jobs.router, prefix=API)
+    app.include_router(snapshots.router, prefix=API)
     page.install(app, service)
     return app
 

@@ -2,13 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nowcast_server.embedding import embed
-from nowcast_server.selftest.cli import selftest
 from protos import command
+from protos.errors import NowcastError
 
 if TYPE_CHECKING:
     from nowcast_server.settings import Settings
@@ -152,8 +151,40 @@ def token(tenant: str) -> None:
     typer.echo(f"token, shown only now: {made}", err=True)
 
 
-app.command()(embed)
-app.command()(selftest)
+@app.command()
+def embed(
+    folder: Annotated[Path, typer.Argument(help="Trajectories, as --record keeps them.", show_default=False)],
+    *,
+    out: Annotated[Path, Option(help="Table (.csv), arrays (.npz) or picture (.svg).")] = Path("map.csv"),
+    by: Annotated[Literal["loss", "step", "lr", "seed"], Option(help="What the colours of a picture say.")] = "loss",
+    checkpoint: Annotated[Path | None, Option(help="Weights of a graph network; the package's nino by default.")] = None,
+    basis: Annotated[Path | None, Option(help="Axes of an earlier .npz, so that what is on that map stays.")] = None,
+) -> None:
+    """Embed recorded runs of one network with the graph network, and project them to two axes.
+
+    A vector does not depend on how neurons are numbered, so runs of different seeds can be compared.
+    """
+    from nowcast_server import embedding
+
+    try:
+        embedding.embed(folder, out=out, by=by, checkpoint=checkpoint, basis=basis)
+    except NowcastError as error:
+        _fail(error, status=1)
+
+
+@app.command()
+def selftest(
+    device: Annotated[str, Option(help="Device to test: auto, cpu, cuda, cuda:1, …")] = "auto",
+    checkpoint: Annotated[Path | None, Option(help="Weights that replace the package's nino.")] = None,
+    json_file: Annotated[Path | None, Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Check that forecasts are right on this machine's device, and how fast. Exit status 1 if a check fails."""
+    from nowcast_server.selftest import cli
+
+    try:
+        sys.exit(cli.selftest(device, checkpoint, json_file))
+    except NowcastError as error:
+        _fail(error)
 
 
 def main() -> None:
@@ -181,6 +212,6 @@ def _settings_of(options: dict[str, Any]) -> "Settings":
         raise typer.BadParameter(first["msg"].removeprefix("Value error, "), param_hint=f"--{option}") from None
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception, *, status: int = 2) -> None:
     typer.echo(f"nowcast-server: {error}", err=True)
-    sys.exit(2)
+    sys.exit(status)

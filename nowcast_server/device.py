@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
@@ -17,21 +18,18 @@ from protos.errors import BadRequest, Busy, DeadlineExceeded, Unavailable
 
 Result = TypeVar("Result")
 
-TURN_S: Final = 0.02
-"""Work that has had the device for so long makes way at its next interruption point, if it is another's turn."""
+TURN_S: Final = 0.02  # work that has had the device for so long makes way at its next interruption point, if it is another's turn
 BEGUN: Final = 32
 """Forecasts that may be under way at once, one running and the others between two turns; less than `engine.workers.CALLS`."""
-TENANT_BEGUN: Final = 4
-"""Of them, those of one tenant."""
-SMALLEST_CHARGE_S: Final = 1e-4
-"""Charged at least, so that work too quick to measure takes turns as well."""
+TENANT_BEGUN: Final = 4  # of them, those of one tenant
+SMALLEST_CHARGE_S: Final = 1e-4  # charged at least, so that work too quick to measure takes turns as well
 
 
 class Shares:
-    """Start-time fair queueing: whoever has used the device least comes next.
+    """Start-time fair queueing: each key has a clock that runs while its work does; the smallest clock goes first.
 
-    Each key has a clock that runs while its work does; the smallest clock goes first. A new key, or one that comes back after a
-    pause, starts where the hindmost of those who wait are: idling earns no credit, and newcomers do not push in.
+    A new key, or one that comes back after a pause, starts where the hindmost of those who wait are: idling earns no credit, and
+    newcomers do not push in.
     """
 
     def __init__(self) -> None:
@@ -154,6 +152,11 @@ class Device:
         cannot be had now. It is asked again after `wake`. Busy if too many wait already, Unavailable if the server stops.
         """
         work, future = _Work(tenant, job, call, begin), Future[Result]()
+
+        def forget(_: "Future[Any]") -> None:  # made, failed, or cancelled while it waited
+            with self._lock:
+                self._end(work)
+
         with self._lock:
             if self._stopping:
                 raise _stopping()
@@ -161,7 +164,7 @@ class Device:
             self._enter(tenant, job)
             self._work[work] = future
             self._dispatch()
-        future.add_done_callback(partial(self._forget, work))
+        future.add_done_callback(forget)
         return future
 
     def cancel(self, future: "Future[Any]") -> None:
@@ -178,11 +181,6 @@ class Device:
         with self._lock:
             self._dispatch()
 
-    def retry_after_s(self) -> float:
-        """When a queue like this will have emptied, about."""
-        mean_s = sum(self._recent_s) / len(self._recent_s) if self._recent_s else 1.0
-        return min(max(1.0, len(self._work) * mean_s), 60.0)
-
     def _check_limits(self, tenant: str, job: str) -> None:
         waiting = [(work.tenant, work.job) for work in self._work if not work.begun]
         for count, limit, whose in (
@@ -191,7 +189,8 @@ class Device:
             (waiting.count((tenant, job)), self._job_limit, "forecasts of this job"),
         ):
             if count >= limit:
-                raise Busy(f"{limit} {whose} wait already", retry_after_s=self.retry_after_s())
+                empty_s = len(self._work) * (fmean(self._recent_s) if self._recent_s else 1.0)  # until a queue like this is, about
+                raise Busy(f"{limit} {whose} wait already", retry_after_s=min(max(1.0, empty_s), 60.0))
 
     def _enter(self, tenant: str, job: str) -> None:
         """The job has something to do; give it, and its tenant, a place in the order of turns."""
@@ -201,11 +200,6 @@ class Device:
         busy = {work.job for work in self._work if work.tenant == tenant}
         if job not in busy:
             self._jobs[tenant].enter(job, waiting=busy)
-
-    def _forget(self, work: _Work, _: "Future[Any]") -> None:
-        """It is done: made, failed, or cancelled while it waited."""
-        with self._lock:
-            self._end(work)
 
     def _end(self, work: _Work) -> None:
         """Drop the work, and the places of tenants that have nothing to do any more."""

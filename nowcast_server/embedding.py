@@ -1,29 +1,26 @@
-"""`nowcast-server embed`: recorded runs as trajectories on a map of training. Heavy imports come after the arguments."""
+"""`nowcast-server embed`: recorded runs as trajectories on a map of training."""
 
 import csv
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Any, Final
 
+import numpy as np
+import torch
 import typer
 
-if TYPE_CHECKING:
-    from nowcast_server.map_picture import Embedded
-    from nowcast_server.nino.embed import Embedder, Projection
-    from nowcast_server.trajectories.store import Trajectory
+from nowcast_server.forecasters.registry import SHIPPED
+from nowcast_server.map_picture import Embedded, draw, nearest
+from nowcast_server.nino.checkpoint import load_checkpoint
+from nowcast_server.nino.embed import Embedder, Projection
+from nowcast_server.trajectories.store import Trajectory, trajectories
+from protos.wiring import Wiring
 
-ABOUT: Final = ("task", "lr", "seed")
-"""What a trajectory's header may say of its run, and the table repeats."""
+ABOUT: Final = ("task", "lr", "seed")  # what a trajectory's header may say of its run, and the table repeats
 
 
-def embed_run(run: "Trajectory", embedder: "Embedder", *, name: str) -> "Embedded":
+def embed_run(run: Trajectory, embedder: Embedder, *, name: str) -> Embedded:
     """Embed every context of a run; none lies across a jump or a missing snapshot."""
-    import numpy as np
-    import torch
-
-    from nowcast_server.map_picture import Embedded
-
     rows = [
         (int(piece.steps[end - 1]), float(piece.records["loss"][end - 1]), piece.states(slice(end - embedder.context, end)))
         for piece in run.pieces()
@@ -34,10 +31,8 @@ def embed_run(run: "Trajectory", embedder: "Embedder", *, name: str) -> "Embedde
     return Embedded(name, about, np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), np.asarray(vectors))
 
 
-def rows_of(runs: "Sequence[Embedded]", projection: "Projection") -> list[dict[str, Any]]:
+def rows_of(runs: Sequence[Embedded], projection: Projection) -> list[dict[str, Any]]:
     """A row for each context: where it is on the map, and which context of another run is nearest to it."""
-    from nowcast_server.map_picture import nearest
-
     rows = []
     for index, run in enumerate(runs):
         others = [other for place, other in enumerate(runs) if place != index]
@@ -50,28 +45,9 @@ def rows_of(runs: "Sequence[Embedded]", projection: "Projection") -> list[dict[s
     return rows
 
 
-def embed(
-    folder: Annotated[Path, typer.Argument(help="Trajectories, as --record keeps them.", show_default=False)],
-    *,
-    out: Annotated[Path, typer.Option(help="Table (.csv), arrays (.npz) or picture (.svg).")] = Path("map.csv"),
-    by: Annotated[Literal["loss", "step", "lr", "seed"], typer.Option(help="What the colours of a picture say.")] = "loss",
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights of a graph network; the package's nino by default.")] = None,
-    basis: Annotated[Path | None, typer.Option(help="Axes of an earlier .npz, so that what is on that map stays.")] = None,
-) -> None:
-    """Embed recorded runs of one network with the graph network, and project them to two axes.
-
-    A vector does not depend on how neurons are numbered, so runs of different seeds can be compared.
-    """
-    import numpy as np
-
-    from nowcast_server.nino.embed import Projection
-    from protos.errors import NowcastError
-
-    try:
-        runs = _runs(folder, checkpoint)
-    except NowcastError as error:
-        typer.echo(f"nowcast-server: {error.detail}", err=True)
-        sys.exit(1)
+def embed(folder: Path, *, out: Path, by: str, checkpoint: Path | None, basis: Path | None) -> None:
+    """The command; see `nowcast_server.cli.embed`."""
+    runs = _runs(folder, checkpoint)
     if basis:
         with np.load(basis) as arrays:
             projection = Projection(arrays["mean"], arrays["components"], arrays["explained"])
@@ -82,14 +58,8 @@ def embed(
     typer.echo(f"{out}: {sum(len(run.steps) for run in runs)} contexts of {len(runs)} runs; the axes explain {explained}")
 
 
-def _runs(folder: Path, checkpoint: Path | None) -> "list[Embedded]":
+def _runs(folder: Path, checkpoint: Path | None) -> list[Embedded]:
     """The runs below a folder that are of the first one's network, embedded."""
-    from nowcast_server.forecasters.registry import SHIPPED
-    from nowcast_server.nino.checkpoint import load_checkpoint
-    from nowcast_server.nino.embed import Embedder
-    from nowcast_server.trajectories.store import trajectories
-    from protos.wiring import Wiring
-
     weights = load_checkpoint(checkpoint or SHIPPED / "nino-base.safetensors")
     found = [(run, Wiring.from_dict(run.header["wiring"])) for run in trajectories(folder) if "wiring" in run.header]
     if not found:
@@ -106,12 +76,9 @@ def _runs(folder: Path, checkpoint: Path | None) -> "list[Embedded]":
     return runs
 
 
-def _write(path: Path, runs: "Sequence[Embedded]", projection: "Projection", *, by: str) -> None:
-    import numpy as np
+def _write(path: Path, runs: Sequence[Embedded], projection: Projection, *, by: str) -> None:
 
     if path.suffix == ".svg":
-        from nowcast_server.map_picture import draw
-
         places = [projection.apply(run.vectors) for run in runs]
         path.write_text(draw(runs, places, by=by, shares=tuple(projection.explained)), encoding="utf-8")
         return

@@ -17,14 +17,11 @@ MARGIN: Final = 28
 STOPS: Final = ((70, 104, 220), (34, 160, 150), (222, 158, 40), (212, 66, 104))
 """Colours from low to high, that can be told apart on white and on black."""
 UNKNOWN: Final = "#8a94a0"
-FEW: Final = 8
-"""Values that get an entry each in the legend; more are a scale."""
-NAMED: Final = 16
-"""Runs, of which each has its name beside the picture; more have none."""
+FEW: Final = 8  # values that get an entry each in the legend; more are a scale
+NAMED: Final = 16  # runs, of which each has its name beside the picture; more have none
 NAMES_AT: Final = 690
 LONGEST_NAME: Final = 28
-WITHIN: Final = 0.97
-"""Share of the places that the picture is scaled to."""
+WITHIN: Final = 0.97  # share of the places that the picture is scaled to
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from nowcast_server.accelerator import Accelerator, Reservation
+import torch
+
+from nowcast_server.accelerator import Accelerator, Reservation, is_short
 from nowcast_server.device import Device
 from nowcast_server.forecasters import Forecaster
-from nowcast_server.forecasting import Forecasts, forecast, forecast_bytes
+from nowcast_server.jobs.arrival import first_not_finite
 from nowcast_server.jobs.budget import Budget, Loan
-from nowcast_server.jobs.history import Context
+from nowcast_server.jobs.history import TORCH_DTYPES, Context
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.metrics import Metrics
-from protos.errors import BadRequest, DeadlineExceeded, NowcastError
-from protos.frames import DTYPE_BYTES
+from protos.errors import BadForecast, BadRequest, DeadlineExceeded, NowcastError, OutOfMemoryBudget, Unavailable
+from protos.frames import DTYPE_BYTES, Header
 from protos.messages import DEADLINE_HEADER, JobSpec, NowcastRequest
 
 Result = TypeVar("Result")
@@ -26,6 +28,19 @@ Result = TypeVar("Result")
 
 class Gone(Exception):
     """The client has disconnected."""
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Forecasts on their way to a worker."""
+
+    header: Header
+    values: torch.Tensor  # (len(horizons), n) in the dtype asked for, on the CPU, finite
+    seconds: float  # the device took
+
+    @property
+    def payload(self) -> memoryview:
+        return self.values.view(torch.uint8).numpy().data.cast("B")
 
 
 @dataclass
@@ -61,8 +76,8 @@ class Nowcasting:
             try:
                 request = complete(request, job.spec, forecaster=forecaster)
                 loan = Loan(self.memory, tenant=job.tenant, size_bytes=self.check(job, request))
-                async with _within(deadline_s):
-                    forecasts = await self._wanted(self._forecast(job, request, forecaster=forecaster, loan=loan), gone)
+                future = self._forecast(job, request, forecaster=forecaster, loan=loan)
+                forecasts = await self._wanted(future, gone, deadline_s)
             except BaseException as error:
                 self._count(job, _outcome(error))
                 raise
@@ -86,13 +101,16 @@ class Nowcasting:
         self.memory.check(size_bytes, what=what)
         return size_bytes
 
-    async def _wanted(self, future: "Future[Forecasts]", gone: Callable[[], Awaitable[None]]) -> Forecasts:
+    async def _wanted(
+        self, future: "Future[Forecasts]", gone: Callable[[], Awaitable[None]], deadline_s: float | None
+    ) -> Forecasts:
         """The forecasts, as long as somebody wants them."""
         result: asyncio.Future[Forecasts] = asyncio.wrap_future(future)
         left: asyncio.Future[None] = asyncio.ensure_future(gone())
         waiting: set[asyncio.Future[Any]] = {result, left}
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not (await asyncio.wait(waiting, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+                raise DeadlineExceeded(f"the forecast was not made within the {deadline_s} s given", field=DEADLINE_HEADER)
             if not result.done():
                 raise Gone
             return await result
@@ -110,14 +128,10 @@ class Nowcasting:
         with self.jobs.using(job):
             context = job.history.read(request.context)
             if self.accelerator is not None:
-                working_bytes = forecast_bytes(job.spec, request) + job.working_bytes
-                reservation = self.accelerator.reservation(context, working_bytes=working_bytes)
+                reservation = Reservation(self.accelerator, context, forecast_bytes(job.spec, request) + job.working_bytes)
             work = partial(forecast, forecaster, spec=job.spec, context=context, request=request, reservation=reservation)
             keep = partial(self._keep, job, context, request.interval, time.perf_counter())
-            future = self.submit(job, context, work, loan=loan, begin=partial(_begin, reservation, loan), keep=keep)
-        if reservation is not None:
-            future.add_done_callback(partial(self._release, reservation))
-        return future
+            return self.submit(job, context, work, loan=loan, keep=keep, reservation=reservation)
 
     def submit(
         self,
@@ -127,30 +141,29 @@ class Nowcasting:
         *,
         loan: Loan,
         keep: Callable[["Future[Result]"], None],
-        begin: Callable[[], bool] = lambda: True,
+        reservation: Reservation | None = None,
     ) -> "Future[Result]":
-        """Have the device do `work` from the context of a job. When it has ended, `keep` is called on the event loop, and then the
-        context and the loan are given back. Raises as `Device.submit` does.
+        """Have the device do `work` from the context of a job. When it has ended, `keep` is called on the event loop, and all that
+        was taken is given back. Raises as `Device.submit` does.
         """
         loop = asyncio.get_running_loop()
         self.jobs.enter(job)
         loan.hold()
         try:
-            future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=begin)
+            future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=partial(_begin, reservation, loan))
         except BaseException:
             self._done(job, context, loan)
             raise
 
         def ended(done: "Future[Result]") -> None:
+            if reservation is not None:
+                reservation.end()
+                self.device.wake()
             loop.call_soon_threadsafe(keep, done)
             loop.call_soon_threadsafe(self._done, job, context, loan)
 
         future.add_done_callback(ended)
         return future
-
-    def _release(self, reservation: Reservation, _: "Future[Forecasts]") -> None:
-        reservation.end()
-        self.device.wake()
 
     def _keep(self, job: Job, context: Context, interval: float, asked: float, future: "Future[Forecasts]") -> None:
         """Remember a forecast until its future comes, and what it took."""
@@ -200,12 +213,67 @@ def _outcome(error: BaseException) -> str:
     return NowcastError.code if isinstance(error, Exception) and not isinstance(error, Gone) else "gone"
 
 
-@asynccontextmanager
-async def _within(deadline_s: float | None) -> AsyncIterator[None]:
+def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:
+    """The most memory a nowcast takes besides what its forecaster works in: forecasts, also in the dtype asked for."""
+    rows = len(request.horizons)
+    converted = 0 if request.dtype == "float32" else rows * DTYPE_BYTES[request.dtype]
+    return spec.wiring.size * (4 * rows + converted)
+
+
+def forecast(
+    forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest, reservation: Reservation | None = None
+) -> Forecasts:
+    """Run the job's forecaster and check what it says; the reservation has begun, and is None on the CPU.
+
+    BadForecast for values that are not finite in the dtype asked for or not of the right shape, OutOfMemoryBudget if the device has
+    not the memory, Unavailable if it has failed for good.
+    """
+    start = time.perf_counter()
+    make = partial(_made, forecaster, spec, request)
+    values = _on_host(make, context) if reservation is None else _on_device(make, reservation)
+    header = Header("forecasts", request.dtype, tuple(values.shape), request.step, tuple(request.horizons))
+    return Forecasts(header, values, time.perf_counter() - start)
+
+
+Make = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+
+
+def _on_host(make: Make, context: Context) -> torch.Tensor:
     try:
-        async with asyncio.timeout(deadline_s) as limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
+        return make(context.states)
+    except (MemoryError, RuntimeError) as error:
+        if not is_short(error):
             raise
-        raise DeadlineExceeded(f"the forecast was not made within the {deadline_s} s given", field=DEADLINE_HEADER) from None
+        raise OutOfMemoryBudget(f"there is not the memory for this forecast: {error}") from error
+
+
+def _on_device(make: Make, reservation: Reservation) -> torch.Tensor:
+    accelerator, detail = reservation.accelerator, ""
+    for _ in range(2):
+        try:
+            with reservation.states() as states:
+                return make(states).to("cpu")
+        except RuntimeError as error:
+            if accelerator.lost():
+                accelerator.on_lost(error)
+                raise Unavailable("the device has failed, and the server with it", retry_after_s=5) from error
+            if not is_short(error):
+                raise
+            detail = str(error).splitlines()[0]  # others use the device too, or memory is in pieces
+        accelerator.free()  # here, as the error's frames hold what was computed so far
+    raise OutOfMemoryBudget(f"the device has not the memory for this forecast: {detail}")
+
+
+def _made(forecaster: Forecaster, spec: JobSpec, request: NowcastRequest, states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The forecasts in the dtype asked for, where the snapshots are, checked."""
+    values = forecaster.forecast(spec.wiring, states, horizons=tuple(request.horizons)).detach()
+    expected = (len(request.horizons), spec.wiring.size)
+    if values.shape != expected:
+        raise BadForecast(f"{spec.forecaster} gives the shape {tuple(values.shape)}, not {expected}")
+    values = values.to(TORCH_DTYPES[request.dtype]).contiguous()
+    wrong = first_not_finite(values.flatten())  # of all horizons at once: a device answers when all that is queued is done
+    if wrong is not None:
+        row, place = divmod(wrong, spec.wiring.size)
+        said = f"{values[row, place].item()} as {request.dtype} for value {place} at horizon {request.horizons[row]}"
+        raise BadForecast(f"{spec.forecaster} forecasts {said}", field="horizons")
+    return values

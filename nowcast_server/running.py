@@ -26,12 +26,10 @@ from nowcast_server.tokens import Tokens
 from nowcast_server.web.connections import SPARE, Connections, protocol_for
 
 KEEP_ALIVE_S: Final = 75
-BACKLOG: Final = 512
-"""Connections that wait to be accepted."""
+BACKLOG: Final = 512  # connections that wait to be accepted
 OTHER_FILES: Final = BACKLOG + SPARE + 192
 """Open files besides the connections within the limit: those accepted in one go before any is ended, spare ones, and the rest."""
-END_S: Final = 10.0
-"""After the drain, how long the process may take to end."""
+END_S: Final = 10.0  # after the drain, how long the process may take to end
 SWITCH_INTERVAL_S: Final = 0.0002
 """How long Python code on the device thread may hold up the event loop, at most, when both want to run (Python's own is 5 ms)."""
 

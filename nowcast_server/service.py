@@ -12,7 +12,7 @@ import torch
 from nowcast_server.accelerator import Accelerator
 from nowcast_server.device import CPU, Chosen, Device
 from nowcast_server.forecasters import Forecaster
-from nowcast_server.jobs.budget import SHARE, Budget
+from nowcast_server.jobs.budget import KEPT, SHARE, Budget
 from nowcast_server.jobs.registrations import BODIES, Registrations, check_coverage, check_size
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.logs import audit, log
@@ -133,7 +133,8 @@ class Service:
             forecasters = await asyncio.to_thread(self._loader)
             if self.chosen.device == "cpu":
                 weights_bytes = sum(each.weights_bytes for each in forecasters.values())
-                self.forecasts.keep(weights_bytes, what="the weights of the forecasters")
+                self.forecasts.check(weights_bytes, what="the weights of the forecasters", now=True)
+                self.forecasts.take(KEPT, weights_bytes)
             else:
                 await self._use_device()
             self.forecasters = forecasters
@@ -154,7 +155,7 @@ class Service:
         def lost(error: BaseException) -> None:
             loop.call_soon_threadsafe(self._lost, error)
 
-        accelerator = await asyncio.to_thread(Accelerator.of, device, limit_bytes=self.settings.device_memory, on_lost=lost)
+        accelerator = await asyncio.to_thread(Accelerator, device, limit_bytes=self.settings.device_memory, on_lost=lost)
         self.accelerator = self.nowcasting.accelerator = accelerator
         self.metrics.memory_bytes.labels("device").set_function(lambda: accelerator.used_bytes)
         self.metrics.memory_limit_bytes.labels("device").set(accelerator.limit_bytes)

@@ -13,8 +13,7 @@ import torch
 
 _STREAMS: Final[dict[torch.device, torch.cuda.Stream]] = {}
 _LOCK: Final = threading.Lock()
-LOWEST: Final = 0
-"""The lowest priority that CUDA has; higher ones are negative."""
+LOWEST: Final = 0  # the lowest priority that CUDA has; higher ones are negative
 
 
 @contextmanager

@@ -12,10 +12,8 @@ from typing import Final, Self
 from nowcast_server.settings import Settings
 from protos.errors import Unauthorized
 
-ANONYMOUS: Final = "anonymous"
-"""The one tenant of a server without tokens."""
-OPERATOR: Final = "operator"
-"""The tenant whose token reads `/metrics`, which count over all tenants."""
+ANONYMOUS: Final = "anonymous"  # the one tenant of a server without tokens
+OPERATOR: Final = "operator"  # the tenant whose token reads `/metrics`, which count over all tenants
 
 _ENTRY = re.compile(
     r"(?P<tenant>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):(?:sha256:(?P<hash>[0-9a-fA-F]{64})|(?P<token>[\x21-\x7e]{16,512}))"

@@ -23,8 +23,7 @@ from protos.wiring import Wiring
 
 LONGEST_S: Final = 1.0
 """That embedding one context may have the CPU, where it is done, and the turn; larger networks are not on the map."""
-NETWORKS: Final = 16
-"""Whose embedders are kept."""
+NETWORKS: Final = 16  # whose embedders are kept
 
 
 class TrainingMap:
@@ -35,7 +34,7 @@ class TrainingMap:
 
     def __init__(self, nowcasting: Nowcasting, *, forecasters: Callable[[], Mapping[str, Forecaster]]) -> None:
         self._nowcasting, self._forecasters = nowcasting, forecasters
-        self._embedders = LruCache[Embedder](NETWORKS, weigh=lambda _: 1)
+        self._embedders = LruCache[Embedder](NETWORKS)
         self._busy = False
 
     @property

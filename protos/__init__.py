@@ -2,5 +2,4 @@
 
 from typing import Final
 
-DISTRIBUTION: Final = "nowcast-train"
-"""What this project is installed as; `nowcast` is another project's name on the package index."""
+DISTRIBUTION: Final = "nowcast-train"  # what this project is installed as; `nowcast` is another project's name on the package index

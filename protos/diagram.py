@@ -11,11 +11,9 @@ from typing import Final
 
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 
-MAX_BLOCKS: Final = 50_000
-"""More are not drawn where the wiring may be anyone's."""
+MAX_BLOCKS: Final = 50_000  # more are not drawn where the wiring may be anyone's
 MAX_BOXES: Final = 120
-MAX_RECTANGLES: Final = 6000
-"""Of the matrix."""
+MAX_RECTANGLES: Final = 6000  # of the matrix
 
 COLOURS: Final = {
     EdgeType.LINEAR: "#4c78a8",
@@ -32,8 +30,7 @@ COLOURS: Final = {
 }
 _WIDTH, _HEIGHT, _ACROSS, _DOWN, _INDENT, _MATRIX = 264, 44, 24, 30, 74, 460
 
-Ranges = list[tuple[int, int]]
-"""(first neuron, one past the last)."""
+Ranges = list[tuple[int, int]]  # (first neuron, one past the last)
 
 
 @dataclass(eq=False)

@@ -8,8 +8,7 @@ import math
 import re
 from typing import Any, ClassVar, Final
 
-ERRORS: Final[dict[str, "type[NowcastError]"]] = {}
-"""Error types by their code."""
+ERRORS: Final[dict[str, "type[NowcastError]"]] = {}  # error types by their code
 
 
 class NowcastError(Exception):

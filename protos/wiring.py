@@ -17,16 +17,13 @@ from typing import Any, Self
 
 from protos.errors import BadWiring
 
-MAX_SLOTS = 9
-"""Weights one edge can carry: a 3x3 kernel. Larger kernels are split over parallel edges."""
+MAX_SLOTS = 9  # weights one edge can carry: a 3x3 kernel. Larger kernels are split over parallel edges.
 
-STRUCTURE = -1
-"""`Block.parameter` of edges that carry no weights (residual connections, attention heads)."""
+STRUCTURE = -1  # `Block.parameter` of edges that carry no weights (residual connections, attention heads)
 
 MAX_NEURONS = 2**31 - 1
 MAX_BLOCKS = 2**20
-MAX_NAME = 1024
-"""Characters of a parameter's name."""
+MAX_NAME = 1024  # characters of a parameter's name
 
 
 class EdgeType(IntEnum):

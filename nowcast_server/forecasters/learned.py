@@ -13,10 +13,8 @@ from nowcast_server.nino.laplacian import features_bytes
 from nowcast_server.nino.options import CheckpointError
 from protos.wiring import Wiring
 
-EDGES_PER_S: Final = 2e6
-"""That one core of a CPU computes; structure alone is at 2.5e6 with `nino-base`."""
-CUDA_LANES: Final = 40
-"""As many cores is a GPU worth, at least."""
+EDGES_PER_S: Final = 2e6  # that one core of a CPU computes; structure alone is at 2.5e6 with `nino-base`
+CUDA_LANES: Final = 40  # as many cores is a GPU worth, at least
 
 
 class LearnedForecaster(Forecaster):
@@ -24,8 +22,7 @@ class LearnedForecaster(Forecaster):
 
     needs_checkpoint: ClassVar[bool] = True
     glide_horizon = 40
-    graph: ClassVar[bool]
-    """Whether its checkpoints are graph networks."""
+    graph: ClassVar[bool]  # whether its checkpoints are graph networks
 
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> None:
         if checkpoint.options.graph != self.graph:

@@ -14,8 +14,7 @@ from protos.messages import JobSpec, NowcastRequest, Progress
 
 Model = TypeVar("Model", bound=BaseModel)
 
-PIECE: Final = 32_768
-"""Values looked at in one go: they stay in cache, and torch handles so few on the calling thread."""
+PIECE: Final = 32_768  # values looked at in one go: they stay in cache, and torch handles so few on the calling thread
 
 
 class Arrival:

@@ -7,8 +7,10 @@ from typing import Final
 
 from protos.errors import OutOfMemoryBudget
 
-SHARE: Final = 0.5
-"""Of the memory of forecasts and of registrations, for one tenant beside others."""
+SHARE: Final = 0.5  # of the memory of forecasts and of registrations, for one tenant beside others
+
+
+KEPT: Final = ""  # in a tenant's place, for what is never given back
 
 
 class Budget:
@@ -26,14 +28,8 @@ class Budget:
         self._tenant_bytes = limit_bytes if tenant_bytes is None else tenant_bytes
         self._share = share
         self._on_return = on_return
-        self._kept_bytes = 0  # of those used: never given back
         self._used = Counter[str]()
         self._lock = threading.Lock()
-
-    @property
-    def most_bytes(self) -> int:
-        """There would be if all was given back that will be."""
-        return self.limit_bytes - self._kept_bytes
 
     def used_by(self, tenant: str) -> int:
         return self._used[tenant]
@@ -42,22 +38,17 @@ class Budget:
         """Left of a tenant's limit, or of the whole."""
         return self.limit_bytes - self.used_bytes if tenant is None else self._tenant_bytes - self._used[tenant]
 
-    def check(self, size_bytes: int, *, what: str, tenant: str | None = None) -> None:
-        """Raise OutOfMemoryBudget if so many bytes will never be had, of a tenant's limit or of the whole."""
-        most_bytes = self.most_bytes if tenant is None else self._tenant_bytes
-        if size_bytes > most_bytes:
-            detail = f"{what} needs {size_bytes} bytes; there are {most_bytes} in all"
-            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=most_bytes)
-
-    def check_left(self, size_bytes: int, *, what: str, tenant: str | None = None) -> None:
-        """Raise OutOfMemoryBudget if so many are not to be had now. How many are left is not said: others' use is their own."""
-        if size_bytes > self.left_bytes(tenant):
-            limit_bytes = self.limit_bytes if tenant is None else self._tenant_bytes
-            detail = f"{what} needs {size_bytes} bytes, more than are left of {limit_bytes}"
-            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=limit_bytes)
+    def check(self, size_bytes: int, *, what: str, tenant: str | None = None, now: bool = False) -> None:
+        """Raise OutOfMemoryBudget if so many bytes will never be had, of a tenant's limit or of the whole; or not `now`. How many
+        are left then is not said: others' use is their own.
+        """
+        most_bytes = self.limit_bytes - self._used[KEPT] if tenant is None else self._tenant_bytes
+        if size_bytes > (self.left_bytes(tenant) if now else most_bytes):
+            why = f"more than are left of {most_bytes}" if now else f"there are {most_bytes} in all"
+            raise OutOfMemoryBudget(f"{what} needs {size_bytes} bytes; {why}", needed_bytes=size_bytes, limit_bytes=most_bytes)
 
     def take(self, tenant: str, size_bytes: int) -> None:
-        """Set bytes aside that `check_left` has found."""
+        """Set bytes aside that `check` has found."""
         with self._lock:
             self.used_bytes += size_bytes
             self._used[tenant] += size_bytes
@@ -66,17 +57,12 @@ class Budget:
         """Set bytes aside, if they are to be had now within the tenant's share."""
         with self._lock:
             lent = self._used[tenant]
-            if (lent and lent + size_bytes > self._share * self.most_bytes) or size_bytes > self.left_bytes():
+            within = lent + size_bytes <= self._share * (self.limit_bytes - self._used[KEPT])
+            if (lent and not within) or size_bytes > self.left_bytes():
                 return False
             self.used_bytes += size_bytes
             self._used[tenant] += size_bytes
             return True
-
-    def keep(self, size_bytes: int, *, what: str) -> None:
-        """Set bytes aside for good. Raises as `check_left` does."""
-        self.check_left(size_bytes, what=what)
-        self.used_bytes += size_bytes
-        self._kept_bytes += size_bytes
 
     def give(self, tenant: str, size_bytes: int) -> None:
         with self._lock:

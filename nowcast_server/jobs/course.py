@@ -12,15 +12,11 @@ import numpy as np
 
 from protos.messages import Progress
 
-POINTS: Final = 512
-"""Kept of a run. A longer one is thinned: each point then is the mean of 2, 4, 8, … boundaries."""
+POINTS: Final = 512  # kept of a run. A longer one is thinned: each point then is the mean of 2, 4, 8, … boundaries.
 EVENTS: Final = 48
-EVERY: Final = 10
-"""Nowcasts from one place on the map of training to the next, at first."""
-MOST: Final = 32
-"""Places kept of a run. Of a longer one every second is dropped, and the next come half as often."""
-TIMED: Final = 32
-"""Calls of a kind whose times are kept."""
+EVERY: Final = 10  # nowcasts from one place on the map of training to the next, at first
+MOST: Final = 32  # places kept of a run. Of a longer one every second is dropped, and the next come half as often.
+TIMED: Final = 32  # calls of a kind whose times are kept
 STAGES: Final = ("upload", "queue", "forecast", "download")
 COURSE_BYTES: Final = 48 * 1024
 """Memory of a course, about: its points take 40 bytes each, its events, times, layers and places on the map the rest."""

@@ -14,8 +14,7 @@ from protos.frames import DTYPE_BYTES
 
 TORCH_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SERIALS: Final = count(1)
-SPARE_ROWS: Final = 1
-"""Rows beyond the context: one to receive into while a forecast reads all the others."""
+SPARE_ROWS: Final = 1  # rows beyond the context: one to receive into while a forecast reads all the others
 
 
 def history_bytes(size: int, *, context: int, dtype: str) -> int:

@@ -17,8 +17,7 @@ from protos.frames import DTYPE_BYTES
 from protos.messages import JobSpec
 from protos.wiring import STRUCTURE, Block, Wiring
 
-LARGE_BYTES: Final = 64 * 1024
-"""From here on a registration waits for its turn; smaller ones are read at once, on the event loop."""
+LARGE_BYTES: Final = 64 * 1024  # from here on a registration waits for its turn; smaller ones are read at once, on the event loop
 BODIES: Final = 16
 """Of the largest kind, on their way or waiting for their turn, that there is memory for: half of it for one tenant."""
 STRUCTURE_PER_NEURON: Final = 64

@@ -16,10 +16,8 @@ from protos.errors import Busy, JobConflict, OutOfMemoryBudget, RunConflict, Unk
 from protos.messages import RUN_HEADER, JobSpec, JobStatus, Progress
 
 RETRY_AFTER_S: Final = 2.0
-PATIENCE: Final = 2.5
-"""A job rests when nobody has called for so many times what lies between its snapshots."""
-ROW_BYTES: Final = 512
-"""What a block of a wiring, or a parameter without its name, takes as Python objects, about."""
+PATIENCE: Final = 2.5  # a job rests when nobody has called for so many times what lies between its snapshots
+ROW_BYTES: Final = 512  # what a block of a wiring, or a parameter without its name, takes as Python objects, about
 
 
 @dataclass(eq=False)
@@ -125,8 +123,7 @@ class Jobs:
 
     def get(self, tenant: str, job_id: str) -> Job:
         """The tenant's job of this name, which is called on; raises UnknownJob if there is none."""
-        job = self.find(tenant, job_id)
-        if job is None:
+        if (job := self.find(tenant, job_id)) is None:
             raise UnknownJob(f"job {job_id!r} is not registered: register it and resend its snapshots", field="job")
         job.touch()
         return job
@@ -188,8 +185,7 @@ class Jobs:
     def finish(self, job: Job) -> None:
         """The run is over: its history is freed once its last upload or forecast has ended, its status stays."""
         job.finished = True
-        if not job.users:
-            self.evict(job)
+        self._settle(job)
 
     def remove(self, job: Job) -> None:
         """Forget a job; its memory is free once its last upload or forecast has ended."""
@@ -211,7 +207,7 @@ class Jobs:
             for victim in self._victims(size_bytes - self._memory.left_bytes(of), of=of, tenant=tenant):
                 self.evict(victim)
                 self._on_evict(victim)
-            self._memory.check_left(size_bytes, what=what, tenant=of)
+            self._memory.check(size_bytes, what=what, tenant=of, now=True)
         self._memory.take(tenant, size_bytes)
 
     def _victims(self, lacking_bytes: int, *, of: str | None, tenant: str) -> list[Job]:

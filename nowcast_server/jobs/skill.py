@@ -18,15 +18,11 @@ from torch import Tensor
 from nowcast_server.forecasters.simple import Average, Linear
 from protos.messages import JobSpec
 
-SAMPLE: Final = 16_384
-"""Parameters that are judged by, drawn once; of a smaller network all are."""
-KEPT: Final = 8
-"""Forecasts that wait for their future. While all wait, further ones are not scored."""
-RIVALS: Final = (Linear(), Average())
-"""Scored beside a job's own forecaster; they cost next to nothing."""
+SAMPLE: Final = 16_384  # parameters that are judged by, drawn once; of a smaller network all are
+KEPT: Final = 8  # forecasts that wait for their future. While all wait, further ones are not scored.
+RIVALS: Final = (Linear(), Average())  # scored beside a job's own forecaster; they cost next to nothing
 
-Scores = list[tuple[str, float]]
-"""Forecasters and the skill of one forecast of theirs."""
+Scores = list[tuple[str, float]]  # forecasters and the skill of one forecast of theirs
 
 
 def track_bytes(size: int) -> int:

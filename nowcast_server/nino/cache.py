@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 class LruCache(Generic[Value]):
     """Keeps the values used last, as long as all `weigh` no more than `capacity` together; the newest is always kept."""
 
-    def __init__(self, capacity: int, *, weigh: Callable[[Value], int]) -> None:
+    def __init__(self, capacity: int, *, weigh: Callable[[Value], int] = lambda _: 1) -> None:
         self._values: OrderedDict[str, Value] = OrderedDict()
         self._capacity, self._weigh, self._weight = capacity, weigh, 0
         self._lock = threading.Lock()

@@ -24,16 +24,14 @@ from protos.wiring import Block, Wiring
 SWEEPS: Final = 50
 """After so many sweeps each neuron on a diagonal is a class of its own: right too, and no chain of diagonals can take longer."""
 
-CARRIED: Final = 500_000_000
-"""Neurons of diagonals that all sweeps together may pass, a second's work; `BLOCK` more for each block."""
+CARRIED: Final = 500_000_000  # neurons of diagonals that all sweeps together may pass, a second's work; `BLOCK` more for each block
 BLOCK: Final = 1000
 
 MOST_CLASSES: Final = 2000
 """Beyond, a spectrum takes more than 4 s of one core and `CLASSES_BYTES`. GPT-2 of 12 layers has 600, ResNet-152 460."""
 CLASSES_BYTES: Final = 7 * 8 * MOST_CLASSES**2
 
-MOST_PAIRS: Final = 500_000_000
-"""Pairs of classes that blocks may join, counted block by block: a second's work."""
+MOST_PAIRS: Final = 500_000_000  # pairs of classes that blocks may join, counted block by block: a second's work
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

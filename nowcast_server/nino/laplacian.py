@@ -24,8 +24,7 @@ from nowcast_server.nino.cache import LruCache
 from nowcast_server.nino.classes import CLASSES_BYTES, MOST_CLASSES, Floats, Ints, NeuronClasses, TooManyClasses
 from protos.wiring import Wiring
 
-SAME: Final = 1e-8
-"""Eigenvalues closer than this count as one repeated eigenvalue."""
+SAME: Final = 1e-8  # eigenvalues closer than this count as one repeated eigenvalue
 
 _LOG: Final = logging.getLogger(__name__)
 

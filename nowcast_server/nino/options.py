@@ -8,8 +8,7 @@ from protos.errors import NowcastError
 from protos.wiring import MAX_SLOTS
 
 WNN_LAYERS: Final = 4
-EDGE_TYPES: Final = 15
-"""Rows of the edge type embedding: every `EdgeType`, and one that is never used."""
+EDGE_TYPES: Final = 15  # rows of the edge type embedding: every `EdgeType`, and one that is never used
 
 EPSILON: Final = 1e-6
 """Added to a scale before dividing by it, never when multiplying back: what the published checkpoints were trained with."""

@@ -19,11 +19,11 @@ from nowcast_server.device import Device
 from nowcast_server.forecasters.base import Horizons
 from nowcast_server.forecasters.learned import Nino
 from nowcast_server.forecasters.simple import Last
-from nowcast_server.forecasting import forecast
 from nowcast_server.jobs.history import Context
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
 from nowcast_server.nino.options import ModelOptions
+from nowcast_server.nowcasting import forecast
 from nowcast_server.selftest.networks import CONTEXT, FAMILIES, SIZES, convolutional, snapshots
 from nowcast_server.streams import own_stream, wait
 from protos.errors import OutOfMemoryBudget
@@ -33,16 +33,12 @@ from protos.wiring import Wiring
 Figures = dict[str, Any]
 CPU: Final = torch.device("cpu")
 HORIZONS: Final = (1, 40)
-LIMIT: Final = 3e-5
-"""Largest error, of the forecast change."""
-TF32_LIMIT: Final = 0.02
-"""The same where factors of products are rounded to 11 bits."""
-DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
-"""Of snapshots."""
+LIMIT: Final = 3e-5  # largest error, of the forecast change
+TF32_LIMIT: Final = 0.02  # the same where factors of products are rounded to 11 bits
+DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)  # of snapshots
 ON_CPU: Final = ("14k", "0.2M")
 JOBS: Final = 64
-BYTES_A_WEIGHT: Final = 2 * 5 + 4 + 4
-"""A context of 16 bits, a forecast, and what else a weight takes while it is drawn."""
+BYTES_A_WEIGHT: Final = 2 * 5 + 4 + 4  # a context of 16 bits, a forecast, and what else a weight takes while it is drawn
 
 
 class Failed(Exception):
@@ -234,7 +230,7 @@ def rolling_context(setup: Setup) -> Figures:
 
 @contextmanager
 def _reserved(accelerator: Accelerator, context: Context) -> Iterator[Reservation]:
-    reservation = accelerator.reservation(context, working_bytes=0)
+    reservation = Reservation(accelerator, context, 0)
     if not reservation.begin():
         raise Failed("memory was not given back")
     try:

@@ -3,43 +3,30 @@
 import json
 import pkgutil
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Any, Final
 
+import torch
 import typer
 
-if TYPE_CHECKING:
-    from nowcast_server.selftest.checks import Setup
+from nowcast_server.device import check_device, choose_device
+from nowcast_server.forecasters.registry import SHIPPED
+from nowcast_server.nino.checkpoint import load_checkpoint
+from nowcast_server.selftest import checks
+from nowcast_server.selftest.checks import Setup
 
 PLAIN: Final = "trainer_worker.metatrain.reference:Reference"
 
 
-def selftest(
-    device: Annotated[str, typer.Option(help="Device to test: auto, cpu, cuda, cuda:1, …")] = "auto",
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights that replace the package's nino.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
-) -> None:
-    """Check that forecasts are right on this machine's device, and how fast. Exit status 1 if a check fails."""
-    import torch
-
-    from nowcast_server.device import check_device, choose_device
-    from nowcast_server.forecasters.registry import SHIPPED
-    from nowcast_server.nino.checkpoint import load_checkpoint
-    from nowcast_server.selftest.checks import Setup
-    from protos.errors import NowcastError
-
-    try:
-        chosen = choose_device(device)
-        check_device(chosen.device)
-        weights = load_checkpoint(checkpoint or SHIPPED / "nino-base.safetensors")
-    except NowcastError as error:
-        typer.echo(f"nowcast-server: {error.detail}", err=True)
-        sys.exit(2)
+def selftest(device: str, checkpoint: Path | None, json_file: Path | None) -> int:
+    """The command, see `nowcast_server.cli.selftest`; its exit status."""
+    chosen = choose_device(device)
+    check_device(chosen.device)
+    weights = load_checkpoint(checkpoint or SHIPPED / "nino-base.safetensors")
     if chosen.note is not None:
         typer.echo(f"on the CPU: {chosen.note}")
     setup, done = Setup(torch.device(chosen.device), weights, plain_model()), []
@@ -51,7 +38,7 @@ def selftest(
     typer.echo(f"{sum(outcome.ok for outcome in done)} of {len(done)} checks ok on {report['name']}, {report['seconds']:.0f} s")
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n")
-    sys.exit(0 if report["ok"] else 1)
+    return 0 if report["ok"] else 1
 
 
 def plain_model() -> Any:
@@ -72,29 +59,23 @@ class Outcome:
     detail: str = ""  # what failed
 
 
-def outcomes(setup: "Setup") -> Iterator[Outcome]:
+def outcomes(setup: Setup) -> Iterator[Outcome]:
     """Check after check."""
-    import torch
-
-    from nowcast_server.selftest.checks import CHECKS, Failed
-
-    for name, check in CHECKS.items():
+    for name, check in checks.CHECKS.items():
         start = time.perf_counter()
         figures, detail = {}, ""
         try:
             with torch.no_grad():
                 figures = check(setup)
-        except Failed as error:
+        except checks.Failed as error:
             detail = str(error)
         except Exception as error:  # noqa: BLE001 -- whatever a device does is this check's outcome
             detail = f"{type(error).__name__}: {error}"
         yield Outcome(name, not detail, time.perf_counter() - start, figures, detail)
 
 
-def as_json(done: list[Outcome], setup: "Setup") -> dict[str, Any]:
+def as_json(done: list[Outcome], setup: Setup) -> dict[str, Any]:
     """All that is to be known, for a file."""
-    import torch
-
     return {
         "ok": all(outcome.ok for outcome in done),
         "device": str(setup.device),

@@ -4,8 +4,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-AT_HAND = "forecasts"
-"""What a replica reports: its forecasts that wait or run."""
+AT_HAND = "forecasts"  # what a replica reports: its forecasts that wait or run
 
 
 def forecasts_at_hand(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:

@@ -84,14 +84,7 @@ class Recorder:
     _cut: set[str] = field(default_factory=set)  # whose next snapshot begins a segment
 
     def add(
-        self,
-        job: str,
-        *,
-        wiring: Wiring,
-        step: int,
-        state: Floats,
-        loss: float = math.nan,
-        about: Mapping[str, Any] | None = None,
+        self, job: str, *, wiring: Wiring, step: int, state: Floats, loss: float = math.nan, about: Mapping[str, Any] | None = None
     ) -> bool:
         """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept. A new file's header says `about`.
 

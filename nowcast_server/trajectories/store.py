@@ -31,8 +31,7 @@ logger = logging.getLogger(__name__)
 MAGIC: Final = b"NOWTRAJ1"
 SUFFIX: Final = ".trajectory"
 ALIGNMENT: Final = 64
-UNEVEN: Final = 1.6
-"""The distance between two snapshots grows with a run of unknown length, but not so fast: one is missing."""
+UNEVEN: Final = 1.6  # the distance between two snapshots grows with a run of unknown length, but not so fast: one is missing
 MAX_PARAMETERS: Final = (2**31 - 1 - 24) // 2
 """NumPy counts the bytes of a record in a C int, and beyond that raises or goes on below 0."""
 

@@ -18,10 +18,8 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a request's line and headers, and of a body's trailers. One sent along with the request before may have up to twice that."""
 HEAD_S: Final = 30.0
 """A connection has so long to bring a line and headers. From an answer to the next byte uvicorn's keep-alive counts instead."""
-REFUSED_S: Final = 10.0
-"""A body that was refused has so long to come, however it drips."""
-SPARE: Final = 64
-"""Connections beyond the limit, for calls of `HEALTH` alone, when all others are being answered."""
+REFUSED_S: Final = 10.0  # a body that was refused has so long to come, however it drips
+SPARE: Final = 64  # connections beyond the limit, for calls of `HEALTH` alone, when all others are being answered
 HEALTH: Final = frozenset({"/livez", "/readyz"})
 
 

@@ -19,8 +19,7 @@ from nowcast_server.service import Service
 from protos.errors import BadRequest, DeadlineExceeded, MethodNotAllowed, NotFound, NowcastError, TooLarge, Unavailable
 from protos.messages import Problem
 
-REFUSED_BYTES: Final = 1024 * 1024
-"""Of a body that was refused, as much as this is thrown away."""
+REFUSED_BYTES: Final = 1024 * 1024  # of a body that was refused, as much as this is thrown away
 
 PROBLEM_TYPE: Final = "application/problem+json"
 _OF_STATUS: Final = {404: NotFound, 405: MethodNotAllowed, 413: TooLarge}

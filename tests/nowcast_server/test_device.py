@@ -4,7 +4,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -58,34 +58,24 @@ def test_a_flood_costs_others_no_more_than_its_share(monkeypatch: pytest.MonkeyP
         assert ends[-1] <= (rivals + 1) * 40 * 0.25 + rivals
 
 
-def test_idling_earns_no_credit() -> None:
-    """A job could save up time and then take the device for as long."""
+def test_idling_earns_no_credit_and_old_keys_are_forgotten() -> None:
+    """A job could save up time and then take the device for as long; or the book would grow with every job that ever was."""
     shares = Shares()
     shares.enter("busy", waiting=[])
-    for _ in range(100):
-        shares.serve("busy")
-        shares.charge("busy", 1.0)
-    shares.enter("late", waiting=["busy"])
-    served = []
-    for _ in range(10):
-        key = shares.order(["busy", "late"])[0]
-        shares.serve(key)
-        served.append(key)
-        shares.charge(key, 1.0)
-    assert 4 <= served.count("late") <= 6
 
-
-def test_old_keys_are_forgotten() -> None:
-    """The book of shares would grow with every job that ever was."""
-    shares = Shares()
-    shares.enter("busy", waiting=[])
-    for index in range(30_000):
-        shares.enter(str(index), waiting=["busy"])
-        key = shares.order(["busy", str(index)])[0]
+    def turn(other: str) -> str:
+        key = shares.order(["busy", other])[0]
         shares.serve(key)
         shares.charge(key, 0.1)
+        return key
+
+    for index in range(30_000):
+        shares.enter(str(index), waiting=["busy"])
+        turn(str(index))
     assert shares._clocks["busy"] > 1000  # the busy one had its turns among all the newcomers
     assert len(shares._clocks) <= 3000
+    shares.enter("late", waiting=["busy"])
+    assert 4 <= [turn("late") for _ in range(10)].count("late") <= 6
     device = Device()
     device.start()
     for index in range(10):
@@ -261,31 +251,18 @@ def test_what_work_holds_is_let_go_without_a_collection(ends: str) -> None:
 
 def test_hammering() -> None:
     """Submitting and cancelling from many threads would lose work or count wrongly."""
-    device = Device(limit=10_000, tenant_limit=10_000, job_limit=10_000)
+    device, done = Device(), list[int]()
     device.start()
-    done: list[int] = []
-    lock = threading.Lock()
-
-    def note(index: int) -> Callable[[], None]:
-        def work() -> None:
-            with lock:
-                done.append(index)
-
-        return work
 
     def hammer(thread: int) -> None:
         for index in range(200):
-            future = device.submit(note(thread * 200 + index), tenant=f"t{thread % 3}", job=f"j{index % 5}")
+            work = partial(done.append, 200 * thread + index)
+            future = device.submit(work, tenant=f"t{thread % 3}", job=f"j{index % 5}")
             if index % 3 == 0 and future.cancel():
-                with lock:
-                    done.append(thread * 200 + index)
+                work()
 
-    threads = [threading.Thread(target=hammer, args=(index,)) for index in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    device.submit(lambda: None, tenant="z", job="z").result(60)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(hammer, range(6)))
     until(lambda: device.idle)
     device.stop()
     assert sorted(done) == list(range(1200))

@@ -13,12 +13,12 @@ import pytest
 import torch
 from server_kit import Caller, Held, Last, Odd, Start, Walk, dense, frames, read_forecasts, refused, until
 
-from nowcast_server.forecasting import Forecasts
 from nowcast_server.jobs.budget import Budget, Loan
+from nowcast_server.nowcasting import Forecasts
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web.problems import Boundary
-from nowcast_server.web.routes.nowcasts import FramesResponse
+from nowcast_server.web.routes.snapshots import FramesResponse
 from protos.frames import Header
 
 

@@ -51,14 +51,6 @@ def test_metrics_count_what_happened(caller: Caller) -> None:
     assert samples["nowcast_upload_bytes_total"] == pytest.approx(5 * len(frames(caller.values(10), step=10)), abs=60)
 
 
-def test_apps_do_not_share_metrics(start: Start) -> None:
-    """Two apps in one process would count into each other's metrics, or not start."""
-    first, second = start(), start()
-    first.register()
-    assert _samples(first)["nowcast_jobs"] == 1
-    assert _samples(second)["nowcast_jobs"] == 0
-
-
 def test_log_lines() -> None:
     """A log line could be forged by what a client sends, or not be found by its job."""
     record = logging.makeLogRecord({"msg": "call\nrefused", "levelname": "INFO", "created": 0.0})

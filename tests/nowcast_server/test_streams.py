@@ -66,13 +66,3 @@ def test_tensors_that_pass_between_streams_are_waited_for(training: Stream) -> N
         wait(training.device)
     assert ours.waited == [training, None]
     assert training.waited == [ours]
-
-
-def test_other_devices_have_no_streams() -> None:
-    """A server on a CPU would ask for CUDA."""
-    before = Stream.current
-    for name in ("cpu", "meta"):
-        with own_stream(torch.device(name), shared=True):
-            wait(torch.device(name))
-    assert Stream.current is before
-    assert before.waited == []

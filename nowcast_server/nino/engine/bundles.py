@@ -13,8 +13,7 @@ from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 STRUCTURE_FEATURE: Final = 1.0
 """What structural edges (residual connections, attention heads) carry in slot 0 of every snapshot, not standardised."""
 
-SELF_LOOP_FEATURE: Final = 2.0
-"""What self loops carry in slot 0 of every snapshot, not standardised."""
+SELF_LOOP_FEATURE: Final = 2.0  # what self loops carry in slot 0 of every snapshot, not standardised
 
 CARRIED: Final = (0.0, STRUCTURE_FEATURE, SELF_LOOP_FEATURE)
 """What edges carry where they have no weight. In a network small enough for one list of edges, it follows the flat vector."""

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine.bundles import Bundle
 from nowcast_server.nino.engine.fold import NeuronStage, fold
-from nowcast_server.nino.engine.kernels import Kernels, Sums
+from nowcast_server.nino.engine.kernels import Ends, Kernels, Sums
 from nowcast_server.nino.engine.plan import Plan, Unit, plan, plan_bytes
 from nowcast_server.nino.engine.snapshots import Snapshots, panel_view
-from nowcast_server.nino.engine.tiles import Ends
 from nowcast_server.nino.engine.workers import Placement, Sizes, aside, in_order, run, sizes_for
 from nowcast_server.nino.laplacian import laplacian_features
 from protos.wiring import Wiring

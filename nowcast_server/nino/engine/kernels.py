@@ -1,7 +1,14 @@
-"""What the engine computes for one unit of edges: the messages it sends to its targets, and the forecasts of its weights."""
+"""What the engine computes for one unit of edges: the messages it sends to its targets, and the forecasts of its weights.
 
-from collections.abc import Iterator, Sequence
+A unit goes a tile at a time. Everything of hidden size over edges lies in the two rooms of a tile, which fit a core's L2 cache.
+Hidden vectors of edges meet those of neurons at their ends by broadcasting along a panel's two axes, and in a bundle by gathering.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +17,11 @@ from nowcast_server.nino.engine.bundles import Bundle
 from nowcast_server.nino.engine.fold import Affine, Folded, NeuronStage
 from nowcast_server.nino.engine.plan import Panel, Unit
 from nowcast_server.nino.engine.snapshots import Read
-from nowcast_server.nino.engine.tiles import Buffer, BundleEdges, Constant, Edges, Ends, PanelEdges, buffers
+
+Ends = tuple[Tensor, Tensor]  # what one stage adds at an edge's source and at its target: (N, H) each
+
+Constant = Callable[[Tensor], Tensor]
+"""One stage's constant part of a tile (E, H), in the room given (E, H) or in memory of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +42,29 @@ class Kernels:
 
     def messages(self, unit: Unit, read: Read, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor) -> Sums:
         """Sum the messages of a unit at its targets; `at_source` (N, H) is B."""
-        if isinstance(unit, Bundle):
-            return self._listed_messages(unit, read, stage, ends, at_source)
-        return self._dense_messages(unit, read, stage, ends, at_source)
+        if isinstance(unit, Panel):
+            return self._dense_messages(unit, read, stage, ends, at_source)
+        edges = _BundleEdges(unit, read.x)
+        ((_, h, spare),) = self._walk(edges, read, stage.level, ends, keep=read.keep)
+        scaled = edges.biased(stage.scale.bias)(spare).addmm_(h, stage.scale.matrix[: h.shape[1]])
+        return Sums(unit.rows, edges.total(h), edges.total(scaled.mul_(edges.at_sources(at_source))))
 
     def _dense_messages(self, panel: Panel, read: Read, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor) -> Sums:
-        edges = PanelEdges(panel, read.x)
-        constant = edges.bias_total(stage.scale.bias, at_source)
+        edges, factor = _PanelEdges(panel, read.x), at_source[panel.sources]
+        constant = stage.scale.bias[panel.edge_type] * factor.sum(dim=0)
         if stage.level == 0:
             # scale(h) = sum of x_c * matrix[c] + bias has few terms: with X_c the weights of snapshot c, the sum over sources of
             # scale * B is the sum over c of matrix[c] * (X_c B), which needs nothing of hidden size over edges
             z = read.x.view(-1, panel.outer, panel.inner)  # (slots * context, R, sources)
-            terms = (z @ at_source[panel.sources]).mul_(stage.scale.matrix[: len(z), None])
+            terms = (z @ factor).mul_(stage.scale.matrix[: len(z), None])
             return Sums(panel.targets, z.sum(dim=2).T, terms.sum(dim=0).add_(constant))
         hidden, modulated = (at_source.new_empty(panel.outer, self._hidden) for _ in range(2))
-        factor = edges.at_sources(at_source)
         for index, h, spare in self._walk(edges, read, stage.level, ends, keep=read.keep):
-            edges.total(index, edges.buffer(h), hidden)
-            torch.mm(h, stage.scale.matrix, out=spare.flat)
-            spare.shaped.mul_(factor)
+            edges.total(index, h, hidden)
+            torch.mm(h, stage.scale.matrix, out=spare)
+            edges.by_target(spare).mul_(factor)
             edges.total(index, spare, modulated)
         return Sums(panel.targets, hidden, modulated.add_(constant))
-
-    def _listed_messages(
-        self, bundle: Bundle, read: Read, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor
-    ) -> Sums:
-        edges = BundleEdges(bundle, read.x)
-        ((_, h, spare),) = self._walk(edges, read, stage.level, ends, keep=read.keep)
-        scale = _Step(stage.scale.matrix[: h.shape[1]], [edges.biased(stage.scale.bias)])
-        modulated = scale.multiply(h, 0, spare).mul_(edges.at_sources(at_source))
-        return Sums(bundle.rows, edges.total(h), edges.total(modulated))
 
     def forecasts(
         self, unit: Unit, read: Read, ends: Sequence[Ends | None], readout: tuple[Tensor, Tensor], *, horizons: int
@@ -69,63 +73,143 @@ class Kernels:
 
         `readout` is a matrix and a bias, see `Folded.rows`.
         """
-        edges: Edges = PanelEdges(unit, read.x) if isinstance(unit, Panel) else BundleEdges(unit, read.x)
+        edges: _Edges = _PanelEdges(unit, read.x) if isinstance(unit, Panel) else _BundleEdges(unit, read.x)
         matrix, bias = readout
         out = matrix.new_empty(len(matrix), unit.edges)
         parts, stages = torch.split(out, [len(x) for x in edges.x], dim=1), len(self.folded.edge_stages)
-        last = self._step(edges, self.folded.last, [edges.biased(self.folded.last.bias)] * len(parts), level=stages)
+        last = _stage(edges, self.folded.last, None, level=stages)
         for index, h, spare in self._walk(edges, read, stages, ends, keep=False):
-            torch.addmm(bias, matrix, last.advance(h, index, spare).T, out=parts[index])
+            torch.addmm(bias, matrix, _advance(last, h, index, spare).T, out=parts[index])
         shaped = out.view(horizons, unit.slots, *read.z.shape[2:])
         if read.scale is None or read.mean is None:
             return shaped
         return shaped.add_(read.z[:, -1]).mul_(read.scale).add_(read.mean)
 
     def _walk(
-        self, edges: Edges, read: Read, level: int, ends: Sequence[Ends | None], *, keep: bool
-    ) -> Iterator[tuple[int, Tensor, Buffer]]:
-        """The vectors h (E, H) of each tile after the first `level` stages, its weights if there are none, and a spare buffer.
+        self, edges: "_Edges", read: Read, level: int, ends: Sequence[Ends | None], *, keep: bool
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The vectors h (E, H) of each tile after the first `level` stages, its weights if there are none, and a spare room.
 
         With `keep` they are left for the next walk.
         """
         known = max((each for each in read.hidden if each <= level), default=0)
-        steps = self._steps(edges, known, level, ends)
-        for index, (x, pair) in enumerate(zip(edges.x, buffers(edges, self._hidden), strict=True)):
-            h = read.hidden[known][index] if known else x
-            for turn, step in enumerate(steps):
-                last = turn + 1 == len(steps)
-                room = edges.buffer(torch.empty_like(pair[0].flat)) if keep and last else pair[turn % 2]
-                h = step.advance(h, index, room)
-            if keep and steps:
+        stages = [_stage(edges, self.folded.edge_stages[i].edge, ends[i], level=i) for i in range(known, level)]
+        rooms = [_SCRATCH.take(slot, edges.x[0].shape[0], self._hidden, edges.x[0].device) for slot in range(2)]
+        for index, x in enumerate(edges.x):
+            h, pair = read.hidden[known][index] if known else x, [room[: len(x)] for room in rooms]
+            for turn, stage in enumerate(stages):
+                last = turn + 1 == len(stages)
+                h = _advance(stage, h, index, torch.empty_like(pair[0]) if keep and last else pair[turn % 2])
+            if keep and stages:
                 read.hidden.setdefault(level, []).append(h)
-            yield index, h, pair[len(steps) % 2]
-
-    def _steps(self, edges: Edges, first: int, level: int, ends: Sequence[Ends | None]) -> list["_Step"]:
-        """The stages from `first` to `level`."""
-        steps = []
-        for index in range(first, level):
-            affine, end = self.folded.edge_stages[index].edge, ends[index]
-            constants = edges.joined(end, affine.bias) if end is not None else [edges.biased(affine.bias)] * len(edges.x)
-            steps.append(self._step(edges, affine, constants, level=index))
-        return steps
-
-    @staticmethod
-    def _step(edges: Edges, affine: Affine, constants: Sequence[Constant], *, level: int) -> "_Step":
-        # weights may have fewer slots, and so columns, than the model takes
-        return _Step(affine.matrix if level else affine.matrix[: edges.x[0].shape[1]], constants)
+            yield index, h, pair[len(stages) % 2]
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One stage, made ready for a unit."""
+_Stage = tuple[Tensor, Sequence[Constant]]  # the matrix of h, and what is added besides, for each tile
 
-    matrix: Tensor  # of h
-    constants: Sequence[Constant]  # what is added besides, for each tile
 
-    def advance(self, h: Tensor, index: int, room: Buffer) -> Tensor:
-        """silu(constant + h @ matrix), in `room` or elsewhere."""
-        return nn.functional.silu(self.multiply(h, index, room), inplace=True)
+def _stage(edges: "_Edges", affine: Affine, ends: Ends | None, *, level: int) -> _Stage:
+    constants = [edges.biased(affine.bias)] * len(edges.x) if ends is None else edges.joined(ends, affine.bias)
+    # weights may have fewer slots, and so columns, than the model takes
+    return affine.matrix if level else affine.matrix[: edges.x[0].shape[1]], constants
 
-    def multiply(self, h: Tensor, index: int, room: Buffer) -> Tensor:
-        """Constant + h @ matrix, in `room` or elsewhere."""
-        return self.constants[index](room).addmm_(h, self.matrix)
+
+def _advance(stage: _Stage, h: Tensor, index: int, room: Tensor) -> Tensor:
+    """silu(constant + h @ matrix) of a tile, in `room` or elsewhere."""
+    matrix, constants = stage
+    return nn.functional.silu(constants[index](room).addmm_(h, matrix), inplace=True)
+
+
+class _Scratch(threading.local):
+    """Memory that a thread keeps from unit to unit: to have it back from the system costs more than what is computed in it.
+
+    On a device nothing is kept: torch's allocator there gives it again at once, and to a training in the same process as well.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Tensor] = {}
+
+    def take(self, slot: int, rows: int, width: int, device: torch.device) -> Tensor:
+        """Room `slot` as (rows, width) float32, with whatever it held."""
+        if device.type != "cpu":
+            return torch.empty(rows, width, dtype=torch.float32, device=device)
+        kept = self._kept.get(slot)
+        if kept is None or kept.numel() < rows * width:
+            kept = self._kept[slot] = torch.empty(rows * width, dtype=torch.float32, device=device)
+        return kept[: rows * width].view(rows, width)
+
+
+_SCRATCH: Final = _Scratch()
+
+
+class _PanelEdges:
+    """A panel with its standardised weights x (slots * context, E), cut into tiles: runs of targets with all of its sources.
+
+    Shapes: R the panel's targets, H hidden, E the edges of a tile.
+    """
+
+    def __init__(self, panel: Panel, x: Tensor) -> None:
+        self._panel = panel
+        self._step = max(1, panel.tile_edges // panel.inner)
+        self.x = torch.split(x.T, self._step * panel.inner)  # each tile's weights (E, slots * context), views
+
+    def joined(self, ends: Ends, bias: Tensor) -> Sequence[Constant]:
+        """For each tile, at_source[s] + at_target[t] + bias[type]."""
+        sources, targets = ends[0][self._panel.sources], ends[1][self._panel.targets] + bias[self._panel.edge_type]
+        return [partial(self._add, part, sources) for part in torch.split(targets[:, None], self._step)]
+
+    def biased(self, bias: Tensor) -> Constant:
+        """For every tile, bias[type]."""
+        return lambda room: room.copy_(bias[self._panel.edge_type])
+
+    def by_target(self, room: Tensor) -> Tensor:
+        """The hidden vectors (E, H) of a tile as neurons meet them: (targets, sources, H)."""
+        return room.view(-1, self._panel.inner, room.shape[1])
+
+    def total(self, index: int, h: Tensor, out: Tensor) -> None:
+        """Set rows of `out` (R, H) to the sum over the edges of tile `index` into each target; no other tile has these targets."""
+        first = index * self._step
+        torch.sum(self.by_target(h), dim=1, out=out[first : first + self._step])
+
+    def _add(self, targets: Tensor, sources: Tensor, room: Tensor) -> Tensor:
+        torch.add(targets, sources, out=self.by_target(room))
+        return room
+
+
+class _BundleEdges:
+    """The same of a bundle, which is one tile."""
+
+    def __init__(self, bundle: Bundle, x: Tensor) -> None:
+        self._bundle = bundle
+        self.x = (x.T,)
+        self._taken = 2  # rooms 0 and 1 are those of the walk
+
+    def joined(self, ends: Ends, bias: Tensor) -> Sequence[Constant]:
+        bundle = self._bundle
+        if len(bundle.joins):
+            starts, rows = 3 * bundle.order, torch.cat((*ends, bias))
+            return [lambda _: nn.functional.embedding_bag(bundle.joins, rows, starts, mode="sum")]
+        at_target = self._select(ends[1], bundle.target)
+        at_target += bias[bundle.edge_type] if len(bundle.edge_type) == 1 else self._select(bias, bundle.edge_type)
+        return [lambda room: torch.add(self.at_sources(ends[0]), at_target, out=room)]
+
+    def biased(self, bias: Tensor) -> Constant:
+        if len(self._bundle.edge_type) == 1:
+            return lambda room: room.copy_(bias[self._bundle.edge_type])
+        return lambda room: torch.index_select(bias, 0, self._bundle.edge_type, out=room)
+
+    def at_sources(self, vectors: Tensor) -> Tensor:
+        """vectors[s] (E, H)."""
+        return self._select(vectors, self._bundle.source)
+
+    def total(self, vectors: Tensor) -> Tensor:
+        """The sum of `vectors` (E, width) into each target, in the order of the edges on any device: (R, width)."""
+        return nn.functional.embedding_bag(self._bundle.order, vectors, self._bundle.starts, mode="sum")
+
+    def _select(self, vectors: Tensor, index: Tensor) -> Tensor:
+        room = _SCRATCH.take(self._taken, len(index), vectors.shape[1], vectors.device)
+        self._taken += 1
+        return torch.index_select(vectors, 0, index, out=room)
+
+
+_Edges = _PanelEdges | _BundleEdges

@@ -127,8 +127,7 @@ def plan_bytes(wiring: Wiring, sizes: Sizes, *, graph: bool) -> int:
     return _EDGE_BYTES * edges + _POSITION_BYTES * numbers + padding + rest
 
 
-_EDGE_BYTES: Final = 100
-"""Of a listed edge, while it is sorted in, besides the place of each of its weights."""
+_EDGE_BYTES: Final = 100  # of a listed edge, while it is sorted in, besides the place of each of its weights
 _POSITION_BYTES: Final = 24
 
 

@@ -24,11 +24,9 @@ from nowcast_server.interruption import interruptible_items
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD: Final = 3
-"""Units queued for each thread: enough that none waits, few enough that results do not pile up."""
+AHEAD: Final = 3  # units queued for each thread: enough that none waits, few enough that results do not pile up
 
-CALLS: Final = 64
-"""Forecasts that may be under way at once; more wait their turn."""
+CALLS: Final = 64  # forecasts that may be under way at once; more wait their turn
 
 _POOLS: Final[dict[str, ThreadPoolExecutor]] = {}
 _START: Final = threading.Lock()

@@ -11,31 +11,26 @@ import numpy as np
 from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from nowcast_server.jobs.course import STAGES
+from nowcast_server.jobs.course import STAGES, Place
 from nowcast_server.map_picture import COLOURINGS, Embedded, draw, sentence
+from nowcast_server.nino.cache import LruCache
 from nowcast_server.nino.embed import Projection
 from nowcast_server.tokens import ANONYMOUS
 from nowcast_server.web.page import words
-from nowcast_server.web.page.saved import Saved, steps_saved
-from nowcast_server.web.page.source import CourseView, JobView, MapView, Overview, RunView, ServerView
+from nowcast_server.web.page.source import CourseView, JobView, MapView, Overview, ServerView
 from protos.diagram import MAX_BLOCKS, draw_svg
+from protos.messages import JobStatus
 from protos.wiring import STRUCTURE, EdgeType, Wiring
 
 FOLDER: Final = Path(__file__).parent
 STATIC: Final = FOLDER / "static"
-MAX_ROWS: Final = 400
-"""Parameters shown of a wiring, which may be hostile."""
-MOST_RUNS: Final = 60
-"""Shown of a network on the map: the newest."""
-FEWEST: Final = 3
-"""Places, without which there are no two axes."""
+MAX_ROWS: Final = 400  # parameters shown of a wiring, which may be hostile
+MOST_RUNS: Final = 60  # shown of a network on the map: the newest
+FEWEST: Final = 3  # places, without which there are no two axes
 SENTENCES: Final = 10
-MAPS: Final = 256
-"""Whose axes are kept."""
-BUSY_S: Final = 5.0
-"""The device's use is that of the last so many seconds, at least."""
-LOADED: Final = 16
-"""Overviews that are remembered until their streams of events begin."""
+MAPS: Final = 256  # whose axes are kept
+BUSY_S: Final = 5.0  # the device's use is that of the last so many seconds, at least
+LOADED: Final = 16  # overviews that are remembered until their streams of events begin
 
 
 def _edition() -> str:
@@ -62,8 +57,8 @@ class Renderer:
             self._environment.filters[name] = getattr(words, name)
         self._environment.globals |= {"edition": _edition(), "stages": STAGES}
         self.maps = Maps()
-        self._loaded: dict[str, dict[str, str]] = {}
-        self._rows: dict[tuple[str, str], tuple[Any, str]] = {}
+        self._loaded = LruCache[dict[str, str]](LOADED)
+        self._rows = LruCache[str](4096)
         self._used: dict[str, tuple[float, float]] = {}  # when a device's use was read, by replica, and what it was
         self._busy: dict[str, float] = {}
         self.base = self.url = ""  # of this server as its browsers see it
@@ -82,13 +77,15 @@ class Renderer:
     def overview(self, seen: Overview, *, tenant: str) -> str:
         """The page at `/`."""
         rows = self._rows_of(_sorted(seen.jobs))
-        facts = {"busy": self._use(seen.servers), "seen": seen, "url": self.url}
-        return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), shown=self._remember(rows), **facts)
+        loaded = secrets.token_hex(8)  # under which its stream of events finds what need not be sent again
+        self._loaded.get(loaded, lambda: rows)
+        facts = {"busy": self._use(seen.servers), "seen": seen, "url": self.url, "shown": loaded}
+        return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), **facts)
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
         """What has changed on that page since `sent`, which is brought up to date; at first it may say which rows were `shown`."""
         rows = self._rows_of(_sorted(seen.jobs))
-        before = sent.get("rows") or self._loaded.get(sent.pop("shown", ""), {})
+        before = sent.get("rows") or self._loaded.get(sent.pop("shown", ""), dict)
         sent["rows"] = rows
         facts = self._pieces(sent, servers=self.write("servers.html", seen=seen, busy=self._use(seen.servers)))
         if list(rows) != list(before):
@@ -122,24 +119,10 @@ class Renderer:
         shadows = [view for view in jobs if view.status.mode == "shadow"]
         return {view.job: self._row(view, baseline(view, shadows)) for view in jobs}
 
-    def _remember(self, rows: dict[str, str]) -> str:
-        """Keep what a page was loaded with, so that its stream of events need not begin with all of it; its name."""
-        name = secrets.token_hex(8)
-        self._loaded[name] = rows
-        while len(self._loaded) > LOADED:
-            del self._loaded[next(iter(self._loaded))]
-        return name
-
     def _row(self, view: JobView, other: JobView | None) -> str:
         """The row of a job; written anew when the job, or what it is compared with, has changed."""
-        key, stamp = (self.base, f"{view.status.created_at}{view.job}"), (view.stamp, other and (other.job, other.stamp))
-        kept = self._rows.get(key)
-        if kept is None or kept[0] != stamp:
-            if len(self._rows) > 4096:
-                self._rows.clear()
-            row = self.write("row.html", view=view, status=view.status, estimate=estimate(view, other))
-            kept = self._rows[key] = (stamp, row)
-        return kept[1]
+        key = f"{self.base} {view.status.created_at} {view.job} {view.stamp} {other and (other.job, other.stamp)}"
+        return self._rows.get(key, lambda: self.write("row.html", view=view, status=view.status, estimate=estimate(view, other)))
 
     def _use(self, servers: list[ServerView]) -> dict[str, float]:
         """The share of the last seconds for which each replica's device forecast; nothing at the first look."""
@@ -187,9 +170,9 @@ def baseline(view: JobView, others: list[JobView]) -> JobView | None:
     return max(shadows, key=lambda each: each.status.created_at, default=None) if view.status.mode != "shadow" else None
 
 
-def estimate(view: JobView, other: JobView | None) -> Saved | None:
+def estimate(view: JobView, other: JobView | None) -> words.Saved | None:
     """Steps saved against another run."""
-    return None if other is None else steps_saved(view.curve, other.curve, job=other.job)
+    return None if other is None else words.steps_saved(view.curve, other.curve, job=other.job)
 
 
 def _sorted(jobs: list[JobView]) -> list[JobView]:
@@ -215,10 +198,10 @@ class Maps:
 
     def seen(self, view: MapView, *, tenant: str, network: str, by: str) -> dict[str, Any]:
         """What the template shows of the network whose hash begins so, or the newest run's. Takes 50 ms: not for an event loop."""
-        networks = {run.status.wiring_hash[:12]: run.status.parameters for run in reversed(view.runs)}
+        networks = {status.wiring_hash[:12]: status.parameters for status, _ in reversed(view.runs)}
         chosen = network if network in networks else next(iter(networks), "")
         by = by if by in COLOURINGS else "loss"
-        runs = [_embedded(run) for run in view.runs if run.status.wiring_hash.startswith(chosen)][-MOST_RUNS:]
+        runs = [_embedded(*run) for run in view.runs if run[0].wiring_hash.startswith(chosen)][-MOST_RUNS:]
         told = {"embeds": view.embeds, "networks": networks, "chosen": chosen, "by": by, "colourings": COLOURINGS}
         if sum(len(run.steps) for run in runs) < FEWEST:
             return {**told, "picture": "", "sentences": []}
@@ -238,7 +221,7 @@ class Maps:
         return axes
 
 
-def _embedded(run: RunView) -> Embedded:
-    steps, losses, vectors = zip(*run.places, strict=True)
+def _embedded(status: JobStatus, places: list[Place]) -> Embedded:
+    steps, losses, vectors = zip(*places, strict=True)
     rows = np.stack([np.frombuffer(vector, dtype=np.float32) for vector in vectors]).astype(np.float64)
-    return Embedded(run.status.job, run.status.about.model_dump(), np.array(steps), np.array(losses), rows)
+    return Embedded(status.job, status.about.model_dump(), np.array(steps), np.array(losses), rows)

@@ -22,10 +22,8 @@ from nowcast_server.web.routes.calls import TheService, receive
 from protos.errors import Busy, Forbidden, Unauthorized, UnknownJob
 from protos.messages import JobId
 
-PERIOD_S: Final = 1.0
-"""Between two looks at what has changed."""
-MAX_VIEWERS: Final = 64
-"""Pages that are kept up to date at once."""
+PERIOD_S: Final = 1.0  # between two looks at what has changed
+MAX_VIEWERS: Final = 64  # pages that are kept up to date at once
 COOKIE: Final = "nowcast_token"
 MAX_FORM_BYTES: Final = 4096
 FORM_S: Final = 30.0
@@ -102,8 +100,7 @@ async def _place(service: TheService) -> None:
 Viewer = Annotated[str, Depends(_viewer)]
 Looking = Annotated[str | None, Depends(_looking)]
 TheSource = Annotated[Source, Depends(_source)]
-TheRenderer = Annotated[Renderer, Depends(_renderer)]
-"""Writes the page for the address it was called at."""
+TheRenderer = Annotated[Renderer, Depends(_renderer)]  # writes the page for the address it was called at
 
 
 @router.head("/")

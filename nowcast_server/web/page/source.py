@@ -14,16 +14,13 @@ from nowcast_server.tokens import OPERATOR
 from protos.messages import Info, JobStatus
 from protos.wiring import Wiring
 
-CURVE: Final = 64
-"""Points of the curve on the overview."""
+CURVE: Final = 64  # points of the curve on the overview
 SILENT_S: Final = 60.0
 """A run that has not called for so long, and for `SILENT_GAPS` times what lies between its snapshots, has fallen silent."""
 SILENT_GAPS: Final = 5.0
-FRESH_S: Final = 0.9
-"""An overview that was read so recently serves other viewers as well."""
+FRESH_S: Final = 0.9  # an overview that was read so recently serves other viewers as well
 
-Ask = Callable[..., Awaitable[list[Any]]]
-"""Calls a method of `Local`, named first, on every replica; their answers."""
+Ask = Callable[..., Awaitable[list[Any]]]  # calls a method of `Local`, named first, on every replica; their answers
 
 
 class View(BaseModel):
@@ -75,18 +72,11 @@ class CourseView(View):
     events: list[Happening]  # oldest first
 
 
-class RunView(View):
-    """A run on the map of training."""
-
-    status: JobStatus
-    places: list[Place]
-
-
 class MapView(View):
     """The runs of a tenant that have places on the map of training, oldest first, and whether this server makes any."""
 
     embeds: bool
-    runs: list[RunView]
+    runs: list[tuple[JobStatus, list[Place]]]
 
 
 class Local:
@@ -106,15 +96,13 @@ class Local:
 
     def course(self, tenant: str, job: str) -> CourseView | None:
         """As `Source.course`."""
-        found = self._service.jobs.find(tenant, job)
-        if found is None:
+        if (found := self._service.jobs.find(tenant, job)) is None:
             return None
         return CourseView(view=self._view(found), points=found.course.points(), events=list(found.course.events))
 
     def map(self, tenant: str) -> MapView:
         """As `Source.map`."""
-        jobs = [job for job in self._service.jobs.of(tenant) if job.places.kept]
-        runs = [RunView(status=job.status(), places=job.places.kept) for job in jobs]
+        runs = [(job.status(), job.places.kept) for job in self._service.jobs.of(tenant) if job.places.kept]
         return MapView(embeds=self._service.map.network is not None, runs=runs)
 
     def wiring(self, tenant: str, job: str) -> Wiring | None:
@@ -159,14 +147,14 @@ def _state(job: Job) -> str:
 
 
 class Source:
-    """The figures of one server, or of all its replicas. Viewers of a tenant share what was read within a second."""
+    """The figures of one server, or of all its replicas; raises as `ask` does. Viewers of a tenant share one reading a second."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._read: dict[str, tuple[float, Overview]] = {}
 
     async def overview(self, tenant: str) -> Overview:
-        """The servers, and the tenant's jobs. Raises as `ask` does."""
+        """The servers, and the tenant's jobs."""
         now = time.monotonic()
         self._read = {whose: kept for whose, kept in self._read.items() if now - kept[0] < FRESH_S}
         if tenant not in self._read:
@@ -174,18 +162,18 @@ class Source:
         return self._read[tenant][1]
 
     async def course(self, tenant: str, job: str) -> CourseView | None:
-        """A job of the tenant in full, where it was last called on; None if there is none. Raises as `ask` does."""
+        """A job of the tenant in full, where it was last called on; None if there is none."""
         found = [each for each in await self._ask("course", tenant, job) if each is not None]
         return max(found, key=lambda course: course.view.status.seen_at, default=None)
 
     async def map(self, tenant: str) -> MapView:
-        """The runs of the tenant on the map of training. Raises as `ask` does."""
+        """The runs of the tenant on the map of training."""
         found: list[MapView] = await self._ask("map", tenant)
-        runs = sorted((run for each in found for run in each.runs), key=lambda run: run.status.created_at)
+        runs = sorted((run for each in found for run in each.runs), key=lambda run: run[0].created_at)
         return MapView(embeds=any(each.embeds for each in found), runs=runs)
 
     async def wiring(self, tenant: str, job: str) -> Wiring | None:
-        """The neural graph of a job; None if there is none. Raises as `ask` does."""
+        """The neural graph of a job; None if there is none."""
         return next((each for each in await self._ask("wiring", tenant, job) if each is not None), None)
 
 

@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
-from email.message import Message as MimeMessage
 from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # json's parser in Python
 from typing import Annotated, Any, Final, TypeVar
 
@@ -19,8 +17,7 @@ from protos.errors import BadRequest, DeadlineExceeded, TooLarge, UnsupportedMed
 from protos.messages import DEADLINE_HEADER, RUN_HEADER, SESSION_HEADER, JobId, Problem, RunId
 
 JSON: Final = "application/json"
-MAX_MESSAGE_BYTES: Final = 64 * 1024
-"""Of the small JSON bodies: nowcasts and outcomes."""
+MAX_MESSAGE_BYTES: Final = 64 * 1024  # of the small JSON bodies: nowcasts and outcomes
 _LONE_SURROGATE: Final = re.compile(
     rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD].))", re.DOTALL
 )
@@ -74,17 +71,10 @@ async def _own_job(job: TheJob, run: Run = None) -> Job:
     return job
 
 
-OwnJob = Annotated[Job, Depends(_own_job)]
-"""The job, if it is the calling run's."""
+OwnJob = Annotated[Job, Depends(_own_job)]  # the job, if it is the calling run's
 
 
-async def _deadline_s(deadline: Annotated[float | None, Header(alias=DEADLINE_HEADER)] = None) -> float | None:
-    if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
-        raise BadRequest("the deadline must be a number of seconds above 0", field=DEADLINE_HEADER)
-    return deadline
-
-
-DeadlineS = Annotated[float | None, Depends(_deadline_s)]
+DeadlineS = Annotated[float | None, Header(alias=DEADLINE_HEADER, gt=0, allow_inf_nan=False)]
 
 
 def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
@@ -94,9 +84,7 @@ def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any
 
 def check_body(headers: Mapping[str, str], *, media_type: str, max_bytes: int) -> None:
     """Raise UnsupportedMedia or TooLarge by what the headers say of the body, before any of it is read."""
-    given = MimeMessage()
-    given["content-type"] = headers.get("content-type", "")
-    if given.get_content_type() != media_type or not headers.get("content-type"):
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
         raise UnsupportedMedia(f"send the body as {media_type}", field="content-type")
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("send the body as it is, not compressed", field="content-encoding")

@@ -4,11 +4,11 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from nowcast_server.tokens import OPERATOR
-from nowcast_server.web.routes.calls import PROBLEMS, Tenant, TheService
+from nowcast_server.web.routes.calls import Tenant, TheService
 from protos.errors import Forbidden, Unavailable
 from protos.messages import API, Info
 
-router = APIRouter(tags=["health"], responses=PROBLEMS)
+router = APIRouter(tags=["health"])
 
 
 @router.head("/livez", include_in_schema=False)

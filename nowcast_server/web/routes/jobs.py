@@ -2,23 +2,10 @@
 
 from fastapi import APIRouter, Request, Response
 
-from nowcast_server.web.routes.calls import (
-    JSON,
-    PROBLEMS,
-    OwnJob,
-    Run,
-    Tenant,
-    TheJob,
-    TheJobId,
-    TheService,
-    check_body,
-    json_body,
-    parse,
-    read_body,
-)
+from nowcast_server.web.routes.calls import OwnJob, Run, Tenant, TheJob, TheJobId, TheService, json_body, parse, read_body
 from protos.messages import JobList, JobSpec, JobStatus, Progress
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEMS)
+router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
 @router.put("/{job}", openapi_extra=json_body(JobSpec), responses={201: {"description": "Registered", "model": JobStatus}})
@@ -29,9 +16,9 @@ async def register(  # noqa: PLR0917 -- FastAPI passes them by name
     service.admit()
     limit_bytes = service.settings.max_registration
     limit_s = service.settings.transfer_limit_s(limit_bytes)
-    check_body(request.headers, media_type=JSON, max_bytes=limit_bytes)
     chunked = "transfer-encoding" in request.headers
-    with service.registrations.receiving(tenant, limit_bytes if chunked else int(request.headers.get("content-length", "0"))):
+    size_bytes = limit_bytes if chunked else min(limit_bytes, int(request.headers.get("content-length", "0")))
+    with service.registrations.receiving(tenant, size_bytes):
         body = await read_body(request, max_bytes=limit_bytes, limit_s=limit_s)
         async with service.registrations.reading(tenant, len(body)):
             spec = await parse(JobSpec, body)

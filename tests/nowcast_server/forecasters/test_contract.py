@@ -1,4 +1,4 @@
-"""What every forecaster promises, whichever it is."""
+"""What every forecaster promises, and those without weights against what they should say."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import mlp_wiring, random_checkpoint, random_states
@@ -132,6 +133,34 @@ def test_shipped_weights_are_the_default(name: str, monkeypatch: pytest.MonkeyPa
     assert torch.equal(load_forecaster(name).forecast(WIRING, states), expected)
 
 
+def test_last() -> None:
+    """Skill would be measured against another forecast than "no change"."""
+    states = random_states(WIRING)
+    assert torch.equal(load_forecaster("last").forecast(WIRING, states, (1, 7, 40)), states[-1].repeat(3, 1))
+
+
+def test_average() -> None:
+    """The weight-averaging baseline would be another, or depend on the horizon."""
+    states = random_states(WIRING, context=4)
+    forecasts = load_forecaster("average").forecast(WIRING, states, (1, 7, 40))
+    assert torch.allclose(forecasts, states.mean(0).repeat(3, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("context", [2, 3, 5, 8])
+def test_linear_is_least_squares(context: int) -> None:
+    """The extrapolation baseline would fit another line than numpy does, or extrapolate by the wrong count of intervals."""
+    states = random_states(WIRING, context=context)
+    slope, level = np.polynomial.polynomial.polyfit(np.arange(context), states.double().numpy(), 1)[::-1]
+    expected = np.stack([level + slope * (context - 1 + horizon) for horizon in (1, 7, 40)])
+    assert np.allclose(load_forecaster("linear").forecast(WIRING, states, (1, 7, 40)), expected, atol=1e-4)
+
+
+def test_linear_leaves_alone_what_does_not_move() -> None:
+    """Frozen parameters would drift by rounding, forty intervals far."""
+    states = random_states(WIRING)[:1].repeat(5, 1)
+    assert torch.equal(load_forecaster("linear").forecast(WIRING, states, (1, 7, 40)), states[:3])
+
+
 MEASURED = """
 import torch
 from pathlib import Path
@@ -146,7 +175,7 @@ def layer(width):
     return Wiring((Parameter("weight", (width, width)),), 2 * width, (block,))
 
 small, wiring = layer(40), layer(1200)
-for name in ("last", "average", "linear", "wnn"):
+for name in ("last", "average", "linear", "wnn", "nino"):
     forecaster = load_forecaster(name)
     for dtype in (torch.float32, torch.bfloat16):
         forecaster.forecast(small, torch.randn(5, small.size), horizons=(1,))
@@ -166,5 +195,5 @@ def test_no_forecaster_takes_more_memory_than_it_says() -> None:
     done = subprocess.run([sys.executable, "-c", MEASURED], cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 8
+    assert len(lines) == 10
     assert [line for line in lines if int(line[2]) > int(line[3])] == []

@@ -22,14 +22,6 @@ from protos.wiring import MAX_NAME
 JSON = {"content-type": "application/json"}
 
 
-def test_register_twice(caller: Caller) -> None:
-    """A worker that resumes or retries could not register again, or would lose its history."""
-    caller.fill(10)
-    again = caller.register()
-    assert again.status_code == 200
-    assert again.json()["steps"] == [10]
-
-
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -60,13 +52,6 @@ def test_names_in_a_long_body(start: Start) -> None:
     """Names beyond the basic plane, which JSON may write as two halves, would be refused."""
     body = b'{"forecaster": "last", "wiring": {"parameters": [["\\ud83d\\uDE00", [1]]], "neurons": 1, "blocks": []}}'
     assert start().client.put("/v1/jobs/job", content=body.ljust(100_000), headers=JSON).status_code == 201
-
-
-def test_registrations_have_a_limit(start: Start) -> None:
-    """A body would be read without end."""
-    caller = start(max_registration=1000)
-    for body in (b" " * 2000, iter([b" " * 2000])):
-        refused(caller.client.put("/v1/jobs/job", content=body, headers=JSON), 413, "too_large")
 
 
 def test_unknown_paths_and_methods(caller: Caller) -> None:
@@ -102,14 +87,6 @@ def test_a_refused_job_costs_nothing(start: Start) -> None:
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
-    assert caller.service.histories.used_bytes == 0
-
-
-def test_a_job_refused_late_gives_its_memory_back(start: Start) -> None:
-    """Memory set aside for a job whose wiring turns out to be wrong would be lost for good."""
-    caller = start()
-    twice = {"parameters": [["w", [4, 4]]], "neurons": 8, "blocks": [HALF, HALF]}
-    refused(caller.register(wiring=twice), 422, "bad_wiring")
     assert caller.service.histories.used_bytes == 0
 
 
@@ -221,9 +198,6 @@ def test_no_memory_after_all(caller: Caller, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(history, "mmap", no_memory)
     refused(caller.as_job("other").register(), 507, "out_of_memory_budget")
     assert caller.service.histories.used_bytes == used
-
-
-HALF = [1, 0, 2, 2, 4, 0, 0, 0, 4, 1, 1, 0]  # two of four sources of a 4x4 matrix
 
 
 def test_weights_in_parts(start: Start) -> None:

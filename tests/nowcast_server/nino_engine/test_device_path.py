@@ -13,9 +13,9 @@ from wirings import drawn_wiring, node_pe, transformer_wiring
 
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.forecasters.learned import Nino
-from nowcast_server.forecasting import forecast
 from nowcast_server.jobs.history import Context
 from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
+from nowcast_server.nowcasting import forecast
 from protos.errors import OutOfMemoryBudget
 from protos.messages import JobSpec, NowcastRequest
 from protos.wiring import Wiring
@@ -121,7 +121,7 @@ def test_a_nowcast_goes_to_the_device_and_back_once(dtype: str) -> None:
 
     def reserved(*steps: int) -> Reservation:
         context = Context(steps[-1], steps, steps, tuple(rows[step - 1] for step in steps))
-        reservation = accelerator.reservation(context, working_bytes=0)
+        reservation = Reservation(accelerator, context, 0)
         assert reservation.begin()
         return reservation
 

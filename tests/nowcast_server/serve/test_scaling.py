@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import httpx2
 import pytest
 import torch
 from torch import Tensor, nn
+from waiting import until as until_within
 
 from nowcast_server.forecasters import load_forecaster
 from protos.errors import HistoryMissing, NowcastError, UnknownJob
@@ -29,8 +31,7 @@ CONTEXT, INTERVAL, WIDTH = 5, 2, 170
 PERIOD = CONTEXT * INTERVAL
 AT_HAND, PRESSES = 4.5, 10
 """Each press has always one forecast at hand: two want one replica, all of them two."""
-PATIENCE_S = 400.0
-"""For a machine with every core taken."""
+until = partial(until_within, within_s=400.0)  # on a machine with every core taken
 
 
 WIRING = wire(nn.Sequential(nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 64)))
@@ -48,8 +49,6 @@ class Press:
         self._endpoint = HttpEndpoint(server, job=f"press-{index}")
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
-
-    def start(self) -> None:
         self._thread.start()
 
     def _ask(self) -> None:
@@ -77,7 +76,7 @@ class Press:
     def stop(self) -> None:
         """After the forecast that is under way."""
         self._enough.set()
-        self._thread.join(PATIENCE_S)
+        self._thread.join(400)
         assert not self._thread.is_alive()
         self._endpoint.close()
 
@@ -102,14 +101,6 @@ def server() -> Iterator[httpx2.Client]:
         process.wait(120)
 
 
-def until(happened: Callable[[], object]) -> None:
-    """Return once it has happened."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.5)
-
-
 def answers(client: httpx2.Client) -> bool:
     """Is it ready?"""
     try:
@@ -130,8 +121,6 @@ def test_replicas_come_and_go_with_the_forecasts(server: httpx2.Client) -> None:
     """Load would not bring a replica, or quiet not end one; or its end would cost jobs their nowcasts, or give them others'."""
     assert len(homes(server)) == 1
     presses = [Press(index, str(server.base_url).rstrip("/")) for index in range(PRESSES)]
-    for press in presses:
-        press.start()
     until(lambda: len(homes(server)) == 2 and all(homes(server).values()) and homes(server).total() == PRESSES)
     *others, first, second = presses
     for press in others:

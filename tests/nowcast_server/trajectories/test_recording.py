@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,23 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from server_kit import Start, frames
+from torch import nn
 
 from nowcast_server import running
 from nowcast_server.jobs.history import History
 from nowcast_server.jobs.registry import Job
 from nowcast_server.settings import Settings
-from nowcast_server.trajectories.recording import Recording
-from nowcast_server.trajectories.store import TrajectoryWriter, trajectories
+from nowcast_server.trajectories.recording import Recorder, Recording
+from nowcast_server.trajectories.store import Trajectory, TrajectoryWriter, trajectories
 from protos.messages import JobSpec
 from protos.wiring import Parameter, Wiring
+from trainer_worker.metatrain.library import Library
+from trainer_worker.wiring import wire
+
+WIRING = wire(nn.Linear(3, 2))
+RNG = np.random.default_rng(0)
 
 
 def test_only_jobs_that_allow_it_are_recorded(start: Start, tmp_path: Path) -> None:
@@ -128,3 +136,59 @@ def test_as_many_files_may_be_open_as_jobs_be_recorded(monkeypatch: pytest.Monke
     monkeypatch.setattr(running, "allow_open_files", allowed.append)
     running.prepare_process(Settings(record=tmp_path, max_jobs=50, max_connections=500))
     assert allowed == [550 + running.OTHER_FILES]
+
+
+def add(recorder: Recorder, *steps: int, job: str = "team.job-1") -> list[bool]:
+    return [recorder.add(job, wiring=WIRING, step=step, state=RNG.normal(size=8).astype(np.float32)) for step in steps]
+
+
+def test_runs_go_on_and_those_that_begin_anew_are_others(tmp_path: Path) -> None:
+    """Runs would be mixed into each other, or go back in time when a worker resends its context, or their first part be lost."""
+    for steps, kept in (((0, 10, 10, 0), 2), ((20, 30), 2), ((0, 10), 2)):
+        recorder = Recorder(tmp_path)
+        assert add(recorder, *steps) == [True] * kept + [False] * (len(steps) - kept)
+        recorder.close()
+    assert [run.steps.tolist() for run in trajectories(tmp_path)] == [[0, 10, 20, 30], [0, 10]]
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10, 100])
+def test_a_damaged_file_is_left_alone(tmp_path: Path, kept_bytes: int) -> None:
+    """A file that a crash left empty would keep its job from ever being recorded again."""
+    recorder = Recorder(tmp_path)
+    assert add(recorder, 0) == [True]
+    recorder.close()
+    (damaged,) = tmp_path.iterdir()
+    damaged.write_bytes(damaged.read_bytes()[:kept_bytes])
+    recorder = Recorder(tmp_path)
+    assert add(recorder, 10, 20) == [True, True]
+    recorder.close()
+    assert damaged.stat().st_size == kept_bytes
+    (other,) = set(tmp_path.iterdir()) - {damaged}
+    assert Trajectory.open(other).steps.tolist() == [10, 20]
+
+
+def test_a_fit_reads_them_by_their_wiring(tmp_path: Path) -> None:
+    """Recorded jobs have no design to wire anew: without their wiring they would be useless."""
+    recorder = Recorder(tmp_path)
+    add(recorder, *range(0, 250, 10))
+    recorder.close()
+    (group,) = Library.open(tmp_path).training
+    assert (group.kind, group.wiring.hash) == ("recorded", WIRING.hash)
+    assert torch.from_numpy(group.runs[0].states(slice(0, 2))).shape == (2, 8)
+
+
+def test_a_record_takes_no_memory_between_snapshots(tmp_path: Path) -> None:
+    """Each recorded job would hold a float32 snapshot that no budget counts, and a full server would end."""
+    size, jobs = 100_000, 8
+    wiring, recorder = Wiring((Parameter("w", (size,)),), 1, ()), Recorder(tmp_path)
+    tracemalloc.start()
+    try:
+        for job in range(jobs):
+            for step in (10, 20):
+                assert recorder.add(f"team/{job}", wiring=wiring, step=step, state=np.full(size, step, np.float32))
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        recorder.close()
+    assert held_bytes < 4 * size * jobs / 4
+    assert all(run.states(slice(None)).mean(axis=1).tolist() == [10, 20] for run in trajectories(tmp_path))

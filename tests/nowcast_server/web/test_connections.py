@@ -75,15 +75,7 @@ def test_each_head_is_counted_by_itself(listen: Start) -> None:
 
 @pytest.mark.parametrize(
     ("answered", "then"),
-    [
-        (b"", b""),
-        (b"", b"GET"),
-        (b"", OPENING),
-        (LIVE, OPENING),
-        (LIVE, b"\r\n"),
-        (WITH_BODY, b"a"),
-        (WITH_BODY, b"a" * 200_000),
-    ],
+    [(b"", b""), (b"", b"GET"), (b"", OPENING), (LIVE, OPENING), (LIVE, b"\r\n"), (WITH_BODY, b"a"), (WITH_BODY, b"a" * 200_000)],
     ids=["nothing", "a word", "a line", "a second line", "an empty line", "half a body", "a body"],
 )
 def test_a_connection_that_asks_for_nothing_ends(

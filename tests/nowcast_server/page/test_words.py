@@ -6,7 +6,7 @@ import random
 import pytest
 
 from nowcast_server.web.page import words
-from nowcast_server.web.page.saved import Curve, Saved, steps_saved
+from nowcast_server.web.page.words import Curve, Saved, steps_saved
 
 
 def curve(last: int, *, speed: float = 1.0, scatter: float = 0.0, seed: int = 0) -> Curve:
