@@ -41,7 +41,7 @@ class PushedWeights:
 
         Of a model that is split over ranks, every rank must call.
         """
-        self._push, self._share = [], 1 / parts
+        self._push, self._exact, self._narrow, self._share = [], ([], []), [], 1 / parts  # the last one's memory goes first
         for piece in self._flat.pieces:
             values = None if displacement is None else displacement[piece.start : piece.stop].view(piece.parameter.shape)
             self._push.append(part_of(values, piece.parameter).to(_at_least_float32(piece.parameter)))
