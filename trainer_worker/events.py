@@ -37,9 +37,8 @@ class Event:
     horizon: int | None = None
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to values that JSON can hold."""
-        return asdict(self)
+    to_dict = asdict
+    """Its values, which JSON can hold."""
 
     def __str__(self) -> str:
         about = f"{self.kind} at step {self.step}: {self.outcome}"
@@ -77,10 +76,8 @@ class Tally:
 
 
 class Journal:
-    """Records, counts, logs and passes on a run's events.
-
-    Of nowcasts that are skipped, and snapshots dropped, for one and the same reason, the first of a row is logged as a warning, the
-    others for debugging. What `on_event` raises is logged.
+    """Records, counts, logs and passes on a run's events. Of nowcasts skipped, and snapshots dropped, for one and the same reason,
+    the first of a row is logged as a warning, the others for debugging; what `on_event` raises is logged.
     """
 
     def __init__(self, job: str, on_event: Callable[[Event], None] | None) -> None:
@@ -90,7 +87,6 @@ class Journal:
         self.tally = Tally()
 
     def add(self, event: Event) -> None:
-        """Record an event, log it, and pass it on."""
         self.events.append(event)
         self.tally.count(event)
         log.log(self._level(event), "%s: %s", self._job, event)
@@ -122,15 +118,8 @@ class Journal:
 
 
 def closing_line(tally: Tally, mode: Mode, *, steps: int, first_due: int, grown_to: int | None, skilled: bool) -> tuple[int, str]:
-    """How a run went, in a sentence, and the level at which to log it.
-
-    Args:
-        tally: of the run.
-        mode: of the run.
-        steps: that were counted.
-        first_due: the step at which the first forecast could be used.
-        grown_to: the interval, if it has grown.
-        skilled: whether it is known how good forecasts were.
+    """How a run went, in a sentence, and the level at which to log it. `first_due` is the step at which the first forecast could be
+    used, `grown_to` the interval if it has grown; `skilled` if it is known how good forecasts were.
     """
     if not steps:
         return logging.WARNING, "no optimizer step was counted: call nowcast.step() after each, if no hook sees them"
