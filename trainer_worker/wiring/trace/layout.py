@@ -1,6 +1,6 @@
 """From what was traced to blocks: labels become numbered neurons, uses become rectangles, attention gets its heads."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType, Parameter, Wiring
-from trainer_worker.wiring.blocks import MAX_PIECES, Canvas, Weights, edges
+from trainer_worker.wiring.blocks import MAX_PIECES, Canvas, Weights, edges, ranges
 from trainer_worker.wiring.trace.labels import UNKNOWN, Pairing, distinct
 from trainer_worker.wiring.trace.tracer import Tracer
 from trainer_worker.wiring.trace.uses import Use
@@ -113,7 +113,7 @@ class _Layout:
                 if members not in seen:
                     seen.add(members)
                     node = self._canvas.neurons(1)
-                    for neurons in _ranges(sorted({neuron for group in members for neuron in group})):
+                    for neurons in ranges(sorted({neuron for group in members for neuron in group})):
                         self._canvas.draw(edges(EdgeType.HEAD, node, neurons))
 
 
@@ -187,18 +187,5 @@ def _diagonals(pairs: list[tuple[int, int]]) -> Iterator[tuple[range, range]]:
     for source, target in pairs:
         lanes.setdefault(target - source, []).append(source)
     for distance, sources in sorted(lanes.items()):
-        for neurons in _ranges(sources):
+        for neurons in ranges(sources):
             yield neurons, range(neurons.start + distance, neurons.stop + distance)
-
-
-def _ranges(neurons: Iterable[int]) -> Iterator[range]:
-    """Ascending neurons -> ranges."""
-    start = stop = -1
-    for neuron in neurons:
-        if neuron != stop:
-            if stop > start:
-                yield range(start, stop)
-            start = neuron
-        stop = neuron + 1
-    if stop > start:
-        yield range(start, stop)

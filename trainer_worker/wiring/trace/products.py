@@ -191,16 +191,9 @@ def embedding(tracer: Tracer, call: Call) -> Shadow:
     held = tracer.get(call.args[0])
     if not isinstance(held, Held):
         return None
-    found = tracer.uses.find(held)
-    if found is None:
-        source = tracer.labels.fresh_over(held.shape, {0})
-        target = tracer.labels.fresh_over(held.shape, {1})
-        indices = call.args[1]
-        counting = indices.numel() > 1 and not indices.is_meta and torch.equal(indices.flatten(), torch.arange(indices.numel()))
-        kind = EdgeType.POSITION_EMBEDDING if counting else EdgeType.WORD_EMBEDDING
-        tracer.uses.add(held, source, target, kind, lookup=True)
-    else:
-        target = tracer.labels.settle(found.target)
+    indices = call.args[1]
+    counting = indices.numel() > 1 and not indices.is_meta and torch.equal(indices.flatten(), torch.arange(indices.numel()))
+    _, target, _ = tracer.use(held, {0}, {1}, EdgeType.POSITION_EMBEDDING if counting else EdgeType.WORD_EMBEDDING, lookup=True)
     out = call.out if isinstance(call.out, Tensor) else call.out[0]
     return Flow((target.reshape((1,) * (out.dim() - 1) + (-1,)),), plain=True)
 
