@@ -211,7 +211,7 @@ class Boundaries:
             return
         try:
             self._forecasts.take(self.step, progress, asked=asked)
-            self._journal.tally.snapshots += 1
+            self._journal.snapshots += 1
         except Exception as error:
             if not isinstance(error, NoRow):  # that happens where the server is slow
                 log.exception("a snapshot could not be taken")
@@ -222,7 +222,7 @@ class Boundaries:
         """How the run is doing, but for what the background thread finds out."""
         losses, told, self._losses, self._told = self._losses, self._told, 0.0, 0
         known: dict[str, Any] = {"step": self.step, "max_steps": self._max_steps, "gain": self._gain}
-        known |= {"used": self._journal.tally.used, "skipped": dict(self._journal.tally.reasons)}
+        known |= {"used": self._journal.used, "skipped": dict(self._journal.reasons)}
 
         def complete(coherence: float | None, layers: dict[str, float]) -> Progress:
             loss = float(losses) / told if told else math.nan  # on CUDA this waits for the device

@@ -24,7 +24,7 @@ from trainer_worker.boundary import Boundaries
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.endpoints.server import Server, connect, is_file
 from trainer_worker.errors import BadArgument
-from trainer_worker.events import Event, Journal, closing_line
+from trainer_worker.events import Event, Journal
 from trainer_worker.forecasts import Forecasts
 from trainer_worker.jump import Jumps
 from trainer_worker.push import CONTEXT, FORECASTERS, Push
@@ -267,7 +267,7 @@ class Nowcast:
 
     def summary(self) -> dict[str, Any]:
         """Summarise the run so far, in values that JSON can hold: snapshots, nowcasts, reasons, skill, time."""
-        tally, forecasts = self._journal.tally, self._forecasts
+        journal, forecasts = self._journal, self._forecasts
         return {
             "job": self._job,
             "mode": self._mode,
@@ -276,13 +276,17 @@ class Nowcast:
             "parameters": self._flat.size,
             "steps": self.steps,
             "interval": self._boundaries.interval_after(self.steps),
-            "snapshots": {"taken": tally.snapshots, "sent": forecasts.sender.sent if forecasts else 0, "dropped": tally.dropped},
-            "nowcasts": {"used": tally.used, "skipped": tally.nowcasts["skipped"]},
-            "reasons": dict(tally.reasons),
-            "server": {"lost": tally.server["lost"], "back": tally.server["back"]},
+            "snapshots": {
+                "taken": journal.snapshots,
+                "sent": forecasts.sender.sent if forecasts else 0,
+                "dropped": journal.outcomes["dropped"],
+            },
+            "nowcasts": {"used": journal.used, "skipped": journal.outcomes["skipped"]},
+            "reasons": dict(journal.reasons),
+            "server": {"lost": journal.outcomes["lost"], "back": journal.outcomes["back"]},
             "skill": forecasts.sender.skill if forecasts else {},
             "layers": forecasts.layers.means() if forecasts else {},
-            "waited_s": tally.waited_s,
+            "waited_s": journal.waited_s,
             "copied_s": forecasts.buffers.copied_s if forecasts else 0.0,
         }
 
@@ -343,8 +347,7 @@ class Nowcast:
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
         grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else None
-        level, sentence = closing_line(
-            self._journal.tally,
+        level, sentence = self._journal.closing_line(
             self._mode,
             steps=self.steps,
             first_due=self._boundaries.first_due,
