@@ -103,7 +103,7 @@ class Journal:
             self._count(Event(**event))
 
     def closing_line(self, mode: Mode, *, steps: int, first_due: int, grown_to: int | None, skilled: bool) -> tuple[int, str]:
-        """How a run went, in a sentence, and the level at which to log it. `first_due` is the step at which the first forecast could
+        """How a run went, in a sentence, and the level to log it at. `first_due` is the step at which the first forecast could
         be used, `grown_to` the interval if it has grown; `skilled` if it is known how good forecasts were.
         """
         if not steps:
