@@ -22,20 +22,14 @@ from trainer_worker.weights.pushed import PushedWeights
 
 log = logging.getLogger(__name__)
 
-SHARE: Final = 200
-"""Intervals in a run whose length is known."""
-GROWTH: Final = 150
-"""Of a run of unknown length, an interval is one part in so many of the steps so far,"""
-SHORTEST: Final = 10
-"""but no less than so many steps."""
+SHARE: Final = 200  # intervals in a run whose length is known
+GROWTH: Final = 150  # of a run of unknown length, an interval is one part in so many of the steps so far,
+SHORTEST: Final = 10  # but no less than so many steps
 EVERY: Final = 4
 """A push is added in equal parts, every so many steps: each is a pass over the weights, and fewer cost less and save as much."""
-LATE: Final = 3
-"""So many late forecasts, with none in time between them, double the interval;"""
-IN_TIME: Final = 10
-"""so many in time, times 2 for each time it was doubled, halve it again."""
-WIDEST: Final = 16
-"""The interval does not grow further than so many times: what is that far apart says little about the next steps."""
+LATE: Final = 3  # so many late forecasts, with none in time between them, double the interval;
+IN_TIME: Final = 10  # so many in time, times 2 for each time it was doubled, halve it again
+WIDEST: Final = 16  # times it may grow to: what is that far apart says little about the next steps
 
 
 class Boundaries:
@@ -217,19 +211,18 @@ class Boundaries:
             return
         try:
             self._forecasts.take(self.step, progress, asked=asked)
+            self._journal.snapshots += 1
         except Exception as error:
             if not isinstance(error, NoRow):  # that happens where the server is slow
                 log.exception("a snapshot could not be taken")
             self._forecasts.sender.reset()  # a context with a gap would be taken for an even one
             self._journal.add(Event(self.step, "snapshot", "dropped", reason_for(error), str(error)))
-        else:
-            self._journal.tally.snapshots += 1
 
     def _progress(self) -> Tell:
         """How the run is doing, but for what the background thread finds out."""
         losses, told, self._losses, self._told = self._losses, self._told, 0.0, 0
         known: dict[str, Any] = {"step": self.step, "max_steps": self._max_steps, "gain": self._gain}
-        known |= {"used": self._journal.tally.used, "skipped": dict(self._journal.tally.reasons)}
+        known |= {"used": self._journal.used, "skipped": dict(self._journal.reasons)}
 
         def complete(coherence: float | None, layers: dict[str, float]) -> Progress:
             loss = float(losses) / told if told else math.nan  # on CUDA this waits for the device

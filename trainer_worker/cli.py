@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 import typer
 
 from protos import command
+from protos.messages import Dtype, Mode
 from trainer_worker.cluster.cli import app as submit_app
 from trainer_worker.metatrain.cli import app as metatrain_app
 
@@ -119,25 +120,21 @@ def doctor(
     ] = None,
     *,
     server: Annotated[str | None, typer.Option(help="URL of a nowcast server", show_default="NOWCAST_SERVER, or none")] = None,
-    mode: Annotated[str, typer.Option(help="of the run: glide, jump or shadow")] = "glide",
+    mode: Annotated[Mode, typer.Option(help="of the run")] = "glide",
     forecaster: Annotated[str | None, typer.Option(help="of the run", show_default="the mode's")] = None,
-    dtype: Annotated[str, typer.Option(help="of snapshots: float32, float16 or bfloat16")] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="of snapshots")] = "float32",
     max_steps: Annotated[int | None, typer.Option(help="of the run", min=1)] = None,
     inputs: Annotated[str | None, typer.Option(help="what forward takes, as for `nowcast wire`")] = None,
 ) -> None:
     """Check a network and a server before training, and say what to do. The token is read from NOWCAST_TOKEN."""
     import os
 
-    if dtype not in ("float32", "float16", "bfloat16"):
-        _fail(f"--dtype: {dtype!r} is not float32, float16 or bfloat16")
-    if mode not in ("glide", "jump", "shadow"):
-        _fail(f"--mode: {mode!r} is not glide, jump or shadow")
     server = server or os.environ.get("NOWCAST_SERVER", "").strip() or None
     if module is None and server is None:
         _fail("give MODULE:CALLABLE, --server URL, or both")
     from trainer_worker.doctor import Question, examine
 
-    question = Question(forecaster, mode, dtype, max_steps)  # type: ignore[arg-type]  # checked above
+    question = Question(forecaster, mode, dtype, max_steps)
     findings = examine(module, server, question, token=os.environ.get("NOWCAST_TOKEN"), inputs=inputs)
     for finding in findings:
         typer.echo(f"{'ok     ' if finding.fine else 'PROBLEM'}  {finding.text}")

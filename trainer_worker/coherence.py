@@ -12,21 +12,12 @@ from protos.messages import MAX_LAYERS
 from trainer_worker.push import dot, norm
 from trainer_worker.weights.flat import Piece
 
-LONGEST: Final = 80
-"""Characters of a layer's name."""
+LONGEST: Final = 80  # characters of a layer's name
 
 
 def alignment(pushed: Tensor, before: Tensor, after: Tensor, pieces: Sequence[Piece]) -> Tensor:
-    """Compare a push with what training itself did over the same interval, tensor by tensor.
-
-    Args:
-        pushed: (n,) float32, displacement over the interval.
-        before: (n,) snapshot at its start.
-        after: (n,) snapshot at its end.
-        pieces: of the vector.
-
-    Returns:
-        (pieces, 3) float64: the inner product of the two, and the squares of their norms.
+    """Compare a push (n,) float32 with what training itself did over the same interval, between the snapshots (n,) `before` and
+    `after`: the inner product of the two and the squares of their norms for each tensor, (pieces, 3) float64.
     """
     rows = []
     for piece in pieces:
@@ -66,11 +57,7 @@ def layers_of(names: Sequence[str]) -> list[str]:
 
 
 class LayerCoherence:
-    """Mean coherence of each layer over the pushes so far.
-
-    Args:
-        names: of the parameters, in the flat vector's order.
-    """
+    """Mean coherence of each layer over the pushes so far, for parameters of these names."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._rows: dict[str, list[int]] = {}

@@ -25,8 +25,7 @@ from trainer_worker.wiring import POOR, WiringReport
 from trainer_worker.wiring.cli import describe_module
 
 PATIENCE_S: Final = 10.0
-MEASURED: Final = 5_000_000
-"""Weights up to which a forecast is made to see how long it takes."""
+MEASURED: Final = 5_000_000  # weights up to which a forecast is made to see how long it takes
 BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -49,23 +48,15 @@ class Question:
 
     @property
     def made_by(self) -> str:
-        """Who makes its forecasts."""
         return self.forecaster or FORECASTERS[self.mode]
 
     def spec(self, report: WiringReport) -> JobSpec:
-        """The job's."""
         return JobSpec(wiring=report.wiring, context=CONTEXT, dtype=self.dtype, forecaster=self.made_by, mode=self.mode)
 
 
 def examine(place: str | None, url: str | None, question: Question, *, token: str | None, inputs: str | None) -> list[Finding]:
-    """Look at a network, a server, and whether the one has room for the other.
-
-    Args:
-        place: `MODULE:CALLABLE` that gives the network; None for none.
-        url: of the server; None to forecast in this process.
-        question: what the run would be.
-        token: for the server.
-        inputs: see `load_inputs`.
+    """Look at the network that `MODULE:CALLABLE` gives, if any (for `inputs` see `load_inputs`), at the server, and whether it has
+    room for the network; without a server at forecasts in this process.
     """
     findings: list[Finding] = []
     report = None

@@ -6,17 +6,11 @@ from protos.errors import NowcastError
 
 
 class BadArgument(ValueError):
-    """An argument that cannot work. Raised before training starts.
-
-    Args:
-        argument: its name, e.g. `interval`.
-        detail: what is wrong with it, and what to do.
-    """
+    """An argument that cannot work, raised before training starts: its name, what is wrong with it, and what to do."""
 
     def __init__(self, argument: str, detail: str) -> None:
         super().__init__(f"{argument}: {detail}")
-        self.argument = argument
-        self.detail = detail
+        self.argument, self.detail = argument, detail
 
 
 class CommandFailed(Exception):
@@ -39,10 +33,5 @@ REASONS: Final = {
 
 
 def reason_for(error: BaseException) -> str:
-    """The stable word for a failure: the error's code, or `worker_error` for errors outside the protocol.
-
-    `server_unavailable`, `late`, `history_missing`, `bad_forecast`, `unknown_job`, `busy`, `server_error`, ...
-    """
-    if not isinstance(error, NowcastError):
-        return "worker_error"
-    return _REASONS.get(error.code, error.code)
+    """The stable word for a failure: the error's code, or one of `REASONS`."""
+    return _REASONS.get(error.code, error.code) if isinstance(error, NowcastError) else "worker_error"

@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from protos.messages import Mode
@@ -37,9 +37,8 @@ class Event:
     horizon: int | None = None
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to values that JSON can hold."""
-        return asdict(self)
+    to_dict = asdict
+    """Its values, which JSON can hold."""
 
     def __str__(self) -> str:
         about = f"{self.kind} at step {self.step}: {self.outcome}"
@@ -48,51 +47,34 @@ class Event:
         return about + (f", {self.seconds:.3g} s" if self.seconds else "")
 
 
-@dataclass
-class Tally:
-    """A run's events, counted."""
-
-    snapshots: int = 0
-    dropped: int = 0
-    nowcasts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    server: Counter[str] = field(default_factory=Counter)
-    waited_s: float = 0.0
-
-    @property
-    def used(self) -> int:
-        """Forecasts that were used."""
-        return self.nowcasts.total() - self.nowcasts["skipped"]
-
-    def count(self, event: Event) -> None:
-        if event.kind == "nowcast":
-            self.nowcasts[event.outcome] += 1
-            self.waited_s += event.seconds
-            if event.outcome == "skipped":
-                self.reasons[event.reason] += 1
-        elif event.kind == "snapshot":
-            self.dropped += 1
-        else:
-            self.server[event.outcome] += 1
-
-
 class Journal:
-    """Records, counts, logs and passes on a run's events.
-
-    Of nowcasts that are skipped, and snapshots dropped, for one and the same reason, the first of a row is logged as a warning, the
-    others for debugging. What `on_event` raises is logged.
+    """Records, counts, logs and passes on a run's events. Of nowcasts skipped, and snapshots dropped, for one and the same reason,
+    the first of a row is logged as a warning, the others for debugging; what `on_event` raises is logged.
     """
 
     def __init__(self, job: str, on_event: Callable[[Event], None] | None) -> None:
         self._job, self._on_event = job, on_event
-        self._reasons: dict[str, str] = {}  # of the last event of each kind
+        self._last: dict[str, str] = {}  # reason, of the last event of each kind
         self.events: list[Event] = []
-        self.tally = Tally()
+        self.outcomes: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()  # of skipped nowcasts
+        self.waited_s = 0.0
+        self.snapshots = 0
+
+    @property
+    def used(self) -> int:
+        """Forecasts that were used."""
+        return sum(self.outcomes[outcome] for outcome in ("glided", "jumped", "scored"))
+
+    def _count(self, event: Event) -> None:
+        self.events.append(event)
+        self.outcomes[event.outcome] += 1
+        if event.kind == "nowcast":
+            self.waited_s += event.seconds
+            self.reasons.update([event.reason] if event.reason else [])
 
     def add(self, event: Event) -> None:
-        """Record an event, log it, and pass it on."""
-        self.events.append(event)
-        self.tally.count(event)
+        self._count(event)
         log.log(self._level(event), "%s: %s", self._job, event)
         if self._on_event is not None:
             try:
@@ -103,46 +85,38 @@ class Journal:
     def _level(self, event: Event) -> int:
         if event.kind == "server":
             return logging.WARNING if event.reason else logging.INFO
-        news = event.reason and event.reason != self._reasons.get(event.kind)
-        self._reasons[event.kind] = event.reason
+        news = event.reason and event.reason != self._last.get(event.kind)
+        self._last[event.kind] = event.reason
         if news:
             return logging.WARNING
         return logging.INFO if event.outcome == "jumped" else logging.DEBUG
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, under fixed keys: a number, and the events as JSON."""
-        return {"snapshots": self.tally.snapshots, "events": json.dumps([event.to_dict() for event in self.events])}
+        return {"snapshots": self.snapshots, "events": json.dumps([event.to_dict() for event in self.events])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        self.events = [Event(**event) for event in json.loads(state["events"])]
-        self.tally = Tally(snapshots=int(state["snapshots"]))
-        for event in self.events:
-            self.tally.count(event)
+        self.events, self.outcomes, self.reasons, self.waited_s = [], Counter(), Counter(), 0.0
+        self.snapshots = int(state["snapshots"])
+        for event in json.loads(state["events"]):
+            self._count(Event(**event))
 
-
-def closing_line(tally: Tally, mode: Mode, *, steps: int, first_due: int, grown_to: int | None, skilled: bool) -> tuple[int, str]:
-    """How a run went, in a sentence, and the level at which to log it.
-
-    Args:
-        tally: of the run.
-        mode: of the run.
-        steps: that were counted.
-        first_due: the step at which the first forecast could be used.
-        grown_to: the interval, if it has grown.
-        skilled: whether it is known how good forecasts were.
-    """
-    if not steps:
-        return logging.WARNING, "no optimizer step was counted: call nowcast.step() after each, if no hook sees them"
-    why = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
-    rest = f", {tally.nowcasts['skipped']} skipped ({why})" if why else ""
-    rest += f"; they came late, so the interval grew to {grown_to} steps" if grown_to else ""
-    if tally.used and mode == "shadow":
-        skill = "see summary()['skill']" if skilled else "none came true before the end, so their skill is unknown"
-        return logging.INFO, f"{steps} steps, {tally.used} forecasts scored{rest}; {skill}"
-    if tally.used:
-        judge = "to see what they saved, run it without as well (`nowcast try`)"
-        return logging.INFO, f"{steps} steps, {tally.used} forecasts used{rest}; {judge}"
-    if steps < first_due:
-        rest += f": the first was due at step {first_due} (after six intervals and the share Push.start of max_steps)"
-    return logging.WARNING, f"no forecast was used in {steps} steps{rest}"
+    def closing_line(self, mode: Mode, *, steps: int, first_due: int, grown_to: int | None, skilled: bool) -> tuple[int, str]:
+        """How a run went, in a sentence, and the level to log it at. `first_due` is the step at which the first forecast could
+        be used, `grown_to` the interval if it has grown; `skilled` if it is known how good forecasts were.
+        """
+        if not steps:
+            return logging.WARNING, "no optimizer step was counted: call nowcast.step() after each, if no hook sees them"
+        why = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        rest = f", {self.outcomes['skipped']} skipped ({why})" if why else ""
+        rest += f"; they came late, so the interval grew to {grown_to} steps" if grown_to else ""
+        if self.used and mode == "shadow":
+            skill = "see summary()['skill']" if skilled else "none came true before the end, so their skill is unknown"
+            return logging.INFO, f"{steps} steps, {self.used} forecasts scored{rest}; {skill}"
+        if self.used:
+            judge = "to see what they saved, run it without as well (`nowcast try`)"
+            return logging.INFO, f"{steps} steps, {self.used} forecasts used{rest}; {judge}"
+        if steps < first_due:
+            rest += f": the first was due at step {first_due} (after six intervals and the share Push.start of max_steps)"
+        return logging.WARNING, f"no forecast was used in {steps} steps{rest}"

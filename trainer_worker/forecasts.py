@@ -22,10 +22,8 @@ from trainer_worker.weights.flat import TORCH_DTYPES, FlatParameters
 Tell = Callable[[float | None, dict[str, float]], Progress]
 """Makes the progress of a run, given the coherence of the push that has just ended, and of all so far by layer."""
 
-REMEMBERED: Final = 6
-"""Intervals over which coherence is averaged."""
-GRACE_S: Final = 0.5
-"""Beyond the deadline, for the answer that is just coming in."""
+REMEMBERED: Final = 6  # intervals over which coherence is averaged
+GRACE_S: Final = 0.5  # beyond the deadline, for the answer that is just coming in
 
 
 class Forecasts:
@@ -78,11 +76,8 @@ class Forecasts:
         return seen
 
     def ask(self, *, gain: float, horizon: int | None = None) -> Request:
-        """Have a forecast made from the present context; returns at once.
-
-        Args:
-            gain: of the push that is to come of it; 0 for all of the displacement.
-            horizon: in intervals; None for the push's, or the one that suits the forecaster.
+        """Have a forecast made from the present context, for a push of this gain, 0 for all of the displacement; returns at once.
+        The horizon is in intervals, None for the push's, or the one that suits the forecaster.
         """
         context, seen, before = self.sender.context, self._seen, self._coherence
         horizon = horizon or self._push.horizon
@@ -105,11 +100,7 @@ class Forecasts:
         return request
 
     def collect(self, request: Request, *, wait: bool) -> Tensor:
-        """The displacement (n,) float32 that came of a request.
-
-        Args:
-            request: as `ask` gave it.
-            wait: until its deadline. Otherwise it is here or it is given up.
+        """The displacement (n,) float32 that came of a request. If not told to wait until its deadline, it is here or given up.
 
         Raises:
             NowcastError: there is none; the error says why.

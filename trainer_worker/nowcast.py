@@ -6,8 +6,9 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final, Self
 
 import torch
@@ -15,7 +16,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
-from torch.utils.weak import WeakIdKeyDictionary
 
 from protos.errors import BadWiring
 from protos.messages import About, JobSpec, Mode
@@ -24,7 +24,7 @@ from trainer_worker.boundary import Boundaries
 from trainer_worker.endpoints.endpoint import Endpoint
 from trainer_worker.endpoints.server import Server, connect, is_file
 from trainer_worker.errors import BadArgument
-from trainer_worker.events import Event, Journal, closing_line
+from trainer_worker.events import Event, Journal
 from trainer_worker.forecasts import Forecasts
 from trainer_worker.jump import Jumps
 from trainer_worker.push import CONTEXT, FORECASTERS, Push
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 STATE_VERSION: Final = 11
 UNSEEDED: Final = 67280421310721
 """The seed of torch's generators that nobody has seeded."""
-_running: Final[Any] = WeakIdKeyDictionary()
-"""Which `Nowcast`, as a weak reference, moves a parameter now."""
 
 
 class Nowcast:
@@ -95,14 +93,14 @@ class Nowcast:
         on_event: Callable[[Event], None] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        check_arguments(model, max_steps=max_steps, interval=interval, mode=mode, push=push, wiring=wiring, on_event=on_event)
+        _check(model=model, max_steps=max_steps, interval=interval, mode=mode, push=push, wiring=wiring, on_event=on_event)
         self._model, self._optimizers = unwrap(model), find_optimizers(optimizer)
         self._ranks = Ranks(process_group)
         self._mode, self._max_steps, self._interval = mode, max_steps, interval
         self._forecaster = forecaster or FORECASTERS[mode]
         self._push, self._wiring, self._example_inputs = push or Push(), wiring, example_inputs
-        given = None if server is None or isinstance(server, str | Server) or not hasattr(server, "register") else server
-        self._endpoint, self._server = given, Server() if given is not None else Server.of(server)  # type: ignore[arg-type]
+        self._endpoint: Any = server if hasattr(server, "register") else None
+        self._server = Server.of(None if self._endpoint else server)
         self._job = self._server.new_job()
         self._journal = Journal(self._job, on_event)
         self._handles: list[Any] = []
@@ -138,19 +136,14 @@ class Nowcast:
         )
 
     def _spec(self) -> JobSpec:
-        shapes = self._flat.shapes
+        shapes = [(piece.name, tuple(piece.parameter.shape)) for piece in self._flat.pieces]
         try:
             wiring = self._wiring or self._wire([name for name, _ in shapes])
         except BadWiring as error:
             raise BadArgument("model", error.detail) from error
-        held = [(parameter.name, parameter.shape) for parameter in wiring.parameters]
-        if len(held) != len(shapes):
-            raise BadArgument(
-                "wiring", f"has {len(held)} parameters, the model trains {len(shapes)}: wire(model, parameters=names)"
-            )
-        for mine, other in zip(shapes, held, strict=True):
+        for mine, other in zip_longest(shapes, [(parameter.name, parameter.shape) for parameter in wiring.parameters]):
             if mine != other:
-                raise BadArgument("wiring", f"has {other[0]!r} {other[1]} where the model trains {mine[0]!r} {mine[1]}")
+                raise BadArgument("wiring", f"has {other} where the model trains {mine}: wire(model, parameters=names)")
         server = self._server
         try:
             return JobSpec(
@@ -189,14 +182,16 @@ class Nowcast:
         if self._entered:
             raise RuntimeError("a Nowcast can be started once only; make a new one, and load this one's state_dict() into it")
         self._entered = True
-        self._claim()
+        hooks: Any = self._optimizers[-1]._optimizer_step_post_hooks  # noqa: SLF001 -- torch has no `prepend` for these
+        for other in filter(None, [hook.nowcast() for hook in hooks.values() if hasattr(hook, "nowcast")]):
+            log.warning("%s: an earlier Nowcast of this optimizer (%s) was still running; it was stopped", self._job, other.job)
+            other.stop()
         try:
             with self._ranks.failing_alike():
                 if self._forecasts is not None:
                     self._forecasts.open()
-            handle = self._optimizers[-1].register_step_post_hook(_hook(weakref.WeakMethod(self._after_step)))
+            handle = self._optimizers[-1].register_step_post_hook(_hook(weakref.ref(self)))
             self._handles = [handle]
-            hooks: Any = self._optimizers[-1]._optimizer_step_post_hooks  # noqa: SLF001 -- torch has no `prepend` for these
             hooks.move_to_end(handle.id, last=False)  # before the user's own, so that masks and constraints hold after a push
         except BaseException:
             self.stop()
@@ -211,7 +206,6 @@ class Nowcast:
         self._over = True
         for handle in self._handles:
             handle.remove()
-        self._release()
         if self._forecasts is not None:
             self._forecasts.sender.stop(self._boundaries.last_progress())
             self._boundaries.hear_news()
@@ -221,7 +215,7 @@ class Nowcast:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def __del__(self) -> None:
@@ -273,7 +267,7 @@ class Nowcast:
 
     def summary(self) -> dict[str, Any]:
         """Summarise the run so far, in values that JSON can hold: snapshots, nowcasts, reasons, skill, time."""
-        tally, forecasts = self._journal.tally, self._forecasts
+        journal, forecasts = self._journal, self._forecasts
         return {
             "job": self._job,
             "mode": self._mode,
@@ -282,13 +276,17 @@ class Nowcast:
             "parameters": self._flat.size,
             "steps": self.steps,
             "interval": self._boundaries.interval_after(self.steps),
-            "snapshots": {"taken": tally.snapshots, "sent": forecasts.sender.sent if forecasts else 0, "dropped": tally.dropped},
-            "nowcasts": {"used": tally.used, "skipped": tally.nowcasts["skipped"]},
-            "reasons": dict(tally.reasons),
-            "server": {"lost": tally.server["lost"], "back": tally.server["back"]},
+            "snapshots": {
+                "taken": journal.snapshots,
+                "sent": forecasts.sender.sent if forecasts else 0,
+                "dropped": journal.outcomes["dropped"],
+            },
+            "nowcasts": {"used": journal.used, "skipped": journal.outcomes["skipped"]},
+            "reasons": dict(journal.reasons),
+            "server": {"lost": journal.outcomes["lost"], "back": journal.outcomes["back"]},
             "skill": forecasts.sender.skill if forecasts else {},
             "layers": forecasts.layers.means() if forecasts else {},
-            "waited_s": tally.waited_s,
+            "waited_s": journal.waited_s,
             "copied_s": forecasts.buffers.copied_s if forecasts else 0.0,
         }
 
@@ -334,7 +332,6 @@ class Nowcast:
         """Start a new context, as other parameters are trained now: unfrozen layers, a new head. The same on all ranks."""
         log.warning("%s: the set of trained parameters changed at step %d: starting a new context", self._job, self.steps)
         step, self._wiring = self.steps, None
-        self._release()
         if self._forecasts is not None:
             self._forecasts.sender.stop(self._boundaries.last_progress())
         try:
@@ -343,29 +340,14 @@ class Nowcast:
             log.exception("%s: the changed parameters cannot be forecast; training continues without nowcasts", self._job)
             self.stop()
             return
-        self._claim()
         self._boundaries.begin_at(step)
         if self._forecasts is not None:
             self._forecasts.open(resumed=True)
 
-    def _claim(self) -> None:
-        """Take the parameters over from an earlier `Nowcast` that was not stopped."""
-        others = {id(other): other for p in self._flat.parameters if (ref := _running.get(p)) and (other := ref())}
-        for other in others.values():
-            log.warning("%s: an earlier Nowcast of this model (%s) was still running; it was stopped", self._job, other.job)
-            other.stop()
-        for parameter in self._flat.parameters:
-            _running[parameter] = weakref.ref(self)
-
-    def _release(self) -> None:
-        for parameter in self._flat.parameters:
-            _running.pop(parameter, None)
-
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
         grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else None
-        level, sentence = closing_line(
-            self._journal.tally,
+        level, sentence = self._journal.closing_line(
             self._mode,
             steps=self.steps,
             first_due=self._boundaries.first_due,
@@ -378,38 +360,39 @@ class Nowcast:
         log.log(level, "%s", line)
 
 
-def check_arguments(model: Any, *, max_steps: Any, interval: Any, mode: Any, push: Any, wiring: Any, on_event: Any) -> None:
-    """Refuse what is of another kind than an argument takes.
+def _count(value: Any) -> bool:
+    return value is None or (type(value) is int and value > 0)
 
-    Raises:
-        BadArgument: naming it.
-    """
 
-    def count(value: Any) -> bool:
-        return value is None or (type(value) is int and value > 0)
+_TAKEN: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "model": (lambda value: isinstance(value, nn.Module), "a torch.nn.Module"),
+    "max_steps": (_count, "a positive integer, or None"),
+    "interval": (_count, "a positive integer, or None"),
+    "mode": (lambda value: value in tuple(FORECASTERS), "glide, jump or shadow"),
+    "push": (lambda value: value is None or isinstance(value, Push), "a Push, e.g. Push(gain=0.5)"),
+    "wiring": (lambda value: value is None or isinstance(value, Wiring), "what wire(model) gives"),
+    "on_event": (lambda value: value is None or callable(value), "a function"),
+}
+"""What an argument may be."""
 
-    for name, value, fits, what in (
-        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
-        ("max_steps", max_steps, count(max_steps), "a positive integer, or None"),
-        ("interval", interval, count(interval), "a positive integer, or None"),
-        ("mode", mode, mode in ("glide", "jump", "shadow"), "glide, jump or shadow"),
-        ("push", push, push is None or isinstance(push, Push), "a Push, e.g. Push(gain=0.5)"),
-        ("wiring", wiring, wiring is None or isinstance(wiring, Wiring), "what wire(model) gives"),
-        ("on_event", on_event, on_event is None or callable(on_event), "a function"),
-    ):
-        if not fits:
+
+def _check(**given: Any) -> None:
+    for name, value in given.items():
+        fits, what = _TAKEN[name]
+        if not fits(value):
             raise BadArgument(name, f"must be {what}, not {value!r:.80}")
 
 
-def _hook(after_step: "weakref.WeakMethod[Callable[[Optimizer], None]]") -> Callable[..., None]:
+def _hook(nowcast: "weakref.ref[Nowcast]") -> Callable[..., None]:
     """A hook that keeps nothing alive: neither a `Nowcast` that was dropped, nor its thread."""
 
     def hook(optimizer: Optimizer, *_: Any) -> None:
-        if (call := after_step()) is not None:
-            call(optimizer)
+        if (running := nowcast()) is not None:
+            running._after_step(optimizer)  # noqa: SLF001
 
-    eager: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    return eager
+    eager: Any = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    eager.nowcast = nowcast
+    return eager  # type: ignore[no-any-return]
 
 
 def _within_another_step(optimizer: Optimizer) -> bool:

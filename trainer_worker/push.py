@@ -65,19 +65,11 @@ class Push:
 
 @torch.no_grad()
 def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Iterable[Piece], *, gain: float, hold_norms: bool) -> Tensor:
-    """Make a forecast into the displacement of one interval, in place.
+    """Make a forecast (n,) float32 into the displacement of one interval, in place, whose length may be `gain` times the movement
+    seen in its context (snapshots (n,), oldest first, an interval apart), tensor by tensor.
 
-    Entries that are equal in all snapshots of the context stay as they are: padding rows, masked weights, unused layers.
-
-    Args:
-        forecast: (n,) float32.
-        context: the snapshots it was made from, (n,) each, oldest first, an interval apart.
-        pieces: of the vector.
-        gain: share of the movement seen that the displacement's length may be, tensor by tensor.
-        hold_norms: turn tensors of two and more dimensions, and leave their norms.
-
-    Returns:
-        `forecast`, which holds the displacement now.
+    Entries that are equal in all snapshots stay as they are: padding rows, masked weights, unused layers. With `hold_norms`
+    tensors of two and more dimensions are turned, and keep their norms.
 
     Raises:
         BadForecast: it is not finite.

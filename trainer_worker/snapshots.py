@@ -11,8 +11,7 @@ from torch import Tensor
 from protos.errors import NowcastError
 from trainer_worker.weights.flat import FlatParameters
 
-SPARE_ROWS: Final = 3
-"""Beyond a context: for the one being taken, one that a forecast still reads, and one that is still being sent."""
+SPARE_ROWS: Final = 3  # beyond a context: for the one being taken, one that a forecast still reads, one that is being sent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,21 +55,17 @@ class SnapshotBuffers:
     def take(self, step: int, *, in_use: Sequence[Snapshot]) -> Snapshot:
         """Copy the parameters into a row that none of the snapshots in use lies in. Raises NoRow if there is none."""
         start = time.perf_counter()
-        values = self._free(in_use)
+        busy = {snapshot.values.data_ptr() for snapshot in in_use}
+        values = next((row for row in self._rows.unbind() if row.data_ptr() not in busy), None)
+        if values is None:
+            raise NoRow("all rows for snapshots are in use")
+        copied = None
         if self._staging is None:
             self._flat.copy_to(values)
-            snapshot = Snapshot(step, values)
         else:
-            snapshot = Snapshot(step, values, self._copy_beside(values))
+            copied = self._copy_beside(values)
         self.copied_s += time.perf_counter() - start
-        return snapshot
-
-    def _free(self, in_use: Sequence[Snapshot]) -> Tensor:
-        busy = {snapshot.values.data_ptr() for snapshot in in_use}
-        for row in self._rows.unbind():
-            if row.data_ptr() not in busy:
-                return row
-        raise NoRow("all rows for snapshots are in use")
+        return Snapshot(step, values, copied)
 
     def _copy_beside(self, values: Tensor) -> torch.Event:
         assert self._staging is not None

@@ -20,10 +20,8 @@ from typing import Any, Final, Self
 from trainer_worker.errors import CommandFailed
 
 MODES: Final = ("without", "with")
-MARKS: Final = (0.75, 1.0)
-"""Parts of the run without nowcasts at whose losses the two are compared."""
-WINDOWS: Final = 50
-"""A loss is the mean of one in so many of all that were told."""
+MARKS: Final = (0.75, 1.0)  # parts of the run without nowcasts at whose losses the two are compared
+WINDOWS: Final = 50  # a loss is the mean of one in so many of all that were told
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
+from torch.utils._pytree import tree_leaves
 
 from protos.errors import BadRequest, DeadlineExceeded, Unavailable
 from trainer_worker import Nowcast
@@ -207,8 +210,28 @@ def train_sharded(rank: int, *, dtype: torch.dtype = torch.float32) -> dict[str,
     return told
 
 
+class Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that are made inside it and alive at once: `most`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._bytes: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # of a split tensor, what is done with this rank's part comes here again
+        out = func(*args, **(kwargs or {}))
+        given = {StorageWeakRef(each.untyped_storage()) for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
+        made = [each.untyped_storage() for each in tree_leaves(out) if type(each) is torch.Tensor]
+        self._bytes |= {ref: each.nbytes() for each in made if (ref := StorageWeakRef(each)) not in given}
+        self._bytes = {ref: count for ref, count in self._bytes.items() if not ref.expired()}
+        self.most = max(self.most, sum(self._bytes.values()))
+        return out
+
+
 def glide_large(rank: int) -> dict[str, Any]:
-    """One snapshot after the other, and a push, of 8 layers of 4 MiB; the most memory that takes."""
+    """One snapshot after the other, and a push, of 8 layers of 4 MiB; the most that is held in tensors for it."""
     model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(8)))
     wiring = wire(model)
     for layer in model:
@@ -222,19 +245,11 @@ def glide_large(rank: int) -> dict[str, Any]:
         optimizer.zero_grad()
         wait_on_rank_0(nowcast)
         before = whole(model[3].weight).detach()[:4].clone()
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        held = memory_bytes("VmRSS")
-        optimizer.step()
-        optimizer.step()
-        peak = memory_bytes("VmHWM")
+        with Alive() as alive:
+            optimizer.step()
+            optimizer.step()
     moved = float((whole(model[3].weight).detach()[:4] - before).abs().max())
-    return {"bytes": peak - held, "moved": moved}
-
-
-def memory_bytes(which: str) -> int:
-    """Of this process, as the kernel counts it."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
-    return int(line.split()[1]) * 1024
+    return {"bytes": alive.most, "moved": moved}
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer_worker.events import Event, Journal, Tally, closing_line
+from trainer_worker.events import Event, Journal
 
 
 def test_a_trouble_that_lasts_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,18 +24,18 @@ def test_a_trouble_that_lasts_is_warned_of_once(caplog: pytest.LogCaptureFixture
 def test_a_journal_goes_on_where_it_was() -> None:
     """The summary of a resumed run would be that of its last part."""
     first, second = Journal("job", None), Journal("job", None)
-    first.tally.snapshots = 3
+    first.snapshots = 3
     first.add(Event(1, "nowcast", "glided", seconds=0.5))
     first.add(Event(2, "nowcast", "skipped", "late", "the forecast was not there in time"))
     first.add(Event(3, "snapshot", "dropped", "behind"))
     first.add(Event(4, "server", "lost", "server_unavailable"))
     second.load_state_dict(first.state_dict())
     assert second.events == first.events
-    assert second.tally == first.tally
-    assert (second.tally.used, second.tally.dropped, second.tally.waited_s) == (1, 1, 0.5)
+    assert second.outcomes == first.outcomes == {"glided": 1, "skipped": 1, "dropped": 1, "lost": 1}
+    assert (second.used, second.reasons, second.snapshots, second.waited_s) == (1, {"late": 1}, 3, 0.5)
 
 
-USED = {"nowcasts": Counter(glided=7, skipped=3), "reasons": Counter(late=2, busy=1)}
+USED = {"outcomes": Counter(glided=7, skipped=3), "reasons": Counter(late=2, busy=1)}
 RUN = {"mode": "glide", "steps": 100, "first_due": 12, "grown_to": None, "skilled": False}
 
 
@@ -52,6 +52,8 @@ RUN = {"mode": "glide", "steps": 100, "first_due": 12, "grown_to": None, "skille
 )
 def test_the_closing_line_says_how_it_went(counts: dict[str, Any], run: dict[str, Any], level: int, says: str) -> None:
     """Scored forecasts called used, or no word on why there were none, and a user draws the wrong conclusion."""
-    told, sentence = closing_line(Tally(**counts), **{**RUN, **run})
+    journal = Journal("job", None)
+    vars(journal).update(counts)
+    told, sentence = journal.closing_line(**{**RUN, **run})  # type: ignore[arg-type]
     assert told == level
     assert says in sentence

@@ -53,6 +53,15 @@ T = TypeVar("T")
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
+def _read_short(response: httpx2.Response) -> bytes:
+    body = bytearray()
+    for piece in response.iter_raw():
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES:
+            raise NowcastError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+    return bytes(body)
+
+
 class HttpEndpoint:
     """One job on one server.
 
@@ -77,30 +86,20 @@ class HttpEndpoint:
                 self._call("DELETE", self._path, deadline, read=_read_short)
         return tuple(self._call("PUT", self._path, deadline, read=_reader(JobStatus), message=spec).steps)
 
-    def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
-        """PUT a snapshot."""
-        self._put(step, snapshot, progress, None, deadline, read=_read_short)
-
-    def _put(
+    def send(
         self,
         step: int,
         snapshot: Tensor,
-        progress: Progress | None,
-        asked: NowcastRequest | None,
-        deadline: Deadline,
         *,
-        read: Callable[[httpx2.Response], T],
-    ) -> T:
-        """PUT a snapshot, framed as it is read from memory."""
-        told = None if progress is None else progress.model_dump(exclude_none=True)
-        header = Header(
-            "snapshot",
-            DTYPE_NAMES[snapshot.dtype],
-            tuple(snapshot.shape),
-            step,
-            progress=told,
-            request=asked and asked.model_dump(),
-        )
+        progress: Progress | None = None,
+        deadline: Deadline,
+        request: NowcastRequest | None = None,
+        read: Callable[[httpx2.Response], Any] = _read_short,
+    ) -> Any:
+        """PUT a snapshot, framed as it is read from memory; with a `request`, for a forecast from it as well."""
+        told, asked = (each and each.model_dump(exclude_none=True) for each in (progress, request))
+        shape = tuple(snapshot.shape)
+        header = Header("snapshot", DTYPE_NAMES[snapshot.dtype], shape, step, progress=told, request=asked)
 
         def frames() -> Iterator[bytes]:
             for frame in write_frames(header, _bytes_of(snapshot)):
@@ -109,7 +108,7 @@ class HttpEndpoint:
 
         headers = {"content-type": MEDIA_TYPE, "content-length": str(framed_bytes(header))}
         path = f"{self._path}/snapshots/{step}"
-        silent_s = SILENT_S if asked is None else math.inf  # a forecast takes what it takes
+        silent_s = math.inf if request else SILENT_S  # a forecast takes what it takes
         return self._call("PUT", path, deadline, read=read, content=frames, headers=headers, silent_s=silent_s)
 
     def forecast(self, asked: Asked, out: Tensor, *, deadline: Deadline) -> None:
@@ -127,12 +126,13 @@ class HttpEndpoint:
             (read if forecast else _read_short)(response)
             return forecast
 
-        if asked.newest is not None and self._put(request.step, asked.newest, asked.progress, request, deadline, read=read_both):
+        if asked.newest is not None and self.send(
+            request.step, asked.newest, progress=asked.progress, deadline=deadline, request=request, read=read_both
+        ):
             return
         self._call("POST", f"{self._path}/nowcasts", deadline, read=read, message=request)  # after a receipt, it says what is wrong
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
-        """POST the end of the run."""
         return self._call("POST", f"{self._path}/finish", deadline, read=_reader(JobStatus), message=progress).skill
 
     def info(self, *, deadline: Deadline) -> Info:
@@ -221,18 +221,7 @@ def _transport_errors(call: str, deadline: Deadline) -> Iterator[None]:
         raise Unavailable(f"{call}: {str(error) or type(error).__name__}") from error
 
 
-def _read_short(response: httpx2.Response) -> bytes:
-    body = bytearray()
-    for piece in response.iter_raw():
-        body += piece
-        if len(body) > MAX_ANSWER_BYTES:
-            raise NowcastError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
-    return bytes(body)
-
-
 def _reader(kind: type[Answer]) -> Callable[[httpx2.Response], Answer]:
-    """Reads an answer of one kind."""
-
     def read(response: httpx2.Response) -> Answer:
         body = _read_short(response)
         try:
@@ -260,24 +249,15 @@ def _read_forecasts(response: httpx2.Response, expected: Header, out: Tensor) ->
 
 
 def _error_of(response: httpx2.Response) -> NowcastError:
-    body = _read_short(response)
     try:
-        problem = json.loads(body)
+        problem = json.loads(_read_short(response))
     except ValueError:
         problem = None
-    waits = _retry_after(response.headers)
-    if isinstance(problem, dict) and problem.get("code", "not_found") != "not_found":  # else a stranger's, or the path is wrong
-        return error_from_problem({**waits, **problem})
-    error = stranger_error(response)
-    error.extra |= waits
+    ours = isinstance(problem, dict) and problem.get("code", "not_found") != "not_found"  # else a stranger's, or the path is wrong
+    error = error_from_problem(problem) if ours else stranger_error(response)
+    with suppress(KeyError, ValueError):
+        error.extra.setdefault("retry_after_s", max(0.0, float(response.headers["retry-after"])))
     return error
-
-
-def _retry_after(headers: httpx2.Headers) -> dict[str, Any]:
-    try:
-        return {"retry_after_s": max(0.0, float(headers["retry-after"]))}
-    except (KeyError, ValueError):
-        return {}
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -58,30 +58,26 @@ class EmbeddedEndpoint:
 
     def __init__(self, forecaster: Forecaster) -> None:
         self.forecaster = forecaster
-        self._spec: JobSpec | None = None
+        self._job: tuple[JobSpec, TrackRecord] | None = None
         self._history: dict[int, Tensor] = {}
         self._there: dict[int, Tensor] = {}  # the context on the forecaster's device
-        self._track: TrackRecord | None = None
         self._closed = threading.Event()
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
         """Keep the specification."""
         del deadline
-        if self._track is None or replace:
-            self._track = TrackRecord(spec)
-        self._spec = spec
+        self._job = spec, TrackRecord(spec) if self._job is None or replace else self._job[1]
         self._closed.clear()
         if replace:
-            self._history.clear()
-            self._there = {}
+            self._forget()
         return tuple(self._history)
 
     def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
         """Keep a reference: nothing is copied."""
         del progress, deadline
-        spec = self._known()
+        spec, track = self._known()
         if step not in self._history:
-            self._tracked().came(step, snapshot)
+            track.came(step, snapshot)
         self._history[step] = snapshot
         while len(self._history) > spec.context:
             del self._history[min(self._history)]
@@ -91,7 +87,7 @@ class EmbeddedEndpoint:
         *_, last = asked.context
         if asked.newest is not None:
             self.send(last, asked.newest, progress=asked.progress, deadline=deadline)
-        spec = self._known()
+        spec, track = self._known()
         missing = [step for step in asked.context if step not in self._history]
         if missing:
             raise HistoryMissing(f"the history lacks {missing}", field="context", missing=missing)
@@ -104,7 +100,7 @@ class EmbeddedEndpoint:
             raise Unavailable("the run has ended") from error
         if spec.mode != "jump" and bool(out.isfinite().all()):
             interval = NowcastRequest(context=list(asked.context)).interval
-            self._tracked().made(last, [*states.values()], dict(zip(horizons, out, strict=True)), interval=interval)
+            track.made(last, [*states.values()], dict(zip(horizons, out, strict=True)), interval=interval)
 
     def _forecast(self, spec: JobSpec, states: Mapping[int, Tensor], horizons: tuple[int, ...], out: Tensor) -> None:
         device = self.forecaster.device or torch.device("cpu")
@@ -134,13 +130,15 @@ class EmbeddedEndpoint:
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
         """The skill as a server keeps it."""
         del progress, deadline
-        self._history.clear()
-        self._there = {}
-        return self._tracked().skill()
+        self._forget()
+        return self._known()[1].skill()
 
     def close(self) -> None:
         """Let go of the snapshots, and stop a forecast that is under way."""
         self._closed.set()
+        self._forget()
+
+    def _forget(self) -> None:
         self._history.clear()
         self._there = {}
 
@@ -148,12 +146,7 @@ class EmbeddedEndpoint:
         if self._closed.is_set():
             raise Cancelled
 
-    def _tracked(self) -> TrackRecord:
-        if self._track is None:
+    def _known(self) -> tuple[JobSpec, TrackRecord]:
+        if self._job is None:
             raise UnknownJob("the job is not registered")
-        return self._track
-
-    def _known(self) -> JobSpec:
-        if self._spec is None:
-            raise UnknownJob("the job is not registered")
-        return self._spec
+        return self._job

@@ -29,12 +29,7 @@ _MEANINGS: Final[dict[int, tuple[type[NowcastError], str]]] = {
 
 
 def http_client(url: str, *, token: str | None, headers: Mapping[str, str] = MappingProxyType({})) -> httpx2.Client:
-    """A client for the server at `url`, to be closed.
-
-    Args:
-        url: `http://` or `https://`.
-        token: bearer token, as read from a file: white space around it is no part of it; none if empty.
-        headers: of every call.
+    """A client for the server at `url`, to be closed. White space around the bearer token, as read from a file, is no part of it.
 
     Raises:
         BadArgument: the token cannot be one, or a proxy that the environment names cannot be used.

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from torch import Tensor
@@ -76,29 +77,25 @@ class Sender:
     """
 
     def __init__(self, endpoint: Endpoint, spec: JobSpec, *, timeout_s: float) -> None:
-        self._endpoint = endpoint
-        self._spec = spec
-        self._timeout_s = timeout_s
+        self._endpoint, self._spec, self._timeout_s = endpoint, spec, timeout_s
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._stopping = False
-        self._registered = self._replace = False
+        self._stopping = self._registered = self._replace = False
         self._restarts = 0
         self._context: dict[int, Snapshot] = {}  # the newest, as many as a forecast is made from
         self._held: set[int] = set()  # steps the endpoint has
+        self._spoilt: dict[int, BaseException] = {}  # why snapshots of the context cannot be sent
         self._untold: Callable[[], Progress] | None = None  # what the newest has to say
-        self._sending: Snapshot | None = None
         self._request: Request | None = None
-        self._answering: Request | None = None  # may have been given up
         self._together = True  # a request goes along with the last snapshot of its context
         self._repairs = 0
-        self._spoilt: dict[int, BaseException] = {}  # why snapshots of the context cannot be sent
         self._down: BaseException | None = None  # why the endpoint is left alone until `_retry_at`
         self._lost: BaseException | None = None  # the job is another run's now
         self._retry_at = 0.0
         self._failures = 0
         self._jitter = random.Random()  # noqa: S311  # one of its own: the global one belongs to the training
         self._under_way: Deadline | None = None  # of the call
+        self._reading: tuple[Snapshot, ...] = ()  # by the call under way
         self._news: deque[tuple[str, BaseException | None]] = deque(maxlen=1000)
         self._last: Progress | None = None  # told when the run ends
         self.sent = 0
@@ -109,8 +106,7 @@ class Sender:
     def open(self, *, resumed: bool) -> None:
         """Start the thread, and wait `OPEN_S` at most until the job is registered; what the endpoint held of it is forgotten.
 
-        Args:
-            resumed: the run goes on whatever the endpoint says.
+        A run that is `resumed` goes on whatever the endpoint says.
 
         Raises:
             BadArgument: the server is there and refuses the job of a run that begins.
@@ -135,10 +131,8 @@ class Sender:
     def offer(self, snapshot: Snapshot, progress: Callable[[], Progress] | None = None, *, asked: bool = False) -> None:
         """Add a snapshot to the context; its memory must stay as it is while `in_use` names it.
 
-        Args:
-            snapshot: to send.
-            progress: of the run, told with it, unless the next one comes first; called on the sender's thread.
-            asked: a request follows at once, and goes along with it.
+        `progress` of the run is made on the sender's thread and told with it, unless the next one comes first. If it is `asked`
+        for a forecast at once, the request goes along with it.
         """
         with self._changed:
             self._context[snapshot.step], self._untold = snapshot, progress
@@ -169,9 +163,8 @@ class Sender:
     def reset(self) -> None:
         """Begin the next context."""
         with self._changed:
-            self._context.clear()
-            self._held.clear()
-            self._spoilt.clear()
+            for each in (self._context, self._held, self._spoilt):
+                each.clear()
 
     def restart(self) -> None:
         """Begin anew after a checkpoint was loaded: the endpoint forgets what it holds."""
@@ -190,9 +183,7 @@ class Sender:
     def in_use(self) -> tuple[Snapshot, ...]:
         """Snapshots whose memory must not be written to."""
         with self._changed:
-            sending = (self._sending,) if self._sending else ()
-            reading = self._answering.context if self._answering else ()
-            return (*self._context.values(), *sending, *reading)
+            return (*self._context.values(), *self._reading)
 
     @property
     def in_flight(self) -> int:
@@ -206,16 +197,14 @@ class Sender:
             yield self._news.popleft()
 
     def stop(self, progress: Progress) -> None:
-        """End the thread. A forecast under way is cut off: nobody waits for it. Any other call has `STOP_S` to finish.
-
-        Args:
-            progress: of the run, to be told last.
+        """End the thread, and tell the `progress` of the whole run. A forecast under way is cut off: nobody waits for it. Any other
+        call has `STOP_S` to finish.
         """
         with self._changed:
             self._stopping, self._last = True, progress
             self._changed.notify()
-            if self._answering is not None:
-                self._answering.deadline.expire()
+            if self._request is not None:
+                self._request.deadline.expire()
         if self._thread is None or self._endpoint.local:
             self._endpoint.close()
         if self._thread is None:
@@ -238,77 +227,78 @@ class Sender:
         while (work := self._next()) is not None:
             work()
         if self._registered and not self._down and self._last is not None:
-            with self._call("finish", deadline := Deadline(STOP_S)):
+            with self._call("finish", Deadline(STOP_S)) as deadline:
                 self.skill = self._endpoint.finish(self._last, deadline=deadline)
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for something to do; None to end."""
         with self._changed:
-            while True:
+            self._reading = ()
+            while not self._stopping:
                 pause_s = self._retry_at - time.monotonic() if self._down else 0.0
-                if self._stopping:
-                    return None
                 work = self._pick() if pause_s <= 0 else None
                 if work is not None:
                     return work
                 self._changed.wait(pause_s if pause_s > 0 else None)
+            return None
 
     def _pick(self) -> Callable[[], None] | None:
         if self._lost is not None:
             return None
         if not self._registered:
             return self._register
-        if self._request is not None and self._request.done.is_set():
-            self._request = None
+        request = self._request if self._request is not None and not self._request.done.is_set() else None
         unsent = [each for step, each in self._context.items() if step not in self._held and step not in self._spoilt]
-        along = self._together and self._request is not None and unsent == [self._request.context[-1]]
+        along = self._together and request is not None and unsent == [request.context[-1]]
         if unsent and not along:
-            self._sending = unsent[0]
-            return self._send
-        return self._forecast if self._request is not None else None
+            self._reading = (unsent[0],)
+            return partial(self._send, unsent[0])
+        if request is None:
+            return None
+        self._reading = request.context
+        return partial(self._forecast, request, along=along)
 
     def _register(self) -> None:
         with self._changed:
             replace, restarts = self._replace, self._restarts
-        with self._call("register", deadline := Deadline(self._timeout_s)):
+        with self._call("register", Deadline(self._timeout_s)) as deadline:
             steps = self._endpoint.register(self._spec, replace=replace, deadline=deadline)
             with self._changed:
                 if restarts != self._restarts:
                     return  # begun anew meanwhile: what the endpoint holds is still to be forgotten
-                self._registered, self._replace = True, False
-                self._held = set(steps)
+                self._registered, self._replace, self._held = True, False, set(steps)
                 if self._down is not None:
                     self._news.append(("back", None))
                 self._down, self._failures = None, 0
                 self._changed.notify_all()
 
-    def _send(self) -> None:
-        snapshot = self._sending
-        assert snapshot is not None
-        with self._call("send", deadline := Deadline(self._timeout_s + snapshot.values.nbytes / SLOWEST_RATE)):
-            told = self._tell(snapshot)
-            self._endpoint.send(snapshot.step, snapshot.wait(), progress=told, deadline=deadline)
-            self._sent(snapshot)
-        with self._changed:
-            self._sending = None
+    def _send(self, snapshot: Snapshot) -> None:
+        def refused(error: Exception) -> None:
+            if _passes(error):
+                self._pause(error)
+            elif snapshot.step in self._context:
+                self._spoilt[snapshot.step] = error
 
-    def _forecast(self) -> None:
-        with self._changed:
-            request = self._answering = self._request
-        if request is None:
-            return
+        limit_s = self._timeout_s + snapshot.values.nbytes / SLOWEST_RATE
+        with self._call("send", Deadline(limit_s), refused=refused) as deadline:
+            self._endpoint.send(snapshot.step, snapshot.wait(), progress=self._tell(snapshot), deadline=deadline)
+            self._sent(snapshot)
+
+    def _forecast(self, request: Request, *, along: bool) -> None:
+        def refused(error: Exception) -> None:
+            request.finish(error=error)
+            self._together = not isinstance(error, DeadlineExceeded)  # a slow link needs all of the time for the snapshot
+
         *_, last = request.context
-        with self._call("forecast", request.deadline):
+        with self._call("forecast", request.deadline, refused=refused) as deadline:
             asked = Asked([each.step for each in request.context], request.horizons)
-            if along := last.step not in self._held:
+            if along:
                 asked = replace(asked, newest=last.wait(), progress=self._tell(last))
-            self._endpoint.forecast(asked, request.out, deadline=request.deadline)
+            self._endpoint.forecast(asked, request.out, deadline=deadline)
             if along:
                 self._sent(last)
             self._together = True
             request.finish(request.make(request.out[0]))
-        with self._changed:
-            self._answering = None
 
     def _tell(self, snapshot: Snapshot) -> Progress | None:
         """What is told with a snapshot; once, as it would be taken for news."""
@@ -325,12 +315,12 @@ class Sender:
                 self._held.add(snapshot.step)
 
     @contextmanager
-    def _call(self, name: str, deadline: Deadline) -> Iterator[None]:
-        """While a call is under way: it can be cut off, and its failure is seen to."""
+    def _call(self, name: str, deadline: Deadline, *, refused: Callable[[Exception], None] = lambda _: None) -> Iterator[Deadline]:
+        """While a call is under way: it can be cut off, and its failure is seen to; by `refused` if nothing mends it."""
         with self._changed:
             self._under_way = deadline
         try:
-            yield
+            yield deadline
         except Exception as error:  # whatever it is, training goes on
             level = logging.DEBUG if isinstance(error, NowcastError) else logging.ERROR
             log.log(level, "%s failed: %s", name, error, exc_info=error if level == logging.ERROR else None)
@@ -338,37 +328,29 @@ class Sender:
                 if self._stopping:  # perhaps cut off, which says nothing about the server
                     return
                 try:
-                    self._mend(name, error)
+                    self._mend(name, error, refused)
                 except Exception as mistake:  # an error may hold anything, and nobody starts this thread again
                     log.exception("recovery failed")
                     self._pause(mistake)
                 self._settle()
 
-    def _mend(self, call: str, error: BaseException) -> None:
+    def _mend(self, call: str, error: Exception, refused: Callable[[Exception], None]) -> None:
         """Decide what to do about a failure."""
         if isinstance(error, RunConflict):
             log.error("%s; this run goes on without nowcasts", error)
             self._lost, self._registered = error, False
             self._news.append(("lost", error))
             self._changed.notify_all()
-        elif call == "register":
+        elif call == "register" or isinstance(error, Unavailable):
             self._pause(error)
-        elif isinstance(error, UnknownJob):
-            self._registered = False
+        elif isinstance(error, UnknownJob | HistoryMissing | SnapshotConflict):
             self._repairs += 1
-        elif isinstance(error, HistoryMissing):
-            self._held -= set(error.extra.get("missing", self._held))
-            self._repairs += 1
-        elif isinstance(error, SnapshotConflict):
-            self._registered, self._replace = False, True
-            self._repairs += 1
-        elif isinstance(error, Unavailable) or (call == "send" and _passes(error)):
-            self._pause(error)
-        elif call == "send" and self._sending is not None and self._sending.step in self._context:
-            self._spoilt[self._sending.step] = error
-        elif call == "forecast" and self._answering is not None:
-            self._answering.finish(error=error)
-            self._together = not isinstance(error, DeadlineExceeded)  # a slow link needs all of the time for the snapshot
+            if isinstance(error, HistoryMissing):
+                self._held -= set(error.extra.get("missing", self._held))
+            else:
+                self._registered, self._replace = False, isinstance(error, SnapshotConflict) or self._replace
+        else:
+            refused(error)
         if self._repairs > REPAIRS and self._request is not None:
             self._request.finish(error=error)
 

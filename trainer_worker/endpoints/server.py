@@ -56,8 +56,8 @@ class Server:
                 raise BadArgument("job", detail) from error
 
     @classmethod
-    def of(cls, given: "str | Server | None") -> "Server":
-        """Make a `Server` of what a user passes as `server`: a URL, a `Server`, or None."""
+    def of(cls, given: Any) -> "Server":
+        """What a user passes as `server`: a URL, a `Server`, or None."""
         if given is None or isinstance(given, str):
             return cls(given)
         if not isinstance(given, cls):
@@ -83,7 +83,12 @@ def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device:
     url = server.url or os.environ.get("NOWCAST_SERVER", "").strip() or EMBEDDED
     if url == EMBEDDED:
         return embed(spec, forecaster=forecaster, device=device)
-    _check_url(url)
+    try:
+        address = httpx2.URL(url)
+    except (httpx2.InvalidURL, TypeError) as error:
+        raise BadArgument("server", f"{url!r} is not a URL: {error}") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise BadArgument("server", f"{url!r} is not a URL such as http://127.0.0.1:8440")
     if is_file(forecaster):
         detail = f"{forecaster} is a file, which a server cannot read: start it with --checkpoint, and pass the forecaster's name"
         raise BadArgument("forecaster", detail)
@@ -92,13 +97,9 @@ def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device:
     try:
         return HttpEndpoint(url, job=job, token=server.token or os.environ.get("NOWCAST_TOKEN"))
     except OSError as error:
-        raise BadArgument("server", f"the certificates that {_certificates()} name cannot be used: {error}") from error
-
-
-def _certificates() -> str:
-    """The variables of the environment that name files of certificates."""
-    names = ("NOWCAST_SERVER_CA", "NOWCAST_CLIENT_CERT", "NOWCAST_CLIENT_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    return ", ".join(name for name in names if os.environ.get(name)) or "NOWCAST_SERVER_CA, NOWCAST_CLIENT_*"
+        names = ("NOWCAST_SERVER_CA", "NOWCAST_CLIENT_CERT", "NOWCAST_CLIENT_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+        given = ", ".join(name for name in names if os.environ.get(name))
+        raise BadArgument("server", f"the certificates that {given} name cannot be used: {error}") from error
 
 
 def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedEndpoint":
@@ -112,21 +113,10 @@ def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedE
 
         loaded = load_embedded(forecaster, device=device)
     except ImportError as error:
-        detail = (
-            f"forecasts in this process need the extra nowcast-train[embedded] ({error}); install it, or give the URL of a server"
-        )
+        detail = f"forecasts in this process need the extra nowcast-train[embedded] ({error}); install it, or give a server's URL"
         raise BadArgument("server", detail) from error
     try:
         loaded.check(spec.wiring, context=spec.context)
     except BadRequest as error:
         raise BadArgument(error.field or "forecaster", error.detail) from error
     return EmbeddedEndpoint(loaded)
-
-
-def _check_url(given: Any) -> None:
-    try:
-        url = httpx2.URL(given)
-    except (httpx2.InvalidURL, TypeError) as error:
-        raise BadArgument("server", f"{given!r} is not a URL: {error}") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise BadArgument("server", f"{given!r} is not a URL such as http://127.0.0.1:8440")

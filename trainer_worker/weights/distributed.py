@@ -40,23 +40,15 @@ class Ranks:
         self.world: int = dist.get_world_size(group) if several else 1
 
     def share(self, reason: str | None, vector: Tensor | None, *, size: int | None) -> tuple[str, Tensor | None]:
-        """Tell all ranks what came of a nowcast, in one broadcast.
-
-        Args:
-            reason: on rank 0, why there is no forecast, empty if there is one; its first 64 letters count. None elsewhere.
-            vector: (size,) float32 on rank 0, if there is a forecast.
-            size: None if rank 0 keeps the vector to itself, and scatters it while it is loaded.
-
-        Returns:
-            Reason and vector, the same on every rank, on the CPU; no vector where it was kept from.
+        """Tell all ranks what came of a nowcast, in one broadcast: why there is no forecast (empty if there is one),
+        or the forecast (size,) float32, known to rank 0. Without a size rank 0 keeps the vector, and scatters it later.
         """
         if self.world == 1:
             assert reason is not None
             return reason, vector
         packet = torch.zeros(REASON_LETTERS + (size or 0), dtype=torch.float32)
         letters = (reason or "").encode()[:REASON_LETTERS]
-        if letters:
-            packet[: len(letters)] = torch.tensor(list(letters), dtype=torch.float32)
+        packet[: len(letters)] = torch.tensor(list(letters), dtype=torch.float32)
         if size is not None and vector is not None:
             packet[REASON_LETTERS:] = vector
         packet = packet.to(self._device())
@@ -67,11 +59,8 @@ class Ranks:
 
     @contextmanager
     def failing_alike(self) -> Iterator[None]:
-        """An error that one rank meets inside is raised on all ranks, who would wait for that one in their next collective.
-
-        Raises:
-            BadArgument: another rank met one.
-            RuntimeError: another rank met something else.
+        """An error that one rank meets inside is raised on all ranks, who would wait for that one in their next collective: a
+        `BadArgument` as such, anything else as a `RuntimeError`.
         """
         if self.world == 1:
             yield
@@ -86,10 +75,8 @@ class Ranks:
         dist.all_gather_object(all_told, told, group=self._group)
         if mine is not None:
             raise mine
-        for rank, theirs in enumerate(all_told):
-            if theirs is not None:
-                argument, detail = theirs
-                raise BadArgument(argument, detail) if argument else RuntimeError(f"rank {rank}: {detail}")
+        for rank, (argument, detail) in ((rank, theirs) for rank, theirs in enumerate(all_told) if theirs):
+            raise BadArgument(argument, detail) if argument else RuntimeError(f"rank {rank}: {detail}")
 
     def check_alike(self, facts: dict[str, Any], parameters: Iterable[Tensor]) -> None:
         """Compare settings and weights with the other ranks. Raises `RanksDiffer`: on every rank, naming what differs."""

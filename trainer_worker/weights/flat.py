@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import torch
@@ -42,9 +43,10 @@ class FlatParameters:
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        self._trained = _shapes(trained(model, optimizers))
-        self.pieces = tuple(_pieces(model, optimizers))
-        self.size = self.pieces[-1].stop if self.pieces else 0
+        self._trained = _shapes(model, optimizers)
+        each = [(name, parameter) for name, parameter in trained(model, optimizers) if _forecastable(name, parameter)]
+        *starts, self.size = accumulate((parameter.numel() for _, parameter in each), initial=0)
+        self.pieces = tuple(Piece(*named, start, start + named[1].numel()) for named, start in zip(each, starts, strict=True))
         if not self.size:
             names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
             detail = f"{names} holds no trainable parameter of the model that can be forecast; pass the optimizer that trains it"
@@ -58,14 +60,9 @@ class FlatParameters:
         """In the vector's order."""
         return [piece.parameter for piece in self.pieces]
 
-    @property
-    def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names and shapes in the vector's order."""
-        return [(piece.name, tuple(piece.parameter.shape)) for piece in self.pieces]
-
     def covers(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> bool:
         """Whether the same parameters are trained as when this was made, of the same shapes."""
-        return _shapes(trained(model, optimizers)) == self._trained
+        return _shapes(model, optimizers) == self._trained
 
     @torch.no_grad()
     def copy_to(self, vector: Tensor | None) -> None:
@@ -82,18 +79,8 @@ def trained(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[tuple
     return ((name, each) for name, each in model.named_parameters() if each.requires_grad and id(each) in held)
 
 
-def _shapes(parameters: Iterator[tuple[str, nn.Parameter]]) -> list[tuple[int, torch.Size | None]]:
-    return [(id(parameter), None if is_lazy(parameter) else parameter.shape) for _, parameter in parameters]
-
-
-def _pieces(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[Piece]:
-    start = 0
-    for name, parameter in trained(model, optimizers):
-        if not _forecastable(name, parameter):
-            continue
-        stop = start + parameter.numel()
-        yield Piece(name, parameter, start, stop)
-        start = stop
+def _shapes(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[int, torch.Size | None]]:
+    return [(id(each), None if is_lazy(each) else each.shape) for _, each in trained(model, optimizers)]
 
 
 def _forecastable(name: str, parameter: nn.Parameter) -> bool:

@@ -1,6 +1,7 @@
 """The push under way: what is added to the weights, part by part."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -41,7 +42,7 @@ class PushedWeights:
 
         Of a model that is split over ranks, every rank must call.
         """
-        self._push, self._share = [], 1 / parts
+        self._push, self._exact, self._narrow, self._share = [], ([], []), [], 1 / parts  # the last one's memory goes first
         for piece in self._flat.pieces:
             values = None if displacement is None else displacement[piece.start : piece.stop].view(piece.parameter.shape)
             self._push.append(part_of(values, piece.parameter).to(_at_least_float32(piece.parameter)))
@@ -80,11 +81,8 @@ class PushedWeights:
         pushes = self._pushes()
         rests = [self._rests.get((index, 0), torch.zeros_like(pushes[index])).flatten().cpu() for index in self._narrow_pieces]
         push = torch.cat([push.flatten().cpu() for push in pushes])
-        return {
-            "push": push if self.active else torch.zeros_like(push),
-            "share": self._share,
-            "rest": torch.cat([torch.zeros(0), *rests]),
-        }
+        rest = torch.cat([torch.zeros(0), *rests])
+        return {"push": push if self.active else torch.zeros_like(push), "share": self._share, "rest": rest}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -142,19 +140,17 @@ class PushedWeights:
 
 @torch.no_grad()
 def copies_of_weights(parameters: Sequence[nn.Parameter], optimizers: Sequence[Optimizer]) -> list[str]:
-    """The entries of the optimizers' state that are weights themselves: of the parameters' shapes, and close to them.
-
-    Such are float32 master copies, `z` of schedule-free, the slow weights of Lookahead, averages of weights.
+    """The entries of the optimizers' state that are weights themselves, of the parameters' shapes and close to them: float32 master
+    copies, `z` of schedule-free, the slow weights of Lookahead, averages of weights.
     """
-    apart: dict[str, float] = {}
-    norms: dict[str, float] = {}
+    apart, norms = defaultdict[str, float](float), defaultdict[str, float](float)
     for state in (state for optimizer in optimizers for state in states_of(optimizer)):
         for parameter in parameters:
             weights = local(parameter).float()
             for name, value in state.get(parameter, {}).items():
                 if isinstance(name, str) and _is_copy(value, parameter):
-                    apart[name] = apart.get(name, 0.0) + float((local(value).float() - weights).square().sum())
-                    norms[name] = norms.get(name, 0.0) + float(weights.square().sum())
+                    apart[name] += float((local(value).float() - weights).square().sum())
+                    norms[name] += float(weights.square().sum())
     known = set().union(*map(kept_weights, optimizers))
     return sorted(name for name, distance in apart.items() if name in known or distance < TRACKS * norms[name])
 

@@ -9,7 +9,7 @@ from torch import nn
 from protos.wiring import Wiring
 from trainer_worker.wiring.parameters import list_parameters, restrict
 from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport, draw, rows_of, show
-from trainer_worker.wiring.trace.layout import lay_out
+from trainer_worker.wiring.trace.layout import Layout
 from trainer_worker.wiring.trace.run import run
 from trainer_worker.wiring.trace.sandbox import undisturbed
 
@@ -56,7 +56,7 @@ def describe(model: nn.Module, example_inputs: Any = None, *, parameters: Collec
     names = {parameter.name for parameter in chosen}
     with undisturbed():
         seen = run(model, whole, names, example_inputs)
-        wiring, placed = lay_out(seen.tracer, whole, names)
+        wiring, placed = Layout(seen.tracer, whole).draw(names)
     if len(chosen) < len(whole):
         wiring = restrict(wiring, chosen)
     how = {item.name: seen.how.get(item.name, FALLBACK) if placed.get(item.name) else FALLBACK for item in chosen}

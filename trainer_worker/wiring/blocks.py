@@ -1,7 +1,7 @@
 """Blocks: drawn on a canvas by their shapes, and found as rectangles and diagonals in the neurons of every weight."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, product
 
@@ -20,6 +20,19 @@ MAX_PIECES = 2**14
 def edges(kind: int, sources: range, targets: range, *, diagonal: bool = False, parameter: int = STRUCTURE) -> Block:
     """A block between two ranges of neurons."""
     return Block(int(kind), sources.start, len(sources), targets.start, len(targets), diagonal=diagonal, parameter=parameter)
+
+
+def ranges(numbers: Iterable[int]) -> Iterator[range]:
+    """The stretches of ascending numbers that follow one upon the other."""
+    start = stop = -1
+    for number in numbers:
+        if number != stop:
+            if stop > start:
+                yield range(start, stop)
+            start = number
+        stop = number + 1
+    if stop > start:
+        yield range(start, stop)
 
 
 class Canvas:

@@ -15,28 +15,19 @@ from trainer_worker.wiring import WiringReport, describe, draw, show
 
 
 def describe_module(place: str, *, inputs: str | None) -> WiringReport:
-    """How the network at `place` is wired: its trained parameters; all of them if all are frozen.
+    """How the network at `place` is wired: its trained parameters; all of them if all are frozen. The place is a network, or a
+    callable that gives one, as `package.module:callable` in the working directory or installed.
 
     Raises:
-        ValueError: see `load_module` and `load_inputs`.
+        ValueError: the place is not of that form, cannot be imported, or gives no network; or see `load_inputs`.
         BadWiring: the network has no parameter that can be forecast.
     """
-    model = load_module(place)
+    model = _load(place)
+    model = model if isinstance(model, nn.Module) else _call(model, place)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{place} gives a {type(model).__name__}, not a torch.nn.Module")  # noqa: TRY004 -- the value is at fault
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return describe(model, None if inputs is None else load_inputs(inputs), parameters=trained or None)
-
-
-def load_module(place: str) -> nn.Module:
-    """Call what `package.module:callable` names, in the working directory or installed; a network in itself is taken as it is.
-
-    Raises:
-        ValueError: the place is not of that form, cannot be imported, or does not give a network.
-    """
-    found = _load(place)
-    found = found if isinstance(found, nn.Module) else _call(found, place)
-    if not isinstance(found, nn.Module):
-        raise ValueError(f"{place} gives a {type(found).__name__}, not a torch.nn.Module")  # noqa: TRY004 -- the value is at fault
-    return found
 
 
 def load_inputs(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from protos.errors import BadWiring
 from protos.wiring import STRUCTURE, Block, EdgeType, Parameter, Wiring
+from trainer_worker.wiring.blocks import ranges
 
 Mask = npt.NDArray[np.bool_]
 
@@ -57,8 +59,7 @@ def restrict(wiring: Wiring, parameters: Sequence[Parameter]) -> Wiring:
     ]
     kept = np.zeros(wiring.neurons, dtype=np.bool_)
     for block in weights:
-        kept[block.source : block.source + block.sources] = True
-        kept[block.target : block.target + block.targets] = True
+        kept[block.source : block.source + block.sources] = kept[block.target : block.target + block.targets] = True
     structure = [part for block in wiring.blocks if block.parameter == STRUCTURE for part in _between(block, kept)]
     for block in structure:
         kept[block.source : block.source + block.sources] = True  # nodes of attention heads
@@ -72,18 +73,10 @@ def _between(block: Block, kept: Mask) -> Iterator[Block]:
     sources = kept[block.source : block.source + block.sources]
     targets = kept[block.target : block.target + block.targets]
     if block.diagonal:
-        for start, count in _runs(sources & targets):
-            yield replace(block, source=block.source + start, sources=count, target=block.target + start, targets=count)
-        return
-    if block.edge_type == EdgeType.HEAD:
+        sources = targets = sources & targets
+    elif block.edge_type == EdgeType.HEAD:
         sources = np.ones_like(sources)
-    for first, many in _runs(sources):
-        for start, count in _runs(targets):
-            yield replace(block, source=block.source + first, sources=many, target=block.target + start, targets=count)
-
-
-def _runs(mask: Mask) -> Iterator[tuple[int, int]]:
-    """(start, count) of the stretches that are true."""
-    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
-    for start, end in edges.reshape(-1, 2).tolist():
-        yield start, end - start
+    firsts, seconds = ([*ranges(np.flatnonzero(mask).tolist())] for mask in (sources, targets))
+    for first, second in zip(firsts, seconds, strict=True) if block.diagonal else product(firsts, seconds):
+        start, stop = block.source + first.start, block.target + second.start
+        yield replace(block, source=start, sources=len(first), target=stop, targets=len(second))

@@ -1,10 +1,11 @@
-"""Networks that no builder names, written as users write them, each with an example of its inputs."""
+"""Networks as users write them, each with an example of its inputs."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+import transformers
 from torch import Tensor, nn
 
 
@@ -199,71 +200,16 @@ class LSTMClassifier(nn.Module):
         return self.head(torch.cat([hidden[-2], hidden[-1]], dim=-1))
 
 
-class BasicBlock(nn.Module):
-    """torchvision's, in plain torch."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)) if stride > 1 else None
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += identity
-        return self.relu(out)
+def resnet() -> nn.Module:
+    """Residual connections, in place, some by way of a convolution."""
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 6], "depths": [2, 2]}
+    return transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, layer_type="basic", num_labels=5))
 
 
-class ResNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(4)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = nn.Sequential(BasicBlock(4, 4), BasicBlock(4, 4))
-        self.layer2 = nn.Sequential(BasicBlock(4, 6, 2), BasicBlock(6, 6))
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.avgpool(self.layer2(self.layer1(x)))
-        return self.fc(torch.flatten(x, 1))
-
-
-class ConvNeXtBlock(nn.Module):
+def convnext() -> nn.Module:
     """Depthwise 7x7, channels last, LayerScale."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
-        self.gamma = nn.Parameter(torch.full((width,), 0.1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(x).permute(0, 2, 3, 1)
-        y = self.gamma * self.down(F.gelu(self.up(self.norm(y))))
-        return x + y.permute(0, 3, 1, 2)
-
-
-class ConvNeXt(nn.Module):
-    def __init__(self, width: int = 5) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 4, stride=4)
-        self.blocks = nn.Sequential(ConvNeXtBlock(width), ConvNeXtBlock(width))
-        self.head = nn.Linear(width, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((-2, -1)))
+    sizes = {"patch_size": 4, "num_stages": 2, "hidden_sizes": [5, 6], "depths": [2, 1]}
+    return transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**sizes, num_labels=4))
 
 
 class EncoderClassifier(nn.Module):
@@ -324,8 +270,8 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "shared": (WeightShared, lambda: (torch.randn(4, 9),)),
     "gnn": (GNN, lambda: (torch.randn(7, 5), torch.rand(7, 7))),
     "lstm": (LSTMClassifier, _tokens(20)),
-    "resnet": (ResNet, _images(3, 32)),
-    "convnext": (ConvNeXt, _images(3, 16)),
+    "resnet": (resnet, _images(3, 32)),
+    "convnext": (convnext, _images(3, 16)),
     "encoder": (EncoderClassifier, lambda: (torch.randn(2, 8, 3),)),
     "seq2seq": (Seq2Seq, lambda: (torch.randint(0, 12, (2, 5)), torch.randint(0, 11, (2, 4)))),
 }

@@ -22,7 +22,8 @@ def output(model: nn.Module, inputs: tuple[Tensor, ...] | None) -> Tensor:
     if isinstance(model, GAN):
         return model.discriminator(model.generator(torch.ones(3, 4).double()))
     assert inputs is not None
-    return model(*inputs)
+    out = model(*inputs)
+    return getattr(out, "logits", out)
 
 
 def made(name: str) -> tuple[nn.Module, Any]:

@@ -1,14 +1,14 @@
 """From what was traced to blocks: labels become numbered neurons, uses become rectangles, attention gets its heads."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType, Parameter, Wiring
-from trainer_worker.wiring.blocks import MAX_PIECES, Canvas, Weights, edges
+from trainer_worker.wiring.blocks import MAX_PIECES, Canvas, Weights, edges, ranges
 from trainer_worker.wiring.trace.labels import UNKNOWN, Pairing, distinct
 from trainer_worker.wiring.trace.tracer import Tracer
 from trainer_worker.wiring.trace.uses import Use
@@ -17,36 +17,54 @@ _MARK = 64
 """Base of the numbers `_Layout._codes` makes."""
 
 
-@dataclass
-class _Marks:
-    """What attention says about labels."""
+class Layout:
+    """Numbers the neurons and draws the blocks of what was traced."""
 
-    kind: Tensor  # type of the edges that end there, 0 for none
-    turned: Tensor  # whether those run backwards
-    # of each attention layer the labels of its query and value neurons, (heads, width) each; no values where heads share them
-    heads: list[list[Tensor]] = field(default_factory=list)
-
-
-def lay_out(tracer: Tracer, parameters: tuple[Parameter, ...], chosen: set[str]) -> tuple[Wiring, dict[str, float]]:
-    """Number the neurons and draw the blocks of the chosen parameters, and all structure.
-
-    Returns:
-        the wiring; for each chosen parameter the share of its weights that the trace could place, the others have neurons of
-        their own.
-    """
-    return _Layout(tracer, parameters).draw(chosen)
-
-
-class _Layout:
     def __init__(self, tracer: Tracer, parameters: tuple[Parameter, ...]) -> None:
         self._tracer = tracer
         self._canvas = Canvas(parameters)
         _settle(tracer)
-        self._marks = _mark(tracer)
+        self._kind = torch.zeros(tracer.labels.count, dtype=torch.int64)  # by label, type of the edges that end there, 0 for none
+        self._turned = torch.zeros_like(self._kind)  # whether those run backwards
+        # of each attention layer the labels of its query and value neurons, (heads, width) each; no values where heads share them
+        self._heads: list[list[Tensor]] = []
+        self._mark()
         self._component = tracer.labels.resolve()
         self._number = torch.full((len(self._component),), UNKNOWN)
 
+    def _mark(self) -> None:
+        """Tie what attention ties, before labels are resolved."""
+        tracer = self._tracer
+        component = tracer.labels.resolve()  # before attention ties any
+        kinds = {EdgeType.LINEAR, EdgeType.CONVOLUTION}
+        sources = [component[use.source].flatten() for uses in tracer.uses.of for use in uses if use.kind in kinds]
+        read = {neuron for source in sources for neuron in source.tolist()}
+        for pairing in tracer.pairings:
+            if pairing.normalised and pairing.value is not None and _dedicated(pairing, component, read):
+                self._mark_attention(pairing, pairing.value)
+            else:
+                tracer.labels.tie(pairing.query, pairing.key)
+
+    def _mark_attention(self, pairing: Pairing, value: Tensor) -> None:
+        result = pairing.result
+        assert result is not None
+        for labels, kind in ((pairing.query, EdgeType.QUERY), (pairing.key, EdgeType.KEY), (value, EdgeType.VALUE)):
+            self._kind[labels] = int(kind)
+        if result is not value:
+            self._tracer.residuals.append((value, result))
+        first, _ = distinct(pairing.query)
+        if len(distinct(pairing.key)[0]) == len(first):
+            self._tracer.labels.tie(pairing.query, pairing.key)
+            self._turned[pairing.key] = 1
+        else:
+            self._tracer.residuals.append((pairing.key, pairing.query))
+        rows = result[first]
+        self._heads.append([pairing.query[first], rows] if len(distinct(rows)[0]) == len(first) else [pairing.query[first]])
+
     def draw(self, chosen: set[str]) -> tuple[Wiring, dict[str, float]]:
+        """The wiring of the chosen parameters, with all structure; and for each the share of its weights that could be placed, the
+        others have neurons of their own.
+        """
         placed, alone, uses = {}, [], self._tracer.uses
         for index, parameter in enumerate(self._canvas.parameters):
             if parameter.name not in chosen:
@@ -83,7 +101,7 @@ class _Layout:
 
     def _codes(self, parameter: Parameter, use: Use) -> Tensor:
         """For each target: what attention takes it for, the edge's type, and whether the edge runs backwards, in one number."""
-        mark, turned = self._marks.kind[use.target], self._marks.turned[use.target].to(torch.int64)
+        mark, turned = self._kind[use.target], self._turned[use.target]
         kind = torch.full_like(mark, int(_kind(parameter, use)))
         if use.kind != EdgeType.LINEAR:
             return mark * _MARK + kind * 2
@@ -107,13 +125,13 @@ class _Layout:
         for sources, targets in _diagonals(sorted(pair for pair in pairs if pair[0] != pair[1])):
             self._canvas.draw(edges(EdgeType.RESIDUAL, sources, targets, diagonal=True))
         seen = set()
-        for layer in self._marks.heads:
+        for layer in self._heads:
             for row in range(len(layer[0])):
                 members = tuple(tuple(self._neurons(part[row]).tolist()) for part in layer)
                 if members not in seen:
                     seen.add(members)
                     node = self._canvas.neurons(1)
-                    for neurons in _ranges(sorted({neuron for group in members for neuron in group})):
+                    for neurons in ranges(sorted({neuron for group in members for neuron in group})):
                         self._canvas.draw(edges(EdgeType.HEAD, node, neurons))
 
 
@@ -140,45 +158,11 @@ def _settle(tracer: Tracer) -> None:
         pairing.result = pairing.value if same or pairing.result is None else settle(pairing.result)
 
 
-def _mark(tracer: Tracer) -> _Marks:
-    """Tie what attention ties, before labels are resolved."""
-    count = tracer.labels.count
-    marks = _Marks(torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool))
-    component = tracer.labels.resolve()  # before attention ties any
-    kinds = {EdgeType.LINEAR, EdgeType.CONVOLUTION}
-    sources = [component[use.source].flatten() for uses in tracer.uses.of for use in uses if use.kind in kinds]
-    read = {neuron for source in sources for neuron in source.tolist()}
-    for pairing in tracer.pairings:
-        if pairing.normalised and pairing.value is not None and _dedicated(pairing, component, read):
-            _mark_attention(tracer, marks, pairing)
-        else:
-            tracer.labels.tie(pairing.query, pairing.key)
-    return marks
-
-
 def _dedicated(pairing: Pairing, component: Tensor, read: set[int]) -> bool:
     """Queries and keys that nothing else reads; a recurrent state that is attended to is no key."""
     ends = torch.cat([component[pairing.query].flatten(), component[pairing.key].flatten()])
     values = set() if pairing.value is None else set(component[pairing.value].flatten().tolist())
     return read.isdisjoint(ends.tolist()) and values.isdisjoint(ends.tolist())
-
-
-def _mark_attention(tracer: Tracer, marks: _Marks, pairing: Pairing) -> None:
-    value, result = pairing.value, pairing.result
-    assert value is not None
-    assert result is not None
-    for labels, kind in ((pairing.query, EdgeType.QUERY), (pairing.key, EdgeType.KEY), (value, EdgeType.VALUE)):
-        marks.kind[labels] = int(kind)
-    if result is not value:
-        tracer.residuals.append((value, result))
-    first, _ = distinct(pairing.query)
-    if len(distinct(pairing.key)[0]) == len(first):
-        tracer.labels.tie(pairing.query, pairing.key)
-        marks.turned[pairing.key] = True
-    else:
-        tracer.residuals.append((pairing.key, pairing.query))
-    rows = result[first]
-    marks.heads.append([pairing.query[first], rows] if len(distinct(rows)[0]) == len(first) else [pairing.query[first]])
 
 
 def _diagonals(pairs: list[tuple[int, int]]) -> Iterator[tuple[range, range]]:
@@ -187,18 +171,5 @@ def _diagonals(pairs: list[tuple[int, int]]) -> Iterator[tuple[range, range]]:
     for source, target in pairs:
         lanes.setdefault(target - source, []).append(source)
     for distance, sources in sorted(lanes.items()):
-        for neurons in _ranges(sources):
+        for neurons in ranges(sources):
             yield neurons, range(neurons.start + distance, neurons.stop + distance)
-
-
-def _ranges(neurons: Iterable[int]) -> Iterator[range]:
-    """Ascending neurons -> ranges."""
-    start = stop = -1
-    for neuron in neurons:
-        if neuron != stop:
-            if stop > start:
-                yield range(start, stop)
-            start = neuron
-        stop = neuron + 1
-    if stop > start:
-        yield range(start, stop)

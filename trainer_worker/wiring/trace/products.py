@@ -191,37 +191,21 @@ def embedding(tracer: Tracer, call: Call) -> Shadow:
     held = tracer.get(call.args[0])
     if not isinstance(held, Held):
         return None
-    found = tracer.uses.find(held)
-    if found is None:
-        source = tracer.labels.fresh_over(held.shape, {0})
-        target = tracer.labels.fresh_over(held.shape, {1})
-        indices = call.args[1]
-        counting = indices.numel() > 1 and not indices.is_meta and torch.equal(indices.flatten(), torch.arange(indices.numel()))
-        kind = EdgeType.POSITION_EMBEDDING if counting else EdgeType.WORD_EMBEDDING
-        tracer.uses.add(held, source, target, kind, lookup=True)
-    else:
-        target = tracer.labels.settle(found.target)
+    indices = call.args[1]
+    counting = indices.numel() > 1 and not indices.is_meta and torch.equal(indices.flatten(), torch.arange(indices.numel()))
+    _, target, _ = tracer.use(held, {0}, {1}, EdgeType.POSITION_EMBEDDING if counting else EdgeType.WORD_EMBEDDING, lookup=True)
     out = call.out if isinstance(call.out, Tensor) else call.out[0]
     return Flow((target.reshape((1,) * (out.dim() - 1) + (-1,)),), plain=True)
 
 
 @handles(
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
-    "_batch_norm_with_update", "_batch_norm_no_update", "native_group_norm",
+    "_batch_norm_with_update", "_batch_norm_no_update", "native_group_norm", "native_layer_norm",
 )  # fmt: skip
-def channel_norm(tracer: Tracer, call: Call) -> list[Shadow]:
-    """Gain and bias over dimension 1."""
-    return _normalised(tracer, call, call.args[1:3], per_channel=True)
-
-
-@handles("native_layer_norm")
-def layer_norm(tracer: Tracer, call: Call) -> list[Shadow]:
-    """Gain and bias over the last dimensions."""
-    return _normalised(tracer, call, call.args[2:4], per_channel=False)
-
-
-def _normalised(tracer: Tracer, call: Call, weights: tuple[object, ...], *, per_channel: bool) -> list[Shadow]:
-    inputs = call.args[0]
+def normalise(tracer: Tracer, call: Call) -> list[Shadow]:
+    """Gain and bias over dimension 1; of a layer norm, over the last dimensions."""
+    per_channel = call.name != "native_layer_norm"
+    inputs, weights = call.args[0], call.args[1:3] if per_channel else call.args[2:4]
     if per_channel and isinstance(held := tracer.get(inputs), Held):
         return [_standardised(tracer, held, weights)]
     flow, shape = tracer.flow(inputs), tuple(inputs.shape)

@@ -1,7 +1,6 @@
 """Running a user's module, or those parts of it that run, until every parameter was seen at work."""
 
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,19 +28,7 @@ FEW, MANY_ELEMENTS = 4, 2**16
 """Of examples with so many elements only so many are run."""
 
 
-@dataclass
-class Seen:
-    """What was seen of a model."""
-
-    tracer: Tracer  # everything followed
-    # for each parameter that was seen, "traced" or "traced apart", in the run of a part of the model. Single layers that had to be
-    # run by themselves do not count: they show no more than their shapes do.
-    how: dict[str, str] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)  # what went wrong, one sentence each
-    inputs: str | None = None  # what the whole model was run with, None if only parts of it ran
-
-
-def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], example_inputs: Any) -> Seen:
+def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], example_inputs: Any) -> "Run":
     """Run a copy of the model until every parameter of the chosen names was seen.
 
     `example_inputs` are a tensor, a tuple of arguments or a dict of keyword arguments; None to guess.
@@ -49,7 +36,9 @@ def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], e
     try:
         copied, names = copy_of(model)
     except Exception as error:  # noqa: BLE001  (copying runs the user's code)
-        return Seen(Tracer(list(model.parameters())), remarks=[f"the model cannot be copied, so it is not run: {_sentence(error)}"])
+        none = Run(list(model.parameters()), parameters, chosen)
+        none.remarks.append(f"the model cannot be copied, so it is not run: {_sentence(error)}")
+        return none
     tensors = dict(copied.named_parameters())
     ordered: list[Tensor] = [tensors[names[parameter.name]] for parameter in parameters]
     given: Arguments | None = None
@@ -57,17 +46,21 @@ def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], e
         moved = tree_map_only(Tensor, lambda tensor: tensor.detach().to(ordered[0].device), example_inputs)
         positional = tuple(moved) if isinstance(moved, (tuple, list)) else (moved,)
         given = ((), moved) if isinstance(moved, dict) else (positional, {})
-    visitor = _Visitor(ordered, parameters, chosen)
-    visitor.visit(copied, "", given)
-    return visitor.seen
+    seen = Run(ordered, parameters, chosen)
+    seen.visit(copied, "", given)
+    return seen
 
 
-class _Visitor:
-    """Runs a module; where it does not run, or leaves parameters unseen, its children."""
+class Run:
+    """Runs a module; where it does not run, or leaves parameters unseen, its children. Holds what was seen."""
 
     def __init__(self, tensors: list[Tensor], parameters: tuple[Parameter, ...], chosen: set[str]) -> None:
-        self.seen = Seen(Tracer(tensors))
-        self._tracer = self.seen.tracer
+        self.tracer = Tracer(tensors)
+        # for each parameter that was seen, "traced" or "traced apart", in the run of a part of the model. Single layers that had to
+        # be run by themselves do not count: they show no more than their shapes do.
+        self.how: dict[str, str] = {}
+        self.remarks: list[str] = []  # what went wrong, one sentence each
+        self.inputs: str | None = None  # what the whole model was run with, None if only parts of it ran
         self._names = [parameter.name for parameter in parameters]
         self._sought = {number for number, item in enumerate(parameters) if item.name in chosen and item.shape and item.size}
         self._index = {id(tensor): number for number, tensor in enumerate(tensors)}
@@ -78,7 +71,7 @@ class _Visitor:
     def visit(self, module: nn.Module, path: str, given: Arguments | None = None) -> None:
         runs = getattr(module.forward, "__name__", "") != "_forward_unimplemented"
         if not path and not runs and self._unseen(module):
-            self.seen.remarks.append(NO_FORWARD)
+            self.remarks.append(NO_FORWARD)
         tells = runs and not (path and type(module) is nn.Linear)  # which by itself says no more than its shapes do
         if tells and self._unseen(module) and not (given and self._run_given(module, path, given)):
             self._guess(module, path)
@@ -100,9 +93,9 @@ class _Visitor:
             given = few
         failure = self._passes(module, path, given, limits)
         if failure:
-            self.seen.remarks.append(f"the example inputs do not run: {failure}")
+            self.remarks.append(f"the example inputs do not run: {failure}")
         else:
-            self.seen.inputs = f"the given inputs {_described(given)}"
+            self.inputs = f"the given inputs {_described(given)}"
         return not failure
 
     def _guess(self, module: nn.Module, path: str) -> None:
@@ -116,39 +109,39 @@ class _Visitor:
             failure = _trial(module, arguments, limits) or self._passes(module, path, arguments, limits)
             if not failure:
                 if not path:
-                    self.seen.inputs = f"guessed inputs {_described(arguments)}"
+                    self.inputs = f"guessed inputs {_described(arguments)}"
                 return
             if not first or (TooCostly.__name__ in failure and TooCostly.__name__ not in first):
                 first = failure
             if self._late:
                 first = f"no guess ran in {SECONDS:.0f} s"
                 break
-        self.seen.remarks.append(f"{path or 'the model'} could not be run with guessed inputs: {first}")
+        self.remarks.append(f"{path or 'the model'} could not be run with guessed inputs: {first}")
 
     def _passes(self, module: nn.Module, path: str, arguments: Arguments, limits: Limits) -> str:
         """Forward passes in evaluation mode, then in training mode while they show more of the parameters; the first failure."""
         fruitless = 0
         for number in range(PASSES):
-            before = self._tracer.uses.count
+            before = self.tracer.uses.count
             module.train(number % 2 == 1)
             failure = self._attempt(module, arguments, limits, seed=number)
             if failure:
                 return failure if number == 0 else ""
             self._note(module, path)
-            fruitless = fruitless + 1 if self._tracer.uses.count == before else 0
+            fruitless = fruitless + 1 if self.tracer.uses.count == before else 0
             if fruitless == FRUITLESS or not self._unseen(module):
                 break
         return ""
 
     def _attempt(self, module: nn.Module, arguments: Arguments, limits: Limits, *, seed: int) -> str:
-        roll_back = self._tracer.begin(module.parameters(), limits)
+        roll_back = self.tracer.begin(module.parameters(), limits)
         torch.manual_seed(seed)
         args, kwargs = tree_map_only(Tensor, lambda tensor: _redrawn(tensor, seed), arguments)
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
-                self._tracer.label_input(leaf)
+                self.tracer.label_input(leaf)
         try:
-            with self._tracer:
+            with self.tracer:
                 module(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  (it is the user's code, and may raise anything)
             roll_back()
@@ -157,17 +150,17 @@ class _Visitor:
 
     def _note(self, module: nn.Module, path: str) -> None:
         """Who was seen first in this run."""
-        fresh = {number for number in self._numbers(module) if self._tracer.uses.of[number]} - self._noted
+        fresh = {number for number in self._numbers(module) if self.tracer.uses.of[number]} - self._noted
         self._noted |= fresh
         if not path or list(module.children()):
-            self.seen.how |= dict.fromkeys((self._names[number] for number in fresh), "traced apart" if path else "traced")
+            self.how |= dict.fromkeys((self._names[number] for number in fresh), "traced apart" if path else "traced")
 
     def _numbers(self, module: nn.Module) -> set[int]:
         """The indices of a module's parameters, but for those that its forward has made."""
         return {self._index[id(parameter)] for parameter in module.parameters() if id(parameter) in self._index}
 
     def _unseen(self, module: nn.Module) -> bool:
-        return any(not self._tracer.uses.of[number] for number in self._numbers(module) & self._sought)
+        return any(not self.tracer.uses.of[number] for number in self._numbers(module) & self._sought)
 
 
 def _few_examples(arguments: Arguments) -> Arguments | None:

@@ -121,14 +121,22 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
 
     def _learnt(self, held: Held) -> Flow:
         """Weights as an activation (class tokens, prompts): the last dimension's neurons are theirs, the others tell the rows."""
-        found, last = self.uses.find(held), {max(held.moving)} if held.moving else set()
-        if found is None:
-            target = self.labels.fresh_over(held.shape, last)
-            source = self.labels.fresh_over(held.shape, held.moving - last)
-            self.uses.add(held, source, target, EdgeType.WORD_EMBEDDING if last else EdgeType.OTHER)
-        else:
-            source, target = self.labels.settle(found.source), self.labels.settle(found.target)
+        last = {max(held.moving)} if held.moving else set()
+        source, target, _ = self.use(held, held.moving - last, last, EdgeType.WORD_EMBEDDING if last else EdgeType.OTHER)
         return Flow(tuple(end for end in (target, source) if varying(end)), learnt=True)
+
+    def use(
+        self, held: Held, source: Tensor | set[int], target: Tensor | set[int], kind: EdgeType, *, lookup: bool = False
+    ) -> tuple[Tensor, Tensor, bool]:
+        """The labels from and to which weights work, and whether they are looked up: as they did before, else those given, or
+        fresh ones over the dimensions given.
+        """
+        if (found := self.uses.find(held)) is not None:
+            return self.labels.settle(found.source), self.labels.settle(found.target), found.lookup
+        fresh = self.labels.fresh_over
+        first, last = (each if isinstance(each, Tensor) else fresh(held.shape, each) for each in (source, target))
+        self.uses.add(held, first, last, kind, lookup=lookup)
+        return first, last, lookup
 
     def put(self, tensor: Tensor, shadow: Shadow) -> None:
         if shadow is None:

@@ -1,8 +1,7 @@
 """Where each weight was seen at work: from which labels to which."""
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,14 +23,6 @@ class Use:
     lookup: bool = False  # rows are looked up by index, as in an embedding
 
 
-class Ends(NamedTuple):
-    """The labels a view's weights start from and end in, broadcastable to the view; whether they are a lookup's."""
-
-    source: Tensor
-    target: Tensor
-    lookup: bool
-
-
 class Uses:
     """All uses of all parameters; a weight is in at most one, later ones tie their labels to the first."""
 
@@ -46,12 +37,12 @@ class Uses:
         """How many uses there are."""
         return len(self._order)
 
-    def find(self, held: Held) -> Ends | None:
-        """The labels of weights that were all seen before."""
+    def find(self, held: Held) -> Use | None:
+        """The use of weights that were all seen before, its labels broadcastable to the view."""
         dims = _dims(held)
         for use in self.of[held.parameter]:
             if _geometry(held.view, dims) == (use.offset, use.sizes, use.strides):
-                return Ends(_unfold(use.source, held, dims), _unfold(use.target, held, dims), use.lookup)
+                return replace(use, source=_unfold(use.source, held, dims), target=_unfold(use.target, held, dims))
         return self._gather(held) if self.of[held.parameter] and self._seen(held).all() else None
 
     def add(self, held: Held, source: Tensor, target: Tensor, kind: EdgeType, *, lookup: bool = False) -> None:
@@ -89,15 +80,15 @@ class Uses:
         """Which of the view's weights were seen; told without a mask where all of the parameter's were."""
         return torch.ones(1, dtype=torch.bool) if self.complete(held.parameter) else _through(self.seen(held.parameter), held)
 
-    def _gather(self, held: Held) -> Ends:
-        """Labels of a view of another shape than the uses it overlaps, element by element."""
+    def _gather(self, held: Held) -> Use:
+        """Of a view of another shape than the uses it overlaps: labels element by element."""
         uses = self.of[held.parameter]
         source, target = (torch.full((self._sizes[held.parameter],), UNKNOWN) for _ in range(2))
         for use in uses:
             for flat, labels in ((source, use.source), (target, use.target)):
                 flat.as_strided(use.sizes, use.strides, use.offset).copy_(labels)
-        ends = [squash(_through(flat, held)) for flat in (source, target)]
-        return Ends(ends[0], ends[1], lookup=any(use.lookup for use in uses))
+        source, target = (squash(_through(flat, held)) for flat in (source, target))
+        return replace(uses[0], source=source, target=target, lookup=any(use.lookup for use in uses))
 
 
 def _through(flat: Tensor, held: Held) -> Tensor:

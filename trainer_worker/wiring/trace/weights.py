@@ -17,38 +17,24 @@ def multiply(
     `targets` those of the result, and of the sources too where matrices are stacked. Returns the labels the weights start from and
     those they end in.
     """
-    found = tracer.uses.find(held)
-    if found is None:
-        source = inputs if inputs is not None else tracer.labels.fresh_over(held.shape, sources)
-        target = tracer.labels.fresh_over(held.shape, targets)
-        tracer.uses.add(held, source, target, kind)
-    else:
-        source, target = _reuse(tracer, found.source, found.target, targets - sources, lookup=found.lookup, inputs=inputs)
+    source, target, lookup = tracer.use(held, sources if inputs is None else inputs, targets, kind)
+    own = targets - sources
+    if not (varying(target) & own) and varying(source) & own:  # read the other way now (a tied decoder)
+        source, target = target, source
+    if inputs is not None and lookup:
+        source = inputs
+    elif inputs is not None:
+        tracer.labels.tie(inputs, source)
     tracer.labels.consume(source)
     for rider in held.riders:
         _ride(tracer, rider, target, source)
     return source, target
 
 
-def _reuse(
-    tracer: Tracer, source: Tensor, target: Tensor, targets: set[int], *, lookup: bool, inputs: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Weights used again; turned round, if they are now read the other way (a tied decoder)."""
-    source, target = tracer.labels.settle(source), tracer.labels.settle(target)
-    if not (varying(target) & targets) and varying(source) & targets:
-        source, target = target, source
-    if inputs is not None and not lookup:
-        tracer.labels.tie(inputs, source)
-    return (inputs if inputs is not None and lookup else source), target
-
-
 def _ride(tracer: Tracer, rider: Held, target: Tensor, source: Tensor) -> None:
     """A gain multiplied into weights acts on the neurons of the dimension it has (weight normalisation)."""
-    fitting = [ends for ends in (target, source) if varying(ends) and varying(ends) <= rider.moving]
-    ends = fitting[0] if fitting else target
-    if tracer.uses.find(rider) is None:
-        rest = rider.moving - varying(ends)
-        tracer.uses.add(rider, tracer.labels.fresh_over(rider.shape, rest), ends, EdgeType.NORM)
+    ends = next((ends for ends in (target, source) if varying(ends) and varying(ends) <= rider.moving), target)
+    tracer.use(rider, rider.moving - varying(ends), ends, EdgeType.NORM)
 
 
 def attach(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
@@ -60,7 +46,7 @@ def attach(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...], kind:
     if held.parameter in tracer.scalars:
         return flow
     held = held.seen(held.view.expand(shape))
-    moving, found = held.moving, tracer.uses.find(held)
+    moving = held.moving
     if not moving:
         return _attach_scalar(tracer, held, flow, kind)
     own = _owner(flow, moving)
@@ -70,13 +56,10 @@ def attach(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...], kind:
         flow = Flow((own, *rest), plain=flow.plain, pairing=flow.pairing)
     if own is None or not varying(own) <= moving:
         return _attach_apart(tracer, held, flow, own, kind)
-    if found is not None:
-        tracer.labels.tie(own, tracer.labels.settle(found.target))
-        return flow
     others = moving - varying(own)
-    rows = next((labels for labels in flow.identities if others and varying(labels) == others), None)
-    source = tracer.labels.fresh_over(shape, others) if rows is None else rows
-    tracer.uses.add(held, source, own, EdgeType.POSITION_EMBEDDING if others and kind == EdgeType.OTHER else kind)
+    rows = next((labels for labels in flow.identities if others and varying(labels) == others), others)
+    kind = EdgeType.POSITION_EMBEDDING if others and kind == EdgeType.OTHER else kind
+    tracer.labels.tie(own, tracer.use(held, rows, own, kind)[1])
     return flow
 
 
@@ -90,14 +73,8 @@ def _owner(flow: Flow, moving: set[int]) -> Tensor | None:
 def _attach_apart(tracer: Tracer, held: Held, flow: Flow, own: Tensor | None, kind: EdgeType) -> Flow:
     """The weights have neurons of their own: new to the activation, or shared by several of its neurons (a norm within heads)."""
     targets = {max(held.moving)} if own is None else varying(own) & held.moving
-    found = tracer.uses.find(held)
-    if found is None:
-        target = tracer.labels.fresh_over(held.shape, targets)
-        rest = held.moving - targets
-        kind = EdgeType.POSITION_EMBEDDING if rest and kind == EdgeType.OTHER else kind
-        tracer.uses.add(held, tracer.labels.fresh_over(held.shape, rest), target, kind)
-    else:
-        target = tracer.labels.settle(found.target)
+    rest = held.moving - targets
+    _, target, _ = tracer.use(held, rest, targets, EdgeType.POSITION_EMBEDDING if rest and kind == EdgeType.OTHER else kind)
     if own is None:
         return Flow((*flow.identities, target), plain=flow.plain, pairing=flow.pairing)
     tracer.residuals.append(torch.broadcast_tensors(target, own))  # type: ignore[no-untyped-call]  # torch leaves it untyped
