@@ -114,18 +114,13 @@ def test_a_server_is_found_by_name_or_missed_at_once(given: dict[str, Any], url:
             server_url("serve:nowcast", details(**given))
 
 
-def free_port() -> int:
-    """Where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_no_cluster_is_one_clear_sentence_about_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of Ray's, or minutes of waiting; or a job for one cluster would go to that of the environment."""
-    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")
-    meant = f"http://127.0.0.1:{free_port()}"
-    result = submit(Path(__file__), "--address", meant)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        meant = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+        result = submit(Path(__file__), "--address", meant)
     assert result.exit_code == 2
     assert f"no Ray cluster answers at {meant}: " in result.output
     assert "give --address" in result.output
