@@ -69,7 +69,7 @@ def fashion() -> Task:
 @pytest.fixture
 def small_fashion(fashion: Task, monkeypatch: pytest.MonkeyPatch) -> Task:
     """FM-16 with few real pictures, for runs in this process: reading 70,000 takes longer than they do."""
-    small = fashion.first(64)
+    small = fashion.each(lambda split: split.first(64))
     for place in ("trainer_worker.training.loop.load_task", "trainer_worker.tasks.load_task"):
         monkeypatch.setattr(place, lambda *_, **__: small)
     return small

@@ -16,8 +16,7 @@ from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.server import is_file
 from trainer_worker.names import job_id
 from trainer_worker.training.config import Config, NowcastTable
-from trainer_worker.training.records import Arm, Order, RunRecord
-from trainer_worker.training.resuming import begin, finished, keep
+from trainer_worker.training.records import Arm, Order, RunRecord, begin, finished, keep
 
 PLAIN = "adam"
 

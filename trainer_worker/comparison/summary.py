@@ -83,12 +83,6 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [median(ranked[max(0, end - SMOOTHING) : end]) for end in range(1, len(ranked) + 1)]
 
 
-def smooth_scores(scores: Sequence[Score]) -> list[Score]:
-    """`smooth`, of losses and accuracies."""
-    losses, accuracies = smooth([score.loss for score in scores]), smooth([score.accuracy for score in scores])
-    return [Score(loss=loss, accuracy=accuracy) for loss, accuracy in zip(losses, accuracies, strict=True)]
-
-
 def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, Any] | None, wall_s: float) -> Summary:
     """Work out a comparison; the first run of each seed is the plain one, which sets the target: its weights for weights, its
     average for averages.
@@ -112,7 +106,7 @@ def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, An
 
 
 def _figures(run: RunRecord, *, plain: RunRecord) -> RunFigures:
-    validation, test = (smooth_scores([getattr(each, split) for each in run.evaluations]) for split in ("validation", "test"))
+    validation, test = (_smooth_scores([getattr(each, split) for each in run.evaluations]) for split in ("validation", "test"))
     target = min(smooth([evaluation.validation.loss for evaluation in plain.evaluations]))
     hits = [index for index, score in enumerate(validation) if score.loss <= target < math.inf]
     best = min(range(len(validation)), key=lambda index: validation[index].loss)
@@ -126,6 +120,11 @@ def _figures(run: RunRecord, *, plain: RunRecord) -> RunFigures:
         best_step=run.evaluations[best].step,
         best=test[best],
     )
+
+
+def _smooth_scores(scores: Sequence[Score]) -> list[Score]:
+    curves = smooth([score.loss for score in scores]), smooth([score.accuracy for score in scores])
+    return [Score(loss=loss, accuracy=accuracy) for loss, accuracy in zip(*curves, strict=True)]
 
 
 def _over_seeds(arm: Sequence[tuple[RunFigures, RunRecord]], *, plain: Sequence[tuple[RunFigures, RunRecord]]) -> ArmFigures:

@@ -23,7 +23,7 @@ def load_task(name: str, *, data: Path | None = None, examples: int | None = Non
     from trainer_worker.tasks.fashion import fashion_task
 
     task = fashion_task(width=TASKS[name], data=data)
-    return task if examples is None else task.first(examples)
+    return task if examples is None else task.each(lambda split: split.first(examples))
 
 
 __all__ = ["TASKS", "load_task"]

@@ -43,15 +43,8 @@ class Task:
     validation: Split  # decisions are taken on it
     test: Split  # results are reported on it
 
-    def to(self, device: torch.device) -> "Task":
-        """The same task with its examples on another device."""
-        return self._each(lambda split: split.to(device))
-
-    def first(self, count: int) -> "Task":
-        """The same task with at most `count` examples in each split, for quick trials."""
-        return self._each(lambda split: split.first(count))
-
-    def _each(self, change: Callable[[Split], Split]) -> "Task":
+    def each(self, change: Callable[[Split], Split]) -> "Task":
+        """The same task with all splits changed."""
         return Task(self.build, change(self.train), change(self.validation), change(self.test))
 
     @staticmethod
@@ -83,26 +76,22 @@ def batch_indices(examples: int, *, batch_size: int, seed: int, step: int, rank:
     """
     if batch_size % world:
         raise ValueError(f"a batch of {batch_size} does not split evenly over {world} workers")
-    places = range(step * batch_size + rank, (step + 1) * batch_size, world)
-    first, last = places[0] // examples, places[-1] // examples
-    orders = {epoch: _order(examples, seed, epoch) for epoch in range(first, last + 1)}
-    if first == last:
-        start = places[0] - first * examples
-        return orders[first][start : start + len(places) * world : world]
-    return torch.stack([orders[place // examples][place % examples] for place in places])
+    places = torch.arange(step * batch_size + rank, (step + 1) * batch_size, world)
+    epochs = places // examples
+    touched = range(int(epochs[0]), int(epochs[-1]) + 1)
+    return torch.cat([_order(examples, seed, epoch)[places[epochs == epoch] % examples] for epoch in touched])
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, *, after: int = 0, batch_size: int = 500, rank: int = 0, world: int = 1) -> Tensor:
-    """Sums over this rank's share of a split but its first `after` examples: (loss, correct, examples), float64, ready to be summed
-    over the ranks.
+def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, rank: int = 0, world: int = 1) -> Tensor:
+    """Sums over this rank's share of a split: (loss, correct, examples), float64, ready to be summed over the ranks.
 
     The batches are the same whatever the number of ranks; rank r takes every `world`-th of them from r on.
     """
     training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)
-    for start in range(after + rank * batch_size, len(split), world * batch_size):
+    for start in range(rank * batch_size, len(split), world * batch_size):
         inputs, targets = split.take(torch.arange(start, min(start + batch_size, len(split))))
         outputs = model(inputs)
         mean = torch.stack([Task.loss(outputs, targets), Task.correct(outputs, targets)]).double().cpu()
