@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from trainer_worker.comparison.summary import METRIC, ArmFigures, RunFigures, Summary
-from trainer_worker.comparison.verdict import verdicts
+from trainer_worker.comparison.summary import METRIC, ArmFigures, RunFigures, Summary, verdicts
 from trainer_worker.errors import CommandFailed
 from trainer_worker.training.records import is_average
 

@@ -1,13 +1,23 @@
-"""A task: a network, its data, which examples make up a batch, and how it is evaluated."""
+"""A task: a network, its data, which examples make up a batch, and how it is evaluated; Fashion-MNIST with the paper's convnets."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from trainer_worker.tasks import TASKS
+from trainer_worker.tasks.datasets import Pictures, fashion_mnist
+
+HELD_OUT = 12
+"""The last 1/12 of the training pictures is held out for validation, as in the paper."""
+MEAN, STD = 0.1307, 0.3081
+"""Of MNIST, not of Fashion-MNIST: what the paper's protocol uses, kept so that learning rates and targets carry over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +108,45 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, rank: int
         sums += torch.cat([mean, torch.ones(1, dtype=torch.float64)]) * len(targets)
     model.train(training)
     return sums
+
+
+def convnet(width: int, *, channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """Three 3x3 convolutions of `width`, 2 `width` and 2 `width` channels, the first with stride 2 and without padding.
+
+    Shapes: (batch, channels, height, width) -> (batch, classes)
+
+    Source: the tasks FM/16, FM/32, C10/16, ... of the NiNo paper (arXiv 2409.04434).
+    """
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(channels, width, 3, stride=2)),
+        ("relu1", nn.ReLU()),
+        ("conv2", nn.Conv2d(width, 2 * width, 3, padding=1)),
+        ("relu2", nn.ReLU()),
+        ("conv3", nn.Conv2d(2 * width, 2 * width, 3, padding=1)),
+        ("relu3", nn.ReLU()),
+        ("pool", nn.AdaptiveAvgPool2d(1)),
+        ("flatten", nn.Flatten()),
+        ("head", nn.Linear(2 * width, classes)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def load_task(name: str, *, data: Path | None = None, examples: int | None = None) -> Task:
+    """The task `name`, its data read from a folder, or found or fetched, and checked; at most so many examples in each split.
+
+    Of Fashion-MNIST 55,000 pictures are for training, 5,000 for validation and 10,000 for tests.
+
+    Raises:
+        KeyError: no such task.
+        DataMissing: no source has its data.
+    """
+    train, test = (_split(pictures) for pictures in fashion_mnist(data))
+    kept = len(train) - len(train) // HELD_OUT
+    validation = Split(train.inputs[kept:], train.targets[kept:])
+    task = Task(partial(convnet, TASKS[name]), train=train.first(kept), validation=validation, test=test)
+    return task if examples is None else task.each(lambda split: split.first(examples))
+
+
+def _split(pictures: Pictures) -> Split:
+    images = (pictures.images.astype(np.float32) / 255 - MEAN) / STD
+    return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(pictures.labels.astype(np.int64)))

@@ -185,6 +185,11 @@ class Config(Table):
     workers: WorkersTable = WorkersTable()
     output: OutputTable = OutputTable()
 
+    @property
+    def arm(self) -> str:
+        """One side of a comparison: the job without nowcasts, or with those of one forecaster."""
+        return f"adam+{self.nowcast.name}" if self.nowcast else "adam"
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.workers.count and self.train.batch_size % self.workers.count:

@@ -15,8 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from trainer_worker.endpoints.server import Server
 from trainer_worker.nowcast import Nowcast
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.task import Task, batch_indices, evaluate
+from trainer_worker.tasks.task import Task, batch_indices, evaluate, load_task
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, Scores
 
 State = dict[str, Any]
@@ -177,7 +176,7 @@ class _Run:
     def record(self) -> RunRecord:
         """What the run leaves behind."""
         return RunRecord(
-            arm=self.order.arm.name,
+            arm=self.order.config.arm,
             seed=self.order.seed,
             terms=self.order.terms,
             restores=self.restores,
@@ -211,7 +210,7 @@ def average_of(model: nn.Module, *, decay: float) -> AveragedModel:
 
 
 def _nowcast(order: Order, run: _Run) -> Nowcast | None:
-    table, harness, embedded = order.arm.nowcast, run.harness, order.server is None
+    table, harness, embedded = order.config.nowcast, run.harness, order.server is None
     if table is None:
         return None
     return Nowcast(

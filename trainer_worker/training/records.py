@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protos.messages import Skill
 from trainer_worker.errors import BadArgument
-from trainer_worker.training.config import Config, NowcastTable
+from trainer_worker.training.config import Config
 from trainer_worker.training.storage import forget
 
 WAYS_OUT: Final = "start over with --fresh, or choose another --out (of a submitted job: another --name)"
@@ -33,18 +33,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-class Arm(Record):
-    """One side of a comparison: the job without nowcasts, or with those of one forecaster."""
-
-    name: str
-    nowcast: NowcastTable | None = None
-
-
 class Order(Record):
     """Everything a worker needs to know to train one run."""
 
-    config: Config  # of the job
-    arm: Arm  # with or without nowcasts
+    config: Config  # of the job; the plain arm of a comparison has it without the table of nowcasts
     seed: int  # of weights, batches and dropout
     job: str  # the run's id on the nowcast server
     server: str | None = None  # its address; None for embedded forecasts or none at all
@@ -53,7 +45,7 @@ class Order(Record):
     @property
     def name(self) -> str:
         """As folder name and in progress lines."""
-        return f"{self.arm.name}-seed{self.seed}"
+        return f"{self.config.arm}-seed{self.seed}"
 
     @property
     def file(self) -> Path:
@@ -66,7 +58,7 @@ class Order(Record):
 
         Where data, servers and results are is not among it, nor what changes nothing in a run; seed and forecaster are in its name.
         """
-        config, table = self.config, self.arm.nowcast
+        config, table = self.config, self.config.nowcast
         tables: dict[str, dict[str, Any]] = {
             "task": config.task.model_dump(mode="json", exclude={"data"}),
             "train": config.train.model_dump(mode="json", exclude={"seeds", "checkpoint_every"}),

@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 
 from trainer_worker.cli import app
 from trainer_worker.comparison import report
-from trainer_worker.comparison.summary import Summary, smooth, summarise
-from trainer_worker.comparison.verdict import verdicts
+from trainer_worker.comparison.summary import Summary, smooth, summarise, verdicts
 from trainer_worker.training.config import Config, NowcastTable
 from trainer_worker.training.records import Evaluation, RunRecord, Score, Scores
 

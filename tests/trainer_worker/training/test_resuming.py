@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from trainer_worker.comparison.compare import arm_with
 from trainer_worker.errors import BadArgument
 from trainer_worker.training.config import Config
-from trainer_worker.training.records import Arm, Evaluation, Order, RunRecord, Score, begin, finished, keep
+from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, begin, finished, keep
 
 
 def orders(folder: Path, **changes: Any) -> list[Order]:
@@ -24,15 +23,14 @@ def orders(folder: Path, **changes: Any) -> list[Order]:
         table, key = place.split("__")
         tables[table][key] = value
     config = Config.model_validate(tables)
-    assert config.nowcast is not None
-    arms = [Arm(name="adam"), arm_with(config.nowcast)]
-    return [Order(config=config, arm=arm, seed=seed, job="job") for seed in config.train.seeds for arm in arms]
+    arms = [config.model_copy(update={"nowcast": None}), config]
+    return [Order(config=arm, seed=seed, job="job") for seed in config.train.seeds for arm in arms]
 
 
 def record(order: Order) -> RunRecord:
     score = Score(loss=float("nan"), accuracy=0.1)
     last = Evaluation(step=order.config.train.steps, train_loss=1.0, validation=score, test=score, train_s=1.0)
-    about = {"arm": order.arm.name, "seed": order.seed, "terms": order.terms, "parameters": 1, "restores": 0, "events": []}
+    about = {"arm": order.config.arm, "seed": order.seed, "terms": order.terms, "parameters": 1, "restores": 0, "events": []}
     return RunRecord.model_validate({**about, "evaluations": [last], "nowcast": None})
 
 
