@@ -26,8 +26,7 @@ from protos.messages import JobSpec, Progress, Skill
 from trainer_worker import Nowcast
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Asked
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.fashion import convnet
+from trainer_worker.tasks.task import convnet, load_task
 
 STALE_STEPS: Final = 1000
 BATCH: Final = 64

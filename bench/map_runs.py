@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from nowcast_server.trajectories.store import SUFFIX, TrajectoryWriter
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.task import Task
+from trainer_worker.tasks.task import Task, load_task
 from trainer_worker.wiring import wire
 
 RATES = (1e-3, 3e-3, 1e-2)

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer_worker import Nowcast
-from trainer_worker.tasks.fashion import convnet
+from trainer_worker.tasks.task import convnet
 
 BATCH = 128
 INTERVALS = 12

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Never
 
@@ -55,7 +55,16 @@ def _job(*, compared: bool) -> Callable[..., None]:
         resume: Resume = False,
         fresh: Fresh = False,
     ) -> None:
-        _run(_load(config, options=locals(), compared=compared), compared=compared, resume=resume, fresh=fresh)
+        overrides = {
+            "nowcast.server": server,
+            "nowcast.forecaster": forecaster,
+            "train.steps": steps,
+            "train.seeds": seed or None,
+            "output.folder": out,
+            "output.storage": storage,
+            "workers.address": address,
+        }
+        _run(_load(config, overrides, compared=compared), compared=compared, resume=resume, fresh=fresh)
 
     return command
 
@@ -157,7 +166,7 @@ def try_(
         courses = run(script, arguments or [], seed=seed)
     except CommandFailed as error:
         _fail(str(error))
-    typer.echo("\n".join(report(courses)))
+    typer.echo("\n".join(report(*courses)))
 
 
 @app.command()
@@ -170,12 +179,10 @@ def keys() -> None:
     show_keys(Console())
 
 
-def _load(path: Path, *, options: Mapping[str, Any], compared: bool) -> "Config":
-    """The configuration with the command's options in place of its values."""
-    from trainer_worker.training.config import OPTIONS, ConfigError, load_config
+def _load(path: Path, overrides: dict[str, Any], *, compared: bool) -> "Config":
+    """The configuration, with the command's options in place of its values."""
+    from trainer_worker.training.config import ConfigError, load_config
 
-    given = {place: options[name] for name, place in OPTIONS.items() if options[name] not in (None, [])}
-    overrides = {place: str(value) if isinstance(value, Path) else value for place, value in given.items()}
     try:
         return load_config(path, overrides=overrides, compared=compared)
     except ConfigError as error:

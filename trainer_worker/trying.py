@@ -13,9 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from statistics import fmean as mean
+from typing import Any, Final, NamedTuple, Self
 
 from trainer_worker.errors import CommandFailed
 
@@ -24,34 +24,21 @@ MARKS: Final = (0.75, 1.0)  # parts of the run without nowcasts at whose losses 
 WINDOWS: Final = 50  # a loss is the mean of one in so many of all that were told
 
 
-@dataclass(frozen=True)
-class Course:
-    """The losses of one run, as told: after which steps, seconds since its start, and smoothed."""
+class Told(NamedTuple):
+    """A loss that a run has told."""
 
-    steps: list[int]
-    seconds: list[float]
-    losses: list[float]
-
-    @classmethod
-    def of(cls, told: Sequence[tuple[int, float, float]]) -> "Course":
-        """Smooth what was told: the mean over the last `len(told) / WINDOWS` losses."""
-        window = max(1, len(told) // WINDOWS)
-        raw = [loss for _, _, loss in told]
-        means = [sum(raw[max(0, end - window) : end]) / min(window, end) for end in range(1, len(raw) + 1)]
-        return cls([step for step, _, _ in told], [seconds for _, seconds, _ in told], means)
-
-    def first_at(self, loss: float) -> int | None:
-        """Where the loss is reached for the first time, as an index."""
-        return next((index for index, value in enumerate(self.losses) if value <= loss), None)
+    step: int  # after how many
+    seconds: float  # since the run's start
+    loss: float  # the mean of those told last, one in `WINDOWS` of all
 
 
-def run(script: Path, arguments: Sequence[str], *, seed: int) -> dict[str, Course]:
-    """Run the script once in each mode, in processes of their own, with the same seed.
+def run(script: Path, arguments: Sequence[str], *, seed: int) -> list[list[Told]]:
+    """Run the script without and with nowcasts, in processes of their own, with the same seed.
 
     Raises:
         CommandFailed: the script fails, or tells no losses.
     """
-    found = {}
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         for mode in MODES:
             log = Path(folder) / mode
@@ -59,37 +46,38 @@ def run(script: Path, arguments: Sequence[str], *, seed: int) -> dict[str, Cours
             done = subprocess.run(command, check=False, env={**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S603 -- the user's own
             if done.returncode:
                 raise CommandFailed(f"{script} ended with exit code {done.returncode} in the run {mode} nowcasts")
-            told = [tuple(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
+            told = [Told(*json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
             if len(told) < 2:
                 raise CommandFailed(f"{script} told no losses: call `nowcast.observe(loss)` after each step, or use an adapter")
-            found[mode] = Course.of(told)
+            window = max(1, len(told) // WINDOWS)
+            found.append(
+                [
+                    each._replace(loss=mean(last.loss for last in told[max(0, end - window) : end]))
+                    for end, each in enumerate(told, 1)
+                ]
+            )
     return found
 
 
-def report(courses: dict[str, Course]) -> list[str]:
+def report(without: Sequence[Told], nowcast: Sequence[Told]) -> list[str]:
     """What the nowcasts saved, in sentences."""
-    without, nowcast = courses["without"], courses["with"]
-    lines = [f"training loss at the end: {without.losses[-1]:.4g} without, {nowcast.losses[-1]:.4g} with nowcasts"]
+    lines = [f"training loss at the end: {without[-1].loss:.4g} without, {nowcast[-1].loss:.4g} with nowcasts"]
     for mark in MARKS:
-        theirs = without.first_at(without.losses[max(0, int(mark * len(without.losses)) - 1)])
+        goal = without[max(0, int(mark * len(without)) - 1)].loss
+        theirs, mine = (next((each for each in course if each.loss <= goal), None) for course in (without, nowcast))
         assert theirs is not None
-        lines.append(
-            f"to the loss without nowcasts at {mark:.0%} of the run, {without.losses[theirs]:.4g}: "
-            + _saved(without, nowcast, theirs)
-        )
-    window = max(1, len(without.losses) // WINDOWS)
+        lines.append(f"to the loss without nowcasts at {mark:.0%} of the run, {goal:.4g}: {_saved(theirs, mine)}")
+    window = max(1, len(without) // WINDOWS)
     lines.append(f"losses are means over {window} told ones, of one seed: a few percent may be chance; try another --seed")
     return lines
 
 
-def _saved(without: Course, nowcast: Course, theirs: int) -> str:
-    mine = nowcast.first_at(without.losses[theirs])
-    before = f"{without.steps[theirs]} steps, {without.seconds[theirs]:.3g} s"
+def _saved(theirs: Told, mine: Told | None) -> str:
+    before = f"{theirs.step} steps, {theirs.seconds:.3g} s without"
     if mine is None:
-        return f"{before} without; never with nowcasts"
-    steps, seconds = nowcast.steps[mine], nowcast.seconds[mine]
-    change = steps / max(1, without.steps[theirs]) - 1, seconds / max(1e-9, without.seconds[theirs]) - 1
-    return f"{before} without; {steps} steps ({change[0]:+.0%}), {seconds:.3g} s ({change[1]:+.0%}) with nowcasts"
+        return f"{before}; never with nowcasts"
+    steps, seconds = mine.step / max(1, theirs.step) - 1, mine.seconds / max(1e-9, theirs.seconds) - 1
+    return f"{before}; {mine.step} steps ({steps:+.0%}), {mine.seconds:.3g} s ({seconds:+.0%}) with nowcasts"
 
 
 def play(mode: str, log: str, seed: str, script: str, *arguments: str) -> None:

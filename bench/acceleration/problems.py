@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.task import batch_indices
+from trainer_worker.tasks.task import batch_indices, load_task
 
 Batch = tuple[Tensor, Tensor]
 

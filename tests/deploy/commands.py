@@ -1,9 +1,18 @@
-"""Command lines as our commands and Ray's would read them, without running them."""
+"""Deployment files as Python values, and command lines as our commands and Ray's would read them, without running them."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def document(path: str) -> Any:
+    """The only document of a YAML file, named from the repository's root."""
+    return yaml.safe_load((ROOT / path).read_text())
 
 
 def parse(line: str | list[str]) -> dict[str, Any]:

@@ -2,19 +2,17 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commands import parse
+from commands import ROOT, parse
 
 from nowcast_server.settings import Settings
 
 helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed")
 schemas = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
 
-ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "chart"
 KUBERNETES = ("1.29", "1.34")
 

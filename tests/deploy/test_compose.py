@@ -1,20 +1,16 @@
 """docker-compose.yml against the compose specification, and against what it talks about."""
 
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import parse
-
-ROOT = Path(__file__).resolve().parents[2]
+from commands import ROOT, document, parse
 
 
 @pytest.fixture(scope="module")
-def compose(documents: Callable[[str], list[Any]]) -> Any:
+def compose() -> Any:
     """The whole file, merge keys resolved."""
-    return documents("docker-compose.yml")[0]
+    return document("docker-compose.yml")
 
 
 def test_compose_file_follows_the_specification(compose: Any) -> None:

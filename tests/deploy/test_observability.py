@@ -2,17 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from commands import ROOT, document
 
 from nowcast_server.metrics import Metrics
 
-ROOT = Path(__file__).resolve().parents[2]
 FROM_ELSEWHERE = {"up"}
-Documents = Callable[[str], list[Any]]
 
 
 def exported() -> dict[str, set[str]]:
@@ -82,10 +80,9 @@ def test_every_panel_asks_for_series_the_server_exports(dashboard: Any) -> None:
             assert all(label in series[name] for name in names), (label, expression)
 
 
-def test_alerts_are_valid(documents: Documents) -> None:
+def test_alerts_are_valid() -> None:
     """An alert would never fire: an expression that does not parse, or a metric that does not exist."""
-    (groups,) = documents("deploy/prometheus/alerts.yml")
-    rules = [rule for group in groups["groups"] for rule in group["rules"]]
+    rules = [rule for group in document("deploy/prometheus/alerts.yml")["groups"] for rule in group["rules"]]
     assert len({rule["alert"] for rule in rules}) == len(rules) >= 5
     for rule in rules:
         assert check(rule["expr"]) > 0
@@ -93,10 +90,9 @@ def test_alerts_are_valid(documents: Documents) -> None:
         assert set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) <= {"instance", "job"}
 
 
-def test_prometheus_scrapes_what_answers(documents: Documents) -> None:
+def test_prometheus_scrapes_what_answers() -> None:
     """Prometheus would scrape a name or port where nothing answers."""
-    (config,) = documents("deploy/prometheus/prometheus.yml")
-    (compose,) = documents("docker-compose.yml")
+    config, compose = document("deploy/prometheus/prometheus.yml"), document("docker-compose.yml")
     assert all((ROOT / "deploy/prometheus" / name).is_file() for name in config["rule_files"])
     server, ray = config["scrape_configs"]
     assert server["static_configs"] == [{"targets": ["server:8440"]}]

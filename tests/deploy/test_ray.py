@@ -2,19 +2,17 @@
 
 import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-Documents = Callable[[str], list[Any]]
+from commands import document
 
 
 @pytest.fixture(scope="module")
-def serve_config(documents: Documents) -> Any:
+def serve_config() -> Any:
     """deploy/serve.yaml."""
-    return documents("deploy/serve.yaml")[0]
+    return document("deploy/serve.yaml")
 
 
 def test_serve_accepts_the_config(serve_config: Any) -> None:
@@ -69,12 +67,12 @@ def test_the_config_says_what_the_command_does(serve_config: Any) -> None:
         assert options[name] == getattr(config, name)
 
 
-def test_the_launcher_accepts_the_cluster_file(documents: Documents) -> None:
+def test_the_launcher_accepts_the_cluster_file() -> None:
     """`ray up` would refuse it."""
     import jsonschema
     import ray.autoscaler
 
-    (cluster,) = documents("deploy/cloud/aws.yaml")
+    cluster = document("deploy/cloud/aws.yaml")
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
     jsonschema.validate(cluster, schema)
     assert set(cluster) <= set(schema["properties"])

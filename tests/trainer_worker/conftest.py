@@ -12,9 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from faulty_server import FaultyServer
 from server_process import CHECKPOINTS, ServerProcess
 
-from trainer_worker.tasks import load_task
 from trainer_worker.tasks.data import DataMissing
-from trainer_worker.tasks.task import Task
+from trainer_worker.tasks.task import Task, load_task
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +68,7 @@ def fashion() -> Task:
 @pytest.fixture
 def small_fashion(fashion: Task, monkeypatch: pytest.MonkeyPatch) -> Task:
     """FM-16 with few real pictures, for runs in this process: reading 70,000 takes longer than they do."""
-    small = fashion.first(64)
-    for place in ("trainer_worker.training.loop.load_task", "trainer_worker.tasks.load_task"):
+    small = fashion.each(lambda split: split.first(64))
+    for place in ("trainer_worker.training.loop.load_task", "trainer_worker.tasks.task.load_task"):
         monkeypatch.setattr(place, lambda *_, **__: small)
     return small

@@ -1,7 +1,5 @@
 """What the processes of `test_distributed.py` run, and how to start them."""
 
-import os
-import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -28,17 +26,15 @@ from trainer_worker.wiring import wire
 
 def run_scenarios(folder: Path, url: str, *, world: int = 2) -> list[dict[str, Any]]:
     """Play all scenarios in `world` processes joined by gloo; what each rank has to tell, by scenario."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_main, (folder, port, world, url), nprocs=world)
+    multiprocessing.spawn(_main, (folder, world, url), nprocs=world)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _main(rank: int, folder: Path, port: int, world: int, url: str) -> None:
+def _main(rank: int, folder: Path, world: int, url: str) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
     embedded = {"forecaster": "linear"}
     told = {
         "wrapped": train(rank, embedded),

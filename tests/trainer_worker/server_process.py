@@ -17,9 +17,11 @@ class ServerProcess:
     """A real `nowcast-server run` on a port of its own, to be killed and started again."""
 
     def __init__(self, *options: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        # bound for good and never listening: the server, which reuses addresses, can take the port, and nobody else
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.port = self._held.getsockname()[1]
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trainer_worker.cli import app
-from trainer_worker.trying import Course, report, run
+from trainer_worker.trying import Told, report, run
 
 SCRIPT = """
 import sys
@@ -46,8 +46,8 @@ def test_a_script_that_drifts_is_faster_and_the_run_without_is_its_own(
     assert "no forecast was used" not in log
     without, used = re.findall(r"used (\d+)", told)
     assert (int(without), int(used) > 10) == (0, True)
-    saved = re.search(r"at 75% of the run.*without; \d+ steps \((-\d+)%\)", "\n".join(report(courses)))
-    assert saved, report(courses)
+    saved = re.search(r"at 75% of the run.*without; \d+ steps \((-\d+)%\)", "\n".join(report(*courses)))
+    assert saved, report(*courses)
     assert int(saved[1]) < -5
     plain = SCRIPT.replace("{tell}", "pass").replace("import torch\n", "import torch\ntorch.manual_seed(3)\n", 1)
     plain = re.sub(r"with Nowcast\(.*\) as nowcast:", "if True:", plain).split('print("weights"')[0]
@@ -69,11 +69,7 @@ def test_a_script_that_cannot_be_compared(tmp_path: Path, tell: str, says: str) 
 
 def test_a_run_that_never_gets_there_says_so() -> None:
     """Nowcasts that do harm would be shown as saving."""
-    without = Course([1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0])
-    worse = Course([1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0], [4.0, 4.0, 4.0, 4.0])
-    lines = report({"without": without, "with": worse})
-    assert "never with nowcasts" in lines[1]
-    assert (
-        "3 steps, 3 s without; 2 steps (-33%), 1.5 s (-50%)"
-        in report({"without": without, "with": Course([1, 2], [0.5, 1.5], [3.0, 2.0])})[1]
-    )
+    without = [Told(step, float(step), 5.0 - step) for step in (1, 2, 3, 4)]
+    worse = [told._replace(loss=4.0) for told in without]
+    assert "never with nowcasts" in report(without, worse)[1]
+    assert "3 steps, 3 s without; 2 steps (-33%), 1.5 s (-50%)" in report(without, [Told(1, 0.5, 3.0), Told(2, 1.5, 2.0)])[1]

@@ -34,7 +34,6 @@ class NowcastCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start, where the Trainer's checkpoint stopped if it resumes one."""
-        del control
         steps = state.max_steps if state.max_steps > 0 else None
         self.nowcast = Nowcast(kwargs["model"], kwargs["optimizer"], **{"max_steps": steps, **self._options})
         if state.global_step:
@@ -43,21 +42,18 @@ class NowcastCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Tell the loss."""
-        del args, state, control
         logs = kwargs.get("logs") or {}
         if self.nowcast is not None and "loss" in logs:
             self.nowcast.observe(float(logs["loss"]))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the state beside the Trainer's."""
-        del control, kwargs
         folder = _folder(args, state)
         if self.nowcast is not None and state.is_world_process_zero and folder.is_dir():
             torch.save(self.nowcast.state_dict(), folder / FILE)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop."""
-        del args, state, control, kwargs
         if self.nowcast is not None:
             self.nowcast.stop()
 

@@ -39,7 +39,6 @@ class NowcastCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Tell the loss."""
-        del trainer, pl_module, batch, batch_idx
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self.nowcast is not None and isinstance(loss, Tensor):
             self.nowcast.observe(loss)
@@ -50,7 +49,6 @@ class NowcastCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop."""
-        del trainer, pl_module, stage
         if self.nowcast is not None:
             self.nowcast.stop()
 

@@ -1,15 +1,24 @@
 """`nowcast submit`: training jobs on a Ray cluster. Heavy imports come after the arguments."""
 
+import json
 import os
+import shlex
 import sys
-from functools import partial
+import uuid
 from pathlib import Path
-from typing import Annotated, Never
+from typing import Annotated, Any, Final, Never
 
 import typer
 
+from trainer_worker.errors import CommandFailed
+from trainer_worker.names import plain_name
+
 app = typer.Typer(pretty_exceptions_enable=False)
 
+EXCLUDES: Final = [
+    *(".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules", "runs", "wandb")
+]
+"""Left at home: large, and of no use there."""
 Option = typer.Option
 Address = Annotated[
     str | None, Option(help="Address of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's")
@@ -40,42 +49,79 @@ def submit(
     follow: Annotated[bool, Option("--follow", "-f", help="Print the log until the job ends, and exit with its status.")] = False,
 ) -> None:
     """Submit a training job to a Ray cluster. The server's token is read from NOWCAST_TOKEN."""
-    from trainer_worker.cluster.submission import parse_workers, prepare
-    from trainer_worker.errors import CommandFailed
-
+    least, most = _workers(workers)
+    variables = dict(map(_variable, env or ()))
+    folder = _folder(script, working_dir)
+    submission = name or f"{plain_name(script.stem, most=40)}-{uuid.uuid4().hex[:8]}"
+    options = {
+        "name": submission,
+        "workers": [least, most],
+        "cpus": cpus,
+        "gpus": gpus,
+        "max_failures": max_failures,
+        "storage": storage,
+    }
+    start = [] if driver else ["-m", "trainer_worker.cluster.script", json.dumps(options)]
+    job = {
+        "submission_id": submission,
+        "entrypoint": shlex.join(["python", *start, script.resolve().relative_to(folder).as_posix(), *(arguments or ())]),
+        "runtime_env": {"working_dir": str(folder), "excludes": EXCLUDES, "env_vars": variables, **({"pip": pip} if pip else {})},
+    }
     try:
-        parse_workers(workers)
+        why = _send(job, address=address, server=server, follow=follow)
+    except CommandFailed as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if why:
+        _fail(f"{submission} {why}", code=1)
+
+
+def _send(job: dict[str, Any], *, address: str | None, server: str, follow: bool) -> str:
+    """Start the job, and say how to look after it; with `follow`, why it did not succeed, else "".
+
+    Raises:
+        CommandFailed: nothing was started, or the cluster is gone.
+    """
+    from trainer_worker.cluster import connection
+
+    client = connection.connect(address)
+    submission, environment = job["submission_id"], job["runtime_env"]
+    # what `Nowcast` looks at when its arguments leave it open
+    url, token = connection.find_server(client, server), os.environ.get("NOWCAST_TOKEN")
+    told = {"NOWCAST_SERVER": url, "NOWCAST_TOKEN": token, "NOWCAST_JOB": submission, "PYTHONUNBUFFERED": "1"}
+    environment["env_vars"] = {key: value for key, value in told.items() if value is not None} | environment["env_vars"]
+    connection.send(client, job)
+    typer.echo(f"submitted {submission}")
+    at = f"--address {address} " if address else ""
+    for command in ("status", "logs --follow", "stop"):
+        typer.echo(f"  ray job {command} {at}{submission}", err=True)
+    return connection.follow(client, submission) if follow else ""
+
+
+def _workers(text: str) -> tuple[int, int]:
+    """`4`, or `2:8` for an elastic number."""
+    first, _, second = text.partition(":")
+    try:
+        least, most = int(first), int(second or first)
     except ValueError:
-        raise typer.BadParameter("give a number, or LEAST:MOST", param_hint="--workers") from None
-    variables = dict(_variable(text) for text in env or ())
+        least, most = 0, 0
+    if not 1 <= least <= most:
+        raise typer.BadParameter("give a number, or LEAST:MOST", param_hint="--workers")
+    return least, most
+
+
+def _folder(script: Path, given: Path | None) -> Path:
+    """The folder to upload, which holds the script."""
     if not script.is_file():
         _fail(f"there is no file {script}")
     if script.suffix == ".toml":
         trained = f"nowcast train {script} --address auto --server URL --storage PLACE"
         _fail(f"of a configuration: ray job submit --working-dir . -- {trained}")
-    options = ["--workers", workers, "--max-failures", f"{max_failures}", "--cpus", f"{cpus:g}", "--gpus", f"{gpus:g}"]
-    options += ["--storage", storage] if storage else []
-    try:
-        from trainer_worker.cluster import connection
-
-        client = connection.connect(address)
-        job = prepare(
-            script, arguments or (), find_server=partial(connection.find_server, client), server=server, name=name,
-            workers=None if driver else options, working_dir=working_dir, pip=pip or (), variables=variables,
-            token=os.environ.get("NOWCAST_TOKEN"),
-        )  # fmt: skip
-        connection.send(client, job)
-        submission = job["submission_id"]
-        typer.echo(f"submitted {submission}")
-        at = f"--address {address} " if address else ""
-        for command in ("status", "logs --follow", "stop"):
-            typer.echo(f"  ray job {command} {at}{submission}", err=True)
-        if follow and (why := connection.follow(client, submission)):
-            _fail(f"{submission} {why}", code=1)
-    except CommandFailed as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    folder = (given or script.parent).resolve()
+    if not script.resolve().is_relative_to(folder):
+        _fail(f"{script} is not in the working directory {folder}: give one that holds it with --working-dir")
+    return folder
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -14,7 +14,6 @@ import typer
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from trainer_worker.cluster.submission import BY_NAME
 from trainer_worker.errors import CommandFailed
 
 REACH_S: Final = 5.0
@@ -67,7 +66,7 @@ def cluster_errors() -> Iterator[None]:
 
 
 def send(client: JobSubmissionClient, job: dict[str, Any]) -> None:
-    """Upload and start what `prepare` gave; a cluster that has only just come up gets `READY_S` to be ready for jobs.
+    """Upload and start a job of `submit_job`'s arguments; a cluster that has only just come up gets `READY_S` to be ready for jobs.
 
     Raises:
         CommandFailed: the cluster refuses.
@@ -106,22 +105,30 @@ def follow(client: JobSubmissionClient, submission: str) -> str:
     return f"{details.status.value.lower()}: {(details.message or '').partition(', last available logs')[0]}"
 
 
-def find_server(client: JobSubmissionClient, server: str) -> str:
-    """The address of a server that is named `serve:NAME`."""
+def find_server(client: JobSubmissionClient, server: str) -> str | None:
+    """The address of the server that a job shall call, as the command names it: a URL, `serve:NAME`, or embedded, which is None.
+
+    Raises:
+        CommandFailed: it is none of them, or there is no such application, or it does not run.
+    """
+    if server == "embedded" or server.startswith(("http://", "https://")):
+        return None if server == "embedded" else server
+    scheme, _, name = server.partition(":")
+    if scheme != "serve":
+        raise CommandFailed(f"--server {server!r}: give a URL, serve:NAME, or embedded")
     with cluster_errors():
         response = client._do_request("GET", "/api/serve/applications/")  # noqa: SLF001 -- as Ray's own Serve client does
         if response.status_code != 200:
             raise CommandFailed(f"the cluster does not say what it serves (status {response.status_code})")
-        return server_url(server, response.json())
+        return server_url(name, response.json())
 
 
-def server_url(server: str, details: dict[str, Any]) -> str:
-    """The address at which workers can call the server `serve:NAME`, by what the cluster says of Ray Serve.
+def server_url(name: str, details: dict[str, Any]) -> str:
+    """The address at which workers can call an application of Ray Serve, by what the cluster says of them.
 
     Raises:
         CommandFailed: there is no such application, or it does not run.
     """
-    name = server.removeprefix(BY_NAME)
     applications, http = details.get("applications", {}), details["http_options"]
     if name not in applications:
         there = f"no Serve application {name!r} on this cluster (there are: {', '.join(applications) or 'none'})"

@@ -15,11 +15,8 @@ from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.server import is_file
 from trainer_worker.names import job_id
-from trainer_worker.training.config import Config, NowcastTable
-from trainer_worker.training.records import Arm, Order, RunRecord
-from trainer_worker.training.resuming import begin, finished, keep
-
-PLAIN = "adam"
+from trainer_worker.training.config import Config
+from trainer_worker.training.records import Order, RunRecord, begin, finished, keep
 
 
 def compare(config: Config, *, console: Console, resume: bool = False, plain: bool = True) -> Summary:
@@ -31,43 +28,33 @@ def compare(config: Config, *, console: Console, resume: bool = False, plain: bo
     Raises:
         BadArgument, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
     """
-    from trainer_worker.tasks import load_task
+    from trainer_worker.tasks.task import load_task
 
     started = time.perf_counter()
-    arms = [*([arm_with(None)] if plain else []), arm_with(config.nowcast)]
-    orders = [Order(config=config, arm=arm, seed=seed, job=_job(config, arm, seed)) for seed in config.train.seeds for arm in arms]
+    arms = [*([config.model_copy(update={"nowcast": None})] if plain else []), config]
+    orders = [Order(config=arm, seed=seed, job=_job(arm, seed)) for seed in config.train.seeds for arm in arms]
     config.output.folder.mkdir(parents=True, exist_ok=True)
     load_task(config.task.name, data=config.task.data)  # fetched once here, read from disk by the workers
     with _server_for(config) as reached, _workers(config) as train:
         info = _info(**reached)
         begin(orders, resume=resume)
-        runs = [_finish(each.model_copy(update=reached) if each.arm.nowcast else each, train, console) for each in orders]
+        runs = [finished(each) or _train(each.model_copy(update=reached), train, console) for each in orders]
     return summarise(config, runs, server=info, wall_s=time.perf_counter() - started)
 
 
-def arm_with(table: NowcastTable | None) -> Arm:
-    """The arm of a `[nowcast]` table, named for its forecaster; without one, the plain arm."""
-    return Arm(name=f"{PLAIN}+{table.name}", nowcast=table) if table else Arm(name=PLAIN)
+def _job(arm: Config, seed: int) -> str:
+    """Unlike any other run's, so that a shared server never mixes two of them up; it begins with the submission's name."""
+    return job_id(os.environ.get("NOWCAST_JOB", arm.output.folder.name), arm.arm, str(seed))
 
 
-def _finish(order: Order, train: Callable[..., RunRecord], console: Console) -> RunRecord:
-    if kept := finished(order):
-        return kept
-    started = time.perf_counter()
-
+def _train(order: Order, train: Callable[..., RunRecord], console: Console) -> RunRecord:
     def listen(news: str) -> None:
         console.print(f"{order.name}: {news}", markup=False, highlight=False, soft_wrap=True)
 
-    record = train(order, listen=listen)  # what was not to be gone on with is deleted
-    record = record.model_copy(update={"wall_s": time.perf_counter() - started})
+    started = time.perf_counter()
+    record = train(order, listen=listen).model_copy(update={"wall_s": time.perf_counter() - started})
     keep(order, record)
     return record
-
-
-def _job(config: Config, arm: Arm, seed: int) -> str:
-    """Unlike any other run's, so that a shared server never mixes two of them up; by its start `nowcast status` knows it."""
-    submission = os.environ.get("NOWCAST_JOB", config.output.folder.name)
-    return job_id(submission, arm.name, str(seed))
 
 
 @contextmanager

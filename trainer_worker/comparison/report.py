@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from trainer_worker.comparison.summary import METRIC, ArmFigures, RunFigures, Summary
-from trainer_worker.comparison.verdict import verdicts
+from trainer_worker.comparison.summary import METRIC, ArmFigures, RunFigures, Summary, verdicts
 from trainer_worker.errors import CommandFailed
 from trainer_worker.training.records import is_average
 
@@ -108,7 +107,7 @@ def render(summaries: Sequence[Summary], *, training_map: str = "") -> str:
     return here.get_template("report.html").render(
         title=summaries[0].name if len(summaries) == 1 else f"{len(summaries)} comparisons",
         style=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),  # noqa: S704 -- the package's own
-        overview=[[each.name, found.arm, WORDS[found.word], found.helped] for each in summaries for found in verdicts(each)],
+        overview=[[each.name, found.arm.arm, WORDS[found.word], found.helped] for each in summaries for found in verdicts(each)],
         comparisons=[_comparison(summary) for summary in summaries],
         words=WORDS,
         heads=HEADS,

@@ -1,13 +1,23 @@
-"""A task: a network, its data, which examples make up a batch, and how it is evaluated."""
+"""A task: a network, its data, which examples make up a batch, and how it is evaluated; Fashion-MNIST with the paper's convnets."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from trainer_worker.tasks import TASKS
+from trainer_worker.tasks.datasets import Pictures, fashion_mnist
+
+HELD_OUT = 12
+"""The last 1/12 of the training pictures is held out for validation, as in the paper."""
+MEAN, STD = 0.1307, 0.3081
+"""Of MNIST, not of Fashion-MNIST: what the paper's protocol uses, kept so that learning rates and targets carry over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +53,8 @@ class Task:
     validation: Split  # decisions are taken on it
     test: Split  # results are reported on it
 
-    def to(self, device: torch.device) -> "Task":
-        """The same task with its examples on another device."""
-        return self._each(lambda split: split.to(device))
-
-    def first(self, count: int) -> "Task":
-        """The same task with at most `count` examples in each split, for quick trials."""
-        return self._each(lambda split: split.first(count))
-
-    def _each(self, change: Callable[[Split], Split]) -> "Task":
+    def each(self, change: Callable[[Split], Split]) -> "Task":
+        """The same task with all splits changed."""
         return Task(self.build, change(self.train), change(self.validation), change(self.test))
 
     @staticmethod
@@ -83,29 +86,67 @@ def batch_indices(examples: int, *, batch_size: int, seed: int, step: int, rank:
     """
     if batch_size % world:
         raise ValueError(f"a batch of {batch_size} does not split evenly over {world} workers")
-    places = range(step * batch_size + rank, (step + 1) * batch_size, world)
-    first, last = places[0] // examples, places[-1] // examples
-    orders = {epoch: _order(examples, seed, epoch) for epoch in range(first, last + 1)}
-    if first == last:
-        start = places[0] - first * examples
-        return orders[first][start : start + len(places) * world : world]
-    return torch.stack([orders[place // examples][place % examples] for place in places])
+    places = torch.arange(step * batch_size + rank, (step + 1) * batch_size, world)
+    epochs = places // examples
+    touched = range(int(epochs[0]), int(epochs[-1]) + 1)
+    return torch.cat([_order(examples, seed, epoch)[places[epochs == epoch] % examples] for epoch in touched])
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, *, after: int = 0, batch_size: int = 500, rank: int = 0, world: int = 1) -> Tensor:
-    """Sums over this rank's share of a split but its first `after` examples: (loss, correct, examples), float64, ready to be summed
-    over the ranks.
+def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, rank: int = 0, world: int = 1) -> Tensor:
+    """Sums over this rank's share of a split: (loss, correct, examples), float64, ready to be summed over the ranks.
 
     The batches are the same whatever the number of ranks; rank r takes every `world`-th of them from r on.
     """
     training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)
-    for start in range(after + rank * batch_size, len(split), world * batch_size):
+    for start in range(rank * batch_size, len(split), world * batch_size):
         inputs, targets = split.take(torch.arange(start, min(start + batch_size, len(split))))
         outputs = model(inputs)
         mean = torch.stack([Task.loss(outputs, targets), Task.correct(outputs, targets)]).double().cpu()
         sums += torch.cat([mean, torch.ones(1, dtype=torch.float64)]) * len(targets)
     model.train(training)
     return sums
+
+
+def convnet(width: int, *, channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """Three 3x3 convolutions of `width`, 2 `width` and 2 `width` channels, the first with stride 2 and without padding.
+
+    Shapes: (batch, channels, height, width) -> (batch, classes)
+
+    Source: the tasks FM/16, FM/32, C10/16, ... of the NiNo paper (arXiv 2409.04434).
+    """
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(channels, width, 3, stride=2)),
+        ("relu1", nn.ReLU()),
+        ("conv2", nn.Conv2d(width, 2 * width, 3, padding=1)),
+        ("relu2", nn.ReLU()),
+        ("conv3", nn.Conv2d(2 * width, 2 * width, 3, padding=1)),
+        ("relu3", nn.ReLU()),
+        ("pool", nn.AdaptiveAvgPool2d(1)),
+        ("flatten", nn.Flatten()),
+        ("head", nn.Linear(2 * width, classes)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def load_task(name: str, *, data: Path | None = None, examples: int | None = None) -> Task:
+    """The task `name`, its data read from a folder, or found or fetched, and checked; at most so many examples in each split.
+
+    Of Fashion-MNIST 55,000 pictures are for training, 5,000 for validation and 10,000 for tests.
+
+    Raises:
+        KeyError: no such task.
+        DataMissing: no source has its data.
+    """
+    train, test = (_split(pictures) for pictures in fashion_mnist(data))
+    kept = len(train) - len(train) // HELD_OUT
+    validation = Split(train.inputs[kept:], train.targets[kept:])
+    task = Task(partial(convnet, TASKS[name]), train=train.first(kept), validation=validation, test=test)
+    return task if examples is None else task.each(lambda split: split.first(examples))
+
+
+def _split(pictures: Pictures) -> Split:
+    images = (pictures.images.astype(np.float32) / 255 - MEAN) / STD
+    return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(pictures.labels.astype(np.int64)))

@@ -185,6 +185,11 @@ class Config(Table):
     workers: WorkersTable = WorkersTable()
     output: OutputTable = OutputTable()
 
+    @property
+    def arm(self) -> str:
+        """One side of a comparison: the job without nowcasts, or with those of one forecaster."""
+        return f"adam+{self.nowcast.name}" if self.nowcast else "adam"
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.workers.count and self.train.batch_size % self.workers.count:
@@ -203,26 +208,6 @@ TABLES: Final[dict[str, type[Table]]] = {
     "workers": WorkersTable,
     "output": OutputTable,
 }
-OPTIONS: Final = {
-    "server": "nowcast.server",
-    "forecaster": "nowcast.forecaster",
-    "steps": "train.steps",
-    "seed": "train.seeds",
-    "out": "output.folder",
-    "storage": "output.storage",
-    "address": "workers.address",
-}
-"""Options of the command that stand in for values of a configuration."""
-
-
-def read_tables(path: Path) -> dict[str, Any]:
-    """What a configuration says, before it is checked. Raises `ConfigError`: the file cannot be read, or is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin a file with a byte order mark
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
 def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared: bool = False) -> Config:
@@ -234,34 +219,35 @@ def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared
     Raises:
         ConfigError: the file cannot be read, is not TOML, or has wrong keys or values.
     """
-    data = read_tables(path)
-    for place, value in (overrides or {}).items():
-        table, key = place.split(".")
-        if value is not None and isinstance(data.setdefault(table, {}), dict):
-            data[table][key] = value
-    if compared:
-        data.setdefault("nowcast", {})
     try:
-        return Config.model_validate(data)
+        data: dict[str, Any] = tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # Windows editors begin it with a byte order mark
+        for place, value in (overrides or {}).items():
+            table, key = place.split(".")
+            if value is not None and isinstance(data.setdefault(table, {}), dict):
+                data[table][key] = value
+        return Config.model_validate(({"nowcast": {}} if compared else {}) | data)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {_explain(mistake)}" for mistake in error.errors())) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
 def _explain(mistake: Any) -> str:
     """One line for one of pydantic's errors."""
-    place = [str(part) for part in mistake["loc"]]
-    table = place[0] if place else ""
+    said: str = mistake["msg"].removeprefix("Value error, ")
+    table, key, *_ = [*map(str, mistake["loc"]), "", ""]
     if mistake["type"] == "extra_forbidden":
-        if len(place) == 1:
-            return f"unknown table [{table}]{_nearest(table, Config.model_fields)}"
-        return f"[{table}] {place[1]}: unknown key{_nearest(place[1], TABLES[table].model_fields)}"
-    if mistake["type"] == "missing" and len(place) == 1:
+        unknown, known = (f"[{table}] {key}: unknown key", TABLES[table]) if key else (f"unknown table [{table}]", Config)
+        return unknown + _nearest(key or table, known.model_fields)
+    if mistake["type"] == "missing" and not key:
         return f"the table [{table}] is missing"
-    why = mistake["msg"].removeprefix("Value error, ")
-    key = place[1] if len(place) > 1 else ""
+    where = f"[{table}] {key}".strip() + ": " if table else ""
     shown = f" (it is {mistake['input']!r})" if key and not isinstance(mistake["input"], dict) else ""
-    where = f"[{table}] {key}".strip() if table else ""
-    return f"{where}: {why}{shown}" if where else why
+    return where + said + shown
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,10 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from trainer_worker.endpoints.server import Server
 from trainer_worker.nowcast import Nowcast
-from trainer_worker.tasks import load_task
-from trainer_worker.tasks.task import Task, batch_indices, evaluate
+from trainer_worker.tasks.task import Task, batch_indices, evaluate, load_task
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, Scores
-from trainer_worker.training.resuming import check, terms
 
 State = dict[str, Any]
 """A run at one step, all workers together: weights, optimizer, nowcasts, step, evaluations, …"""
@@ -50,7 +48,8 @@ def train(order: Order, harness: Harness) -> RunRecord:
     run = _Run(order, harness)
     settings = order.config.train
     run.restore(harness.latest())  # first, so that a server that refuses the job now does not end the run
-    with run.watching():
+    with run.nowcast or nullcontext():
+        run.started = time.perf_counter()
         while run.step < settings.steps:
             run.advance()
             last = run.step == settings.steps
@@ -67,7 +66,8 @@ class _Run:
     def __init__(self, order: Order, harness: Harness) -> None:
         self.order, self.harness = order, harness
         table = order.config.task
-        self.task: Task = load_task(table.name, data=table.data, examples=table.examples).to(harness.device)
+        task: Task = load_task(table.name, data=table.data, examples=table.examples)
+        self.task = task.each(lambda split: split.to(harness.device))
         torch.manual_seed(order.seed)
         self.model = self.task.build().to(harness.device)
         settings = order.config.train
@@ -82,13 +82,6 @@ class _Run:
         self.started = time.perf_counter()
         self.trained = torch.zeros(2, dtype=torch.float64, device=harness.device)  # see `_trained`
         self._seed()
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Nowcasts while it is open, if the order has any; the clock starts once they are ready."""
-        with self.nowcast or nullcontext():
-            self.started = time.perf_counter()
-            yield
 
     def advance(self) -> None:
         """One optimizer step; pushes are added in the optimizer's hook."""
@@ -114,7 +107,7 @@ class _Run:
         self.step += 1
 
     def evaluate(self) -> None:
-        """Measure on validation and test data; every worker takes a share."""
+        """Measure on validation and test data, of which every worker takes a share, and tell it."""
         self._stop_clock()
         total, batches = self._trained().tolist()
         scores = self._scores(self.model)
@@ -122,16 +115,11 @@ class _Run:
         evaluation = Evaluation(step=self.step, train_loss=total / batches, **dict(scores), averaged=averaged, train_s=self.train_s)
         self.evaluations.append(evaluation)
         if self.harness.rank == 0:
-            self.harness.tell(self._told(evaluation))
+            at, score = f"step {self.step} of {self.order.config.train.steps}", scores.validation
+            forecasts = f"; forecasts {self.nowcast.summary()['nowcasts']}" if self.nowcast else ""
+            self.harness.tell(f"{at}: validation loss {score.loss:.4f}, accuracy {score.accuracy:.1%}{forecasts}")
         self.trained.zero_()
         self.started = time.perf_counter()
-
-    def _told(self, evaluation: Evaluation) -> str:
-        score = evaluation.validation
-        line = (
-            f"step {self.step} of {self.order.config.train.steps}: validation loss {score.loss:.4f}, accuracy {score.accuracy:.1%}"
-        )
-        return line if self.nowcast is None else f"{line}; forecasts {self.nowcast.summary()['nowcasts']}"
 
     def _scores(self, model: nn.Module) -> Scores:
         share = {"rank": self.harness.rank, "world": self.harness.world}
@@ -154,7 +142,7 @@ class _Run:
                 "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
                 "train_s": self.train_s,
                 "restores": self.restores,
-                "terms": terms(self.order),
+                "terms": self.order.terms,
             }
         )
         self._seed()
@@ -164,7 +152,7 @@ class _Run:
         """Go on from a checkpoint of the same configuration."""
         if state is None:
             return
-        check(self.order, state.get("terms"))
+        self.order.check(state["terms"])
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -188,8 +176,9 @@ class _Run:
     def record(self) -> RunRecord:
         """What the run leaves behind."""
         return RunRecord(
-            arm=self.order.arm.name,
+            arm=self.order.config.arm,
             seed=self.order.seed,
+            terms=self.order.terms,
             restores=self.restores,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             evaluations=self.evaluations,
@@ -221,7 +210,7 @@ def average_of(model: nn.Module, *, decay: float) -> AveragedModel:
 
 
 def _nowcast(order: Order, run: _Run) -> Nowcast | None:
-    table, harness, embedded = order.arm.nowcast, run.harness, order.server is None
+    table, harness, embedded = order.config.nowcast, run.harness, order.server is None
     if table is None:
         return None
     return Nowcast(

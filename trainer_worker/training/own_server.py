@@ -1,7 +1,7 @@
 """A nowcast server in a subprocess, for the duration of one command."""
 
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-
-import httpx2
 
 from trainer_worker.errors import CommandFailed
 
@@ -43,10 +41,7 @@ def own_server(*, log: Path, checkpoint: str | None = None) -> Iterator[str]:
     Raises:
         ServerFailed: it ended, or was not ready within `START_S`.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-c", _CHILD, "run", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-c", _CHILD, "run", "--host", "127.0.0.1", "--port", "0"]
     if checkpoint is not None:
         command += ["--checkpoint", checkpoint]
     # without settings that are meant for another server, such as its tokens
@@ -57,10 +52,7 @@ def own_server(*, log: Path, checkpoint: str | None = None) -> Iterator[str]:
             command, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
-        if why := _failure(process, f"http://127.0.0.1:{port}"):
-            last = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
-            raise ServerFailed(f"the nowcast server {why}; the end of {log}:\n{last}")
-        yield f"http://127.0.0.1:{port}"
+        yield _address(process, log)
     finally:
         process.terminate()
         try:
@@ -70,16 +62,14 @@ def own_server(*, log: Path, checkpoint: str | None = None) -> Iterator[str]:
             process.wait()
 
 
-def _failure(process: subprocess.Popen[bytes], url: str) -> str:
-    """Wait until the server is ready; "" if it is, else why not."""
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait until the server has written that it is ready; where it listens, on a free port that it took itself."""
     deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            return f"ended with exit code {process.returncode}"
-        try:
-            if httpx2.get(f"{url}/readyz", timeout=2.0, trust_env=False).is_success:
-                return ""
-        except httpx2.TransportError:
-            pass
+    while (ended := process.poll()) is None and time.monotonic() < deadline:
+        said = log.read_text(errors="replace")
+        if (listens := re.search(r" listening address=(\S+)\n", said)) and re.search(r"^\S+ info +ready ", said, re.MULTILINE):
+            return f"http://{listens[1]}"
         time.sleep(0.1)
-    return f"was not ready within {START_S:.0f} s"
+    why = f"was not ready within {START_S:.0f} s" if ended is None else f"ended with exit code {ended}"
+    last = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+    raise ServerFailed(f"the nowcast server {why}; the end of {log}:\n{last}")

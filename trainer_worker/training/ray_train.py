@@ -5,12 +5,13 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import ray
+import stamina
 import torch
 from ray import available_resources, cluster_resources
 from ray import train as ray_train
@@ -32,7 +33,6 @@ FILE: Final = "run.pt"
 """Of a run, in the folder of a checkpoint."""
 OBJECT_STORE_BYTES: Final = 200 * 1024**2
 """Checkpoints go through files and gradients through gloo; the store only carries orders and progress."""
-ATTEMPTS: Final = 3
 PATIENCE_S: Final = 5.0
 POLL_S: Final = 0.5
 
@@ -78,27 +78,20 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
         ray.shutdown()
 
 
+# Ray's node gives its own helper processes a fixed 15 s to import; on a machine that is busy it dies of that.
+@stamina.retry(on=lambda error: "timed out during startup" in str(error), attempts=3, timeout=None)
 def start_local_cluster(*, cpus: int | None = None) -> None:
     """Start a Ray cluster on this machine, by default with all of its CPUs, and connect to it; `ray.shutdown()` ends both."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with _environment(CLUSTER_ENVIRONMENT):  # as it is now, Ray's processes inherit it, those that it starts in advance too
-                ray.init(
-                    address="local",  # never a cluster that happens to run on this machine
-                    num_cpus=cpus or os.cpu_count() or 1,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-        except Exception as error:
-            # Ray's node gives its own helper processes a fixed 15 s to import; on a machine that is busy it dies of that.
-            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
-                raise
-            logger.warning("Ray did not start in time, trying again")
-            ray.shutdown()
-        else:
-            return
+    ray.shutdown()  # what is left of the attempt before
+    with _environment(CLUSTER_ENVIRONMENT):  # as it is now, Ray's processes inherit it, those that it starts in advance too
+        ray.init(
+            address="local",  # never a cluster that happens to run on this machine
+            num_cpus=cpus or os.cpu_count() or 1,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 @contextmanager
@@ -119,7 +112,7 @@ def run_workers(
     *,
     name: str,
     storage: str | None,
-    workers: tuple[int, int],
+    workers: Sequence[int],
     cpus: float = 1,
     gpus: float,
     max_failures: int,
@@ -134,7 +127,7 @@ def run_workers(
     filesystem, path = resolve(storage) if storage else (None, None)
     least, most = workers
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    number: Any = least if least == most else workers  # Any: ray annotates its previous API
+    number: Any = least if least == most else (least, most)  # Any: ray annotates its previous API
     trainer: Any = TorchTrainer(
         function,
         train_loop_config=arguments,

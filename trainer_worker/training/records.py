@@ -1,14 +1,22 @@
-"""What a training run leaves behind, as JSON-able values."""
+"""What a training run is ordered with and leaves behind, as JSON-able values; and with what it may be resumed: what it was begun
+with, as its checkpoints and its record say.
+"""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protos.messages import Skill
-from trainer_worker.training.config import Config, NowcastTable
+from trainer_worker.errors import BadArgument
+from trainer_worker.training.config import Config
+from trainer_worker.training.storage import forget
+
+WAYS_OUT: Final = "start over with --fresh, or choose another --out (of a submitted job: another --name)"
 
 AVERAGED: Final = ", averaged"
 """Ends the name of an arm that is the average of another's weights."""
@@ -25,18 +33,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-class Arm(Record):
-    """One side of a comparison: the job without nowcasts, or with those of one forecaster."""
-
-    name: str
-    nowcast: NowcastTable | None = None
-
-
 class Order(Record):
     """Everything a worker needs to know to train one run."""
 
-    config: Config  # of the job
-    arm: Arm  # with or without nowcasts
+    config: Config  # of the job; the plain arm of a comparison has it without the table of nowcasts
     seed: int  # of weights, batches and dropout
     job: str  # the run's id on the nowcast server
     server: str | None = None  # its address; None for embedded forecasts or none at all
@@ -45,7 +45,36 @@ class Order(Record):
     @property
     def name(self) -> str:
         """As folder name and in progress lines."""
-        return f"{self.arm.name}-seed{self.seed}"
+        return f"{self.config.arm}-seed{self.seed}"
+
+    @property
+    def file(self) -> Path:
+        """Where the record of the finished run is kept."""
+        return self.config.output.folder / "runs" / f"{self.name}.json"
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What the run's weights and curves depend on, by key of the configuration, as JSON values.
+
+        Where data, servers and results are is not among it, nor what changes nothing in a run; seed and forecaster are in its name.
+        """
+        config, table = self.config, self.config.nowcast
+        tables: dict[str, dict[str, Any]] = {
+            "task": config.task.model_dump(mode="json", exclude={"data"}),
+            "train": config.train.model_dump(mode="json", exclude={"seeds", "checkpoint_every"}),
+            "nowcast": table.model_dump(mode="json", exclude={"server", "record"}) if table else {},
+            "workers": {"count": config.workers.count},
+        }
+        return {f"{name}.{key}": value for name, values in tables.items() for key, value in values.items()}
+
+    def check(self, begun: dict[str, Any]) -> None:
+        """See that a run was begun with these terms; more steps are no other ones. Raises `BadArgument`: it was not."""
+        changed = [(key, begun.get(key, value), value) for key, value in self.terms.items()]  # there may be keys that were not yet
+        different = [
+            f"{key} = {was}, not {value}" for key, was, value in changed if was != value and (key != "train.steps" or was > value)
+        ]
+        if different:
+            raise BadArgument("--resume", f"{self.name} was started with {', '.join(different)}: use that again, {WAYS_OUT}")
 
 
 class Score(Record):
@@ -76,6 +105,7 @@ class RunRecord(Record):
 
     arm: str
     seed: int
+    terms: dict[str, Any]  # of its order
     parameters: int  # weights of the network
     restores: int  # how often it went on from a checkpoint, after a failure or a stop
     evaluations: list[Evaluation]  # oldest first, restarts included
@@ -120,3 +150,39 @@ class RunRecord(Record):
     @property
     def _nowcasts(self) -> list[dict[str, Any]]:
         return [event for event in self.events if event["kind"] == "nowcast"]
+
+
+def begin(orders: Sequence[Order], *, resume: bool) -> None:
+    """Make ready for the runs: without `resume` everything there is of them is deleted, all before the first; with it, finished
+    ones are checked.
+
+    Raises:
+        BadArgument: see `Order.check`.
+        StorageUnusable: see `storage.resolve`.
+    """
+    kept = [finished(order) if resume else None for order in orders]
+    for order, record in zip(orders, kept, strict=True):
+        if not resume:
+            forget(order.config.output.place, order.name)
+        if record is None:
+            order.file.unlink(missing_ok=True)
+
+
+def finished(order: Order) -> RunRecord | None:
+    """The record that is kept of a run, if it can be read and is as long as it should be; else there are the checkpoints.
+
+    Raises:
+        BadArgument: see `Order.check`.
+    """
+    try:
+        record = RunRecord.model_validate_json(order.file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    order.check(record.terms)
+    return record if record.evaluations[-1].step == order.config.train.steps else None
+
+
+def keep(order: Order, record: RunRecord) -> None:
+    """Keep a finished run."""
+    order.file.parent.mkdir(parents=True, exist_ok=True)  # Ray may have unpacked a job's working directory anew meanwhile
+    order.file.write_text(record.model_dump_json(), encoding="utf-8")

@@ -1,5 +1,6 @@
 """What a submission sends, and what it refuses to send, without a cluster."""
 
+import json
 import os
 import shlex
 import socket
@@ -15,8 +16,7 @@ from protos.messages import JobId
 from trainer_worker.cli import app
 from trainer_worker.cluster import connection
 from trainer_worker.cluster.connection import connect, server_url
-from trainer_worker.cluster.script import _parser
-from trainer_worker.cluster.submission import parse_workers
+from trainer_worker.cluster.script import folder_of
 from trainer_worker.errors import CommandFailed
 
 Job = dict[str, Any]
@@ -49,9 +49,9 @@ def test_a_scripts_command_line_survives_the_shell(sent: list[Job], tmp_path: Pa
     assert result.exit_code == 0, result.output
     words = shlex.split(sent[0]["entrypoint"])
     assert words[:3] == ["python", "-m", "trainer_worker.cluster.script"]
-    read = _parser().parse_args(words[3:])
-    assert (read.script, read.arguments, read.workers, read.gpus) == (script.name, arguments, "2:8", 0.5)
-    assert (read.max_failures, read.storage, read.name) == (-1, "s3://bucket/a b", sent[0]["submission_id"])
+    given = {"workers": [2, 8], "cpus": 1, "gpus": 0.5, "max_failures": -1, "storage": "s3://bucket/a b"}
+    assert json.loads(words[3]) == {"name": sent[0]["submission_id"], **given}
+    assert words[4:] == [script.name, *arguments]
     env = sent[0]["runtime_env"]
     assert (env["pip"], sent[0]["files"]) == (["lightning"], [script.name])
     told = {"NOWCAST_SERVER": "http://a", "NOWCAST_TOKEN": "t", "NOWCAST_JOB": sent[0]["submission_id"], "A": "b"}
@@ -66,7 +66,6 @@ def test_a_scripts_command_line_survives_the_shell(sent: list[Job], tmp_path: Pa
 @pytest.mark.parametrize("text", ["0", "8:2", "x", "", "1:2:3", "-1"])
 def test_impossible_numbers_of_workers(text: str) -> None:
     """The mistake would show on the cluster, minutes later; or an elastic range would be read as one number."""
-    assert (parse_workers("3"), parse_workers("2:8")) == ((3, 3), (2, 8))
     result = submit(Path(__file__), f"--workers={text}")
     assert (result.exit_code, "--workers" in result.output) == (2, True)
 
@@ -81,6 +80,7 @@ def test_scripts_that_would_not_arrive_are_refused(sent: list[Job], tmp_path: Pa
     assert "NAME=VALUE" in submit(tmp_path / "other.py", "--env", "A").output
     (tmp_path / "c.toml").touch()
     assert "ray job submit --working-dir . -- nowcast train" in submit(tmp_path / "c.toml").output
+    assert "give a URL, serve:NAME" in submit(tmp_path / "other.py", "--server", "localhost:1").output
     assert sent == []
     assert submit(tmp_path / "other.py", *options, str(tmp_path)).exit_code == 0
 
@@ -108,24 +108,19 @@ def details(**changes: Any) -> dict[str, Any]:
 def test_a_server_is_found_by_name_or_missed_at_once(given: dict[str, Any], url: str) -> None:
     """Workers would call an address where nothing listens, and the job run to its end without one nowcast."""
     if url.startswith("http"):
-        assert server_url("serve:nowcast", details(**given)) == url
+        assert server_url("nowcast", details(**given)) == url
     else:
         with pytest.raises(CommandFailed, match=url):
-            server_url("serve:nowcast", details(**given))
-
-
-def free_port() -> int:
-    """Where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+            server_url("nowcast", details(**given))
 
 
 def test_no_cluster_is_one_clear_sentence_about_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of Ray's, or minutes of waiting; or a job for one cluster would go to that of the environment."""
-    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")
-    meant = f"http://127.0.0.1:{free_port()}"
-    result = submit(Path(__file__), "--address", meant)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        meant = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+        result = submit(Path(__file__), "--address", meant)
     assert result.exit_code == 2
     assert f"no Ray cluster answers at {meant}: " in result.output
     assert "give --address" in result.output
@@ -148,3 +143,9 @@ def test_a_name_that_is_taken_is_one_clear_sentence() -> None:
     """Ray answers with a traceback, of which the user would read the first line, `Traceback (most recent call last):`."""
     with pytest.raises(CommandFailed, match="take another --name"), connection.cluster_errors():
         raise RuntimeError("status code 500: Traceback (most recent call last):\n  x\nValueError: Job with id s already exists.")
+
+
+def test_a_scripts_own_folder_is_where_ray_keeps_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints would go to a folder named ~, or to one named s3:."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [folder_of("mine", storage) for storage in ("~/runs", "s3://x", None)] == [str(tmp_path / "runs" / "mine"), None, None]

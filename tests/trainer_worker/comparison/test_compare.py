@@ -1,4 +1,4 @@
-"""Comparisons: those that are interrupted and gone on with; what they ask of a server."""
+"""Comparisons that are interrupted and gone on with."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from protos.messages import Info
 from trainer_worker.comparison.compare import compare
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.errors import BadArgument
@@ -14,9 +13,6 @@ from trainer_worker.tasks.task import Task
 from trainer_worker.training import loop
 from trainer_worker.training.config import Config
 from trainer_worker.training.records import RunRecord
-
-TOKEN = "a-tokens-text"
-INFO = Info(version="1", protocol=1, device="cpu", forecasters=["nino"], max_snapshot_bytes=1, max_memory_bytes=1)
 
 
 def run(folder: Path, *, lr: float = 1e-3, steps: int = 6, resume: bool = False) -> Summary:

@@ -1,6 +1,7 @@
 """Collecting: what is drawn, and what is left when it is interrupted."""
 
 import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from nowcast_server.trajectories.store import TrajectoryWriter, trajectories
 from trainer_worker.metatrain import collect, corpus, workers
 from trainer_worker.metatrain.cli import app
 from trainer_worker.metatrain.collect import CollectConfig, collect_study
+from trainer_worker.metatrain.datasets import factbook, mnist_5k, tables
 from trainer_worker.metatrain.draw import Study, draw
-
-TABLE = (torch.randn(64, 10), torch.randn(64))
+from trainer_worker.metatrain.fit import FitConfig
+from trainer_worker.tasks.data import DataMissing
 
 
 @pytest.fixture
@@ -116,10 +118,6 @@ def test_commands_name_the_wrong_key(tmp_path: Path) -> None:
 
 def test_shipped_configurations_are_valid() -> None:
     """`make metatrain` would stop at one of its lines, or begin where no earlier one has ended."""
-    import tomllib
-
-    from trainer_worker.metatrain.fit import FitConfig
-
     root = Path(__file__).parents[3]
     stores, made = set(), set()
     commands = re.findall(r"metatrain (collect|fit) (\S+)", (root / "Makefile").read_text())
@@ -133,3 +131,18 @@ def test_shipped_configurations_are_valid() -> None:
             assert config.start is None or config.start in made, path
             made.add(config.out / f"{config.name}.safetensors")
     assert {root / path for _, path in commands} == set((root / "deploy" / "metatrain").glob("*.toml"))
+
+
+def test_what_meta_training_reads() -> None:
+    """Pictures and labels torn apart, markup instead of prose, or columns of the wrong scale would be fitted to."""
+    try:
+        (images, labels), text, numbers = mnist_5k(), factbook(), tables()
+    except DataMissing as missing:
+        pytest.skip(str(missing).splitlines()[0])
+    assert images.shape == (5000, 28, 28)
+    assert np.bincount(labels).tolist() == [500] * 10
+    assert len(text) > 4_000_000
+    for features, targets in numbers.values():
+        assert np.isfinite(features).all()
+        assert np.allclose(features.mean(0), 0.0, atol=1e-4)
+        assert len(features) == len(targets)

@@ -231,3 +231,15 @@ def test_rivals_are_the_forecasters_of_their_names(runs: Path) -> None:
         moved = ((raw - states[-1]) / scale)[:, windows.plan.weights].T
         assert torch.allclose(rival(windows)[0], moved, rtol=2e-2, atol=1e-3), name
     assert linear(windows).abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["nino", "wnn"])
+def test_shipped_weights_beat_their_rivals(runs: Path, name: str) -> None:
+    """A server without a checkpoint would forecast worse than the claim that nothing changes."""
+    path = SHIPPED / f"{name}-base.safetensors"
+    assert path.stat().st_size <= 3_000_000
+    assert load_forecaster(name).max_horizon == 40
+    library = Library.open(runs)
+    found = skill((*library.validation, *library.training), {**RIVALS, name: load_predictor(path)})
+    for horizon in ("5", "10"):
+        assert found[name]["all"][horizon] > max(0.0, *(found[rival]["all"][horizon] for rival in RIVALS)), found

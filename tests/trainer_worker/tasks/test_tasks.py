@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from trainer_worker.tasks.data import DataMissing
 from trainer_worker.tasks.datasets import diamonds, king_james
-from trainer_worker.tasks.fashion import convnet
-from trainer_worker.tasks.task import Split, Task, batch_indices, evaluate
+from trainer_worker.tasks.task import Split, Task, batch_indices, convnet, evaluate
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(16, 14_378), (32, 56_394)])

@@ -9,7 +9,7 @@ from faulty_server import FaultyServer
 
 from trainer_worker.training.config import Config
 from trainer_worker.training.loop import FolderHarness, State, train, train_in_process
-from trainer_worker.training.records import Arm, Order, RunRecord, is_average
+from trainer_worker.training.records import Order, RunRecord, is_average
 
 NOWCAST = {"server": "embedded", "forecaster": "linear", "interval": 2, "start": 0.0}
 
@@ -30,10 +30,10 @@ def order(
             "train": {"steps": steps, "batch_size": 8, "eval_every": 5, "checkpoint_every": checkpoint_every, "average": average},
             "workers": {"count": 0, "threads": 1},
             "output": {"folder": folder},
+            "nowcast": {**NOWCAST, **options} if nowcasts else None,
         }
     )
-    arm = Arm.model_validate({"name": "with", "nowcast": {**NOWCAST, **options}}) if nowcasts else Arm(name="without")
-    return Order(config=config, arm=arm, seed=7, job="test")
+    return Order(config=config, seed=7, job="test")
 
 
 def weights(folder: Path) -> torch.Tensor:
@@ -130,7 +130,7 @@ def test_the_last_step_is_evaluated_and_kept(tmp_path: Path) -> None:
     """A run whose length is no multiple of anything must not lose its end."""
     record = train_in_process(order(tmp_path, nowcasts=False, steps=7, checkpoint_every=100), listen=ignore)
     assert [evaluation.step for evaluation in record.evaluations] == [5, 7]
-    state = torch.load(tmp_path / "checkpoints" / "without-seed7" / "checkpoint.pt", weights_only=True)
+    state = torch.load(tmp_path / "checkpoints" / "adam-seed7" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 7
 
 

@@ -14,7 +14,6 @@ from server_process import ServerProcess
 
 from trainer_worker import cli
 from trainer_worker.comparison import report
-from trainer_worker.comparison.compare import arm_with
 from trainer_worker.comparison.summary import Summary
 from trainer_worker.errors import BadArgument
 from trainer_worker.tasks.task import Task
@@ -93,9 +92,7 @@ def test_a_killed_worker_leaves_no_trace_in_the_weights(run: tuple[Path, Summary
             killed.append(news)
             kill_one_worker()
 
-    settings = config(tmp_path)
-    assert settings.nowcast is not None
-    order = Order(config=settings, arm=arm_with(settings.nowcast), seed=1000, job="killed", server=server.url)
+    order = Order(config=config(tmp_path), seed=1000, job="killed", server=server.url)
     record = train_on_ray(order, listen=listen)
     assert (len(killed), record.restores) == (1, 1)
     assert without_times(record) == without_times(summary.runs[0])
@@ -117,7 +114,7 @@ def test_a_run_that_cannot_begin_or_cannot_work_says_why(
 
     settings = config(tmp_path, data=str(tmp_path / "nothing")).model_copy(update={"nowcast": None})
     settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"max_failures": 0})})
-    order = Order(config=settings, arm=arm_with(config(tmp_path).nowcast), seed=1, job="broken")
+    order = Order(config=settings, seed=1, job="broken")
     with ThreadPoolExecutor(1) as pool:
         pool.submit(free_when_told)
         with pytest.raises(TrainingFailed, match="the folder given for fashion-mnist does not hold it"):
@@ -128,11 +125,9 @@ def test_a_run_that_cannot_begin_or_cannot_work_says_why(
 
 def test_a_mistake_of_the_users_is_told_as_one_and_not_tried_again(ray_cluster: None, tmp_path: Path) -> None:
     """The workers would be started `max_failures` times more, and the line that says what to mend be the end of a traceback."""
-    settings = config(tmp_path)
-    assert settings.nowcast is not None
-    settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": 1})})
-    asked = settings.nowcast.model_copy(update={"forecaster": "oracle", "server": "embedded"})
-    order = Order(config=settings, arm=arm_with(asked), seed=1, job="mistaken")
+    asked = {"nowcast": {"forecaster": "oracle", "server": "embedded"}, "workers": {"count": 1}}
+    settings = Config.model_validate({**config(tmp_path).model_dump(), **asked})
+    order = Order(config=settings, seed=1, job="mistaken")
     with pytest.raises(BadArgument, match="forecaster: forecaster 'oracle' is not one of"):
         train_on_ray(order, listen=lambda news: None)
 
