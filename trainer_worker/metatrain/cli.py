@@ -77,6 +77,8 @@ def judge(
         raise typer.BadParameter(
             f"no run in {folder} is held to judge by; --held names tasks of: {tasks or '(none)'}", param_hint="FOLDER"
         )
+    if loss and not any(group.design for group in library.validation):
+        raise typer.BadParameter("no run to judge by can be gone on from: --by-loss needs `collect`'s", param_hint="FOLDER")
     stems = [path.stem for path in checkpoints]
     named = {path.stem if stems.count(path.stem) == 1 else str(path): path for path in checkpoints}
     try:
