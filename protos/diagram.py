@@ -98,7 +98,11 @@ def _modules(
     children = [(name, [(rest[1:], index) for rest, index in group]) for name, group in groupby(
         ((rest, index) for rest, index in named if len(rest) > 1), key=lambda item: item[0][0]
     )]  # fmt: skip
-    for _, repeats in groupby(children, key=lambda child: (child[0].isdigit() or child[0], _signature(child[1], wiring))):
+
+    def kind(child: tuple[str, list[tuple[tuple[str, ...], int]]]) -> object:
+        return child[0].isdigit() or child[0], [(rest, wiring.parameters[index].shape) for rest, index in child[1]]
+
+    for _, repeats in groupby(children, key=kind):
         alike = list(repeats)
         (first, inside), (final, ending) = alike[0], alike[-1]
         if len(alike) == 1:
@@ -108,10 +112,6 @@ def _modules(
         pairs = zip(_modules(inside, wiring, (*path, first), (*folds, fold)), _modules(ending, wiring), strict=True)
         for (below, deeper, indices, _), (*_, last_indices) in pairs:
             yield below, deeper, indices, last_indices
-
-
-def _signature(named: Sequence[tuple[tuple[str, ...], int]], wiring: Wiring) -> tuple[object, ...]:
-    return tuple((rest, wiring.parameters[index].shape) for rest, index in named)
 
 
 def _kinds(blocks: Sequence[Block]) -> tuple[EdgeType, tuple[EdgeType, ...]]:

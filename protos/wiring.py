@@ -148,13 +148,9 @@ class Wiring:
     @cached_property
     def words(self) -> range:
         """The neurons of the first word embedding's rows, which several blocks may share, word by word; or none."""
-        first = next((block.parameter for block in self.blocks if block.edge_type == EdgeType.WORD_EMBEDDING), STRUCTURE)
-        ends = [
-            (block.source, block.source + block.sources)
-            for block in self.blocks
-            if block.edge_type == EdgeType.WORD_EMBEDDING and block.parameter == first
-        ]
-        return range(min(start for start, _ in ends), max(end for _, end in ends)) if ends else range(0)
+        rows = [block for block in self.blocks if block.edge_type == EdgeType.WORD_EMBEDDING]
+        first = [block for block in rows if block.parameter == rows[0].parameter]
+        return range(min((b.source for b in first), default=0), max((b.source + b.sources for b in first), default=0))
 
     @cached_property
     def hash(self) -> str:

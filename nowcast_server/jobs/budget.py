@@ -82,9 +82,9 @@ class Loan:
         self._lock = threading.Lock()
 
     def begin(self) -> bool:
-        """Take the memory; False if it is not to be had now, or not needed any more."""
+        """Take the memory, once; False if it is not to be had now, or not needed any more."""
         with self._lock:
-            self._taken = self._holders > 0 and self._memory.lend(self._tenant, self._size_bytes)
+            self._taken = self._taken or (self._holders > 0 and self._memory.lend(self._tenant, self._size_bytes))
             return self._taken
 
     def hold(self) -> None:

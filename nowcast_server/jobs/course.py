@@ -67,7 +67,8 @@ class Course:
         self._note(progress)
         if progress.loss is None and len(self) and progress.step == self.points(len(self) - 1)[0].step:
             return  # of a run that ends at a boundary
-        self._go_back_to(progress.step)
+        self._open = [row for row in self._open if row[0] < progress.step]
+        self._count = int(np.searchsorted(self._rows[: self._count, 0], progress.step))
         told = (progress.step, time.time() - self.started, progress.loss, progress.gain, progress.coherence)
         self._open.append([math.nan if value is None else value for value in told])
         if len(self._open) == self._stride:
@@ -116,10 +117,6 @@ class Course:
         ends = np.append(starts[1:], len(known))
         losses = np.add.reduceat(known[:, 2], starts) / (ends - starts)
         return list(zip(known[ends - 1, 0].astype(int).tolist(), losses.tolist(), strict=True))
-
-    def _go_back_to(self, step: int) -> None:
-        self._open = [row for row in self._open if row[0] < step]
-        self._count = int(np.searchsorted(self._rows[: self._count, 0], step))
 
     def _note(self, progress: Progress) -> None:
         """Make events of what is new."""

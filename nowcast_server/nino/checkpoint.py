@@ -8,7 +8,7 @@ Our files hold the model's tensors under the names of `tensor_shapes`, and one m
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -94,7 +94,7 @@ def _load_safetensors(path: Path) -> Checkpoint:
         header = _read_header(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
     options = ModelOptions.from_dict(header.get("options"))
-    return Checkpoint(options, dict(_as_float32(tensors)), str(header.get("name", path.stem)), str(header.get("note", "")))
+    return Checkpoint(options, _as_float32(tensors), str(header.get("name", path.stem)), str(header.get("note", "")))
 
 
 def _read_header(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -120,12 +120,11 @@ def _load_published(path: Path) -> Checkpoint:
         raise CheckpointError("it holds no state_dict of a NiNo model", field="state_dict")
     options = published_options(content.get("model_args", {}) if "state_dict" in content else {})
     ours = {tensor_name(name): tensor for name, tensor in tensors.items()}
-    return Checkpoint(options, dict(_as_float32(ours)), path.stem, "published by the authors of arXiv 2409.04434")
+    return Checkpoint(options, _as_float32(ours), path.stem, "published by the authors of arXiv 2409.04434")
 
 
-def _as_float32(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        yield name, tensor.float() if tensor.is_floating_point() else tensor
+def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 _RUN_TIME: Final = frozenset({"chunk_size", "message_passing_device"})

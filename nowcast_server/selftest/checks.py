@@ -330,7 +330,7 @@ def _products_rate(setup: Setup) -> float:
 
 def mixed_jobs(setup: Setup) -> Figures:
     """64 jobs ask at once, one in sixteen with a large network: none gets another's forecast; how long they wait."""
-    wirings = [SIZES["14k"](), SIZES["1.4M" if setup.cuda else "0.2M"]()]
+    wirings = [SIZES[name]() for name in ("14k", "1.4M" if setup.cuda else "0.2M")]
     states = [snapshots(wiring, device=setup.device) for wiring in wirings]
     forecaster, device = setup.forecaster(), Device(limit=JOBS, tenant_limit=JOBS, job_limit=1)
     took: dict[int, float] = {}
@@ -354,18 +354,6 @@ def mixed_jobs(setup: Setup) -> Figures:
     return {"jobs_per_s": JOBS / seconds, "p50_s": waits[JOBS // 2], "p95_s": waits[int(0.95 * JOBS)]}
 
 
-CHECKS: Final[Mapping[str, Callable[[Setup], Figures]]] = {
-    check.__name__: check
-    for check in (
-        parity,
-        reference,
-        determinism,
-        device_memory,
-        out_of_memory,
-        rolling_context,
-        copies,
-        overlap,
-        throughput,
-        mixed_jobs,
-    )
-}
+_ON_ONE_JOB: Final = (parity, reference, determinism, device_memory, out_of_memory, rolling_context)
+_BESIDE: Final = (copies, overlap, throughput, mixed_jobs)
+CHECKS: Final[Mapping[str, Callable[[Setup], Figures]]] = {check.__name__: check for check in (*_ON_ONE_JOB, *_BESIDE)}

@@ -95,10 +95,9 @@ async def delete(job: TheJobId, tenant: Tenant, peers: ThePeers) -> None:
 @router.get(f"{API}/jobs/{{job}}")
 async def status(job: TheJobId, tenant: Tenant, peers: ThePeers) -> JobStatus:
     """What the server knows of a job, wherever it is."""
-    found = [each for each in await _statuses(peers, tenant) if each.job == job]
-    if not found:
-        raise UnknownJob(f"job {job!r} is not registered here", field="job")
-    return max(found, key=lambda each: each.seen_at)
+    if found := [each for each in await _statuses(peers, tenant) if each.job == job]:
+        return max(found, key=lambda each: each.seen_at)
+    raise UnknownJob(f"job {job!r} is not registered here", field="job")
 
 
 @router.get(f"{API}/jobs")
@@ -191,8 +190,7 @@ class Replica:
 
     async def page(self, method: str, *args: Any) -> Any:
         """What `web.page.source.Local` says of this replica."""
-        (answer,) = await self._page.ask(method, *args)
-        return answer
+        return getattr(self._page, method)(*args)
 
     async def metrics(self) -> list[Metric]:
         """All metrics, labelled with this replica."""

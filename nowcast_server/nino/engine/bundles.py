@@ -69,10 +69,6 @@ class Listed:
     position: Tensor
     feature: Tensor
 
-    @property
-    def count(self) -> int:
-        return len(self.kinds)
-
 
 def listed_weights(wiring: Wiring, blocks: Iterable[Block]) -> Iterator[Listed]:
     """The edges of blocks that carry weights, those of equal slots together."""
@@ -107,7 +103,7 @@ def listed_structure(wiring: Wiring, blocks: Sequence[Block]) -> Listed:
 def together(wiring: Wiring, weights: Sequence[Listed], structure: Listed) -> Listed:
     """Edges of any kind as one list."""
     slots = max(1, *(edges.position.shape[1] for edges in weights)) if weights else 1
-    carried = torch.full((structure.count, 1), wiring.size + CARRIED.index(STRUCTURE_FEATURE))
+    carried = torch.full((len(structure.kinds), 1), wiring.size + CARRIED.index(STRUCTURE_FEATURE))
     carried[structure.feature == SELF_LOOP_FEATURE] = wiring.size + CARRIED.index(SELF_LOOP_FEATURE)
     lists, positions = [*weights, structure], [*(edges.position for edges in weights), carried]
     nothing = wiring.size + CARRIED.index(0.0)

@@ -93,18 +93,18 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def fold(options: ModelOptions, tensors: Mapping[str, Tensor]) -> Folded:
     """Fold a checkpoint's `options` and `tensors`."""
-    weights = _Weights(tensors)
+    weights = {name: tensor.detach().double() for name, tensor in tensors.items()}
     edge_stages, neuron_stages = list[EdgeStage](), list[NeuronStage]()
-    matrix, bias = weights.linear("edge_in.0")
-    state = Affine(matrix.T, bias + weights.get("edge_type_embedding.weight"))
+    matrix, bias = _linear(weights, "edge_in.0")
+    state = Affine(matrix.T, bias + weights["edge_type_embedding.weight"])
     head, layers = ("edge_out", 2) if options.graph else ("horizons_out", WNN_LAYERS)
     for layer in range(options.layers - 1 if options.graph else 0):
         neuron_stages.append(_convolution(options, weights, layer, state=state))
-        names = (f"edge_updates.{layer}.{name}" for name in ("edge", "source", "target", "out"))
-        edge, source, target, out = map(weights.linear, names)
+        names = ("edge", "source", "target", "out")
+        edge, source, target, out = (_linear(weights, f"edge_updates.{layer}.{name}") for name in names)
         edge_stages.append(EdgeStage(state.then(edge[0], edge[1] + source[1] + target[1]), source[0].T, target[0].T))
         state = Affine(out[0].T, out[1].expand_as(state.bias))
-    *inner, hidden, out = (weights.linear(f"{head}.{2 * index}") for index in range(layers))
+    *inner, hidden, out = (_linear(weights, f"{head}.{2 * index}") for index in range(layers))
     for weight, bias in inner:
         edge_stages.append(EdgeStage(state.then(weight, bias)))
         state = Affine(torch.eye(options.hidden, dtype=torch.float64), torch.zeros_like(state.bias))
@@ -115,32 +115,24 @@ def fold(options: ModelOptions, tensors: Mapping[str, Tensor]) -> Folded:
         state.then(*hidden),
         out[0].view(*shape, -1),
         out[1].view(shape),
-        (weights.get("node_in.0.weight").T, weights.get("node_in.0.bias")) if options.graph else None,
-        weights.get("word_embedding.weight") if options.graph and options.vocabulary else None,
+        (weights["node_in.0.weight"].T, weights["node_in.0.bias"]) if options.graph else None,
+        weights.get("word_embedding.weight") if options.graph else None,
     )
 
 
-class _Weights:
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    def get(self, name: str) -> Tensor:
-        return self._tensors[name].detach().double()
-
-    def linear(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.get(f"{name}.weight"), self.get(f"{name}.bias")
+def _linear(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 
-def _convolution(options: ModelOptions, weights: _Weights, layer: int, *, state: Affine) -> NeuronStage:
+def _convolution(options: ModelOptions, weights: Mapping[str, Tensor], layer: int, *, state: Affine) -> NeuronStage:
     name, towers = f"convs.{layer}", range(options.towers)
-    scale, shift = (part.repeat(options.towers, 1) for part in weights.get(f"{name}.modulation.weight").chunk(2))
-    scale_bias, shift_bias = (part.repeat(options.towers) for part in weights.get(f"{name}.modulation.bias").chunk(2))
+    scale, shift = (part.repeat(options.towers, 1) for part in weights[f"{name}.modulation.weight"].chunk(2))
+    scale_bias, shift_bias = (part.repeat(options.towers) for part in weights[f"{name}.modulation.bias"].chunk(2))
     # towers are blocks on the diagonal of one wide layer
-    pre = [weights.linear(f"{name}.pre.{tower}") for tower in towers]
-    post = [weights.linear(f"{name}.post.{tower}") for tower in towers]
+    pre, post = ([_linear(weights, f"{name}.{part}.{tower}") for tower in towers] for part in ("pre", "post"))
     to_target, to_source = (_block_diagonal(parts) for parts in zip(*(w.chunk(2, dim=1) for w, _ in pre), strict=True))
     own, message = (_block_diagonal(parts) for parts in zip(*(w.chunk(2, dim=1) for w, _ in post), strict=True))
-    out, out_bias = weights.linear(f"{name}.out")
+    out, out_bias = _linear(weights, f"{name}.out")
     return NeuronStage(
         layer,
         state.then(scale, scale_bias),

@@ -35,10 +35,7 @@ LOADED: Final = 16  # overviews that are remembered until their streams of event
 
 def _edition() -> str:
     """Of the static files: browsers keep them for good, until they change."""
-    found = hashlib.sha256()
-    for path in sorted(STATIC.rglob("*.*")):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:12]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(STATIC.rglob("*.*")))).hexdigest()[:12]
 
 
 class Renderer:
@@ -89,9 +86,9 @@ class Renderer:
         sent["rows"] = rows
         facts = self._pieces(sent, servers=self.write("servers.html", seen=seen, busy=self._use(seen.servers)))
         if list(rows) != list(before):
-            return facts + self._piece("#jobs", "innerHTML", "".join(rows.values()))
-        changed = {job: row for job, row in rows.items() if before[job] != row}
-        return facts + "".join(self._piece(f"#{_selector(job)}", "outerMorph", row) for job, row in changed.items())
+            return facts + _piece("#jobs", "innerHTML", "".join(rows.values()))
+        changed = ((job.replace(".", "\\."), row) for job, row in rows.items() if before[job] != row)  # as selectors write it
+        return facts + "".join(_piece(f"#job-{job}", "outerMorph", row) for job, row in changed)
 
     def job(self, course: CourseView, *, others: list[JobView], tenant: str) -> str:
         """The page of a job."""
@@ -109,7 +106,7 @@ class Renderer:
         """Those texts, by the elements they stand in, that are not as they were sent; `sent` is brought up to date."""
         changed = {name: text for name, text in texts.items() if sent.get(name, "") != text}
         sent.update(texts)
-        return "".join(self._piece(f"#{name}", "innerMorph", text) for name, text in changed.items())
+        return "".join(_piece(f"#{name}", "innerMorph", text) for name, text in changed.items())
 
     def _facts(self, course: CourseView, others: list[JobView]) -> dict[str, Any]:
         view = course.view
@@ -127,20 +124,20 @@ class Renderer:
     def _use(self, servers: list[ServerView]) -> dict[str, float]:
         """The share of the last seconds for which each replica's device forecast; nothing at the first look."""
         for server in servers:
-            if server.forecast_s is None:
-                continue
-            at, used = self._used.setdefault(server.name, (server.at, server.forecast_s))
-            if server.at - at >= BUSY_S or server.forecast_s < used:
-                self._busy[server.name] = min(1.0, max(0.0, (server.forecast_s - used) / max(server.at - at, 1e-3)))
-                self._used[server.name] = (server.at, server.forecast_s)
+            now, used_s = server.at, server.forecast_s or 0.0
+            at, before_s = self._used.setdefault(server.name, (now, used_s))
+            if now - at >= BUSY_S or used_s < before_s:
+                self._busy[server.name] = min(1.0, max(0.0, (used_s - before_s) / max(now - at, 1e-3)))
+                self._used[server.name] = (now, used_s)
         return self._busy
-
-    def _piece(self, target: str, swap: str, html: str) -> str:
-        return f'<hx-partial hx-target="{target}" hx-swap="{swap}">{html}</hx-partial>'
 
     def write(self, template: str, **values: Any) -> str:
         """A template with these values."""
         return self._environment.get_template(template).render(base=self.base, **values)
+
+
+def _piece(target: str, swap: str, html: str) -> str:
+    return f'<hx-partial hx-target="{target}" hx-swap="{swap}">{html}</hx-partial>'
 
 
 def wiring_table(wiring: Wiring) -> dict[str, Any]:
@@ -178,11 +175,6 @@ def estimate(view: JobView, other: JobView | None) -> words.Saved | None:
 def _sorted(jobs: list[JobView]) -> list[JobView]:
     """Those that train first, then the newest."""
     return sorted(jobs, key=lambda view: (view.state == "finished", -view.status.created_at, view.job))
-
-
-def _selector(job: str) -> str:
-    """The id of a job's row, as selectors write it."""
-    return "job-" + job.replace(".", "\\.")
 
 
 def shown(tenant: str) -> str:

@@ -204,8 +204,7 @@ async def log_in(request: Request, service: TheService, render: TheRenderer) -> 
     except Unauthorized:
         return Page(render.write("login.html", wrong=True, tenant=""), status_code=401)
     answer = RedirectResponse(render.path("/"), status_code=303, headers={"cache-control": "no-store"})
-    secure = request.url.scheme == "https"
-    answer.set_cookie(COOKIE, quote(token, safe=""), httponly=True, samesite="strict", secure=secure, path="/")
+    answer.set_cookie(COOKIE, quote(token, safe=""), httponly=True, samesite="strict", secure=request.url.scheme == "https")
     return answer
 
 
@@ -214,7 +213,7 @@ async def log_out(request: Request, render: TheRenderer) -> Response:
     """Forget the token."""
     await _token_of_form(request)
     answer = RedirectResponse(render.path("/login"), status_code=303, headers={"cache-control": "no-store"})
-    answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return answer
 
 
