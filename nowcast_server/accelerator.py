@@ -1,8 +1,4 @@
-"""A CUDA device: its memory budget for forecasts and snapshots, and whether it still works.
-
-Snapshots that were uploaded for one nowcast stay for the next, which needs all but one of them, as long as nothing else needs their
-memory.
-"""
+"""A CUDA device: its memory budget for forecasts and snapshots, which stay there for the next nowcast; whether it still works."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -28,11 +28,8 @@ def create_app(
 ) -> FastAPI:
     """A nowcast server as an ASGI app; several in one process do not know of each other. Its `Service` is `app.state.service`.
 
-    Args:
-        settings: None reads them from `NOWCAST_*` variables.
-        forecasters: by name, to be used in place of those `settings` ask for.
-        on_failure: called when the forecasters cannot be loaded, since the app will never be ready then.
-        first: calls that take the place of the app's own.
+    Without `settings` they come from `NOWCAST_*` variables; `forecasters` by name are used in place of those that they ask for.
+    `on_failure` is called if the app will never be ready, or is of no use any more; calls of `first` take the place of its own.
     """
     settings = settings or Settings()
     otel = settings.otel

@@ -59,11 +59,9 @@ class Shares:
 
 @dataclass(eq=False)
 class _Work:
-    """A forecast that waits or is under way.
+    """A forecast that waits or is under way."""
 
-    It does not refer to its future: an error raised at an interruption point holds frames that refer to this, and the future holds
-    the error. Nobody would collect such a cycle, nor the snapshots the work holds.
-    """
+    # It does not refer to its future, which may hold an error, whose frames refer to this: nobody would collect such a cycle.
 
     tenant: str
     job: str

@@ -1,7 +1,4 @@
-"""`python -m nowcast_server.healthcheck`: is the server in this container ready?
-
-It reads the same `NOWCAST_*` variables as the server. Configure a container by variables, then, not by options.
-"""
+"""`python -m nowcast_server.healthcheck`: is the server in this container ready? It reads the same `NOWCAST_*` variables."""
 
 import ssl
 import sys

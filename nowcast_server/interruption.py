@@ -37,8 +37,6 @@ def interruption_point() -> None:
 
 def interruptible_items(items: Iterable[Item]) -> Iterator[Item]:
     """The items, with an interruption point before each."""
-    check = _CHECK.get()
     for item in items:
-        if check is not None:
-            check()
+        interruption_point()
         yield item

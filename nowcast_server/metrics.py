@@ -1,7 +1,4 @@
-"""Prometheus metrics, on a registry of each app's own.
-
-No label names a job or a tenant: their number is not bounded, and other tenants must not see them. docs/metrics.md lists them all.
-"""
+"""Prometheus metrics, on a registry of each app's own. No label names a job or a tenant: other tenants must not see them."""
 
 from collections.abc import Iterable
 from functools import partial

@@ -66,10 +66,7 @@ class Nowcasting:
         """Forecasts for a job; their memory is lent from when they are begun until the context ends.
 
         `gone` returns when the client has hung up; after `deadline_s` it does not want the answer any more. Then a forecast that
-        had not begun never will, and one that had ends soon.
-
-        Raises:
-            BadRequest, HistoryMissing, Busy, OutOfMemoryBudget, Unavailable, DeadlineExceeded, Gone, BadForecast
+        had not begun never will, and one that had ends soon. Raises Gone, and any error of the protocol.
         """
         loan: Loan | None = None
         try:

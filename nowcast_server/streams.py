@@ -1,7 +1,7 @@
 """A CUDA stream for forecasts, so that they and the training steps of the same process run side by side.
 
-CUDA knows no priority below that of the default stream, on which training runs; both share the device's cores. What ends soonest is
-that the forecast is queued apart: a training step that is queued later does not wait for all of it.
+CUDA knows no priority below that of the default stream, on which training runs. But a training step that is queued later does not
+wait for a forecast that is queued apart.
 """
 
 import threading

@@ -1,8 +1,4 @@
-"""Forecasters: from a context of snapshots to the weights some intervals ahead.
-
-forecaster = load_forecaster("nino", checkpoint="nino.safetensors")
-forecasts = forecaster.forecast(wiring, states, horizons=(1, 5, 40))  # (3, n)
-"""
+"""Forecasters: from a context of snapshots to the weights some intervals ahead."""
 
 from nowcast_server.forecasters.base import Forecaster
 from nowcast_server.forecasters.registry import FORECASTERS, load_forecaster, register

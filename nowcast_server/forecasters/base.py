@@ -88,11 +88,7 @@ class Forecaster(ABC):
         return forecasts
 
     def check(self, wiring: Wiring, *, context: int) -> None:
-        """Can it forecast for this network, from so many snapshots? Told before a run begins, not at its first nowcast.
-
-        Raises:
-            BadRequest: it cannot; `field` says whether for the `context` or the `wiring`.
-        """
+        """Raise BadRequest if it cannot forecast for this network, or from so many snapshots: before a run begins."""
         if self.context is not None and context != self.context:
             raise BadRequest(f"{self.name} forecasts from {self.context} snapshots, not {context}", field="context")
         if self.max_slots is not None and wiring.slots > self.max_slots:

@@ -35,13 +35,8 @@ SHIPPED: Final = Path(__file__).parent.parent / "checkpoints"
 
 
 def register(name: str, forecaster: type[Forecaster]) -> None:
-    """Offer a forecaster of one's own under a name, in this process.
-
-    Servers, and other processes, find one that an installed package names in its entry points `nowcast.forecasters`.
-
-    Args:
-        name: by which jobs ask for it.
-        forecaster: a class that can be called without arguments.
+    """Offer a forecaster of one's own, a class that is called without arguments, under a name by which jobs ask for it, in this
+    process. Others, and servers, find one that an installed package names in its entry points `nowcast.forecasters`.
 
     Raises:
         ValueError: the name cannot be one, or is another forecaster's.

@@ -1,7 +1,4 @@
-"""What a registration may ask for, and what it may cost.
-
-Parsing a large one takes thirty times its size, so they are parsed one at a time, in fair turns.
-"""
+"""What a registration may ask for, and may cost: parsing a large one takes thirty times its size, so they take fair turns."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -30,6 +30,3 @@ class LruCache(Generic[Value]):
             while self._weight > self._capacity and len(self._values) > 1:
                 self._weight -= self._weigh(self._values.popitem(last=False)[1])
             return self._values.get(key, value)
-
-    def __len__(self) -> int:
-        return len(self._values)

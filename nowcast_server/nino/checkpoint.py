@@ -127,9 +127,6 @@ def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-_RUN_TIME: Final = frozenset({"chunk_size", "message_passing_device"})
-"""Options that say how the published code runs, not what it computes."""
-
 _FIXED: Final[dict[str, tuple[Any, ...]]] = {
     "dms": (True,),
     "improved_graph": (True,),
@@ -144,44 +141,36 @@ _FIXED: Final[dict[str, tuple[Any, ...]]] = {
 }
 """Options of which these values are supported."""
 
-_NAMES: Final = {
+_NAMES: Final = {name: name for name in ("layers", "towers", "edge_types", "final_edge_update", "residual")} | {
     "ctx": "context",
     "hid": "hidden",
-    "layers": "layers",
-    "towers": "towers",
     "seq_len": "max_horizon",
     "max_feat_size": "slots",
-    "edge_types": "edge_types",
     "lpe": "laplacian",
     "act_name": "activation",
-    "final_edge_update": "final_edge_update",
-    "residual": "residual",
     "scale_method": "scaling",
     "upd_scale": "update_scale",
 }
 """Options that have one of ours for a counterpart, with the same meaning and default."""
 
-_SPECIAL: Final = frozenset({"gnn", "wte_pos_enc", "vocab_size"})
+_OTHERS: Final = {"gnn", "wte_pos_enc", "vocab_size", "chunk_size", "message_passing_device"}
+"""Options that are looked at apart, or say how the published code runs, not what it computes."""
 _VOCABULARY: Final = 50257
 
-_TENSORS: Final = tuple(
-    (re.compile(pattern), ours)
-    for pattern, ours in (
-        (r"^layer_embed\.", "edge_type_embedding."),
-        (r"^edge_proj\.fc\.", "edge_in."),
-        (r"^node_proj\.fc\.", "node_in."),
-        (r"^wte_pos_enc_layer\.", "word_embedding."),
-        (r"^edge_mlp\.fc\.", "horizons_out."),
-        (r"^edge_out\.fc\.", "edge_out."),
-        (r"^gnn\.convs\.(\d+)\.edge_encoder\.", r"convs.\1.modulation."),
-        (r"^gnn\.convs\.(\d+)\.pre_nns\.(\d+)\.0\.", r"convs.\1.pre.\2."),
-        (r"^gnn\.convs\.(\d+)\.post_nns\.(\d+)\.0\.", r"convs.\1.post.\2."),
-        (r"^gnn\.convs\.(\d+)\.lin\.", r"convs.\1.out."),
-        (r"^gnn\.edge_update\.(\d+)\.lin_e\.", r"edge_updates.\1.edge."),
-        (r"^gnn\.edge_update\.(\d+)\.lin_s\.", r"edge_updates.\1.source."),
-        (r"^gnn\.edge_update\.(\d+)\.lin_t\.", r"edge_updates.\1.target."),
-        (r"^gnn\.edge_update\.(\d+)\.lin1\.", r"edge_updates.\1.out."),
-    )
+_TENSORS: Final = (
+    (r"^layer_embed\.", "edge_type_embedding."),
+    (r"^edge_proj\.fc\.", "edge_in."),
+    (r"^node_proj\.fc\.", "node_in."),
+    (r"^wte_pos_enc_layer\.", "word_embedding."),
+    (r"^edge_mlp\.fc\.", "horizons_out."),
+    (r"^edge_out\.fc\.", "edge_out."),
+    (r"^gnn\.convs\.(\d+)\.edge_encoder\.", r"convs.\1.modulation."),
+    (r"^gnn\.convs\.(\d+)\.(pre|post)_nns\.(\d+)\.0\.", r"convs.\1.\2.\3."),
+    (r"^gnn\.convs\.(\d+)\.lin\.", r"convs.\1.out."),
+    (r"^gnn\.edge_update\.(\d+)\.lin_e\.", r"edge_updates.\1.edge."),
+    (r"^gnn\.edge_update\.(\d+)\.lin_s\.", r"edge_updates.\1.source."),
+    (r"^gnn\.edge_update\.(\d+)\.lin_t\.", r"edge_updates.\1.target."),
+    (r"^gnn\.edge_update\.(\d+)\.lin1\.", r"edge_updates.\1.out."),
 )
 
 
@@ -193,7 +182,7 @@ def published_options(arguments: Mapping[str, Any]) -> ModelOptions:
             raise CheckpointError(f"option {name} = {value!r} is not supported, only {_FIXED[name][0]!r}", field=name)
         if name in _NAMES:
             options[_NAMES[name]] = value
-        elif name not in _FIXED and name not in _RUN_TIME and name not in _SPECIAL:
+        elif name not in _FIXED and name not in _OTHERS:
             raise CheckpointError(f"unknown option {name!r} in model_args", field=name)
     options["graph"] = arguments.get("gnn", True) not in (False, None, "None", "none")
     words = options["graph"] and arguments.get("wte_pos_enc", True)
@@ -208,7 +197,4 @@ def published_options(arguments: Mapping[str, Any]) -> ModelOptions:
 
 def tensor_name(published: str) -> str:
     """Our name of a published tensor; the name itself if it is none of theirs."""
-    for pattern, ours in _TENSORS:
-        if pattern.match(published):
-            return pattern.sub(ours, published)
-    return published
+    return next((re.sub(pattern, ours, published) for pattern, ours in _TENSORS if re.match(pattern, published)), published)

@@ -96,9 +96,7 @@ def _products(precision: str) -> Iterator[None]:
 
 
 def parity(setup: Setup) -> Figures:
-    """Forecasts are those of the CPU, for every form of network and every dtype of snapshots; on a CPU, those of the work cut as
-    for a device. On CUDA also with TF32, as far as it goes.
-    """
+    """Forecasts are those of the CPU (there, of work cut as for a device) for every network and dtype; on CUDA also with TF32."""
     figures: Figures = {}
     exact, device = StreamingEngine(setup.checkpoint), StreamingEngine(setup.checkpoint, device=setup.device, sizes=DEVICE_SIZES)
     for (name, make), dtype in product(FAMILIES.items(), DTYPES):

@@ -1,6 +1,5 @@
-"""What connections may cost before a token is looked at: how many there are, how long they wait, and what refused bodies take.
-
-These are hooks into uvicorn's protocol, tested with the versions that `pyproject.toml` allows.
+"""What connections may cost before a token is looked at, by hooks into uvicorn's protocol: how many there are, how long they wait,
+and what refused bodies take.
 """
 
 import asyncio

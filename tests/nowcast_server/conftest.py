@@ -1,14 +1,15 @@
 """Apps in process for the server's tests, and their support module on the path."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from httpx2 import Client
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -20,49 +21,35 @@ from nowcast_server.settings import Settings
 from protos.wiring import Wiring
 
 
-def _app(forecasters: tuple[Forecaster, ...], settings: Settings) -> FastAPI:
-    by_name = {each.name: each for each in forecasters or (Last(),)}
-    return create_app(settings, forecasters=by_name)
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Runs apps in process, without sockets: quick, but a body arrives in one piece."""
+def _started(connect: Callable[[FastAPI, Settings], AbstractContextManager[Client]]) -> Iterator[Start]:
     with ExitStack() as stack:
 
-        def start_app(*forecasters: Forecaster, wiring: Wiring | None = None, **settings: Any) -> Caller:
-            app = _app(forecasters, Settings(**settings))
-            client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
+        def start_app(*forecasters: Forecaster, wiring: Wiring | None = None, **given: Any) -> Caller:
+            settings = Settings(**given)
+            app = create_app(settings, forecasters={each.name: each for each in forecasters or (Last(),)})
+            client = stack.enter_context(connect(app, settings))
             wait_until_ready(client)
             return Caller(client, app.state.service, wiring or dense())
 
         yield start_app
 
 
-@contextmanager
-def _listener() -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def start_app(*forecasters: Forecaster, wiring: Wiring | None = None, **settings: Any) -> Caller:
-            app = _app(forecasters, Settings(**settings))
-            client = stack.enter_context(listening(app, Settings(**settings)))
-            return Caller(client, app.state.service, wiring or dense())
-
-        yield start_app
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Runs apps in process, without sockets: quick, but a body arrives in one piece."""
+    yield from _started(lambda app, _: TestClient(app, raise_server_exceptions=False))
 
 
 @pytest.fixture
 def listen() -> Iterator[Start]:
     """Runs apps under uvicorn on a loopback port, as `nowcast-server run` does, where sockets matter."""
-    with _listener() as start:
-        yield start
+    yield from _started(listening)
 
 
 @pytest.fixture(scope="module")
 def listen_module() -> Iterator[Start]:
     """The same, for all tests of a module."""
-    with _listener() as start:
-        yield start
+    yield from _started(listening)
 
 
 @pytest.fixture

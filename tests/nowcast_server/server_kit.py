@@ -39,12 +39,8 @@ def dense(targets: int = 3, sources: int = 4) -> Wiring:
 def frames(values: torch.Tensor, *, step: int, chunk_bytes: int = 64, **changes: Any) -> bytes:
     """A snapshot as it goes over the wire; `changes` to its header."""
     dtype = str(values.dtype).removeprefix("torch.")
-    header = Header(**{"kind": "snapshot", "dtype": dtype, "shape": (values.numel(),), "step": step, **changes})
-    payload = values.contiguous().view(torch.uint8).numpy().data
-    if len(payload) == header.payload_bytes:
-        return b"".join(write_frames(header, payload, chunk_bytes=chunk_bytes))
-    honest = Header("snapshot", dtype, (values.numel(),), step)  # a header that lies about the data
-    return header.pack() + b"".join(write_frames(honest, payload, chunk_bytes=chunk_bytes))[len(honest.pack()) :]
+    header = Header("snapshot", dtype, (values.numel(),), step, **changes)
+    return b"".join(write_frames(header, values.contiguous().view(torch.uint8).numpy().data, chunk_bytes=chunk_bytes))
 
 
 def read_forecasts(body: bytes) -> tuple[Header, torch.Tensor]:

@@ -132,13 +132,3 @@ def test_a_job_that_its_checkpoint_cannot_serve_is_refused(make: Make) -> None:
         told = refused(caller.register(forecaster="nino", context=3), 422, "bad_request", "context")
         assert "nino forecasts from 5 snapshots, not 3" in told["detail"]
         assert caller.register(forecaster="wnn", context=5).status_code == 201
-
-
-def test_checkpoints_that_do_not_fit_stop_the_server(make: Make) -> None:
-    """A server would come up that has promised memory it has not."""
-    small = settings(f"vision={make('vision')}", forecast_memory="100KiB")
-    failed: list[bool] = []
-    with TestClient(create_app(small, on_failure=lambda: failed.append(True))) as client:
-        while not failed:
-            assert client.get("/readyz").status_code == 503
-        assert client.get("/livez").status_code == 503

@@ -220,31 +220,11 @@ def test_a_forecaster_that_is_stuck(run: Run) -> None:
     assert process.popen.returncode in {0, 1}, output
 
 
-LOST_DEVICE = """
-import sys, torch
-from nowcast_server.app import Service
-from nowcast_server.running import serve
-from nowcast_server.settings import Settings
-
-torch.version.cuda = None
-load = Service._load
-
-async def lose(service):
-    await load(service)
-    service._lost(RuntimeError("CUDA error: an illegal memory access was encountered\\nmore"))
-
-Service._load = lose
-sys.exit(serve(Settings()))
-"""
-
-
-def test_a_lost_device_ends_the_process(run: Run) -> None:
-    """Whatever keeps the server running would not start it again; or nobody would see that it forecasts on the CPU."""
-    process = run("-c", LOST_DEVICE, wait=False)
+def test_a_server_that_cannot_load_ends(run: Run) -> None:
+    """Whatever keeps the server running would not start it again."""
+    process = run(NOWCAST_CHECKPOINTS="/no/such/file.safetensors", wait=False)
     output, _ = process.popen.communicate(timeout=60)
     assert process.popen.returncode == 1, output
-    assert "forecasts are made on the CPU: this torch is built without CUDA" in output
-    assert "the device cpu has failed, and this process ends: CUDA error: an illegal memory access was encountered\n" in output
 
 
 def test_a_service_link_is_named() -> None:
@@ -369,6 +349,7 @@ def test_a_unix_socket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     [
         ({"checkpoints": ("/no/such/file.safetensors",)}, "cannot read the checkpoint /no/such/file.safetensors"),
         ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"forecast_memory": "100KiB"}, "the weights of the forecasters needs"),
     ],
 )
 def test_what_cannot_be_loaded(given: dict[str, Any], says: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -124,11 +124,11 @@ class Renderer:
     def _use(self, servers: list[ServerView]) -> dict[str, float]:
         """The share of the last seconds for which each replica's device forecast; nothing at the first look."""
         for server in servers:
-            now, used_s = server.at, server.forecast_s or 0.0
-            at, before_s = self._used.setdefault(server.name, (now, used_s))
-            if now - at >= BUSY_S or used_s < before_s:
-                self._busy[server.name] = min(1.0, max(0.0, (used_s - before_s) / max(now - at, 1e-3)))
-                self._used[server.name] = (now, used_s)
+            if (used_s := server.forecast_s) is not None:
+                at, before_s = self._used.setdefault(server.name, (server.at, used_s))
+                if server.at - at >= BUSY_S or used_s < before_s:
+                    self._busy[server.name] = min(1.0, max(0.0, (used_s - before_s) / max(server.at - at, 1e-3)))
+                    self._used[server.name] = (server.at, used_s)
         return self._busy
 
     def write(self, template: str, **values: Any) -> str:

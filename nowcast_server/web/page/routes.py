@@ -1,7 +1,4 @@
-"""Routes of the live page: overview, jobs, updates, login.
-
-A token typed into a form is kept in a cookie that no script can read, until the browser ends.
-"""
+"""Routes of the live page. A token typed into its form is kept in a cookie that no script can read, until the browser ends."""
 
 import asyncio
 import json

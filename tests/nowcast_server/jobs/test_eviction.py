@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from server_kit import Caller, Held, Start, dense, read_forecasts, refused, until
+from server_kit import Caller, Held, Start, dense, read_forecasts, refused
 
 from nowcast_server.jobs.course import COURSE_BYTES
 
@@ -137,17 +137,6 @@ def test_a_finished_job_frees_its_memory(start: Start) -> None:
     assert caller.register().status_code == 200  # a run that goes on
     caller.fill()
     assert caller.nowcast().status_code == 200
-
-
-def test_a_job_finished_during_its_forecast(start: Start) -> None:
-    """The forecaster would read memory that others have by then; or the memory would never come back."""
-    held = Held()
-    caller = start(held, wiring=dense(10, 20)).filled()
-    used = caller.service.histories.used_bytes
-    with held.making(caller):
-        assert finish(caller).status_code == 200
-        assert caller.service.histories.used_bytes == used
-    until(lambda: caller.service.histories.used_bytes < used)
 
 
 @pytest.mark.parametrize("limit", ["max_jobs", "tenant_jobs"])

@@ -12,7 +12,6 @@ from server_kit import Caller, Start, dense, refused, until
 
 from nowcast_server.jobs import history
 from nowcast_server.jobs.budget import Budget
-from nowcast_server.jobs.course import COURSE_BYTES
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.settings import Settings
 from protos.errors import UnknownJob
@@ -59,18 +58,6 @@ def test_unknown_paths_and_methods(caller: Caller) -> None:
     for path in ("/v1/jobs/../../etc", "/v1/jobs/a%2Fb", "/v2/jobs", "/v1/jobs/", "/none/x"):
         refused(caller.client.put(path, json={}), 404, "not_found")
     refused(caller.client.post("/v1/jobs/job", json={}), 405, "method_not_allowed")
-
-
-def test_memory_budget(start: Start) -> None:
-    """The server would take in jobs until the machine kills it."""
-    memory = 2 * COURSE_BYTES + 69_464
-    caller = start(memory=memory, wiring=dense(10, 20))  # 200 values: 3,200 bytes of context, 25,600 of skill, and the course
-    assert caller.as_job("a").register().status_code == 201
-    assert caller.as_job("b").register().status_code == 201
-    problem = refused(caller.as_job("c").register(), 507, "out_of_memory_budget")
-    assert COURSE_BYTES + 28_800 < problem["needed_bytes"] < problem["limit_bytes"] == memory
-    caller.client.delete("/v1/jobs/a")
-    assert caller.as_job("c").register().status_code == 201
 
 
 def test_a_refused_job_costs_nothing(start: Start) -> None:

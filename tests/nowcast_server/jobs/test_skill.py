@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from server_kit import Odd, Start, dense
+from server_kit import Odd, Start, dense, frames
 
 from nowcast_server.jobs import skill
 from nowcast_server.jobs.skill import KEPT, SAMPLE, TrackRecord, track_bytes
@@ -91,8 +91,6 @@ def test_a_job_shows_its_skill(start: Start) -> None:
     values = caller.values(0)
 
     def upload(step: int, scale: float) -> None:
-        from server_kit import frames
-
         assert caller.upload(step, frames(values + scale, step=step)).status_code == 200
 
     for step, scale in ((10, 0.0), (20, 1.0), (30, 2.0)):

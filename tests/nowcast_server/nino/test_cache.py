@@ -16,7 +16,7 @@ def test_what_was_used_last_is_kept() -> None:
     assert cache.get("b", lambda: [9]) == [9]
     large = cache.get("large", lambda: [2] * 100)  # the newest, however large
     assert cache.get("large", list) is large
-    assert len(cache) == 1
+    assert len(cache._values) == 1
 
 
 def test_threads_get_one_value() -> None:
@@ -25,4 +25,4 @@ def test_threads_get_one_value() -> None:
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda index: cache.get(str(index % 80), lambda: [index % 80]), range(4000)))
     assert [value[0] for value in got] == [index % 80 for index in range(4000)]
-    assert len(cache) == 50
+    assert len(cache._values) == 50

@@ -22,13 +22,16 @@ def same(first: Checkpoint, second: Checkpoint) -> bool:
 
 
 def test_headers_of_older_files_are_read(tmp_path: Path) -> None:
-    """The shipped weights, whose headers name options that were given up, could not be loaded; others would be misread."""
-    tensors, path = random_checkpoint(**SMALL).tensors, tmp_path / "a.safetensors"
+    """Weights whose headers name options that were given up, or shipped as float16, would be refused, or others be misread."""
+    tensors = {name: tensor.half() for name, tensor in random_checkpoint(**SMALL).tensors.items()}
+    path = tmp_path / "a.safetensors"
     for scaling in ("std", "std-param"):
         header = {"format": 1, "options": {**SMALL, "residual": True, "update_scale": 1.0, "scaling": scaling}}
-        save_file(dict(tensors), path, metadata={"nowcast": json.dumps(header)})
+        save_file(tensors, path, metadata={"nowcast": json.dumps(header)})
         if scaling == "std":
-            assert load_checkpoint(path).options == ModelOptions(**SMALL)
+            found = load_checkpoint(path)
+            assert found.options == ModelOptions(**SMALL)
+            assert all(tensor.dtype == torch.float32 for tensor in found.tensors.values())
         else:
             with pytest.raises(CheckpointError, match="only 'std' is supported"):
                 load_checkpoint(path)
@@ -103,15 +106,6 @@ def test_wrong_tensors_are_named(name: str, value: torch.Tensor | None) -> None:
     with pytest.raises(CheckpointError) as caught:
         Checkpoint(ModelOptions(**SMALL), {key: tensor for key, tensor in tensors.items() if tensor is not None}, "x")
     assert (caught.value.field, caught.value.code) == (name, "bad_checkpoint")
-
-
-def test_half_precision_is_widened(tmp_path: Path) -> None:
-    """Checkpoints shipped as float16 would be refused, or computed in float16."""
-    checkpoint = random_checkpoint(**SMALL)
-    path = tmp_path / "a.safetensors"
-    header = json.dumps({"format": 1, "options": checkpoint.options.to_dict()})
-    save_file({name: tensor.half() for name, tensor in checkpoint.tensors.items()}, path, metadata={"nowcast": header})
-    assert all(tensor.dtype == torch.float32 for tensor in load_checkpoint(path).tensors.values())
 
 
 @pytest.mark.parametrize(

@@ -51,15 +51,6 @@ def test_every_form_of_block(seed: int) -> None:
         assert compare(checkpoint, wiring, states, sizes=TINY if seed % 2 else None) <= TOLERANCE
 
 
-def test_features_given_are_not_written_to() -> None:
-    """Features are kept for the next forecast of the same network, which would differ."""
-    checkpoint, wiring = random_checkpoint(hidden=8), transformer_wiring()
-    features, states = node_pe(wiring), random_states(wiring)
-    kept = features.clone()
-    StreamingEngine(checkpoint).forecast(wiring, states, horizons=(1,), node_pe=features)
-    assert torch.equal(features, kept)
-
-
 @pytest.mark.parametrize("graph", [True, False])
 def test_full_size_panels(*, graph: bool) -> None:
     """Blocks larger than one panel would lose or repeat edges where they are cut."""
@@ -94,10 +85,11 @@ def test_snapshots_may_lie_anywhere() -> None:
     """A history that keeps its snapshots apart, or strided, would have to copy them together first."""
     wiring = transformer_wiring(width=20, vocabulary=60)
     states, features, engine = random_states(wiring), node_pe(wiring), StreamingEngine(random_checkpoint())
-    kept = states.clone()
+    kept, kept_features = states.clone(), features.clone()
     together = engine.forecast(wiring, states, horizons=(1, 9), node_pe=features)
     apart = [torch.cat((torch.zeros(3), row))[3:] for row in states]
     assert torch.equal(engine.forecast(wiring, apart, horizons=(1, 9), node_pe=features), together)
     strided = torch.stack((states, states), dim=2).flatten(1)[:, ::2]
     assert torch.equal(engine.forecast(wiring, strided, horizons=(1, 9), node_pe=features), together)
     assert torch.equal(states, kept)
+    assert torch.equal(features, kept_features)  # they serve the next forecast as well
