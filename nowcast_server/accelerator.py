@@ -45,7 +45,7 @@ class Accelerator:
         self.device, self.on_lost = device, on_lost
         self.limit_bytes = limit_bytes or int(SHARE * torch.cuda.mem_get_info(device)[0])
         self.uploads = 0  # snapshots so far
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._kept: dict[int, _Kept] = {}  # by serial, the one used longest ago first
         self._working_bytes = 0
 
@@ -53,7 +53,7 @@ class Accelerator:
     def used_bytes(self) -> int:
         """Of snapshots, and promised to forecasts under way."""
         with self._lock:
-            return self._used_bytes()
+            return self._working_bytes + sum(kept.size_bytes for kept in self._kept.values())
 
     def check(self, size_bytes: int, *, what: str) -> None:
         """Raise OutOfMemoryBudget if so many bytes could never be had."""
@@ -101,14 +101,11 @@ class Accelerator:
 
     def _evict(self, limit_bytes: int) -> None:
         """Let go of snapshots that nobody reads, until no more than so many bytes are used, or none is left."""
-        used_bytes = self._used_bytes()
+        used_bytes = self.used_bytes
         for serial in [serial for serial, kept in self._kept.items() if not kept.users]:
             if used_bytes <= limit_bytes:
                 return
             used_bytes -= self._kept.pop(serial).size_bytes
-
-    def _used_bytes(self) -> int:
-        return self._working_bytes + sum(kept.size_bytes for kept in self._kept.values())
 
 
 class Reservation:

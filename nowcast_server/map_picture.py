@@ -129,7 +129,5 @@ def _colours(values: Floats, by: str) -> tuple[list[str], str]:
 
 def _blend(share: float) -> str:
     """The colour at a share of the scale."""
-    place = min(max(share, 0.0), 1.0) * (len(STOPS) - 1)
-    first = min(int(place), len(STOPS) - 2)
-    mixed = (round(a + (b - a) * (place - first)) for a, b in zip(STOPS[first], STOPS[first + 1], strict=True))
+    mixed = (round(np.interp(share, np.linspace(0, 1, len(STOPS)), channel)) for channel in zip(*STOPS, strict=True))
     return "#" + "".join(f"{each:02x}" for each in mixed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -24,32 +24,25 @@ class _Network:
         self.neurons += count
         return slice(self.neurons - count, self.neurons)
 
-    def dense(self, kind: EdgeType, source: slice, target: slice, *, slots: int = 1, by_source: bool = False) -> None:
-        """A weight for each pair, the sources' axis first if `by_source`."""
+    def join(self, kind: EdgeType, source: slice, target: slice, *, slots: int = 1, by_source: bool = False) -> None:
+        """Edges of a kind: from each neuron to its like for norms and residuals, else for each pair; with weights, if the kind has
+        them, the sources' axis first if `by_source`.
+        """
         sources, targets = source.stop - source.start, target.stop - target.start
-        strides = (targets * slots, slots) if by_source else (slots, sources * slots)
-        layout = {"source_stride": strides[0], "target_stride": strides[1], "slots": slots, "slot_stride": int(slots > 1)}
-        self._weights(kind, source, target, sources * targets * slots, **layout)
+        diagonal, layout = kind in {EdgeType.NORM, EdgeType.RESIDUAL}, dict[str, int]()
+        if kind < EdgeType.RESIDUAL:
+            strides = (0, 1) if diagonal else (targets * slots, slots) if by_source else (slots, sources * slots)
+            names = ("parameter", "source_stride", "target_stride", "slots", "slot_stride")
+            layout = dict(zip(names, (len(self.parameters), *strides, slots, int(slots > 1)), strict=True))
+            count = targets * slots * (1 if diagonal else sources)
+            self.parameters.append(Parameter(f"{len(self.parameters)}", (count,)))
+        self.blocks.append(Block(kind, source.start, sources, target.start, targets, diagonal, **layout))
 
     def bias(self, target: slice) -> None:
-        self._weights(EdgeType.OTHER, self.layer(1), target, target.stop - target.start, target_stride=1)
-
-    def norm(self, source: slice, target: slice) -> None:
-        self._weights(EdgeType.NORM, source, target, target.stop - target.start, diagonal=True, target_stride=1)
-
-    def structure(self, kind: EdgeType, source: slice, target: slice) -> None:
-        self._block(kind, source, target, diagonal=kind == EdgeType.RESIDUAL)
+        self.join(EdgeType.OTHER, self.layer(1), target)
 
     def wiring(self) -> Wiring:
         return Wiring(tuple(self.parameters), self.neurons, tuple(self.blocks))
-
-    def _weights(self, kind: EdgeType, source: slice, target: slice, count: int, **layout: Any) -> None:
-        self.parameters.append(Parameter(f"{len(self.parameters)}", (count,)))
-        self._block(kind, source, target, parameter=len(self.parameters) - 1, **layout)
-
-    def _block(self, kind: EdgeType, source: slice, target: slice, **layout: Any) -> None:
-        place = (source.start, source.stop - source.start, target.start, target.stop - target.start)
-        self.blocks.append(Block(kind, *place, **layout))
 
 
 def convolutional(*channels: int, classes: int = 10) -> Wiring:
@@ -58,11 +51,11 @@ def convolutional(*channels: int, classes: int = 10) -> Wiring:
     layer = network.layer(channels[0])
     for count in channels[1:]:
         following = network.layer(count)
-        network.dense(EdgeType.CONVOLUTION, layer, following, slots=9)
+        network.join(EdgeType.CONVOLUTION, layer, following, slots=9)
         network.bias(following)
         layer = following
     readout = network.layer(classes)
-    network.dense(EdgeType.LINEAR, layer, readout)
+    network.join(EdgeType.LINEAR, layer, readout)
     network.bias(readout)
     return network.wiring()
 
@@ -71,21 +64,21 @@ def transformer(width: int, *, layers: int, vocabulary: int) -> Wiring:
     """Word embedding, layers of attention and MLP, readout: some 2 * vocabulary * width + layers * 12 * width^2 weights."""
     network = _Network()
     words, stream = network.layer(vocabulary), network.layer(width)
-    network.dense(EdgeType.WORD_EMBEDDING, words, stream, by_source=True)
+    network.join(EdgeType.WORD_EMBEDDING, words, stream, by_source=True)
     for _ in range(layers):
         values, after = network.layer(width), network.layer(width)
         for kind in (EdgeType.QUERY, EdgeType.KEY, EdgeType.VALUE):
-            network.dense(kind, stream, values)
-        network.structure(EdgeType.HEAD, network.layer(1), values)
-        network.dense(EdgeType.LINEAR, values, after)
-        network.structure(EdgeType.RESIDUAL, stream, after)
+            network.join(kind, stream, values)
+        network.join(EdgeType.HEAD, network.layer(1), values)
+        network.join(EdgeType.LINEAR, values, after)
+        network.join(EdgeType.RESIDUAL, stream, after)
         hidden, stream = network.layer(4 * width), network.layer(width)
-        network.norm(after, stream)
-        network.dense(EdgeType.LINEAR, after, hidden)
+        network.join(EdgeType.NORM, after, stream)
+        network.join(EdgeType.LINEAR, after, hidden)
         network.bias(hidden)
-        network.dense(EdgeType.LINEAR, hidden, stream, by_source=True)
-        network.structure(EdgeType.RESIDUAL, after, stream)
-    network.dense(EdgeType.LINEAR, stream, network.layer(vocabulary))
+        network.join(EdgeType.LINEAR, hidden, stream, by_source=True)
+        network.join(EdgeType.RESIDUAL, after, stream)
+    network.join(EdgeType.LINEAR, stream, network.layer(vocabulary))
     return network.wiring()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
+import stamina
 from ray import serve
 from ray.serve import Application
 
@@ -111,21 +112,14 @@ def start(
     return f"{'https' if tls else 'http'}://{known.host}:{known.port}{prefix.rstrip('/')}"
 
 
+@stamina.retry(on=lambda error: "timed out during startup" in str(error), attempts=ATTEMPTS, timeout=None)
 def _start_cluster() -> None:
     """Start Ray on this machine; again if it was too slow for itself: its own processes have a fixed 15 s to come up."""
     for key, value in PATIENCE.items():
         os.environ.setdefault(key, value)
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            # "local": not whatever cluster happens to run on this machine
-            ray.init(address="local", object_store_memory=LOCAL_OBJECT_STORE_BYTES, include_dashboard=True, log_to_driver=False)
-        except Exception as error:
-            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
-                raise
-            log.warning("Ray did not start in time, trying again")
-            ray.shutdown()
-        else:
-            return
+    ray.shutdown()  # what is left of an attempt before
+    # "local": not whatever cluster happens to run on this machine
+    ray.init(address="local", object_store_memory=LOCAL_OBJECT_STORE_BYTES, include_dashboard=True, log_to_driver=False)
 
 
 def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Replicas, stay: bool, name: str, **where: Any) -> None:
