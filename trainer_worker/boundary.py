@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from torch import Tensor
@@ -126,23 +126,30 @@ class Boundaries:
         return 1.0 if self._shadow else self._push.gain_at(self._next, max_steps=self._max_steps)
 
     def _take_up(self) -> None:
-        """End the push under way, and begin what was asked for one boundary ago, on all ranks or on none."""
+        """End the push under way, and begin what was asked for one boundary ago."""
+        if not self._shadow:
+            reason = self._use("glided", self._begin_push)
+            if reason:
+                self._end_push()
+            self._adapt(reason)
+        elif self._forecasts is not None:
+            _, reason, detail = self._collect()
+            self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "scored", reason, detail))
+            if not self._flat.sharded:  # ranks take snapshots together then, and know nothing of this
+                self._adapt(reason)
+
+    def _use(self, outcome: str, begin: Callable[[Tensor | None], None], *, wait: bool = False, horizon: int | None = None) -> str:
+        """Begin with the displacement that was asked for, on all ranks or on none; if none, why."""
         start = time.perf_counter()
-        displacement, reason, detail = self._collect() if self._forecasts is not None else (None, None, "")
-        if self._shadow:
-            if reason is not None:
-                self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "scored", reason, detail))
-                if not self._flat.sharded:  # ranks take snapshots together then, and know nothing of this
-                    self._adapt(reason)
-            return
+        displacement, reason, detail = self._collect(wait=wait) if self._forecasts is not None else (None, None, "")
         reason, displacement = self._ranks.share(reason, displacement, size=None if self._flat.sharded else self._flat.size)
         if reason:
-            self._end_push()
+            outcome, horizon = "skipped", None
         else:
-            self._begin_push(displacement)
+            begin(displacement)
         waited_s = time.perf_counter() - start
-        self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "glided", reason, detail, seconds=waited_s))
-        self._adapt(reason)
+        self._journal.add(Event(self.step, "nowcast", outcome, reason, detail, horizon=horizon, seconds=waited_s))
+        return reason
 
     def _begin_push(self, displacement: Tensor | None) -> None:
         self.pushed.set(displacement, parts=-(-(self._next - self.step) // EVERY))

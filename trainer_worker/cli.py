@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
@@ -197,7 +198,11 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     console = Console()
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # so that the server's process is stopped as well
         signal.signal(number, lambda received, _: sys.exit(128 + received))
-    _check_writable(config.output.folder)
+    try:
+        config.output.folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=config.output.folder).close()
+    except OSError as error:  # now, not after hours
+        _fail(f"cannot write to the results folder {config.output.folder}: {error.strerror or error}; choose another --out")
     with console.status("starting"):
         from trainer_worker.comparison import report
         from trainer_worker.comparison.compare import compare
@@ -214,17 +219,6 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
             console.print("\n".join(f"wrote {copy}" for copy in put(config.output.storage, paths)), soft_wrap=True)
     except (CommandFailed, BadArgument) as error:
         _fail(str(error))
-
-
-def _check_writable(folder: Path) -> None:
-    """Check that a folder can be written to: fail now, not after hours."""
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        _fail(f"cannot write to the results folder {folder}: {error.strerror or error}; choose another --out")
 
 
 def _unfinished(config: "Config") -> str | None:

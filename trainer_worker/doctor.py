@@ -64,7 +64,7 @@ def examine(place: str | None, url: str | None, question: Question, *, token: st
         try:
             report = describe_module(place, inputs=inputs)
         except (ValueError, BadWiring) as error:
-            return [Finding(fine=False, text=str(error))]
+            return [Finding(False, str(error))]
         findings += [*_wiring(report), _traffic(report, question)]
     if url is not None:
         findings += _server(url, report, question, token=token)
@@ -74,12 +74,11 @@ def examine(place: str | None, url: str | None, question: Question, *, token: st
 
 
 def _wiring(report: WiringReport) -> list[Finding]:
-    poor = report.coverage < POOR
-    advice = "; give --inputs, as forward takes them" if poor else ""
-    told = [Finding(fine=not poor, text=f"{report.sentence}{advice}")]
+    fine = report.coverage >= POOR
+    told = [Finding(fine, report.sentence + ("" if fine else "; give --inputs, as forward takes them"))]
     if report.left_out:
-        told.append(Finding(fine=True, text=f"left out, as they cannot be forecast: {', '.join(report.left_out[:5])}"))
-    return told + [Finding(fine=not poor, text=remark) for remark in report.remarks[:3]]
+        told.append(Finding(True, f"left out, as they cannot be forecast: {', '.join(report.left_out[:5])}"))
+    return told + [Finding(fine, remark) for remark in report.remarks[:3]]
 
 
 def _traffic(report: WiringReport, question: Question) -> Finding:
@@ -91,7 +90,7 @@ def _traffic(report: WiringReport, question: Question) -> Finding:
         interval = max(1, question.max_steps // (JUMP_SHARE if jumping else SHARE))
         total = question.max_steps // interval * (up + down // (CONTEXT if jumping else 1))
         text += f"; with intervals of {interval} steps {decimal(total)} over the run"
-    return Finding(fine=True, text=text)
+    return Finding(True, text)
 
 
 def _forecast(report: WiringReport, question: Question) -> Finding:
@@ -100,9 +99,9 @@ def _forecast(report: WiringReport, question: Question) -> Finding:
     try:
         forecaster = embed(question.spec(report), forecaster=name, device=torch.device("cpu")).forecaster
     except BadArgument as error:
-        return Finding(fine=False, text=str(error))
+        return Finding(False, str(error))
     if report.wiring.size > MEASURED:
-        return Finding(fine=True, text=f"{name} runs in this process; its time is not measured beyond {MEASURED:,} weights")
+        return Finding(True, f"{name} runs in this process; its time is not measured beyond {MEASURED:,} weights")
     states = [torch.randn(report.wiring.size) * 0.01 for _ in range(CONTEXT)]
     times = []
     for _ in range(2):
@@ -110,7 +109,7 @@ def _forecast(report: WiringReport, question: Question) -> Finding:
         forecaster.forecast(report.wiring, states, horizons=(forecaster.glide_horizon,))
         times.append(time.perf_counter() - start)
     text = f"{name} (mode {question.mode}) takes {times[1]:.2g} s for a forecast here ({times[0]:.2g} s for the first)"
-    return Finding(fine=True, text=f"{text}; where an interval is shorter, training waits for it (for a server it never waits)")
+    return Finding(True, f"{text}; where an interval is shorter, training waits for it (for a server it never waits)")
 
 
 def _server(url: str, report: WiringReport | None, question: Question, *, token: str | None) -> list[Finding]:
@@ -119,21 +118,21 @@ def _server(url: str, report: WiringReport | None, question: Question, *, token:
         with closing(HttpEndpoint(url, job=Server().new_job(), token=token)) as endpoint:
             info = endpoint.info(deadline=deadline)
             mine = version(DISTRIBUTION)
-            found = [Finding(fine=True, text=f"{url} answers: version {info.version} (here {mine}), on {info.device}")]
+            found = [Finding(True, f"{url} answers: version {info.version} (here {mine}), on {info.device}")]
             if info.protocol != VERSION:
                 spoken = f"the server speaks version {info.protocol} of the protocol, this worker {VERSION}"
-                found.append(Finding(fine=False, text=f"{spoken}: install the same release on both"))
+                found.append(Finding(False, f"{spoken}: install the same release on both"))
             if question.made_by not in info.forecasters:
                 text = f"there is no forecaster {question.made_by!r}; there are {', '.join(info.forecasters)}"
-                found.append(Finding(fine=False, text=text))
+                found.append(Finding(False, text))
             elif report is not None and info.protocol == VERSION:
                 found.append(_room(endpoint, question.spec(report), deadline))
             return found
     except NowcastError as error:
         hint = "; give NOWCAST_TOKEN" if error.field == "authorization" else ""
-        return [Finding(fine=False, text=f"{error.detail}{hint}")]
+        return [Finding(False, f"{error.detail}{hint}")]
     except (BadArgument, httpx2.InvalidURL, OSError) as error:
-        return [Finding(fine=False, text=str(error))]
+        return [Finding(False, str(error))]
 
 
 def _room(endpoint: HttpEndpoint, spec: JobSpec, deadline: Deadline) -> Finding:
@@ -142,5 +141,5 @@ def _room(endpoint: HttpEndpoint, spec: JobSpec, deadline: Deadline) -> Finding:
         endpoint.register(spec, replace=False, deadline=deadline)
         endpoint.finish(Progress(step=0), deadline=deadline)
     except NowcastError as error:
-        return Finding(fine=False, text=f"the server rejected the job ({error.code}): {error.detail}")
-    return Finding(fine=True, text="the server takes the job")
+        return Finding(False, f"the server rejected the job ({error.code}): {error.detail}")
+    return Finding(True, "the server takes the job")

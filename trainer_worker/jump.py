@@ -1,19 +1,14 @@
 """The published method: predicted weights are loaded at once, every five intervals, by the paper's schedule."""
 
-import time
 from typing import Any, Final
 
 from trainer_worker.boundary import Boundaries
 from trainer_worker.errors import BadArgument
-from trainer_worker.events import Event
 from trainer_worker.push import CONTEXT
 
-FURTHEST: Final = 40
-"""K, the first horizon, in intervals."""
-POWER: Final = 2.0
-"""p, of its decay."""
-JUMP_SHARE: Final = 50
-"""Intervals in a run, as in the paper: 200 steps of 10,000."""
+FURTHEST: Final = 40  # K, the first horizon, in intervals
+POWER: Final = 2.0  # p, of its decay
+JUMP_SHARE: Final = 50  # intervals in a run, as in the paper: 200 steps of 10,000
 
 
 def paper_horizons(nowcasts: int) -> tuple[int, ...]:
@@ -53,20 +48,10 @@ class Jumps(Boundaries):
             return  # no jump is left to take a snapshot for
         self._take_snapshot()
         if self.step == due:
-            self._jump(self._horizons[due // self._period - 1])
+            horizon = self._horizons[due // self._period - 1]
+            if self._forecasts is not None:
+                self._asked = self._forecasts.ask(gain=0.0, horizon=horizon)
+            self._use("jumped", self.pushed.displace, wait=True, horizon=horizon)
             self._taken = 0
             if self._forecasts is not None:
                 self._forecasts.sender.reset()
-
-    def _jump(self, horizon: int) -> None:
-        start = time.perf_counter()
-        displacement, reason, detail = None, None, ""
-        if self._forecasts is not None:
-            self._asked = self._forecasts.ask(gain=0.0, horizon=horizon)
-            displacement, reason, detail = self._collect(wait=True)
-        reason, displacement = self._ranks.share(reason, displacement, size=None if self._flat.sharded else self._flat.size)
-        if not reason:
-            self.pushed.displace(displacement)
-        outcome, made = ("skipped", None) if reason else ("jumped", horizon)
-        waited_s = time.perf_counter() - start
-        self._journal.add(Event(self.step, "nowcast", outcome, reason, detail, horizon=made, seconds=waited_s))

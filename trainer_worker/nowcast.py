@@ -101,8 +101,9 @@ class Nowcast:
         self._push, self._wiring, self._example_inputs = push or Push(), wiring, example_inputs
         self._endpoint: Any = server if hasattr(server, "register") else None
         self._server = Server.of(None if self._endpoint else server)
-        self._job = self._server.new_job()
-        self._journal = Journal(self._job, on_event)
+        self.job = self._server.new_job()
+        """Id of the job at the server."""
+        self._journal = Journal(self.job, on_event)
         self._handles: list[Any] = []
         self._wired: dict[str, object] = {}
         self._over = self._entered = False
@@ -119,7 +120,7 @@ class Nowcast:
             if self._ranks.rank == 0:
                 spec = self._spec()
                 endpoint = self._endpoint or connect(
-                    self._server, spec, job=self._job, forecaster=self._forecaster, device=self._flat.device
+                    self._server, spec, job=self.job, forecaster=self._forecaster, device=self._flat.device
                 )
                 self._forecasts = Forecasts(self._flat, endpoint, spec, push=self._push, timeout_s=self._server.timeout_s)
         kind = Jumps if self._mode == "jump" else Boundaries
@@ -184,7 +185,7 @@ class Nowcast:
         self._entered = True
         hooks: Any = self._optimizers[-1]._optimizer_step_post_hooks  # noqa: SLF001 -- torch has no `prepend` for these
         for other in filter(None, [hook.nowcast() for hook in hooks.values() if hasattr(hook, "nowcast")]):
-            log.warning("%s: an earlier Nowcast of this optimizer (%s) was still running; it was stopped", self._job, other.job)
+            log.warning("%s: an earlier Nowcast of this optimizer (%s) was still running; it was stopped", self.job, other.job)
             other.stop()
         try:
             with self._ranks.failing_alike():
@@ -251,11 +252,6 @@ class Nowcast:
         return self._journal.events
 
     @property
-    def job(self) -> str:
-        """Id of the job at the server."""
-        return self._job
-
-    @property
     def pushing(self) -> bool:
         """Whether a push is under way."""
         return self._boundaries.pushed.active
@@ -269,7 +265,7 @@ class Nowcast:
         """Summarise the run so far, in values that JSON can hold: snapshots, nowcasts, reasons, skill, time."""
         journal, forecasts = self._journal, self._forecasts
         return {
-            "job": self._job,
+            "job": self.job,
             "mode": self._mode,
             "forecaster": self._forecaster,
             "wiring": self._wired,
@@ -330,14 +326,14 @@ class Nowcast:
 
     def _begin_anew(self) -> None:
         """Start a new context, as other parameters are trained now: unfrozen layers, a new head. The same on all ranks."""
-        log.warning("%s: the set of trained parameters changed at step %d: starting a new context", self._job, self.steps)
+        log.warning("%s: the set of trained parameters changed at step %d: starting a new context", self.job, self.steps)
         step, self._wiring = self.steps, None
         if self._forecasts is not None:
             self._forecasts.sender.stop(self._boundaries.last_progress())
         try:
             self._begin()
         except Exception:  # whatever it is, training goes on
-            log.exception("%s: the changed parameters cannot be forecast; training continues without nowcasts", self._job)
+            log.exception("%s: the changed parameters cannot be forecast; training continues without nowcasts", self.job)
             self.stop()
             return
         self._boundaries.begin_at(step)
@@ -354,7 +350,7 @@ class Nowcast:
             grown_to=grown_to,
             skilled=bool(self._forecasts and self._forecasts.sender.skill),
         )
-        line = f"{self._job}: {sentence}"
+        line = f"{self.job}: {sentence}"
         if level < logging.WARNING and not log.hasHandlers():  # as Python prints warnings then
             sys.stderr.write(f"{line}\n")
         log.log(level, "%s", line)

@@ -12,8 +12,7 @@ from protos.errors import BadForecast
 from trainer_worker.errors import BadArgument
 from trainer_worker.weights.flat import Piece
 
-CONTEXT: Final = 5
-"""Snapshots a forecast is made from; the shipped networks were fitted to so many."""
+CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks were fitted to so many
 FORECASTERS: Final = {"glide": "linear", "shadow": "linear", "jump": "nino"}
 """Which forecaster does best in each mode (bench/acceleration/results)."""
 

@@ -4,13 +4,31 @@ import select
 import socket
 import threading
 import time
+from http.server import ThreadingHTTPServer
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 PIECE_BYTES = 512
 """Passed on at once: small, so that a cut falls into the middle of things."""
 
 
-class CutNetwork:
+class Listening:
+    """Something that listens on loopback, in a thread of its own."""
+
+    def __init__(self, listener: ThreadingTCPServer | ThreadingHTTPServer) -> None:
+        self.listener = listener
+        listener.daemon_threads = True
+        self._thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+        self.port = int(listener.server_address[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self.listener.shutdown()
+        self.listener.server_close()
+        self._thread.join()
+
+
+class CutNetwork(Listening):
     """Stands between a worker and a server on loopback.
 
     Args:
@@ -28,18 +46,7 @@ class CutNetwork:
             pass
 
         Handler.network = network
-        self._server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        super().__init__(ThreadingTCPServer(("127.0.0.1", 0), Handler))
 
     def cut(self, *, down_s: float = 0.0) -> None:
         """End all connections in the middle of whatever they carry, and take none for a while."""
@@ -55,9 +62,7 @@ class CutNetwork:
         self._slow_until = time.monotonic() + seconds
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().close()
         self.cut()
 
 

@@ -8,13 +8,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+from cut_network import Listening
 
 from protos.errors import ERRORS
 from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
 from protos.messages import DEADLINE_HEADER, SESSION_HEADER
 
 
-class FaultyServer:
+class FaultyServer(Listening):
     """Serves jobs, snapshots, nowcasts and the ends of runs.
 
     `faults[call]` holds what the next calls meet, first in first out; `call` is register, delete, send, forecast or finish.
@@ -45,24 +46,11 @@ class FaultyServer:
         class Handler(_Handler):
             faulty = server
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
-
-    @property
-    def port(self) -> int:
-        return int(self._http.server_address[1])
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        super().__init__(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
 
     def close(self) -> None:
         self.closing.set()
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        super().close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -112,7 +112,7 @@ def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _ = train(None, steps=steps)
     before = left_behind()
     server = FaultyServer()
-    monkeypatch.setattr(server._http, "handle_error", lambda *_: None)  # it would print of each cut
+    monkeypatch.setattr(server.listener, "handle_error", lambda *_: None)  # it would print of each cut
     network = CutNetwork(server.port)
     ports = server.port, network.port
     chaos = Chaos(server, network, seed=0)

@@ -3,17 +3,20 @@
 import logging
 import math
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
 import torch
+from cut_network import CutNetwork
 from faulty_server import FaultyServer
 from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, flat, learner, make, plain, settle, step, train
+from torch import nn
 from waiting import until
 
 from protos.messages import DEADLINE_HEADER, SESSION_HEADER
 from trainer_worker import BadArgument, Nowcast, Server
-from trainer_worker.endpoints import client
+from trainer_worker.endpoints import client, sender
 
 ALL = {"used": len(TAKEN_UP), "skipped": 0}
 
@@ -121,6 +124,22 @@ def test_training_does_not_wait_for_a_server_that_hangs(faulty: FaultyServer, ca
         ended = time.monotonic()
     assert time.monotonic() - ended < 5
     assert torch.equal(flat(model), plain(100))
+
+
+def test_an_upload_may_take_longer_than_any_other_call(faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large snapshot over a slow link that is cut off at the timeout, and begun anew, never arrives."""
+    monkeypatch.setattr(sender, "SLOWEST_RATE", 5_000)
+    model = nn.Linear(256, 256)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with closing(CutNetwork(faulty.port)) as network:
+        network.slow(3600)  # to a tenth of a megabyte a second, or less
+        with Nowcast(model, optimizer, interval=1, server=Server(network.url, timeout_s=0.5)) as nowcast:
+            optimizer.step()
+            begun = time.monotonic()
+            until(lambda: not nowcast.in_flight)
+            assert time.monotonic() - begun > 0.5
+    assert nowcast.summary()["server"]["lost"] == 0
+    assert faulty.calls.count("send") == 1
 
 
 def test_a_forgotten_job_is_registered_and_its_context_sent_again(faulty: FaultyServer) -> None:

@@ -36,14 +36,11 @@ from trainer_worker.endpoints.endpoint import Asked
 from trainer_worker.endpoints.http_client import http_client, stranger_error, stranger_success, unreached
 
 CONNECT_S: Final = 2.0
-LONGEST_S: Final = 86_400.0
-"""Of one call: a deadline may be infinite, and the time a socket waits may not."""
-SILENT_S: Final = 30.0
-"""A server that takes no byte of an upload for so long is given up, however much time is left."""
+LONGEST_S: Final = 86_400.0  # of one call: a deadline may be infinite, and the time a socket waits may not
+SILENT_S: Final = 30.0  # a server that takes no byte of an upload for so long is given up, however much time is left
 ATTEMPTS: Final = 3
 FIRST_WAIT_S: Final = 0.1
-MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
-"""Of an answer that is JSON: a job's status, a problem."""
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024  # of an answer that is JSON: a job's status, a problem
 
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 """Else, where a program sets up no log, Python prints every repeated call as a bare `stamina.retry_scheduled`."""

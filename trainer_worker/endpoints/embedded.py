@@ -20,8 +20,7 @@ from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Asked
 from trainer_worker.errors import BadArgument
 
-SHARE_OF_FREE: Final = 0.5
-"""Of the memory that training leaves free on its device, that a forecast may take."""
+SHARE_OF_FREE: Final = 0.5  # of the memory that training leaves free on its device, a forecast may take so much
 
 
 def load_embedded(name: str, *, device: torch.device) -> Forecaster:

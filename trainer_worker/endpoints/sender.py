@@ -37,18 +37,15 @@ from trainer_worker.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
 
-OPEN_S: Final = 5.0
-"""How long the start of a run may wait for the server."""
-STOP_S: Final = 1.0
-"""How long the end of a run waits for a call under way, and once more after cutting it off."""
+OPEN_S: Final = 5.0  # the start of a run may wait for the server so long
+STOP_S: Final = 1.0  # its end waits so long for a call under way, and once more after cutting it off
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0
 """Between two attempts to reach a server that is down."""
 LONGEST_RETRY_AFTER_S: Final = 60.0
 SLOWEST_RATE: Final = 256 * 1024
 """Bytes a second; a slower link is of no use. A server's `upload_min_rate` is the same by default."""
-REPAIRS: Final = 3
-"""How often one context is registered or sent anew before its nowcast is given up."""
+REPAIRS: Final = 3  # times one context is registered or sent anew before its nowcast is given up
 
 
 @dataclass(eq=False)

@@ -28,8 +28,7 @@ class PushedWeights:
         self._flat, self._optimizers = flat, optimizers
         self._push: list[Tensor] = []  # all of it, for each parameter (its local part); only read: others hold it, too
         self._share = 0.0  # of it, that is added at once
-        self.active = False
-        """Is there a push under way?"""
+        self.active = False  # whether there is a push under way
         self._exact: tuple[list[Tensor], list[Tensor]] = ([], [])  # what is added to, and what is added
         self._narrow: list[tuple[Tensor, Tensor, Tensor]] = []  # and what of earlier pushes is still to be added
         self._rests: dict[tuple[int, int], Tensor] = {}  # by place of the parameter, and number of the copy

@@ -15,8 +15,7 @@ from trainer_worker.wiring.trace.sandbox import undisturbed
 
 __all__ = ["Row", "WiringReport", "describe", "draw", "logged", "show", "wire"]
 
-POOR = 0.5
-"""Coverage below which the log warns: a graph network then sees little of the network."""
+POOR = 0.5  # coverage below which the log warns: a graph network then sees little of the network
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trainer_worker import Nowcast
 
-STEPS, INTERVAL = 72, 6
+STEPS, INTERVAL, BATCH = 72, 6, 4
 OPTIONS: dict[str, Any] = {"server": "embedded", "forecaster": "linear", "interval": INTERVAL}
 
 
@@ -28,6 +28,12 @@ def examples(count: int) -> tuple[Tensor, Tensor]:
     """Inputs (count, 8) and targets (count, 1)."""
     inputs = torch.randn(count, 8, generator=torch.Generator().manual_seed(1))
     return inputs, inputs.sum(1, keepdim=True)
+
+
+def batches(count: int = STEPS) -> list[tuple[Tensor, Tensor]]:
+    """The examples in their order."""
+    inputs, targets = examples(count * BATCH)
+    return list(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
 
 
 def flat(model: nn.Module) -> Tensor:

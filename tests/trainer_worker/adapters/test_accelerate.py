@@ -4,17 +4,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from plain import OPTIONS, STEPS, Network, examples, flat, plain_run
+from plain import OPTIONS, STEPS, Network, batches, flat, plain_run
 from torch import Tensor
 
 from trainer_worker.adapters.accelerate import nowcast
-
-BATCH = 4
-
-
-def batches() -> list[tuple[Tensor, Tensor]]:
-    inputs, targets = examples(STEPS * BATCH)
-    return list(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
 
 
 def run(folder: Path, *, steps: slice, saved: bool) -> tuple[Tensor, int]:

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from plain import OPTIONS, STEPS, Network, examples, flat, plain_run
+from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, flat, plain_run
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
+from trainer_worker import Nowcast
 from trainer_worker.adapters.huggingface import FILE, NowcastCallback
-
-BATCH = 4
 
 
 class Rows(Dataset[dict[str, Tensor]]):
@@ -48,11 +47,6 @@ def trained(folder: Path, *, callback: NowcastCallback | None = None, resume: bo
     return flat(trainer.model)
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
-    inputs, targets = examples(STEPS * BATCH)
-    return list(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
-
-
 def test_the_same_bits_as_a_loop_by_hand(tmp_path: Path) -> None:
     """The adapter would count other steps than the Trainer makes, or push at another moment."""
     callback = NowcastCallback(**OPTIONS)
@@ -62,7 +56,9 @@ def test_the_same_bits_as_a_loop_by_hand(tmp_path: Path) -> None:
     assert callback.nowcast.steps == STEPS
     assert callback.nowcast.summary()["nowcasts"]["used"] == used > 3
     assert torch.equal(weights, expected)
-    assert not torch.equal(weights, plain_run(batches(), nowcasts=False)[0])
+    without = plain_run(batches(), nowcasts=False)[0]
+    assert not torch.equal(weights, without)
+    assert torch.equal(trained(tmp_path / "without"), without)
 
 
 def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
@@ -90,23 +86,10 @@ def test_a_checkpoint_without_state_begins_anew(tmp_path: Path, caplog: pytest.L
     assert callback.nowcast.steps == STEPS - 40
 
 
-def test_switched_off_it_costs_nothing(tmp_path: Path) -> None:
-    """A Trainer without the callback would train otherwise than by hand: the comparison above would prove nothing."""
-    assert torch.equal(trained(tmp_path), plain_run(batches(), nowcasts=False)[0])
-
-
-def test_the_loss_is_told(tmp_path: Path) -> None:
+def test_the_loss_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's page would show no loss, and `nowcast try` have nothing to compare."""
     told: list[float] = []
-    callback = NowcastCallback(**OPTIONS)
-
-    class Listening(NowcastCallback):
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            super().on_train_begin(*args, **kwargs)
-            assert self.nowcast is not None
-            self.nowcast.observe = lambda loss: told.append(float(loss))  # type: ignore[method-assign]
-
-    callback = Listening(**OPTIONS)
-    trained(tmp_path, callback=callback, logging_strategy="steps", logging_steps=12)
+    monkeypatch.setattr(Nowcast, "observe", lambda _, loss: told.append(loss))
+    trained(tmp_path, callback=NowcastCallback(**OPTIONS), logging_strategy="steps", logging_steps=12)
     assert len(told) == STEPS // 12
     assert told[0] > told[-1] > 0

@@ -7,14 +7,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric import Fabric
-from plain import OPTIONS, STEPS, Network, examples, flat, plain_run
+from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, flat, plain_run
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainer_worker import Nowcast
 from trainer_worker.adapters.lightning import NowcastCallback
 
-BATCH = 4
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and loggers
 
 
@@ -43,21 +42,16 @@ def trained(folder: Path, *, callback: NowcastCallback | None = None, resume: st
     return flat(module)
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
-    inputs, targets = examples(STEPS * BATCH // 2)
-    return 2 * list(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
-
-
 def test_the_same_bits_as_a_loop_by_hand(tmp_path: Path) -> None:
     """The adapter would count other steps than the Trainer makes, or push at another moment."""
     callback = NowcastCallback(**OPTIONS)
     weights = trained(tmp_path, callback=callback)
-    expected, used = plain_run(batches())
+    expected, used = plain_run(2 * batches(STEPS // 2))
     assert callback.nowcast is not None
     assert callback.nowcast.steps == STEPS
     assert callback.nowcast.summary()["nowcasts"]["used"] == used > 3
     assert torch.equal(weights, expected)
-    assert torch.equal(trained(tmp_path), plain_run(batches(), nowcasts=False)[0])
+    assert torch.equal(trained(tmp_path), plain_run((2 * batches(STEPS // 2)), nowcasts=False)[0])
 
 
 def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
@@ -65,7 +59,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     options = {**OPTIONS, "max_steps": STEPS}
     trained(tmp_path, callback=NowcastCallback(**options), max_epochs=1)
     resumed = trained(tmp_path, callback=NowcastCallback(**options), resume=str(tmp_path / "stopped.ckpt"))
-    assert torch.equal(resumed, plain_run(batches())[0])
+    assert torch.equal(resumed, plain_run(2 * batches(STEPS // 2))[0])
 
 
 def test_an_error_in_training_stops_it(tmp_path: Path) -> None:
@@ -98,7 +92,7 @@ def test_fabric(tmp_path: Path) -> None:
         if saved:
             fabric.load(tmp_path / "run.ckpt", state)
         with nowcast:
-            for inputs, targets in batches()[steps]:
+            for inputs, targets in (2 * batches(STEPS // 2))[steps]:
                 fabric.backward(model(inputs, targets)["loss"])
                 optimizer.step()
                 optimizer.zero_grad()
@@ -106,4 +100,4 @@ def test_fabric(tmp_path: Path) -> None:
         return flat(network)
 
     run(steps=slice(40), saved=False)
-    assert torch.equal(run(steps=slice(40, None), saved=True), plain_run(batches())[0])
+    assert torch.equal(run(steps=slice(40, None), saved=True), plain_run(2 * batches(STEPS // 2))[0])

@@ -69,21 +69,6 @@ class Fails:
         assert met.wait(20.0)
 
 
-def test_the_context_rolls_and_each_snapshot_is_sent_once() -> None:
-    """Four of five would be sent again at every boundary."""
-    fails = Fails()
-    endpoint = ScriptedEndpoint(fail=fails)
-    with sending(endpoint) as sender:
-        for step in (10, 20, 30, 40):
-            offer(sender, step)
-            until(lambda: sender.in_flight == 0)
-            if step > 10:
-                assert ask(sender).error is None
-    assert fails.begun == ["register", "send", "send", "forecast", "send", "forecast", "send", "forecast", "finish"]
-    assert endpoint.asked == [(10, 20), (20, 30), (30, 40)]
-    assert endpoint.finished == LAST
-
-
 def test_a_request_goes_along_with_its_snapshot() -> None:
     """A boundary would cost two round trips; or a slow link would get each snapshot cut off for a forecast that comes too late."""
     fails = Fails(forecast=[DeadlineExceeded("slow")])

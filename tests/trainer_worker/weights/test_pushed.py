@@ -123,32 +123,6 @@ def test_what_is_no_copy_of_the_weights_is_left_alone() -> None:
     torch.testing.assert_close(flat(model.parameters()) - before, DISPLACEMENT.double(), rtol=1e-3, atol=1e-6)
 
 
-def test_weights_whose_memory_was_exchanged_are_pushed() -> None:
-    """SAM and functional updates assign to `p.data` at each step; the push would go on in memory that nobody reads."""
-    model = layer()
-    pushing = pushed(model, Keeping(model))
-    pushing.set(DISPLACEMENT, parts=2)
-    before = flat(model.parameters())
-    for _ in range(2):
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
-        pushing.add()
-    torch.testing.assert_close(flat(model.parameters()) - before, DISPLACEMENT.double(), rtol=1e-3, atol=1e-6)
-
-
-def test_frozen_since_is_not_pushed() -> None:
-    """From the very step on, and without what the push still held of it."""
-    model = layer()
-    pushing = pushed(model, Keeping(model))
-    pushing.set(DISPLACEMENT, parts=2)
-    pushing.add()
-    model.weight.requires_grad_(False)
-    weight, bias = model.weight.clone(), model.bias.detach().clone()
-    pushing.add()
-    assert torch.equal(model.weight, weight)
-    assert not torch.equal(model.bias, bias)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_state_goes_on_where_it_was(dtype: torch.dtype) -> None:
     """Also if the optimizer's own copies are loaded after it."""

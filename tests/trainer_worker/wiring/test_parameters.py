@@ -107,6 +107,8 @@ def test_coverage_in_one_line() -> None:
     """Nobody would see in the log what was guessed, or that most of a network is not understood."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     model.spare = nn.Parameter(torch.zeros(5))
+    nowcast = Nowcast(model, torch.optim.Adam(model.parameters()), server="embedded", max_steps=10)
+    assert nowcast.summary()["wiring"] == {"coverage": 0.8387, "inputs": "guessed inputs 2x3 float32", "apart": 1}
     assert describe(model).sentence == (
         "83.9% of 31 weights are wired into the network (traced with guessed inputs 2x3 float32); "
         "1 parameters have neurons of their own, first 'spare'"
@@ -117,11 +119,3 @@ def test_coverage_in_one_line() -> None:
     assert describe(scalar).sentence == "100.0% of 1 weights are wired into the network"  # nothing had to be run
     parts = nn.ModuleList([nn.Linear(3, 4)])
     assert "the model has no forward of its own" in describe(parts).sentence  # example inputs would not help
-
-
-def test_the_run_tells_how_much_is_wired() -> None:
-    """A network that is hardly understood would show only as forecasts that do not help."""
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    model.spare = nn.Parameter(torch.zeros(5))
-    nowcast = Nowcast(model, torch.optim.Adam(model.parameters()), server="embedded", max_steps=10)
-    assert nowcast.summary()["wiring"] == {"coverage": 0.8387, "inputs": "guessed inputs 2x3 float32", "apart": 1}

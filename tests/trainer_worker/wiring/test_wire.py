@@ -69,19 +69,13 @@ def test_lazy_parameters() -> None:
     assert caught.value.field == "0.weight"
 
 
-def test_shared_parameters_count_once() -> None:
-    """Tied weights would be twice in the flat vector, and the worker's vector would not fit."""
+def test_shared_empty_and_frozen_parameters() -> None:
+    """Tied weights would be twice in the flat vector; empty tensors have no edges; frozen ones are in the vector like any other."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
-    assert wire(model).size == sum(parameter.numel() for parameter in model.parameters()) == 16 + 8
-
-
-def test_empty_and_frozen_parameters() -> None:
-    """Empty tensors have no edges; frozen ones are in the vector like any other."""
-    model = nn.Sequential(nn.Linear(3, 2))
     model.nothing = nn.Parameter(torch.empty(0, 4))
     model[0].weight.requires_grad_(False)
-    assert wire(model).size == 8
+    assert wire(model).size == 16 + 8
 
 
 def test_the_example_inputs_stay_as_they_are() -> None:
@@ -92,15 +86,32 @@ def test_the_example_inputs_stay_as_they_are() -> None:
     assert torch.equal(batch, before)
 
 
+class Picky(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        self.spare = nn.Parameter(torch.zeros(5))
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        raise ValueError("expected [batch, time] ids from [/data/x]")
+
+
 def test_table() -> None:
-    """Users could not see how their model was wired, nor what was not understood."""
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    model.spare = nn.Parameter(torch.zeros(5))
+    """Users could not see how their model was wired, nor what was not understood; what their network says, in brackets, would be
+    taken for markup.
+    """
     out = io.StringIO()
-    show(describe(model), Console(file=out, width=160))
-    text = out.getvalue()
-    for expected in ("0.weight", "traced", "linear", "spare", "fallback", "83.9%"):
-        assert expected in text
+    show(describe(Picky()), Console(file=out, width=200))
+    for expected in (
+        "body.0.weight",
+        "traced",
+        "linear",
+        "spare",
+        "fallback",
+        "83.9%",
+        "expected [batch, time] ids from [/data/x]",
+    ):
+        assert expected in out.getvalue()
 
 
 def test_picture(tmp_path: Path) -> None:
@@ -114,23 +125,6 @@ def test_picture(tmp_path: Path) -> None:
         assert seen in picture
     with pytest.raises(ValueError, match=r"ends in \.svg"):
         draw(describe(nn.Linear(2, 2)), tmp_path / "graph.png")
-
-
-class Picky(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2, 2)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        del inputs
-        raise ValueError("expected [batch, time] ids from [/data/x]")
-
-
-def test_errors_of_a_users_network_are_shown_as_they_are() -> None:
-    """Brackets in them would be taken for markup: swallowed, or a traceback of ours."""
-    sink = io.StringIO()
-    show(describe(Picky()), Console(file=sink, width=200))
-    assert "expected [batch, time] ids from [/data/x]" in sink.getvalue()
 
 
 def test_shapes_from_the_command_line() -> None:

@@ -6,7 +6,6 @@ from torch import Tensor
 from protos.wiring import EdgeType
 from trainer_worker.wiring.trace.labels import Flow, Held, Shadow, varying
 from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
-from trainer_worker.wiring.trace.weights import attach
 
 SUMS = ("add", "sub", "rsub", "addcmul", "addcdiv")
 
@@ -35,7 +34,7 @@ def combine(tracer: Tracer, call: Call) -> Shadow:
         return None
     result = _merge(tracer, [_aligned(flow, value.dim(), len(shape)) for value, flow in flows], kind)
     for weights in held:
-        result = attach(tracer, weights, result, shape, kind)
+        result = tracer.attach(weights, result, shape, kind)
     return result
 
 

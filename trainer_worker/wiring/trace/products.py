@@ -1,12 +1,13 @@
 """Layers: products with weights, products of two activations (attention), convolutions, embeddings, normalisation."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from protos.wiring import EdgeType
 from trainer_worker.wiring.trace.labels import Flow, Held, Pairing, Shadow, distinct, squash, varying
 from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
-from trainer_worker.wiring.trace.weights import attach, multiply
 
 
 @handles("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
@@ -14,8 +15,7 @@ def product(tracer: Tracer, call: Call) -> Shadow:
     """A product, of some operators with a bias before it."""
     biased = call.name.startswith(("add", "badd"))
     result = _product(tracer, *call.args[1:3] if biased else call.args[:2])
-    bias = tracer.get(call.args[0]) if biased else None
-    return attach(tracer, bias, result, tuple(call.out.shape), EdgeType.OTHER) if isinstance(bias, Held) else result
+    return tracer.attach(tracer.get(call.args[0]), result, tuple(call.out.shape), EdgeType.OTHER) if biased else result
 
 
 @handles("_grouped_mm", "transformers::grouped_mm_fallback")
@@ -28,7 +28,7 @@ def grouped_product(tracer: Tracer, call: Call) -> Shadow:
     expert = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor([0, *ends]).diff())
     own = tracer.flow(inputs).along(1, inputs.shape[1])
     labels = None if own is None else _by_expert(tracer, own.expand(len(inputs), -1), expert, len(ends))
-    _, target = multiply(tracer, held, labels, sources={0, 1}, targets={0, 2}, kind=EdgeType.LINEAR)
+    _, target = tracer.multiply(held, labels, sources={0, 1}, targets={0, 2}, kind=EdgeType.LINEAR)
     return Flow((target[expert, 0],), plain=True)
 
 
@@ -49,7 +49,7 @@ def trilinear(tracer: Tracer, call: Call) -> Shadow:
         return None
     outputs = held.shape[0]
     sources = tracer.labels.fresh(1, *held.shape[1:])
-    _, target = multiply(tracer, held, sources, sources={1, 2}, targets={0}, kind=EdgeType.LINEAR)
+    _, target = tracer.multiply(held, sources, sources={1, 2}, targets={0}, kind=EdgeType.LINEAR)
     shape = [1] * (call.out.dim() - 1)
     return Flow((target.reshape(*shape, outputs),), plain=True)
 
@@ -72,7 +72,7 @@ def _vector_product(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
         return Flow()
     own = tracer.flow(right).along(0, right.shape[0])
     inputs = None if own is None else own.reshape(1, -1)
-    _, target = multiply(tracer, held, inputs, sources={1}, targets={0}, kind=EdgeType.LINEAR)
+    _, target = tracer.multiply(held, inputs, sources={1}, targets={0}, kind=EdgeType.LINEAR)
     return Flow((target.reshape(-1),), plain=True)
 
 
@@ -83,7 +83,7 @@ def _weighed(tracer: Tracer, held: Held, other: Tensor, *, right: bool) -> Flow:
     batch = {0} if depth == 2 and held.view.size(0) > 1 and held.view.stride(0) > 0 else set()  # experts: a matrix each
     own = flow.along(outer, other.shape[outer])
     inputs = None if own is None else tracer.labels.collapse(own, {outer} | batch).transpose(-1, -2)
-    source, target = multiply(tracer, held, inputs, sources={inner} | batch, targets={outer} | batch, kind=EdgeType.LINEAR)
+    source, target = tracer.multiply(held, inputs, sources={inner} | batch, targets={outer} | batch, kind=EdgeType.LINEAR)
     if own is None:
         tracer.assign(other, source.transpose(-1, -2))
     return Flow((target, *flow.without(outer)), plain=True)
@@ -161,13 +161,12 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
     if own is not None:  # channels over the groups and one axis of the weights
         over = [grouped.view.shape[axis] if axis in {0, axes[0]} else 1 for axis in range(grouped.view.dim())]
         labels = tracer.labels.collapse(own, {1}).reshape(over)
-    source, target = multiply(tracer, grouped, labels, sources={0, axes[0]}, targets={0, axes[1]}, kind=EdgeType.CONVOLUTION)
+    source, target = tracer.multiply(grouped, labels, sources={0, axes[0]}, targets={0, axes[1]}, kind=EdgeType.CONVOLUTION)
     spatial = (1,) * (inputs.dim() - 2)
     if own is None:
         tracer.assign(inputs, source.reshape(1, -1, *spatial))
     result = Flow((target.reshape(1, -1, *spatial),), plain=True)
-    gain = tracer.get(bias)
-    return _per_channel(tracer, gain, result, tuple(call.out.shape), EdgeType.OTHER) if isinstance(gain, Held) else result
+    return _per_channel(tracer, tracer.get(bias), result, tuple(call.out.shape), EdgeType.OTHER)
 
 
 def _grouped(held: Held, groups: int) -> Held:
@@ -179,10 +178,11 @@ def _grouped(held: Held, groups: int) -> Held:
     return held.seen(split(held.view), tuple(rider.seen(split(rider.view)) for rider in held.riders))
 
 
-def _per_channel(tracer: Tracer, held: Held, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
+def _per_channel(tracer: Tracer, held: Shadow, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
     """A vector over dimension 1."""
-    channel = held.seen(held.view.reshape(held.view.numel(), *(1,) * (len(shape) - 2)))
-    return attach(tracer, channel, flow, shape, kind)
+    if isinstance(held, Held):
+        held = held.seen(held.view.reshape(held.view.numel(), *(1,) * (len(shape) - 2)))
+    return tracer.attach(held, flow, shape, kind)
 
 
 @handles("embedding", "_embedding_bag", "_embedding_bag_forward_only")
@@ -210,9 +210,8 @@ def normalise(tracer: Tracer, call: Call) -> list[Shadow]:
         return [_standardised(tracer, held, weights)]
     flow, shape = tracer.flow(inputs), tuple(inputs.shape)
     for weight, kind in zip(weights, (EdgeType.NORM, EdgeType.OTHER), strict=False):
-        gain = tracer.get(weight)
-        if isinstance(gain, Held):
-            flow = (_per_channel if per_channel else attach)(tracer, gain, flow, shape, kind)
+        attach = partial(_per_channel, tracer) if per_channel else tracer.attach
+        flow = attach(tracer.get(weight), flow, shape, kind)
     return [flow]
 
 

@@ -14,9 +14,8 @@ from trainer_worker.wiring.trace.sandbox import SECONDS, Limits, TooCostly, copy
 from trainer_worker.wiring.trace.tracer import Tracer
 
 PASSES, FRUITLESS = 8, 4
-"""Forward passes tried while parameters remain unseen, and how many in a row that show nothing new end it.
-
-Chance may route around parameters (experts, dropped layers).
+"""Forward passes tried while parameters remain unseen (chance may route around experts), and how many in a row that show nothing
+new end it.
 """
 
 NO_FORWARD = "the model has no forward of its own, so its parts were run by themselves"
@@ -24,8 +23,7 @@ NO_FORWARD = "the model has no forward of its own, so its parts were run by them
 GUESSED_ELEMENTS, GIVEN_ELEMENTS = 2**24, 2**27
 """Largest tensor an operator may put out, with guessed and with given inputs; the largest parameter's size is always allowed."""
 
-FEW, MANY_ELEMENTS = 4, 2**16
-"""Of examples with so many elements only so many are run."""
+FEW, MANY_ELEMENTS = 4, 2**16  # of examples with so many elements only so many are run
 
 
 def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], example_inputs: Any) -> "Run":

@@ -138,6 +138,75 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         self.uses.add(held, first, last, kind, lookup=lookup)
         return first, last, lookup
 
+    def multiply(
+        self, held: Held, inputs: Tensor | None, *, sources: set[int], targets: set[int], kind: EdgeType
+    ) -> tuple[Tensor, Tensor]:
+        """Weights contracted with an activation over the dimensions `sources`; `targets` are those of the result, of the sources
+        too where matrices are stacked. The activation's labels are broadcastable to the weights, None where it has none. Returns
+        the labels the weights start from and those they end in.
+        """
+        source, target, lookup = self.use(held, sources if inputs is None else inputs, targets, kind)
+        own = targets - sources
+        if not (varying(target) & own) and varying(source) & own:  # read the other way now (a tied decoder)
+            source, target = target, source
+        if inputs is not None and lookup:
+            source = inputs
+        elif inputs is not None:
+            self.labels.tie(inputs, source)
+        self.labels.consume(source)
+        for rider in held.riders:
+            self._ride(rider, target, source)
+        return source, target
+
+    def _ride(self, rider: Held, target: Tensor, source: Tensor) -> None:
+        """A gain multiplied into weights acts on the neurons of the dimension it has (weight normalisation)."""
+        ends = next((ends for ends in (target, source) if varying(ends) and varying(ends) <= rider.moving), target)
+        self.use(rider, rider.moving - varying(ends), ends, EdgeType.NORM)
+
+    def attach(self, held: Shadow, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
+        """A bias, gain or position embedding (anything else does nothing), broadcast against an activation of `shape`; gives
+        the activation, with neurons where only the weights tell them apart.
+        """
+        if not isinstance(held, Held) or held.parameter in self.scalars:
+            return flow
+        held = held.seen(held.view.expand(shape))
+        moving = held.moving
+        if not moving:
+            return self._attach_scalar(held, flow, kind)
+        own = _owner(flow, moving)
+        if own is not None and not varying(own) <= moving and self.labels.of_input(own):
+            rest = tuple(labels for labels in flow.identities if labels is not own)
+            own = self.labels.collapse(own, moving)
+            flow = Flow((own, *rest), plain=flow.plain, pairing=flow.pairing)
+        if own is None or not varying(own) <= moving:
+            return self._attach_apart(held, flow, own, kind)
+        others = moving - varying(own)
+        rows = next((labels for labels in flow.identities if others and varying(labels) == others), others)
+        kind = EdgeType.POSITION_EMBEDDING if others and kind == EdgeType.OTHER else kind
+        self.labels.tie(own, self.use(held, rows, own, kind)[1])
+        return flow
+
+    def _attach_apart(self, held: Held, flow: Flow, own: Tensor | None, kind: EdgeType) -> Flow:
+        """The weights have neurons of their own: new to the activation, or shared by several of its (a norm within heads)."""
+        targets = {max(held.moving)} if own is None else varying(own) & held.moving
+        rest = held.moving - targets
+        _, target, _ = self.use(held, rest, targets, EdgeType.POSITION_EMBEDDING if rest and kind == EdgeType.OTHER else kind)
+        if own is None:
+            return Flow((*flow.identities, target), plain=flow.plain, pairing=flow.pairing)
+        self.residuals.append(torch.broadcast_tensors(target, own))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return flow
+
+    def _attach_scalar(self, held: Held, flow: Flow, kind: EdgeType) -> Flow:
+        """A single weight acts on all neurons alike: on one neuron that is tied to each of them."""
+        if self.uses.find(held) is None:
+            ones = [1] * held.view.dim()
+            single = next((labels for labels in flow.identities if labels.numel() == 1), None)
+            target = self.labels.fresh(*ones) if single is None else single
+            self.uses.add(held, self.labels.fresh(*ones), target, kind)
+            if single is None:
+                self.residuals.extend((target.expand(labels.shape), labels) for labels in flow.identities[:1])
+        return flow
+
     def put(self, tensor: Tensor, shadow: Shadow) -> None:
         if shadow is None:
             self._shadows.pop(tensor, None)
@@ -184,6 +253,13 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
             part.copy_(labels.expand(tensor.shape))
             after.append(squash(whole))
         self.put(base, Flow((*after, *before[len(after) :])))
+
+
+def _owner(flow: Flow, moving: set[int]) -> Tensor | None:
+    """The identity the weights act on: one of their own dimensions, the last by preference."""
+    touching = [labels for labels in flow.identities if varying(labels) & moving]
+    fitting = [labels for labels in touching if varying(labels) <= moving]
+    return max(fitting or touching, key=lambda labels: max(varying(labels) & moving), default=None)
 
 
 def _tensors(out: Any) -> list[Tensor]:
