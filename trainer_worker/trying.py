@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean as mean
 from typing import Any, Final, NamedTuple, Self
 
 from trainer_worker.errors import CommandFailed
@@ -49,14 +48,14 @@ def run(script: Path, arguments: Sequence[str], *, seed: int) -> list[list[Told]
             told = [Told(*json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
             if len(told) < 2:
                 raise CommandFailed(f"{script} told no losses: call `nowcast.observe(loss)` after each step, or use an adapter")
-            window = max(1, len(told) // WINDOWS)
-            found.append(
-                [
-                    each._replace(loss=mean(last.loss for last in told[max(0, end - window) : end]))
-                    for end, each in enumerate(told, 1)
-                ]
-            )
+            found.append(_smooth(told))
     return found
+
+
+def _smooth(told: Sequence[Told]) -> list[Told]:
+    window, losses = max(1, len(told) // WINDOWS), [each.loss for each in told]
+    parts = (losses[max(0, end - window) : end] for end in range(1, len(losses) + 1))
+    return [each._replace(loss=sum(part) / len(part)) for each, part in zip(told, parts, strict=True)]
 
 
 def report(without: Sequence[Told], nowcast: Sequence[Told]) -> list[str]:
@@ -65,14 +64,15 @@ def report(without: Sequence[Told], nowcast: Sequence[Told]) -> list[str]:
     for mark in MARKS:
         goal = without[max(0, int(mark * len(without)) - 1)].loss
         theirs, mine = (next((each for each in course if each.loss <= goal), None) for course in (without, nowcast))
-        assert theirs is not None
         lines.append(f"to the loss without nowcasts at {mark:.0%} of the run, {goal:.4g}: {_saved(theirs, mine)}")
     window = max(1, len(without) // WINDOWS)
     lines.append(f"losses are means over {window} told ones, of one seed: a few percent may be chance; try another --seed")
     return lines
 
 
-def _saved(theirs: Told, mine: Told | None) -> str:
+def _saved(theirs: Told | None, mine: Told | None) -> str:
+    if theirs is None:
+        return "the run without diverged"
     before = f"{theirs.step} steps, {theirs.seconds:.3g} s without"
     if mine is None:
         return f"{before}; never with nowcasts"

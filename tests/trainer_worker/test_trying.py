@@ -73,3 +73,5 @@ def test_a_run_that_never_gets_there_says_so() -> None:
     worse = [told._replace(loss=4.0) for told in without]
     assert "never with nowcasts" in report(without, worse)[1]
     assert "3 steps, 3 s without; 2 steps (-33%), 1.5 s (-50%)" in report(without, [Told(1, 0.5, 3.0), Told(2, 1.5, 2.0)])[1]
+    diverged = [told._replace(loss=float("nan")) for told in without]
+    assert report(diverged, without)[1].endswith("nan: the run without diverged")

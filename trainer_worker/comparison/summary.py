@@ -4,7 +4,7 @@ import math
 import os
 import platform
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -160,12 +160,8 @@ def _over_seeds(arm: Sequence[tuple[RunFigures, RunRecord]], *, plain: Sequence[
 
 
 def _mean_skill(skills: Sequence[Skill]) -> dict[str, float]:
-    found: dict[str, list[float]] = defaultdict(list)
-    for skill in skills:
-        for by_forecaster in skill.values():
-            for name, value in by_forecaster.items():
-                found[name].append(value)
-    return {name: mean(values) for name, values in found.items()}
+    told = [(name, value) for skill in skills for by_forecaster in skill.values() for name, value in by_forecaster.items()]
+    return {name: mean(value for other, value in told if other == name) for name, _ in told}
 
 
 def _median_or_none(figures: Sequence[float | None]) -> float | None:

@@ -35,13 +35,9 @@ class Split:
         indices = indices.to(self.targets.device)
         return self.inputs[indices], self.targets[indices]
 
-    def first(self, count: int) -> "Split":
-        """The first `count` examples, or all if there are fewer."""
+    def first(self, count: int | None) -> "Split":
+        """The first `count` examples; all if there are fewer, or if it is None."""
         return Split(self.inputs[:count], self.targets[:count])
-
-    def to(self, device: torch.device) -> "Split":
-        """The same examples on another device."""
-        return Split(self.inputs.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +48,6 @@ class Task:
     train: Split
     validation: Split  # decisions are taken on it
     test: Split  # results are reported on it
-
-    def each(self, change: Callable[[Split], Split]) -> "Task":
-        """The same task with all splits changed."""
-        return Task(self.build, change(self.train), change(self.validation), change(self.test))
 
     @staticmethod
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -131,7 +123,7 @@ def convnet(width: int, *, channels: int = 1, classes: int = 10) -> nn.Sequentia
     return nn.Sequential(OrderedDict(layers))
 
 
-def load_task(name: str, *, data: Path | None = None, examples: int | None = None) -> Task:
+def load_task(name: str, *, data: Path | None = None, examples: int | None = None, device: torch.device | None = None) -> Task:
     """The task `name`, its data read from a folder, or found or fetched, and checked; at most so many examples in each split.
 
     Of Fashion-MNIST 55,000 pictures are for training, 5,000 for validation and 10,000 for tests.
@@ -140,13 +132,13 @@ def load_task(name: str, *, data: Path | None = None, examples: int | None = Non
         KeyError: no such task.
         DataMissing: no source has its data.
     """
-    train, test = (_split(pictures) for pictures in fashion_mnist(data))
+    train, test = (_split(pictures, device) for pictures in fashion_mnist(data))
     kept = len(train) - len(train) // HELD_OUT
     validation = Split(train.inputs[kept:], train.targets[kept:])
-    task = Task(partial(convnet, TASKS[name]), train=train.first(kept), validation=validation, test=test)
-    return task if examples is None else task.each(lambda split: split.first(examples))
+    return Task(partial(convnet, TASKS[name]), *(split.first(examples) for split in (train.first(kept), validation, test)))
 
 
-def _split(pictures: Pictures) -> Split:
+def _split(pictures: Pictures, device: torch.device | None) -> Split:
     images = (pictures.images.astype(np.float32) / 255 - MEAN) / STD
-    return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(pictures.labels.astype(np.int64)))
+    inputs, targets = torch.from_numpy(images).unsqueeze(1), torch.from_numpy(pictures.labels.astype(np.int64))
+    return Split(inputs.to(device), targets.to(device))

@@ -66,8 +66,7 @@ class _Run:
     def __init__(self, order: Order, harness: Harness) -> None:
         self.order, self.harness = order, harness
         table = order.config.task
-        task: Task = load_task(table.name, data=table.data, examples=table.examples)
-        self.task = task.each(lambda split: split.to(harness.device))
+        self.task: Task = load_task(table.name, data=table.data, examples=table.examples, device=harness.device)
         torch.manual_seed(order.seed)
         self.model = self.task.build().to(harness.device)
         settings = order.config.train

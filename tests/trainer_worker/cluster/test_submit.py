@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stamina
 
 from trainer_worker.cluster.connection import connect
 
@@ -31,15 +31,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@stamina.retry(on=lambda error: "timed out during startup" in str(error), attempts=3, timeout=None)
 def patiently(start: Callable[[], Any]) -> Any:
     """Start a node; again if it was too slow for Ray, which gives it 30 s to come up, however busy the machine is."""
-    for attempt in range(1, 4):
-        try:
-            return start()
-        except Exception as error:
-            if attempt == 3 or "timed out during startup" not in str(error):
-                raise
-    raise AssertionError("unreachable")
+    return start()
 
 
 class TwoNodes:
@@ -73,18 +68,6 @@ class TwoNodes:
         self._cluster.shutdown()
 
 
-@contextmanager
-def variables(**values: str) -> Iterator[None]:
-    """What the nodes inherit."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[TwoNodes]:
     """Two nodes, and a nowcast server on them, started by its command."""
@@ -92,7 +75,9 @@ def cluster() -> Iterator[TwoNodes]:
     # RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S stays at a minute: so long Ray Train may wait for a node that is gone
     patience |= {"RAY_worker_register_timeout_seconds": "300", "RAY_worker_niceness": "0"}
     given = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **patience}
-    with variables(**given):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(name, value)
         nodes = TwoNodes()
         nodes.gain_a_node()
         try:

@@ -1,4 +1,4 @@
-"""Comparisons that are interrupted and gone on with."""
+"""Comparisons that are interrupted and gone on with, and what a resumed run must have in common with the one that was begun."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from trainer_worker.errors import BadArgument
 from trainer_worker.tasks.task import Task
 from trainer_worker.training import loop
 from trainer_worker.training.config import Config
-from trainer_worker.training.records import RunRecord
+from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, begin, finished, keep
 
 
 def run(folder: Path, *, lr: float = 1e-3, steps: int = 6, resume: bool = False) -> Summary:
@@ -68,3 +68,97 @@ def test_a_finished_comparison_is_read_back_or_made_longer(tmp_path: Path, small
     assert [(run.restores, run.evaluations[-1].step) for run in longer.runs] == [(1, 8), (1, 8)]
     with pytest.raises(BadArgument, match=r"train.steps = 8, not 6"):
         run(tmp_path, resume=True)
+
+
+def orders(folder: Path, **changes: Any) -> list[Order]:
+    """Of a comparison; `changes` are by table__key."""
+    tables: dict[str, dict[str, Any]] = {
+        "task": {"name": "fm-16"},
+        "train": {"steps": 20},
+        "nowcast": {"forecaster": "linear"},
+        "workers": {"count": 0},
+        "output": {"folder": folder},
+    }
+    for place, value in changes.items():
+        table, key = place.split("__")
+        tables[table][key] = value
+    config = Config.model_validate(tables)
+    arms = [config.model_copy(update={"nowcast": None}), config]
+    return [Order(config=arm, seed=seed, job="job") for seed in config.train.seeds for arm in arms]
+
+
+def record(order: Order) -> RunRecord:
+    score = Score(loss=float("nan"), accuracy=0.1)
+    last = Evaluation(step=order.config.train.steps, train_loss=1.0, validation=score, test=score, train_s=1.0)
+    about = {"arm": order.config.arm, "seed": order.seed, "terms": order.terms, "parameters": 1, "restores": 0, "events": []}
+    return RunRecord.model_validate({**about, "evaluations": [last], "nowcast": None})
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A folder with the records of a finished comparison."""
+    for order in orders(tmp_path):
+        keep(order, record(order))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train__lr": 1.0}, r"adam-seed1000 was started with train.lr = 0.006, not 1.0: use .* --fresh, .* --out"),
+        ({"train__steps": 10}, "train.steps = 20, not 10"),
+        ({"train__eval_every": 7, "task__examples": 9}, "task.examples = None, not 9, train.eval_every = 200, not 7"),
+        ({"nowcast__mode": "jump"}, r"adam\+linear-seed1000 .*nowcast.mode = glide, not jump"),
+        ({"nowcast__interval": 10}, r"adam\+linear-seed1000 .*nowcast.interval = None, not 10"),
+        ({"workers__count": 2}, "workers.count = 0, not 2"),
+    ],
+    ids=lambda given: ", ".join(given) if isinstance(given, dict) else "",
+)
+def test_a_run_of_another_configuration_is_refused(kept: Path, change: dict[str, Any], says: str) -> None:
+    """A comparison would be of two configurations, and say it was of one."""
+    with pytest.raises(BadArgument, match=says):
+        begin(orders(kept, **change), resume=True)
+    assert len(list((kept / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train__steps": 40},
+        {"train__seeds": [1000, 1001]},
+        {"train__checkpoint_every": 5},
+        {"nowcast__server": "http://elsewhere:8440", "nowcast__record": True},
+        {"task__data": "/elsewhere"},
+        {"workers__threads": 1, "workers__max_failures": 9},
+    ],
+    ids=", ".join,
+)
+def test_what_does_not_change_a_run_may_change(kept: Path, change: dict[str, Any]) -> None:
+    """A run could not be made longer, or go on after its server has moved."""
+    later = orders(kept, **change)
+    begin(later, resume=True)
+    same = "train__steps" not in change
+    assert [finished(order) is not None for order in later[:2]] == [same, same]
+
+
+def test_checkpoints_of_a_longer_run_are_refused(tmp_path: Path) -> None:
+    """They would be taken for the end of the shorter one."""
+    order, _ = orders(tmp_path)
+    order.check(order.terms)
+    with pytest.raises(BadArgument, match=r"train.steps = 40, not 20"):
+        order.check(orders(tmp_path, train__steps=40)[0].terms)
+
+
+def test_without_resume_nothing_is_left_of_any_arm(kept: Path) -> None:
+    """An interrupted comparison would go on with the other arm's record of the one before."""
+    for order in orders(kept):
+        (kept / "checkpoints" / order.name).mkdir(parents=True)
+    begin(orders(kept, train__lr=1.0), resume=False)
+    assert [*(kept / "runs").iterdir(), *(kept / "checkpoints").iterdir()] == []
+
+
+def test_a_record_that_was_cut_off_is_made_again(kept: Path) -> None:
+    """Its checkpoints are whole: the command would end with a traceback, or train the run again."""
+    (kept / "runs" / "adam-seed1000.json").write_text('{"terms": {')
+    begin(orders(kept), resume=True)
+    assert [finished(order) is None for order in orders(kept)] == [True, False]

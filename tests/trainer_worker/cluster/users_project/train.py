@@ -47,4 +47,4 @@ with nowcast:
             LAST.with_suffix(".new").replace(LAST)
             print(f"saved {step + 1}", flush=True)
 if RANK == 0:
-    print(f"end at {nowcast.step}: {nowcast.summary()['nowcasts']}", flush=True)
+    print(f"end at {nowcast.steps}: {nowcast.summary()['nowcasts']}", flush=True)
