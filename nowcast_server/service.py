@@ -58,7 +58,6 @@ class Service:
         share = SHARE if len(self.tokens.names) > 1 else 1.0
         self.forecasts = Budget(settings.forecast_memory, share=share, on_return=self.device.wake)
         self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
-        self.accelerator: Accelerator | None = None
         self.recording = Recording(settings.record)
         self.map = TrainingMap(self.nowcasting, forecasters=lambda: self.forecasters)
         self.forecasters: Mapping[str, Forecaster] = {}
@@ -156,7 +155,7 @@ class Service:
             loop.call_soon_threadsafe(self._lost, error)
 
         accelerator = await asyncio.to_thread(Accelerator, device, limit_bytes=self.settings.device_memory, on_lost=lost)
-        self.accelerator = self.nowcasting.accelerator = accelerator
+        self.nowcasting.accelerator = accelerator
         self.metrics.memory_bytes.labels("device").set_function(lambda: accelerator.used_bytes)
         self.metrics.memory_limit_bytes.labels("device").set(accelerator.limit_bytes)
         self.metrics.device_uploads.set_function(lambda: accelerator.uploads)
@@ -216,7 +215,7 @@ class Service:
         wiring = job.spec.wiring
         check_coverage(wiring)  # allocates less than the history, whose memory has been set aside
         job.working_bytes = forecaster.working_bytes(wiring, context=job.spec.context)
-        if self.accelerator is not None:
+        if self.nowcasting.accelerator is not None:
             job.host_bytes = forecaster.host_bytes(wiring)
         self.nowcasting.check(job, NowcastRequest(context=[0, 1], horizons=[1]))
 

@@ -29,7 +29,7 @@ class Budget:
         self._share = share
         self._on_return = on_return
         self._used = Counter[str]()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def used_by(self, tenant: str) -> int:
         return self._used[tenant]
@@ -60,8 +60,7 @@ class Budget:
             within = lent + size_bytes <= self._share * (self.limit_bytes - self._used[KEPT])
             if (lent and not within) or size_bytes > self.left_bytes():
                 return False
-            self.used_bytes += size_bytes
-            self._used[tenant] += size_bytes
+            self.take(tenant, size_bytes)
             return True
 
     def give(self, tenant: str, size_bytes: int) -> None:

@@ -85,9 +85,6 @@ class History:
         """Does an upload or a forecast use a row now?"""
         return sum(self._uses) > len(self._held)
 
-    def holds(self, step: int) -> bool:
-        return step in self._held
-
     def check_step(self, step: int) -> None:
         """Raise SnapshotConflict if a snapshot of this step would be older than all of a full history."""
         if len(self._held) == self._context and step < min(self._held):
@@ -120,7 +117,7 @@ class History:
 
     async def store(self, step: int, row: int) -> bool:
         """Make a received row visible; False if the same snapshot was there, SnapshotConflict if another was or it is too old."""
-        if not self.holds(step):
+        if step not in self._held:
             self.commit(step, row)
             return True
         held = self.hold(step)

@@ -81,8 +81,10 @@ class TrackRecord:
         self._waiting = [each for each in self._waiting if each.due > step]
         truth, scores = self._of(state), Scores()
         for each in due:
-            if step <= each.late:
-                scores += self._count(each.horizon, each.judge(truth))
+            for name, value in each.judge(truth) if step <= each.late else ():
+                mean, count = self._means[each.horizon].get(name, (0.0, 0))
+                self._means[each.horizon][name] = (mean + (value - mean) / (count + 1), count + 1)
+                scores.append((name, value))
         return scores
 
     def skill(self) -> dict[str, dict[str, float]]:
@@ -96,12 +98,6 @@ class TrackRecord:
     def _of(self, values: Tensor) -> Tensor:
         """What is judged by: (m,) float32, copied."""
         return (values if self._sample is None else values[self._sample]).to(torch.float32, copy=True)
-
-    def _count(self, horizon: int, scores: Scores) -> Scores:
-        for name, value in scores:
-            mean, count = self._means[horizon].get(name, (0.0, 0))
-            self._means[horizon][name] = (mean + (value - mean) / (count + 1), count + 1)
-        return scores
 
 
 def _error(forecast: Tensor, truth: Tensor) -> float:

@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,7 +81,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         "note": checkpoint.note,
         "context": options.context,
         "horizons": options.max_horizon,
-        "options": options.to_dict(),
+        "options": asdict(options),
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
     save_file(tensors, str(path), metadata={HEADER: json.dumps(header)})

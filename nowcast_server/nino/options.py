@@ -1,6 +1,6 @@
 """What a NiNo or WNN model is made of: its options, and the tensors they imply."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Final, Self
 
@@ -48,12 +48,9 @@ class ModelOptions:
         """Numbers that enter for one edge: every slot's context for NiNo, one parameter's for WNN."""
         return self.context * (self.slots if self.graph else 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Read `to_dict`'s form. A CheckpointError names the option that is not supported."""
+        """Read the options by name. A CheckpointError names the one that is not supported."""
         if not isinstance(data, dict):
             raise CheckpointError("the options must be an object", field="options")
         kinds = {field.name: type(field.default) for field in fields(cls)}

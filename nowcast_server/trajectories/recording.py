@@ -32,7 +32,7 @@ class Recording:
 
     async def snapshot(self, job: Job, step: int) -> None:
         """Keep a snapshot that the job's history holds; while it is written, its row is not given away."""
-        if self._recorder is None or not job.spec.record or job in self._failed or not job.history.holds(step):
+        if self._recorder is None or not job.spec.record or job in self._failed or step not in job.history.steps:
             return
         row, loop = job.history.hold(step), asyncio.get_running_loop()
         told = job.progress.loss if job.progress is not None and job.progress.step == step else None

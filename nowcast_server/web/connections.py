@@ -44,9 +44,16 @@ class Connections:
 
     def opened(self, connection: "LimitedProtocol") -> bool:
         """Count a connection, which is idle yet; False if it is one too many and all others are being answered."""
-        peer = connection.peer
+        peer = over = connection.peer
         self._open[peer] += 1
-        within = self._make_room(peer)
+        within = self._open[peer] <= self._peer_limit
+        if within and len(self) > self._limit:
+            within = False
+            over = max((each for each, idle in self._idle.items() if idle), key=self._open.__getitem__, default=peer)
+        if not within and (victim := next(iter(self._idle[over]), None)) is not None:
+            within = True
+            self.busy(victim)
+            victim.transport.abort()
         self._idle[peer][connection] = None
         return within
 
@@ -66,21 +73,6 @@ class Connections:
         if self._open[peer] <= 0:
             del self._open[peer]
             self._idle.pop(peer, None)
-
-    def _make_room(self, peer: str) -> bool:
-        if self._open[peer] > self._peer_limit:
-            return self._end_one(peer)
-        if len(self) > self._limit:
-            most = max((each for each, idle in self._idle.items() if idle), key=self._open.__getitem__, default=peer)
-            return self._end_one(most)
-        return True
-
-    def _end_one(self, peer: str) -> bool:
-        victim = next(iter(self._idle[peer]), None)
-        if victim is not None:
-            self.busy(victim)
-            victim.transport.abort()
-        return victim is not None
 
 
 async def _no_room(scope: Scope, receive: Receive, send: Send) -> None:

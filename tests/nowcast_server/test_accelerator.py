@@ -83,7 +83,7 @@ class Fails(Last):
 def with_device(caller: Caller, *, limit_bytes: int = 10**6, kind: type[Accelerator] = Accelerator, **others: Any) -> Accelerator:
     """Give a running app a device; the CPU in its place."""
     device = kind(CPU, limit_bytes=limit_bytes, **others)
-    caller.service.accelerator = caller.service.nowcasting.accelerator = device
+    caller.service.nowcasting.accelerator = device
     return device
 
 
