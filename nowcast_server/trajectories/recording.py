@@ -2,10 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -13,11 +10,11 @@ from typing import Any
 from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
 from nowcast_server.trajectories.store import SUFFIX, BadTrajectory, Floats, Trajectory, TrajectoryWriter
-from protos.wiring import Wiring
 
 
 class Recording:
-    """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant. Used on the event loop.
+    """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant, one file a run. Used on the event loop,
+    but for `add` and `end_all`, which a thread of its own calls.
 
     A disk that fails, or whatever else, costs the record, never the job: it is logged, and the job is not recorded any further.
     """
@@ -26,39 +23,41 @@ class Recording:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=folder).close()  # told now, not in the log of the first job
-        self._recorder = Recorder(folder) if folder else None
+        self._folder = folder
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="recording")  # one file is written by one thread, in order
         self._failed: set[Job] = set()
+        self._open: dict[str, TrajectoryWriter] = {}  # the thread's, by tenant and job
+        self._cut: set[str] = set()  # the thread's: whose next snapshot begins a segment
+
+    def _records(self, job: Job) -> bool:
+        return self._folder is not None and job.spec.record and job not in self._failed
 
     async def snapshot(self, job: Job, step: int) -> None:
         """Keep a snapshot that the job's history holds; while it is written, its row is not given away."""
-        if self._recorder is None or not job.spec.record or job in self._failed or step not in job.history.steps:
+        if not self._records(job) or step not in job.history.steps:
             return
         row, loop = job.history.hold(step), asyncio.get_running_loop()
         told = job.progress.loss if job.progress is not None and job.progress.step == step else None
-        loss, about = math.nan if told is None else told, job.spec.about.model_dump(include={"lr", "seed"}, exclude_none=True)
-        add = partial(self._recorder.add, _name(job), wiring=job.spec.wiring, loss=loss, about=about)
-        state = job.history.row(row)
-        writing = self._writer.submit(lambda: add(step=step, state=state.float().numpy()))
+        state, loss = job.history.row(row), math.nan if told is None else told
+        writing = self._writer.submit(lambda: self.add(job, step, state.float().numpy(), loss=loss))
         # not when this call ends, which may be given up while the writer reads on
         writing.add_done_callback(lambda _: loop.call_soon_threadsafe(job.history.drop, row))
         await self._written(job, writing)
 
     async def nowcast(self, job: Job) -> None:
         """A nowcast was made. If the run jumps, what follows does not continue what came before."""
-        if self._recorder is not None and job.spec.record and job.spec.mode == "jump":
-            await self._written(job, self._writer.submit(self._recorder.jumped, _name(job)))
+        if self._records(job) and job.spec.mode == "jump":
+            await self._written(job, self._writer.submit(self._cut.add, _name(job)))
 
     def end(self, job: Job) -> None:
-        """The job is gone."""
+        """The job is gone; one that comes back under its name continues its file if its steps do."""
         self._failed.discard(job)
-        if self._recorder is not None and job.spec.record:
-            self._writer.submit(self._recorder.end, _name(job))
+        if self._records(job):
+            self._writer.submit(self._end, _name(job))
 
     async def close(self) -> None:
         """The server stops."""
-        if self._recorder is not None:
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._recorder.close)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self.end_all)
         self._writer.shutdown()
 
     async def _written(self, job: Job, writing: Future[Any]) -> None:
@@ -70,64 +69,50 @@ class Recording:
             whose = {"tenant": job.tenant, "job": job.id}
             log.error("the job is not recorded any further: %s", error, exc_info=not expected, extra=whose)
 
-
-def _name(job: Job) -> str:
-    return f"{job.tenant}/{job.id}"
-
-
-@dataclass
-class Recorder:
-    """Keeps the snapshots of jobs in a folder, one file a run. For one thread."""
-
-    folder: Path  # below which the files lie
-    _open: dict[str, TrajectoryWriter] = field(default_factory=dict)
-    _cut: set[str] = field(default_factory=set)  # whose next snapshot begins a segment
-
-    def add(
-        self, job: str, *, wiring: Wiring, step: int, state: Floats, loss: float = math.nan, about: Mapping[str, Any] | None = None
-    ) -> bool:
-        """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept. A new file's header says `about`.
+    def add(self, job: Job, step: int, state: Floats, *, loss: float = math.nan) -> bool:
+        """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept.
 
         A step that is held already, as when a worker sends its context again, is passed over, and so is a snapshot whose
         weights moved beyond what float16 reaches.
         """
-        if job not in self._open:
-            path = self._path(f"{job}-{wiring.hash[:12]}", step)
-            header = {"task": f"recorded/{job}", "wiring": wiring.to_dict(), **(about or {})}
-            self._open[job] = TrajectoryWriter(path, state, header=header)
-            self._cut.add(job)
-        run = self._open[job]
+        name, wiring = _name(job), job.spec.wiring
+        if name not in self._open:
+            about = job.spec.about.model_dump(include={"lr", "seed"}, exclude_none=True)
+            header = {"task": f"recorded/{name}", "wiring": wiring.to_dict(), **about}
+            self._open[name] = TrajectoryWriter(self._path(f"{name}-{wiring.hash[:12]}", step), state, header=header)
+            self._cut.add(name)
+        run = self._open[name]
         if step <= run.last_step:
             return False
         try:
-            run.append(step, state, loss=loss, segment=run.last_segment + (job in self._cut))
+            run.append(step, state, loss=loss, segment=run.last_segment + (name in self._cut))
         except BadTrajectory:
             return False
-        self._cut.discard(job)
+        self._cut.discard(name)
         run.flush()
         return True
 
-    def jumped(self, job: str) -> None:
-        """The job has loaded a forecast: what follows does not continue what came before."""
-        self._cut.add(job)
-
-    def end(self, job: str) -> None:
-        """The job is gone; one that comes back under its name continues its file if its steps do."""
-        self._cut.discard(job)
-        if run := self._open.pop(job, None):
+    def _end(self, name: str) -> None:
+        self._cut.discard(name)
+        if run := self._open.pop(name, None):
             run.close()
 
-    def close(self) -> None:
-        """End all."""
-        for job in tuple(self._open):
-            self.end(job)
+    def end_all(self) -> None:
+        """End the files of all jobs."""
+        for name in tuple(self._open):
+            self._end(name)
 
     def _path(self, name: str, step: int) -> Path:
         """The run's file; or the next number, if that is damaged or of another run, which has come further than `step`."""
+        assert self._folder is not None
         number = 0
-        while (path := self.folder / f"{name}-{number}{SUFFIX}").exists() and not _continues(path, step):
+        while (path := self._folder / f"{name}-{number}{SUFFIX}").exists() and not _continues(path, step):
             number += 1
         return path
+
+
+def _name(job: Job) -> str:
+    return f"{job.tenant}/{job.id}"
 
 
 def _continues(path: Path, step: int) -> bool:

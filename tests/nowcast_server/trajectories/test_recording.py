@@ -18,15 +18,22 @@ from nowcast_server import running
 from nowcast_server.jobs.history import History
 from nowcast_server.jobs.registry import Job
 from nowcast_server.settings import Settings
-from nowcast_server.trajectories.recording import Recorder, Recording
+from nowcast_server.trajectories.recording import Recording
 from nowcast_server.trajectories.store import Trajectory, TrajectoryWriter, trajectories
 from protos.messages import JobSpec
 from protos.wiring import Parameter, Wiring
 from trainer_worker.metatrain.library import Library
 from trainer_worker.wiring import wire
 
-WIRING = wire(nn.Linear(3, 2))
 RNG = np.random.default_rng(0)
+
+
+def job_of(wiring: Wiring, *, context: int = 5, name: str = "job-1") -> Job:
+    spec = JobSpec(wiring=wiring, context=context, record=True)
+    return Job("team", name, spec, History(wiring.size, context=context, dtype="float32"))
+
+
+JOB = job_of(wire(nn.Linear(3, 2)))
 
 
 def test_only_jobs_that_allow_it_are_recorded(start: Start, tmp_path: Path) -> None:
@@ -89,10 +96,8 @@ def test_a_failure_costs_the_record_not_the_job(
 
 def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path) -> None:
     """A slow disk and a caller that hangs up would put the values of later steps into the record."""
-    history = History(4, context=2, dtype="float32")
-    spec = JobSpec(wiring=Wiring((Parameter("w", (4,)),), 1, ()), context=2, record=True)
-    job = Job("tenant", "job", spec, history)
-    begun, released = threading.Event(), threading.Event()
+    job = job_of(Wiring((Parameter("w", (4,)),), 1, ()), context=2)
+    history, begun, released = job.history, threading.Event(), threading.Event()
 
     async def store(step: int) -> None:
         row = await history.take()
@@ -107,8 +112,7 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
 
     async def run() -> None:
         recording = Recording(tmp_path)
-        assert recording._recorder is not None
-        recording._recorder.add = partial(slow, add=recording._recorder.add)  # type: ignore[method-assign]
+        recording.add = partial(slow, add=recording.add)  # type: ignore[method-assign]
         await store(10)
         upload = asyncio.create_task(recording.snapshot(job, 10))
         assert await asyncio.to_thread(begun.wait, 60)
@@ -138,57 +142,57 @@ def test_as_many_files_may_be_open_as_jobs_be_recorded(monkeypatch: pytest.Monke
     assert allowed == [550 + running.OTHER_FILES]
 
 
-def add(recorder: Recorder, *steps: int, job: str = "team.job-1") -> list[bool]:
-    return [recorder.add(job, wiring=WIRING, step=step, state=RNG.normal(size=8).astype(np.float32)) for step in steps]
+def add(recording: Recording, *steps: int) -> list[bool]:
+    return [recording.add(JOB, step, RNG.normal(size=8).astype(np.float32)) for step in steps]
 
 
 def test_runs_go_on_and_those_that_begin_anew_are_others(tmp_path: Path) -> None:
     """Runs would be mixed into each other, or go back in time when a worker resends its context, or their first part be lost."""
     for steps, kept in (((0, 10, 10, 0), 2), ((20, 30), 2), ((0, 10), 2)):
-        recorder = Recorder(tmp_path)
-        assert add(recorder, *steps) == [True] * kept + [False] * (len(steps) - kept)
-        recorder.close()
+        recording = Recording(tmp_path)
+        assert add(recording, *steps) == [True] * kept + [False] * (len(steps) - kept)
+        recording.end_all()
     assert [run.steps.tolist() for run in trajectories(tmp_path)] == [[0, 10, 20, 30], [0, 10]]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, 100])
 def test_a_damaged_file_is_left_alone(tmp_path: Path, kept_bytes: int) -> None:
     """A file that a crash left empty would keep its job from ever being recorded again."""
-    recorder = Recorder(tmp_path)
-    assert add(recorder, 0) == [True]
-    recorder.close()
-    (damaged,) = tmp_path.iterdir()
+    recording = Recording(tmp_path)
+    assert add(recording, 0) == [True]
+    recording.end_all()
+    (damaged,) = (tmp_path / "team").iterdir()
     damaged.write_bytes(damaged.read_bytes()[:kept_bytes])
-    recorder = Recorder(tmp_path)
-    assert add(recorder, 10, 20) == [True, True]
-    recorder.close()
+    recording = Recording(tmp_path)
+    assert add(recording, 10, 20) == [True, True]
+    recording.end_all()
     assert damaged.stat().st_size == kept_bytes
-    (other,) = set(tmp_path.iterdir()) - {damaged}
+    (other,) = set((tmp_path / "team").iterdir()) - {damaged}
     assert Trajectory.open(other).steps.tolist() == [10, 20]
 
 
 def test_a_fit_reads_them_by_their_wiring(tmp_path: Path) -> None:
     """Recorded jobs have no design to wire anew: without their wiring they would be useless."""
-    recorder = Recorder(tmp_path)
-    add(recorder, *range(0, 250, 10))
-    recorder.close()
+    recording = Recording(tmp_path)
+    add(recording, *range(0, 250, 10))
+    recording.end_all()
     (group,) = Library.open(tmp_path).training
-    assert (group.kind, group.wiring.hash) == ("recorded", WIRING.hash)
+    assert (group.kind, group.wiring.hash) == ("recorded", JOB.spec.wiring.hash)
     assert torch.from_numpy(group.runs[0].states(slice(0, 2))).shape == (2, 8)
 
 
 def test_a_record_takes_no_memory_between_snapshots(tmp_path: Path) -> None:
     """Each recorded job would hold a float32 snapshot that no budget counts, and a full server would end."""
-    size, jobs = 100_000, 8
-    wiring, recorder = Wiring((Parameter("w", (size,)),), 1, ()), Recorder(tmp_path)
+    size, recording = 100_000, Recording(tmp_path)
+    jobs = [job_of(Wiring((Parameter("w", (size,)),), 1, ()), name=str(index)) for index in range(8)]
     tracemalloc.start()
     try:
-        for job in range(jobs):
+        for job in jobs:
             for step in (10, 20):
-                assert recorder.add(f"team/{job}", wiring=wiring, step=step, state=np.full(size, step, np.float32))
+                assert recording.add(job, step, np.full(size, step, np.float32))
         held_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-        recorder.close()
-    assert held_bytes < 4 * size * jobs / 4
+        recording.end_all()
+    assert held_bytes < 4 * size * len(jobs) / 4
     assert all(run.states(slice(None)).mean(axis=1).tolist() == [10, 20] for run in trajectories(tmp_path))
