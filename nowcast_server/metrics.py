@@ -1,6 +1,5 @@
 """Prometheus metrics, on a registry of each app's own. No label names a job or a tenant: other tenants must not see them."""
 
-from collections.abc import Iterable
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -43,11 +42,6 @@ class Metrics:
         self.evictions = counter("evictions", "Histories evicted to make room; their workers send them again")
         self.errors = counter("errors", "Calls answered with an error, by code", ["code"])
         self.ready = gauge("ready", "1 while /readyz says yes")
-
-    def scored(self, scores: Iterable[tuple[str, float]]) -> None:
-        """Count forecasts whose skill is known now."""
-        for forecaster, value in scores:
-            self.skill.labels(forecaster).observe(value)
 
     def render(self) -> bytes:
         """In the text format that Prometheus scrapes."""

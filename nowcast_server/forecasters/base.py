@@ -3,7 +3,6 @@
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,6 @@ class Forecaster(ABC):
     """Forecasts weights from a context. Stateless: one instance serves any number of jobs and threads at once."""
 
     name: str
-    needs_checkpoint: ClassVar[bool] = False
 
     context: int | None = None
     """Snapshots it needs; None for any number from 2."""

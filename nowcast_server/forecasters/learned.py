@@ -20,7 +20,6 @@ CUDA_LANES: Final = 40  # as many cores is a GPU worth, at least
 class LearnedForecaster(Forecaster):
     """A forecaster with the weights of a checkpoint, that computes on a device."""
 
-    needs_checkpoint: ClassVar[bool] = True
     glide_horizon = 40
     graph: ClassVar[bool]  # whether its checkpoints are graph networks
 

@@ -115,7 +115,8 @@ def load_forecasters(checkpoints: "Iterable[CheckpointFile]", *, device: str) ->
             detail = f"{file.path} is the second checkpoint for {name!r}: give all but one a name (--checkpoint NAME=FILE)"
             raise CheckpointError(detail, field="checkpoints")
         given[name] = forecaster
-    names = [name for name, cls in FORECASTERS.items() if name in given or _path(name).exists() or not cls.needs_checkpoint]
+    plain = {name for name, cls in FORECASTERS.items() if not issubclass(cls, LearnedForecaster)}
+    names = [name for name in FORECASTERS if name in plain or name in given or _path(name).exists()]
     return {name: given.get(name) or load_forecaster(name, device=device) for name in names} | given
 
 

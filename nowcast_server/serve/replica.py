@@ -11,7 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import Metric
 from ray import serve
@@ -28,7 +28,7 @@ from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web.page.source import Local, Source
 from nowcast_server.web.routes import health, jobs
-from nowcast_server.web.routes.calls import Run, Tenant, TheJobId, TheService, json_body
+from nowcast_server.web.routes.calls import Run, Tenant, TheJobId, TheService, json_body, of_app
 from protos.errors import RunConflict, Unavailable, UnknownJob
 from protos.messages import API, RUN_HEADER, JobList, JobSpec, JobStatus
 
@@ -60,12 +60,7 @@ class Peers:
         return [each for each in answers if not isinstance(each, BaseException)]
 
 
-def _peers(request: Request) -> Peers:
-    peers: Peers = request.app.state.peers
-    return peers
-
-
-ThePeers = Annotated[Peers, Depends(_peers)]
+ThePeers = Annotated[Peers, of_app("peers")]
 
 
 @router.put(f"{API}/jobs/{{job}}", openapi_extra=json_body(JobSpec), responses={201: {"model": JobStatus}})

@@ -67,7 +67,6 @@ class Plan:
     """Everything the engine needs to know of a wiring."""
 
     units: tuple[Unit, ...]  # every edge, self loops included; for WNN every weight
-    neurons: int  # N; 0 for WNN
     slots: int  # the most weights an edge carries
     degree: Tensor  # (N, 1) float32 incoming edges of each neuron, at least 1: its self loop
     types: Tensor  # (N, 15) float32 their shares by type
@@ -138,7 +137,6 @@ def _plan_graph(wiring: Wiring, sizes: Sizes) -> Plan:
     counts[EdgeType.SELF_LOOP] += 1
     return Plan(
         _graph_units(wiring, sizes),
-        wiring.neurons,
         wiring.slots,
         counts.sum(dim=0)[:, None],
         (counts / counts.sum(dim=0)).T.contiguous(),
@@ -171,7 +169,7 @@ def _plan_parameters(wiring: Wiring, sizes: Sizes) -> Plan:
     listed = listed_weights(wiring, [block for block in blocks if not _is_large(block, sizes)])
     bundles = [bundle for edges in listed for bundle in chop(wiring, edges, sizes.bundle)]
     none = torch.zeros(0, EDGE_TYPES, dtype=torch.float32)
-    return Plan((*panels, *bundles), 0, 1, none[:, :1], none, torch.zeros(0).long(), _uncovered(wiring), _tensor_sizes(wiring))
+    return Plan((*panels, *bundles), 1, none[:, :1], none, torch.zeros(0).long(), _uncovered(wiring), _tensor_sizes(wiring))
 
 
 def _tensor_sizes(wiring: Wiring) -> Tensor:

@@ -15,7 +15,7 @@ from starlette.types import Scope
 from nowcast_server.service import Service
 from nowcast_server.web.page.render import STATIC, Renderer, shown, wiring_table
 from nowcast_server.web.page.source import CourseView, Local, Source
-from nowcast_server.web.routes.calls import TheService, receive
+from nowcast_server.web.routes.calls import TheService, of_app, receive
 from protos.errors import Busy, Forbidden, Unauthorized, UnknownJob
 from protos.messages import JobId
 
@@ -78,11 +78,6 @@ async def _looking(request: Request, service: TheService) -> str | None:
         return None
 
 
-async def _source(request: Request) -> Source:
-    source: Source = request.app.state.page_source
-    return source
-
-
 async def _renderer(request: Request) -> Renderer:
     renderer: Renderer = request.app.state.page_renderer
     return renderer.at(request)
@@ -96,7 +91,7 @@ async def _place(service: TheService) -> None:
 
 Viewer = Annotated[str, Depends(_viewer)]
 Looking = Annotated[str | None, Depends(_looking)]
-TheSource = Annotated[Source, Depends(_source)]
+TheSource = Annotated[Source, of_app("page_source")]
 TheRenderer = Annotated[Renderer, Depends(_renderer)]  # writes the page for the address it was called at
 
 

@@ -32,13 +32,17 @@ PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-# dependencies are coroutines, though they wait for nothing: FastAPI would call plain functions in a thread each
-async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
+def of_app(name: str) -> Any:
+    """A dependency: what the state of the app has under a name."""
+
+    # a coroutine, though it waits for nothing, as the others are: FastAPI would call plain functions in a thread each
+    async def found(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(found)
 
 
-TheService = Annotated[Service, Depends(_service)]
+TheService = Annotated[Service, of_app("service")]
 
 
 async def _tenant(service: TheService, authorization: Annotated[str | None, Header()] = None) -> str:

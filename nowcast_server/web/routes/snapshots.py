@@ -97,7 +97,8 @@ async def _within_limits(
                 raise UnknownJob(f"job {job.id!r} was deleted while its snapshot came", field="job")
             stored = await job.history.store(step, row)
             if stored:
-                service.metrics.scored(job.track.came(step, job.history.row(row)))
+                for forecaster, skill in job.track.came(step, job.history.row(row)):
+                    service.metrics.skill.labels(forecaster).observe(skill)
                 if progress is not None:  # a call that is repeated tells nothing new
                     job.tell(progress)
             return stored, asked

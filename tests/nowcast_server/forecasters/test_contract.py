@@ -119,7 +119,6 @@ def test_no_checkpoint_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch, tmp
     """A user without weights would not learn what is missing."""
     monkeypatch.setattr(registry_module, "SHIPPED", tmp_path)
     for name in LEARNED:
-        assert FORECASTERS[name].needs_checkpoint
         with pytest.raises(CheckpointError, match="checkpoint=PATH"):
             load_forecaster(name)
 
