@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -224,18 +224,14 @@ class Jobs:
         return job.seen <= time.monotonic() - max(self._settings.evict_idle_s, PATIENCE * job.gap_s)
 
     def _check_number(self, tenant: str) -> None:
-        most, own = self._settings.tenant_jobs, self.of(tenant)
-        if len(own) >= most:
-            self._make_way(own, f"job limit of the tenant reached (tenant_jobs={most}): delete some")
-        if len(self) >= self._settings.max_jobs:
-            self._make_way(self, f"job limit reached (max_jobs={self._settings.max_jobs})")
-
-    def _make_way(self, jobs: Iterable[Job], otherwise: str) -> None:
-        """Drop the job that was finished first, or raise Busy if none is."""
-        finished = [job for job in jobs if job.finished and not job.users]
-        if not finished:
-            raise Busy(otherwise, retry_after_s=60)
-        self.remove(min(finished, key=lambda job: job.seen))
+        """Where there are as many jobs as may be, drop the one that was finished first, or raise Busy if none is."""
+        for limit in ("tenant_jobs", "max_jobs"):
+            most, jobs = getattr(self._settings, limit), self.of(tenant) if limit == "tenant_jobs" else list(self)
+            if len(jobs) >= most:
+                finished = [job for job in jobs if job.finished and not job.users]
+                if not finished:
+                    raise Busy(f"job limit reached ({limit}={most}): delete some", retry_after_s=60)
+                self.remove(min(finished, key=lambda job: job.seen))
 
     def enter(self, job: Job) -> None:
         """An upload or forecast of the job begins."""

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from httpx2 import Client, Response
 from waiting import until as until  # noqa: PLC0414 -- for the tests that have the rest from here
 
+from nowcast_server.forecasters import simple
 from nowcast_server.interruption import interruptible_items
 from nowcast_server.jobs.registry import Job
 from nowcast_server.running import server_for
@@ -58,7 +59,7 @@ def read_forecasts(body: bytes) -> tuple[Header, torch.Tensor]:
 
 
 @dataclass
-class Last:
+class Last(simple.Last):
     """No change; the base of the others."""
 
     name: str = "last"
@@ -68,12 +69,6 @@ class Last:
     working: int = 0
     seconds: float = 0.0
     weights_bytes: int = 0
-
-    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
-        return states[-1].repeat(len(horizons), 1)
-
-    def check(self, wiring: Wiring, *, context: int) -> None:
-        pass
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         return self.working

@@ -34,24 +34,16 @@ Run = Callable[..., "Process"]
 
 SLOW_FORECASTER = """
 import os, sys, time
-from nowcast_server import app
-from nowcast_server import running
+from nowcast_server import app, running
+from nowcast_server.forecasters.simple import Last
 from nowcast_server.settings import Settings
 
-class Slow:
-    name, max_horizon, glide_horizon, weights_bytes = "slow", None, 1, 0
-    def check(self, wiring, *, context):
-        pass
-    def forecast(self, wiring, states, horizons):
+class Slow(Last):
+    def predict(self, wiring, states, *, horizons):
         print("begun", flush=True)
         while not os.path.exists(os.environ.get("GO_ON", "")):
             time.sleep(0.01)
-        return states[-1].repeat(len(horizons), 1)
-    def working_bytes(self, wiring, *, context):
-        return 0
-    def work_s(self, wiring, *, context):
-        return 0.0
-
+        return super().predict(wiring, states, horizons=horizons)
 running.create_app = lambda settings, **given: app.create_app(settings, forecasters={"slow": Slow()}, **given)
 sys.exit(running.serve(Settings()))
 """
@@ -106,11 +98,18 @@ class Process:
             f"/v1/jobs/job/snapshots/{step}", content=frames(torch.ones(4), step=step), headers={"content-type": MEDIA_TYPE}
         )
 
-    def end(self, sign: int = signal.SIGTERM, *, within_s: float = 60) -> tuple[int, str]:
+    def nowcast(self) -> httpx2.Response:
+        """Of a job that is registered for it."""
+        self.register("slow")
+        for step in (1, 2):
+            self.upload(step)
+        return httpx2.post(f"{self.client.base_url}/v1/jobs/job/nowcasts", json={"context": [1, 2], "horizons": [1]}, timeout=60)
+
+    def end(self, sign: int = signal.SIGTERM) -> tuple[int, str]:
         """Its exit status, and all it printed."""
         if self.popen.poll() is None:
             self.popen.send_signal(sign)
-        output, _ = self.popen.communicate(timeout=within_s)
+        output, _ = self.popen.communicate(timeout=60)
         return self.popen.returncode, output
 
 
@@ -181,11 +180,8 @@ def test_the_life_of_a_server(run: Run, tmp_path: Path) -> None:
 def test_draining(run: Run, tmp_path: Path) -> None:
     """On SIGTERM a forecast in flight would be lost, or new work be taken in only to be lost."""
     process = run("-c", SLOW_FORECASTER, GO_ON=str(tmp_path / "go_on"))
-    process.register("slow")
-    for step in (1, 2):
-        process.upload(step)
     with ThreadPoolExecutor(1) as pool:
-        nowcast = pool.submit(process.client.post, "/v1/jobs/job/nowcasts", json={"context": [1, 2], "horizons": [1]})
+        nowcast = pool.submit(process.nowcast)
         process.line("begun")
         process.popen.send_signal(signal.SIGTERM)
         until(lambda: not process.ready())
@@ -204,13 +200,8 @@ def test_draining(run: Run, tmp_path: Path) -> None:
 def test_a_forecaster_that_is_stuck(run: Run) -> None:
     """The server would never end, and neither would its client's call; or nobody would see that it is of no use any more."""
     process = run("-c", SLOW_FORECASTER, NOWCAST_DRAIN_S="1", NOWCAST_FORECAST_LIMIT_S="0.5")
-    process.register("slow")
-    for step in (1, 2):
-        process.upload(step)
     with ThreadPoolExecutor(1) as pool:
-        nowcast = pool.submit(
-            httpx2.post, f"{process.client.base_url}/v1/jobs/job/nowcasts", json={"context": [1, 2], "horizons": [1]}
-        )
+        nowcast = pool.submit(process.nowcast)
         process.line("begun")
         until(lambda: process.client.get("/livez").status_code == 503)
         process.popen.send_signal(signal.SIGTERM)
