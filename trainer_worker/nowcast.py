@@ -137,11 +137,13 @@ class Nowcast:
         )
 
     def _spec(self) -> JobSpec:
-        shapes = [(piece.name, tuple(piece.parameter.shape)) for piece in self._flat.pieces]
-        try:
-            wiring = self._wiring or self._wire([name for name, _ in shapes])
-        except BadWiring as error:
-            raise BadArgument("model", error.detail) from error
+        shapes, wiring = [(piece.name, tuple(piece.parameter.shape)) for piece in self._flat.pieces], self._wiring
+        if wiring is None:
+            try:
+                report = logged(describe(self._model, self._example_inputs, parameters=[name for name, _ in shapes]))
+            except BadWiring as error:
+                raise BadArgument("model", error.detail) from error
+            wiring, self._wired = report.wiring, report.summary()
         for mine, other in zip_longest(shapes, [(parameter.name, parameter.shape) for parameter in wiring.parameters]):
             if mine != other:
                 raise BadArgument("wiring", f"has {other} where the model trains {mine}: wire(model, parameters=names)")
@@ -168,11 +170,6 @@ class Nowcast:
             return About(lr=rate and float(rate), seed=None if seed == UNSEEDED else seed, link=link)
         except ValidationError as error:
             raise BadArgument("NOWCAST_LINK", f"{link!r} is not a URL such as http://HEAD:8265/#/jobs/NAME") from error
-
-    def _wire(self, names: list[str]) -> Wiring:
-        report = logged(describe(self._model, self._example_inputs, parameters=names))
-        self._wired = report.summary()
-        return report.wiring
 
     def start(self) -> Self:
         """Start. `with` does this on entry.
