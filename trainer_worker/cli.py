@@ -124,17 +124,22 @@ def wire(
     inputs: Annotated[
         str | None, typer.Option(help="what forward takes, if guessing fails: 2x3x32x32, 2x16:int64,2x16:bool or MODULE:CALLABLE")
     ] = None,
-    draw: Annotated[Path | None, typer.Option(help="also draw the network into this file (svg)")] = None,
+    picture: Annotated[Path | None, typer.Option("--draw", help="also draw the network into this file (svg)")] = None,
 ) -> None:
     """Show how a network is wired: its blocks, neurons and edges."""
     from rich.console import Console
 
     from protos.errors import BadWiring
-    from trainer_worker.wiring.cli import wire_module
+    from trainer_worker.wiring import draw, show
+    from trainer_worker.wiring.cli import describe_module
 
     try:
-        wire_module(module, Console(), inputs=inputs, picture=draw)
-    except (ValueError, BadWiring) as error:
+        report = describe_module(module, inputs=inputs)
+        show(report, Console())
+        if picture is not None:
+            draw(report, picture)
+            typer.echo(f"wrote {picture}")
+    except (ValueError, OSError, BadWiring) as error:
         _fail(str(error))
 
 

@@ -187,7 +187,7 @@ class Nowcast:
         try:
             with self._ranks.failing_alike():
                 if self._forecasts is not None:
-                    self._forecasts.open()
+                    self._forecasts.sender.open()
             handle = self._optimizers[-1].register_step_post_hook(_hook(weakref.ref(self)))
             self._handles = [handle]
             hooks.move_to_end(handle.id, last=False)  # before the user's own, so that masks and constraints hold after a push
@@ -335,7 +335,7 @@ class Nowcast:
             return
         self._boundaries.begin_at(step)
         if self._forecasts is not None:
-            self._forecasts.open(resumed=True)
+            self._forecasts.sender.open(resumed=True)
 
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""

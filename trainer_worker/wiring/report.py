@@ -114,6 +114,7 @@ def show(report: WiringReport, console: "Console") -> None:
         console.print(f"{edges:,} {kind} edges without weights")
     for remark in report.remarks:
         console.print(remark, style="yellow", markup=False, highlight=False)
+    console.print(f"{report.sentence}\nhash {report.wiring.hash}", markup=False, highlight=False)
 
 
 def draw(report: WiringReport, path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from trainer_worker.wiring.trace.labels import UNKNOWN, Flow, Held, Labels, Shadow, squash, varying
-from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
+from trainer_worker.wiring.trace.tracer import Call, Tracer, handles, tensors_of
 
 
 @handles(
@@ -28,8 +28,8 @@ def move(tracer: Tracer, call: Call) -> Any:
         if moved is not None:
             return moved
         shadow = tracer.flow(tensor)
-    parts = [[squash(part) for part in _parts(_apply(call, labels.expand(tensor.shape)))] for labels in shadow.identities]
-    count = len(_parts(call.out))
+    parts = [[squash(part) for part in tensors_of(_apply(call, labels.expand(tensor.shape)))] for labels in shadow.identities]
+    count = len(tensors_of(call.out))
     return [replace(shadow, identities=tuple(identity[index] for identity in parts)) for index in range(count)]
 
 
@@ -42,14 +42,10 @@ def _apply(call: Call, labels: Tensor) -> Any:
     return call.func(labels, *rest, **call.kwargs)
 
 
-def _parts(out: Any) -> list[Tensor]:
-    return [out] if isinstance(out, Tensor) else list(out)
-
-
 def _move_weights(call: Call, held: Held) -> list[Shadow] | None:
     """A view of weights is still weights; None, if the elements cannot be told by strides any more."""
     try:
-        views = [_parts(_view(call, view)) for view in (held.view, *(rider.view for rider in held.riders))]
+        views = [tensors_of(_view(call, view)) for view in (held.view, *(rider.view for rider in held.riders))]
     except (RuntimeError, NotImplementedError):
         return None
     storage = held.view.untyped_storage()._cdata  # noqa: SLF001  (on the meta device storages have no other identity)
