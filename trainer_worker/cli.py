@@ -8,17 +8,31 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
+from typer.core import TyperGroup
 
 from protos import command
 from protos.messages import Dtype, Mode
 from trainer_worker.cluster.cli import app as submit_app
+from trainer_worker.errors import BadArgument, CommandFailed
 from trainer_worker.metatrain.cli import app as metatrain_app
 
 if TYPE_CHECKING:
     from trainer_worker.training.config import Config
 
+
+class _Told(TyperGroup):
+    """Ends with one line where a command fails for a reason that says what to do."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (CommandFailed, BadArgument) as error:
+            _fail(str(error))
+
+
 app = typer.Typer(
     name="nowcast",
+    cls=_Told,
     callback=command.with_version,
     help="Train models with nowcasts, compare runs with and without, submit jobs, and fit forecasters.",
     no_args_is_help=True,
@@ -65,7 +79,9 @@ def _job(*, compared: bool) -> Callable[..., None]:
             "output.storage": storage,
             "workers.address": address,
         }
-        _run(_load(config, overrides, compared=compared), compared=compared, resume=resume, fresh=fresh)
+        from trainer_worker.training.config import load_config
+
+        _run(load_config(config, overrides=overrides, compared=compared), compared=compared, resume=resume, fresh=fresh)
 
     return command
 
@@ -91,13 +107,12 @@ def report(
 ) -> None:
     """Write one HTML file about RUNS: did it help, how much, at what cost, how certain is it."""
     from trainer_worker.comparison.report import read, write_page
-    from trainer_worker.errors import CommandFailed
 
     try:
         summaries = [read(run) for run in runs]
         alone = runs[0] if runs[0].is_dir() else runs[0].parent
         written = write_page(summaries, out or (alone if len(runs) == 1 else Path()) / "report.html", training_map=training_map)
-    except (CommandFailed, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         _fail(str(error))
     typer.echo(f"wrote {written}")
 
@@ -109,17 +124,22 @@ def wire(
     inputs: Annotated[
         str | None, typer.Option(help="what forward takes, if guessing fails: 2x3x32x32, 2x16:int64,2x16:bool or MODULE:CALLABLE")
     ] = None,
-    draw: Annotated[Path | None, typer.Option(help="also draw the network into this file (svg)")] = None,
+    picture: Annotated[Path | None, typer.Option("--draw", help="also draw the network into this file (svg)")] = None,
 ) -> None:
     """Show how a network is wired: its blocks, neurons and edges."""
     from rich.console import Console
 
     from protos.errors import BadWiring
-    from trainer_worker.wiring.cli import wire_module
+    from trainer_worker.wiring import draw, show
+    from trainer_worker.wiring.cli import describe_module
 
     try:
-        wire_module(module, Console(), inputs=inputs, picture=draw)
-    except (ValueError, BadWiring) as error:
+        report = describe_module(module, inputs=inputs)
+        show(report, Console())
+        if picture is not None:
+            draw(report, picture)
+            typer.echo(f"wrote {picture}")
+    except (ValueError, OSError, BadWiring) as error:
         _fail(str(error))
 
 
@@ -160,14 +180,9 @@ def try_(
     seed: Annotated[int, typer.Option(help="of both runs")] = 0,
 ) -> None:
     """Run SCRIPT twice, without and with nowcasts, and say what they saved. It must pass its losses to nowcast.observe(loss)."""
-    from trainer_worker.errors import CommandFailed
     from trainer_worker.trying import report, run
 
-    try:
-        courses = run(script, arguments or [], seed=seed)
-    except CommandFailed as error:
-        _fail(str(error))
-    typer.echo("\n".join(report(*courses)))
+    typer.echo("\n".join(report(*run(script, arguments or [], seed=seed))))
 
 
 @app.command()
@@ -178,16 +193,6 @@ def keys() -> None:
     from trainer_worker.training.config import show_keys
 
     show_keys(Console())
-
-
-def _load(path: Path, overrides: dict[str, Any], *, compared: bool) -> "Config":
-    """The configuration, with the command's options in place of its values."""
-    from trainer_worker.training.config import ConfigError, load_config
-
-    try:
-        return load_config(path, overrides=overrides, compared=compared)
-    except ConfigError as error:
-        _fail(str(error))
 
 
 def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None:
@@ -206,29 +211,22 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     with console.status("starting"):
         from trainer_worker.comparison import report
         from trainer_worker.comparison.compare import compare
-        from trainer_worker.errors import BadArgument, CommandFailed
         from trainer_worker.training.storage import put, resolve
-    try:
-        if config.output.storage:
-            resolve(config.output.storage)  # fail now, not after hours
-        summary = compare(config, console=console, resume=resume, plain=compared)
-        paths = report.write(summary)
-        report.show(summary, console)
-        console.print("\n".join(f"wrote {path}" for path in paths), soft_wrap=True)
-        if config.output.storage:
-            console.print("\n".join(f"wrote {copy}" for copy in put(config.output.storage, paths)), soft_wrap=True)
-    except (CommandFailed, BadArgument) as error:
-        _fail(str(error))
+    if config.output.storage:
+        resolve(config.output.storage)  # fail now, not after hours
+    summary = compare(config, console=console, resume=resume, plain=compared)
+    paths = report.write(summary)
+    report.show(summary, console)
+    console.print("\n".join(f"wrote {path}" for path in paths), soft_wrap=True)
+    if config.output.storage:
+        console.print("\n".join(f"wrote {copy}" for copy in put(config.output.storage, paths)), soft_wrap=True)
 
 
 def _unfinished(config: "Config") -> str | None:
     """The checkpoints that a fresh start would delete."""
-    from trainer_worker.training.storage import StorageUnusable, folders
+    from trainer_worker.training.storage import folders
 
-    try:
-        there = folders(config.output.place)
-    except StorageUnusable as error:
-        _fail(str(error))
+    there = folders(config.output.place)
     done = {path.stem for path in (config.output.folder / "runs").glob("*.json")}
     return next((f"{config.output.place}/{run}" for run in there if run not in done), None)
 

@@ -27,8 +27,8 @@ GRACE_S: Final = 0.5  # beyond the deadline, for the answer that is just coming 
 
 
 class Forecasts:
-    """Takes snapshots, has them sent, asks for forecasts and makes them ready to be added. No method waits but `open`, and
-    `collect` where it is told to.
+    """Takes snapshots, has them sent, asks for forecasts and makes them ready to be added. No method waits but
+    `collect`, where it is told to.
 
     `timeout_s` is for a nowcast, and for each call of the background thread; an endpoint in this process knows none.
     """
@@ -46,11 +46,6 @@ class Forecasts:
         self._seen: Callable[[], float | None] = lambda: None  # how coherent that was
         self.layers = LayerCoherence([piece.name for piece in flat.pieces])
         self._coherence = 0.0  # of the pushes so far, a moving average
-        self._resumed = False
-
-    def open(self, *, resumed: bool = False) -> None:
-        """Reach for the endpoint and start to send; see `Sender.open`."""
-        self.sender.open(resumed=resumed or self._resumed)
 
     def take(self, step: int, progress: Tell, *, asked: bool = False) -> None:
         """Take a snapshot and have it sent, with the progress of the run, which is made on the background thread.
@@ -136,7 +131,6 @@ class Forecasts:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; the endpoint is made to forget what it holds, and gets these snapshots instead."""
-        self._resumed = True
         self.sender.reset()
         for step, values in zip(state["steps"].tolist(), state["context"], strict=True):
             if step >= 0:

@@ -137,11 +137,13 @@ class Nowcast:
         )
 
     def _spec(self) -> JobSpec:
-        shapes = [(piece.name, tuple(piece.parameter.shape)) for piece in self._flat.pieces]
-        try:
-            wiring = self._wiring or self._wire([name for name, _ in shapes])
-        except BadWiring as error:
-            raise BadArgument("model", error.detail) from error
+        shapes, wiring = [(piece.name, tuple(piece.parameter.shape)) for piece in self._flat.pieces], self._wiring
+        if wiring is None:
+            try:
+                report = logged(describe(self._model, self._example_inputs, parameters=[name for name, _ in shapes]))
+            except BadWiring as error:
+                raise BadArgument("model", error.detail) from error
+            wiring, self._wired = report.wiring, report.summary()
         for mine, other in zip_longest(shapes, [(parameter.name, parameter.shape) for parameter in wiring.parameters]):
             if mine != other:
                 raise BadArgument("wiring", f"has {other} where the model trains {mine}: wire(model, parameters=names)")
@@ -169,11 +171,6 @@ class Nowcast:
         except ValidationError as error:
             raise BadArgument("NOWCAST_LINK", f"{link!r} is not a URL such as http://HEAD:8265/#/jobs/NAME") from error
 
-    def _wire(self, names: list[str]) -> Wiring:
-        report = logged(describe(self._model, self._example_inputs, parameters=names))
-        self._wired = report.summary()
-        return report.wiring
-
     def start(self) -> Self:
         """Start. `with` does this on entry.
 
@@ -190,7 +187,7 @@ class Nowcast:
         try:
             with self._ranks.failing_alike():
                 if self._forecasts is not None:
-                    self._forecasts.open()
+                    self._forecasts.sender.open()
             handle = self._optimizers[-1].register_step_post_hook(_hook(weakref.ref(self)))
             self._handles = [handle]
             hooks.move_to_end(handle.id, last=False)  # before the user's own, so that masks and constraints hold after a push
@@ -338,7 +335,7 @@ class Nowcast:
             return
         self._boundaries.begin_at(step)
         if self._forecasts is not None:
-            self._forecasts.open(resumed=True)
+            self._forecasts.sender.open(resumed=True)
 
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""

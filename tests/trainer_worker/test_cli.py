@@ -122,12 +122,6 @@ def test_a_run_of_another_configuration_is_not_resumed(job: Path, small_fashion:
         (folder / "runs" / "adam-seed1000.json").unlink(missing_ok=True)  # and of checkpoints alone
 
 
-def test_the_demo_runs_again_after_it_was_interrupted() -> None:
-    """`make demo` would ask for an option that make does not have."""
-    recipe = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
-    assert "nowcast compare deploy/demo.toml --fresh\n" in recipe
-
-
 def test_a_place_for_results_that_cannot_be_is_told_at_once(job: Path) -> None:
     """A run's storage would be found wanting after hours of training."""
     job.write_text(JOB.replace("count = 0", "count = 1"))

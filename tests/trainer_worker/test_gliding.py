@@ -30,7 +30,6 @@ from small_runs import (
     train,
 )
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from waiting import until
 
 from protos.errors import DeadlineExceeded
@@ -315,21 +314,6 @@ def test_a_parameter_that_cannot_be_forecast_is_told_once(caplog: pytest.LogCapt
             optimizer.step()
     assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
     assert sum("cannot be forecast" in record.message for record in caplog.records) == 1
-
-
-def test_torchs_averages_work_as_they_are() -> None:
-    """A push moves the weights before the loop updates its average, so that no average has to be told of it."""
-    model, optimizer = learner()
-    average = AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
-    expected: Tensor | None = None
-    with make(model, optimizer, ScriptedEndpoint()) as nowcast:
-        for index in range(STEPS):
-            step(model, optimizer, index)
-            average.update_parameters(model)
-            expected = flat(model) if expected is None else 0.9 * expected + 0.1 * flat(model)
-    assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
-    assert expected is not None
-    torch.testing.assert_close(flat(average.module), expected)
 
 
 def test_without_the_runs_length_the_interval_grows_and_contexts_stay_nearly_even() -> None:

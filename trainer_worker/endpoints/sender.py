@@ -100,10 +100,10 @@ class Sender:
 
     # called by the training thread
 
-    def open(self, *, resumed: bool) -> None:
+    def open(self, *, resumed: bool = False) -> None:
         """Start the thread, and wait `OPEN_S` at most until the job is registered; what the endpoint held of it is forgotten.
 
-        A run that is `resumed` goes on whatever the endpoint says.
+        A run that is `resumed`, or has loaded a checkpoint, goes on whatever the endpoint says.
 
         Raises:
             BadArgument: the server is there and refuses the job of a run that begins.
@@ -116,7 +116,7 @@ class Sender:
         with self._changed:
             self._changed.wait_for(lambda: self._registered or self._lost or self._down, OPEN_S)
             error = self._lost or self._down
-        if resumed or error is None or _passes(error):
+        if resumed or self._restarts or error is None or _passes(error):
             return
         if not isinstance(error, NowcastError):
             raise error

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from protos.wiring import MAX_SLOTS, STRUCTURE, Block, EdgeType, Parameter, Wiring
 
-MAX_STRETCHES = 2**12
-"""Stretches of unseen weights beyond which they stay out of the wiring, and keep their last value in a forecast."""
-
-MAX_PIECES = 2**14
-"""Blocks one tensor may take; more means that its neurons are shuffled beyond what blocks can say."""
+MAX_STRETCHES = 2**12  # of unseen weights; beyond, they stay out of the wiring, and keep their last value in a forecast
+MAX_PIECES = 2**14  # blocks one tensor may take; more means that its neurons are shuffled beyond what blocks can say
 
 
 def edges(kind: int, sources: range, targets: range, *, diagonal: bool = False, parameter: int = STRUCTURE) -> Block:

@@ -1,4 +1,4 @@
-"""`nowcast wire`: how a network of the user's is wired, as a table and a picture."""
+"""Networks and inputs that a command line names."""
 
 import inspect
 import re
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
-from trainer_worker.wiring import WiringReport, describe, draw, show
+from trainer_worker.wiring import WiringReport, describe
 
 
 def describe_module(place: str, *, inputs: str | None) -> WiringReport:
@@ -40,24 +39,6 @@ def load_inputs(text: str) -> Any:
     if not all(parts):
         return _call(_load(text), text)
     return tuple(_tensor(part[1], part[2] or "float32") for part in parts if part)
-
-
-def wire_module(place: str, console: Console, *, inputs: str | None = None, picture: Path | None = None) -> None:
-    """Print how the network at `place` is wired, and draw its graph.
-
-    Raises:
-        ValueError, BadWiring: see `describe_module`; or the picture cannot be written.
-    """
-    report = describe_module(place, inputs=inputs)
-    show(report, console)
-    console.print(report.sentence, markup=False, highlight=False)
-    console.print(f"hash {report.wiring.hash}", highlight=False)
-    if picture is not None:
-        try:
-            draw(report, picture)
-        except OSError as error:
-            raise ValueError(f"cannot write {picture}: {error.strerror or error}") from None
-        console.print(f"wrote {picture}", highlight=False)
 
 
 def _load(place: str) -> Any:

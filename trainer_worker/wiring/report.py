@@ -33,14 +33,14 @@ class Row:
         return tuple(EdgeType(kind) for kind in dict.fromkeys(block.edge_type for block in self.blocks))
 
     @property
-    def sources(self) -> tuple[int, int] | None:
-        """The first and last neuron from which its weights start; None for a scalar."""
-        return _range([(block.source, block.sources) for block in self.blocks])
+    def sources(self) -> str:
+        """The first and last neuron from which its weights start."""
+        return _span([(block.source, block.sources) for block in self.blocks])
 
     @property
-    def targets(self) -> tuple[int, int] | None:
+    def targets(self) -> str:
         """The first and last neuron in which its weights end."""
-        return _range([(block.target, block.targets) for block in self.blocks])
+        return _span([(block.target, block.targets) for block in self.blocks])
 
 
 def rows_of(wiring: Wiring, how: Mapping[str, str], followed: Mapping[str, float]) -> tuple[Row, ...]:
@@ -103,7 +103,7 @@ def show(report: WiringReport, console: "Console") -> None:
     for row in report.rows:
         shape = "x".join(map(str, row.shape)) or "scalar"
         kinds = ", ".join(kind.name.lower().replace("_", " ") for kind in row.kinds) or "-"
-        cells = (row.name, shape, row.how, kinds, _span(row.sources), _span(row.targets), str(len(row.blocks)))
+        cells = (row.name, shape, row.how, kinds, row.sources, row.targets, str(len(row.blocks)))
         table.add_row(*cells, style="yellow" if row.how == FALLBACK else None)
     console.print(table)
     structure: Counter[str] = Counter()
@@ -114,6 +114,7 @@ def show(report: WiringReport, console: "Console") -> None:
         console.print(f"{edges:,} {kind} edges without weights")
     for remark in report.remarks:
         console.print(remark, style="yellow", markup=False, highlight=False)
+    console.print(f"{report.sentence}\nhash {report.wiring.hash}", markup=False, highlight=False)
 
 
 def draw(report: WiringReport, path: Path) -> None:
@@ -123,9 +124,6 @@ def draw(report: WiringReport, path: Path) -> None:
     path.write_text(draw_svg(report.wiring, alone=True), encoding="utf-8")
 
 
-def _range(ends: list[tuple[int, int]]) -> tuple[int, int] | None:
-    return (min(start for start, _ in ends), max(start + count for start, count in ends) - 1) if ends else None
-
-
-def _span(ends: tuple[int, int] | None) -> str:
-    return "-" if ends is None else str(ends[0]) if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"
+def _span(ends: list[tuple[int, int]]) -> str:
+    first, last = min((start for start, _ in ends), default=0), max((start + count - 1 for start, count in ends), default=0)
+    return "-" if not ends else str(first) if first == last else f"{first}-{last}"

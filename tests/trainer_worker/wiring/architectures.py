@@ -36,35 +36,18 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-class InvertedResidual(nn.Module):
-    """MobileNet: expand, depthwise, squeeze and excite, project, add."""
-
-    def __init__(self, channels: int = 4, expand: int = 3) -> None:
-        super().__init__()
-        hidden = channels * expand
-        self.expand = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6())
-        self.depthwise = nn.Sequential(
-            nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6()
-        )
-        self.squeeze = nn.Conv2d(hidden, 2, 1)
-        self.excite = nn.Conv2d(2, hidden, 1)
-        self.project = nn.Sequential(nn.Conv2d(hidden, channels, 1, bias=False), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(self.expand(x))
-        gate = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))).sigmoid()
-        return x + self.project(y * gate)
-
-
-class MobileNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
-        self.blocks = nn.Sequential(InvertedResidual(), InvertedResidual())
-        self.head = nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean([2, 3]))
+def efficientnet() -> nn.Module:
+    """Expand, depthwise, squeeze and excite, project, add."""
+    sizes = {
+        "in_channels": [4],
+        "out_channels": [4],
+        "strides": [1],
+        "kernel_sizes": [5],
+        "num_block_repeats": [2],
+        "hidden_dim": 8,
+    }
+    scale = {"width_coefficient": 1 / 160, "depth_coefficient": 1.0, "expand_ratios": [3], "image_size": 16}
+    return transformers.EfficientNetForImageClassification(transformers.EfficientNetConfig(**sizes, **scale, num_labels=5))
 
 
 class MixerBlock(nn.Module):
@@ -262,7 +245,7 @@ def _images(channels: int, side: int) -> Callable[[], tuple[Tensor, ...]]:
 
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "unet": (UNet, _images(1, 16)),
-    "mobilenet": (MobileNet, _images(3, 16)),
+    "efficientnet": (efficientnet, _images(3, 16)),
     "mixer": (MLPMixer, _images(3, 16)),
     "gan": (GAN, lambda: None),
     "experts": (MixtureOfExperts, lambda: (torch.randn(30, 5),)),

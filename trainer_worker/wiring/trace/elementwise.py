@@ -5,7 +5,7 @@ from torch import Tensor
 
 from protos.wiring import EdgeType
 from trainer_worker.wiring.trace.labels import Flow, Held, Shadow, varying
-from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
+from trainer_worker.wiring.trace.tracer import Call, Tracer, handles, tensors_of
 
 SUMS = ("add", "sub", "rsub", "addcmul", "addcdiv")
 
@@ -131,7 +131,7 @@ def reduce(tracer: Tracer, call: Call) -> Shadow:
         return None
     if len(call.args) > 1 and isinstance(call.args[1], Tensor):
         return combine(tracer, call)
-    out = call.out if isinstance(call.out, Tensor) else call.out[0]
+    out = tensors_of(call.out)[0]
     dims = call.arg(2 if call.name == "linalg_vector_norm" else 1, "dim")
     every = dims is None or isinstance(dims, bool) or dims == []
     chosen = range(tensor.dim()) if every else [dims] if isinstance(dims, int) else dims

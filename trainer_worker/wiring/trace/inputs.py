@@ -15,11 +15,8 @@ LENGTHS = (8, 32, 128, 16, 64, 1000)
 OTHER_SIZES = (*range(7, 1, -1), *range(9, 65), 1)
 """Sizes tried where none of the usual ones fits: short ones first, for tables of positions have an end."""
 
-LARGEST_STATED = 8192
-"""Sizes beyond this are not believed."""
-
-TRIES = 150
-"""Guesses of each sort."""
+LARGEST_STATED = 8192  # sizes beyond this are not believed
+TRIES = 150  # guesses of each sort
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""

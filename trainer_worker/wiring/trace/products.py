@@ -7,7 +7,7 @@ from torch import Tensor
 
 from protos.wiring import EdgeType
 from trainer_worker.wiring.trace.labels import Flow, Held, Pairing, Shadow, distinct, squash, varying
-from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
+from trainer_worker.wiring.trace.tracer import Call, Tracer, handles, tensors_of
 
 
 @handles("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
@@ -194,8 +194,7 @@ def embedding(tracer: Tracer, call: Call) -> Shadow:
     indices = call.args[1]
     counting = indices.numel() > 1 and not indices.is_meta and torch.equal(indices.flatten(), torch.arange(indices.numel()))
     _, target, _ = tracer.use(held, {0}, {1}, EdgeType.POSITION_EMBEDDING if counting else EdgeType.WORD_EMBEDDING, lookup=True)
-    out = call.out if isinstance(call.out, Tensor) else call.out[0]
-    return Flow((target.reshape((1,) * (out.dim() - 1) + (-1,)),), plain=True)
+    return Flow((target.reshape((1,) * (tensors_of(call.out)[0].dim() - 1) + (-1,)),), plain=True)
 
 
 @handles(

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from protos.wiring import Parameter
 from trainer_worker.wiring.trace import elementwise, products, shapes  # noqa: F401  (they register the operators)
 from trainer_worker.wiring.trace.inputs import Arguments, guesses
 from trainer_worker.wiring.trace.sandbox import SECONDS, Limits, TooCostly, copy_of
-from trainer_worker.wiring.trace.tracer import Tracer
+from trainer_worker.wiring.trace.tracer import Tracer, tensors_of
 
 PASSES, FRUITLESS = 8, 4
 """Forward passes tried while parameters remain unseen (chance may route around experts), and how many in a row that show nothing
@@ -54,8 +54,8 @@ class Run:
 
     def __init__(self, tensors: list[Tensor], parameters: tuple[Parameter, ...], chosen: set[str]) -> None:
         self.tracer = Tracer(tensors)
-        # for each parameter that was seen, "traced" or "traced apart", in the run of a part of the model. Single layers that had to
-        # be run by themselves do not count: they show no more than their shapes do.
+        # for each parameter that was seen, "traced" or "traced apart", in the run of a part of the model; not in that of a single
+        # layer, which shows no more than its shapes do
         self.how: dict[str, str] = {}
         self.remarks: list[str] = []  # what went wrong, one sentence each
         self.inputs: str | None = None  # what the whole model was run with, None if only parts of it ran
@@ -135,9 +135,8 @@ class Run:
         roll_back = self.tracer.begin(module.parameters(), limits)
         torch.manual_seed(seed)
         args, kwargs = tree_map_only(Tensor, lambda tensor: _redrawn(tensor, seed), arguments)
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self.tracer.label_input(leaf)
+        for tensor in tensors_of((args, kwargs)):
+            self.tracer.label_input(tensor)
         try:
             with self.tracer:
                 module(*args, **kwargs)
@@ -163,7 +162,7 @@ class Run:
 
 def _few_examples(arguments: Arguments) -> Arguments | None:
     """The first examples of a large batch; None where the tensors do not agree on how many there are."""
-    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    tensors = tensors_of(arguments)
     lengths = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
     if len(lengths) != 1 or max(lengths) <= FEW or sum(tensor.numel() for tensor in tensors) < MANY_ELEMENTS:
         return None
@@ -183,8 +182,8 @@ def _trial(module: nn.Module, arguments: Arguments, limits: Limits) -> str:
 
 def _described(arguments: Arguments) -> str:
     """Shapes and dtypes of the tensors, in order."""
-    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-    return ", ".join(f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype)[6:]}" for tensor in tensors) or "none"
+    told = (f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype)[6:]}" for tensor in tensors_of(arguments))
+    return ", ".join(told) or "none"
 
 
 def _sentence(error: Exception) -> str:

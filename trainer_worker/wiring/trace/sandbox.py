@@ -21,13 +21,8 @@ from torch.utils.flop_counter import flop_registry
 
 LARGEST_COPY = 2 * 2**30
 """Bytes of parameters beyond which only their shapes are copied, to the meta device: what depends on values then cannot be run."""
-
-SECONDS = 20.0
-"""Processor time for all runs of one module: how it is wired must not depend on what else the machine does."""
-
-OPERATIONS = 2**35
-"""Floating-point operations one operator may take: a second or so on one core."""
-
+SECONDS = 20.0  # processor time for all runs of one module: how it is wired must not depend on what else the machine does
+OPERATIONS = 2**35  # floating-point operations one operator may take: a second or so on one core
 _ENLARGING = ("upsample", "repeat", "constant_pad", "reflection_pad", "replication_pad")
 """Operators whose result may be larger than all that goes in, as their other arguments say."""
 

@@ -8,14 +8,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from trainer_worker.wiring.trace.labels import UNKNOWN, Flow, Held, Labels, Shadow, squash, varying
-from trainer_worker.wiring.trace.tracer import Call, Tracer, handles
+from trainer_worker.wiring.trace.tracer import Call, Tracer, handles, tensors_of
+
+RESHAPES = {"view", "_unsafe_view", "_reshape_alias"}
 
 
 @handles(
-    "view", "_unsafe_view", "permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze", "expand", "split",
+    *RESHAPES, "permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze", "expand", "split",
     "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "unbind", "unfold", "flip", "roll", "repeat", "index",
     "index_select", "gather", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "diagonal", "tril", "triu",
-    "_reshape_alias", "rot90", "masked_select",
+    "rot90", "masked_select",
 )  # fmt: skip
 def move(tracer: Tracer, call: Call) -> Any:
     """The same operator, applied to the labels."""
@@ -28,13 +30,13 @@ def move(tracer: Tracer, call: Call) -> Any:
         if moved is not None:
             return moved
         shadow = tracer.flow(tensor)
-    parts = [[squash(part) for part in _parts(_apply(call, labels.expand(tensor.shape)))] for labels in shadow.identities]
-    count = len(_parts(call.out))
+    parts = [[squash(part) for part in tensors_of(_apply(call, labels.expand(tensor.shape)))] for labels in shadow.identities]
+    count = len(tensors_of(call.out))
     return [replace(shadow, identities=tuple(identity[index] for identity in parts)) for index in range(count)]
 
 
 def _apply(call: Call, labels: Tensor) -> Any:
-    if call.name in {"view", "_unsafe_view", "_reshape_alias"}:
+    if call.name in RESHAPES:
         return labels.reshape(call.out.shape)
     if call.name == "im2col":
         return call.func(labels.double(), *call.args[1:], **call.kwargs).round().long()
@@ -42,32 +44,22 @@ def _apply(call: Call, labels: Tensor) -> Any:
     return call.func(labels, *rest, **call.kwargs)
 
 
-def _parts(out: Any) -> list[Tensor]:
-    return [out] if isinstance(out, Tensor) else list(out)
-
-
 def _move_weights(call: Call, held: Held) -> list[Shadow] | None:
     """A view of weights is still weights; None, if the elements cannot be told by strides any more."""
+    if call.name in {"index", "index_select", "gather"}:
+        return None
+    views = []
     try:
-        views = [_parts(_view(call, view)) for view in (held.view, *(rider.view for rider in held.riders))]
+        for each in (held, *held.riders):
+            reshaped = call.name in RESHAPES
+            out = each.view.view(call.out.shape) if reshaped else call.func(each.view, *call.args[1:], **call.kwargs)
+            views.append([each.seen(part) for part in tensors_of(out)])
     except (RuntimeError, NotImplementedError):
         return None
     storage = held.view.untyped_storage()._cdata  # noqa: SLF001  (on the meta device storages have no other identity)
-    if any(part.untyped_storage()._cdata != storage for part in views[0]):  # noqa: SLF001
+    if any(part.view.untyped_storage()._cdata != storage for part in views[0]):  # noqa: SLF001
         return None
-    moved: list[Shadow] = []
-    for index, view in enumerate(views[0]):
-        riders = tuple(rider.seen(views[1 + number][index], ()) for number, rider in enumerate(held.riders))
-        moved.append(held.seen(view, riders))
-    return moved
-
-
-def _view(call: Call, view: Tensor) -> Any:
-    if call.name in {"view", "_unsafe_view", "_reshape_alias"}:
-        return view.view(call.out.shape)
-    if call.name in {"index", "index_select", "gather"}:
-        raise NotImplementedError
-    return call.func(view, *call.args[1:], **call.kwargs)
+    return [own.seen(own.view, tuple(riders)) for own, *riders in zip(*views, strict=True)]
 
 
 @handles("clone", "_to_copy", "alias", "detach", "lift_fresh", "lift_fresh_copy", "_conj", "lift", "_lazy_clone")

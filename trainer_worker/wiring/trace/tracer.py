@@ -92,7 +92,7 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         name = schema.name.removeprefix("aten::")
         in_place = schema.is_mutable and name.endswith("_")
         shadows = self._follow(Call(name.rstrip("_") if in_place else name, func, args, kwargs, out))
-        outputs = _tensors(out)
+        outputs = tensors_of(out)
         for tensor, shadow in zip(outputs, shadows if isinstance(shadows, list) else [shadows] * len(outputs), strict=False):
             self.put(tensor, shadow)
             if in_place:
@@ -228,12 +228,12 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
 
     def carried(self, call: Call) -> list[Shadow]:
         """For operators nobody handles: neurons stay on dimensions that keep their place and size (pooling, padding, ...)."""
-        inputs = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
+        inputs = tensors_of((call.args, call.kwargs))
         sources = [(tensor, self.get(tensor)) for tensor in inputs]
         flows = [(tensor, shadow) for tensor, shadow in sources if isinstance(shadow, Flow)]
         held = [shadow for _, shadow in sources if isinstance(shadow, Held)]
         shadows: list[Shadow] = []
-        for out in _tensors(call.out):
+        for out in tensors_of(call.out):
             if not flows and len(inputs) == 1 and held and held[0].shape == tuple(out.shape):
                 shadows.append(held[0])
             else:
@@ -262,7 +262,7 @@ def _owner(flow: Flow, moving: set[int]) -> Tensor | None:
     return max(fitting or touching, key=lambda labels: max(varying(labels) & moving), default=None)
 
 
-def _tensors(out: Any) -> list[Tensor]:
+def tensors_of(out: Any) -> list[Tensor]:
     return [out] if isinstance(out, Tensor) else [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
 
 
