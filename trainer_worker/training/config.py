@@ -220,9 +220,8 @@ def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared
         ConfigError: the file cannot be read, is not TOML, or has wrong keys or values.
     """
     try:
-        data: dict[str, Any] = tomllib.loads(
-            path.read_text(encoding="utf-8-sig")
-        )  # Windows editors begin it with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
+        data: dict[str, Any] = tomllib.loads(text)
         for place, value in (overrides or {}).items():
             table, key = place.split(".")
             if value is not None and isinstance(data.setdefault(table, {}), dict):

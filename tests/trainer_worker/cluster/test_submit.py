@@ -41,17 +41,20 @@ class TwoNodes:
     """A cluster of two nodes on this machine, with room for one worker each."""
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
         self._small: dict[str, Any] = {"object_store_memory": 80 * 2**20}
-        # Ray's own choice is one port for all agents of a machine: a second cluster's would not start, and take no jobs
-        agent = {"dashboard_agent_listen_port": free_port()}
-        self.port = free_port()
-        head = {**self._small, **agent, "num_cpus": 1, "include_dashboard": True, "dashboard_port": self.port}
-        self._cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+        self._cluster = patiently(self._start)
         self._second: Any = None
         self.gcs = self._cluster.address
         self.address = f"http://127.0.0.1:{self.port}"
+
+    def _start(self) -> Any:
+        from ray.cluster_utils import Cluster
+
+        # Ray's own choice is one port for all agents of a machine: a second cluster's would not start, and take no jobs
+        agent = {"dashboard_agent_listen_port": free_port()}
+        self.port = free_port()  # another one each time: what did not start in time may hold the first
+        head = {**self._small, **agent, "num_cpus": 1, "include_dashboard": True, "dashboard_port": self.port}
+        return Cluster(initialize_head=True, head_node_args=head)
 
     def gain_a_node(self) -> None:
         """The second, unless it is there."""

@@ -47,12 +47,11 @@ def interrupt(settings: FitConfig, when: int) -> None:
             fit(settings)
 
 
-@pytest.mark.parametrize(("model", "when"), [("nino", 8), ("wnn", 5)])
-def test_interrupted_and_resumed_gives_the_same_weights(runs: Path, tmp_path: Path, model: str, when: int) -> None:
+def test_interrupted_and_resumed_gives_the_same_weights(runs: Path, tmp_path: Path) -> None:
     """Hours of fitting would be lost with a machine, or end in other weights than the recipe gives."""
-    straight = fit(config(runs, tmp_path / "a", model=model))
-    settings = config(runs, tmp_path / "b", model=model)
-    interrupt(settings, when)
+    straight = fit(config(runs, tmp_path / "a", model="wnn"))
+    settings = config(runs, tmp_path / "b", model="wnn")
+    interrupt(settings, 5)  # of `nino` as well: the next test
     resumed = fit(settings)
     ours, theirs = load_checkpoint(straight), load_checkpoint(resumed)
     assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)

@@ -19,7 +19,7 @@ from trainer_worker.training.own_server import ServerFailed, own_server
 
 def test_it_serves_while_open_and_is_gone_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server left behind would hold its port and memory for ever; settings for another server, or a proxy, are not for this one:
-    the command would wait a minute for a server that was ready, or train without one nowcast.
+    the command would train without one nowcast.
     """
     monkeypatch.setenv("NOWCAST_TOKEN_FILE", "/nowhere/tokens")
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
