@@ -36,7 +36,8 @@ from protos.errors import DeadlineExceeded
 from trainer_worker import Nowcast, Push, boundary
 from trainer_worker.boundary import EVERY, GROWTH, SHORTEST
 from trainer_worker.forecasts import REMEMBERED
-from trainer_worker.push import CONTEXT
+from trainer_worker.push import CONTEXT, shape
+from trainer_worker.weights.flat import FlatParameters
 
 
 def glided(endpoint: ScriptedEndpoint, *, steps: int = STEPS, **options: Any) -> tuple[Tensor, Nowcast]:
@@ -51,6 +52,7 @@ def by_hand(steps: int, interval: int, *, gain: float) -> tuple[list[Tensor], di
     """The weights after each step, and the snapshots, of a run that glides along `onward` without its norms held."""
     full = CONTEXT * interval
     model, optimizer = learner()
+    pieces = FlatParameters(model, [optimizer]).pieces
     push: Tensor | None = None
     asked: Tensor | None = None
     snapshots: dict[int, Tensor] = {}
@@ -66,7 +68,8 @@ def by_hand(steps: int, interval: int, *, gain: float) -> tuple[list[Tensor], di
             push, asked = asked, None
             snapshots[count] = flat(model)
             if count >= full and count + interval < steps:
-                asked = gain * (snapshots[count] - snapshots[count - full + interval]) / (CONTEXT - 1)
+                states = [snapshots[at] for at in range(count - full + interval, count + 1, interval)]
+                asked = shape(onward(states, 1), states, pieces, gain=gain, hold_norms=False)
     return seen, snapshots
 
 
@@ -335,7 +338,7 @@ def test_without_the_runs_length_the_interval_grows_and_contexts_stay_nearly_eve
 
 def test_what_a_run_tells_of_its_progress() -> None:
     """Pages and reports show loss, gain and coherence; of another interval's push they would say the opposite of what happened."""
-    drift = torch.linspace(-1, 1, flat(network()).numel())
+    drift = torch.linspace(-1, 1, flat(network()).numel()).sign()  # even as it is
     model, endpoint = network(), ScriptedEndpoint(lambda states, _: states[-1] + drift)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for parameter, part in zip(model.parameters(), _parts(model, drift), strict=True):
