@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, UNHELD, ScriptedEndpoint, flat, make, nowcasts
+from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, UNHELD, ScriptedEndpoint, flat, make, nowcasts, onward
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn import functional
@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 
 import trainer_worker
 from trainer_worker import Nowcast
+from trainer_worker.push import shape
+from trainer_worker.weights.flat import FlatParameters
 
 Step = Callable[["Loop", int], None]
 
@@ -217,7 +219,9 @@ def test_steps_are_counted_and_pushes_land(case: Case) -> None:
             assert torch.equal(endpoint.sent[after], usual.seen[after - 1][trained]), after
         pushed = gliding.seen[-1] - usual.seen[-1]
         expected = torch.zeros_like(pushed)
-        expected[trained] = 0.5 * (endpoint.sent[FULL] - endpoint.sent[INTERVAL]) / (FULL / INTERVAL - 1)
+        states = [endpoint.sent[at] for at in range(INTERVAL, FULL + 1, INTERVAL)]
+        pieces = FlatParameters(gliding.model, [gliding.optimizer]).pieces
+        expected[trained] = shape(onward(states, 1), states, pieces, gain=0.5, hold_norms=False)
         torch.testing.assert_close(pushed, expected, rtol=1e-2, atol=1e-5)
         assert pushed.norm() > 0
         gliding.train(STEPS - FIRST - INTERVAL)
