@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import torch
@@ -14,8 +13,6 @@ from trainer_worker.errors import BadArgument
 from trainer_worker.weights.flat import Piece
 
 CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks were fitted to so many
-MOST_EVENED: Final = 30.0
-"""By so much at most a row or column of a matrix is enlarged when it is evened out."""
 FORECASTERS: Final = {"glide": "linear", "shadow": "linear", "jump": "nino"}
 """Which forecaster does best in each mode (bench/acceleration/results)."""
 
@@ -86,7 +83,7 @@ def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Iterable[Piece], 
         unmoved = _unmoved(states)
         part -= last
         part.masked_fill_(unmoved, 0.0)
-        longest = _bound(part, moved, shape=piece.parameter.shape, gain=gain)
+        longest = _bound(part, moved, gain=gain)
         if hold_norms and piece.parameter.dim() > 1:  # only now: of a long displacement, what is left would point inward
             part += last
             _hold_norm(part, last)
@@ -142,41 +139,19 @@ def _unmoved(states: Sequence[Tensor]) -> Tensor:
     return unmoved
 
 
-def _bound(part: Tensor, moved: Tensor, *, shape: Sequence[int], gain: float) -> float:
-    """Even a displacement out and bring it to its length, in place: `gain` times the movement seen, less the more it points
-    elsewhere.
+def _bound(part: Tensor, moved: Tensor, *, gain: float) -> float:
+    """Bring a displacement to its length, in place: `gain` times the movement seen, less the more it points elsewhere.
 
     Full length up to 60 degrees from the movement, nothing from 90: noise of many dimensions is nearly orthogonal to it.
     """
-    seen = norm(moved)
-    if not seen or not _normalise(part):
+    length, seen = norm(part), norm(moved)
+    if not length or not seen:
         part.zero_()
         return 0.0
-    if len(shape) > 1:
-        _even_out(part.view(shape[0], shape[1], -1))
-        _normalise(part)
+    part /= length  # so that no product overflows
     longest = gain * seen * min(1.0, max(0.0, 2 * dot(part, moved) / seen))
     part *= longest
     return longest
-
-
-def _normalise(part: Tensor) -> bool:
-    """Bring to length 1, in place, unless it has none; by way of its largest entry, so that nothing overflows."""
-    for size in (partial(torch.linalg.vector_norm, ord=math.inf), norm):
-        length = float(size(part))
-        if not length:
-            return False
-        part /= length
-    return True
-
-
-def _even_out(matrix: Tensor) -> None:
-    """Divide a matrix or kernels (rows, columns, taps) by the root mean squares of its rows and of its columns, in place: all
-    neurons have their share in a push, not those alone that move most.
-    """
-    rows, columns = (torch.linalg.vector_norm(matrix, dim=dim, keepdim=True) for dim in ((1, 2), (0, 2)))
-    for lengths in (rows, columns):
-        matrix /= lengths.div_(lengths.square().mean().sqrt()).clamp_(min=1 / MOST_EVENED)
 
 
 def _still_within(part: Tensor, moved: Tensor, *, longest: float) -> float:
