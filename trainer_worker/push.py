@@ -21,11 +21,10 @@ FORECASTERS: Final = {"glide": "linear", "shadow": "linear", "jump": "nino"}
 class Push:
     """How forecasts push the weights.
 
-    Tensor by tensor, a push goes in the direction of the forecast; rows and columns of matrices are evened out, so that neurons
-    that move little are pushed as well. Its length per interval is at most `gain` times the movement per interval of the context,
-    less the more the two directions differ, and 0 if they are 90 degrees apart or more. The next context sees the push, so drift
-    that persists is multiplied by up to 1 / (1 - gain); a gain of 1 would explode. Where training takes pushes back, as at
-    learning rates that are too high, the gain falls by itself (`brake`).
+    Tensor by tensor, a push goes in the direction of the forecast. Its length per interval is at most `gain` times the movement
+    per interval of the context, less the more the two directions differ, and 0 if they are 90 degrees apart or more. The next
+    context sees the push, so drift that persists is multiplied by up to 1 / (1 - gain); a gain of 1 would explode. Where training
+    takes pushes back, as at learning rates that are too high, the gain falls by itself (`brake`).
 
     Args:
         gain: share of the movement seen that a push may add; 0 <= gain < 1.
