@@ -13,14 +13,14 @@ import torch
 
 from nowcast_server.forecasters.base import Forecaster
 from nowcast_server.forecasters.learned import LearnedForecaster, Nino, Wnn
-from nowcast_server.forecasters.simple import Average, Last, Linear
+from nowcast_server.forecasters.simple import Average, Last, Linear, Spectral
 from nowcast_server.nino.checkpoint import CheckpointError, load_checkpoint
 from protos.errors import UnknownForecaster
 
 if TYPE_CHECKING:
     from nowcast_server.settings import CheckpointFile
 
-FORECASTERS: Final[dict[str, type[Forecaster]]] = {cls.name: cls for cls in (Last, Linear, Average, Wnn, Nino)}
+FORECASTERS: Final[dict[str, type[Forecaster]]] = {cls.name: cls for cls in (Last, Linear, Spectral, Average, Wnn, Nino)}
 """Every forecaster, the simplest first, then those that were registered."""
 
 ENTRY_POINTS: Final = "nowcast.forecasters"

@@ -1,13 +1,21 @@
-"""The forecasters without weights: `last`, `average` and `linear`."""
+"""The forecasters without weights: `last`, `average`, `linear` and `spectral`."""
 
+import math
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from nowcast_server.forecasters.base import Forecaster, Horizons
 from nowcast_server.interruption import interruption_point
-from protos.wiring import Wiring
+from protos.wiring import Parameter, Wiring
+
+MOST_SIDE: Final = 2048
+LEAST_SQUARE: Final = 1e-6
+"""Of a singular value, relative to the largest; what is below is rounding."""
+FLOPS: Final = 1e10
+"""Of eigenvalues and products, on a slow core."""
 
 
 class Last(Forecaster):
@@ -48,6 +56,51 @@ class Linear(Forecaster):
         before -= last
         # about the last snapshot: what does not move stays put exactly, and small moves keep their digits
         return torch.addmm(last.expand(len(horizons), -1), weights[:, :-1], before)
+
+
+class Spectral(Linear):
+    """The line; but of each matrix's displacement the singular values are replaced by their fourth roots, at the same length.
+
+    Few directions carry most of what a matrix moves. So the others get a share of the push as well, as in Muon's steps (Jordan et
+    al. 2024), which make all singular values equal. It takes an eigenvalue problem for each matrix: made for a server with a GPU.
+    Matrices whose smaller side is beyond `MOST_SIDE` stay as they are.
+    """
+
+    name = "spectral"
+
+    def work_s(self, wiring: Wiring, *, context: int) -> float:
+        sides = [sorted((p.shape[0], p.size // p.shape[0])) for p in wiring.parameters if _flattened(p)]
+        return super().work_s(wiring, context=context) + sum(short**2 * (20 * short + 4 * long) for short, long in sides) / FLOPS
+
+    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+        return super().working_bytes(wiring, context=context) + 16 * max(parameter.size for parameter in wiring.parameters)
+
+    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
+        forecasts, last = super().predict(wiring, states, horizons=horizons), states[-1].to(torch.float32)
+        forecasts -= last
+        for start, parameter in zip(wiring.offsets, wiring.parameters, strict=True):
+            if _flattened(parameter):
+                for matrix in torch.unflatten(forecasts[:, start : start + parameter.size], 1, (parameter.shape[0], -1)):
+                    interruption_point()
+                    _flatten_spectrum(matrix)
+        return forecasts.add_(last)
+
+
+def _flattened(parameter: Parameter) -> bool:
+    return len(parameter.shape) > 1 and 1 < min(parameter.shape[0], parameter.size // max(1, parameter.shape[0])) <= MOST_SIDE
+
+
+def _flatten_spectrum(matrix: Tensor) -> None:
+    length = torch.linalg.vector_norm(matrix)
+    if not 0 < float(length) < math.inf:
+        return
+    unit = matrix / length
+    wide = unit if len(unit) <= unit.shape[1] else unit.T
+    squares, vectors = torch.linalg.eigh(wide @ wide.T)  # of the singular values
+    factors = (squares / squares[-1]).clamp(min=LEAST_SQUARE) ** -0.375  # from s to its fourth root
+    flat = (vectors * factors) @ (vectors.T @ wide)
+    flat *= length / torch.linalg.vector_norm(flat)
+    matrix.copy_(flat if wide is unit else flat.T)
 
 
 def line_weights(context: int, horizons: Horizons) -> Tensor:

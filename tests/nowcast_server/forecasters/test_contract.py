@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from networks import mlp_wiring, random_checkpoint, random_states
+from torch import nn
 
 from nowcast_server.forecasters import FORECASTERS, Forecaster, load_forecaster
 from nowcast_server.forecasters import registry as registry_module
 from nowcast_server.nino.checkpoint import CheckpointError, save_checkpoint
 from protos.errors import BadRequest, BadValue
+from trainer_worker.wiring import wire
 
 WIRING = mlp_wiring(3, 5, 2)
 LEARNED = ("nino", "wnn")
@@ -154,6 +156,30 @@ def test_linear_is_least_squares(context: int) -> None:
     assert np.allclose(load_forecaster("linear").forecast(WIRING, states, (1, 7, 40)), expected, atol=1e-4)
 
 
+def test_spectral_takes_fourth_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pushes would go where `linear`'s go, or matrices be pushed at another length."""
+    module = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 4))
+    wiring, states = (
+        wire(module),
+        torch.randn(5, sum(p.numel() for p in module.parameters()), generator=torch.Generator().manual_seed(0)),
+    )
+    moves = {name: load_forecaster(name).forecast(wiring, states, (1, 40)) - states[-1] for name in ("linear", "spectral")}
+    for start, parameter in zip(wiring.offsets, wiring.parameters, strict=True):
+        for line, even in zip(*(moves[name][:, start : start + parameter.size] for name in ("linear", "spectral")), strict=True):
+            if len(parameter.shape) == 1:
+                torch.testing.assert_close(even, line)
+                continue
+            (u, s, v), found = (
+                torch.linalg.svd(line.view(parameter.shape[0], -1), full_matrices=False),
+                even.view(parameter.shape[0], -1),
+            )
+            expected = (u * s**0.25) @ v
+            torch.testing.assert_close(found, expected * s.norm() / expected.norm(), rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr("nowcast_server.forecasters.simple.MOST_SIDE", 3)
+    forecasts = load_forecaster("spectral").forecast(wiring, states, (1, 40))
+    torch.testing.assert_close(forecasts - states[-1], moves["linear"])
+
+
 def test_linear_leaves_alone_what_does_not_move() -> None:
     """Frozen parameters would drift by rounding, forty intervals far."""
     states = random_states(WIRING)[:1].repeat(5, 1)
@@ -174,7 +200,7 @@ def layer(width):
     return Wiring((Parameter("weight", (width, width)),), 2 * width, (block,))
 
 small, wiring = layer(40), layer(1200)
-for name in ("last", "average", "linear", "wnn", "nino"):
+for name in ("last", "average", "linear", "spectral", "wnn", "nino"):
     forecaster = load_forecaster(name)
     for dtype in (torch.float32, torch.bfloat16):
         forecaster.forecast(small, torch.randn(5, small.size), horizons=(1,))
@@ -194,5 +220,5 @@ def test_no_forecaster_takes_more_memory_than_it_says() -> None:
     done = subprocess.run([sys.executable, "-c", MEASURED], cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 10
+    assert len(lines) == 12
     assert [line for line in lines if int(line[2]) > int(line[3])] == []
