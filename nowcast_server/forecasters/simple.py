@@ -14,7 +14,7 @@ from protos.wiring import Parameter, Wiring
 MOST_SIDE: Final = 2048
 LEAST_SQUARE: Final = 1e-6
 """Of a singular value, relative to the largest; what is below is rounding."""
-FLOPS: Final = 1e10
+FLOPS: Final = 5e10
 """Of eigenvalues and products, on a slow core."""
 
 
