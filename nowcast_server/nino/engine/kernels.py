@@ -95,8 +95,9 @@ class Kernels:
         known = max((each for each in read.hidden if each <= level), default=0)
         stages = [_stage(edges, self.folded.edge_stages[i].edge, ends[i], level=i) for i in range(known, level)]
         rooms = [_SCRATCH.take(slot, edges.x[0].shape[0], self._hidden, edges.x[0].device) for slot in range(2)]
+        pairs = {count: [room[:count] for room in rooms] for count in {len(x) for x in edges.x}}  # views, made once
         for index, x in enumerate(edges.x):
-            h, pair = read.hidden[known][index] if known else x, [room[: len(x)] for room in rooms]
+            h, pair = read.hidden[known][index] if known else x, pairs[len(x)]
             for turn, stage in enumerate(stages):
                 last = turn + 1 == len(stages)
                 h = _advance(stage, h, index, torch.empty_like(pair[0]) if keep and last else pair[turn % 2])
@@ -160,7 +161,8 @@ class _PanelEdges:
 
     def biased(self, bias: Tensor) -> Constant:
         """For every tile, bias[type]."""
-        return lambda room: room.copy_(bias[self._panel.edge_type])
+        row = bias[self._panel.edge_type]
+        return lambda room: room.copy_(row)
 
     def by_target(self, room: Tensor) -> Tensor:
         """The hidden vectors (E, H) of a tile as neurons meet them: (targets, sources, H)."""
