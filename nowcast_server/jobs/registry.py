@@ -176,7 +176,8 @@ class Jobs:
     def finish(self, job: Job) -> None:
         """The run is over: its history is freed once its last upload or forecast has ended, its status stays."""
         job.finished = True
-        self._settle(job)
+        if not job.closed:  # else all it had is given back already
+            self._settle(job)
 
     def remove(self, job: Job) -> None:
         """Forget a job; its memory is free once its last upload or forecast has ended."""
