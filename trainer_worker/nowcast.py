@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 STATE_VERSION: Final = 11
 UNSEEDED: Final = 67280421310721
 """The seed of torch's generators that nobody has seeded."""
+_running: Final = weakref.WeakSet["Nowcast"]()
 
 
 class Nowcast:
@@ -180,16 +181,14 @@ class Nowcast:
         if self._entered:
             raise RuntimeError("a Nowcast can be started once only; make a new one, and load this one's state_dict() into it")
         self._entered = True
-        hooks: Any = self._optimizers[-1]._optimizer_step_post_hooks  # noqa: SLF001 -- torch has no `prepend` for these
-        for other in filter(None, [hook.nowcast() for hook in hooks.values() if hasattr(hook, "nowcast")]):
-            log.warning("%s: an earlier Nowcast of this optimizer (%s) was still running; it was stopped", self.job, other.job)
-            other.stop()
+        self._claim()
         try:
             with self._ranks.failing_alike():
                 if self._forecasts is not None:
                     self._forecasts.sender.open()
             handle = self._optimizers[-1].register_step_post_hook(_hook(weakref.ref(self)))
             self._handles = [handle]
+            hooks: Any = self._optimizers[-1]._optimizer_step_post_hooks  # noqa: SLF001 -- torch has no `prepend` for these
             hooks.move_to_end(handle.id, last=False)  # before the user's own, so that masks and constraints hold after a push
         except BaseException:
             self.stop()
@@ -202,6 +201,7 @@ class Nowcast:
         if self._over:
             return
         self._over = True
+        _running.discard(self)
         for handle in self._handles:
             handle.remove()
         if self._forecasts is not None:
@@ -333,9 +333,19 @@ class Nowcast:
             log.exception("%s: the changed parameters cannot be forecast; training continues without nowcasts", self.job)
             self.stop()
             return
+        self._claim()
         self._boundaries.begin_at(step)
         if self._forecasts is not None:
             self._forecasts.sender.open(resumed=True)
+
+    def _claim(self) -> None:
+        """Take the parameters over from an earlier `Nowcast` that was not stopped."""
+        mine = {id(parameter) for parameter in self._flat.parameters}
+        for other in _running - {self}:
+            if not mine.isdisjoint(map(id, other._flat.parameters)):  # noqa: SLF001
+                log.warning("%s: an earlier Nowcast of this model (%s) was still running; it was stopped", self.job, other.job)
+                other.stop()
+        _running.add(self)
 
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
@@ -383,9 +393,8 @@ def _hook(nowcast: "weakref.ref[Nowcast]") -> Callable[..., None]:
         if (running := nowcast()) is not None:
             running._after_step(optimizer)  # noqa: SLF001
 
-    eager: Any = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    eager.nowcast = nowcast
-    return eager  # type: ignore[no-any-return]
+    eager: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return eager
 
 
 def _within_another_step(optimizer: Optimizer) -> bool:

@@ -86,6 +86,24 @@ def test_a_model_belongs_to_the_nowcast_that_began_last(caplog: pytest.LogCaptur
     assert "was still running; it was stopped" in caplog.text
 
 
+def test_a_model_belongs_to_one_nowcast_whatever_its_optimizer() -> None:
+    """Two that move the same weights by turns, each in the steps of its own optimizer, would forecast from each other's pushes."""
+    (model, optimizer), endpoint = learner(), ScriptedEndpoint()
+    first = make(model, optimizer, endpoint, server=None, forecaster="last").start()
+    with make(model, adam(model), endpoint) as second:
+        step(model, optimizer, 0)
+    assert (first.steps, second.steps) == (0, 0)
+
+
+def test_two_models_may_share_an_optimizer() -> None:
+    """Of an encoder and a decoder that one optimizer trains, only the one wrapped last would be pushed."""
+    one, other = network(), network()
+    optimizer = torch.optim.Adam([*one.parameters(), *other.parameters()])
+    with make(one, optimizer, ScriptedEndpoint()) as first, make(other, optimizer, ScriptedEndpoint()) as second:
+        step(one, optimizer, 0)
+    assert (first.steps, second.steps) == (1, 1)
+
+
 class Slow:
     """Holds up calls of one kind until the test is over."""
 
