@@ -111,7 +111,8 @@ def _train(header: Mapping[str, Any], state: Tensor, *, intervals: int, interval
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / (MEMORY * interval)))  # type: ignore[no-untyped-call]
     feed, generator = _feed(header), torch.Generator().manual_seed(header["seed"])
     judged, losses = feed.take(generator, batch_size=EXAMPLES), []
-    nowcast = forecaster and Nowcast(network, optimizer, forecaster=forecaster, interval=interval, push=Push(start=0, fade=1))
+    options: dict[str, Any] = {"interval": interval, "push": Push(start=0, fade=1), "server": "embedded"}
+    nowcast = forecaster and Nowcast(network, optimizer, forecaster=forecaster, **options)
     if nowcast:
         nowcast.start()
     for step in range(1, intervals * interval + 1):

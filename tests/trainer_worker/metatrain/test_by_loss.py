@@ -49,9 +49,11 @@ def test_what_never_pushes_saves_nothing(runs: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_command(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one figure that counts could not be had without writing a program."""
+    """The one figure that counts could not be had without writing a program; nor where jobs are told of a server."""
     monkeypatch.setattr(judging, "AHEAD", 7)
-    said = CliRunner().invoke(app, ["judge", str(runs), str(WEIGHTS), "--by-loss"], env={"COLUMNS": "200"})
+    said = CliRunner().invoke(
+        app, ["judge", str(runs), str(WEIGHTS), "--by-loss"], env={"COLUMNS": "200", "NOWCAST_SERVER": "http://127.0.0.1:1"}
+    )
     assert said.exit_code == 0, said.output
     assert "wnn-base" in said.output
     assert "%" in said.output
