@@ -98,7 +98,7 @@ def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device:
         return HttpEndpoint(url, job=job, token=server.token or os.environ.get("NOWCAST_TOKEN"))
     except OSError as error:
         names = ("NOWCAST_SERVER_CA", "NOWCAST_CLIENT_CERT", "NOWCAST_CLIENT_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-        given = ", ".join(name for name in names if os.environ.get(name))
+        given = ", ".join(name for name in names if os.environ.get(name)) or "NOWCAST_SERVER_CA, NOWCAST_CLIENT_*"
         raise BadArgument("server", f"the certificates that {given} name cannot be used: {error}") from error
 
 
