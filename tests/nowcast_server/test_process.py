@@ -141,7 +141,7 @@ def test_the_life_of_a_server(run: Run, tmp_path: Path) -> None:
         wait=False,
     )
     process.listen_on(re.search(r"listening address=0\.0\.0\.0:(\d+)", process.line("listening"))[1])  # type: ignore[index]
-    assert "forecasters=last,linear,average,wnn,nino" in process.line("ready ")
+    assert "forecasters=last,linear,spectral,average,wnn,nino" in process.line("ready ")
     assert process.client.get("/v1/jobs").json()["code"] == "unauthorized"
 
     def status(given: str) -> int:
