@@ -15,6 +15,8 @@ from protos.wiring import Wiring
 LEAST_CONTEXT = 2
 PASS_S = 4e-9
 """A simple forecaster's work on one value of one snapshot, on a slow core."""
+CUDA_LANES = 40
+"""As many cores is a GPU worth, at least."""
 
 Horizons = tuple[int, ...]
 

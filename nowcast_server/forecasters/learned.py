@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.base import Forecaster, Horizons
+from nowcast_server.forecasters.base import CUDA_LANES, Forecaster, Horizons
 from nowcast_server.nino.checkpoint import Checkpoint
 from nowcast_server.nino.engine import StreamingEngine
 from nowcast_server.nino.laplacian import features_bytes
@@ -14,7 +14,6 @@ from nowcast_server.nino.options import CheckpointError
 from protos.wiring import Wiring
 
 EDGES_PER_S: Final = 2e6  # that one core of a CPU computes; structure alone is at 2.5e6 with `nino-base`
-CUDA_LANES: Final = 40  # as many cores is a GPU worth, at least
 
 
 class LearnedForecaster(Forecaster):

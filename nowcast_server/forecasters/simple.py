@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.base import Forecaster, Horizons
+from nowcast_server.forecasters.base import CUDA_LANES, Forecaster, Horizons
 from nowcast_server.interruption import interruption_point
 from protos.wiring import Parameter, Wiring
 
@@ -70,7 +70,9 @@ class Spectral(Linear):
 
     def work_s(self, wiring: Wiring, *, context: int) -> float:
         sides = [sorted((p.shape[0], p.size // p.shape[0])) for p in wiring.parameters if _flattened(p)]
-        return super().work_s(wiring, context=context) + sum(short**2 * (20 * short + 4 * long) for short, long in sides) / FLOPS
+        lanes = CUDA_LANES if self.device is not None and self.device.type == "cuda" else 1
+        operations = sum(short**2 * (20 * short + 4 * long) for short, long in sides)
+        return super().work_s(wiring, context=context) + operations / (FLOPS * lanes)
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         return super().working_bytes(wiring, context=context) + 16 * max(parameter.size for parameter in wiring.parameters)
