@@ -129,8 +129,6 @@ class Boundaries:
         """End the push under way, and begin what was asked for one boundary ago."""
         if not self._shadow:
             reason = self._use("glided", self._begin_push)
-            if reason:
-                self._end_push()
             self._adapt(reason)
         elif self._forecasts is not None:
             _, reason, detail = self._collect()
@@ -145,6 +143,7 @@ class Boundaries:
         reason, displacement = self._ranks.share(reason, displacement, size=None if self._flat.sharded else self._flat.size)
         if reason:
             outcome, horizon = "skipped", None
+            self._end_push()
         else:
             begin(displacement)
         waited_s = time.perf_counter() - start

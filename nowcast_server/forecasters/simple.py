@@ -12,8 +12,9 @@ from nowcast_server.interruption import interruption_point
 from protos.wiring import Parameter, Wiring
 
 MOST_SIDE: Final = 2048
+"""Of a matrix whose singular values are changed: its smaller side."""
 LEAST_SQUARE: Final = 1e-6
-"""Of a singular value, relative to the largest; what is below is rounding."""
+"""Of a singular value, relative to the largest one's; below it is rounding."""
 FLOPS: Final = 5e10
 """Of eigenvalues and products, on a slow core."""
 
@@ -93,6 +94,7 @@ def _flattened(parameter: Parameter) -> bool:
 
 
 def _flatten_spectrum(matrix: Tensor) -> None:
+    """Replace a matrix's singular values by their fourth roots, in place, and leave its norm as it is."""
     length = torch.linalg.vector_norm(matrix)
     if not 0 < float(length) < math.inf:
         return

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -76,11 +78,9 @@ def table(found: Iterable[Compared]) -> Iterator[tuple[str, str, float, float, i
 def _compare(group: Group, run: Trajectory, index: int, forecasters: Mapping[str, str | Path]) -> Compared:
     state = torch.from_numpy(run.states(slice(index, index + 1))[0].copy())
     interval = max(4, int(run.steps[-1]) // SHARE)
-    plain = _train(run.header, state, intervals=2 * AHEAD, interval=interval, forecaster=None)
-    saved = {
-        name: steps_saved(plain, _train(run.header, state, intervals=AHEAD, interval=interval, forecaster=str(which))[-1])
-        for name, which in forecasters.items()
-    }
+    train = partial(_train, run.header, state, interval=interval)
+    plain = train(range(1, 2 * AHEAD + 1), forecaster=None)
+    saved = {name: steps_saved(plain, *train([AHEAD], forecaster=str(which))) for name, which in forecasters.items()}
     return Compared(group.kind, saved)
 
 
@@ -102,8 +102,10 @@ def steps_saved(plain: Sequence[float], loss: float) -> float:
     return max(-1.0, 1 - half / min(passed, key=lambda at: abs(at - half)))
 
 
-def _train(header: Mapping[str, Any], state: Tensor, *, intervals: int, interval: int, forecaster: str | None) -> list[float]:
-    """Go on from a state; the loss of averaged weights after each interval."""
+def _train(
+    header: Mapping[str, Any], state: Tensor, judged_after: Sequence[int], *, interval: int, forecaster: str | None
+) -> list[float]:
+    """Go on from a state; the loss of averaged weights after so many intervals each."""
     network = Design.from_dict(header["design"]).build()
     nn.utils.vector_to_parameters(state.clone(), network.parameters())  # the parameters are views of it from now on
     betas = (header["beta1"], header["beta2"])
@@ -111,21 +113,18 @@ def _train(header: Mapping[str, Any], state: Tensor, *, intervals: int, interval
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / (MEMORY * interval)))  # type: ignore[no-untyped-call]
     feed, generator = _feed(header), torch.Generator().manual_seed(header["seed"])
     judged, losses = feed.take(generator, batch_size=EXAMPLES), []
+    due = {count * interval for count in judged_after}
     options: dict[str, Any] = {"interval": interval, "push": Push(start=0, fade=1), "server": "embedded"}
-    nowcast = forecaster and Nowcast(network, optimizer, forecaster=forecaster, **options)
-    if nowcast:
-        nowcast.start()
-    for step in range(1, intervals * interval + 1):
-        inputs, targets = feed.take(generator, batch_size=header["batch_size"])
-        optimizer.zero_grad()
-        loss_of(network(inputs[0]), targets[0]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        average.update_parameters(network)
-        if step % interval == 0:
-            with torch.no_grad():
-                losses.append(float(loss_of(average(judged[0][0]), judged[1][0])))
-    if nowcast:
-        nowcast.stop()
+    with Nowcast(network, optimizer, forecaster=forecaster, **options) if forecaster else nullcontext():
+        for step in range(1, max(due) + 1):
+            inputs, targets = feed.take(generator, batch_size=header["batch_size"])
+            optimizer.zero_grad()
+            loss_of(network(inputs[0]), targets[0]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            average.update_parameters(network)
+            if step in due:
+                with torch.no_grad():
+                    losses.append(float(loss_of(average(judged[0][0]), judged[1][0])))
     return losses
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import stamina
+from waiting import until
 
 from trainer_worker.cluster.connection import connect
 
@@ -110,14 +111,6 @@ def logs_until(cluster: TwoNodes, job: str, pattern: str) -> str:
     raise AssertionError(f"{pattern!r} never came:\n{text}")
 
 
-def wait_for_end(cluster: TwoNodes, job: str) -> None:
-    """Until the job has succeeded or failed."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not connect(cluster.address).get_job_status(job).is_terminal():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-
-
 def test_a_users_script_survives_the_loss_of_a_node(cluster: TwoNodes, tmp_path: Path) -> None:
     """A lost spot instance would end the run, or cost all of its steps; or the script would not find the server."""
     at, name = ("--address", cluster.address), "train"
@@ -131,7 +124,7 @@ def test_a_users_script_survives_the_loss_of_a_node(cluster: TwoNodes, tmp_path:
     resumed = {int(step) for step in re.findall(r"rank 0 of 1 from step (\d+)", text)}
     assert resumed, text
     assert min(resumed) >= 25, "the checkpoint was not used"
-    wait_for_end(cluster, name)  # its last line comes some seconds before
+    until(lambda: connect(cluster.address).get_job_status(name).is_terminal(), within_s=PATIENCE_S)  # its last line comes before
     assert "succeeded" in run("ray", "job", "status", *at, name)
     assert "take another --name" in run("nowcast", "submit", str(PROJECT / f"{name}.py"), *options, status=2)
 
