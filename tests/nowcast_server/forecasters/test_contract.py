@@ -15,6 +15,7 @@ from torch import nn
 
 from nowcast_server.forecasters import FORECASTERS, Forecaster, load_forecaster
 from nowcast_server.forecasters import registry as registry_module
+from nowcast_server.forecasters.simple import BLOCK
 from nowcast_server.nino.checkpoint import CheckpointError, save_checkpoint
 from protos.errors import BadRequest, BadValue
 from trainer_worker.wiring import wire
@@ -156,28 +157,34 @@ def test_linear_is_least_squares(context: int) -> None:
     assert np.allclose(load_forecaster("linear").forecast(WIRING, states, (1, 7, 40)), expected, atol=1e-4)
 
 
-def test_spectral_takes_fourth_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spectral_takes_fourth_roots() -> None:
     """Pushes would go where `linear`'s go, or matrices be pushed at another length."""
-    module = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 4))
-    wiring, states = (
-        wire(module),
-        torch.randn(5, sum(p.numel() for p in module.parameters()), generator=torch.Generator().manual_seed(0)),
-    )
-    moves = {name: load_forecaster(name).forecast(wiring, states, (1, 40)) - states[-1] for name in ("linear", "spectral")}
+    module = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 68), nn.Linear(68, 1))
+    size = sum(parameter.numel() for parameter in module.parameters())
+    wiring, states = wire(module), torch.randn(5, size, generator=torch.Generator().manual_seed(0))
+    lines, found = (load_forecaster(name).forecast(wiring, states, (1, 40)) - states[-1] for name in ("linear", "spectral"))
     for start, parameter in zip(wiring.offsets, wiring.parameters, strict=True):
-        for line, even in zip(*(moves[name][:, start : start + parameter.size] for name in ("linear", "spectral")), strict=True):
+        for line, even in zip(*(moves[:, start : start + parameter.size] for moves in (lines, found)), strict=True):
             if len(parameter.shape) == 1:
                 torch.testing.assert_close(even, line)
                 continue
-            (u, s, v), found = (
-                torch.linalg.svd(line.view(parameter.shape[0], -1), full_matrices=False),
-                even.view(parameter.shape[0], -1),
-            )
-            expected = (u * s**0.25) @ v
-            torch.testing.assert_close(found, expected * s.norm() / expected.norm(), rtol=1e-3, atol=1e-4)
-    monkeypatch.setattr("nowcast_server.forecasters.simple.MOST_SIDE", 3)
+            blocks = zip(*(rows.view(parameter.shape[0], -1).split(BLOCK) for rows in (line, even)), strict=True)
+            for block, evened in blocks:
+                u, s, v = torch.linalg.svd(block, full_matrices=False)
+                expected = (u * s**0.25) @ v
+                torch.testing.assert_close(evened, expected * s.norm() / expected.norm(), rtol=1e-3, atol=1e-4)
+
+
+def test_spectral_leaves_what_it_cannot_even_out() -> None:
+    """A layer that does not move, or overflows, would end a forecast with an error of LAPACK's, or NaN in other layers."""
+    wiring = wire(nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 3), nn.Linear(3, 2)))
+    states = torch.randn(5, wiring.size, generator=torch.Generator().manual_seed(0))
+    states[:, : 4 * 33] = states[0, : 4 * 33].clone()
+    states[::2, 200:320] = 3e38
     forecasts = load_forecaster("spectral").forecast(wiring, states, (1, 40))
-    torch.testing.assert_close(forecasts - states[-1], moves["linear"])
+    assert forecasts.isfinite().all()
+    assert torch.equal(forecasts[:, : 4 * 33], states[:2, : 4 * 33])
+    assert not torch.equal(forecasts[:, 4 * 33 : 160], load_forecaster("linear").forecast(wiring, states, (1, 40))[:, 4 * 33 : 160])
 
 
 def test_linear_leaves_alone_what_does_not_move() -> None:
