@@ -44,7 +44,7 @@ app.add_typer(metatrain_app, name="metatrain")
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; see deploy/demo.toml and `nowcast keys`", show_default=False)]
 Server = Annotated[str | None, typer.Option(help="URL of a nowcast server, `own` for one of this command's own, or `embedded`")]
-Forecaster = Annotated[str | None, typer.Option(help="e.g. linear, spectral, nino, or a file of weights")]
+Forecaster = Annotated[str | None, typer.Option(help="e.g. spectral, linear, nino, or a file of weights")]
 Steps = Annotated[int | None, typer.Option(help="optimizer steps of a run")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="may be given several times")]
 Out = Annotated[Path | None, typer.Option(help="folder for the results")]

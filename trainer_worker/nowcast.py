@@ -65,8 +65,8 @@ class Nowcast:
         max_steps: optimizer steps of the whole run; None if unknown.
         interval: steps between snapshots; None for 1/200 of the run, or for one that grows with a run of unknown length.
         mode: "glide"; "jump" for the published method; "shadow" to make and score forecasts without using them.
-        forecaster: `linear`, `nino` (graph network), `wnn`, …, or a file of weights for forecasts in this process; None for
-            `linear`, or `nino` if jumping.
+        forecaster: `spectral`, `linear`, `nino` (graph network), …, or a file of weights for forecasts in this process; None for
+            `spectral`, or `nino` if jumping.
         server: URL, `Server` (token, job id, dtype, …) or `Endpoint`; None for NOWCAST_SERVER, else to forecast in this process.
         push: how far forecasts push.
         wiring: the neural graph of the trained parameters; None to have `wire(model, example_inputs)` make it.

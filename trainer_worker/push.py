@@ -13,7 +13,7 @@ from trainer_worker.errors import BadArgument
 from trainer_worker.weights.flat import Piece
 
 CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks were fitted to so many
-FORECASTERS: Final = {"glide": "linear", "shadow": "linear", "jump": "nino"}
+FORECASTERS: Final = {"glide": "spectral", "shadow": "linear", "jump": "nino"}
 """Which forecaster does best in each mode (bench/acceleration/results)."""
 
 

@@ -48,7 +48,7 @@ def test_a_network_that_works() -> None:
     assert "100.0% of 212 weights are wired" in done.stdout
     assert "a snapshot of 848 bytes in float32 is sent every interval" in done.stdout
     assert "intervals of 10 steps" in done.stdout
-    assert "linear (mode glide) takes" in done.stdout
+    assert "spectral (mode glide) takes" in done.stdout
 
 
 def test_the_forecaster_is_that_of_the_mode() -> None:

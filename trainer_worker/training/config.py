@@ -85,8 +85,8 @@ class NowcastTable(Table):
     )
     forecaster: str = Field(
         default="",
-        description="linear, spectral, nino, wnn, average, last; a checkpoint's name at the server; or, for an own or embedded "
-        "server, a file of weights; by default linear, and nino if jump",
+        description="spectral, linear, nino, wnn, average, last; a checkpoint's name at the server; or, for an own or embedded "
+        "server, a file of weights; by default spectral, and nino if jump",
     )
     interval: Count | None = Field(
         default=None, description="steps between two snapshots; by default 1/200 of the run, 1/50 if jump"
@@ -123,7 +123,7 @@ class NowcastTable(Table):
         """By default the one that does best in the mode; a file as its absolute path."""
         if not isinstance(given, dict):
             return given
-        named = given.get("forecaster") or FORECASTERS.get(given.get("mode", "glide"), "linear")
+        named = given.get("forecaster") or FORECASTERS.get(given.get("mode", "glide"), "spectral")
         return {**given, "forecaster": str(Path(named).expanduser().absolute()) if is_file(str(named)) else named}
 
     @model_validator(mode="after")
