@@ -10,7 +10,7 @@ is a name, settings after a colon, and extras after a plus: `linear:gain=0.5+cos
   fifth of decay). A decayed run that is to end earlier is a run of its own: `--portion 0.75`.
 - Rivals without a forecaster, with the settings of acceleration/rivals.py: `ademamix:alpha=5,beta3=0.999`,
   `ema-nesterov:beta=0.6,gamma=0.99,start=0.1,end=0.6`, `snoo:every=50,mu=0.6,eta=1`, `muon`. They need `pip install --group bench`.
-- A forecaster, gliding: `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. Its settings are arguments of `Nowcast`.
+- A forecaster, gliding: `spectral`, `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. Its settings are arguments of `Nowcast`.
   Extras: `jump` for the published method instead, a schedule's name, or `ademamix` or `muon` in place of AdamW, with settings of
   their own: `linear+ademamix:alpha=3`.
 
@@ -132,14 +132,14 @@ def report(  # noqa: PLR0917 -- typer passes every option by name
     only: Annotated[list[str] | None, typer.Option(help="Arm to draw, `+ema` for its average.", show_default="all")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,
     share: Annotated[float, typer.Option(help="Of the rivals' runs: the long table's levels are where they are then.")] = 1.0,
-    arm: Annotated[list[str] | None, typer.Option(help="Arm to compare, without `+ema`.", show_default="nino, linear")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Arm to compare, without `+ema`.", show_default="spectral, linear")] = None,
     rival: Annotated[list[str] | None, typer.Option(help="With what.", show_default="adam, strongest")] = None,
 ) -> None:
     """Print steps saved, averages against averages and weights against weights, then a long table with the figures of each arm."""
     from report import compare, draw, print_comparison, print_table, read, summarise
 
     problems = read(out)
-    for mine, other in product(arm or ("nino", "linear"), rival or ("adam", "strongest")):
+    for mine, other in product(arm or ("spectral", "linear"), rival or ("adam", "strongest")):
         # the shape of fm-16 is among those that nino-base was fitted to
         print_comparison(compare(problems, mine, rival=other), mine, rival=other, without=["fm-16"])
     rows = summarise(problems, share=share)

@@ -345,7 +345,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--start-s", type=float, default=10, help="for the jobs' processes to come up")
-    parser.add_argument("--forecaster", default="linear")
+    parser.add_argument("--forecaster", default="spectral")
     parser.add_argument("--checkpoint", help="its weights, if it needs any that are not in the package")
     parser.add_argument("--verify-every", type=int, default=1, help="compute every so many-th forecast alone")
     parser.add_argument("--no-kill", dest="kill", action="store_false")

@@ -1,11 +1,12 @@
 """What 1, 10 and 100 training jobs need of nowcast servers: bandwidth, memory and servers, by size of model and length of run.
 
-    python bench/sizing.py [--memory-gib 48] [--gbits 10] [--linear-ns 0.8] [--nino-ns 12.5]
+    python bench/sizing.py [--memory-gib 48] [--gbits 10] [--spectral-ns 2] [--nino-ns 12.5]
 
 Prints a Markdown table. A job is one training run on any number of GPUs: only one rank sends snapshots. An interval is 1/200 of the
 run; in each, a snapshot goes up and a forecast comes down, four bytes a weight. Servers are planned to be busy half of the time.
 
-Defaults: a server has 48 GiB for histories and 10 Gbit/s. `linear` takes 0.8 ns a weight on 16 cores (12 ns a core, measured).
+Defaults: a server has 48 GiB for histories and 10 Gbit/s. `spectral` takes 2 ns a weight on 16 cores (20 to 30 ns a
+core, measured; an estimate for 16).
 `nino` takes 12.5 ns a weight on a GPU (80M weights a second, an estimate: nowcast_server/nino/engine/workers.py); a core takes
 1,900 ns, measured by `bench/forecast.py --cpu-time`.
 """
@@ -70,16 +71,16 @@ def servers(job: Job, count: int, server: Server) -> int | None:
     return max(by_memory, math.ceil(by_device), math.ceil(by_network))
 
 
-def table(linear: Server, nino: Server) -> Iterator[str]:
+def table(spectral: Server, nino: Server) -> Iterator[str]:
     """Lines of Markdown."""
-    columns = ("weights", "run", "interval", "Mbit/s a job, each way", "GiB of histories", "`linear` servers", "`nino` servers")
+    columns = ("weights", "run", "interval", "Mbit/s a job, each way", "GiB of histories", "`spectral` servers", "`nino` servers")
     yield f"| {' | '.join(columns)} |"
     yield f"|{'---|' * len(columns)}"
     for size, weights in SIZES.items():
         for run, hours in RUNS_H.items():
             job = Job(weights, hours * 3600 / INTERVALS)
             memory = " / ".join(rounded(count * job.memory_bytes / GIB) for count in JOBS)
-            counts = (" / ".join(str(servers(job, count, each) or "-") for count in JOBS) for each in (linear, nino))
+            counts = (" / ".join(str(servers(job, count, each) or "-") for count in JOBS) for each in (spectral, nino))
             yield f"| {size} | {run} | {job.interval_s:g} s | {rounded(job.bits_s / 1e6)} | {memory} | {' | '.join(counts)} |"
 
 
@@ -92,15 +93,15 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory-gib", type=float, default=48, help="for histories, a server")
     parser.add_argument("--gbits", type=float, default=10, help="of a server's network")
-    parser.add_argument("--linear-ns", type=float, default=0.8, help="a weight of a linear forecast, on the whole server")
+    parser.add_argument("--spectral-ns", type=float, default=2, help="a weight of a `spectral` forecast, on the whole server")
     parser.add_argument("--nino-ns", type=float, default=12.5, help="the same of nino")
     return parser.parse_args(given)
 
 
 def main(given: list[str] | None = None) -> None:
     options = arguments(given)
-    linear, nino = (Server(options.memory_gib * GIB, options.gbits * 1e9, ns) for ns in (options.linear_ns, options.nino_ns))
-    print("\n".join(table(linear, nino)))
+    spectral, nino = (Server(options.memory_gib * GIB, options.gbits * 1e9, ns) for ns in (options.spectral_ns, options.nino_ns))
+    print("\n".join(table(spectral, nino)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python bench/step_time.py [--json FILE] [--rounds N] [--threads N] [--interval N] [--delay-ms N]
 
-Trains FM-16 and an MLP of 10M parameters, in turns without and with a `Nowcast` that glides on `linear` forecasts of a real server
+Trains FM-16 and an MLP of 10M parameters, in turns without and with a `Nowcast` that glides on forecasts of a real server
 process over HTTP. Figures are medians over single steps; ratios are of medians from the same run:
 
     gliding    a step with a push, snapshots and forecasts on their way, to a step without nowcasts: by the clock, and in the
@@ -89,7 +89,7 @@ def measure(model: nn.Module, shape: tuple[int, ...], url: str, *, rounds: int, 
     train(model, optimizer, inputs, targets, steps=WARM_UP, into=defaultdict(list))
     for _ in range(rounds):
         train(model, optimizer, inputs, targets, steps=interval * INTERVALS // 2, into=steps)
-        with Nowcast(model, optimizer, server=url, interval=interval, forecaster="linear") as nowcast:
+        with Nowcast(model, optimizer, server=url, interval=interval) as nowcast:
             train(model, optimizer, inputs, targets, steps=interval * INTERVALS, into=steps, nowcast=nowcast)
         summary = nowcast.summary()
         assert summary["server"]["lost"] == 0, summary

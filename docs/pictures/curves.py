@@ -6,7 +6,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROBLEMS: Final = ("bible", "colour", "diamonds", "fm-bn")
-NAMES: Final = {"adam+ema": "Adam", "ademamix+ema": "AdEMAMix", "linear+ema": "Nowcast"}
+NAMES: Final = {"adam+ema": "Adam", "ademamix+ema": "AdEMAMix", "spectral+ema": "Nowcast"}
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "bench/acceleration"))

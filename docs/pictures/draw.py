@@ -95,7 +95,7 @@ def system() -> Iterator[str]:
     lines = (
         "five snapshots of each job",
         "one fair queue for the device",
-        "forecasters: nino, wnn, linear, …",
+        "forecasters: spectral, linear, nino, …",
         "HTTP API, metrics, live page",
         "no user code, no pickle",
     )
