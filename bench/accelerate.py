@@ -10,7 +10,8 @@ is a name, settings after a colon, and extras after a plus: `linear:gain=0.5+cos
   fifth of decay). A decayed run that is to end earlier is a run of its own: `--portion 0.75`.
 - Rivals without a forecaster, with the settings of acceleration/rivals.py: `ademamix:alpha=5,beta3=0.999`,
   `ema-nesterov:beta=0.6,gamma=0.99,start=0.1,end=0.6`, `snoo:every=50,mu=0.6,eta=1`, `muon`. They need `pip install --group bench`.
-- A forecaster, gliding: `spectral`, `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. Its settings are arguments of `Nowcast`.
+- A forecaster, gliding: `spectral`, `linear`, `average`, `wnn`, `nino`, or the path of a checkpoint. Its settings are arguments of
+  `Nowcast`.
   Extras: `jump` for the published method instead, a schedule's name, or `ademamix` or `muon` in place of AdamW, with settings of
   their own: `linear+ademamix:alpha=3`.
 

@@ -3,9 +3,9 @@
     python bench/hostile.py [--seeds N] [--steps N] [--tasks NAME ...] [--kinds NAME ...] [--json FILE]
 
 Trains a small MLP and a small convnet on Fashion-MNIST (pictures of 14 x 14), with default settings, against forecasters in place
-of the real one: hostile ones, and `linear`, `average` and `last` for comparison. A run's final loss is its mean validation loss
-over the last tenth of the steps, given relative to the plain run of the same seed. Everything is seeded: the same command gives
-the same table.
+of the real one: hostile ones, and `linear`, `spectral`, `average` and `last` for comparison. A run's final loss is its mean
+validation loss over the last tenth of the steps, given relative to the plain run of the same seed. Everything is seeded: the same
+command gives the same table.
 """
 
 import argparse
@@ -102,6 +102,7 @@ HOSTILE: Final[dict[str, Forecast]] = {
 FORECASTS: Final[dict[str, Forecast]] = {
     **HOSTILE,
     "linear": lambda endpoint, context: endpoint.known("linear", context),
+    "spectral": lambda endpoint, context: endpoint.known("spectral", context),
     "average": lambda endpoint, context: endpoint.known("average", context),
     "last": lambda endpoint, context: endpoint.last(context),
 }
