@@ -20,9 +20,8 @@ from nowcast_server.forecasters.base import Horizons
 from nowcast_server.forecasters.learned import Nino
 from nowcast_server.forecasters.simple import Last
 from nowcast_server.jobs.history import Context
-from nowcast_server.nino.checkpoint import Checkpoint
+from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions
 from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
-from nowcast_server.nino.options import ModelOptions
 from nowcast_server.nowcasting import forecast
 from nowcast_server.selftest.networks import CONTEXT, FAMILIES, SIZES, convolutional, snapshots
 from nowcast_server.streams import own_stream, wait
