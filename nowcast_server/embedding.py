@@ -24,7 +24,7 @@ def embed_run(run: Trajectory, embedder: Embedder, *, name: str) -> Embedded:
         for piece in run.pieces()
         for end in range(embedder.context, len(piece.steps) + 1)
     ]
-    about = {key: run.header[key] for key in ("task", "lr", "seed") if key in run.header}
+    about: dict[str, Any] = {key: run.header[key] for key in ("task", "lr", "seed") if key in run.header}
     vectors = [embedder.embed(torch.from_numpy(states)).double().numpy() for _, _, states in rows]
     return Embedded(name, about, np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), np.asarray(vectors))
 
