@@ -27,10 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint
+from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions, load_checkpoint, tensor_shapes
 from nowcast_server.nino.engine import CPU_SIZES, StreamingEngine
 from nowcast_server.nino.engine.workers import run
-from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from nowcast_server.selftest.checks import flops_per_edge
 from trainer_worker.metatrain.reference import Reference
 from trainer_worker.wiring import wire

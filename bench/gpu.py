@@ -21,9 +21,8 @@ import torch
 
 from nowcast_server.device import check_device
 from nowcast_server.forecasters.registry import SHIPPED
-from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint
+from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions, load_checkpoint, tensor_shapes
 from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
-from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from nowcast_server.selftest.checks import Setup, throughput
 from nowcast_server.selftest.cli import as_json, outcomes, plain_model
 from nowcast_server.selftest.networks import SIZES, snapshots

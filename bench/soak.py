@@ -33,7 +33,7 @@ import torch
 from attacks import Attack
 from load import FLAT, Job, Record, Samples, growth, network, percentile
 
-from nowcast_server.malloc import TRIM_EVERY_S
+from nowcast_server.running import TRIM_EVERY_S
 from protos.messages import JobSpec
 from trainer_worker import Nowcast, Server
 from trainer_worker.wiring import wire

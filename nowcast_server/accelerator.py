@@ -9,12 +9,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import Context
 from nowcast_server.streams import own_stream, wait
-from protos.errors import OutOfMemoryBudget
 
 SHARE: Final = 0.9
 """Of the memory that is free at the start, for snapshots and forecasts; the rest is for what allocating and libraries waste."""
+
+OWNER: Final = "device"  # in a tenant's place: snapshots of all tenants lie there, as long as there is room
 
 
 def is_short(error: Exception) -> bool:
@@ -43,28 +45,15 @@ class Accelerator:
         self, device: torch.device, *, limit_bytes: int | None, on_lost: Callable[[BaseException], None] = lambda _: None
     ) -> None:
         self.device, self.on_lost = device, on_lost
-        self.limit_bytes = limit_bytes or int(SHARE * torch.cuda.mem_get_info(device)[0])
+        self.memory = Budget(limit_bytes or int(SHARE * torch.cuda.mem_get_info(device)[0]))
         self.uploads = 0  # snapshots so far
         self._lock = threading.RLock()
         self._kept: dict[int, _Kept] = {}  # by serial, the one used longest ago first
-        self._working_bytes = 0
-
-    @property
-    def used_bytes(self) -> int:
-        """Of snapshots, and promised to forecasts under way."""
-        with self._lock:
-            return self._working_bytes + sum(kept.size_bytes for kept in self._kept.values())
-
-    def check(self, size_bytes: int, *, what: str) -> None:
-        """Raise OutOfMemoryBudget if so many bytes could never be had."""
-        if size_bytes > self.limit_bytes:
-            detail = f"{what} needs {size_bytes} bytes on the device; there are {self.limit_bytes} in all: try 16-bit snapshots"
-            raise OutOfMemoryBudget(detail, needed_bytes=size_bytes, limit_bytes=self.limit_bytes)
 
     def free(self) -> None:
         """Let go of whatever is not in use: a forecast has found less memory than was promised."""
         with self._lock:
-            self._evict(0)
+            self._evict(self.memory.limit_bytes)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -79,33 +68,35 @@ class Accelerator:
     def take(self, context: Context, working_bytes: int) -> list[_Kept] | None:
         """The snapshots of a forecast, and memory for it to work in; None if others have it now."""
         with self._lock:
-            others = sum(kept.size_bytes for serial, kept in self._kept.items() if kept.users and serial not in context.serials)
-            if others + self._working_bytes + sum(row.nbytes for row in context.states) + working_bytes > self.limit_bytes:
+            rows = dict(zip(context.serials, context.states, strict=True))
+            new_bytes = working_bytes + sum(row.nbytes for serial, row in rows.items() if serial not in self._kept)
+            resting = [kept.size_bytes for serial, kept in self._kept.items() if not kept.users and serial not in rows]
+            if new_bytes > self.memory.left_bytes() + sum(resting):
                 return None
-            self._working_bytes += working_bytes
             taken = []
-            for serial, row in zip(context.serials, context.states, strict=True):
+            for serial, row in rows.items():
                 kept = self._kept.pop(serial, None) or _Kept(row.nbytes)
                 self._kept[serial] = kept  # now the one used last
                 kept.users += 1
                 taken.append(kept)
-            self._evict(self.limit_bytes)
+            self._evict(new_bytes)
+            self.memory.take(OWNER, new_bytes)
             return taken
 
     def give_back(self, taken: Sequence[_Kept], working_bytes: int) -> None:
         with self._lock:
-            self._working_bytes -= working_bytes
+            self.memory.give(OWNER, working_bytes)
             for kept in taken:
                 kept.users -= 1
-            self._kept = {serial: kept for serial, kept in self._kept.items() if kept.users or kept.values is not None}
+            for serial in [serial for serial, kept in self._kept.items() if not kept.users and kept.values is None]:
+                self.memory.give(OWNER, self._kept.pop(serial).size_bytes)  # it never came
 
-    def _evict(self, limit_bytes: int) -> None:
-        """Let go of snapshots that nobody reads, until no more than so many bytes are used, or none is left."""
-        used_bytes = self.used_bytes
+    def _evict(self, wanted_bytes: int) -> None:
+        """Let go of snapshots that nobody reads, until so many bytes are left, or none of them is."""
         for serial in [serial for serial, kept in self._kept.items() if not kept.users]:
-            if used_bytes <= limit_bytes:
+            if self.memory.left_bytes() >= wanted_bytes:
                 return
-            used_bytes -= self._kept.pop(serial).size_bytes
+            self.memory.give(OWNER, self._kept.pop(serial).size_bytes)
 
 
 class Reservation:

@@ -1,15 +1,11 @@
 """The FastAPI app."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
-from contextlib import asynccontextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from fastapi import APIRouter, FastAPI
 
-from nowcast_server.device import CPU, Chosen, check_device, choose_device
 from nowcast_server.forecasters import Forecaster
-from nowcast_server.forecasters.registry import load_forecasters
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.web import problems
@@ -17,6 +13,8 @@ from nowcast_server.web.page import routes as page
 from nowcast_server.web.routes import health, jobs, snapshots
 from nowcast_server.web.routes.calls import PROBLEMS
 from protos.messages import API
+
+PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})  # no calls worth a trace
 
 
 def create_app(
@@ -33,25 +31,22 @@ def create_app(
     """
     settings = settings or Settings()
     otel = settings.otel
-    chosen = choose_device(settings.device) if forecasters is None else CPU
-    loader = partial(_forecasters, settings, chosen) if forecasters is None else lambda: forecasters
-    service = Service(settings, loader=loader, chosen=chosen, on_failure=on_failure)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
-            yield
-
+    service = Service(settings, forecasters=forecasters, on_failure=on_failure)
     app = FastAPI(
         title="Nowcast",
-        lifespan=lifespan,
+        lifespan=lambda _: service.running(),
         docs_url=None,
         redoc_url=None,
         openapi_url=f"{API}/openapi.json",
         redirect_slashes=False,
         responses=PROBLEMS,
-        # its logs would repeat ours, and show what callers sent; probes and scrapes are no calls worth a trace
-        telemetry={"tracing": otel, "metrics": otel, "logs": False, "auto_configure": otel, "exclude": _probes},
+        telemetry={
+            "tracing": otel,
+            "metrics": otel,
+            "logs": False,  # they would repeat ours, and show what callers sent
+            "auto_configure": otel,
+            "exclude": lambda scope: scope["path"] in PROBES,
+        },
     )
     app.state.service = service
     problems.install(app, service)
@@ -62,12 +57,3 @@ def create_app(
     app.include_router(snapshots.router, prefix=API)
     page.install(app, service)
     return app
-
-
-def _forecasters(settings: Settings, chosen: Chosen) -> Mapping[str, Forecaster]:
-    check_device(chosen.device)
-    return load_forecasters(settings.checkpoints, device=chosen.device)
-
-
-def _probes(scope: MutableMapping[str, Any]) -> bool:
-    return scope["path"] in {"/livez", "/readyz", "/metrics"}

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,6 @@ from nowcast_server.nino.embed import Embedder, Projection
 from nowcast_server.trajectories.store import Trajectory, trajectories
 from protos.wiring import Wiring
 
-ABOUT: Final = ("task", "lr", "seed")  # what a trajectory's header may say of its run, and the table repeats
-
 
 def embed_run(run: Trajectory, embedder: Embedder, *, name: str) -> Embedded:
     """Embed every context of a run; none lies across a jump or a missing snapshot."""
@@ -26,7 +24,7 @@ def embed_run(run: Trajectory, embedder: Embedder, *, name: str) -> Embedded:
         for piece in run.pieces()
         for end in range(embedder.context, len(piece.steps) + 1)
     ]
-    about: dict[str, Any] = {key: run.header[key] for key in ABOUT if key in run.header}
+    about: dict[str, Any] = {key: run.header[key] for key in ("task", "lr", "seed") if key in run.header}
     vectors = [embedder.embed(torch.from_numpy(states)).double().numpy() for _, _, states in rows]
     return Embedded(name, about, np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), np.asarray(vectors))
 
@@ -34,8 +32,8 @@ def embed_run(run: Trajectory, embedder: Embedder, *, name: str) -> Embedded:
 def rows_of(runs: Sequence[Embedded], projection: Projection) -> list[dict[str, Any]]:
     """A row for each context: where it is on the map, and which context of another run is nearest to it."""
     rows = []
-    for index, run in enumerate(runs):
-        others = [other for place, other in enumerate(runs) if place != index]
+    for run in runs:
+        others = [other for other in runs if other is not run]
         for step, loss, vector, (x, y) in zip(run.steps, run.losses, run.vectors, projection.apply(run.vectors), strict=True):
             row: dict[str, Any] = {"run": run.name, "step": int(step), "loss": loss, **run.about, "x": x, "y": y}
             if found := nearest(vector, others):
@@ -77,7 +75,6 @@ def _runs(folder: Path, checkpoint: Path | None) -> list[Embedded]:
 
 
 def _write(path: Path, runs: Sequence[Embedded], projection: Projection, *, by: str) -> None:
-
     if path.suffix == ".svg":
         places = [projection.apply(run.vectors) for run in runs]
         path.write_text(draw(runs, places, by=by, shares=tuple(projection.explained)), encoding="utf-8")

@@ -38,10 +38,8 @@ class Embedded:
 def nearest(vector: Floats, others: Sequence[Embedded]) -> tuple[Embedded, int] | None:
     """The run, and which of its contexts, that is nearest to a vector (hidden,); None if there is no other run."""
     distances = [np.square(other.vectors - vector).sum(1) for other in others]
-    if not distances:
-        return None
-    near = int(np.argmin([each.min() for each in distances]))
-    return others[near], int(distances[near].argmin())
+    near = min(range(len(others)), key=lambda index: float(distances[index].min()), default=None)
+    return None if near is None else (others[near], int(distances[near].argmin()))
 
 
 def sentence(run: Embedded, earlier: Sequence[Embedded]) -> str | None:
@@ -130,4 +128,4 @@ def _colours(values: Floats, by: str) -> tuple[list[str], str]:
 def _blend(share: float) -> str:
     """The colour at a share of the scale."""
     mixed = (round(np.interp(share, np.linspace(0, 1, len(STOPS)), channel)) for channel in zip(*STOPS, strict=True))
-    return "#" + "".join(f"{each:02x}" for each in mixed)
+    return "#" + bytes(mixed).hex()

@@ -68,17 +68,18 @@ class Nowcasting:
         `gone` returns when the client has hung up; after `deadline_s` it does not want the answer any more. Then a forecast that
         had not begun never will, and one that had ends soon. Raises Gone, and any error of the protocol.
         """
-        loan: Loan | None = None
+        loan, count = None, partial(self.metrics.forecasts.labels, job.spec.forecaster)
         try:
             try:
-                request = complete(request, job.spec, forecaster=forecaster)
+                request = request.model_copy(update={"horizons": request.horizons or [forecaster.glide_horizon]})
                 loan = Loan(self.memory, tenant=job.tenant, size_bytes=self.check(job, request))
                 future = self._forecast(job, request, forecaster=forecaster, loan=loan)
                 forecasts = await self._wanted(future, gone, deadline_s)
             except BaseException as error:
-                self._count(job, _outcome(error))
+                left = isinstance(error, Gone) or not isinstance(error, Exception)
+                count("gone" if left else getattr(error, "code", NowcastError.code)).inc()
                 raise
-            self._count(job, "made")
+            count("made").inc()
             job.nowcasts += 1
             yield forecasts
         finally:
@@ -93,7 +94,7 @@ class Nowcasting:
             size_bytes = made_bytes + job.working_bytes
         else:
             context_bytes = spec.context * spec.wiring.size * DTYPE_BYTES[spec.dtype]
-            self.accelerator.check(made_bytes + job.working_bytes + context_bytes, what=what)
+            self.accelerator.memory.check(made_bytes + job.working_bytes + context_bytes, what=f"{what}, on the device,")
             size_bytes = len(request.horizons) * spec.wiring.size * DTYPE_BYTES[request.dtype] + job.host_bytes
         self.memory.check(size_bytes, what=what)
         return size_bytes
@@ -122,6 +123,8 @@ class Nowcasting:
 
     def _forecast(self, job: Job, request: NowcastRequest, *, forecaster: Forecaster, loan: Loan) -> "Future[Forecasts]":
         reservation: Reservation | None = None
+        if len(request.context) != (count := job.spec.context):
+            raise BadRequest(f"a context of this job has {count} steps, not {len(request.context)}", field="context")
         with self.jobs.using(job):
             context = job.history.read(request.context)
             if self.accelerator is not None:
@@ -179,9 +182,6 @@ class Nowcasting:
         self.jobs.leave(job)
         loan.end()
 
-    def _count(self, job: Job, outcome: str) -> None:
-        self.metrics.forecasts.labels(job.spec.forecaster, outcome).inc()
-
 
 def _begin(reservation: Reservation | None, loan: Loan) -> bool:
     if reservation is not None and not reservation.begin():
@@ -191,23 +191,6 @@ def _begin(reservation: Reservation | None, loan: Loan) -> bool:
     if reservation is not None:
         reservation.end()
     return False
-
-
-def complete(request: NowcastRequest, spec: JobSpec, *, forecaster: Forecaster) -> NowcastRequest:
-    """The request with its horizons: those asked for, or the one that suits the forecaster. Raises BadRequest if it cannot be."""
-    if len(request.context) != spec.context:
-        raise BadRequest(f"a context of this job has {spec.context} steps, not {len(request.context)}", field="context")
-    horizons = request.horizons or [forecaster.glide_horizon]
-    if forecaster.max_horizon is not None and max(horizons) > forecaster.max_horizon:
-        detail = f"{spec.forecaster} looks at most {forecaster.max_horizon} intervals ahead, not {max(horizons)}"
-        raise BadRequest(detail, field="horizons", max_horizon=forecaster.max_horizon)
-    return request.model_copy(update={"horizons": horizons})
-
-
-def _outcome(error: BaseException) -> str:
-    if isinstance(error, NowcastError):
-        return error.code
-    return NowcastError.code if isinstance(error, Exception) and not isinstance(error, Gone) else "gone"
 
 
 def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:

@@ -1,6 +1,7 @@
 """The server process: uvicorn with our app and logs; on SIGTERM it fails `/readyz` before it stops."""
 
 import asyncio
+import ctypes
 import gc
 import os
 import resource
@@ -19,9 +20,8 @@ from fastapi import FastAPI
 
 from nowcast_server.app import create_app
 from nowcast_server.logs import configure_logging, log
-from nowcast_server.malloc import keep_freed_memory
 from nowcast_server.service import Service
-from nowcast_server.settings import Settings
+from nowcast_server.settings import MIB, Settings
 from nowcast_server.tokens import Tokens
 from nowcast_server.web.connections import SPARE, Connections, protocol_for
 
@@ -32,6 +32,8 @@ OTHER_FILES: Final = BACKLOG + SPARE + 192
 END_S: Final = 10.0  # after the drain, how long the process may take to end
 SWITCH_INTERVAL_S: Final = 0.0002
 """How long Python code on the device thread may hold up the event loop, at most, when both want to run (Python's own is 5 ms)."""
+TRIM_EVERY_S: Final = 30.0
+_MALLOPT: Final = {-1: 32 * MIB, -2: 16 * MIB, -3: 8 * MIB, -8: 2}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX
 
 
 class Server(uvicorn.Server):
@@ -85,13 +87,6 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def end_by(seconds: float) -> None:
-    """End this process after so many seconds, whatever its threads do: some may be in code that nothing interrupts."""
-    watchdog = threading.Timer(seconds, os._exit, args=(1,))
-    watchdog.daemon = True
-    watchdog.start()
-
-
 def allow_open_files(count: int) -> None:
     """Raise this process's limit of open files to so many, as far as its hard limit goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -99,12 +94,30 @@ def allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard))
 
 
+def tune_malloc() -> None:
+    """Have glibc's malloc keep up to 32 MiB that was freed: to take it anew for each piece of a body cost two thirds of uvicorn's
+    time in page faults (bench/ingest.py). Now and then return all freed pages, which free() alone never does.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        return  # not glibc
+
+    def trim() -> None:
+        while True:
+            time.sleep(TRIM_EVERY_S)
+            libc.malloc_trim(0)  # releases the GIL
+
+    for parameter, value in _MALLOPT.items():
+        libc.mallopt(parameter, value)
+    threading.Thread(target=trim, name="trim", daemon=True).start()
+
+
 def prepare_process(settings: Settings) -> None:
     """What a process that serves needs, whoever calls its app: logs, threads, memory and files."""
     configure_logging(level=settings.log_level, style=settings.log_format, audit_log=settings.audit_log)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    keep_freed_memory()
+    tune_malloc()
     records = settings.max_jobs if settings.record is not None else 0  # each keeps a file open
     allow_open_files(settings.max_connections + OTHER_FILES + records)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -135,14 +148,21 @@ def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], 
 
 def serve(settings: Settings) -> int:
     """Serve until a signal; the exit status. The settings have passed `tokens.check_exposure`."""
+
+    def end_in_time(drain_s: float) -> None:
+        """Whatever threads do: some may be in code that nothing interrupts."""
+        watchdog = threading.Timer(drain_s + END_S, os._exit, args=(1,))
+        watchdog.daemon = True
+        watchdog.start()
+
     prepare_process(settings)
     app = create_app(settings, on_failure=lambda: server.handle_exit(0, None))
     service: Service = app.state.service
-    server = server_for(app, settings, on_drain=lambda drain_s: end_by(drain_s + END_S))
+    server = server_for(app, settings, on_drain=end_in_time)
     log.info("starting", extra={"tenants": len(service.tokens.names)})
     server.run()
     log.info("stopped")
-    status = 1 if service.failure is not None else 0
+    status = int(service.failure is not None)
     if not service.device.idle:  # Python would wait for the thread of a forecast that does not let itself be stopped
         os._exit(status)
     return status

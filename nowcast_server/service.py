@@ -4,19 +4,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import version
 
 import torch
 
 from nowcast_server.accelerator import Accelerator
-from nowcast_server.device import CPU, Chosen, Device
+from nowcast_server.device import CPU, Device, check_device, choose_device
 from nowcast_server.forecasters import Forecaster
+from nowcast_server.forecasters.registry import load_forecasters
 from nowcast_server.jobs.budget import KEPT, SHARE, Budget
 from nowcast_server.jobs.registrations import BODIES, Registrations, check_coverage, check_size
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.logs import audit, log
-from nowcast_server.malloc import TRIM_EVERY_S, trim_freed_memory
 from nowcast_server.metrics import Metrics
 from nowcast_server.nowcasting import Nowcasting
 from nowcast_server.settings import Settings
@@ -28,22 +27,23 @@ from protos.errors import NowcastError, TooLarge, Unavailable, UnknownForecaster
 from protos.frames import VERSION
 from protos.messages import Info, JobSpec, NowcastRequest
 
-Loader = Callable[[], Mapping[str, Forecaster]]
-
 
 class Service:
     """A server without its HTTP.
 
-    The `loader` makes the forecasters; it is called once, off the event loop, while the server already answers `/livez`. If it
-    fails, or the device does, `on_failure` is called, as the server can never be of use then. OSError or ValueError if the tokens
-    cannot be read.
+    Forecasters that are not given are loaded off the event loop, while the server already answers `/livez`. If that fails, or the
+    device does, `on_failure` is called, as the server can never be of use then. OSError or ValueError if the tokens cannot be read.
     """
 
     def __init__(
-        self, settings: Settings, *, loader: Loader, chosen: Chosen = CPU, on_failure: Callable[[], None] = lambda: None
+        self,
+        settings: Settings,
+        *,
+        forecasters: Mapping[str, Forecaster] | None = None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
-        self.chosen = chosen
+        self.chosen = choose_device(settings.device) if forecasters is None else CPU
         self.tokens = Tokens.load(settings)
         self.metrics = Metrics()
         self.histories = Budget(settings.memory, tenant_bytes=settings.tenant_memory)
@@ -66,13 +66,13 @@ class Service:
         self.registrations = Registrations(Budget(BODIES * settings.max_registration, share=SHARE))
         self.viewers = 0  # of the page, kept up to date
         self._loaded = False
-        self._loader = loader
+        self._given = forecasters
         self._on_failure = on_failure
         self._watch()
 
     def _evicted(self, job: Job) -> None:
         self.metrics.evictions.inc()
-        job.course.happened("evicted", step=job.progress.step if job.progress else 0)
+        job.course.happened("evicted", step=job.step)
         log.info("history evicted", extra={"tenant": job.tenant, "job": job.id, "size_bytes": job.evictable_bytes})
 
     def _watch(self) -> None:
@@ -81,9 +81,12 @@ class Service:
         metrics.jobs.set_function(lambda: len(self.jobs))
         metrics.ready.set_function(lambda: self.ready)
         metrics.device_info.labels(self.chosen.device, self.settings.device).set(1)
-        for use, budget in (("histories", self.histories), ("forecasts", self.forecasts)):
-            metrics.memory_bytes.labels(use).set_function(partial(getattr, budget, "used_bytes"))
-            metrics.memory_limit_bytes.labels(use).set(budget.limit_bytes)
+        self._watch_memory("histories", self.histories)
+        self._watch_memory("forecasts", self.forecasts)
+
+    def _watch_memory(self, use: str, budget: Budget) -> None:
+        self.metrics.memory_bytes.labels(use).set_function(lambda: budget.used_bytes)
+        self.metrics.memory_limit_bytes.labels(use).set(budget.limit_bytes)
 
     @property
     def ready(self) -> bool:
@@ -115,7 +118,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Start the device and the housekeeping; at the end drop what waits and finish what runs."""
         self.device.start()
-        tasks = [asyncio.create_task(each) for each in (self._load(), self._expire(), self._trim())]
+        tasks = [asyncio.create_task(each) for each in (self._load(), self._expire())]
         try:
             yield
         finally:
@@ -129,7 +132,7 @@ class Service:
     async def _load(self) -> None:
         start = time.perf_counter()
         try:
-            forecasters = await asyncio.to_thread(self._loader)
+            forecasters = await asyncio.to_thread(self._forecasters) if self._given is None else self._given
             if self.chosen.device == "cpu":
                 weights_bytes = sum(each.weights_bytes for each in forecasters.values())
                 self.forecasts.check(weights_bytes, what="the weights of the forecasters", now=True)
@@ -148,6 +151,10 @@ class Service:
             given = {"forecasters": ",".join(self.forecasters), "device": self.chosen.device}
             log.info("ready", extra={**given, "seconds": time.perf_counter() - start})
 
+    def _forecasters(self) -> Mapping[str, Forecaster]:
+        check_device(self.chosen.device)
+        return load_forecasters(self.settings.checkpoints, device=self.chosen.device)
+
     async def _use_device(self) -> None:
         loop, device = asyncio.get_running_loop(), torch.device(self.chosen.device)
 
@@ -156,8 +163,7 @@ class Service:
 
         accelerator = await asyncio.to_thread(Accelerator, device, limit_bytes=self.settings.device_memory, on_lost=lost)
         self.nowcasting.accelerator = accelerator
-        self.metrics.memory_bytes.labels("device").set_function(lambda: accelerator.used_bytes)
-        self.metrics.memory_limit_bytes.labels("device").set(accelerator.limit_bytes)
+        self._watch_memory("device", accelerator.memory)
         self.metrics.device_uploads.set_function(lambda: accelerator.uploads)
 
     def _lost(self, error: BaseException) -> None:
@@ -174,11 +180,6 @@ class Service:
                 self.recording.end(job)
                 self.metrics.jobs_expired.inc()
                 audit.info("job expired", extra={"tenant": job.tenant, "job": job.id, "idle_s": self.settings.idle_s})
-
-    async def _trim(self) -> None:
-        while True:
-            await asyncio.sleep(TRIM_EVERY_S)
-            await asyncio.to_thread(trim_freed_memory)
 
     async def register(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None = None) -> tuple[Job, bool]:
         """Take in a job; whether it is new. Raises whatever keeps this server from forecasting even one horizon for it: a worker
@@ -222,7 +223,7 @@ class Service:
     def finish(self, job: Job) -> None:
         """A run is over: free its history, keep its status."""
         self.jobs.finish(job)
-        job.course.happened("finished", step=job.progress.step if job.progress else 0)
+        job.course.happened("finished", step=job.step)
         self.recording.end(job)
         audit.info("job finished", extra={"tenant": job.tenant, "job": job.id})
 

@@ -37,7 +37,6 @@ class Tokens:
 
     @property
     def names(self) -> set[str]:
-        """The tenants."""
         return {tenant for _, tenant in self.tenants}
 
     @classmethod
@@ -59,15 +58,15 @@ class Tokens:
     @classmethod
     def load(cls, settings: Settings) -> Self:
         """Tokens of `token_file` and of `NOWCAST_TOKENS` together; OSError or ValueError if they are unreadable, or none."""
-        tenants: tuple[tuple[bytes, str], ...] = ()
+        lines: dict[str, str] = {}
         if settings.tokens is not None:
-            lines = settings.tokens.get_secret_value().replace(",", "\n")
-            tenants += cls.parse(lines, source="NOWCAST_TOKENS").tenants
+            lines["NOWCAST_TOKENS"] = settings.tokens.get_secret_value().replace(",", "\n")
         if settings.token_file is not None:
-            tenants += cls.parse(_read(settings.token_file), source=str(settings.token_file)).tenants
-        if not tenants and (settings.tokens is not None or settings.token_file is not None):
+            lines[str(settings.token_file)] = _read(settings.token_file)
+        tenants = [each for source, text in lines.items() for each in cls.parse(text, source=source).tenants]
+        if lines and not tenants:
             raise ValueError("tokens are required, but the file holds none, so no client could call this server")
-        return cls(tenants)
+        return cls(tuple(tenants))
 
     def tenant(self, authorization: str | None) -> str:
         """Whose call it is, by its `Authorization` header; raises Unauthorized if there are tokens, and it holds none of them."""

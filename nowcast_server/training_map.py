@@ -12,14 +12,12 @@ from nowcast_server.forecasters import Forecaster
 from nowcast_server.forecasters.learned import EDGES_PER_S, Nino
 from nowcast_server.jobs.budget import Loan
 from nowcast_server.jobs.course import Place
-from nowcast_server.jobs.history import Context
 from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
 from nowcast_server.nino.cache import LruCache
 from nowcast_server.nino.embed import Embedder
 from nowcast_server.nowcasting import Nowcasting
 from protos.errors import NowcastError
-from protos.wiring import Wiring
 
 LONGEST_S: Final = 1.0
 """That embedding one context may have the CPU, where it is done, and the turn; larger networks are not on the map."""
@@ -54,7 +52,12 @@ class TrainingMap:
         if not loan.begin():  # it is not waited for: the job's history would be held meanwhile
             return
         context, loss = job.history.read(steps), job.progress.loss if job.progress else None
-        work = partial(self._embed, network, spec.wiring, context)
+        embedder = partial(Embedder, network.checkpoint, spec.wiring)
+
+        def work() -> bytes:
+            vector = self._embedders.get(spec.wiring.hash, embedder).embed([state.float() for state in context.states])
+            return bytes(vector.numpy().tobytes())
+
         keep = partial(self._keep, job, context.step, math.nan if loss is None else loss)
         try:
             self._nowcasting.submit(job, context, work, loan=loan, keep=keep)
@@ -63,10 +66,6 @@ class TrainingMap:
             log.debug("a context could not be embedded: %s", error)
         finally:
             loan.end()
-
-    def _embed(self, network: Nino, wiring: Wiring, context: Context) -> bytes:
-        embedder = self._embedders.get(wiring.hash, lambda: Embedder(network.checkpoint, wiring))
-        return bytes(embedder.embed([state.float() for state in context.states]).numpy().tobytes())
 
     def _keep(self, job: Job, step: int, loss: float, done: "Future[bytes]") -> None:
         self._busy = False

@@ -118,10 +118,10 @@ class Forecaster(ABC):
     def _check_snapshots(self, wiring: Wiring, snapshots: Sequence[Tensor]) -> None:
         if odd := [snapshot.dtype for snapshot in snapshots if not snapshot.is_floating_point()]:
             raise BadRequest(f"states must be floating point, not {odd[0]}", field="states")
-        if not snapshots or any(snapshot.shape != (wiring.size,) for snapshot in snapshots):
-            shape = (len(snapshots), *{size for snapshot in snapshots for size in snapshot.shape})
-            detail = f"states must be (context, {wiring.size}), as the wiring has parameters, not {shape}"
-            raise BadRequest(detail, field="states")
+        if wrong := [tuple(snapshot.shape) for snapshot in snapshots if snapshot.shape != (wiring.size,)]:
+            raise BadRequest(
+                f"states must be (context, {wiring.size}), as the wiring has parameters; one is {wrong[0]}", field="states"
+            )
         if len(snapshots) < LEAST_CONTEXT:
             raise BadRequest(f"a context has at least {LEAST_CONTEXT} snapshots, not {len(snapshots)}", field="states")
 

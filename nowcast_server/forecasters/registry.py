@@ -26,7 +26,7 @@ FORECASTERS: Final[dict[str, type[Forecaster]]] = {cls.name: cls for cls in (Las
 ENTRY_POINTS: Final = "nowcast.forecasters"
 """Group of entry points under which installed packages offer forecasters: `name = "package.module:Class"`."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def register(name: str, forecaster: type[Forecaster]) -> None:
         ValueError: the name cannot be one, or is another forecaster's.
         TypeError: the class is no forecaster, lacks a method, or wants arguments.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} cannot name a forecaster: 1 to 64 letters, digits, '.', '_' and '-', the first no sign")
     if not (isinstance(forecaster, type) and issubclass(forecaster, Forecaster)):
         raise TypeError(f"{forecaster!r} is not a subclass of nowcast_server.forecasters.Forecaster")
@@ -82,17 +82,18 @@ def load_forecaster(name: str, *, checkpoint: str | Path | None = None, device: 
     if name not in FORECASTERS:
         raise UnknownForecaster(f"forecaster {name!r} is not one of {', '.join(FORECASTERS)}", field="forecaster")
     cls = FORECASTERS[name]
-    if not issubclass(cls, LearnedForecaster):
-        if checkpoint is not None:
-            raise CheckpointError(f"{name!r} has no weights that {checkpoint} could hold; choose nino or wnn", field="checkpoint")
-        forecaster = cls()
-        if str(device) != "cpu":
-            forecaster.device = torch.device(device)
-        return forecaster
-    if checkpoint is None and not _path(name).exists():
-        detail = f"{name!r} needs weights: pass checkpoint=PATH (--checkpoint PATH), e.g. a published NiNo checkpoint"
-        raise CheckpointError(detail, field="checkpoint")
-    return cls(load_checkpoint(checkpoint or _path(name)), device=device)
+    if issubclass(cls, LearnedForecaster):
+        path = Path(checkpoint or _path(name))
+        if checkpoint is None and not path.exists():
+            detail = f"{name!r} needs weights: pass checkpoint=PATH (--checkpoint PATH), e.g. a published NiNo checkpoint"
+            raise CheckpointError(detail, field="checkpoint")
+        return cls(load_checkpoint(path), device=device)
+    if checkpoint is not None:
+        raise CheckpointError(f"{name!r} has no weights that {checkpoint} could hold; choose nino or wnn", field="checkpoint")
+    forecaster = cls()
+    if str(device) != "cpu":
+        forecaster.device = torch.device(device)
+    return forecaster
 
 
 def forecaster_of(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> LearnedForecaster:

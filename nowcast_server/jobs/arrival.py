@@ -55,10 +55,9 @@ class Arrival:
 
 
 def _allocate(spec: JobSpec, step: int, values: torch.Tensor, header: Header) -> memoryview:
-    expected = Header("snapshot", spec.dtype, (spec.wiring.size,), step)
-    for name in ("kind", "dtype", "shape", "step"):
-        given, wanted = getattr(header, name), getattr(expected, name)
-        if given != wanted:
+    expected = {"kind": "snapshot", "dtype": spec.dtype, "shape": (spec.wiring.size,), "step": step}
+    for name, wanted in expected.items():
+        if (given := getattr(header, name)) != wanted:
             raise BadFrame(f"the header's {name} is {given!r}; this snapshot of this job needs {wanted!r}", field=f"header.{name}")
     _with_it(header)  # so that a snapshot is refused before its data come
     return values.view(torch.uint8).numpy().data

@@ -9,7 +9,6 @@ from protos.errors import OutOfMemoryBudget
 
 SHARE: Final = 0.5  # of the memory of forecasts and of registrations, for one tenant beside others
 
-
 KEPT: Final = ""  # in a tenant's place, for what is never given back
 
 

@@ -1,6 +1,7 @@
 """What a registration may ask for, and may cost: parsing a large one takes thirty times its size, so they take fair turns."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
@@ -32,15 +33,14 @@ class Registrations:
     @contextmanager
     def receiving(self, tenant: str, size_bytes: int) -> Iterator[None]:
         """Set the memory of a body aside, before any of it is read. Raise Busy if others, or the tenant's own, have it."""
-        if size_bytes <= LARGE_BYTES:
-            yield
-            return
-        if not self._bodies.lend(tenant, size_bytes):
+        large = size_bytes > LARGE_BYTES
+        if large and not self._bodies.lend(tenant, size_bytes):
             raise Busy("too many large registrations at once; try again", retry_after_s=2)
         try:
             yield
         finally:
-            self._bodies.give(tenant, size_bytes)
+            if large:
+                self._bodies.give(tenant, size_bytes)
 
     @asynccontextmanager
     async def reading(self, tenant: str, size_bytes: int) -> AsyncIterator[None]:
@@ -70,18 +70,17 @@ def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:
         raise TooLarge(f"{wiring.neurons} neurons for {wiring.size} weights; at most {neurons} make sense", field="wiring.neurons")
     structure, most = sum(b.edges for b in wiring.blocks if not b.size), wiring.size + STRUCTURE_PER_NEURON * wiring.neurons
     if structure > most:
-        detail = f"{structure} edges without weights; at most {most} make sense for this network"
-        raise TooLarge(detail, field="wiring.blocks")
+        raise TooLarge(f"{structure} edges without weights; at most {most} make sense for this network", field="wiring.blocks")
 
 
 def check_coverage(wiring: Wiring) -> None:
     """Raise BadWiring if a weight lies in two blocks: it would stand for one that is in none, and would be counted as forecast.
     Takes a byte for each value of the largest parameter, and a second for a billion values or so.
     """
-    holding: dict[int, list[Block]] = {}
+    holding = defaultdict[int, list[Block]](list)
     for block in wiring.blocks:
-        if block.parameter != STRUCTURE:
-            holding.setdefault(block.parameter, []).append(block)
+        holding[block.parameter].append(block)
+    holding.pop(STRUCTURE, None)
     for index, blocks in holding.items():
         parameter = wiring.parameters[index]
         seen = np.zeros(parameter.size, dtype=bool)

@@ -50,6 +50,11 @@ class Job:
         self.track = TrackRecord(self.spec)
         self.course = Course(self.created_at)
 
+    @property
+    def step(self) -> int:
+        """The run has come to, as the worker last told it."""
+        return self.progress.step if self.progress else 0
+
     def tell(self, progress: Progress) -> None:
         """Hear how the run is doing."""
         self.progress = progress
@@ -121,8 +126,7 @@ class Jobs:
 
     def known(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None) -> Job | None:
         """The job of this name, None if there is none. Raise JobConflict, RunConflict, or Busy if memory to restore it is short."""
-        job = self._jobs.get((tenant, job_id))
-        if job is not None:
+        if (job := self.find(tenant, job_id)) is not None:
             _check_same(job.spec, spec)
             job.check_run(run)
             job.touch()
@@ -143,8 +147,7 @@ class Jobs:
         self._take(tenant, size_bytes, spec)
         kept = False
         try:
-            history = History(spec.wiring.size, context=spec.context, dtype=spec.dtype)
-            job = Job(tenant, job_id, spec, history, run=run)
+            job = Job(tenant, job_id, spec, History(spec.wiring.size, context=spec.context, dtype=spec.dtype), run=run)
             yield job
             kept = self._jobs.setdefault((tenant, job_id), job) is job
         finally:
@@ -276,11 +279,7 @@ def _wiring_bytes(spec: JobSpec) -> int:
 
 
 def _check_same(known: JobSpec, given: JobSpec) -> None:
-    if known.wiring.hash != given.wiring.hash:
-        raise JobConflict("the job is registered with another wiring; take another id, or delete it first", field="wiring")
-    for name in ("context", "dtype", "forecaster", "mode", "record"):
-        ours, theirs = getattr(known, name), getattr(given, name)
+    for name in ("wiring", "context", "dtype", "forecaster", "mode", "record"):
+        ours, theirs = (spec.wiring.hash if name == "wiring" else getattr(spec, name) for spec in (known, given))
         if ours != theirs:
-            raise JobConflict(
-                f"the job is registered with {name} {ours!r}, not {theirs!r}; take another id, or delete it", field=name
-            )
+            raise JobConflict(f"the job is registered with {name} {ours}, not {theirs}; take another id, or delete it", field=name)

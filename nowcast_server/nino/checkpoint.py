@@ -1,4 +1,4 @@
-"""Checkpoints: the published `.pt` files in, this project's `.safetensors` in and out.
+"""Checkpoints of NiNo and WNN: the published `.pt` files in, this project's `.safetensors` in and out.
 
 Our files hold the model's tensors under the names of `tensor_shapes`, and one metadata entry, `nowcast`: a JSON header
 `{"format": 1, "name", "note", "context", "horizons", "options": {…}}`. Nothing is ever unpickled beyond what
@@ -10,18 +10,118 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Self
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
-from nowcast_server.nino.options import CheckpointError, ModelOptions, tensor_shapes
-
-__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"]
+from protos.errors import NowcastError
+from protos.wiring import MAX_SLOTS
 
 FORMAT: Final = 1
 HEADER: Final = "nowcast"
+WNN_LAYERS: Final = 4
+EDGE_TYPES: Final = 15  # rows of the edge type embedding: every `EdgeType`, and one that is never used
+
+EPSILON: Final = 1e-6
+"""Added to a scale before dividing by it, never when multiplying back: what the published checkpoints were trained with."""
+
+
+class CheckpointError(NowcastError):
+    """The file is not a checkpoint of this project's models; the detail names the option or tensor, and what to do."""
+
+    code, status, title = "bad_checkpoint", 500, "The checkpoint cannot be used"
+
+
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
+class ModelOptions:
+    """Options of one model, as a checkpoint's header stores them.
+
+    Their bounds matter: a hundred bytes of a header could otherwise ask for a model that fills the memory.
+    """
+
+    graph: bool = True  # True for NiNo (a graph network), False for WNN (an MLP for each parameter alone)
+    context: Annotated[int, Field(ge=2, le=1000)] = 5  # snapshots c a forecast is made from
+    max_horizon: Annotated[int, Field(ge=1, le=100_000)] = 40  # horizons K the model gives, 1..K
+    hidden: Annotated[int, Field(ge=1, le=100_000)] = 128  # width H
+    # message-passing layers of NiNo. The last one updates no edges, so it reaches no forecast.
+    layers: Annotated[int, Field(ge=1, le=100)] = 3
+    towers: Annotated[int, Field(ge=1, le=100)] = 1  # independent groups of H / towers channels in each message
+    slots: Annotated[int, Field(ge=1, le=1000)] = MAX_SLOTS  # the most weights an edge may carry, 9 for 3x3 kernels
+    laplacian: Annotated[int, Field(ge=1, le=256)] = 8  # Laplacian features of a neuron
+    vocabulary: Annotated[int, Field(ge=0, le=10_000_000)] = 0  # word positions that are embedded as node features; 0 for none
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.towers:
+            raise CheckpointError(f"option towers = {self.towers} must divide hidden = {self.hidden}", field="towers")
+
+    @property
+    def width_in(self) -> int:
+        """Numbers that enter for one edge: every slot's context for NiNo, one parameter's for WNN."""
+        return self.context * (self.slots if self.graph else 1)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Read the options by name. A CheckpointError names the one that is not supported."""
+        if not isinstance(data, dict):
+            raise CheckpointError("the options must be an object", field="options")
+        for name, value in _FIXED.items():
+            if data.get(name, value) != value:
+                raise CheckpointError(f"option {name} = {data[name]!r}: only {value!r} is supported", field=name)
+        try:
+            return cls(**{name: value for name, value in data.items() if name not in _FIXED})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            raise CheckpointError(f"option {name} = {data[name]!r}: {first['msg']}", field=name) from None
+
+
+_FIXED: Final = {
+    "edge_types": EDGE_TYPES,
+    "activation": "silu",
+    "input_layers": 1,
+    "final_edge_update": False,
+    "residual": True,
+    "scaling": "std",
+    "update_scale": 1.0,
+}
+"""Options of the published code, and of files written before 0.2, that every checkpoint leaves as they are."""
+
+
+def tensor_shapes(options: ModelOptions) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's tensors, known without building it."""
+    hidden, tower = options.hidden, options.hidden // options.towers
+    shapes: dict[str, tuple[int, ...]] = {"edge_type_embedding.weight": (EDGE_TYPES, hidden)}
+
+    def linear(name: str, width_in: int, width_out: int) -> None:
+        shapes.update({f"{name}.weight": (width_out, width_in), f"{name}.bias": (width_out,)})
+
+    def mlp(name: str, *widths: int) -> None:
+        for index, (width_in, width_out) in enumerate(pairwise(widths)):
+            linear(f"{name}.{2 * index}", width_in, width_out)  # odd positions hold the activations
+
+    mlp("edge_in", options.width_in, hidden)
+    if not options.graph:
+        mlp("horizons_out", *[hidden] * WNN_LAYERS, options.max_horizon)
+        return shapes
+    mlp("node_in", options.laplacian, hidden)
+    if options.vocabulary:
+        shapes["word_embedding.weight"] = (options.vocabulary + 1, hidden)
+    for layer in range(options.layers):
+        linear(f"convs.{layer}.modulation", hidden, 2 * tower)
+        for index in range(options.towers):
+            linear(f"convs.{layer}.pre.{index}", 2 * tower, tower)
+            linear(f"convs.{layer}.post.{index}", 2 * tower, tower)
+        linear(f"convs.{layer}.out", hidden, hidden)
+    for layer in range(options.layers - 1):
+        for name in ("edge", "source", "target", "out"):
+            linear(f"edge_updates.{layer}.{name}", hidden, hidden)
+    mlp("edge_out", hidden, hidden, options.slots * options.max_horizon)
+    return shapes
 
 
 @dataclass(frozen=True)
@@ -75,14 +175,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     from safetensors.torch import save_file
 
     options = checkpoint.options
-    header = {
-        "format": FORMAT,
-        "name": checkpoint.name,
-        "note": checkpoint.note,
-        "context": options.context,
-        "horizons": options.max_horizon,
-        "options": asdict(options),
-    }
+    header = {"format": FORMAT, "name": checkpoint.name, "note": checkpoint.note, "options": asdict(options)}
+    header |= {"context": options.context, "horizons": options.max_horizon}  # for other tools
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
     save_file(tensors, str(path), metadata={HEADER: json.dumps(header)})
 
@@ -91,19 +185,14 @@ def _load_safetensors(path: Path) -> Checkpoint:
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:
-        header = _read_header(file.metadata() or {})
+        if (text := (file.metadata() or {}).get(HEADER)) is None:
+            raise CheckpointError(f"it has no {HEADER!r} header: it holds no model of this project", field="checkpoint")
+        header = json.loads(text)
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise CheckpointError(f"this version of nowcast reads format {FORMAT} alone", field="format")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
     options = ModelOptions.from_dict(header.get("options"))
     return Checkpoint(options, _as_float32(tensors), str(header.get("name", path.stem)), str(header.get("note", "")))
-
-
-def _read_header(metadata: Mapping[str, str]) -> dict[str, Any]:
-    if HEADER not in metadata:
-        raise CheckpointError(f"it has no {HEADER!r} header: it holds no model of this project", field="checkpoint")
-    header = json.loads(metadata[HEADER])
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CheckpointError(f"this version of nowcast reads format {FORMAT} alone", field="format")
-    return header
 
 
 def _load_published(path: Path) -> Checkpoint:
@@ -119,7 +208,7 @@ def _load_published(path: Path) -> Checkpoint:
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError("it holds no state_dict of a NiNo model", field="state_dict")
     options = published_options(content.get("model_args", {}) if "state_dict" in content else {})
-    ours = {tensor_name(name): tensor for name, tensor in tensors.items()}
+    ours = {_tensor_name(name): tensor for name, tensor in tensors.items()}
     return Checkpoint(options, _as_float32(ours), path.stem, "published by the authors of arXiv 2409.04434")
 
 
@@ -127,16 +216,12 @@ def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-_FIXED: Final[dict[str, tuple[Any, ...]]] = {
-    "dms": (True,),
-    "improved_graph": (True,),
+_PUBLISHED: Final[dict[str, tuple[Any, ...]]] = {
+    **dict.fromkeys(("dms", "improved_graph"), (True,)),
+    **dict.fromkeys(("pre_layers", "post_layers"), (1,)),
     "edge_sample_ratio": (0, None),
-    "pre_layers": (1,),
-    "post_layers": (1,),
     "dropout": (0,),
-    "act_first": (True, False),  # no normalisation stands between, so the order is the same
     "jk": (None,),
-    "train_norm": (True, False),
     "input_layer": ("linear",),
 }
 """Options of which these values are supported."""
@@ -153,9 +238,8 @@ _NAMES: Final = {name: name for name in ("layers", "towers", "edge_types", "fina
 }
 """Options that have one of ours for a counterpart, with the same meaning and default."""
 
-_OTHERS: Final = {"gnn", "wte_pos_enc", "vocab_size", "chunk_size", "message_passing_device"}
-"""Options that are looked at apart, or say how the published code runs, not what it computes."""
-_VOCABULARY: Final = 50257
+_OTHERS: Final = {"gnn", "wte_pos_enc", "vocab_size", "chunk_size", "message_passing_device", "train_norm", "act_first"}
+"""Options that are looked at apart, or do not change what is computed."""
 
 _TENSORS: Final = (
     (r"^layer_embed\.", "edge_type_embedding."),
@@ -178,23 +262,22 @@ def published_options(arguments: Mapping[str, Any]) -> ModelOptions:
     """Our options for the published `model_args`. A CheckpointError names the one that is not supported."""
     options: dict[str, Any] = {}
     for name, value in arguments.items():
-        if name in _FIXED and value not in _FIXED[name]:
-            raise CheckpointError(f"option {name} = {value!r} is not supported, only {_FIXED[name][0]!r}", field=name)
+        if name in _PUBLISHED and value not in _PUBLISHED[name]:
+            raise CheckpointError(f"option {name} = {value!r} is not supported, only {_PUBLISHED[name][0]!r}", field=name)
         if name in _NAMES:
             options[_NAMES[name]] = value
-        elif name not in _FIXED and name not in _OTHERS:
+        elif name not in _PUBLISHED and name not in _OTHERS:
             raise CheckpointError(f"unknown option {name!r} in model_args", field=name)
     options["graph"] = arguments.get("gnn", True) not in (False, None, "None", "none")
     words = options["graph"] and arguments.get("wte_pos_enc", True)
-    options["vocabulary"] = arguments.get("vocab_size", _VOCABULARY) if words else 0
-    # None stands for a number in the published arguments
-    if "max_feat_size" in arguments and arguments["max_feat_size"] is None:
+    options["vocabulary"] = arguments.get("vocab_size", 50257) if words else 0
+    if options.get("slots", 1) is None:
         options["slots"] = 1
     if not options["graph"]:
         options.pop("laplacian", None)
     return ModelOptions.from_dict(options)
 
 
-def tensor_name(published: str) -> str:
+def _tensor_name(published: str) -> str:
     """Our name of a published tensor; the name itself if it is none of theirs."""
     return next((re.sub(pattern, ours, published) for pattern, ours in _TENSORS if re.match(pattern, published)), published)

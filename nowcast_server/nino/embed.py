@@ -13,11 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nowcast_server.nino.checkpoint import Checkpoint
-from nowcast_server.nino.classes import NeuronClasses, TooManyClasses
+from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError
 from nowcast_server.nino.engine import StreamingEngine
-from nowcast_server.nino.laplacian import laplacian_features
-from nowcast_server.nino.options import CheckpointError
+from nowcast_server.nino.laplacian import NeuronClasses, TooManyClasses, laplacian_features
 from protos.wiring import Wiring
 
 Floats = npt.NDArray[np.float64]

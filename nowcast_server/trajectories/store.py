@@ -62,8 +62,7 @@ class Trajectory:
     def open(cls, path: Path) -> Self:
         """Map a file, or raise BadTrajectory."""
         header, start = _read_header(path)
-        size = header["parameters"]
-        record = _record(size)
+        record = _record(size := header["parameters"])
         room = path.stat().st_size - start - 4 * size
         if room < 0:
             raise BadTrajectory(f"{path} ends within its base")
@@ -71,7 +70,10 @@ class Trajectory:
         if count == 0:
             return cls(path, header, base, np.empty(0, dtype=record))
         records = np.memmap(path, dtype=record, mode="r", offset=start + 4 * size, shape=(count,))
-        return cls(path, header, base, records[: _sound(records)])
+        # appending can only damage the end, so the last sound one vouches for those before
+        while count and zlib.crc32(records["deltas"][count - 1].tobytes()) != records["crc"][count - 1]:
+            count -= 1
+        return cls(path, header, base, records[:count])
 
     @cached_property
     def steps(self) -> npt.NDArray[np.int64]:
@@ -184,11 +186,3 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict) or header.get("format") != 1 or not isinstance(header.get("parameters"), int):
         raise BadTrajectory(f"{path}: this version reads format 1 alone")
     return header, 16 + length
-
-
-def _sound(records: npt.NDArray[Any]) -> int:
-    """How many records are whole. Appending can only damage the end, so the last sound one vouches for those before."""
-    count = len(records)
-    while count and zlib.crc32(records["deltas"][count - 1].tobytes()) != records["crc"][count - 1]:
-        count -= 1
-    return count

@@ -53,11 +53,11 @@ def install(app: FastAPI, service: Service) -> None:
     async def render(request: Request, error: Exception) -> Response:
         known = _known(error)
         service.metrics.errors.labels(known.code).inc()
-        log.log(
-            _level(request, known),
-            "call refused",
-            extra={**_call(request.scope), "status": known.status, "code": known.code, "detail": known.detail},
-        )
+        level = logging.WARNING if known.status >= 500 and not isinstance(known, Unavailable) else logging.INFO
+        if request.url.path == "/readyz":  # asked for every second, and no news
+            level = logging.DEBUG
+        about = {"status": known.status, "code": known.code, "detail": known.detail}
+        log.log(level, "call refused", extra={**_call(request.scope), **about})
         return problem_response(known, hang_up=_hangs_up(request, known))
 
     for kind in (NowcastError, HTTPException, RequestValidationError):
@@ -72,12 +72,6 @@ def _known(error: Exception) -> NowcastError:
         return invalid(error.errors())
     assert isinstance(error, HTTPException)
     return _OF_STATUS.get(error.status_code, BadRequest)(str(error.detail))
-
-
-def _level(request: Request, error: NowcastError) -> int:
-    if request.url.path == "/readyz":  # asked for every second, and no news
-        return logging.DEBUG
-    return logging.WARNING if error.status >= 500 and not isinstance(error, Unavailable) else logging.INFO
 
 
 def _hangs_up(request: Request, error: NowcastError) -> bool:

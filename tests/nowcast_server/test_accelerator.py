@@ -47,7 +47,7 @@ def test_snapshots_make_room_for_others() -> None:
     forecast(device, 11, 12, 13)
     assert forecast(device, 2, 3, 4) == 1  # 1 went, which was used longest ago
     assert forecast(device, 11, 12, 13, working_bytes=4 * ROW_BYTES) == 0
-    assert device.used_bytes == 3 * ROW_BYTES  # the others made room for what it worked in
+    assert device.memory.used_bytes == 3 * ROW_BYTES  # the others made room for what it worked in
     assert forecast(device, 2, 3, 4) == 3
 
 
@@ -58,10 +58,10 @@ def test_forecasts_under_way_keep_what_they_have() -> None:
     assert first is not None
     assert begun(device, 4, 5, 6, working_bytes=ROW_BYTES) is None
     assert begun(device, 4, 5, 6) is not None
-    assert device.used_bytes == 7 * ROW_BYTES
+    assert device.memory.used_bytes == 7 * ROW_BYTES
     first.end()
     first.end()
-    assert device.used_bytes == 3 * ROW_BYTES  # it never uploaded, and gives back once
+    assert device.memory.used_bytes == 3 * ROW_BYTES  # it never uploaded, and gives back once
 
 
 @dataclass

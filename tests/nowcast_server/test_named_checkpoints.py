@@ -16,8 +16,7 @@ from nowcast_server.app import create_app
 from nowcast_server.cli import app
 from nowcast_server.forecasters import FORECASTERS, load_forecaster
 from nowcast_server.forecasters.registry import load_forecasters
-from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from nowcast_server.nino.options import ModelOptions, tensor_shapes
+from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, ModelOptions, save_checkpoint, tensor_shapes
 from nowcast_server.settings import FORECASTER_NAMES, CheckpointFile, Settings
 from protos.wiring import Block, Parameter, Wiring
 

@@ -269,7 +269,7 @@ def test_a_client_that_fetches_too_slowly(caplog: pytest.LogCaptureFixture) -> N
     would be logged and counted as a failure of the server.
     """
     forecasts = Forecasts(Header("forecasts", "float32", (1, 10), 30, (1,)), torch.zeros(1, 10), 0.0)
-    service = Service(Settings(), loader=dict)
+    service = Service(Settings(), forecasters={})
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -33,8 +33,7 @@ from small_runs import (
 from torch import Tensor, nn
 from waiting import until
 
-from nowcast_server.nino.checkpoint import Checkpoint, save_checkpoint
-from nowcast_server.nino.options import ModelOptions, tensor_shapes
+from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions, save_checkpoint, tensor_shapes
 from protos.errors import BadRequest, Unavailable
 from protos.messages import About
 from protos.wiring import Parameter, Wiring

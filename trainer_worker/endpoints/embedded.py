@@ -12,7 +12,7 @@ from nowcast_server.forecasters.learned import LearnedForecaster
 from nowcast_server.forecasters.registry import forecaster_of
 from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.jobs.skill import TrackRecord
-from nowcast_server.nino.options import CheckpointError
+from nowcast_server.nino.checkpoint import CheckpointError
 from nowcast_server.streams import own_stream, wait
 from protos.errors import BadForecast, HistoryMissing, NowcastError, OutOfMemoryBudget, Unavailable, UnknownJob
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill

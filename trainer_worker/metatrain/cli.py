@@ -23,7 +23,7 @@ def collect(config: Config) -> None:
 @app.command()
 def fit(config: Config) -> None:
     """Fit a forecaster to trajectories, or go on with an interrupted fit: the weights come out the same to the bit."""
-    from nowcast_server.nino.options import CheckpointError
+    from nowcast_server.nino.checkpoint import CheckpointError
     from trainer_worker.metatrain.fit import FitConfig
     from trainer_worker.metatrain.fit import fit as run
 
@@ -64,7 +64,7 @@ def judge(
     from rich.console import Console
     from rich.table import Table
 
-    from nowcast_server.nino.options import CheckpointError
+    from nowcast_server.nino.checkpoint import CheckpointError
     from trainer_worker.errors import BadArgument
     from trainer_worker.metatrain.by_loss import by_loss
     from trainer_worker.metatrain.by_loss import table as rows_of

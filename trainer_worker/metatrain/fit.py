@@ -14,8 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from nowcast_server.nino.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nowcast_server.nino.options import ModelOptions
+from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions, load_checkpoint, save_checkpoint
 from nowcast_server.trajectories.store import Trajectory, trajectories
 from trainer_worker.metatrain.library import Group, Library
 from trainer_worker.metatrain.loss import loss, predict

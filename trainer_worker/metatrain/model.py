@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
-from nowcast_server.nino.checkpoint import Checkpoint
-from nowcast_server.nino.options import EDGE_TYPES, WNN_LAYERS, ModelOptions
+from nowcast_server.nino.checkpoint import EDGE_TYPES, WNN_LAYERS, Checkpoint, ModelOptions
 
 INITIAL_STD: Final = 0.02
 

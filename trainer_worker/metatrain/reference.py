@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from nowcast_server.nino.checkpoint import Checkpoint
+from nowcast_server.nino.checkpoint import EPSILON, Checkpoint
 from nowcast_server.nino.engine.bundles import SELF_LOOP_FEATURE, STRUCTURE_FEATURE, block_edges, block_positions, word_positions
 from nowcast_server.nino.laplacian import laplacian_features
-from nowcast_server.nino.options import EPSILON
 from protos.wiring import STRUCTURE, EdgeType, Wiring
 from trainer_worker.metatrain.model import NiNo, build
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nowcast_server.nino.options import EPSILON
+from nowcast_server.nino.checkpoint import EPSILON
 from nowcast_server.trajectories.store import Trajectory
 from protos.wiring import Wiring
 from trainer_worker.metatrain.library import Group, wiring_of

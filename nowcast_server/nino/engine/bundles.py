@@ -43,11 +43,11 @@ class Bundle:
         return len(self.source)
 
     def to(self, device: torch.device) -> "Bundle":
-        return Bundle(*(tensor.to(device) for tensor in self.tensors))
+        return Bundle(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self))
+    def nbytes(self) -> int:
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
 
     @property
     def slots(self) -> int:
@@ -61,7 +61,7 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """Edges of bundles, in any order; see there."""
+    """Edges in any order, to be bundled."""
 
     ends: Tensor  # (2, E)
     kinds: Tensor
@@ -87,16 +87,15 @@ def listed_weights(wiring: Wiring, blocks: Iterable[Block]) -> Iterator[Listed]:
 
 def listed_structure(wiring: Wiring, blocks: Sequence[Block]) -> Listed:
     """The edges of structural blocks, and the self loops."""
-    loops = torch.arange(wiring.neurons).expand(2, -1)
-    counts = torch.tensor([*(block.edges for block in blocks), wiring.neurons])
-    kinds = torch.tensor([*(block.edge_type for block in blocks), int(EdgeType.SELF_LOOP)])
-    features = torch.tensor([*(STRUCTURE_FEATURE for _ in blocks), SELF_LOOP_FEATURE], dtype=torch.float32)
+    blocks = [block for block in blocks if block.parameter == STRUCTURE]
+    loops = Block(EdgeType.SELF_LOOP, 0, wiring.neurons, 0, wiring.neurons, diagonal=True)
+    counts = torch.tensor([block.edges for block in (*blocks, loops)])
     return Listed(
-        torch.cat([*(block_edges(block) for block in blocks), loops], dim=1),
-        kinds.repeat_interleave(counts),
+        torch.cat([block_edges(block) for block in (*blocks, loops)], dim=1),
+        torch.tensor([int(block.edge_type) for block in (*blocks, loops)]).repeat_interleave(counts),
         torch.empty(0, dtype=torch.int64),
         torch.empty(0, 0, dtype=torch.int64),
-        features.repeat_interleave(counts),
+        torch.tensor([*(STRUCTURE_FEATURE for _ in blocks), SELF_LOOP_FEATURE], dtype=torch.float32).repeat_interleave(counts),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nowcast_server.nino.options import WNN_LAYERS, ModelOptions
+from nowcast_server.nino.checkpoint import WNN_LAYERS, ModelOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ short edge lists that gather, so that a network of hundreds of small blocks cost
 network a single one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nowcast_server.nino.cache import LruCache
+from nowcast_server.nino.checkpoint import EDGE_TYPES
 from nowcast_server.nino.engine.bundles import (
     Bundle,
     block_positions,
@@ -24,7 +25,6 @@ from nowcast_server.nino.engine.bundles import (
     word_positions,
 )
 from nowcast_server.nino.engine.workers import Sizes
-from nowcast_server.nino.options import EDGE_TYPES
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 
 
@@ -85,10 +85,8 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        tensors = [tensor for unit in self.units if isinstance(unit, Bundle) for tensor in unit.tensors]
-        panels = sum(isinstance(unit, Panel) for unit in self.units)
-        tensors += [self.degree, self.types, self.words, self.tensor_sizes]
-        return sum(tensor.nbytes for tensor in tensors) + panels * _PANEL_BYTES
+        own = sum(tensor.nbytes for tensor in (self.degree, self.types, self.words, self.tensor_sizes))
+        return own + sum(unit.nbytes if isinstance(unit, Bundle) else _PANEL_BYTES for unit in self.units)
 
     def to(self, device: torch.device) -> "Plan":
         """The plan with all it needs there on `device`."""
@@ -109,8 +107,7 @@ def plan(wiring: Wiring, sizes: Sizes, *, graph: bool, device: torch.device) -> 
 
     With `graph`, of its whole neural graph; without, of the weights alone, every slot an edge of its own, as WNN sees them.
     """
-    make = _plan_graph if graph else _plan_parameters
-    return _PLANS.get(f"{graph}/{device}/{sizes}/{wiring.hash}", lambda: make(wiring, sizes).to(device))
+    return _PLANS.get(f"{graph}/{device}/{sizes}/{wiring.hash}", lambda: _make(wiring, sizes, graph=graph).to(device))
 
 
 def plan_bytes(wiring: Wiring, sizes: Sizes, *, graph: bool) -> int:
@@ -130,50 +127,43 @@ _EDGE_BYTES: Final = 100  # of a listed edge, while it is sorted in, besides the
 _POSITION_BYTES: Final = 24
 
 
-def _plan_graph(wiring: Wiring, sizes: Sizes) -> Plan:
-    counts = torch.zeros(EDGE_TYPES, wiring.neurons, dtype=torch.float32)
+def _make(wiring: Wiring, sizes: Sizes, *, graph: bool) -> Plan:
+    counts = torch.zeros(EDGE_TYPES, wiring.neurons if graph else 0, dtype=torch.float32)
     for block in wiring.blocks:
         counts[block.edge_type, block.target : block.target + block.targets] += 1 if block.diagonal else block.sources
     counts[EdgeType.SELF_LOOP] += 1
     return Plan(
-        _graph_units(wiring, sizes),
-        wiring.slots,
+        _units(wiring, sizes, graph=graph),
+        wiring.slots if graph else 1,
         counts.sum(dim=0)[:, None],
         (counts / counts.sum(dim=0)).T.contiguous(),
         word_positions(wiring),
         _uncovered(wiring),
-        _tensor_sizes(wiring),
+        torch.tensor([parameter.size for parameter in wiring.parameters], dtype=torch.float64),
     )
 
 
-def _graph_units(wiring: Wiring, sizes: Sizes) -> tuple[Unit, ...]:
-    if wiring.edges <= sizes.bundle:  # some padding and gathering costs less than several times as many operations
-        structure = [block for block in wiring.blocks if block.parameter == STRUCTURE]
-        everything = together(wiring, list(listed_weights(wiring, wiring.blocks)), listed_structure(wiring, structure))
+def _units(wiring: Wiring, sizes: Sizes, *, graph: bool) -> tuple[Unit, ...]:
+    if graph and wiring.edges <= sizes.bundle:  # some padding and gathering costs less than several times as many operations
+        everything = together(wiring, list(listed_weights(wiring, wiring.blocks)), listed_structure(wiring, wiring.blocks))
         return tuple(chop(wiring, everything, sizes.bundle))
-    panels = [panel for block in wiring.blocks if _is_large(block, sizes) for panel in _cut(wiring, block, sizes)]
-    small = [block for block in wiring.blocks if not _is_large(block, sizes)]
-    structure = [block for block in small if block.parameter == STRUCTURE]
-    listed = [*listed_weights(wiring, small), listed_structure(wiring, structure)]
+    blocks = wiring.blocks if graph else _slots(wiring)
+    panels = [panel for block in blocks if _is_large(block, sizes) for panel in _cut(wiring, block, sizes)]
+    small = [block for block in blocks if not _is_large(block, sizes)]
+    listed = list(listed_weights(wiring, small))
+    if graph:
+        listed.append(listed_structure(wiring, small))
     return (*panels, *(bundle for edges in listed for bundle in chop(wiring, edges, sizes.bundle)))
 
 
-def _plan_parameters(wiring: Wiring, sizes: Sizes) -> Plan:
-    blocks = [
+def _slots(wiring: Wiring) -> Sequence[Block]:
+    """The blocks with weights, each slot a block of its own."""
+    return [
         replace(block, offset=block.offset + slot * block.slot_stride, slots=1, slot_stride=0)
         for block in wiring.blocks
         if block.parameter != STRUCTURE
         for slot in range(block.slots)
     ]
-    panels = [panel for block in blocks if _is_large(block, sizes) for panel in _cut(wiring, block, sizes)]
-    listed = listed_weights(wiring, [block for block in blocks if not _is_large(block, sizes)])
-    bundles = [bundle for edges in listed for bundle in chop(wiring, edges, sizes.bundle)]
-    none = torch.zeros(0, EDGE_TYPES, dtype=torch.float32)
-    return Plan((*panels, *bundles), 1, none[:, :1], none, torch.zeros(0).long(), _uncovered(wiring), _tensor_sizes(wiring))
-
-
-def _tensor_sizes(wiring: Wiring) -> Tensor:
-    return torch.tensor([parameter.size for parameter in wiring.parameters], dtype=torch.float64)
 
 
 def _uncovered(wiring: Wiring) -> tuple[slice | Tensor, ...]:
@@ -183,10 +173,9 @@ def _uncovered(wiring: Wiring) -> tuple[slice | Tensor, ...]:
         holding.setdefault(block.parameter, []).append(block)
     for index, (parameter, offset) in enumerate(zip(wiring.parameters, wiring.offsets, strict=True)):
         blocks = holding.get(index, [])
-        held = sum(block.size for block in blocks)
-        if held == 0:
+        if not blocks:
             left.append(slice(offset, offset + parameter.size))
-        elif held < parameter.size:
+        elif sum(block.size for block in blocks) < parameter.size:
             free = torch.ones(parameter.size, dtype=torch.bool)
             for block in blocks:
                 free[block_positions(block)] = False

@@ -6,14 +6,15 @@ projection as well would save nothing measurable and cancel badly where a tensor
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nowcast_server.nino.checkpoint import EPSILON
 from nowcast_server.nino.engine.bundles import CARRIED, Bundle
 from nowcast_server.nino.engine.plan import Panel, Plan, Unit
 from nowcast_server.nino.engine.workers import Placement, in_order
-from nowcast_server.nino.options import EPSILON
 from protos.wiring import STRUCTURE, Wiring
 
 
@@ -50,21 +51,17 @@ class Snapshots:
 
     def read(self, unit: Unit) -> Read:
         """A unit's weights; constants for structure and self loops."""
-        if not self._keep:
-            return self._read(unit)
-        if id(unit) not in self._kept:
-            self._kept[id(unit)] = self._read(unit)
-        return self._kept[id(unit)]
+        if (kept := self._kept.get(id(unit))) is not None:
+            return kept
+        read = self._panel(unit) if isinstance(unit, Panel) else self._bundle(unit)
+        if self._keep:
+            self._kept[id(unit)] = read
+        return read
 
     def restore(self, out: Tensor) -> None:
         """Bring forecasts (horizons, n) back to the weights' own scale, unless each unit's have been."""
         if self._whole is not None:
             out.add_(self._whole[-1, : out.shape[1]]).mul_(self.scale).add_(self.mean)
-
-    def _read(self, unit: Unit) -> Read:
-        if isinstance(unit, Panel):
-            return self._panel(unit)
-        return self._bundle(unit) if self._whole is None else self._single(unit, self._whole)
 
     def _panel(self, panel: Panel) -> Read:
         shape = (panel.slots, self.context, panel.outer, panel.inner)
@@ -76,23 +73,18 @@ class Snapshots:
         return self._standardised(z, panel.parameter)
 
     def _bundle(self, bundle: Bundle) -> Read:
-        z = self._listed(bundle)
+        # edge by edge in memory, as the first stage's product wants it
+        shape = (bundle.edges, bundle.slots, self.context)
+        z = torch.empty(shape, dtype=torch.float32, device=self._device).permute(1, 2, 0)
+        if self._whole is not None:
+            for index, row in enumerate(self._whole):
+                torch.take(row, bundle.position, out=z[:, index].T)
+            return Read(z, None, None, self._keep)
         if not bundle.carries:
             return Read(z.copy_(bundle.feature), None, None, self._keep)
         for index, row in enumerate(self.rows):
             z[:, index] = row.take(bundle.position).T
         return self._standardised(z, bundle.parameter)
-
-    def _single(self, bundle: Bundle, whole: Tensor) -> Read:
-        z = self._listed(bundle)
-        for index, row in enumerate(whole):
-            torch.take(row, bundle.position, out=z[:, index].T)
-        return Read(z, None, None, self._keep)
-
-    def _listed(self, bundle: Bundle) -> Tensor:
-        """Room for z; edge by edge in memory, as the first stage's product wants it."""
-        shape = (bundle.edges, bundle.slots, self.context)
-        return torch.empty(shape, dtype=torch.float32, device=self._device).permute(1, 2, 0)
 
     def _standardise_whole(self, sizes: Tensor) -> Tensor:
         """All weights, and after them what edges without weights carry: (context, n + len(CARRIED))."""
@@ -120,18 +112,13 @@ def panel_view(row: Tensor, panel: Panel) -> Tensor:
     return row.as_strided(shape, strides, row.storage_offset() + panel.position)
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
+class _Span(NamedTuple):
     """Weights of one snapshot that are looked at in one go: whole tensors, or a part of a large one."""
 
     tensors: slice  # whose they are
     starts: tuple[int, ...]  # where each of these tensors begins in the flat vector
     start: int  # where the span begins
     sizes: tuple[int, ...]  # how many weights it has of each tensor
-
-    def of(self, states: Sequence[Tensor]) -> Tensor:
-        """(context, weights) float32: sums in 16 bits would lose digits, or overflow."""
-        return torch.stack([row[self.start : self.start + sum(self.sizes)] for row in states]).float()
 
 
 def _spans(wiring: Wiring, most: int) -> list[_Span]:
@@ -159,7 +146,8 @@ def _moments(states: Sequence[Tensor], wiring: Wiring, sizes: Tensor, placement:
         about = (
             first[0] if len(first) == 1 else torch.cat([each.expand(size) for each, size in zip(first, span.sizes, strict=True)])
         )
-        values = span.of(states) - about
+        rows = torch.stack([row[span.start : span.start + sum(span.sizes)] for row in states])
+        values = rows.float() - about  # sums in 16 bits would lose digits, or overflow
         both = torch.stack((values.sum(dim=0), values.square_().sum(dim=0)))
         parts = torch.split(both, list(span.sizes), dim=1)
         return span.tensors, first, torch.stack([part.sum(dim=1) for part in parts])

@@ -73,7 +73,7 @@ class Renderer:
 
     def overview(self, seen: Overview, *, tenant: str) -> str:
         """The page at `/`."""
-        rows = self._rows_of(_sorted(seen.jobs))
+        rows = self._rows_of(seen.jobs)
         loaded = secrets.token_hex(8)  # under which its stream of events finds what need not be sent again
         self._loaded.get(loaded, lambda: rows)
         facts = {"busy": self._use(seen.servers), "seen": seen, "url": self.url, "shown": loaded}
@@ -81,7 +81,7 @@ class Renderer:
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
         """What has changed on that page since `sent`, which is brought up to date; at first it may say which rows were `shown`."""
-        rows = self._rows_of(_sorted(seen.jobs))
+        rows = self._rows_of(seen.jobs)
         before = sent.get("rows") or self._loaded.get(sent.pop("shown", ""), dict)
         sent["rows"] = rows
         facts = self._pieces(sent, servers=self.write("servers.html", seen=seen, busy=self._use(seen.servers)))
@@ -92,34 +92,36 @@ class Renderer:
 
     def job(self, course: CourseView, *, others: list[JobView], tenant: str) -> str:
         """The page of a job."""
-        return self.write("job.html", tenant=shown(tenant), **self._facts(course, others))
+        return self._job("job", course, baseline(course, others), tenant=shown(tenant))
 
     def job_changes(self, course: CourseView | None, others: list[JobView], sent: dict[str, Any]) -> str:
         """What has changed in the text of that page since `sent`; see `changes`."""
         if course is None:
             return self._pieces(sent, gone=self.write("gone.html"))
-        known = self._facts(course, others)
-        texts = {name: self.write(f"{name}.html", **known) for name in ("facts", "layers", "happenings")}
-        return self._pieces(sent, gone="", **texts)
+        other = baseline(course, others)
+        return self._pieces(sent, gone="", **{name: self._job(name, course, other) for name in ("facts", "layers", "happenings")})
 
     def _pieces(self, sent: dict[str, Any], **texts: str) -> str:
-        """Those texts, by the elements they stand in, that are not as they were sent; `sent` is brought up to date."""
+        """Those texts, by the elements they stand in, that are not as they were `sent`."""
         changed = {name: text for name, text in texts.items() if sent.get(name, "") != text}
         sent.update(texts)
         return "".join(_piece(f"#{name}", "innerMorph", text) for name, text in changed.items())
 
-    def _facts(self, course: CourseView, others: list[JobView]) -> dict[str, Any]:
-        view = course.view
-        return {"course": course, "view": view, "status": view.status, "estimate": estimate(view, baseline(view, others))}
+    def _job(self, template: str, view: JobView, other: JobView | None, **values: Any) -> str:
+        """A template about a job, and how many steps it has saved against another one."""
+        estimate = None if other is None else words.steps_saved(view.curve, other.curve, job=other.job)
+        return self.write(f"{template}.html", view=view, status=view.status, estimate=estimate, **values)
 
     def _rows_of(self, jobs: list[JobView]) -> dict[str, str]:
+        """Those that train first, then the newest."""
         shadows = [view for view in jobs if view.status.mode == "shadow"]
+        jobs = sorted(jobs, key=lambda view: (view.state == "finished", -view.status.created_at, view.job))
         return {view.job: self._row(view, baseline(view, shadows)) for view in jobs}
 
     def _row(self, view: JobView, other: JobView | None) -> str:
         """The row of a job; written anew when the job, or what it is compared with, has changed."""
         key = f"{self.base} {view.status.created_at} {view.job} {view.stamp} {other and (other.job, other.stamp)}"
-        return self._rows.get(key, lambda: self.write("row.html", view=view, status=view.status, estimate=estimate(view, other)))
+        return self._rows.get(key, lambda: self._job("row", view, other))
 
     def _use(self, servers: list[ServerView]) -> dict[str, float]:
         """The share of the last seconds for which each replica's device forecast; nothing at the first look."""
@@ -165,16 +167,6 @@ def baseline(view: JobView, others: list[JobView]) -> JobView | None:
     """What a job is compared with: the newest run of the same network whose forecasts are never used."""
     shadows = [each for each in others if each.status.mode == "shadow" and each.status.wiring_hash == view.status.wiring_hash]
     return max(shadows, key=lambda each: each.status.created_at, default=None) if view.status.mode != "shadow" else None
-
-
-def estimate(view: JobView, other: JobView | None) -> words.Saved | None:
-    """Steps saved against another run."""
-    return None if other is None else words.steps_saved(view.curve, other.curve, job=other.job)
-
-
-def _sorted(jobs: list[JobView]) -> list[JobView]:
-    """Those that train first, then the newest."""
-    return sorted(jobs, key=lambda view: (view.state == "finished", -view.status.created_at, view.job))
 
 
 def shown(tenant: str) -> str:

@@ -84,7 +84,7 @@ async def _renderer(request: Request) -> Renderer:
 
 
 async def _place(service: TheService) -> None:
-    """Raise Busy if too many pages are kept up to date already: a stream that has begun cannot say so."""
+    """Raise Busy if too many pages are kept up to date: a stream that has begun cannot say so."""
     if service.viewers >= MAX_VIEWERS:
         raise Busy(f"{MAX_VIEWERS} live pages are open (the limit)", retry_after_s=60)
 
@@ -136,20 +136,9 @@ async def follow_job(
         others = (await source.overview(tenant)).jobs
         if html := render.job_changes(course, others, sent):
             yield ServerSentEvent(raw_data=html)
-        if course is not None and sent.get("points") != course.view.stamp[0]:
-            sent["points"] = course.view.stamp[0]
+        if course is not None and sent.get("points") != course.stamp[0]:
+            sent["points"] = course.stamp[0]
             yield ServerSentEvent(event="course", raw_data=points_json(course))
-
-
-@router.get("/jobs/{job}/course.csv")
-async def course_csv(job: JobId, tenant: Viewer, source: TheSource) -> Response:
-    """The curves of a job as a table."""
-    course = await source.course(tenant, job)
-    if course is None:
-        raise UnknownJob(f"job {job!r} is not registered here", field="job")
-    rows = [",".join("" if value is None else f"{value:.9g}" for value in point) for point in course.points]
-    headers = {"content-disposition": f'attachment; filename="{job}.csv"'}
-    return Response("\n".join(["step,seconds,loss,gain,coherence", *rows, ""]), media_type="text/csv", headers=headers)
 
 
 @router.get("/jobs/{job}/wiring", response_class=Page)

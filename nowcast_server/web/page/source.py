@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
-
-from pydantic import BaseModel, ConfigDict
 
 from nowcast_server.jobs.course import Happening, Place, Point
 from nowcast_server.jobs.registry import Job
@@ -23,13 +22,8 @@ FRESH_S: Final = 0.9  # an overview that was read so recently serves other viewe
 Ask = Callable[..., Awaitable[list[Any]]]  # calls a method of `Local`, named first, on every replica; their answers
 
 
-class View(BaseModel):
-    """Base: frozen, strict about its fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class JobView(View):
+@dataclass(frozen=True)
+class JobView:
     """A job as the overview shows it."""
 
     status: JobStatus
@@ -44,7 +38,8 @@ class JobView(View):
         return self.status.job
 
 
-class ServerView(View):
+@dataclass(frozen=True)
+class ServerView:
     """A server, or a replica of one. What is None is not the viewer's business, as it counts over all tenants."""
 
     name: str  # of the replica; empty for a server alone
@@ -57,22 +52,24 @@ class ServerView(View):
     forecast_s: float | None = None  # seconds of forecasts on the device, so far
 
 
-class Overview(View):
+@dataclass(frozen=True)
+class Overview:
     """All that a tenant may see: this server or all replicas, and the tenant's jobs."""
 
     servers: list[ServerView]
     jobs: list[JobView]
 
 
-class CourseView(View):
-    """A run in full."""
+@dataclass(frozen=True)
+class CourseView(JobView):
+    """A job in full."""
 
-    view: JobView
     points: list[Point]  # oldest first
     events: list[Happening]  # oldest first
 
 
-class MapView(View):
+@dataclass(frozen=True)
+class MapView:
     """The runs of a tenant that have places on the map of training, oldest first, and whether this server makes any."""
 
     embeds: bool
@@ -91,19 +88,19 @@ class Local:
         return [getattr(self, method)(*args)]
 
     def overview(self, tenant: str) -> Overview:
-        """This server, and the tenant's jobs."""
-        return Overview(servers=[self._server(tenant)], jobs=[self._view(job) for job in self._service.jobs.of(tenant)])
+        """As `Source.overview`."""
+        return Overview([self._server(tenant)], [self._view(job) for job in self._service.jobs.of(tenant)])
 
     def course(self, tenant: str, job: str) -> CourseView | None:
         """As `Source.course`."""
         if (found := self._service.jobs.find(tenant, job)) is None:
             return None
-        return CourseView(view=self._view(found), points=found.course.points(), events=list(found.course.events))
+        return CourseView(**vars(self._view(found)), points=found.course.points(), events=list(found.course.events))
 
     def map(self, tenant: str) -> MapView:
         """As `Source.map`."""
         runs = [(job.status(), job.places.kept) for job in self._service.jobs.of(tenant) if job.places.kept]
-        return MapView(embeds=self._service.map.network is not None, runs=runs)
+        return MapView(self._service.map.network is not None, runs)
 
     def wiring(self, tenant: str, job: str) -> Wiring | None:
         """As `Source.wiring`."""
@@ -117,22 +114,17 @@ class Local:
         if kept is None or kept.stamp != stamp:
             status = job.status()
             step = max(status.progress.step if status.progress else 0, status.steps[-1] if status.steps else 0)
-            curve, latency = job.course.curve(CURVE), job.course.latency()
-            kept = JobView(status=status, step=step, state=stamp[2], curve=curve, latency=latency, stamp=stamp)
-            self._views[job] = kept
+            kept = self._views[job] = JobView(status, step, stamp[2], job.course.curve(CURVE), job.course.latency(), stamp)
         return kept
 
     def _server(self, tenant: str) -> ServerView:
-        service, shared = self._service, dict[str, Any]()
+        service, memory = self._service, self._service.histories
+        everyones: tuple[Any, ...] = ()
         if tenant == OPERATOR or not service.tokens.tenants:
             samples = (sample for metric in service.metrics.forecast_seconds.collect() for sample in metric.samples)
-            shared = {
-                "memory_bytes": service.histories.used_bytes,
-                "memory_limit_bytes": service.histories.limit_bytes,
-                "queued": service.device.waiting,
-                "forecast_s": sum(sample.value for sample in samples if sample.name.endswith("_sum")),
-            }
-        return ServerView(name=self._name, info=service.info(), ready=service.ready, at=time.time(), **shared)
+            forecast_s = sum(sample.value for sample in samples if sample.name.endswith("_sum"))
+            everyones = (memory.used_bytes, memory.limit_bytes, service.device.waiting, forecast_s)
+        return ServerView(self._name, service.info(), service.ready, time.time(), *everyones)
 
 
 def _state(job: Job) -> str:
@@ -164,13 +156,13 @@ class Source:
     async def course(self, tenant: str, job: str) -> CourseView | None:
         """A job of the tenant in full, where it was last called on; None if there is none."""
         found = [each for each in await self._ask("course", tenant, job) if each is not None]
-        return max(found, key=lambda course: course.view.status.seen_at, default=None)
+        return max(found, key=lambda course: course.status.seen_at, default=None)
 
     async def map(self, tenant: str) -> MapView:
         """The runs of the tenant on the map of training."""
         found: list[MapView] = await self._ask("map", tenant)
         runs = sorted((run for each in found for run in each.runs), key=lambda run: run[0].created_at)
-        return MapView(embeds=any(each.embeds for each in found), runs=runs)
+        return MapView(any(each.embeds for each in found), runs)
 
     async def wiring(self, tenant: str, job: str) -> Wiring | None:
         """The neural graph of a job; None if there is none."""
@@ -181,4 +173,4 @@ def _merged(found: list[Overview]) -> Overview:
     servers = sorted((server for each in found for server in each.servers), key=lambda server: server.name)
     views = sorted((view for each in found for view in each.jobs), key=lambda view: view.status.seen_at)
     newest = {view.job: view for view in views}  # one that has just moved may be on two
-    return Overview(servers=servers, jobs=list(newest.values()))
+    return Overview(servers, list(newest.values()))

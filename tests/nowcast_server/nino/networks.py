@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from nowcast_server.nino.checkpoint import Checkpoint
-from nowcast_server.nino.options import ModelOptions, tensor_shapes
+from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions, tensor_shapes
 from protos.wiring import Block, EdgeType, Parameter, Wiring
 
 

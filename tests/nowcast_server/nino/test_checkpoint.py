@@ -10,8 +10,14 @@ import torch
 from networks import random_checkpoint
 from safetensors.torch import save_file
 
-from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, load_checkpoint, published_options, save_checkpoint
-from nowcast_server.nino.options import ModelOptions
+from nowcast_server.nino.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    ModelOptions,
+    load_checkpoint,
+    published_options,
+    save_checkpoint,
+)
 
 SMALL = {"hidden": 4, "layers": 2, "max_horizon": 3, "slots": 2}
 

@@ -9,9 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nowcast_server.interruption import Cancelled, interruptible
-from nowcast_server.nino.classes import NeuronClasses
 from nowcast_server.nino.engine.bundles import block_edges
-from nowcast_server.nino.laplacian import compute_features, features_bytes, laplacian_features
+from nowcast_server.nino.laplacian import NeuronClasses, compute_features, features_bytes, laplacian_features
 from protos.wiring import Block, EdgeType, Parameter, Wiring
 
 BIAS = Parameter("bias", (1,))

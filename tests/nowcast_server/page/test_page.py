@@ -55,9 +55,8 @@ def test_tenant_sees_its_own_jobs_alone(start: Start) -> None:
     assert 'href="/jobs/job"' in caller.client.get("/", headers=alice).text
     assert 'href="/jobs/job"' not in caller.client.get("/", headers=bob).text
     assert caller.client.get("/jobs/job", headers=bob).status_code == 404
-    for path in ("course.csv", "wiring"):
-        assert caller.client.get(f"/jobs/job/{path}", headers=alice).status_code == 200
-        assert caller.client.get(f"/jobs/job/{path}", headers=bob).status_code == 404
+    assert caller.client.get("/jobs/job/wiring", headers=alice).status_code == 200
+    assert caller.client.get("/jobs/job/wiring", headers=bob).status_code == 404
 
 
 def test_what_concerns_all_tenants_is_the_operators(start: Start) -> None:
@@ -127,16 +126,6 @@ def test_job_shows_its_layers_and_where_it_runs(start: Start) -> None:
         assert text in page
     caller.put("other")
     assert "The job's page at" not in caller.client.get("/jobs/other").text
-
-
-def test_csv_holds_the_curves(start: Start) -> None:
-    """What is drawn could not be taken elsewhere."""
-    caller = start()
-    caller.put("job")
-    tell(caller.service, "job", range(10, 40, 10), loss=None)
-    lines = caller.client.get("/jobs/job/course.csv").text.splitlines()
-    assert lines[0] == "step,seconds,loss,gain,coherence"
-    assert [(line.split(",")[0], line.split(",")[2]) for line in lines[1:]] == [("10", ""), ("20", ""), ("30", "")]
 
 
 def test_viewers_are_limited(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
 def test_as_many_files_may_be_open_as_jobs_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A server that records a thousand jobs would have no descriptors left to take calls with."""
     allowed: list[int] = []
-    for name in ("configure_logging", "keep_freed_memory", "sys"):
+    for name in ("configure_logging", "tune_malloc", "sys"):
         monkeypatch.setattr(running, name, Mock())
     monkeypatch.setattr(running, "allow_open_files", allowed.append)
     running.prepare_process(Settings(record=tmp_path, max_jobs=50, max_connections=500))

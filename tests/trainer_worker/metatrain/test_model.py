@@ -7,8 +7,8 @@ import torch
 from networks import mlp_wiring, random_checkpoint, random_states
 from torch_geometric.data import Data
 
+from nowcast_server.nino.checkpoint import ModelOptions, tensor_shapes
 from nowcast_server.nino.laplacian import laplacian_features
-from nowcast_server.nino.options import ModelOptions, tensor_shapes
 from protos.wiring import Wiring
 from trainer_worker.metatrain.folded import forecast_change
 from trainer_worker.metatrain.library import wiring_of
