@@ -10,10 +10,8 @@ from nowcast_server.forecasters.base import CUDA_LANES, Forecaster, Horizons
 from nowcast_server.interruption import interruption_point
 from protos.wiring import Parameter, Wiring
 
-BLOCK: Final = 32
-"""Rows of a matrix whose movement `spectral` evens out together."""
-ROWS: Final = 32 * BLOCK
-"""Rows of a matrix that it works on between two points at which it can be interrupted."""
+BLOCK: Final = 128
+"""Rows of a matrix, or columns of a tall one, whose movement `spectral` evens out together."""
 LEAST_SQUARE: Final = 1e-6
 """Of a singular value, relative to the largest one's; below it is rounding."""
 FLOPS: Final = 5e10
@@ -64,8 +62,8 @@ class Spectral(Linear):
     """The line; but of each matrix's displacement the singular values are replaced by their fourth roots, at the same length.
 
     Few directions carry most of what a matrix moves. So the others get a share of the push as well, as in Muon's steps (Jordan et
-    al. 2024), which make all singular values equal. A matrix is taken `BLOCK` rows at a time, so that the eigenvalue problems
-    stay small: measured, that saves as many steps as whole matrices do.
+    al. 2024), which make all singular values equal. A matrix whose smaller side is beyond `BLOCK` is taken in blocks of so many
+    rows (or columns, if it has fewer), so that the eigenvalue problems stay small.
     """
 
     name = "spectral"
@@ -95,32 +93,24 @@ def _sides(parameter: Parameter) -> tuple[int, int]:
 
 
 def _operations(rows: int, columns: int) -> int:
-    short, long = sorted((min(rows, BLOCK), columns))
-    return -(-rows // BLOCK) * short**2 * (100 * short + 6 * long)
+    short, long = sorted((rows, columns))
+    return short * min(short, BLOCK) * (20 * min(short, BLOCK) + 6 * long)
 
 
 def _flatten_spectrum(matrix: Tensor) -> None:
-    """Replace the singular values of each block of a matrix's rows by their fourth roots, in place, and leave its norm as it is."""
-    for rows in torch.split(matrix, ROWS):
+    """Replace the singular values of a matrix, or of blocks of a large one, by their fourth roots, and leave its norm as it is; in
+    place.
+    """
+    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    for block in torch.split(wide, BLOCK):
         interruption_point()
-        whole = len(rows) // BLOCK * BLOCK
-        for blocks in (torch.unflatten(rows[:whole], 0, (-1, BLOCK)), rows[None, whole:]):
-            if blocks.numel():
-                _flatten_spectra(blocks)
-
-
-def _flatten_spectra(blocks: Tensor) -> None:
-    """The same of blocks (number, rows, columns), all at once; those that are zero or overflow stay."""
-    lengths = torch.linalg.vector_norm(blocks, dim=(1, 2), keepdim=True)
-    units = (blocks / lengths).nan_to_num(0, 0, 0)
-    wide = units if units.shape[1] <= units.shape[2] else units.mT
-    squares, vectors = torch.linalg.eigh(wide @ wide.mT)  # of the singular values, ascending
-    factors = (squares / squares[:, -1:]).clamp(min=LEAST_SQUARE) ** -0.375  # from s to its fourth root
-    flat = (vectors * factors[:, None]) @ (vectors.mT @ wide)
-    flat *= lengths / torch.linalg.vector_norm(flat, dim=(1, 2), keepdim=True)
-    if wide is not units:
-        flat = flat.mT
-    blocks.copy_(torch.where(flat.isfinite(), flat, blocks))
+        length = torch.linalg.vector_norm(block)
+        unit = (block / length).nan_to_num(0, 0, 0)
+        squares, vectors = torch.linalg.eigh(unit @ unit.T)  # of the singular values, ascending
+        factors = (squares / squares[-1]).clamp(min=LEAST_SQUARE) ** -0.375  # from s to its fourth root
+        flat = (vectors * factors) @ (vectors.T @ unit)
+        flat *= length / torch.linalg.vector_norm(flat)
+        block.copy_(torch.where(flat.isfinite(), flat, block))  # what does not move, or overflows, stays as it is
 
 
 def line_weights(context: int, horizons: Horizons) -> Tensor:

@@ -159,7 +159,7 @@ def test_linear_is_least_squares(context: int) -> None:
 
 def test_spectral_takes_fourth_roots() -> None:
     """Pushes would go where `linear`'s go, or matrices be pushed at another length."""
-    module = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 68), nn.Linear(68, 1))
+    module = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 150), nn.Linear(150, 160))
     size = sum(parameter.numel() for parameter in module.parameters())
     wiring, states = wire(module), torch.randn(5, size, generator=torch.Generator().manual_seed(0))
     lines, found = (load_forecaster(name).forecast(wiring, states, (1, 40)) - states[-1] for name in ("linear", "spectral"))
@@ -168,8 +168,8 @@ def test_spectral_takes_fourth_roots() -> None:
             if len(parameter.shape) == 1:
                 torch.testing.assert_close(even, line)
                 continue
-            blocks = zip(*(rows.view(parameter.shape[0], -1).split(BLOCK) for rows in (line, even)), strict=True)
-            for block, evened in blocks:
+            both = (rows.view(parameter.shape[0], -1) for rows in (line, even))
+            for block, evened in zip(*((wide if len(wide) < wide.shape[1] else wide.T).split(BLOCK) for wide in both), strict=True):
                 u, s, v = torch.linalg.svd(block, full_matrices=False)
                 expected = (u * s**0.25) @ v
                 torch.testing.assert_close(evened, expected * s.norm() / expected.norm(), rtol=1e-3, atol=1e-4)
