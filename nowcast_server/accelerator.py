@@ -1,7 +1,7 @@
 """A CUDA device: its memory budget for forecasts and snapshots, which stay there for the next nowcast; whether it still works."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +26,7 @@ def is_short(error: Exception) -> bool:
 
 
 @dataclass
-class _Kept:
+class Kept:
     """A snapshot on the device, or on its way there."""
 
     size_bytes: int
@@ -47,13 +47,13 @@ class Accelerator:
         self.device, self.on_lost = device, on_lost
         self.memory = Budget(limit_bytes or int(SHARE * torch.cuda.mem_get_info(device)[0]))
         self.uploads = 0  # snapshots so far
-        self._lock = threading.RLock()
-        self._kept: dict[int, _Kept] = {}  # by serial, the one used longest ago first
+        self.lock = threading.Lock()
+        self.kept: dict[int, Kept] = {}  # by serial, the one used longest ago first
 
     def free(self) -> None:
         """Let go of whatever is not in use: a forecast has found less memory than was promised."""
-        with self._lock:
-            self._evict(self.memory.limit_bytes)
+        with self.lock:
+            self.evict(self.memory.limit_bytes)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -65,38 +65,12 @@ class Accelerator:
             return not is_short(error)
         return False
 
-    def take(self, context: Context, working_bytes: int) -> list[_Kept] | None:
-        """The snapshots of a forecast, and memory for it to work in; None if others have it now."""
-        with self._lock:
-            rows = dict(zip(context.serials, context.states, strict=True))
-            new_bytes = working_bytes + sum(row.nbytes for serial, row in rows.items() if serial not in self._kept)
-            resting = [kept.size_bytes for serial, kept in self._kept.items() if not kept.users and serial not in rows]
-            if new_bytes > self.memory.left_bytes() + sum(resting):
-                return None
-            taken = []
-            for serial, row in rows.items():
-                kept = self._kept.pop(serial, None) or _Kept(row.nbytes)
-                self._kept[serial] = kept  # now the one used last
-                kept.users += 1
-                taken.append(kept)
-            self._evict(new_bytes)
-            self.memory.take(OWNER, new_bytes)
-            return taken
-
-    def give_back(self, taken: Sequence[_Kept], working_bytes: int) -> None:
-        with self._lock:
-            self.memory.give(OWNER, working_bytes)
-            for kept in taken:
-                kept.users -= 1
-            for serial in [serial for serial, kept in self._kept.items() if not kept.users and kept.values is None]:
-                self.memory.give(OWNER, self._kept.pop(serial).size_bytes)  # it never came
-
-    def _evict(self, wanted_bytes: int) -> None:
-        """Let go of snapshots that nobody reads, until so many bytes are left, or none of them is."""
-        for serial in [serial for serial, kept in self._kept.items() if not kept.users]:
+    def evict(self, wanted_bytes: int) -> None:
+        """Let go of snapshots that nobody reads, until so many bytes are left, or none of them is; with the lock held."""
+        for serial in [serial for serial, kept in self.kept.items() if not kept.users]:
             if self.memory.left_bytes() >= wanted_bytes:
                 return
-            self.memory.give(OWNER, self._kept.pop(serial).size_bytes)
+            self.memory.give(OWNER, self.kept.pop(serial).size_bytes)
 
 
 class Reservation:
@@ -104,18 +78,34 @@ class Reservation:
 
     def __init__(self, accelerator: Accelerator, context: Context, working_bytes: int) -> None:
         self.accelerator, self._context, self._working_bytes = accelerator, context, working_bytes
-        self._kept: list[_Kept] | None = None
+        self._kept: list[Kept] | None = None
 
-    def begin(self) -> bool:
-        """Take the memory; False if other forecasts have it now."""
-        self._kept = self.accelerator.take(self._context, self._working_bytes)
-        return self._kept is not None
+    def begin(self, *, also: Callable[[], bool] = lambda: True) -> bool:
+        """Take the memory; False if other forecasts have it now, or what is wanted `also` is not to be had."""
+        device, rows = self.accelerator, dict(zip(self._context.serials, self._context.states, strict=True))
+        with device.lock:
+            new_bytes = self._working_bytes + sum(row.nbytes for serial, row in rows.items() if serial not in device.kept)
+            resting = [kept.size_bytes for serial, kept in device.kept.items() if not kept.users and serial not in rows]
+            if new_bytes > device.memory.left_bytes() + sum(resting) or not also():
+                return False
+            self._kept = [device.kept.pop(serial, Kept(row.nbytes)) for serial, row in rows.items()]
+            for serial, kept in zip(rows, self._kept, strict=True):
+                kept.users += 1
+                device.kept[serial] = kept  # now the one used last
+            device.evict(new_bytes)
+            device.memory.take(OWNER, new_bytes)
+            return True
 
     def end(self) -> None:
         """Give back what was taken."""
-        if self._kept is not None:
-            self.accelerator.give_back(self._kept, self._working_bytes)
-            self._kept = None
+        device, taken, self._kept = self.accelerator, self._kept, None
+        with device.lock:
+            for kept in taken or ():
+                kept.users -= 1
+            if taken is not None:
+                device.memory.give(OWNER, self._working_bytes)
+            for serial in [serial for serial, kept in device.kept.items() if not kept.users and kept.values is None]:
+                device.memory.give(OWNER, device.kept.pop(serial).size_bytes)  # it never came
 
     @contextmanager
     def states(self) -> Iterator[tuple[Tensor, ...]]:

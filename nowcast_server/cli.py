@@ -25,6 +25,7 @@ Host = Annotated[str | None, Option(help="Address to listen on.", show_default="
 Checkpoints = Annotated[
     list[str] | None,
     Option(
+        "--checkpoint",
         help="Weights that replace the package's nino or wnn; with a NAME, a further forecaster of that name. May be repeated.",
         metavar="[NAME=]FILE",
     ),
@@ -45,7 +46,7 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     uds: Annotated[Path | None, Option(help="Unix socket to listen on instead.")] = None,
     device: Annotated[str | None, Option(help="Where to forecast: auto, cpu, cuda, cuda:1, …", show_default="auto")] = None,
     device_memory: Annotated[str | None, Option(help="Memory of a CUDA device to use.", show_default="0.9 of what is free")] = None,
-    checkpoint: Checkpoints = None,
+    checkpoints: Checkpoints = None,
     memory: Memory = None,
     max_snapshot: Annotated[str | None, Option(help="Largest snapshot.", show_default="4GiB")] = None,
     forecast_memory: Annotated[str | None, Option(help="Memory for forecasts in flight.", show_default="8GiB")] = None,
@@ -94,7 +95,7 @@ def serve_on_ray(
     prefix: Annotated[str, Option(help="Prefix of all paths, for several servers on one cluster.")] = "/",
     host: Host = None,
     port: Annotated[int | None, Option(help="Port the proxies listen on.", show_default="8440")] = None,
-    checkpoint: Checkpoints = None,
+    checkpoints: Checkpoints = None,
     memory: Memory = None,
     token_file: TokenFile = None,
     allow_anonymous: Anonymous = None,
@@ -109,7 +110,7 @@ def serve_on_ray(
     """Serve nowcasts from replicas on a Ray cluster. Other settings are NOWCAST_* variables on its nodes, where the files of
     checkpoints and certificates must be too; of the token file, replicas get hashes only.
     """
-    of_settings = ("host", "port", "checkpoint", "memory", "token_file", "allow_anonymous", "log_level", "log_format")
+    of_settings = ("host", "port", "checkpoints", "memory", "token_file", "allow_anonymous", "log_level", "log_format")
     given = {option: value for option, value in locals().items() if option in of_settings}
     if (max_replicas or replicas) < replicas:
         raise typer.BadParameter(f"must be at least --replicas, {replicas}", param_hint="--max-replicas")
@@ -123,7 +124,7 @@ def serve_on_ray(
     largest = max_replicas or replicas
     try:
         serve_on_ray(
-            _by_setting(given),
+            _given(given),
             address=address,
             replicas=Replicas(replicas, largest, cpus, gpus, at_hand, upscale_delay_s, downscale_delay_s),
             stay=stay,
@@ -192,10 +193,9 @@ def main() -> None:
     command.run(app, name="nowcast-server")
 
 
-def _by_setting(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, by the name of their setting, as values that Ray takes as well."""
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items() if value is not None}
-    return {{"checkpoint": "checkpoints"}.get(name, name): value for name, value in given.items()}
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as values that Ray takes as well."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items() if value is not None}
 
 
 def _settings_of(options: dict[str, Any]) -> "Settings":
@@ -205,7 +205,7 @@ def _settings_of(options: dict[str, Any]) -> "Settings":
     from nowcast_server.settings import Settings
 
     try:
-        return Settings(**_by_setting(options))
+        return Settings(**_given(options))
     except ValidationError as error:
         first = error.errors()[0]
         option = {"checkpoints": "checkpoint"}.get(str(first["loc"][0]), str(first["loc"][0])).replace("_", "-")

@@ -147,10 +147,11 @@ class Nowcasting:
         was taken is given back. Raises as `Device.submit` does.
         """
         loop = asyncio.get_running_loop()
+        begin = loan.begin if reservation is None else partial(reservation.begin, also=loan.begin)
         self.jobs.enter(job)
         loan.hold()
         try:
-            future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=partial(_begin, reservation, loan))
+            future = self.device.submit(work, tenant=job.tenant, job=job.id, begin=begin)
         except BaseException:
             self._done(job, context, loan)
             raise
@@ -181,16 +182,6 @@ class Nowcasting:
         job.history.release(context)
         self.jobs.leave(job)
         loan.end()
-
-
-def _begin(reservation: Reservation | None, loan: Loan) -> bool:
-    if reservation is not None and not reservation.begin():
-        return False
-    if loan.begin():
-        return True
-    if reservation is not None:
-        reservation.end()
-    return False
 
 
 def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:

@@ -6,7 +6,6 @@ import ipaddress
 import re
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Self
 
 from nowcast_server.settings import Settings
@@ -62,7 +61,10 @@ class Tokens:
         if settings.tokens is not None:
             lines["NOWCAST_TOKENS"] = settings.tokens.get_secret_value().replace(",", "\n")
         if settings.token_file is not None:
-            lines[str(settings.token_file)] = _read(settings.token_file)
+            try:
+                lines[str(settings.token_file)] = settings.token_file.read_text(encoding="utf-8-sig")  # Windows puts a mark before
+            except UnicodeDecodeError:
+                raise ValueError(f"{settings.token_file} is not UTF-8; save it as such") from None
         tenants = [each for source, text in lines.items() for each in cls.parse(text, source=source).tenants]
         if lines and not tenants:
             raise ValueError("tokens are required, but the file holds none, so no client could call this server")
@@ -82,13 +84,6 @@ class Tokens:
         if found is None:
             raise Unauthorized("unknown token", field="authorization")
         return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # Windows puts a mark before UTF-8
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8; save it as such") from None
 
 
 def check_exposure(settings: Settings, tokens: Tokens) -> None:

@@ -12,6 +12,7 @@ from nowcast_server.nino.engine import StreamingEngine
 from nowcast_server.nino.laplacian import features_bytes
 from protos.wiring import Wiring
 
+CPU: Final = torch.device("cpu")
 EDGES_PER_S: Final = 2e6  # that one core of a CPU computes; structure alone is at 2.5e6 with `nino-base`
 
 
@@ -29,12 +30,16 @@ class LearnedForecaster(Forecaster):
         self.checkpoint = checkpoint
         self.context = checkpoint.options.context
         self.max_horizon = checkpoint.options.max_horizon
+        self.max_slots = checkpoint.options.slots if self.graph else None
         self.weights_bytes = 2 * 4 * checkpoint.size  # as they came, and as the engine folds them
         self._engine = StreamingEngine(checkpoint, device=device)
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         del context  # the engine does not copy the states
-        return self._engine.memory_bytes(wiring, horizons=0)
+        return self._engine.memory_bytes(wiring, horizons=0) + (self.host_bytes(wiring) if self.device == CPU else 0)
+
+    def host_bytes(self, wiring: Wiring) -> int:
+        return features_bytes(wiring, count=self.checkpoint.options.laplacian) if self.graph else 0
 
     def work_s(self, wiring: Wiring, *, context: int) -> float:
         """From the edges alone: those without weights take as long, and have no upload that would bound their number."""
@@ -51,17 +56,6 @@ class Nino(LearnedForecaster):
 
     name = "nino"
     graph: ClassVar[bool] = True
-
-    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> None:
-        super().__init__(checkpoint, device=device)
-        self.max_slots = checkpoint.options.slots
-
-    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
-        own_bytes = super().working_bytes(wiring, context=context)
-        return own_bytes + self.host_bytes(wiring) if self.device == torch.device("cpu") else own_bytes
-
-    def host_bytes(self, wiring: Wiring) -> int:
-        return features_bytes(wiring, count=self.checkpoint.options.laplacian)
 
 
 class Wnn(LearnedForecaster):

@@ -64,7 +64,13 @@ class Course:
         if not len(self._rows):
             self._rows = np.zeros((POINTS, len(Point._fields)))
         self.version += 1
-        self._note(progress)
+        for reason, count in progress.skipped.items():
+            if (more := count - self._skipped.get(reason, 0)) > 0:
+                self.happened("skipped", step=progress.step, reason=reason, times=more)
+        self._skipped = dict(progress.skipped)
+        if progress.used and not self._pushed:
+            self._pushed = True
+            self.happened("pushing", step=progress.step)
         if progress.loss is None and len(self) and progress.step == self.points(len(self) - 1)[0].step:
             return  # of a run that ends at a boundary
         self._open = [row for row in self._open if row[0] < progress.step]
@@ -117,17 +123,6 @@ class Course:
         ends = np.append(starts[1:], len(known))
         losses = np.add.reduceat(known[:, 2], starts) / (ends - starts)
         return list(zip(known[ends - 1, 0].astype(int).tolist(), losses.tolist(), strict=True))
-
-    def _note(self, progress: Progress) -> None:
-        """Make events of what is new."""
-        for reason, count in progress.skipped.items():
-            more = count - self._skipped.get(reason, 0)
-            if more > 0:
-                self.happened("skipped", step=progress.step, reason=reason, times=more)
-        self._skipped = dict(progress.skipped)
-        if progress.used and not self._pushed:
-            self._pushed = True
-            self.happened("pushing", step=progress.step)
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:

@@ -177,12 +177,9 @@ def protocol_for(connections: Connections) -> type[LimitedProtocol]:
 def _peer(transport: asyncio.Transport) -> str:
     """Whose connection it is; empty on a Unix socket."""
     name: Any = transport.get_extra_info("peername")
-    if not isinstance(name, tuple) or not name:
+    if not isinstance(name, tuple):
         return ""
-    try:
-        address = ip_address(str(name[0]).partition("%")[0])
-    except ValueError:
-        return ""
+    address = ip_address(str(name[0]).partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
         return str(IPv6Address(int(address) >> 64 << 64))
     return str(address)
@@ -190,9 +187,5 @@ def _peer(transport: asyncio.Transport) -> str:
 
 def _declared(headers: list[tuple[bytes, bytes]]) -> int:
     """Length of the body, by the headers, which the parser has checked; longer than any for a chunked one."""
-    for name, value in headers:
-        if name == b"transfer-encoding":
-            return 2**62
-        if name == b"content-length":
-            return int(value)
-    return 0
+    given = dict(headers)
+    return 2**62 if b"transfer-encoding" in given else int(given.get(b"content-length", 0))

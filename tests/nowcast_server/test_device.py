@@ -76,12 +76,6 @@ def test_idling_earns_no_credit_and_old_keys_are_forgotten() -> None:
     assert len(shares._clocks) <= 3000
     shares.enter("late", waiting=["busy"])
     assert 4 <= [turn("late") for _ in range(10)].count("late") <= 6
-    device = Device()
-    device.start()
-    for index in range(10):
-        device.submit(lambda: None, tenant=f"t{index}", job="j").result(60)
-    until(lambda: not device._jobs)
-    device.stop()
 
 
 def test_one_jobs_work_stays_in_order_and_cancelled_work_is_never_begun() -> None:
@@ -134,23 +128,6 @@ def test_stopping() -> None:
     assert device.idle
     with pytest.raises(Unavailable):
         device.submit(lambda: None, tenant="t", job="j")
-
-
-def test_stopping_is_bounded() -> None:
-    """A server would never end whose forecaster does not let itself be interrupted."""
-    begun, go_on = threading.Event(), threading.Event()
-
-    def work() -> None:
-        begun.set()
-        assert go_on.wait(60)
-
-    device = Device()
-    device.start()
-    device.submit(work, tenant="t", job="j")
-    assert begun.wait(30)
-    assert not device.stop(within_s=0.01)
-    go_on.set()
-    until(lambda: device.idle)
 
 
 def test_turns_pass_within_a_forecast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from server_kit import Caller, Last, Start, dense, read_forecasts, until
+from server_kit import Caller, Last, Start, dense, read_forecasts
 
 from protos.wiring import Wiring
 
@@ -75,54 +74,6 @@ def test_the_victim_is_well(victim: Caller) -> None:
     """After all of this the job's history would not be what was sent."""
     _, forecasts = read_forecasts(victim.nowcast(30, (1,)).content)
     assert torch.equal(forecasts[0], victim.values(30))
-
-
-def test_slow_lorises(listen: Start) -> None:
-    """Connections that say little, slowly, would keep others from being served."""
-    caller = listen(upload_grace_s=5, upload_min_rate=10**9)
-    for each in (caller, caller.as_job("slow")):
-        each.register()
-    url = caller.client.base_url
-    put = b"PUT /v1/jobs/%b HTTP/1.1\r\nhost: x\r\ncontent-type: application/%b\r\n"
-    openings = [
-        b"",
-        b"PU",
-        put % (b"other", b"json"),
-        put % (b"other", b"json") + b"content-length: 99\r\n\r\n{",
-        put % (b"slow/snapshots/10", b"vnd.nowcast.frames") + b"content-length: 99\r\n\r\n\x81",
-    ]
-    connections = [socket.create_connection((url.host, url.port or 0)) for _ in range(40) for _ in openings]
-    try:
-        for index, connection in enumerate(connections):
-            connection.sendall(openings[index % len(openings)])
-        for step in (10, 20, 30):
-            assert caller.upload(step).status_code == 200
-            assert caller.client.get("/livez").status_code == 200
-        slow = caller.service.jobs.get("anonymous", "slow")
-        until(lambda: not slow.users)
-    finally:
-        for connection in connections:
-            connection.close()
-    assert caller.steps() == [10, 20, 30]
-
-
-def test_replayed_uploads_do_not_grow(listen: Start) -> None:
-    """A recorded upload, sent again and again from many connections, would fill the memory or the history."""
-    caller = listen(wiring=dense(100, 100)).filled()
-    used_bytes = caller.service.histories.used_bytes
-
-    def replay() -> None:
-        for _ in range(10):
-            assert caller.upload(20).status_code == 200
-
-    threads = [threading.Thread(target=replay) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert caller.steps() == [10, 20, 30]
-    assert caller.status()["snapshots"] == 3
-    assert caller.service.histories.used_bytes == used_bytes
 
 
 def test_large_wirings_are_read_one_at_a_time(listen: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import httpx2
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from server_kit import Last, frames, until
+from server_kit import Caller, Last, dense, frames, until
 from typer.testing import CliRunner
 
 from nowcast_server.app import create_app
@@ -88,22 +88,16 @@ class Process:
         except httpx2.TransportError:
             return False
 
-    def register(self, forecaster: str = "last") -> None:
-        wiring = {"parameters": [["w", [4]]], "neurons": 4, "blocks": []}
-        spec = {"wiring": wiring, "context": 2, "forecaster": forecaster}
-        assert self.client.put("/v1/jobs/job", json=spec).status_code == 201
-
-    def upload(self, step: int) -> httpx2.Response:
-        return self.client.put(
-            f"/v1/jobs/job/snapshots/{step}", content=frames(torch.ones(4), step=step), headers={"content-type": MEDIA_TYPE}
-        )
+    def caller(self) -> Caller:
+        """Calls as a job with contexts of two snapshots."""
+        return Caller(self.client, None, dense())  # type: ignore[arg-type]
 
     def nowcast(self) -> httpx2.Response:
         """Of a job that is registered for it."""
-        self.register("slow")
-        for step in (1, 2):
-            self.upload(step)
-        return httpx2.post(f"{self.client.base_url}/v1/jobs/job/nowcasts", json={"context": [1, 2], "horizons": [1]}, timeout=60)
+        caller = self.caller()
+        assert caller.register(context=2, forecaster="slow").status_code == 201
+        caller.fill(1, 2)
+        return caller.nowcast(context=[1, 2])
 
     def end(self, sign: int = signal.SIGTERM) -> tuple[int, str]:
         """Its exit status, and all it printed."""
@@ -149,8 +143,9 @@ def test_the_life_of_a_server(run: Run, tmp_path: Path) -> None:
         return process.client.get("/v1/jobs").status_code
 
     assert (status(new), status(token)) == (401, 200)
-    process.register()
-    body = frames(torch.ones(4), step=1)
+    caller = process.caller()
+    assert caller.register(context=2).status_code == 201
+    body = frames(caller.values(1), step=1)
     head = f"PUT /v1/jobs/job/snapshots/1 HTTP/1.1\r\nhost: x\r\ncontent-type: {MEDIA_TYPE}\r\n"
     head += f"authorization: Bearer {token}\r\ncontent-length: {len(body)}\r\n\r\n"
     cuts = range(1, len(body), 3)  # more than the history has rows
@@ -160,7 +155,7 @@ def test_the_life_of_a_server(run: Run, tmp_path: Path) -> None:
     for _ in cuts:  # the server hears of them later than of a call on a connection that it has already
         process.line("client disconnected")
     assert process.client.get("/v1/jobs/job").json()["steps"] == []
-    assert process.upload(1).json()["steps"] == [1]
+    assert caller.upload(1).json()["steps"] == [1]
     tokens.write_text(f"alice:{new}\n")
     process.popen.send_signal(signal.SIGHUP)
     process.line("reloaded")
@@ -188,7 +183,7 @@ def test_draining(run: Run, tmp_path: Path) -> None:
         ready = process.client.get("/readyz")
         assert (ready.status_code, ready.json()["code"]) == (503, "unavailable")
         assert process.client.get("/livez").status_code == 200
-        assert process.upload(3).json()["code"] == "unavailable"
+        assert process.caller().upload(3).json()["code"] == "unavailable"
         (tmp_path / "go_on").touch()
         assert nowcast.result().status_code == 200
     process.client.close()
@@ -216,12 +211,6 @@ def test_a_server_that_cannot_load_ends(run: Run) -> None:
     process = run(NOWCAST_CHECKPOINTS="/no/such/file.safetensors", wait=False)
     output, _ = process.popen.communicate(timeout=60)
     assert process.popen.returncode == 1, output
-
-
-def test_a_service_link_is_named() -> None:
-    """In Kubernetes a server beside a service named nowcast would not start, and nobody would know why."""
-    with pytest.raises(ValueError, match="enableServiceLinks"):
-        Settings(port="tcp://10.0.0.1:8440")  # type: ignore[arg-type]
 
 
 def _resident_mb(pid: int) -> float:
@@ -286,6 +275,12 @@ def test_wrong_options(options: list[str], says: str) -> None:
     assert done.exit_code == 2, done.output
     assert says in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_service_link_is_named() -> None:
+    """In Kubernetes a server beside a service named nowcast would not start, and nobody would know why."""
+    with pytest.raises(ValueError, match="enableServiceLinks"):
+        Settings(port="tcp://10.0.0.1:8440")  # type: ignore[arg-type]
 
 
 def test_traces_reach_a_collector(run: Run) -> None:

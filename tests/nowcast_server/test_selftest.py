@@ -20,6 +20,7 @@ from nowcast_server.selftest.checks import CHECKS, CPU, Failed, Setup
 from nowcast_server.selftest.cli import outcomes, plain_model
 
 RUNNER = CliRunner()
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 @pytest.fixture
@@ -27,18 +28,15 @@ def setup() -> Setup:
     return Setup(CPU, load_checkpoint(SHIPPED / "nino-base.safetensors"), plain_model())
 
 
-def _run(device: str, tmp_path: Path) -> dict[str, Any]:
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])])
+def test_all_is_well_here(device: str, tmp_path: Path) -> None:
+    """Whoever has a new machine would be told that something is wrong where nothing is, or learn no figures."""
     path = tmp_path / "selftest.json"
     done = RUNNER.invoke(app, ["selftest", "--device", device, "--json", str(path)])
     assert done.exit_code == 0, done.output
     assert done.output.count("\nok ") + done.output.startswith("ok ") == len(CHECKS)
-    return dict(json.loads(path.read_text()))
-
-
-@pytest.mark.slow
-def test_all_is_well_here(tmp_path: Path) -> None:
-    """Whoever has a new machine would be told that something is wrong where nothing is, or learn no figures."""
-    report = _run("cpu", tmp_path)
+    report = json.loads(path.read_text())
     assert report["ok"]
     figures = {check["name"]: check["figures"] for check in report["checks"]}
     assert figures["rolling_context"]["uploads"] == [5, 1, 1, 1]
@@ -47,13 +45,6 @@ def test_all_is_well_here(tmp_path: Path) -> None:
     assert figures.keys() == CHECKS.keys()
     assert len(CHECKS) == 10
     assert report["seconds"] < 120
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_all_is_well_on_a_device(tmp_path: Path) -> None:
-    """The CUDA path would be wrong, or hold more memory than it says."""
-    assert _run("cuda", tmp_path)["ok"]
 
 
 @pytest.mark.parametrize(("check", "sizes"), [(checks.parity, DEVICE_SIZES), (checks.reference, CPU_SIZES)])

@@ -35,21 +35,6 @@ def test_a_history_of_the_newest_snapshots(caller: Caller) -> None:
     assert torch.equal(torch.stack(kept), torch.stack([caller.values(step) for step in (20, 30, 40)]))
 
 
-def test_length_is_checked_before_reading(caller: Caller) -> None:
-    """A body that cannot fit would be read to its end."""
-    unread = True
-
-    def body() -> Iterator[bytes]:
-        nonlocal unread
-        unread = False
-        yield b"x"
-
-    refused(caller.upload(10, body(), content_length=str(10**12)), 413, "too_large", "content-length")
-    refused(caller.upload(10, b"x" * 70_000), 413, "too_large", "content-length")
-    assert caller.service.metrics.upload_bytes._value.get() == 0
-    assert caller.steps() == []
-
-
 def test_endless_body(listen: Start) -> None:
     """A body without a length would be read for ever: here a header map with no end."""
     caller = listen(wiring=dense(100, 100))

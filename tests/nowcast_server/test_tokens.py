@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
-from server_kit import Caller, Start, dense, refused
+from server_kit import Caller, Start, refused
 from typer.testing import CliRunner
 
 from nowcast_server.cli import app
-from nowcast_server.jobs.course import COURSE_BYTES
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import Tokens, digest, new_token
 from protos.errors import Unauthorized
@@ -45,12 +44,7 @@ def test_no_token(tenants: tuple[Caller, Caller]) -> None:
             refused(response, 401, "unauthorized", "authorization")
             assert response.headers["www-authenticate"] == "Bearer"
     assert alice.steps() == []
-
-
-def test_health_needs_no_token(tenants: tuple[Caller, Caller]) -> None:
-    """A load balancer could not tell whether the server is well."""
-    client = tenants[0].client
-    assert [client.get(path).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 200]
+    assert [alice.client.get(path).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 200]  # for load balancers
 
 
 def test_tenants_do_not_meet(tenants: tuple[Caller, Caller]) -> None:
@@ -70,26 +64,6 @@ def test_tenants_do_not_meet(tenants: tuple[Caller, Caller]) -> None:
     assert bob.steps() == []
     assert bob.client.delete("/v1/jobs/job", headers=bob.headers).status_code == 204
     assert alice.steps() == [10, 20, 30]
-
-
-def test_a_tenants_share(start: Start) -> None:
-    """One tenant could take all the jobs or all the memory."""
-    one, limit = COURSE_BYTES + 29_885, 3 * COURSE_BYTES + 6_696
-    caller = start(tokens=f"alice:{ALICE},bob:{BOB}", tenant_jobs=3, tenant_memory=limit, memory=2 * limit, wiring=dense(10, 20))
-    alice, bob = ({"authorization": f"Bearer {token}"} for token in (ALICE, BOB))
-    assert caller.as_job("a", **alice).register().status_code == 201
-    refused(caller.as_job("b", **alice).register(), 507, "out_of_memory_budget")
-    assert caller.as_job("a", **bob).register().status_code == 201
-    refused(caller.as_job("b", **bob).register(context=10), 507, "out_of_memory_budget")
-    assert caller.service.histories.used_bytes == 2 * one
-    for job in ("b", "c"):
-        assert caller.as_job(job, **bob).register(context=2, dtype="float16").status_code in {201, 507}
-    for name in ("a", "b", "c"):
-        caller.client.delete(f"/v1/jobs/{name}", headers=bob)
-    assert caller.service.histories.used_bytes == one
-    small = Caller(caller.client, caller.service, dense(1, 1), headers=bob)
-    assert [small.as_job(job).register().status_code for job in "abcd"] == [201, 201, 201, 429]
-    assert Caller(caller.client, caller.service, dense(1, 1), "d", alice).register().status_code == 201
 
 
 def test_metrics_are_the_operators(tenants: tuple[Caller, Caller]) -> None:

@@ -61,6 +61,7 @@ def test_a_network_that_takes_long_is_left_out(start: Start, nino: Nino, monkeyp
     caller = trained(start, nino)
     assert places(caller) == []
     assert "No run has a place yet" in caller.client.get("/map").text
+    assert "This server has no graph network" in start().client.get("/map").text
 
 
 def test_memory_that_is_not_there_is_not_waited_for(start: Start, nino: Nino) -> None:
@@ -72,11 +73,6 @@ def test_memory_that_is_not_there_is_not_waited_for(start: Start, nino: Nino) ->
     assert caller.client.delete("/v1/jobs/job").status_code == 204
     until(lambda: caller.service.histories.used_bytes == 0)
     assert caller.service.forecasts.used_bytes == nino.weights_bytes
-
-
-def test_a_server_without_a_graph_network_says_so(start: Start) -> None:
-    """People would wait for places that never come."""
-    assert "This server has no graph network" in start().client.get("/map").text
 
 
 def test_places_are_thinned_and_go_back_with_the_run() -> None:
@@ -96,21 +92,17 @@ def run(name: str, *, at: float, **about: Any) -> Embedded:
     return Embedded(name, about, np.array([10, 20, 30]), np.array([3.0, 2.0, 1.0 + at]), vectors)
 
 
-def test_the_nearest_earlier_run_is_named() -> None:
-    """The sentence would send people to a run that has nothing to do with theirs."""
-    runs = [run("far", at=9.0), run("near", at=0.5), run("mine", at=0.0)]
-    assert sentence(runs[2], runs[:2]) == "At step 30 mine is nearest to step 30 of near, which came to a loss of 1.5 at step 30."
-    assert sentence(runs[0], []) is None
-
-
 @pytest.mark.parametrize("by", ["loss", "step", "lr", "seed"])
-def test_picture_can_be_drawn_whatever_is_known(by: str) -> None:
-    """One run without a seed, or a name with markup, and there would be no map, or a script on it."""
-    runs = [run("<script>", at=0.0, lr=0.1, seed=0), run("other", at=1.0)]
+def test_picture_and_sentence_whatever_is_known(by: str) -> None:
+    """One run without a seed, or a name with markup, and there would be no map, or a script on it; people be sent to a far run."""
+    runs = [run("far", at=9.0), run("<script>", at=0.5, lr=0.1, seed=0), run("mine", at=0.0)]
     picture = draw(runs, [each.vectors for each in runs], by=by, shares=(0.7, 0.2))
-    assert picture.count("<circle") >= 6
+    assert picture.count("<circle") >= 9
     assert "<script" not in picture
     assert "nan" not in picture
+    end = "nearest to step 30 of <script>, which came to a loss of 1.5 at step 30."
+    assert sentence(runs[2], runs[:2]) == f"At step 30 mine is {end}"
+    assert sentence(runs[0], []) is None
 
 
 def test_page_shows_the_map_of_the_tenants_own_runs(start: Start) -> None:

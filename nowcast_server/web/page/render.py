@@ -33,11 +33,6 @@ BUSY_S: Final = 5.0  # the device's use is that of the last so many seconds, at 
 LOADED: Final = 16  # overviews that are remembered until their streams of events begin
 
 
-def _edition() -> str:
-    """Of the static files: browsers keep them for good, until they change."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(STATIC.rglob("*.*")))).hexdigest()[:12]
-
-
 class Renderer:
     """Writes pages. One for a server; `at` makes it one for the address a browser knows the server by."""
 
@@ -52,7 +47,10 @@ class Renderer:
         )
         for name in ("figure", "share", "whole", "size", "duration", "clock", "saved", "polyline", "event", "reason"):
             self._environment.filters[name] = getattr(words, name)
-        self._environment.globals |= {"edition": _edition(), "stages": STAGES}
+        files = b"".join(
+            path.read_bytes() for path in sorted(STATIC.rglob("*.*"))
+        )  # browsers keep them for good, until they change
+        self._environment.globals |= {"edition": hashlib.sha256(files).hexdigest()[:12], "stages": STAGES}
         self.maps = Maps()
         self._loaded = LruCache[dict[str, str]](LOADED)
         self._rows = LruCache[str](4096)
@@ -80,7 +78,7 @@ class Renderer:
         return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), **facts)
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
-        """What has changed on that page since `sent`, which is brought up to date; at first it may say which rows were `shown`."""
+        """What has changed on that page since `sent`, which is brought up to date; at first it may say what was `shown`."""
         rows = self._rows_of(seen.jobs)
         before = sent.get("rows") or self._loaded.get(sent.pop("shown", ""), dict)
         sent["rows"] = rows

@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from nowcast_server.service import Service
 from nowcast_server.web.page.render import STATIC, Renderer, shown, wiring_table
-from nowcast_server.web.page.source import CourseView, Local, Source
+from nowcast_server.web.page.source import Local, Source
 from nowcast_server.web.routes.calls import TheService, of_app, receive
 from protos.errors import Busy, Forbidden, Unauthorized, UnknownJob
 from protos.messages import JobId
@@ -138,7 +138,8 @@ async def follow_job(
             yield ServerSentEvent(raw_data=html)
         if course is not None and sent.get("points") != course.stamp[0]:
             sent["points"] = course.stamp[0]
-            yield ServerSentEvent(event="course", raw_data=points_json(course))
+            rows = [[each.step, round(each.seconds, 1), *map(_short, each[2:])] for each in course.points]
+            yield ServerSentEvent(event="course", raw_data=json.dumps(rows, separators=(",", ":")))
 
 
 @router.get("/jobs/{job}/wiring", response_class=Page)
@@ -207,13 +208,8 @@ async def _token_of_form(request: Request) -> str:
     return parse_qs(body.decode("ascii", "replace")).get("token", [""])[0].strip()
 
 
-def points_json(course: CourseView) -> str:
-    """Points for the charts."""
-    rows = [
-        [point.step, round(point.seconds, 1), *(None if value is None else float(f"{value:.6g}") for value in point[2:])]
-        for point in course.points
-    ]
-    return json.dumps(rows, separators=(",", ":"))
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 async def _looks(service: Service, **sent: Any) -> AsyncIterator[dict[str, Any]]:

@@ -150,7 +150,11 @@ class Source:
         now = time.monotonic()
         self._read = {whose: kept for whose, kept in self._read.items() if now - kept[0] < FRESH_S}
         if tenant not in self._read:
-            self._read[tenant] = (now, _merged(await self._ask("overview", tenant)))
+            found: list[Overview] = await self._ask("overview", tenant)
+            servers = sorted((server for each in found for server in each.servers), key=lambda server: server.name)
+            views = sorted((view for each in found for view in each.jobs), key=lambda view: view.status.seen_at)
+            newest = {view.job: view for view in views}  # one that has just moved may be on two
+            self._read[tenant] = (now, Overview(servers, list(newest.values())))
         return self._read[tenant][1]
 
     async def course(self, tenant: str, job: str) -> CourseView | None:
@@ -167,10 +171,3 @@ class Source:
     async def wiring(self, tenant: str, job: str) -> Wiring | None:
         """The neural graph of a job; None if there is none."""
         return next((each for each in await self._ask("wiring", tenant, job) if each is not None), None)
-
-
-def _merged(found: list[Overview]) -> Overview:
-    servers = sorted((server for each in found for server in each.servers), key=lambda server: server.name)
-    views = sorted((view for each in found for view in each.jobs), key=lambda view: view.status.seen_at)
-    newest = {view.job: view for view in views}  # one that has just moved may be on two
-    return Overview(servers, list(newest.values()))

@@ -11,7 +11,7 @@ from protos.messages import API, Info
 router = APIRouter(tags=["health"])
 
 
-@router.head("/livez", include_in_schema=False)
+@router.api_route("/livez", methods=["HEAD", "OPTIONS"], include_in_schema=False)
 @router.get("/livez")
 async def live(service: TheService) -> dict[str, str]:
     """The process answers, and restarting it would not help: its forecasters are loaded, and none is stuck."""
@@ -22,19 +22,12 @@ async def live(service: TheService) -> dict[str, str]:
     return {"status": "live"}
 
 
-@router.head("/readyz", include_in_schema=False)
+@router.api_route("/readyz", methods=["HEAD", "OPTIONS"], include_in_schema=False)
 @router.get("/readyz")
 async def ready(service: TheService) -> dict[str, str]:
     """Work may come: the forecasters are loaded, and the server is not draining."""
     service.admit()
     return {"status": "ready"}
-
-
-@router.options("/livez", include_in_schema=False, status_code=204)
-@router.options("/readyz", include_in_schema=False, status_code=204)
-async def options(response: Response) -> None:
-    """What may be asked of them."""
-    response.headers["allow"] = "GET, HEAD, OPTIONS"
 
 
 @router.head("/metrics", include_in_schema=False)

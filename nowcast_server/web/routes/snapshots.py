@@ -21,7 +21,7 @@ from nowcast_server.service import Service
 from nowcast_server.web.routes.calls import DeadlineS, OwnJob, TheService, check_body, json_body, parse, read_body, receive
 from protos.errors import Busy, NowcastError, UnknownJob
 from protos.frames import DTYPE_BYTES, MAX_HEADER_BYTES, MEDIA_TYPE, framed_bytes, write_frames
-from protos.messages import JobSpec, NowcastRequest, SnapshotReceipt, Step
+from protos.messages import NowcastRequest, SnapshotReceipt, Step
 
 router = APIRouter(prefix="/jobs/{job}")
 
@@ -38,12 +38,6 @@ ASKED: Final = json_body(NowcastRequest)
 BODY: Final = {"requestBody": {"required": True, "content": {MEDIA_TYPE: BINARY}}}
 
 
-def max_body_bytes(spec: JobSpec) -> int:
-    """The longest stream one snapshot of the job needs."""
-    payload = spec.wiring.size * DTYPE_BYTES[spec.dtype]
-    return MAX_HEADER_BYTES + payload + 20 * (payload // SMALLEST_CHUNK + 2)
-
-
 @router.put("/snapshots/{step}", tags=["snapshots"], response_model=SnapshotReceipt, responses=EITHER, openapi_extra=BODY)
 async def upload(
     job: OwnJob, step: Annotated[Step, Path()], service: TheService, request: Request, deadline_s: DeadlineS = None
@@ -55,7 +49,7 @@ async def upload(
     service.admit()
     start = time.perf_counter()
     try:
-        stored, asked = await _within_limits(job, step, service, request, deadline_s)
+        stored, asked = await _receive(job, step, service, request, deadline_s)
     except NowcastError as error:
         service.metrics.uploads.labels(error.code).inc()
         raise
@@ -73,11 +67,12 @@ async def upload(
     return SnapshotReceipt(step=step, steps=job.history.steps)
 
 
-async def _within_limits(
+async def _receive(
     job: Job, step: int, service: Service, request: Request, deadline_s: float | None
 ) -> tuple[bool, NowcastRequest | None]:
     """Whether it was new, and what was asked for along with it."""
-    max_bytes = max_body_bytes(job.spec)
+    payload = job.spec.wiring.size * DTYPE_BYTES[job.spec.dtype]
+    max_bytes = MAX_HEADER_BYTES + payload + 20 * (payload // SMALLEST_CHUNK + 2)  # the longest stream it needs
     check_body(request.headers, media_type=MEDIA_TYPE, max_bytes=max_bytes)
     job.history.check_step(step)
     most_s, limit_s = deadline_s or float("inf"), service.settings.transfer_limit_s

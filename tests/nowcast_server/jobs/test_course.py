@@ -16,12 +16,6 @@ def told(count: int, *, first: int = 1) -> Course:
     return course
 
 
-def test_short_run_keeps_every_point() -> None:
-    """A curve would be smoothed that did not need it."""
-    points = told(POINTS - 1).points()
-    assert [(point.step, point.loss) for point in points] == [(10 * index, 10.0 * index) for index in range(1, POINTS)]
-
-
 @pytest.mark.parametrize("count", [POINTS, 3 * POINTS + 7, 20_000])
 def test_long_run_is_thinned_over_its_whole_length(count: int) -> None:
     """A long run would fill the memory, or its beginning would be lost."""
@@ -37,27 +31,19 @@ def test_long_run_is_thinned_over_its_whole_length(count: int) -> None:
     assert {later - earlier for earlier, later in pairwise(steps[:-1])} == {width}
 
 
-def test_new_point_shows_before_its_mean_is_complete() -> None:
-    """The curve of a long run would seem to stand still for a while."""
+def test_points_as_they_come() -> None:
+    """A long run's curve would stand still until a mean is complete; one that resumes from a checkpoint run backwards; a loop that
+    tells no loss be drawn with one.
+    """
     course = told(POINTS + 1)
     assert course.points()[-1].step == 10 * (POINTS + 1)
     course.tell(Progress(step=10 * (POINTS + 2)))
     assert course.points()[-1].step == 10 * (POINTS + 2)
-
-
-def test_run_that_goes_back_loses_what_lay_ahead() -> None:
-    """A run that resumes from a checkpoint would draw a curve that runs backwards."""
     course = told(20)
-    course.tell(Progress(step=100, loss=1.0))
+    assert [(point.step, point.loss) for point in course.points()] == [(10 * index, 10.0 * index) for index in range(1, 21)]
+    course.tell(Progress(step=100, coherence=-0.5))
     assert [point.step for point in course.points()] == [*range(10, 100, 10), 100]
-
-
-def test_losses_that_are_not_known_stay_unknown() -> None:
-    """A loop that tells no loss would be drawn with one."""
-    course = Course(0.0)
-    course.tell(Progress(step=10))
-    course.tell(Progress(step=20, loss=3.0, coherence=-0.5))
-    assert [(point.loss, point.coherence) for point in course.points()] == [(None, None), (3.0, -0.5)]
+    assert (course.points()[-1].loss, course.points()[-1].coherence) == (None, -0.5)
 
 
 def test_skipped_forecasts_become_events_once() -> None:

@@ -38,7 +38,7 @@ def resting(caller: Caller, name: str, *, gap_s: float = 0.0, tenant: str = "", 
 
 
 def test_the_longest_idle_history_makes_room(start: Start) -> None:
-    """A server full of abandoned jobs would refuse new ones for hours."""
+    """A server full of abandoned jobs would refuse new ones for hours; or an evicted job get no forecast any more."""
     caller = crowded(start)
     a, b = (resting(caller, name) for name in "ab")
     a.status()  # so that b has rested longest
@@ -47,30 +47,17 @@ def test_the_longest_idle_history_makes_room(start: Start) -> None:
     assert b.status()["history_bytes"] == 0
     assert caller.service.histories.used_bytes <= caller.service.histories.limit_bytes
     assert "nowcast_evictions_total 1.0" in caller.client.get("/metrics").text
-
-
-def test_an_evicted_job_goes_on(start: Start) -> None:
-    """A job whose history was evicted would get no forecast any more, or one from nowhere."""
-    caller = crowded(start, 1)
-    a = resting(caller, "a")
-    b = resting(caller, "b", filled=False)
-    assert refused(a.nowcast(), 409, "history_missing")["missing"] == [10, 20, 30]
-    a.fill()
-    assert b.steps() == []
-    assert read_forecasts(a.nowcast().content)[0].step == 30
+    assert refused(b.nowcast(), 409, "history_missing")["missing"] == [10, 20, 30]
+    b.fill()
+    assert read_forecasts(b.nowcast().content)[0].step == 30
 
 
 def test_a_job_at_work_is_not_evicted(start: Start) -> None:
-    """Jobs would drive each other out in turn, and send all their snapshots for each forecast."""
-    caller = crowded(start, 1)
+    """Jobs would drive each other out in turn, and send all their snapshots for each forecast; or lose them during one."""
+    caller, held = crowded(start, 1), Held()
     a = resting(caller, "a", gap_s=3600.0)
     refused(caller.as_job("b").register(), 507, "out_of_memory_budget")
     assert a.steps() == [10, 20, 30]
-
-
-def test_what_is_in_use_is_not_evicted(start: Start) -> None:
-    """A forecast would have its snapshots taken away."""
-    held = Held()
     caller = start(held, memory=memory_for(1), wiring=dense(10, 20), evict_idle_s=1e-6)
     with held.making(resting(caller, "a")):
         refused(caller.as_job("b").register(), 507, "out_of_memory_budget")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nowcast_server.jobs.arrival import PIECE, first_not_finite
-from nowcast_server.jobs.history import History, history_bytes
+from nowcast_server.jobs.history import History
 from protos.errors import SnapshotConflict
 
 CONTEXT = 3
@@ -72,37 +72,6 @@ async def _store(history: History, model: dict[int, float], step: int, row: int,
     model[step] = value
     if len(model) > CONTEXT:
         del model[min(model)]
-
-
-def test_a_waiting_upload_gets_the_row_that_becomes_free() -> None:
-    """An upload that waits while a forecast reads everything would wait for ever."""
-
-    async def play() -> None:
-        history = History(2, context=2, dtype="float32")
-        for step in (1, 2):
-            row = await history.take()
-            history.commit(step, row)
-            history.drop(row)
-        context = history.read([1, 2])
-        row = await history.take()
-        history.commit(3, row)  # forgets step 1, whose row is still read
-        history.drop(row)
-        waiting = [asyncio.ensure_future(history.take()) for _ in range(2)]
-        await asyncio.sleep(0)
-        assert not any(each.done() for each in waiting)
-        waiting[0].cancel()
-        history.release(context)
-        assert await asyncio.wait_for(waiting[1], 1) == context.rows[0]
-
-    asyncio.run(play())
-
-
-@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
-def test_the_promise_is_kept(dtype: str, size: int) -> None:
-    """The memory budget would be about other bytes than those taken."""
-    history = History(1000, context=5, dtype=dtype)
-    assert history._rows.nbytes == history_bytes(1000, context=5, dtype=dtype) == 6 * 1000 * size
-    assert history.row(0).dtype == getattr(torch, dtype)
 
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -4,25 +4,19 @@ import asyncio
 import json
 from typing import Any
 
-import pytest
 from server_kit import Last, Start, refused
 
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.registrations import LARGE_BYTES, Registrations
-from protos.errors import Busy
 
 LARGE = LARGE_BYTES + 1
-
-
-def registrations(limit_bytes: int = 100 * LARGE) -> Registrations:
-    return Registrations(Budget(limit_bytes, share=0.5))
 
 
 def test_tenants_take_turns() -> None:
     """One tenant's forty wirings of megabytes would keep another's small one waiting for all of them."""
 
     async def run() -> list[str]:
-        line, order, begin = registrations(), list[str](), asyncio.Event()
+        line, order, begin = Registrations(Budget(100 * LARGE)), list[str](), asyncio.Event()
 
         async def one(tenant: str) -> None:
             async with line.reading(tenant, LARGE):
@@ -40,18 +34,6 @@ def test_tenants_take_turns() -> None:
         return order
 
     assert set(asyncio.run(run())[:4]) >= {"one", "two"}
-
-
-def test_bodies_on_their_way_are_in_a_budget() -> None:
-    """Forty bodies of 8 MiB, of which one is read at a time, would be memory on nobody's books."""
-    line = registrations(4 * LARGE)
-    with line.receiving("many", LARGE), line.receiving("many", LARGE):
-        with pytest.raises(Busy), line.receiving("many", LARGE):
-            pass
-        with line.receiving("many", LARGE_BYTES), line.receiving("one", LARGE), line.receiving("one", LARGE):
-            pass
-    with line.receiving("many", LARGE):
-        pass
 
 
 def test_a_large_registration_that_is_too_early(start: Start) -> None:

@@ -4,8 +4,8 @@ import json
 import time
 import tracemalloc
 from http.client import HTTPConnection
-from mmap import mmap
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from server_kit import Caller, Start, dense, refused, until
@@ -34,17 +34,6 @@ def test_conflicting_job(caller: Caller, change: dict[str, Any], field: str) -> 
     """Two runs under one id would mix their snapshots, or be forecast with the wrong graph."""
     refused(caller.register(**change), 409, "job_conflict", field)
     assert caller.status()["wiring_hash"] == caller.wiring.hash
-
-
-def test_delete(caller: Caller) -> None:
-    """A forgotten job would keep its memory, or its id."""
-    caller.fill(10)
-    assert caller.service.histories.used_bytes > 0
-    assert caller.client.delete("/v1/jobs/job").status_code == 204
-    assert caller.service.histories.used_bytes == 0
-    refused(caller.upload(20), 404, "unknown_job")
-    assert caller.register(context=2).status_code == 201
-    assert caller.steps() == []
 
 
 def test_names_in_a_long_body(start: Start) -> None:
@@ -180,11 +169,7 @@ def test_a_nowcast_asked_for_when_its_job_is_gone(listen: Start) -> None:
 def test_no_memory_after_all(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with less memory than the budget promised would answer `internal`, and keep the promise on its books."""
     used = caller.service.histories.used_bytes
-
-    def no_memory(*_: object, **__: object) -> mmap:
-        raise OSError("can't allocate memory")
-
-    monkeypatch.setattr(history, "mmap", no_memory)
+    monkeypatch.setattr(history, "mmap", Mock(side_effect=OSError("can't allocate memory")))
     refused(caller.as_job("other").register(), 507, "out_of_memory_budget")
     assert caller.service.histories.used_bytes == used
 
@@ -217,27 +202,19 @@ def test_our_own_mistakes_are_not_the_clients(caller: Caller) -> None:
     refused(caller.client.get("/v1/jobs/job"), 500, "internal")
 
 
-def test_a_job_is_one_runs(caller: Caller) -> None:
-    """A forecast from the snapshots of two runs is of neither, and nobody would notice."""
-    caller.client.delete("/v1/jobs/job")
-    first, second = (caller.as_job("job", **{"x-run-id": run}) for run in ("first", "second"))
-    assert first.register().status_code == 201
-    first.fill()
-    refused(second.register(), 409, "run_conflict", "x-run-id")
-    refused(second.upload(40), 409, "run_conflict", "x-run-id")
-    refused(second.nowcast(), 409, "run_conflict", "x-run-id")
-    refused(second.client.post("/v1/jobs/job/finish", json={"step": 30}, headers=second.headers), 409, "run_conflict", "x-run-id")
-    assert first.register().status_code == 200
-    assert first.nowcast().status_code == 200
-    assert second.status()["steps"] == [10, 20, 30]  # anybody of the tenant may look
-
-
-def test_a_run_takes_a_job_over(caller: Caller) -> None:
-    """A run that was killed and started again would be shut out of its own job."""
+def test_a_job_is_one_runs_until_another_takes_it_over(caller: Caller) -> None:
+    """A forecast from the snapshots of two runs is of neither; or a run that was killed would be shut out of its own job."""
     caller.client.delete("/v1/jobs/job")
     first, second = (caller.as_job("job", **{"x-run-id": run}) for run in ("first", "second"))
     first.filled()
+    finish = second.client.post("/v1/jobs/job/finish", json={"step": 30}, headers=second.headers)
+    for answer in (second.register(), second.upload(40), second.nowcast(), finish):
+        refused(answer, 409, "run_conflict", "x-run-id")
+    assert first.register().status_code == 200
+    assert first.nowcast().status_code == 200
+    assert second.status()["steps"] == [10, 20, 30]  # anybody of the tenant may look
     assert second.client.delete("/v1/jobs/job", headers=second.headers).status_code == 204
+    refused(second.upload(40), 404, "unknown_job")
     assert second.register().status_code == 201
     assert second.steps() == []
     refused(first.upload(40), 409, "run_conflict")

@@ -22,11 +22,6 @@ from nowcast_server.nino.checkpoint import (
 SMALL = {"hidden": 4, "layers": 2, "max_horizon": 3, "slots": 2}
 
 
-def same(first: Checkpoint, second: Checkpoint) -> bool:
-    equal = first.tensors.keys() == second.tensors.keys() and first.options == second.options
-    return equal and all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
-
-
 def test_headers_of_older_files_are_read(tmp_path: Path) -> None:
     """Weights whose headers name options that were given up, or shipped as float16, would be refused, or others be misread."""
     tensors = {name: tensor.half() for name, tensor in random_checkpoint(**SMALL).tensors.items()}
@@ -45,20 +40,17 @@ def test_headers_of_older_files_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [SMALL, {"graph": False, "hidden": 4}, {**SMALL, "vocabulary": 5, "towers": 2}])
 def test_what_is_saved_is_loaded(options: dict[str, Any], tmp_path: Path) -> None:
-    """Weights meta-training made would be lost or changed on their way to the server."""
-    checkpoint = random_checkpoint(**options)
+    """Weights that meta-training made would be lost or changed; or another tool could not tell what the file is."""
+    made = random_checkpoint(**options)
+    checkpoint = Checkpoint(made.options, made.tensors, "x", "2 hours")
     save_checkpoint(checkpoint, tmp_path / "a.safetensors")
-    assert same(load_checkpoint(tmp_path / "a.safetensors"), checkpoint)
-
-
-def test_the_header_is_readable_by_anyone(tmp_path: Path) -> None:
-    """Another tool could not tell what the file is without this project."""
-    checkpoint = Checkpoint(ModelOptions(**SMALL), random_checkpoint(**SMALL).tensors, "x", "2 hours")
-    save_checkpoint(checkpoint, tmp_path / "a.safetensors")
+    found = load_checkpoint(tmp_path / "a.safetensors")
+    assert (found.options, found.name, found.note) == (checkpoint.options, "x", "2 hours")
+    assert found.tensors.keys() == made.tensors.keys()
+    assert all(torch.equal(tensor, made.tensors[name]) for name, tensor in found.tensors.items())
     raw = (tmp_path / "a.safetensors").read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"]["nowcast"])
-    assert [header[name] for name in ("format", "name", "note", "context", "horizons")] == [1, "x", "2 hours", 5, 3]
+    header = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["nowcast"])
+    assert [header[name] for name in ("format", "name", "context", "horizons")] == [1, "x", 5, made.options.max_horizon]
     assert header["options"]["hidden"] == 4
 
 

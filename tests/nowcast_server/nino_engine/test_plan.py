@@ -30,15 +30,8 @@ def _chain(*, width: int, heads: int) -> Wiring:
     return Wiring((Parameter("w", (width, width)),), 2 * width, (dense, *([head] * heads)))
 
 
-def test_many_small_blocks_make_few_units() -> None:
-    """A transformer's hundreds of heads would each cost a round of tiny operations."""
-    work = plan(_chain(width=64, heads=400), Sizes(), graph=True, device=CPU)
-    assert len(work.units) < 10
-
-
-def test_a_small_network_is_one_unit() -> None:
-    """A forecast for it, which takes a few milliseconds, would spend most of them on three times as many operations."""
-    work = plan(_chain(width=24, heads=20), Sizes(), graph=True, device=CPU)
-    assert work.single
-    assert len(work.units) == 1
-    assert not plan(_chain(width=64, heads=20), Sizes(), graph=True, device=CPU).single
+def test_small_blocks_make_few_units() -> None:
+    """A transformer's hundreds of heads would each cost a round of tiny operations, or a small network several."""
+    many, few, one = (plan(_chain(width=w, heads=n), Sizes(), graph=True, device=CPU) for w, n in ((64, 400), (64, 20), (24, 20)))
+    assert len(many.units) < 10
+    assert [few.single, one.single, len(one.units)] == [False, True, 1]

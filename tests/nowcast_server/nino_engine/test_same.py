@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -124,11 +125,7 @@ def engine_units(wiring: Wiring) -> int:
 def test_an_error_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A failing unit would hang the device thread, or leave a forecast half done without a word."""
     engine = StreamingEngine(random_checkpoint(hidden=32))
-
-    def fail(*args: object, **kwargs: object) -> Tensor:
-        raise MemoryError("no room")
-
-    monkeypatch.setattr(engine._kernels, "forecasts", fail)
+    monkeypatch.setattr(engine._kernels, "forecasts", Mock(side_effect=MemoryError("no room")))
     with pytest.raises(MemoryError, match="no room"):
         forecast(transformer_wiring(), engine)
     monkeypatch.undo()

@@ -33,14 +33,10 @@ def test_range_of_the_same_run_twice_holds_zero() -> None:
     assert abs(sum(saved.steps for saved in found)) / 100 < 25
 
 
-def test_nothing_is_said_before_the_other_run_has_come_as_far() -> None:
-    """A run that is ahead of a young one would be called slow or fast by where the other happens to be."""
+def test_no_more_is_said_than_the_other_run_shows() -> None:
+    """A run ahead of a young one would be called slow or fast by where the other happens to be; or a known bound be withheld."""
     assert steps_saved(curve(1000), curve(400), job="shadow") is None
     assert steps_saved(curve(1000), curve(100), job="shadow") is None
-
-
-def test_lower_bound_where_the_other_run_has_not_reached_the_loss() -> None:
-    """What is known, that it takes at least so many steps more, would be withheld."""
     saved = steps_saved(curve(1000, speed=3.0), curve(2000), job="shadow")
     assert saved is not None
     assert math.isinf(saved.high)

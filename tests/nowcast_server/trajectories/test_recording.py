@@ -36,29 +36,21 @@ def job_of(wiring: Wiring, *, context: int = 5, name: str = "job-1") -> Job:
 JOB = job_of(wire(nn.Linear(3, 2)))
 
 
-def test_only_jobs_that_allow_it_are_recorded(start: Start, tmp_path: Path) -> None:
-    """Weights are a team's property: keeping them unasked would be theft."""
+def test_jobs_that_allow_it_are_recorded_with_what_is_known(start: Start, tmp_path: Path) -> None:
+    """Weights are a team's property: keeping them unasked would be theft. A map of runs could not say which was which."""
     caller = start(record=tmp_path)
     willing, other = caller.as_job("willing"), caller.as_job("other")
-    willing.register(record=True)
+    willing.register(record=True, about={"lr": 0.01, "seed": 3, "link": "http://head/"})
     other.register()
-    willing.fill(10, 20, 30, 40)
+    willing.upload(10, frames(caller.values(10), step=10, progress={"step": 10, "loss": 0.5}))
+    willing.fill(20, 30, 40)
     other.fill(10, 20, 30, 40)
     (run,) = trajectories(tmp_path)
-    assert run.header["task"] == "recorded/anonymous/willing"
     assert run.steps.tolist() == [10, 20, 30, 40]
     assert np.allclose(run.states(slice(3, 4))[0], caller.values(40).numpy(), atol=2e-3)
-
-
-def test_what_is_known_of_a_run_is_recorded_with_it(start: Start, tmp_path: Path) -> None:
-    """A map of recorded runs could not say which was which, nor where they ended."""
-    caller = start(record=tmp_path)
-    caller.register(record=True, about={"lr": 0.01, "seed": 3, "link": "http://head/"})
-    for step, told in ((10, {"progress": {"step": 10, "loss": 0.5}}), (20, {})):
-        caller.upload(step, frames(caller.values(step), step=step, **told))
-    (run,) = trajectories(tmp_path)
-    assert {name: run.header.get(name) for name in ("lr", "seed", "link")} == {"lr": 0.01, "seed": 3, "link": None}
-    assert run.records["loss"].tolist() == pytest.approx([0.5, np.nan], nan_ok=True)
+    known = {"task": "recorded/anonymous/willing", "lr": 0.01, "seed": 3, "link": None}
+    assert {name: run.header.get(name) for name in known} == known
+    assert run.records["loss"].tolist() == pytest.approx([0.5, *[np.nan] * 3], nan_ok=True)
 
 
 @pytest.mark.parametrize(("mode", "pieces"), [("glide", [[10, 20, 30, 40, 50]]), ("jump", [[10, 20, 30], [40, 50]])])
@@ -82,11 +74,8 @@ def test_a_failure_costs_the_record_not_the_job(
     caller.register(record=True)
     caller.fill(10)
 
-    def fail(*arguments: object, **options: object) -> None:
-        raise failure
-
     with monkeypatch.context() as patch:
-        patch.setattr(TrajectoryWriter, "append", fail)
+        patch.setattr(TrajectoryWriter, "append", Mock(side_effect=failure))
         caller.fill(20)
     caller.fill(30)
     assert caller.steps() == [10, 20, 30]
