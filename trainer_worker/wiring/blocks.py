@@ -63,21 +63,15 @@ class Canvas:
             parameter = self.parameters[index]
             module, _, key = parameter.name.rpartition(".")
             if len(parameter.shape) > 1:
-                outputs[module] = self._draw_matrix(index, parameter)
+                rows, columns, *kernel = parameter.shape
+                slots = math.prod(kernel)
+                sources, outputs[module] = self.neurons(columns), self.neurons(rows)
+                block = edges(EdgeType.CONVOLUTION if kernel else EdgeType.LINEAR, sources, outputs[module], parameter=index)
+                self.draw(replace(block, source_stride=slots, target_stride=columns * slots, slots=slots, slot_stride=1))
                 continue
             if len(outputs.get(module, ())) != parameter.size:
                 outputs[module] = self.neurons(parameter.size)
             self.vector(index, outputs[module], EdgeType.NORM if key == "weight" else EdgeType.OTHER)
-
-    def _draw_matrix(self, index: int, parameter: Parameter) -> range:
-        """New inputs to new outputs, of a parameter (out, in, *kernel)."""
-        rows, columns = parameter.shape[:2]
-        slots = math.prod(parameter.shape[2:])
-        sources, targets = self.neurons(columns), self.neurons(rows)
-        kind = EdgeType.CONVOLUTION if len(parameter.shape) > 2 else EdgeType.LINEAR
-        block = edges(kind, sources, targets, parameter=index)
-        self.draw(replace(block, source_stride=slots, target_stride=columns * slots, slots=slots, slot_stride=1))
-        return targets
 
     def draw_rest(self, index: int, seen: Tensor) -> None:
         """Draw the weights of a parameter that were not seen at work when others were: each stretch of them as a vector."""
@@ -206,20 +200,16 @@ def _all_stretches(neurons: Tensor, at: Tensor, kind: Tensor | None = None) -> l
     _, inverse, counts = torch.unique_consecutive(torch.stack([kind, neurons]), dim=1, return_inverse=True, return_counts=True)
     repeats = int(counts[0])
     if (counts == repeats).all():
+        # the weights of one neuron lie side by side, as positions of a flattened image do; a recurrent layer's gates do not
         table = at.view(-1, repeats)
         steps = table.diff(dim=1)
-        if repeats == 1 or _inner(table, steps):
-            step = int(steps[0, 0]) if repeats > 1 else 0
+        step = int(steps[0, 0]) if repeats > 1 else 0
+        apart = int(table[1, 0] - table[0, 0]) if len(table) > 1 else step * repeats
+        if repeats == 1 or (0 < step * repeats <= apart and bool((steps == step).all())):
             return list(_stretches(neurons[::repeats], table[:, 0], kind[::repeats], repeats, step))
     rank = torch.arange(len(at)) - (counts.cumsum(0) - counts)[inverse]
     chosen = (rank == index for index in range(int(counts.max())))
     return [run for mask in chosen for run in _stretches(neurons[mask], at[mask], kind[mask], 1, 0)]
-
-
-def _inner(table: Tensor, steps: Tensor) -> bool:
-    """The weights of one neuron lie side by side, as positions of a flattened image do; a recurrent layer's gates do not."""
-    regular = bool((steps == steps[0, 0]).all()) and int(steps[0, 0]) > 0
-    return regular and (len(table) == 1 or int(steps[0, 0]) * table.shape[1] <= int(table[1, 0] - table[0, 0]))
 
 
 def _stretches(neurons: Tensor, at: Tensor, kind: Tensor, repeats: int, repeat_stride: int) -> Iterator[Stretch]:

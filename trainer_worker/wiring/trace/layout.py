@@ -1,6 +1,6 @@
 """From what was traced to blocks: labels become numbered neurons, uses become rectangles, attention gets its heads."""
 
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import replace
 from itertools import islice
 
@@ -33,15 +33,19 @@ class Layout:
         self._number = torch.full((len(self._component),), UNKNOWN)
 
     def _mark(self) -> None:
-        """Tie what attention ties, before labels are resolved."""
+        """Tie what attention ties, before labels are resolved: queries and keys that nothing else reads. A recurrent state that is
+        attended to is no key.
+        """
         tracer = self._tracer
         component = tracer.labels.resolve()  # before attention ties any
         kinds = {EdgeType.LINEAR, EdgeType.CONVOLUTION}
         sources = [component[use.source].flatten() for uses in tracer.uses.of for use in uses if use.kind in kinds]
         read = {neuron for source in sources for neuron in source.tolist()}
         for pairing in tracer.pairings:
-            if pairing.normalised and pairing.value is not None and _dedicated(pairing, component, read):
-                self._mark_attention(pairing, pairing.value)
+            ends = torch.cat([component[pairing.query].flatten(), component[pairing.key].flatten()]).tolist()
+            value = pairing.value if pairing.normalised and read.isdisjoint(ends) else None
+            if value is not None and set(ends).isdisjoint(component[value].flatten().tolist()):
+                self._mark_attention(pairing, value)
             else:
                 tracer.labels.tie(pairing.query, pairing.key)
 
@@ -118,12 +122,15 @@ class Layout:
         return self._number[components]
 
     def _draw_structure(self) -> None:
-        pairs: set[tuple[int, int]] = set()
+        lanes: dict[int, set[int]] = defaultdict(set)  # by the distance of their ends, the sources of residual connections
         for skipped, branch in self._tracer.residuals:
             ends = (self._neurons(labels).flatten().tolist() for labels in (skipped, branch))
-            pairs.update(zip(*ends, strict=True))
-        for sources, targets in _diagonals(sorted(pair for pair in pairs if pair[0] != pair[1])):
-            self._canvas.draw(edges(EdgeType.RESIDUAL, sources, targets, diagonal=True))
+            for source, target in zip(*ends, strict=True):
+                lanes[target - source].add(source)
+        for distance in sorted(lanes.keys() - {0}):
+            for sources in ranges(sorted(lanes[distance])):
+                targets = range(sources.start + distance, sources.stop + distance)
+                self._canvas.draw(edges(EdgeType.RESIDUAL, sources, targets, diagonal=True))
         seen = set()
         for layer in self._heads:
             for row in range(len(layer[0])):
@@ -156,20 +163,3 @@ def _settle(tracer: Tracer) -> None:
         pairing.query, pairing.key = settle(pairing.query), settle(pairing.key)
         pairing.value = None if pairing.value is None else settle(pairing.value)
         pairing.result = pairing.value if same or pairing.result is None else settle(pairing.result)
-
-
-def _dedicated(pairing: Pairing, component: Tensor, read: set[int]) -> bool:
-    """Queries and keys that nothing else reads; a recurrent state that is attended to is no key."""
-    ends = torch.cat([component[pairing.query].flatten(), component[pairing.key].flatten()])
-    values = set() if pairing.value is None else set(component[pairing.value].flatten().tolist())
-    return read.isdisjoint(ends.tolist()) and values.isdisjoint(ends.tolist())
-
-
-def _diagonals(pairs: list[tuple[int, int]]) -> Iterator[tuple[range, range]]:
-    """Pairs of neurons -> ranges that step together."""
-    lanes: dict[int, list[int]] = {}
-    for source, target in pairs:
-        lanes.setdefault(target - source, []).append(source)
-    for distance, sources in sorted(lanes.items()):
-        for neurons in ranges(sources):
-            yield neurons, range(neurons.start + distance, neurons.stop + distance)
