@@ -1,11 +1,10 @@
 """A wiring as a picture: its modules in layers, repeats folded, and the matrix of which neurons are joined. Plain SVG."""
 
 import html
-import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
@@ -43,8 +42,9 @@ class Box:
     kind: EdgeType  # of most of its edges
     kinds: tuple[EdgeType, ...]  # of all its edges, biases aside
     folds: tuple["Fold", ...]  # the groups of repeats it is in, outermost first
-    sources: Ranges = field(default_factory=list)  # the neurons its edges come from
-    targets: Ranges = field(default_factory=list)  # and go to
+    sources: Ranges  # the neurons its edges come from
+    targets: Ranges  # and go to
+    last: Ranges  # of a folded one, those that the last of the repeats leads to
     rank: int = 0
 
 
@@ -72,19 +72,21 @@ def layers(wiring: Wiring) -> Diagram:
         blocks[block.parameter].append(block)
     named = [(tuple(parameter.name.split(".")), index) for index, parameter in enumerate(wiring.parameters)]
     boxes: list[Box] = []
-    last: dict[Box, Ranges] = {}  # of folded boxes, where the last of the repeats leads to
     for path, folds, indices, final in _modules(named, wiring):
         own = [block for index in indices for block in blocks[index]]
-        shapes = [wiring.parameters[index].shape for index in indices]
-        box = Box(".".join(path), shapes, sum(wiring.parameters[index].size for index in indices), *_kinds(own), folds)
-        wide = [block for block in own if block.sources > 1 and not block.diagonal]
-        box.targets = _ends(own, 1)
-        box.sources = _ends(wide, 0) or box.targets  # gains and biases act on what is there
-        last[box] = _ends([block for index in final for block in blocks[index]], 1)
-        boxes.append(box)
+        most = EdgeType(max(own, key=lambda block: block.size).edge_type) if own else EdgeType.OTHER
+        kinds = tuple(sorted({EdgeType(block.edge_type) for block in own} - {EdgeType.OTHER})) or (most,)
+        targets = _ends(own, 1)
+        sources = _ends([block for block in own if block.sources > 1 and not block.diagonal], 0)
+        last = _ends([block for index in final for block in blocks[index]], 1)
+        parameters = [wiring.parameters[index] for index in indices]
+        shapes, size = [parameter.shape for parameter in parameters], sum(parameter.size for parameter in parameters)
+        # gains and biases act on what is there
+        boxes.append(Box(".".join(path), shapes, size, most, kinds, folds, sources or targets, targets, last or targets))
     kept = boxes[:MAX_BOXES]
-    links = _links(kept, last, [block for block in blocks[STRUCTURE] if block.edge_type == EdgeType.RESIDUAL])
-    _rank(kept, links)
+    links = _links(kept, [block for block in blocks[STRUCTURE] if block.edge_type == EdgeType.RESIDUAL])
+    for box in kept:  # the longest way from the inputs; links lead forward in the order of the boxes
+        box.rank = 1 + max((source.rank for source, target, residual in links if target is box and not residual), default=-1)
     return Diagram(sorted(kept, key=lambda box: box.rank), links, len(boxes) - len(kept))
 
 
@@ -114,15 +116,6 @@ def _modules(
             yield below, deeper, indices, last_indices
 
 
-def _kinds(blocks: Sequence[Block]) -> tuple[EdgeType, tuple[EdgeType, ...]]:
-    """The type of most weights, and all types."""
-    if not blocks:
-        return EdgeType.OTHER, (EdgeType.OTHER,)
-    most = EdgeType(max(blocks, key=lambda block: block.size).edge_type)
-    kinds = {EdgeType(block.edge_type) for block in blocks} - {EdgeType.OTHER}
-    return most, tuple(sorted(kinds)) or (most,)
-
-
 def _ends(blocks: Sequence[Block], side: int) -> Ranges:
     """The neurons that feed blocks (0), or those they feed (1)."""
     ends = [((block.source, block.source + block.sources), (block.target, block.target + block.targets)) for block in blocks]
@@ -132,24 +125,17 @@ def _ends(blocks: Sequence[Block], side: int) -> Ranges:
 
 def _overlap(ranges: Ranges, others: Ranges) -> bool:
     """Do two lists of ranges, each sorted, share a neuron?"""
-    if not ranges or not others:
-        return False
-    starts = [start for start, _ in others]
-    for start, stop in ranges:
-        before = bisect_left(starts, stop)
-        if any(each_stop > start for _, each_stop in others[max(0, before - 64) : before]):
-            return True
-    return False
+    nearest = ((start, bisect_left(others, (stop,))) for start, stop in ranges)
+    return any(end > start for start, before in nearest for _, end in others[max(0, before - 64) : before])
 
 
-def _links(boxes: Sequence[Box], last: dict[Box, Ranges], residuals: Sequence[Block]) -> list[tuple[Box, Box, bool]]:
+def _links(boxes: Sequence[Box], residuals: Sequence[Block]) -> list[tuple[Box, Box, bool]]:
     """Which box leads to which: forward ones alone, as loops come from folding or from tied weights."""
     found: dict[tuple[Box, Box], bool] = {}
     for index, box in enumerate(boxes):
         for other in boxes[index + 1 :]:
             # from within a fold the first of the repeats leads on; to what is outside it, the last
-            inside = box.folds[:1] == other.folds[:1]
-            if _overlap(box.targets if inside else last[box] or box.targets, other.sources):
+            if _overlap(box.targets if box.folds[:1] == other.folds[:1] else box.last, other.sources):
                 found[box, other] = False
     _drop_detours(boxes, found)
     for block in residuals[:MAX_RECTANGLES]:
@@ -170,16 +156,6 @@ def _drop_detours(boxes: Sequence[Box], links: dict[tuple[Box, Box], bool]) -> N
             if other in beyond:
                 del links[box, other]
         onward[box] = {*following, *beyond}
-
-
-def _rank(boxes: Sequence[Box], links: Sequence[tuple[Box, Box, bool]]) -> None:
-    """The longest way from the inputs; links lead forward in the order of the boxes."""
-    into: dict[Box, list[Box]] = defaultdict(list)
-    for box, other, residual in links:
-        if not residual:
-            into[other].append(box)
-    for box in boxes:
-        box.rank = 1 + max((each.rank for each in into[box]), default=-1)
 
 
 def draw_svg(wiring: Wiring, *, alone: bool = False) -> str:
@@ -303,8 +279,5 @@ def _words(kind: EdgeType) -> str:
 
 
 def _count(value: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if value >= size:
-            digits = max(0, 2 - int(math.log10(value / size)))
-            return f"{value / size:.{digits}f}{unit}"
-    return str(value)
+    thousands = min((len(str(value)) - 1) // 3, 4)
+    return f"{float(f'{value / 1000**thousands:.3g}'):g}{' KMBT'[thousands].strip()}"

@@ -1,7 +1,7 @@
 """The JSON messages of HTTP API v1, as both sides build and read them."""
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,16 +17,13 @@ from pydantic import (
 from protos.wiring import Wiring
 
 API = "/v1"
-SESSION_HEADER = "x-session-id"
-"""Carries the job id on every call of a job, so that a consistent-hash router keeps the job on one replica."""
-DEADLINE_HEADER = "x-deadline-s"
-"""Seconds from receipt after which the caller no longer wants the answer; the server may drop the work then."""
-
-RUN_HEADER = "x-run-id"
-"""Which run of a job calls: made anew at each start. The job belongs to the run that registered it; others are a `run_conflict`."""
+SESSION_HEADER = "x-session-id"  # the job's id on all of its calls: a consistent-hash router keeps the job on one replica
+DEADLINE_HEADER = "x-deadline-s"  # seconds from receipt after which the caller no longer wants the answer
+RUN_HEADER = "x-run-id"  # which run of a job calls, made anew at each start: the job belongs to the run that registered it
 
 RunId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+JOB_ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+JobId = Annotated[str, StringConstraints(pattern=JOB_ID)]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Mode = Literal["glide", "jump", "shadow"]
 Reason = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
 
-import httpx2
 import torch
 from rich.filesize import decimal
 
@@ -131,7 +130,7 @@ def _server(url: str, report: WiringReport | None, question: Question, *, token:
     except NowcastError as error:
         hint = "; give NOWCAST_TOKEN" if error.field == "authorization" else ""
         return [Finding(False, f"{error.detail}{hint}")]
-    except (BadArgument, httpx2.InvalidURL, OSError) as error:
+    except BadArgument as error:
         return [Finding(False, str(error))]
 
 

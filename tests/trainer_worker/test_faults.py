@@ -192,7 +192,7 @@ def test_a_server_that_refuses_the_job_says_so_at_the_start(faulty: FaultyServer
         pass
 
 
-@pytest.mark.parametrize("fault", ["unauthorized", "out_of_memory_budget", "unknown_forecaster", "not_found"])
+@pytest.mark.parametrize("fault", ["unauthorized", "out_of_memory_budget", "unknown_forecaster"])
 def test_a_server_that_refuses_a_resumed_job_does_not_end_the_run(faulty: FaultyServer, fault: str) -> None:
     """A run is resumed because a node was lost, in the night; that the server filled up meanwhile must not be its end."""
     _, _, first = start(faulty, job="mine")

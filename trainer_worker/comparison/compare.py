@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-import httpx2
 from rich.console import Console
 
 from protos.errors import NowcastError
@@ -96,5 +95,5 @@ def _info(server: str | None, *, token: str | None) -> dict[str, Any] | None:
     try:
         with closing(HttpEndpoint(server, job="none", token=token)) as endpoint:
             return {"url": server, **endpoint.info(deadline=Deadline(5.0)).model_dump(mode="json")}
-    except (NowcastError, httpx2.InvalidURL, OSError) as error:
+    except NowcastError as error:
         return {"url": server, "unavailable": str(error)}

@@ -14,7 +14,7 @@ from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.jobs.skill import TrackRecord
 from nowcast_server.nino.checkpoint import CheckpointError
 from nowcast_server.streams import own_stream, wait
-from protos.errors import BadForecast, HistoryMissing, NowcastError, OutOfMemoryBudget, Unavailable, UnknownJob
+from protos.errors import BadForecast, HistoryMissing, OutOfMemoryBudget, Unavailable, UnknownJob
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Asked
@@ -35,12 +35,10 @@ def load_embedded(name: str, *, device: torch.device) -> Forecaster:
             if name.endswith((".safetensors", ".pt")):
                 return forecaster_of(name, device=device)
             forecaster = load_forecaster(name, device=device)
-            if not isinstance(forecaster, LearnedForecaster):
-                forecaster.device = None  # a few passes over the weights, which the host makes: training has the device's memory
         except (CheckpointError, OSError) as error:
             raise BadArgument("forecaster", f"{name}: {getattr(error, 'detail', error)}") from error
-        except NowcastError as error:
-            raise BadArgument(error.field or "forecaster", error.detail) from error
+    if not isinstance(forecaster, LearnedForecaster):
+        forecaster.device = None  # a few passes over the weights, which the host makes: training has the device's memory
     return forecaster
 
 

@@ -7,6 +7,7 @@ so first registration, recovery and resuming share one path.
 
 import atexit
 import logging
+import math
 import random
 import threading
 import time
@@ -39,12 +40,10 @@ log = logging.getLogger(__name__)
 
 OPEN_S: Final = 5.0  # the start of a run may wait for the server so long
 STOP_S: Final = 1.0  # its end waits so long for a call under way, and once more after cutting it off
-FIRST_PAUSE_S: Final = 0.25
+FIRST_PAUSE_S: Final = 0.25  # between two attempts to reach a server that is down
 LONGEST_PAUSE_S: Final = 5.0
-"""Between two attempts to reach a server that is down."""
 LONGEST_RETRY_AFTER_S: Final = 60.0
-SLOWEST_RATE: Final = 256 * 1024
-"""Bytes a second; a slower link is of no use. A server's `upload_min_rate` is the same by default."""
+SLOWEST_RATE: Final = 256 * 1024  # bytes a second; a slower link is of no use. A server's `upload_min_rate` is the same by default
 REPAIRS: Final = 3  # times one context is registered or sent anew before its nowcast is given up
 
 
@@ -87,8 +86,7 @@ class Sender:
         self._together = True  # a request goes along with the last snapshot of its context
         self._repairs = 0
         self._down: BaseException | None = None  # why the endpoint is left alone until `_retry_at`
-        self._lost: BaseException | None = None  # the job is another run's now
-        self._retry_at = 0.0
+        self._retry_at = 0.0  # never, where the job is another run's now
         self._failures = 0
         self._jitter = random.Random()  # noqa: S311  # one of its own: the global one belongs to the training
         self._under_way: Deadline | None = None  # of the call
@@ -114,8 +112,8 @@ class Sender:
         if self._endpoint.local:  # a thread within torch when the interpreter ends would abort the process
             atexit.register(self._thread.join)
         with self._changed:
-            self._changed.wait_for(lambda: self._registered or self._lost or self._down, OPEN_S)
-            error = self._lost or self._down
+            self._changed.wait_for(lambda: self._registered or self._down, OPEN_S)
+            error = self._down
         if resumed or self._restarts or error is None or _passes(error):
             return
         if not isinstance(error, NowcastError):
@@ -160,8 +158,7 @@ class Sender:
     def reset(self) -> None:
         """Begin the next context."""
         with self._changed:
-            for each in (self._context, self._held, self._spoilt):
-                each.clear()
+            self._context, self._held, self._spoilt = {}, set(), {}
 
     def restart(self) -> None:
         """Begin anew after a checkpoint was loaded: the endpoint forgets what it holds."""
@@ -223,7 +220,7 @@ class Sender:
     def _work(self) -> None:
         while (work := self._next()) is not None:
             work()
-        if self._registered and not self._down and self._last is not None:
+        if self._registered and self._last is not None:
             with self._call("finish", Deadline(STOP_S)) as deadline:
                 self.skill = self._endpoint.finish(self._last, deadline=deadline)
 
@@ -233,15 +230,12 @@ class Sender:
             self._reading = ()
             while not self._stopping:
                 pause_s = self._retry_at - time.monotonic() if self._down else 0.0
-                work = self._pick() if pause_s <= 0 else None
-                if work is not None:
+                if pause_s <= 0 and (work := self._pick()):
                     return work
-                self._changed.wait(pause_s if pause_s > 0 else None)
+                self._changed.wait(pause_s if 0 < pause_s < math.inf else None)
             return None
 
     def _pick(self) -> Callable[[], None] | None:
-        if self._lost is not None:
-            return None
         if not self._registered:
             return self._register
         request = self._request if self._request is not None and not self._request.done.is_set() else None
@@ -333,12 +327,7 @@ class Sender:
 
     def _mend(self, call: str, error: Exception, refused: Callable[[Exception], None]) -> None:
         """Decide what to do about a failure."""
-        if isinstance(error, RunConflict):
-            log.error("%s; this run goes on without nowcasts", error)
-            self._lost, self._registered = error, False
-            self._news.append(("lost", error))
-            self._changed.notify_all()
-        elif call == "register" or isinstance(error, Unavailable):
+        if call == "register" or isinstance(error, Unavailable | RunConflict):
             self._pause(error)
         elif isinstance(error, UnknownJob | HistoryMissing | SnapshotConflict):
             self._repairs += 1
@@ -352,16 +341,21 @@ class Sender:
             self._request.finish(error=error)
 
     def _pause(self, error: BaseException) -> None:
-        """Leave the endpoint alone for a while. It may be another process when it comes back, so the job registers again."""
+        """Leave the endpoint alone for a while, or for good if the job is another run's now. The job registers again, as it may be
+        another process that comes back.
+        """
+        for_good = isinstance(error, RunConflict)
         doublings = min(self._failures, 32)  # of an outage of hours 2**failures is no float any more
         pause_s = min(FIRST_PAUSE_S * 2**doublings, LONGEST_PAUSE_S) * self._jitter.uniform(0.75, 1.0)
         if isinstance(error, NowcastError):
             pause_s = max(pause_s, min(error.extra.get("retry_after_s", 0.0), LONGEST_RETRY_AFTER_S))
-        if self._down is None:
+        if for_good:
+            log.error("%s; this run goes on without nowcasts", error)
+        if self._down is None or for_good:
             self._news.append(("lost", error))
         self._down, self._registered = error, False
         self._failures += 1
-        self._retry_at = time.monotonic() + pause_s
+        self._retry_at = math.inf if for_good else time.monotonic() + pause_s
         self._changed.notify_all()
 
     def _settle(self) -> None:
@@ -370,7 +364,7 @@ class Sender:
         if request is None or request.done.is_set():
             return
         spoilt = next((self._spoilt[each.step] for each in request.context if each.step in self._spoilt), None)
-        if reason := self._lost or spoilt or self._down:
+        if reason := spoilt or self._down:
             request.finish(error=reason)
 
 

@@ -1,6 +1,5 @@
 """Data-parallel training: rank 0 decides, all ranks push alike."""
 
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -70,29 +69,27 @@ class Ranks:
             yield
         except Exception as error:  # noqa: BLE001 -- raised again below
             mine = error
-        told = None if mine is None else (getattr(mine, "argument", None), getattr(mine, "detail", repr(mine)))
-        all_told: list[tuple[str | None, str] | None] = [None] * self.world
-        dist.all_gather_object(all_told, told, group=self._group)
+        told = self._gather(mine and (getattr(mine, "argument", None), getattr(mine, "detail", repr(mine))))
         if mine is not None:
             raise mine
-        for rank, (argument, detail) in ((rank, theirs) for rank, theirs in enumerate(all_told) if theirs):
+        for rank, (argument, detail) in ((rank, theirs) for rank, theirs in enumerate(told) if theirs):
             raise BadArgument(argument, detail) if argument else RuntimeError(f"rank {rank}: {detail}")
 
     def check_alike(self, facts: dict[str, Any], parameters: Iterable[Tensor]) -> None:
         """Compare settings and weights with the other ranks. Raises `RanksDiffer`: on every rank, naming what differs."""
         if self.world == 1:
             return
-        names = [*facts, "weights"]
-        digest = sum(_digest(parameter) for parameter in parameters)
-        numbers = [value if isinstance(value, int) else zlib.crc32(repr(value).encode()) for value in facts.values()]
-        mine = torch.tensor([*numbers, digest % 2**62], dtype=torch.int64, device=self._device())
-        theirs = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(theirs, mine, group=self._group)
-        rows = torch.stack(theirs).cpu()
-        differing = [name for name, column in zip(names, rows.T, strict=True) if (column != column[0]).any()]
-        if differing:
+        mine = {name: repr(value) for name, value in facts.items()} | {"weights": repr(sum(map(_digest, parameters)))}
+        told = self._gather(mine)
+        if differing := [name for name in mine if len({theirs[name] for theirs in told}) > 1]:
             detail = f"ranks differ in {', '.join(differing)}; load the same checkpoint on all of them"
             raise RanksDiffer(f"{detail}, or pass process_group= with the ranks that train this model together")
+
+    def _gather(self, mine: Any) -> list[Any]:
+        """Of each rank what it gives, in their order."""
+        told = [None] * self.world
+        dist.all_gather_object(told, mine, group=self._group)
+        return told
 
     def _device(self) -> torch.device:
         on_cuda = dist.get_backend(self._group) == "nccl"

@@ -30,10 +30,8 @@ class Piece:
 
 
 class FlatParameters:
-    """The parameters that training moves, `named_parameters()` one after the other, tied ones once.
-
-    Frozen parameters, and those that no optimizer holds, are no part of the vector. A trained parameter that cannot be forecast
-    (complex, or of a tensor subclass) is left out and logged.
+    """The parameters that the optimizers train, `named_parameters()` one after the other, tied ones once. Those that cannot be
+    forecast (complex, or of a tensor subclass) are left out and logged.
 
     Of a model that is split over ranks (FSDP2) rank 0 holds the vector. Every rank takes part in `copy_to`, parameter by parameter,
     and none holds more than one whole parameter besides.
@@ -51,7 +49,7 @@ class FlatParameters:
             names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
             detail = f"{names} holds no trainable parameter of the model that can be forecast; pass the optimizer that trains it"
             raise BadArgument("optimizer", detail)
-        self.sharded = any(is_sharded(piece.parameter) for piece in self.pieces)
+        self.sharded = any(isinstance(piece.parameter, DTensor) for piece in self.pieces)
         devices = {piece.parameter.device for piece in self.pieces}
         self.device = next(iter(devices)) if len(devices) == 1 else torch.device("cpu")
 
@@ -87,19 +85,13 @@ def _forecastable(name: str, parameter: nn.Parameter) -> bool:
     if is_lazy(parameter):
         raise BadArgument("model", f"parameter {name!r} is lazy and has no shape yet: run one batch through the model first")
     if parameter.is_meta:
-        detail = "is on the meta device and has no values: materialise the model (to_empty and initialise it) first"
-        raise BadArgument("model", f"parameter {name!r} {detail}")
-    plain = type(parameter.data) is Tensor or is_sharded(parameter)
+        raise BadArgument("model", f"parameter {name!r} is on the meta device and has no values: materialise the model first")
+    plain = type(parameter.data) is Tensor or isinstance(parameter, DTensor)
     if parameter.dtype.is_floating_point and plain:
         return True
     kind = str(parameter.dtype) if plain else type(parameter.data).__name__
     log.warning("parameter %r is trained but cannot be forecast (%s): only the optimizer changes it", name, kind)
     return False
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank holds a part only."""
-    return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:

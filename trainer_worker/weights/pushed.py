@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -110,31 +110,24 @@ class PushedWeights:
         """Pair each push with what it is added to."""
         self._moving, self._exact, self._narrow, self.active = [], ([], []), [], True
         states = [state for optimizer in self._optimizers for state in states_of(optimizer)]
-        for index, (piece, push) in enumerate(zip(self._flat.pieces, self._push, strict=True)):
-            if not piece.parameter.requires_grad or local(piece.parameter).shape != push.shape:
+        if self._copies is None:
+            self._copies = copies_of_weights(self._flat.parameters, self._optimizers)
+            if self._copies:
+                log.info("the optimizer keeps copies of the weights, which are pushed as well: %s", ", ".join(self._copies))
+        for index, (parameter, push) in enumerate(zip(self._flat.parameters, self._push, strict=True)):
+            if not parameter.requires_grad or local(parameter).shape != push.shape:
                 continue
-            self._moving.append((piece.parameter, piece.parameter.shape))
-            for number, target in enumerate((local(piece.parameter), *self._copies_of(piece.parameter, states))):
+            self._moving.append((parameter, parameter.shape))
+            kept = (item for state in states if self._copies for item in state.get(parameter, {}).items())
+            copies = (value for name, value in kept if name in self._copies and _is_copy(value, parameter))
+            for number, target in enumerate(map(local, (parameter, *copies))):
                 added = push.to(target.device)
                 if target.element_size() >= push.element_size():
                     self._exact[0].append(target)
                     self._exact[1].append(added.to(target.dtype))
                 else:
-                    if (index, number) not in self._rests:
-                        self._rests[index, number] = torch.zeros_like(added)
-                    self._narrow.append((target, added, self._rests[index, number]))
-
-    def _copies_of(self, parameter: nn.Parameter, states: Sequence[Mapping[Tensor, Any]]) -> Iterator[Tensor]:
-        if self._copies is None:
-            self._copies = copies_of_weights(self._flat.parameters, self._optimizers)
-            if self._copies:
-                log.info("the optimizer keeps copies of the weights, which are pushed as well: %s", ", ".join(self._copies))
-        if not self._copies:
-            return
-        for state in states:
-            for name, value in state.get(parameter, {}).items():
-                if name in self._copies and _is_copy(value, parameter):
-                    yield local(value)
+                    rest = self._rests.setdefault((index, number), torch.zeros_like(added))
+                    self._narrow.append((target, added, rest))
 
 
 @torch.no_grad()

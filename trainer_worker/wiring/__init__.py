@@ -1,14 +1,15 @@
 """Turning an `nn.Module` into its wiring: it is run once, on a copy, and its neurons are followed from tensor to tensor."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
-from protos.wiring import Wiring
+from protos.wiring import Block, Wiring
 from trainer_worker.wiring.parameters import list_parameters, restrict
-from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport, draw, rows_of, show
+from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport, draw, show
 from trainer_worker.wiring.trace.layout import Layout
 from trainer_worker.wiring.trace.run import run
 from trainer_worker.wiring.trace.sandbox import undisturbed
@@ -58,9 +59,13 @@ def describe(model: nn.Module, example_inputs: Any = None, *, parameters: Collec
         wiring, placed = Layout(seen.tracer, whole).draw(names)
     if len(chosen) < len(whole):
         wiring = restrict(wiring, chosen)
-    how = {item.name: seen.how.get(item.name, FALLBACK) if placed.get(item.name) else FALLBACK for item in chosen}
-    how |= {item.name: SCALAR for item in chosen if not item.shape}
-    shares = {FALLBACK: 0.0, SCALAR: 1.0}
-    followed = {name: shares.get(way, placed.get(name, 1.0)) for name, way in how.items()}
+    blocks: dict[int, list[Block]] = defaultdict(list)
+    for block in wiring.blocks:
+        blocks[block.parameter].append(block)
+    rows = []
+    for number, each in enumerate(chosen):
+        how = SCALAR if not each.shape else seen.how.get(each.name, FALLBACK) if placed[each.name] else FALLBACK
+        followed = {SCALAR: 1.0, FALLBACK: 0.0}.get(how, placed[each.name])
+        rows.append(Row(each.name, each.shape, how, followed, tuple(blocks[number])))
     lost = (f"operator {name} could not be followed: {why}" for name, why in seen.tracer.lost.items())
-    return WiringReport(wiring, type(model).__name__, rows_of(wiring, how, followed), (*seen.remarks, *lost), seen.inputs, left_out)
+    return WiringReport(wiring, type(model).__name__, tuple(rows), (*seen.remarks, *lost), seen.inputs, left_out)

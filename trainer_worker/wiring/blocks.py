@@ -1,16 +1,15 @@
-"""Blocks: drawn on a canvas by their shapes, and found as rectangles and diagonals in the neurons of every weight."""
+"""Blocks, found as rectangles and diagonals in the neurons of every weight."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice, product
 
 import torch
 from torch import Tensor
 
-from protos.wiring import MAX_SLOTS, STRUCTURE, Block, EdgeType, Parameter, Wiring
+from protos.wiring import MAX_SLOTS, STRUCTURE, Block
 
-MAX_STRETCHES = 2**12  # of unseen weights; beyond, they stay out of the wiring, and keep their last value in a forecast
 MAX_PIECES = 2**14  # blocks one tensor may take; more means that its neurons are shuffled beyond what blocks can say
 
 
@@ -32,63 +31,12 @@ def ranges(numbers: Iterable[int]) -> Iterator[range]:
         yield range(start, stop)
 
 
-class Canvas:
-    """Collects the blocks of one wiring over a fixed list of parameters, which are known by their index."""
-
-    def __init__(self, parameters: Sequence[Parameter]) -> None:
-        self.parameters = tuple(parameters)
-        self._blocks: list[Block] = []
-        self._neurons = 0
-
-    def neurons(self, count: int) -> range:
-        """`count` new neurons."""
-        self._neurons += count
-        return range(self._neurons - count, self._neurons)
-
-    def draw(self, block: Block) -> None:
-        """Draw a block; more than nine slots go to parallel edges, nine each."""
-        for first in range(0, block.slots, MAX_SLOTS):
-            count = min(MAX_SLOTS, block.slots - first)
-            offset, stride = block.offset + first * block.slot_stride, block.slot_stride if count > 1 else 0
-            self._blocks.append(replace(block, offset=offset, slots=count, slot_stride=stride))
-
-    def vector(self, parameter: int, targets: range, kind: EdgeType, *, offset: int = 0) -> None:
-        """Draw a bias or gain: one source neuron of its own, an edge to each target."""
-        self.draw(replace(edges(kind, self.neurons(1), targets, parameter=parameter), offset=offset, target_stride=1))
-
-    def draw_alone(self, parameters: Sequence[int]) -> None:
-        """Draw parameters by their shape alone: a matrix joins new inputs to new outputs; a module's vectors share its outputs."""
-        outputs: dict[str, range] = {}
-        for index in parameters:
-            parameter = self.parameters[index]
-            module, _, key = parameter.name.rpartition(".")
-            if len(parameter.shape) > 1:
-                outputs[module] = self._draw_matrix(index, parameter)
-                continue
-            if len(outputs.get(module, ())) != parameter.size:
-                outputs[module] = self.neurons(parameter.size)
-            self.vector(index, outputs[module], EdgeType.NORM if key == "weight" else EdgeType.OTHER)
-
-    def _draw_matrix(self, index: int, parameter: Parameter) -> range:
-        """New inputs to new outputs, of a parameter (out, in, *kernel)."""
-        rows, columns = parameter.shape[:2]
-        slots = math.prod(parameter.shape[2:])
-        sources, targets = self.neurons(columns), self.neurons(rows)
-        kind = EdgeType.CONVOLUTION if len(parameter.shape) > 2 else EdgeType.LINEAR
-        block = edges(kind, sources, targets, parameter=index)
-        self.draw(replace(block, source_stride=slots, target_stride=columns * slots, slots=slots, slot_stride=1))
-        return targets
-
-    def draw_rest(self, index: int, seen: Tensor) -> None:
-        """Draw the weights of a parameter that were not seen at work when others were: each stretch of them as a vector."""
-        ends = torch.nn.functional.pad(~seen, (1, 1)).to(torch.int8).diff()
-        starts, stops = (ends == 1).nonzero().flatten().tolist(), (ends == -1).nonzero().flatten().tolist()
-        if len(starts) <= MAX_STRETCHES:
-            for start, stop in zip(starts, stops, strict=True):
-                self.vector(index, self.neurons(stop - start), EdgeType.OTHER, offset=start)
-
-    def wiring(self) -> Wiring:
-        return Wiring(self.parameters, max(1, self._neurons), tuple(self._blocks))
+def split(block: Block) -> Iterator[Block]:
+    """A block of any number of slots as parallel edges of nine at most."""
+    for first in range(0, block.slots, MAX_SLOTS):
+        count = min(MAX_SLOTS, block.slots - first)
+        offset, stride = block.offset + first * block.slot_stride, block.slot_stride if count > 1 else 0
+        yield replace(block, offset=offset, slots=count, slot_stride=stride)
 
 
 @dataclass(frozen=True)
@@ -206,20 +154,16 @@ def _all_stretches(neurons: Tensor, at: Tensor, kind: Tensor | None = None) -> l
     _, inverse, counts = torch.unique_consecutive(torch.stack([kind, neurons]), dim=1, return_inverse=True, return_counts=True)
     repeats = int(counts[0])
     if (counts == repeats).all():
+        # the weights of one neuron lie side by side, as positions of a flattened image do; a recurrent layer's gates do not
         table = at.view(-1, repeats)
         steps = table.diff(dim=1)
-        if repeats == 1 or _inner(table, steps):
-            step = int(steps[0, 0]) if repeats > 1 else 0
+        step = int(steps[0, 0]) if repeats > 1 else 0
+        apart = int(table[1, 0] - table[0, 0]) if len(table) > 1 else step * repeats
+        if repeats == 1 or (0 < step * repeats <= apart and bool((steps == step).all())):
             return list(_stretches(neurons[::repeats], table[:, 0], kind[::repeats], repeats, step))
     rank = torch.arange(len(at)) - (counts.cumsum(0) - counts)[inverse]
     chosen = (rank == index for index in range(int(counts.max())))
     return [run for mask in chosen for run in _stretches(neurons[mask], at[mask], kind[mask], 1, 0)]
-
-
-def _inner(table: Tensor, steps: Tensor) -> bool:
-    """The weights of one neuron lie side by side, as positions of a flattened image do; a recurrent layer's gates do not."""
-    regular = bool((steps == steps[0, 0]).all()) and int(steps[0, 0]) > 0
-    return regular and (len(table) == 1 or int(steps[0, 0]) * table.shape[1] <= int(table[1, 0] - table[0, 0]))
 
 
 def _stretches(neurons: Tensor, at: Tensor, kind: Tensor, repeats: int, repeat_stride: int) -> Iterator[Stretch]:

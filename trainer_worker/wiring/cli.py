@@ -38,7 +38,15 @@ def load_inputs(text: str) -> Any:
     parts = [re.fullmatch(r"(\d+(?:x\d+)*)(?::(\w+))?", part.strip()) for part in text.split(",")]
     if not all(parts):
         return _call(_load(text), text)
-    return tuple(_tensor(part[1], part[2] or "float32") for part in parts if part)
+    tensors = []
+    for shape, dtype in (part.groups("float32") for part in parts if part):
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype):
+            raise ValueError(f"{dtype!r} is not a dtype of torch: write e.g. 2x16:int64")  # noqa: TRY004 -- the value is at fault
+        sizes = [int(size) for size in shape.split("x")]
+        random = kind.is_floating_point or kind.is_complex
+        tensors.append(torch.randn(sizes).to(kind) if random else torch.zeros(sizes, dtype=kind))
+    return tuple(tensors)
 
 
 def _load(place: str) -> Any:
@@ -59,11 +67,3 @@ def _call(found: Any, place: str) -> Any:
     except TypeError as error:
         raise ValueError(f"{place} cannot be called without arguments: {error}") from None
     return found()
-
-
-def _tensor(shape: str, dtype: str) -> torch.Tensor:
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise ValueError(f"{dtype!r} is not a dtype of torch: write e.g. 2x16:int64")  # noqa: TRY004 -- the value is at fault
-    sizes = [int(size) for size in shape.split("x")]
-    return torch.randn(sizes).to(kind) if kind.is_floating_point or kind.is_complex else torch.zeros(sizes, dtype=kind)

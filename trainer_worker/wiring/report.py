@@ -2,14 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protos.diagram import draw_svg
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
-from trainer_worker.wiring.trace.run import NO_FORWARD
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,22 +34,17 @@ class Row:
     @property
     def sources(self) -> str:
         """The first and last neuron from which its weights start."""
-        return _span([(block.source, block.sources) for block in self.blocks])
+        return _span(range(block.source, block.source + block.sources) for block in self.blocks)
 
     @property
     def targets(self) -> str:
         """The first and last neuron in which its weights end."""
-        return _span([(block.target, block.targets) for block in self.blocks])
+        return _span(range(block.target, block.target + block.targets) for block in self.blocks)
 
 
-def rows_of(wiring: Wiring, how: Mapping[str, str], followed: Mapping[str, float]) -> tuple[Row, ...]:
-    """One for each parameter, in the order of the flat vector; for `how` and `followed`, by name, see `Row`."""
-    blocks: list[list[Block]] = [[] for _ in wiring.parameters]
-    for block in wiring.blocks:
-        if block.parameter != STRUCTURE:
-            blocks[block.parameter].append(block)
-    pairs = zip(wiring.parameters, blocks, strict=True)
-    return tuple(Row(each.name, each.shape, how[each.name], followed[each.name], tuple(own)) for each, own in pairs)
+def _span(ends: Iterable[range]) -> str:
+    numbers = {number for each in ends for number in (each[0], each[-1])}
+    return "-".join(map(str, sorted({min(numbers), max(numbers)}))) if numbers else "-"
 
 
 @dataclass(frozen=True)
@@ -77,13 +71,9 @@ class WiringReport:
     @property
     def sentence(self) -> str:
         """The coverage, and how it was found, in one line for a log or summary."""
-        how, alone = "", self.fallbacks
-        if self.inputs is not None:
-            how = f" (traced with {self.inputs})"
-        elif NO_FORWARD in self.remarks:
-            how = f" ({NO_FORWARD})"
-        elif alone or self.remarks:  # else nothing had to be run
-            how = " (the model could not be run as a whole; give example inputs)"
+        alone = self.fallbacks
+        told = f"traced with {self.inputs}" if self.inputs is not None else "; ".join(self.remarks[:1])
+        how = f" ({told})" if told else ""  # else nothing had to be run
         rest = f"; {len(alone)} parameters have neurons of their own, first {alone[0]!r}" if alone else ""
         return f"{self.coverage:.1%} of {self.wiring.size:,} weights are wired into the network{how}{rest}"
 
@@ -122,8 +112,3 @@ def draw(report: WiringReport, path: Path) -> None:
     if path.suffix.lower() != ".svg":
         raise ValueError(f"{path}: the picture is SVG, which browsers and editors open: give a name that ends in .svg")
     path.write_text(draw_svg(report.wiring, alone=True), encoding="utf-8")
-
-
-def _span(ends: list[tuple[int, int]]) -> str:
-    first, last = min((start for start, _ in ends), default=0), max((start + count - 1 for start, count in ends), default=0)
-    return "-" if not ends else str(first) if first == last else f"{first}-{last}"

@@ -6,8 +6,8 @@ from graphs import expand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protos.wiring import Parameter
-from trainer_worker.wiring.blocks import Canvas, Weights
+from protos.wiring import Parameter, Wiring
+from trainer_worker.wiring.blocks import Weights, split
 
 NEURONS = 12
 
@@ -39,11 +39,7 @@ def weights(draw: st.DrawFn) -> Weights:
 def test_every_weight_on_its_edge(held: Weights) -> None:
     """A weight would be lost, doubled or put between the wrong neurons."""
     size = int(np.prod(held.sizes))
-    canvas = Canvas([Parameter("w", (size,))])
-    canvas.neurons(NEURONS)
-    for block in held.blocks(0):
-        canvas.draw(block)
-    graph = expand(canvas.wiring())
+    graph = expand(Wiring((Parameter("w", (size,)),), NEURONS, tuple(part for block in held.blocks(0) for part in split(block))))
     assert (graph.param_edge >= 0).all()
     at = torch.zeros(held.sizes, dtype=torch.int64)
     for axis, stride in enumerate(held.strides):

@@ -32,27 +32,18 @@ def combine(tracer: Tracer, call: Call) -> Shadow:
             return carrier.seen(carrier.view, (*carrier.riders, *riders))
     if not held and not flows:
         return None
-    result = _merge(tracer, [_aligned(flow, value.dim(), len(shape)) for value, flow in flows], kind)
-    for weights in held:
-        result = tracer.attach(weights, result, shape, kind)
-    return result
-
-
-def _aligned(flow: Flow, dims: int, wanted: int) -> Flow:
-    """Leading dimensions of size 1, as broadcasting adds them."""
-    lead = (1,) * (wanted - dims)
-    return Flow(tuple(labels.reshape(lead + tuple(labels.shape)) for labels in flow.identities), flow.plain, flow.pairing)
-
-
-def _merge(tracer: Tracer, flows: list[Flow], kind: EdgeType) -> Flow:
-    if not flows:
-        return Flow()
-    result = flows[0]
-    for flow in flows[1:]:
+    aligned = [  # as broadcasting does
+        Flow(tuple(labels[(None,) * (len(shape) - value.dim())] for labels in flow.identities), flow.plain, flow.pairing)
+        for value, flow in flows
+    ]
+    result, *others = aligned or [Flow()]
+    for flow in others:
         identities, plain = list(result.identities), result.plain and flow.plain
         for labels in flow.identities:
             _place(tracer, identities, labels, kind, plain=plain)
         result = Flow(tuple(identities), pairing=result.pairing or flow.pairing)
+    for weights in held:
+        result = tracer.attach(weights, result, shape, kind)
     return result
 
 
@@ -65,7 +56,12 @@ def _place(tracer: Tracer, identities: list[Tensor], labels: Tensor, kind: EdgeT
     for index, mine in enumerate(identities):
         common = varying(mine) & varying(labels)
         if common:
-            ours, theirs = (_reduced(tracer, end, common) for end in (mine, labels))
+            # the neurons of an input or a concatenation depend on no more dimensions than those of what it is combined with;
+            # heads do: the finer neurons of one layer's output, split over two dimensions, stay apart
+            known = tracer.labels
+            ours, theirs = (
+                known.collapse(end, common) if known.of_input(end) or known.origins(end) > 1 else end for end in (mine, labels)
+            )
             if varying(ours) == varying(theirs):
                 identities[index] = _joined(tracer, ours, theirs, kind, plain=plain)
             elif varying(ours) < varying(theirs):
@@ -74,22 +70,13 @@ def _place(tracer: Tracer, identities: list[Tensor], labels: Tensor, kind: EdgeT
     identities.append(labels)
 
 
-def _reduced(tracer: Tracer, labels: Tensor, dims: set[int]) -> Tensor:
-    """The neurons of an input or a concatenation depend on no more dimensions than those of what it is combined with.
-
-    Not so heads: the finer neurons of one layer's output, split over two dimensions, stay apart.
-    """
-    loose = tracer.labels.of_input(labels) or tracer.labels.origins(labels) > 1
-    return tracer.labels.collapse(labels, dims) if loose else labels
-
-
 def _joined(tracer: Tracer, left: Tensor, right: Tensor, kind: EdgeType, *, plain: bool) -> Tensor:
     """Two identities over the same dimensions. In a product their neurons pair off. In a sum, what has been read from already is
     skipped over; what has not ends in the same neurons.
 
     Two parts of one layer's output added up (rotary embeddings; both `plain`) mix neurons, and stay apart.
     """
-    if kind == EdgeType.OTHER and (_overlap(left, right) or (plain and tracer.labels.origins(left, right) == 1)):
+    if kind == EdgeType.OTHER and (bool(torch.isin(left, right).any()) or (plain and tracer.labels.origins(left, right) == 1)):
         return left
     read = tracer.labels.consumed(left), tracer.labels.consumed(right)
     if kind != EdgeType.OTHER or read == (False, False):
@@ -102,12 +89,6 @@ def _joined(tracer: Tracer, left: Tensor, right: Tensor, kind: EdgeType, *, plai
     skipped, branch = (left, right) if read[0] else (right, left)
     tracer.residuals.append((skipped, branch))
     return branch
-
-
-def _overlap(left: Tensor, right: Tensor) -> bool:
-    """Some label is in both."""
-    apart = int(left.max()) < int(right.min()) or int(right.max()) < int(left.min())
-    return not apart and bool(torch.isin(left.flatten(), right.flatten()).any())
 
 
 @handles("_softmax", "_safe_softmax", "_log_softmax", "softmax", "_masked_softmax")
@@ -138,10 +119,10 @@ def reduce(tracer: Tracer, call: Call) -> Shadow:
     summed = {dim % tensor.dim() for dim in chosen}
     if out.dim() == tensor.dim():
         return Flow(tuple(labels for labels in shadow.identities if not varying(labels) & summed))
+    rest = [dim for dim in range(tensor.dim()) if dim not in summed]
     kept = []
     for labels in shadow.identities:
-        rest = sorted(set(range(tensor.dim())) - summed)
-        own = varying(labels) & set(rest)
+        own = varying(labels) - summed
         if own or labels.numel() == 1:
             if len(own) > 1 and varying(labels) & summed and not tracer.labels.of_input(labels):
                 own = {max(own)}  # rows that went through different experts

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatch
 from itertools import chain, islice, product
 from typing import Any
 
@@ -32,20 +33,22 @@ def guesses(module: nn.Module) -> Iterator[Arguments]:
         yield (), {}
     width = next(_stated(module, _CONTEXT_WIDTHS), None)
 
-    def named(examples: Iterable[Tensor]) -> Iterator[tuple[Any, ...]]:
-        """The example for every argument; for some, what their name suggests."""
-        for example in examples:
-            yield (example,) * len(names)
-            suggested = tuple(_by_name(name, example, width) for name in names)
-            if any(value is not example for value in suggested):
+    def named(chosen: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Examples for the arguments; then for some of these what their names suggest."""
+        for examples in chosen:
+            yield examples
+            suggested = tuple(_by_name(name, example, width) for name, example in zip(names, examples, strict=True))
+            if any(value is not example for value, example in zip(suggested, examples, strict=True)):
                 yield suggested
 
-    few = list(islice(_examples(module, sides=1), 10)) if len(names) > 1 else []
-    batches = ((Batch(example),) for example in _examples(module)) if len(names) == 1 else iter(())
+    count = len(names)
+    few = list(islice(_examples(module, sides=1), 10)) if count > 1 else []
+    mixtures = (chosen for chosen in product(few, repeat=count) if any(example is not chosen[0] for example in chosen))
+    batches = ((Batch(example),) for example in _examples(module)) if count == 1 else iter(())
     for arguments in chain(
-        named(islice(_examples(module), 40)),
-        islice(_mixtures(names, few, width), TRIES),
-        islice(named(_odd_sizes(module)), TRIES),
+        named((example,) * count for example in islice(_examples(module), 40)),
+        islice(named(mixtures), TRIES),
+        islice(named((example,) * count for example in _odd_sizes(module)), TRIES),
         islice(batches, 20),
     ):
         yield arguments, {}
@@ -65,14 +68,6 @@ class Batch(dict[str, Any]):
         if name.startswith("_"):
             raise AttributeError(name)
         return self[name]
-
-
-def _mixtures(names: list[str], examples: list[Tensor], width: int | None) -> Iterator[tuple[Any, ...]]:
-    """Every argument another example, or what its name suggests."""
-    for chosen in product(examples, repeat=len(names)):
-        if any(example is not chosen[0] for example in chosen):
-            yield chosen
-            yield tuple(_by_name(name, example, width) for name, example in zip(names, chosen, strict=True))
 
 
 def _odd_sizes(module: nn.Module) -> Iterator[Tensor]:
@@ -100,21 +95,17 @@ def _required(module: nn.Module) -> list[str]:
         parameters = list(inspect.signature(module.forward).parameters.values())
     except ValueError:  # scripted modules have none to show
         return ["input"]
-    names = [item.name for item in parameters if item.kind in kinds and item.default is item.empty]
-    if names:
-        return names
     optional = [item.name for item in parameters if item.kind in kinds][:1]
-    return optional or ["input"] if any(item.kind == inspect.Parameter.VAR_POSITIONAL for item in parameters) else optional
+    if not optional and any(item.kind == inspect.Parameter.VAR_POSITIONAL for item in parameters):
+        optional = ["input"]
+    return [item.name for item in parameters if item.kind in kinds and item.default is item.empty] or optional
 
 
 def _by_name(name: str, example: Tensor, width: int | None = None) -> Any:
-    rows = example.shape[0]
     if width is not None and name in _CONTEXTS:
-        return torch.randn(rows, STEPS, width)
-    for words, make in _NAMED:
-        if name in words or any(word.endswith("*") and word[:-1] in name for word in words):
-            return make(rows, example)
-    return example
+        return torch.randn(len(example), STEPS, width)
+    suggested = (make for words, make in _NAMED if any(fnmatch(name, word) for word in words))
+    return next(suggested, lambda _, example: example)(len(example), example)
 
 
 _CONTEXTS = {"encoder_hidden_states", "context", "cond", "conditioning", "text_embeddings"}
@@ -123,12 +114,12 @@ _SIDES = ("sample_size", "image_size", "img_size", "input_size", "input_resoluti
 """Arguments that hold a second sequence, and what modules and their configurations call its width, or an image's side."""
 
 _NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (
-    ({"adj*"}, lambda rows, _: torch.ones(rows, rows) / rows),
+    ({"*adj*"}, lambda rows, _: torch.ones(rows, rows) / rows),
     ({"edge_index", "edges"}, lambda rows, _: torch.stack([torch.arange(rows), torch.arange(rows).roll(1)])),
     ({"t", "time", "timestep", "timesteps"}, lambda rows, _: torch.arange(rows)),
     ({"batch", "batch_index"}, lambda rows, _: torch.zeros(rows, dtype=torch.long)),
-    ({"mask*"}, lambda _, example: torch.ones(example.shape[:2], dtype=torch.bool)),
-    ({"len*"}, lambda rows, example: torch.full((rows,), example.shape[1] if example.dim() > 1 else 1)),
+    ({"*mask*"}, lambda _, example: torch.ones(example.shape[:2], dtype=torch.bool)),
+    ({"*len*"}, lambda rows, example: torch.full((rows,), example.shape[1] if example.dim() > 1 else 1)),
     ({"ids", "tokens", "input_ids", "idx", "labels", "target", "targets", "y"}, lambda rows, _: torch.randint(0, 2, (rows, STEPS))),
 )
 """What an argument's name suggests, given the number of examples and what the first layer takes; * stands for anything."""
@@ -139,16 +130,17 @@ def _examples(module: nn.Module, *, sides: int = 20) -> Iterator[Tensor]:
     stated = tuple(_stated(module, _SIDES))
     tables = [layer.num_embeddings for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))]
     known = (example for layer in module.modules() for example in _for_layer(layer, min(tables, default=2), stated, sides))
-    own = (example for layer in module.modules() for example in _for_own_parameters(layer))
+    # a layer that multiplies by parameters of its own takes one of their sizes
+    own = (size for layer in module.modules() for each in layer.parameters(recurse=False) for size in each.shape[-2:])
     seen = set()
-    for example in chain(known, own):
-        key = (tuple(example.shape), example.dtype)
+    for example in chain(known, chain.from_iterable(map(_features, own))):
+        key = (example.shape, example.dtype)
         if key not in seen:
             seen.add(key)
             yield example
 
 
-def _for_layer(layer: nn.Module, words: int, stated: tuple[int, ...], sides: int) -> Iterator[Tensor]:
+def _for_layer(layer: Any, words: int, stated: tuple[int, ...], sides: int) -> Iterator[Tensor]:
     match layer:
         case nn.Embedding() | nn.EmbeddingBag():
             yield torch.randint(0, words, (BATCH, STEPS))
@@ -164,14 +156,9 @@ def _for_layer(layer: nn.Module, words: int, stated: tuple[int, ...], sides: int
         case _ if isinstance(features := getattr(layer, "num_features", None), int):
             yield from (torch.randn(BATCH, features, *(8,) * dims) for dims in range(4))
         case _ if isinstance(getattr(layer, "kernel_size", None), tuple) and hasattr(layer, "in_channels"):
-            yield from islice(_fields(layer, stated), sides)
-
-
-def _for_own_parameters(layer: nn.Module) -> Iterator[Tensor]:
-    """A layer that multiplies by parameters of its own takes one of their sizes."""
-    for parameter in layer.parameters(recurse=False):
-        for size in dict.fromkeys(parameter.shape[-2:]):
-            yield from _features(size)
+            dims = len(layer.kernel_size)
+            for side in islice((*stated, *(LENGTHS, IMAGE_SIDES, VOLUME_SIDES)[dims - 1]), sides):
+                yield torch.randn(BATCH, layer.in_channels, *(side,) * dims)
 
 
 def _stated(module: nn.Module, names: tuple[str, ...]) -> Iterator[int]:
@@ -185,10 +172,3 @@ def _stated(module: nn.Module, names: tuple[str, ...]) -> Iterator[int]:
 def _features(size: int) -> Iterator[Tensor]:
     yield torch.randn(BATCH, size)
     yield torch.randn(BATCH, STEPS, size)
-
-
-def _fields(layer: Any, stated: tuple[int, ...]) -> Iterator[Tensor]:
-    """Inputs of a convolution over one, two or three dimensions."""
-    dims = len(layer.kernel_size)
-    for side in (*stated, *(LENGTHS, IMAGE_SIDES, VOLUME_SIDES)[dims - 1]):
-        yield torch.randn(BATCH, layer.in_channels, *(side,) * dims)

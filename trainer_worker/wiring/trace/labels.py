@@ -89,10 +89,6 @@ class Labels:
             self.read = torch.cat([self.read, torch.zeros(self.count, dtype=torch.bool)])
         return torch.arange(self.count - new, self.count).view(shape)
 
-    def fresh_over(self, shape: tuple[int, ...], dims: set[int]) -> Tensor:
-        """New labels over some dimensions of a shape."""
-        return self.fresh(*(size if dim in dims else 1 for dim, size in enumerate(shape)))
-
     def fresh_input(self, *shape: int) -> Tensor:
         """New labels for the elements of an input, of which only some dimensions will turn out to tell neurons apart."""
         labels = self.fresh(*shape)

@@ -14,7 +14,15 @@ from trainer_worker.wiring.trace.tracer import Call, Tracer, handles, tensors_of
 def product(tracer: Tracer, call: Call) -> Shadow:
     """A product, of some operators with a bias before it."""
     biased = call.name.startswith(("add", "badd"))
-    result = _product(tracer, *call.args[1:3] if biased else call.args[:2])
+    left, right = call.args[1:3] if biased else call.args[:2]
+    if left.dim() != right.dim() or left.dim() not in {2, 3}:
+        result = _vector_product(tracer, left, right)
+    elif isinstance(held := tracer.get(right), Held):
+        result = _weighed(tracer, held, left, right=True)
+    elif isinstance(held := tracer.get(left), Held):
+        result = _weighed(tracer, held, right, right=False)
+    else:
+        result = _activations(tracer, left, right)
     return tracer.attach(tracer.get(call.args[0]), result, tuple(call.out.shape), EdgeType.OTHER) if biased else result
 
 
@@ -26,19 +34,13 @@ def grouped_product(tracer: Tracer, call: Call) -> Shadow:
     if not isinstance(held, Held) or weight.dim() != 3:
         return None
     expert = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor([0, *ends]).diff())
-    own = tracer.flow(inputs).along(1, inputs.shape[1])
-    labels = None if own is None else _by_expert(tracer, own.expand(len(inputs), -1), expert, len(ends))
+    labels = tracer.flow(inputs).along(1, inputs.shape[1])
+    if labels is not None:  # (experts, in, 1): the rows of one expert share their neurons
+        groups = [labels.expand(len(inputs), -1)[expert == index] for index in range(len(ends))]
+        shared = [tracer.labels.collapse(rows, {1}) if len(rows) else tracer.labels.fresh(1, rows.shape[1]) for rows in groups]
+        labels = squash(torch.stack(shared).squeeze(1).unsqueeze(-1))
     _, target = tracer.multiply(held, labels, sources={0, 1}, targets={0, 2}, kind=EdgeType.LINEAR)
     return Flow((target[expert, 0],), plain=True)
-
-
-def _by_expert(tracer: Tracer, labels: Tensor, expert: Tensor, experts: int) -> Tensor:
-    """(rows, in) -> (experts, in, 1): the rows of one expert share their neurons."""
-    groups = []
-    for index in range(experts):
-        rows = labels[expert == index]
-        groups.append(tracer.labels.collapse(rows, {1}) if len(rows) else tracer.labels.fresh(1, labels.shape[1]))
-    return squash(torch.stack(groups).squeeze(1).unsqueeze(-1))
 
 
 @handles("_trilinear")
@@ -47,22 +49,9 @@ def trilinear(tracer: Tracer, call: Call) -> Shadow:
     held = tracer.get(call.args[1])
     if not isinstance(held, Held) or held.view.dim() != 3:
         return None
-    outputs = held.shape[0]
     sources = tracer.labels.fresh(1, *held.shape[1:])
     _, target = tracer.multiply(held, sources, sources={1, 2}, targets={0}, kind=EdgeType.LINEAR)
-    shape = [1] * (call.out.dim() - 1)
-    return Flow((target.reshape(*shape, outputs),), plain=True)
-
-
-def _product(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
-    """The product's neurons; vectors count as matrices of one row or column."""
-    if left.dim() != right.dim() or left.dim() not in {2, 3}:
-        return _vector_product(tracer, left, right)
-    if isinstance(held := tracer.get(right), Held):
-        return _weighed(tracer, held, left, right=True)
-    if isinstance(held := tracer.get(left), Held):
-        return _weighed(tracer, held, right, right=False)
-    return _activations(tracer, left, right)
+    return Flow((target.reshape(*[1] * (call.out.dim() - 1), -1),), plain=True)
 
 
 def _vector_product(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
@@ -70,8 +59,8 @@ def _vector_product(tracer: Tracer, left: Tensor, right: Tensor) -> Flow:
     held = tracer.get(left)
     if not isinstance(held, Held) or left.dim() != 2:
         return Flow()
-    own = tracer.flow(right).along(0, right.shape[0])
-    inputs = None if own is None else own.reshape(1, -1)
+    inputs = tracer.flow(right).along(0, right.shape[0])
+    inputs = None if inputs is None else inputs.reshape(1, -1)
     _, target = tracer.multiply(held, inputs, sources={1}, targets={0}, kind=EdgeType.LINEAR)
     return Flow((target.reshape(-1),), plain=True)
 
@@ -128,13 +117,12 @@ def _attended(tracer: Tracer, pairing: Pairing, values: Tensor, flow: Flow) -> F
         return Flow(() if own is None else (own,), plain=True)
     batch = values.shape[0] if depth == 2 else 1
     value = _rows(own, batch)
-    heads, shared = len(distinct(pairing.query)[0]), len(distinct(value)[0])
+    first, head = distinct(pairing.query)
+    heads = len(first)
     if pairing.value is None:
-        pairing.value = value
-        pairing.result = value
-        if heads != shared:  # new neurons for each head, the same for the same head in another example
-            first, head = distinct(pairing.query)
-            pairing.result = tracer.labels.fresh(len(first), value.shape[1])[head]
+        pairing.value = pairing.result = value
+        if heads != len(distinct(value)[0]):  # new neurons for each head, the same for the same head in another example
+            pairing.result = tracer.labels.fresh(heads, value.shape[1])[head]
     result = pairing.result if pairing.result is not None and pairing.result.shape == value.shape else value
     labels = result.unsqueeze(1) if depth == 2 else result
     others = tuple(other for other in flow.identities if depth not in varying(other) and depth - 1 not in varying(other))
@@ -154,7 +142,12 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
     held, flow = tracer.get(weight), tracer.flow(inputs)
     if not isinstance(held, Held):
         return None
-    grouped = _grouped(held, groups)
+
+    def split(view: Tensor) -> Tensor:
+        """(out, in, *kernel) -> (groups, out / groups, in, *kernel)."""
+        return view.view(groups, view.shape[0] // groups, *view.shape[1:])
+
+    grouped = held.seen(split(held.view), tuple(rider.seen(split(rider.view)) for rider in held.riders))
     own = flow.along(1, inputs.shape[1])
     axes = (1, 2) if transposed else (2, 1)
     labels = None
@@ -167,15 +160,6 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
         tracer.assign(inputs, source.reshape(1, -1, *spatial))
     result = Flow((target.reshape(1, -1, *spatial),), plain=True)
     return _per_channel(tracer, tracer.get(bias), result, tuple(call.out.shape), EdgeType.OTHER)
-
-
-def _grouped(held: Held, groups: int) -> Held:
-    """Weights (out, in, *kernel) as (groups, out / groups, in, *kernel)."""
-
-    def split(view: Tensor) -> Tensor:
-        return view.view(groups, view.shape[0] // groups, *view.shape[1:])
-
-    return held.seen(split(held.view), tuple(rider.seen(split(rider.view)) for rider in held.riders))
 
 
 def _per_channel(tracer: Tracer, held: Shadow, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
@@ -206,20 +190,16 @@ def normalise(tracer: Tracer, call: Call) -> list[Shadow]:
     per_channel = call.name != "native_layer_norm"
     inputs, weights = call.args[0], call.args[1:3] if per_channel else call.args[2:4]
     if per_channel and isinstance(held := tracer.get(inputs), Held):
-        return [_standardised(tracer, held, weights)]
+        # weights that are normalised themselves stay weights, and the gains ride on them (weight standardisation)
+        gains = [gain for gain in map(tracer.get, weights) if isinstance(gain, Held)]
+        lead = (-1, *(1,) * (held.view.dim() - 2))
+        riders = (gain.seen(gain.view.reshape(lead).expand(held.shape)) for gain in gains)
+        return [held.seen(held.view, (*held.riders, *riders))]
     flow, shape = tracer.flow(inputs), tuple(inputs.shape)
     for weight, kind in zip(weights, (EdgeType.NORM, EdgeType.OTHER), strict=False):
         attach = partial(_per_channel, tracer) if per_channel else tracer.attach
         flow = attach(tracer.get(weight), flow, shape, kind)
     return [flow]
-
-
-def _standardised(tracer: Tracer, held: Held, weights: tuple[object, ...]) -> Held:
-    """Weights that are normalised themselves stay weights, and the gains ride on them (weight standardisation)."""
-    lead = (-1, *(1,) * (held.view.dim() - 2))
-    gains = [gain for gain in map(tracer.get, weights) if isinstance(gain, Held)]
-    riders = tuple(gain.seen(gain.view.reshape(lead).expand(held.shape)) for gain in gains)
-    return held.seen(held.view, (*held.riders, *riders))
 
 
 @handles("_weight_norm_interface")

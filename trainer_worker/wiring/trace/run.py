@@ -1,6 +1,8 @@
 """Running a user's module, or those parts of it that run, until every parameter was seen at work."""
 
 import time
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +19,6 @@ PASSES, FRUITLESS = 8, 4
 """Forward passes tried while parameters remain unseen (chance may route around experts), and how many in a row that show nothing
 new end it.
 """
-
-NO_FORWARD = "the model has no forward of its own, so its parts were run by themselves"
 
 GUESSED_ELEMENTS, GIVEN_ELEMENTS = 2**24, 2**27
 """Largest tensor an operator may put out, with guessed and with given inputs; the largest parameter's size is always allowed."""
@@ -69,7 +69,7 @@ class Run:
     def visit(self, module: nn.Module, path: str, given: Arguments | None = None) -> None:
         runs = getattr(module.forward, "__name__", "") != "_forward_unimplemented"
         if not path and not runs and self._unseen(module):
-            self.remarks.append(NO_FORWARD)
+            self.remarks.append("the model has no forward of its own, so its parts were run by themselves")
         tells = runs and not (path and type(module) is nn.Linear)  # which by itself says no more than its shapes do
         if tells and self._unseen(module) and not (given and self._run_given(module, path, given)):
             self._guess(module, path)
@@ -86,15 +86,14 @@ class Run:
 
     def _run_given(self, module: nn.Module, path: str, given: Arguments) -> bool:
         limits = self._limits(GIVEN_ELEMENTS)
-        few = _few_examples(given)
-        if few is not None and not _trial(module, few, limits):
-            given = few
-        failure = self._passes(module, path, given, limits)
-        if failure:
-            self.remarks.append(f"the example inputs do not run: {failure}")
-        else:
-            self.inputs = f"the given inputs {_described(given)}"
-        return not failure
+        for arguments in (_few_examples(given), given):
+            failure = _trial(module, arguments, limits)
+            if not failure:
+                self._trace(module, path, arguments, limits)
+                self.inputs = f"the given inputs {_described(arguments)}"
+                return True
+        self.remarks.append(f"the example inputs do not run: {failure}")
+        return False
 
     def _guess(self, module: nn.Module, path: str) -> None:
         like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), next(module.parameters()))
@@ -104,8 +103,9 @@ class Run:
             arguments = tree_map_only(
                 Tensor, lambda each: each.to(like.device, like.dtype if each.is_floating_point() else each.dtype), guess
             )
-            failure = _trial(module, arguments, limits) or self._passes(module, path, arguments, limits)
+            failure = _trial(module, arguments, limits)
             if not failure:
+                self._trace(module, path, arguments, limits)
                 if not path:
                     self.inputs = f"guessed inputs {_described(arguments)}"
                 return
@@ -114,36 +114,22 @@ class Run:
             if self._late:
                 first = f"no guess ran in {SECONDS:.0f} s"
                 break
-        self.remarks.append(f"{path or 'the model'} could not be run with guessed inputs: {first}")
+        self.remarks.append(f"{path or 'the model'} could not be run with guessed inputs (give example inputs): {first}")
 
-    def _passes(self, module: nn.Module, path: str, arguments: Arguments, limits: Limits) -> str:
-        """Forward passes in evaluation mode, then in training mode while they show more of the parameters; the first failure."""
+    def _trace(self, module: nn.Module, path: str, arguments: Arguments, limits: Limits) -> None:
+        """Forward passes in evaluation and training mode in turn, each as far as it runs, while they show more parameters."""
         fruitless = 0
         for number in range(PASSES):
             before = self.tracer.uses.count
-            module.train(number % 2 == 1)
-            failure = self._attempt(module, arguments, limits, seed=number)
-            if failure:
-                return failure if number == 0 else ""
+            torch.manual_seed(number)
+            args, kwargs = tree_map_only(Tensor, partial(_redrawn, number), arguments)
+            self.tracer.begin(module.parameters(), tensors_of((args, kwargs)), limits)
+            with suppress(Exception), self.tracer:  # it is the user's code, and may raise anything
+                module.train(number % 2 == 1)(*args, **kwargs)
             self._note(module, path)
             fruitless = fruitless + 1 if self.tracer.uses.count == before else 0
             if fruitless == FRUITLESS or not self._unseen(module):
                 break
-        return ""
-
-    def _attempt(self, module: nn.Module, arguments: Arguments, limits: Limits, *, seed: int) -> str:
-        roll_back = self.tracer.begin(module.parameters(), limits)
-        torch.manual_seed(seed)
-        args, kwargs = tree_map_only(Tensor, lambda tensor: _redrawn(tensor, seed), arguments)
-        for tensor in tensors_of((args, kwargs)):
-            self.tracer.label_input(tensor)
-        try:
-            with self.tracer:
-                module(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001  (it is the user's code, and may raise anything)
-            roll_back()
-            return _sentence(error)
-        return ""
 
     def _note(self, module: nn.Module, path: str) -> None:
         """Who was seen first in this run."""
@@ -160,12 +146,12 @@ class Run:
         return any(not self.tracer.uses.of[number] for number in self._numbers(module) & self._sought)
 
 
-def _few_examples(arguments: Arguments) -> Arguments | None:
-    """The first examples of a large batch; None where the tensors do not agree on how many there are."""
+def _few_examples(arguments: Arguments) -> Arguments:
+    """The first examples of a large batch, if the tensors agree on how many there are."""
     tensors = tensors_of(arguments)
     lengths = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
     if len(lengths) != 1 or max(lengths) <= FEW or sum(tensor.numel() for tensor in tensors) < MANY_ELEMENTS:
-        return None
+        return arguments
     return tree_map_only(Tensor, lambda tensor: tensor[:FEW], arguments)  # type: ignore[no-any-return]
 
 
@@ -190,6 +176,6 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def _redrawn(tensor: Tensor, seed: int) -> Tensor:
+def _redrawn(seed: int, tensor: Tensor) -> Tensor:
     """The example itself at first; then other random features, so that other paths are taken."""
     return torch.randn_like(tensor) if seed and tensor.is_floating_point() else tensor.clone()

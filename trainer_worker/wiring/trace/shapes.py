@@ -149,16 +149,11 @@ def write(tracer: Tracer, call: Call) -> Shadow:
     """Parts written into a tensor: neurons along the last dimension are common to both."""
     target = call.args[0]
     origins = [value for value in call.args[1:] if isinstance(value, Tensor) and tracer.get(value) is not None]
-    flows = [flow for tensor in (target, *origins) for flow in [_last(tracer, tensor)] if flow is not None]
-    for other in flows[1:]:
-        tracer.labels.tie(flows[0], other)
-    if not flows:
-        return None
-    return Flow((flows[0].reshape((1,) * (target.dim() - 1) + (-1,)),)) if flows[0].numel() == target.shape[-1] else None
-
-
-def _last(tracer: Tracer, tensor: Tensor) -> Tensor | None:
-    """Labels along the last dimension alone."""
-    last = tensor.dim() - 1
-    labels = tracer.flow(tensor).along(last, tensor.shape[last]) if tensor.dim() else None
-    return None if labels is None else tracer.labels.collapse(labels, {last}).flatten()
+    last = []
+    for tensor in (target, *origins):
+        labels = tracer.flow(tensor).along(tensor.dim() - 1, tensor.shape[-1]) if tensor.dim() else None
+        if labels is not None:
+            last.append(tracer.labels.collapse(labels, {tensor.dim() - 1}).flatten())
+    for other in last[1:]:
+        tracer.labels.tie(last[0], other)
+    return Flow((last[0].reshape((1,) * (target.dim() - 1) + (-1,)),)) if last and len(last[0]) == target.shape[-1] else None

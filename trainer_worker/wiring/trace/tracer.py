@@ -67,23 +67,19 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         }
         self._shadows: Any = WeakTensorKeyDictionary()
 
-    def begin(self, parameters: Iterable[Tensor], limits: Limits) -> Callable[[], None]:
-        """Start a forward pass of a part with these parameters; what it returns forgets all that the pass adds."""
+    def begin(self, parameters: Iterable[Tensor], inputs: Iterable[Tensor], limits: Limits) -> None:
+        """Start a forward pass of a part with these parameters and inputs."""
         self.elements, self.deadline = limits.elements, limits.deadline
         self._shadows = WeakTensorKeyDictionary()
         for parameter in parameters:
             if (held := self._held.get(id(parameter))) is not None:
                 self._shadows[parameter] = held
         self.labels.read.zero_()
-        grown: list[list[Any]] = [self.labels.ties, self.pairings, self.residuals]
-        lengths, uses = [len(each) for each in grown], self.uses.count
-
-        def roll_back() -> None:
-            for each, length in zip(grown, lengths, strict=True):
-                del each[length:]
-            self.uses.roll_back(uses)
-
-        return roll_back
+        for tensor in inputs:
+            # every feature of an input is a neuron; the first dimension of several counts examples
+            shape = (1, *tensor.shape[1:]) if tensor.dim() > 1 else tuple(tensor.shape)
+            if tensor.is_floating_point() and 1 < torch.Size(shape).numel() <= LARGEST_LABELLED_INPUT:
+                self.put(tensor, Flow((self.labels.fresh_input(*shape),)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -91,7 +87,12 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         schema = func._schema  # noqa: SLF001  (an operator says only there whether it writes into its arguments)
         name = schema.name.removeprefix("aten::")
         in_place = schema.is_mutable and name.endswith("_")
-        shadows = self._follow(Call(name.rstrip("_") if in_place else name, func, args, kwargs, out))
+        call = Call(name.rstrip("_") if in_place else name, func, args, kwargs, out)
+        try:
+            shadows = HANDLERS.get(call.name, Tracer.carried)(self, call)
+        except Exception as error:  # noqa: BLE001  (an operator used in a way nobody foresaw loses its neurons, not the whole trace)
+            self.lost[call.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            shadows = None
         outputs = tensors_of(out)
         for tensor, shadow in zip(outputs, shadows if isinstance(shadows, list) else [shadows] * len(outputs), strict=False):
             self.put(tensor, shadow)
@@ -99,31 +100,21 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
                 self._write_through(tensor, shadow)
         return out
 
-    def _follow(self, call: Call) -> Any:
-        """An operator used in a way nobody foresaw loses its neurons, not the whole trace."""
-        handler = HANDLERS.get(call.name)
-        try:
-            return handler(self, call) if handler else self.carried(call)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the model's own run must go on)
-            self.lost[call.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            return None
-
     def get(self, value: Any) -> Shadow:
         return self._shadows.get(value) if isinstance(value, Tensor) else None
 
     def flow(self, value: Any) -> Flow:
-        """The activation's shadow; weights used as an activation become one."""
+        """The activation's shadow. Weights used as one (class tokens, prompts) become one: the last dimension's neurons are theirs,
+        the others tell the rows.
+        """
         shadow = self.get(value)
         if isinstance(shadow, Held):
-            shadow = self._learnt(shadow)
+            last = {max(shadow.moving)} if shadow.moving else set()
+            kind = EdgeType.WORD_EMBEDDING if last else EdgeType.OTHER
+            source, target, _ = self.use(shadow, shadow.moving - last, last, kind)
+            shadow = Flow(tuple(end for end in (target, source) if varying(end)), learnt=True)
             self.put(value, shadow)
         return shadow or Flow()
-
-    def _learnt(self, held: Held) -> Flow:
-        """Weights as an activation (class tokens, prompts): the last dimension's neurons are theirs, the others tell the rows."""
-        last = {max(held.moving)} if held.moving else set()
-        source, target, _ = self.use(held, held.moving - last, last, EdgeType.WORD_EMBEDDING if last else EdgeType.OTHER)
-        return Flow(tuple(end for end in (target, source) if varying(end)), learnt=True)
 
     def use(
         self, held: Held, source: Tensor | set[int], target: Tensor | set[int], kind: EdgeType, *, lookup: bool = False
@@ -133,8 +124,12 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         """
         if (found := self.uses.find(held)) is not None:
             return self.labels.settle(found.source), self.labels.settle(found.target), found.lookup
-        fresh = self.labels.fresh_over
-        first, last = (each if isinstance(each, Tensor) else fresh(held.shape, each) for each in (source, target))
+        first, last = (
+            each
+            if isinstance(each, Tensor)
+            else self.labels.fresh(*(size if dim in each else 1 for dim, size in enumerate(held.shape)))
+            for each in (source, target)
+        )
         self.uses.add(held, first, last, kind, lookup=lookup)
         return first, last, lookup
 
@@ -154,14 +149,10 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         elif inputs is not None:
             self.labels.tie(inputs, source)
         self.labels.consume(source)
-        for rider in held.riders:
-            self._ride(rider, target, source)
+        for rider in held.riders:  # a gain acts on the neurons of the dimension it has (weight normalisation)
+            ends = next((ends for ends in (target, source) if varying(ends) and varying(ends) <= rider.moving), target)
+            self.use(rider, rider.moving - varying(ends), ends, EdgeType.NORM)
         return source, target
-
-    def _ride(self, rider: Held, target: Tensor, source: Tensor) -> None:
-        """A gain multiplied into weights acts on the neurons of the dimension it has (weight normalisation)."""
-        ends = next((ends for ends in (target, source) if varying(ends) and varying(ends) <= rider.moving), target)
-        self.use(rider, rider.moving - varying(ends), ends, EdgeType.NORM)
 
     def attach(self, held: Shadow, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
         """A bias, gain or position embedding (anything else does nothing), broadcast against an activation of `shape`; gives
@@ -173,7 +164,10 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         moving = held.moving
         if not moving:
             return self._attach_scalar(held, flow, kind)
-        own = _owner(flow, moving)
+        # the identity the weights act on: one of their own dimensions, the last by preference
+        touching = [labels for labels in flow.identities if varying(labels) & moving]
+        fitting = [labels for labels in touching if varying(labels) <= moving]
+        own = max(fitting or touching, key=lambda labels: max(varying(labels) & moving), default=None)
         if own is not None and not varying(own) <= moving and self.labels.of_input(own):
             rest = tuple(labels for labels in flow.identities if labels is not own)
             own = self.labels.collapse(own, moving)
@@ -218,14 +212,6 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         flow = self.flow(tensor)
         self.put(tensor, replace(flow, identities=(*flow.identities, labels), learnt=False))
 
-    def label_input(self, tensor: Tensor) -> None:
-        """Every feature of an input is a neuron; the first dimension of several counts examples."""
-        if not tensor.is_floating_point() or tensor.dim() == 0:
-            return
-        shape = (1, *tensor.shape[1:]) if tensor.dim() > 1 else tuple(tensor.shape)
-        if 1 < torch.Size(shape).numel() <= LARGEST_LABELLED_INPUT:
-            self.put(tensor, Flow((self.labels.fresh_input(*shape),)))
-
     def carried(self, call: Call) -> list[Shadow]:
         """For operators nobody handles: neurons stay on dimensions that keep their place and size (pooling, padding, ...)."""
         inputs = tensors_of((call.args, call.kwargs))
@@ -253,13 +239,6 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
             part.copy_(labels.expand(tensor.shape))
             after.append(squash(whole))
         self.put(base, Flow((*after, *before[len(after) :])))
-
-
-def _owner(flow: Flow, moving: set[int]) -> Tensor | None:
-    """The identity the weights act on: one of their own dimensions, the last by preference."""
-    touching = [labels for labels in flow.identities if varying(labels) & moving]
-    fitting = [labels for labels in touching if varying(labels) <= moving]
-    return max(fitting or touching, key=lambda labels: max(varying(labels) & moving), default=None)
 
 
 def tensors_of(out: Any) -> list[Tensor]:

@@ -29,19 +29,14 @@ class Uses:
     def __init__(self, sizes: list[int]) -> None:
         self.of: list[list[Use]] = [[] for _ in sizes]
         self._sizes = sizes
-        self._order: list[int] = []
+        self.count = 0
         self._masks: dict[int, Tensor] = {}
-
-    @property
-    def count(self) -> int:
-        """How many uses there are."""
-        return len(self._order)
 
     def find(self, held: Held) -> Use | None:
         """The use of weights that were all seen before, its labels broadcastable to the view."""
-        dims = _dims(held)
+        dims, place = _geometry(held)
         for use in self.of[held.parameter]:
-            if _geometry(held.view, dims) == (use.offset, use.sizes, use.strides):
+            if place == (use.offset, use.sizes, use.strides):
                 return replace(use, source=_unfold(use.source, held, dims), target=_unfold(use.target, held, dims))
         return self._gather(held) if self.of[held.parameter] and self._seen(held).all() else None
 
@@ -50,19 +45,11 @@ class Uses:
         uses = self.of[held.parameter]
         if held.view.numel() == 0 or (uses and self._seen(held).any()):
             return
-        dims = _dims(held)
-        offset, sizes, strides = _geometry(held.view, dims)
+        dims, (offset, sizes, strides) = _geometry(held)
         uses.append(Use(offset, sizes, strides, _fold(source, dims), _fold(target, dims), kind, lookup))
-        self._order.append(held.parameter)
+        self.count += 1
         if held.parameter in self._masks:
             self._masks[held.parameter].as_strided(sizes, strides, offset).fill_(True)
-
-    def roll_back(self, count: int) -> None:
-        """Forget all but the first `count` uses."""
-        for index in reversed(self._order[count:]):
-            self.of[index].pop()
-            self._masks.pop(index, None)
-        del self._order[count:]
 
     def complete(self, parameter: int) -> bool:
         """Every weight of the parameter was seen."""
@@ -96,13 +83,10 @@ def _through(flat: Tensor, held: Held) -> Tensor:
     return flat.as_strided(held.view.size(), held.view.stride(), held.view.storage_offset())
 
 
-def _dims(held: Held) -> list[int]:
-    """The dimensions that move through the parameter, by falling stride."""
-    return sorted(held.moving, key=lambda dim: -held.view.stride()[dim])
-
-
-def _geometry(view: Tensor, dims: list[int]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    return int(view.storage_offset()), tuple(view.size(dim) for dim in dims), tuple(view.stride(dim) for dim in dims)
+def _geometry(held: Held) -> tuple[list[int], tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    """The dimensions that move through the parameter, by falling stride; offset, sizes and strides of these."""
+    view, dims = held.view, sorted(held.moving, key=lambda dim: -held.view.stride()[dim])
+    return dims, (int(view.storage_offset()), tuple(map(view.size, dims)), tuple(map(view.stride, dims)))
 
 
 def _fold(labels: Tensor, dims: list[int]) -> Tensor:
@@ -115,8 +99,5 @@ def _fold(labels: Tensor, dims: list[int]) -> Tensor:
 
 def _unfold(labels: Tensor, held: Held, dims: list[int]) -> Tensor:
     """Labels over a use's dimensions -> over the view's."""
-    shape = [1] * held.view.dim()
-    for axis, dim in enumerate(dims):
-        shape[dim] = labels.shape[axis]
-    order = sorted(range(len(dims)), key=lambda axis: dims[axis])
-    return labels.permute(*order).reshape(shape)
+    order = [*dims, *(dim for dim in range(held.view.dim()) if dim not in dims)]
+    return labels[(..., *(None,) * (len(order) - len(dims)))].permute(*sorted(range(len(order)), key=order.__getitem__))
