@@ -4,10 +4,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
 import torch
+from cut_network import Listening
 from small_runs import adam, make, network
 
 from protos.errors import DeadlineExceeded, Unavailable
@@ -23,27 +25,17 @@ PATIENCE_S = 30.0
 
 
 @contextmanager
-def server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Has each connection served in a thread of its own; the address."""
+def endpoint_of(serve: Callable[[socket.socket], None]) -> Iterator[HttpEndpoint]:
+    """At a server that has each connection served in a thread of its own."""
 
-    def answer(connection: socket.socket) -> None:
-        with connection:
-            try:
-                serve(connection)
-            except OSError:
-                return
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                serve(self.request)
 
-    def listen() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=listen, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listening = Listening(ThreadingTCPServer(("127.0.0.1", 0), Handler))
+    with closing(listening), closing(HttpEndpoint(listening.url, job="job")) as endpoint:
+        yield endpoint
 
 
 def dripping(begin: bytes, drop: bytes) -> Callable[[socket.socket], None]:
@@ -73,7 +65,7 @@ def slow_reader(connection: socket.socket) -> None:
 @pytest.mark.parametrize("serve", [HEAD, CONTINUE, BODY])
 def test_a_registration_ends_at_its_deadline(serve: Callable[[socket.socket], None]) -> None:
     """`with Nowcast(...)` would never come to the first training step."""
-    with server(serve) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
+    with endpoint_of(serve) as endpoint:
         begun = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=Deadline(0.3))
@@ -82,28 +74,21 @@ def test_a_registration_ends_at_its_deadline(serve: Callable[[socket.socket], No
 
 def test_an_upload_ends_at_its_deadline() -> None:
     """A server that reads a kilobyte now and then would hold up the sender for ever."""
-    with server(slow_reader) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
+    with endpoint_of(slow_reader) as endpoint:
         begun = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             endpoint.send(1, torch.zeros(5_000_000), deadline=Deadline(0.3))
         assert time.monotonic() - begun < PATIENCE_S
 
 
-def test_what_nobody_waits_for_any_more_ends_at_once() -> None:
-    """An answer that is late would keep its connection, and the server at work, until its deadline."""
-    with server(BODY) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
+@pytest.mark.parametrize(("closes", "error"), [(False, DeadlineExceeded), (True, Unavailable)])
+def test_what_nobody_waits_for_any_more_ends_at_once(*, closes: bool, error: type[Exception]) -> None:
+    """A late answer would keep the server at work until its deadline; or a run end, and its thread wait for a server that hangs."""
+    with endpoint_of(BODY) as endpoint:
         deadline = Deadline(1000.0)
-        threading.Timer(0.2, deadline.expire).start()
-        with pytest.raises(DeadlineExceeded):
+        threading.Timer(0.2, endpoint.close if closes else deadline.expire).start()
+        with pytest.raises(error):
             endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=deadline)
-
-
-def test_closing_ends_a_call_under_way() -> None:
-    """A run would end, and its thread go on to wait for a server that hangs."""
-    with server(BODY) as url, closing(HttpEndpoint(url, job="job")) as endpoint:
-        threading.Timer(0.2, endpoint.close).start()
-        with pytest.raises(Unavailable):
-            endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=Deadline(1000.0))
 
 
 def test_a_name_that_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Networks as users write them, each with an example of its inputs."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,72 +10,55 @@ import transformers
 from torch import Tensor, nn
 
 
-class UNet(nn.Module):
-    """Skip connections by concatenation, transposed convolutions, group norm."""
+class Lambda(nn.Module):
+    """A module of parts, and a function of it and its inputs."""
 
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
         super().__init__()
-        self.down1 = self._block(1, width)
-        self.down2 = self._block(width, 2 * width)
-        self.bottom = self._block(2 * width, 4 * width)
-        self.up2 = nn.ConvTranspose2d(4 * width, 2 * width, 2, stride=2)
-        self.join2 = self._block(4 * width, 2 * width)
-        self.up1 = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
-        self.join1 = self._block(2 * width, width)
-        self.head = nn.Conv2d(width, 2, 1)
+        self.forward = partial(function, self)
+        for name, part in parts.items():
+            setattr(self, name, part)
 
-    @staticmethod
-    def _block(inputs: int, outputs: int) -> nn.Sequential:
+
+def unet(width: int = 4) -> nn.Module:
+    """Skip connections by concatenation, transposed convolutions."""
+
+    def block(inputs: int, outputs: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.down1(x)
-        second = self.down2(F.max_pool2d(first, 2))
-        x = self.bottom(F.max_pool2d(second, 2))
-        x = self.join2(torch.cat([self.up2(x), second], dim=1))
-        x = self.join1(torch.cat([self.up1(x), first], dim=1))
-        return self.head(x)
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        first = m.down1(x)
+        second = m.down2(F.max_pool2d(first, 2))
+        x = m.bottom(F.max_pool2d(second, 2))
+        x = m.join2(torch.cat([m.up2(x), second], dim=1))
+        return m.head(m.join1(torch.cat([m.up1(x), first], dim=1)))
+
+    down = {"down1": block(1, width), "down2": block(width, 2 * width), "bottom": block(2 * width, 4 * width)}
+    up = {f"up{n}": nn.ConvTranspose2d(2 * n * width, n * width, 2, stride=2) for n in (2, 1)}
+    join = {f"join{n}": block(2 * n * width, n * width) for n in (2, 1)}
+    return Lambda(forward, **down, **up, **join, head=nn.Conv2d(width, 2, 1))
 
 
-def efficientnet() -> nn.Module:
-    """Expand, depthwise, squeeze and excite, project, add."""
-    sizes = {
-        "in_channels": [4],
-        "out_channels": [4],
-        "strides": [1],
-        "kernel_sizes": [5],
-        "num_block_repeats": [2],
-        "hidden_dim": 8,
-    }
-    scale = {"width_coefficient": 1 / 160, "depth_coefficient": 1.0, "expand_ratios": [3], "image_size": 16}
-    return transformers.EfficientNetForImageClassification(transformers.EfficientNetConfig(**sizes, **scale, num_labels=5))
-
-
-class MixerBlock(nn.Module):
-    def __init__(self, tokens: int, channels: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.tokens = nn.Sequential(nn.Linear(tokens, 6), nn.GELU(), nn.Linear(6, tokens))
-        self.channels = nn.Sequential(nn.Linear(channels, 7), nn.GELU(), nn.Linear(7, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
-        return x + self.channels(self.norm2(x))
-
-
-class MLPMixer(nn.Module):
+def mixer(tokens: int = 16, channels: int = 5) -> nn.Module:
     """Linear layers over tokens and over channels in turn."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Conv2d(3, 5, 4, stride=4)
-        self.blocks = nn.Sequential(MixerBlock(16, 5), MixerBlock(16, 5))
-        self.norm = nn.LayerNorm(5)
-        self.head = nn.Linear(5, 4)
+    def mix(m: nn.Module, x: Tensor) -> Tensor:
+        x = x + m.tokens(m.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + m.channels(m.norm2(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x).flatten(2).transpose(1, 2)
-        return self.head(self.norm(self.blocks(x)).mean(1))
+    def block() -> nn.Module:
+        norms = {"norm1": nn.LayerNorm(channels), "norm2": nn.LayerNorm(channels)}
+        over = {
+            name: nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, size))
+            for name, size, hidden in (("tokens", tokens, 6), ("channels", channels, 7))
+        }
+        return Lambda(mix, **norms, **over)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.head(m.norm(m.blocks(m.embed(x).flatten(2).transpose(1, 2))).mean(1))
+
+    blocks, norm = nn.Sequential(block(), block()), nn.LayerNorm(channels)
+    return Lambda(forward, embed=nn.Conv2d(3, channels, 4, stride=4), blocks=blocks, norm=norm, head=nn.Linear(channels, 4))
 
 
 class GAN(nn.Module):
@@ -86,153 +70,98 @@ class GAN(nn.Module):
         self.discriminator = nn.Sequential(nn.Linear(16, 8), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(8, 1))
 
 
-class MixtureOfExperts(nn.Module):
+def routed_experts(width: int = 6, experts: int = 4) -> nn.Module:
     """Each token goes to its two best experts; which, depends on the data."""
 
-    def __init__(self, width: int = 6, experts: int = 4) -> None:
-        super().__init__()
-        self.embed = nn.Linear(5, width)
-        self.router = nn.Linear(width, experts, bias=False)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, width)) for _ in range(experts))
-        self.head = nn.Linear(width, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        weights, chosen = self.router(x).softmax(-1).topk(2, dim=-1)
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.embed(x)
+        weights, chosen = m.router(x).softmax(-1).topk(2, dim=-1)
         mixed = torch.zeros_like(x)
-        for index, expert in enumerate(self.experts):
+        for index, expert in enumerate(m.experts):
             rows, place = torch.where(chosen == index)
             if len(rows):
                 mixed[rows] += weights[rows, place, None] * expert(x[rows])
-        return self.head(x + mixed)
+        return m.head(x + mixed)
+
+    each = nn.ModuleList(nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, width)) for _ in range(experts))
+    router = nn.Linear(width, experts, bias=False)
+    return Lambda(forward, embed=nn.Linear(5, width), router=router, experts=each, head=nn.Linear(width, 3))
 
 
-class BatchedExperts(nn.Module):
+def batched_experts(width: int = 6, hidden: int = 5, experts: int = 3) -> nn.Module:
     """Experts as one tensor each for their two layers, all applied to every token."""
 
-    def __init__(self, width: int = 6, hidden: int = 5, experts: int = 3) -> None:
-        super().__init__()
-        self.embed = nn.Linear(4, width)
-        self.gate = nn.Linear(width, experts)
-        self.up = nn.Parameter(torch.randn(experts, width, hidden) * 0.3)
-        self.down = nn.Parameter(torch.randn(experts, hidden, width) * 0.3)
-        self.head = nn.Linear(width, 3)
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.embed(x)
+        mixed = torch.bmm(torch.bmm(x.expand(experts, *x.shape), m.up).relu(), m.down) * m.gate(x).softmax(-1).t().unsqueeze(-1)
+        return m.head(x + mixed.sum(0))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        hidden = torch.bmm(x.expand(len(self.up), *x.shape), self.up).relu()
-        mixed = torch.bmm(hidden, self.down) * self.gate(x).softmax(-1).t().unsqueeze(-1)
-        return self.head(x + mixed.sum(0))
+    up, down = (nn.Parameter(torch.randn(experts, *shape) * 0.3) for shape in ((width, hidden), (hidden, width)))
+    return Lambda(forward, embed=nn.Linear(4, width), gate=nn.Linear(width, experts), up=up, down=down, head=nn.Linear(width, 3))
 
 
-class WeightShared(nn.Module):
+def weight_shared(width: int = 7) -> nn.Module:
     """The same residual block again and again, and a decoder tied to the encoder."""
 
-    def __init__(self, width: int = 7, steps: int = 3) -> None:
-        super().__init__()
-        self.steps = steps
-        self.encode = nn.Linear(9, width, bias=False)
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 10)
-        self.down = nn.Linear(10, width)
-        self.bias = nn.Parameter(torch.zeros(9))
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        state = m.encode(x)
+        for _ in range(3):
+            state = state + m.down(torch.tanh(m.up(m.norm(state))))
+        return F.linear(state, m.encode.weight.t(), m.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        state = self.encode(x)
-        for _ in range(self.steps):
-            state = state + self.down(torch.tanh(self.up(self.norm(state))))
-        return F.linear(state, self.encode.weight.t(), self.bias)
+    inside = {"norm": nn.LayerNorm(width), "up": nn.Linear(width, 10), "down": nn.Linear(10, width)}
+    return Lambda(forward, encode=nn.Linear(9, width, bias=False), **inside, bias=nn.Parameter(torch.zeros(9)))
 
 
-class GraphConvolution(nn.Module):
-    """Kipf and Welling's layer in plain torch, its weight (in, out)."""
+def gnn() -> nn.Module:
+    """Kipf and Welling's layers in plain torch, their weights (in, out), and attention over nodes."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(inputs, outputs) * 0.4)
-        self.bias = nn.Parameter(torch.zeros(outputs))
+    def layer(m: nn.Module, x: Tensor, adj: Tensor) -> Tensor:
+        return adj @ (x @ m.weight) + m.bias
 
-    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
-        return adj @ (x @ self.weight) + self.bias
+    def convolution(inputs: int, outputs: int) -> nn.Module:
+        return Lambda(layer, weight=nn.Parameter(torch.randn(inputs, outputs) * 0.4), bias=nn.Parameter(torch.zeros(outputs)))
 
+    def forward(m: nn.Module, x: Tensor, adj: Tensor) -> Tensor:
+        x = m.second(F.relu(m.first(x, adj)), adj)
+        return m.head((torch.softmax(m.attend(torch.tanh(x)), dim=0) * x).sum(0, keepdim=True))
 
-class GNN(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = GraphConvolution(5, 8), GraphConvolution(8, 6)
-        self.attend = nn.Linear(6, 1, bias=False)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
-        x = self.second(F.relu(self.first(x, adj)), adj)
-        weights = torch.softmax(self.attend(torch.tanh(x)), dim=0)
-        return self.head((weights * x).sum(0, keepdim=True))
+    ends = {"attend": nn.Linear(6, 1, bias=False), "head": nn.Linear(6, 3)}
+    return Lambda(forward, first=convolution(5, 8), second=convolution(8, 6), **ends)
 
 
-class LSTMClassifier(nn.Module):
+def lstm() -> nn.Module:
     """Two bidirectional layers over embedded tokens, the last states classified."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(20, 5, padding_idx=0)
-        self.lstm = nn.LSTM(5, 4, num_layers=2, batch_first=True, bidirectional=True, dropout=0.1)
-        self.head = nn.Linear(8, 3)
+    def forward(m: nn.Module, tokens: Tensor) -> Tensor:
+        _, (hidden, _) = m.lstm(m.embed(tokens))
+        return m.head(torch.cat([hidden[-2], hidden[-1]], dim=-1))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        _, (hidden, _) = self.lstm(self.embed(tokens))
-        return self.head(torch.cat([hidden[-2], hidden[-1]], dim=-1))
+    layers = nn.LSTM(5, 4, num_layers=2, batch_first=True, bidirectional=True, dropout=0.1)
+    return Lambda(forward, embed=nn.Embedding(20, 5, padding_idx=0), lstm=layers, head=nn.Linear(8, 3))
 
 
-def resnet() -> nn.Module:
-    """Residual connections, in place, some by way of a convolution."""
-    sizes = {"embedding_size": 4, "hidden_sizes": [4, 6], "depths": [2, 2]}
-    return transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, layer_type="basic", num_labels=5))
-
-
-def convnext() -> nn.Module:
-    """Depthwise 7x7, channels last, LayerScale."""
-    sizes = {"patch_size": 4, "num_stages": 2, "hidden_sizes": [5, 6], "depths": [2, 1]}
-    return transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**sizes, num_labels=4))
-
-
-class EncoderClassifier(nn.Module):
-    """nn.TransformerEncoder with a class token and learnt positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(3, 8)
-        self.token = nn.Parameter(torch.randn(1, 1, 8) * 0.1)
-        self.positions = nn.Parameter(torch.randn(1, 9, 8) * 0.1)
-        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, activation="gelu", batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(8), enable_nested_tensor=False)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], dim=1)
-        return self.head(self.encoder(x + self.positions[:, : x.shape[1]])[:, 0])
-
-
-class Seq2Seq(nn.Module):
+def seq2seq(width: int = 6) -> nn.Module:
     """A GRU encoder, a GRU-cell decoder that attends to it, tokens fed back."""
 
-    def __init__(self, width: int = 6) -> None:
-        super().__init__()
-        self.source, self.target = nn.Embedding(12, width), nn.Embedding(11, width)
-        self.encoder = nn.GRU(width, width, batch_first=True)
-        self.cell = nn.GRUCell(2 * width, width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, 11)
-
-    def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        memory, hidden = self.encoder(self.source(source))
-        hidden = hidden[0]
+    def forward(m: nn.Module, source: Tensor, target: Tensor) -> Tensor:
+        memory, (hidden,) = m.encoder(m.source(source))
         outputs = []
         for step in range(target.shape[1]):
-            scores = torch.einsum("bd,btd->bt", self.query(hidden), memory)
+            scores = torch.einsum("bd,btd->bt", m.query(hidden), memory)
             context = torch.einsum("bt,btd->bd", scores.softmax(-1), memory)
-            hidden = self.cell(torch.cat([self.target(target[:, step]), context], -1), hidden)
-            outputs.append(self.out(hidden))
+            hidden = m.cell(torch.cat([m.target(target[:, step]), context], -1), hidden)
+            outputs.append(m.out(hidden))
         return torch.stack(outputs, dim=1)
+
+    tables = {"source": nn.Embedding(12, width), "target": nn.Embedding(11, width)}
+    recurrent = {"encoder": nn.GRU(width, width, batch_first=True), "cell": nn.GRUCell(2 * width, width)}
+    return Lambda(forward, **tables, **recurrent, query=nn.Linear(width, width, bias=False), out=nn.Linear(width, 11))
+
+
+def hugging_face(name: str, **sizes: Any) -> Callable[[], nn.Module]:
+    config = getattr(transformers, f"{name}Config")
+    return lambda: getattr(transformers, f"{name}ForImageClassification")(config(**sizes, num_labels=5))
 
 
 def _tokens(high: int) -> Callable[[], tuple[Tensor, ...]]:
@@ -244,18 +173,24 @@ def _images(channels: int, side: int) -> Callable[[], tuple[Tensor, ...]]:
 
 
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
-    "unet": (UNet, _images(1, 16)),
-    "efficientnet": (efficientnet, _images(3, 16)),
-    "mixer": (MLPMixer, _images(3, 16)),
+    "unet": (unet, _images(1, 16)),
+    "efficientnet": (  # expand, depthwise, squeeze and excite, project, add
+        hugging_face(
+            "EfficientNet", in_channels=[4], out_channels=[4], strides=[1], kernel_sizes=[5], num_block_repeats=[2], hidden_dim=8,
+            width_coefficient=1 / 160, depth_coefficient=1.0, expand_ratios=[3], image_size=16,
+        ),
+        _images(3, 16),
+    ),
+    "mixer": (mixer, _images(3, 16)),
     "gan": (GAN, lambda: None),
-    "experts": (MixtureOfExperts, lambda: (torch.randn(30, 5),)),
-    "batched_experts": (BatchedExperts, lambda: (torch.randn(6, 4),)),
-    "shared": (WeightShared, lambda: (torch.randn(4, 9),)),
-    "gnn": (GNN, lambda: (torch.randn(7, 5), torch.rand(7, 7))),
-    "lstm": (LSTMClassifier, _tokens(20)),
-    "resnet": (resnet, _images(3, 32)),
-    "convnext": (convnext, _images(3, 16)),
-    "encoder": (EncoderClassifier, lambda: (torch.randn(2, 8, 3),)),
-    "seq2seq": (Seq2Seq, lambda: (torch.randint(0, 12, (2, 5)), torch.randint(0, 11, (2, 4)))),
-}
+    "experts": (routed_experts, lambda: (torch.randn(30, 5),)),
+    "batched_experts": (batched_experts, lambda: (torch.randn(6, 4),)),
+    "shared": (weight_shared, lambda: (torch.randn(4, 9),)),
+    "gnn": (gnn, lambda: (torch.randn(7, 5), torch.rand(7, 7))),
+    "lstm": (lstm, _tokens(20)),
+    # residual connections, in place, some by way of a convolution; depthwise 7x7, channels last, LayerScale
+    "resnet": (hugging_face("ResNet", embedding_size=4, hidden_sizes=[4, 6], depths=[2, 2], layer_type="basic"), _images(3, 32)),
+    "convnext": (hugging_face("ConvNext", patch_size=4, num_stages=2, hidden_sizes=[5, 6], depths=[2, 1]), _images(3, 16)),
+    "seq2seq": (seq2seq, lambda: (torch.randint(0, 12, (2, 5)), torch.randint(0, 11, (2, 4)))),
+}  # fmt: skip
 """Name -> how to make the network, how to make its inputs (None: it has no forward of its own)."""

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, GAN
-from permutations import flat, hidden_groups, load, permutation, targets, weight_order
+from permutations import flat, hidden_groups, load, permutation, rolled, targets, weight_order
 from torch import Tensor, nn
 
 from trainer_worker.wiring import describe
@@ -55,8 +54,7 @@ def test_every_parameter_is_wired_and_hidden_neurons_may_be_permuted(name: str) 
     groups = [group for group in hidden_groups(wiring) if group not in APART.get(name, set()) and "in_proj" not in group]
     assert groups
     for group in groups:
-        shuffle = np.roll(np.arange(len(targets(wiring, group))), 1)
-        place = weight_order(wiring, permutation(wiring, {group: shuffle}))
+        place = weight_order(wiring, permutation(wiring, rolled(targets(wiring, group))))
         assert not torch.equal(weights[place], weights), group
         load(model, weights[place])
         torch.testing.assert_close(output(model, inputs), before, rtol=1e-9, atol=1e-9, msg=group)
@@ -69,10 +67,8 @@ def test_neurons_within_an_expert() -> None:
     make_model, make_inputs = ARCHITECTURES["batched_experts"]
     model, inputs = make_model(), make_inputs()
     wiring = describe(model, inputs).wiring
-    shuffle = np.arange(15)
-    shuffle[5:10] = [7, 5, 9, 6, 8]
     before, weights = model(*inputs), flat(model)
-    place = weight_order(wiring, permutation(wiring, {"up": shuffle}))
+    place = weight_order(wiring, permutation(wiring, rolled(targets(wiring, "up")[5:10])))
     load(model, weights[place])
     assert not torch.equal(weights[place], weights)
     torch.testing.assert_close(model(*inputs), before)

@@ -3,21 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from permutations import (
-    HeadNeurons,
-    Order,
-    attention_layers,
-    flat,
-    load,
-    permutation,
-    shuffle_head,
-    swap_heads,
-    targets,
-    weight_order,
-)
+from permutations import Head, Moves, attention_layers, flat, load, permutation, rolled, swapped, targets, weight_order
 from torch import Tensor, nn
 
 from nowcast_server.nino.checkpoint import load_checkpoint
@@ -76,18 +64,17 @@ def output(model: nn.Module) -> Tensor:
     return model(input_ids=torch.randint(1, 19, (2, 7))).logits
 
 
-def check(model: nn.Module, wiring: Wiring, order: Order) -> None:
-    """The order is a symmetry of the graph and of the network, and moves something."""
+def check(model: nn.Module, wiring: Wiring, moves: Moves) -> None:
+    """The moves are a symmetry of the graph and of the network, and move something."""
     before, weights = output(model), flat(model)
-    place = weight_order(wiring, order)
-    moved = weights[place]
+    moved = weights[weight_order(wiring, permutation(wiring, moves))]
     assert not torch.equal(moved, weights)
     load(model, moved)
     torch.testing.assert_close(output(model), before, rtol=1e-9, atol=1e-9)
     load(model, weights)
 
 
-def layers_with_heads(wiring: Wiring) -> list[list[HeadNeurons]]:
+def layers_with_heads(wiring: Wiring) -> list[list[Head]]:
     layers = attention_layers(wiring)
     assert [len(layer) for layer in layers] == [4, 4]
     return layers
@@ -105,13 +92,12 @@ def test_what_may_change_places(name: str) -> None:
     model = FAMILIES[name]()
     wiring = wire(model)
     for parameter in (label for label, _ in model.named_parameters() if label.endswith(MLP)):
-        count = len(targets(wiring, parameter))
-        check(model, wiring, permutation(wiring, {parameter: np.random.default_rng(0).permutation(count)}))
+        check(model, wiring, rolled(targets(wiring, parameter)))
     for layer in layers_with_heads(wiring):
         if name != "qwen3":
-            check(model, wiring, swap_heads(wiring, layer[0], layer[2]))
-        for group in (1,) if name in ROTARY else range(len(layer[1].groups)):
-            check(model, wiring, shuffle_head(wiring, layer[1], group))
+            check(model, wiring, swapped(layer[0], layer[2]))
+        for neurons in layer[1][2 if name in ROTARY else 1 :]:
+            check(model, wiring, rolled(neurons))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
@@ -126,7 +112,8 @@ def test_forecasts_do_not_depend_on_the_order_of_heads(name: str, shared: Path) 
     plain = engine.forecast(wiring, states, horizons=(1, 40), node_pe=features)
     change = (plain - states[-1]).norm()
     for layer in attention_layers(wiring):
-        for order in (swap_heads(wiring, layer[0], layer[3]), shuffle_head(wiring, layer[1], 0), shuffle_head(wiring, layer[2], 1)):
+        for moves in (swapped(layer[0], layer[3]), rolled(layer[1][1]), rolled(layer[2][2])):
+            order = permutation(wiring, moves)
             place = weight_order(wiring, order)
             moved = engine.forecast(wiring, states[:, place], horizons=(1, 40), node_pe=features[order])
             assert (moved - plain[:, place]).norm() / change < 1e-5
@@ -139,8 +126,8 @@ def test_heads_that_share_values() -> None:
     model = mistral(shared=2)
     wiring = wire(model)
     for layer in layers_with_heads(wiring):
-        check(model, wiring, swap_heads(wiring, layer[2], layer[3]))
-        check(model, wiring, shuffle_head(wiring, layer[0], 1))
+        check(model, wiring, swapped(layer[2], layer[3]))
+        check(model, wiring, rolled(layer[0][2]))
     llamas = wire(llama(num_key_value_heads=2))
     assert llamas.blocks == wire(model).blocks
 
@@ -150,8 +137,5 @@ def test_heads_do_not_mix() -> None:
     model = gpt2()
     wiring = wire(model)
     first, second = layers_with_heads(wiring)[0][:2]
-    mixed = HeadNeurons(
-        first.node, tuple(np.append(one[:-1], other[-1]) for one, other in zip(first.groups, second.groups, strict=True))
-    )
     with pytest.raises(ValueError, match=r"not one to one|structural|two ways"):
-        weight_order(wiring, swap_heads(wiring, mixed, second))
+        weight_order(wiring, permutation(wiring, dict(zip((first[1][0], second[1][0]), (second[1][0], first[1][0]), strict=True))))
