@@ -1,12 +1,12 @@
 """What 1, 10 and 100 training jobs need of nowcast servers: bandwidth, memory and servers, by size of model and length of run.
 
-    python bench/sizing.py [--memory-gib 48] [--gbits 10] [--spectral-ns 2] [--nino-ns 12.5]
+    python bench/sizing.py [--memory-gib 48] [--gbits 10] [--spectral-ns 2.5] [--nino-ns 12.5]
 
 Prints a Markdown table. A job is one training run on any number of GPUs: only one rank sends snapshots. An interval is 1/200 of the
 run; in each, a snapshot goes up and a forecast comes down, four bytes a weight. Servers are planned to be busy half of the time.
 
-Defaults: a server has 48 GiB for histories and 10 Gbit/s. `spectral` takes 2 ns a weight on 16 cores (20 to 30 ns a
-core, measured; an estimate for 16).
+Defaults: a server has 48 GiB for histories and 10 Gbit/s. `spectral` takes 39 ns a weight on
+one core (measured, matrices 2,048 wide), so about 2.5 ns on 16.
 `nino` takes 12.5 ns a weight on a GPU (80M weights a second, an estimate: nowcast_server/nino/engine/workers.py); a core takes
 1,900 ns, measured by `bench/forecast.py --cpu-time`.
 """
@@ -93,7 +93,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory-gib", type=float, default=48, help="for histories, a server")
     parser.add_argument("--gbits", type=float, default=10, help="of a server's network")
-    parser.add_argument("--spectral-ns", type=float, default=2, help="a weight of a `spectral` forecast, on the whole server")
+    parser.add_argument("--spectral-ns", type=float, default=2.5, help="a weight of a `spectral` forecast, on the whole server")
     parser.add_argument("--nino-ns", type=float, default=12.5, help="the same of nino")
     return parser.parse_args(given)
 
