@@ -5,10 +5,9 @@
 Prints a Markdown table. A job is one training run on any number of GPUs: only one rank sends snapshots. An interval is 1/200 of the
 run; in each, a snapshot goes up and a forecast comes down, four bytes a weight. Servers are planned to be busy half of the time.
 
-Defaults: a server has 48 GiB for histories and 10 Gbit/s. `spectral` takes 39 ns a weight on
-one core (measured, matrices 2,048 wide), so about 2.5 ns on 16.
-`nino` takes 12.5 ns a weight on a GPU (80M weights a second, an estimate: nowcast_server/nino/engine/workers.py); a core takes
-1,900 ns, measured by `bench/forecast.py --cpu-time`.
+Defaults: a server has 48 GiB for histories and 10 Gbit/s. `spectral` takes 39 ns a weight on one core (measured, matrices 2,048
+wide), so about 2.5 ns on 16. `nino` takes 12.5 ns a weight on a GPU (80M weights a second, an estimate:
+nowcast_server/nino/engine/workers.py); a core takes 1,900 ns, measured by `bench/forecast.py --cpu-time`.
 """
 
 import argparse
