@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nowcast_server.embedding import embed_run
 from nowcast_server.forecasters.registry import SHIPPED
+from nowcast_server.map_picture import embed_run
 from nowcast_server.nino.checkpoint import load_checkpoint
 from nowcast_server.nino.embed import Embedder, Floats, Projection
 from nowcast_server.trajectories.store import Trajectory, trajectories

@@ -165,10 +165,10 @@ def embed(
 
     A vector does not depend on how neurons are numbered, so runs of different seeds can be compared.
     """
-    from nowcast_server import embedding
+    from nowcast_server import map_picture
 
     try:
-        embedding.embed(folder, out=out, by=by, checkpoint=checkpoint, basis=basis)
+        map_picture.embed(folder, out=out, by=by, checkpoint=checkpoint, basis=basis)
     except NowcastError as error:
         _fail(error, status=1)
 

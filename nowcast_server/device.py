@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,8 +37,10 @@ class Shares:
         self._now = 0.0
         self._prune_at = 1000
 
-    def enter(self, key: str, *, waiting: Iterable[str]) -> None:
-        """The key has something to do and had not before, unlike those `waiting`."""
+    def enter(self, key: str, *, waiting: Collection[str]) -> None:
+        """The key has something to do; if it is not one of those `waiting`, it had not before."""
+        if key in waiting:
+            return
         self._now = max(self._now, min((self._clocks.get(each, self._now) for each in waiting), default=0.0))
         if len(self._clocks) >= self._prune_at:  # a clock that lags behind means nothing any more
             self._clocks = {each: clock for each, clock in self._clocks.items() if clock > self._now}
@@ -192,12 +194,9 @@ class Device:
 
     def _enter(self, tenant: str, job: str) -> None:
         """The job has something to do; give it, and its tenant, a place in the order of turns."""
-        if tenant not in self._jobs:
-            self._shares.enter(tenant, waiting=self._jobs)
-            self._jobs[tenant] = Shares()
-        busy = {work.job for work in self._work if work.tenant == tenant}
-        if job not in busy:
-            self._jobs[tenant].enter(job, waiting=busy)
+        self._shares.enter(tenant, waiting=self._jobs)
+        jobs = self._jobs.setdefault(tenant, Shares())
+        jobs.enter(job, waiting={work.job for work in self._work if work.tenant == tenant})
 
     def _end(self, work: _Work) -> None:
         """Drop the work, and the places of tenants that have nothing to do any more."""

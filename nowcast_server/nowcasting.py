@@ -14,9 +14,8 @@ import torch
 from nowcast_server.accelerator import Accelerator, Reservation, is_short
 from nowcast_server.device import Device
 from nowcast_server.forecasters import Forecaster
-from nowcast_server.jobs.arrival import first_not_finite
 from nowcast_server.jobs.budget import Budget, Loan
-from nowcast_server.jobs.history import TORCH_DTYPES, Context
+from nowcast_server.jobs.history import TORCH_DTYPES, Context, first_not_finite
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.metrics import Metrics
 from protos.errors import BadForecast, BadRequest, DeadlineExceeded, NowcastError, OutOfMemoryBudget, Unavailable

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
@@ -83,16 +84,14 @@ class Trajectory:
     def pieces(self) -> "list[Trajectory]":
         """Stretches without a jump and without a missing snapshot: in each, steps are equally far apart, or nearly."""
         gaps, segments = np.diff(self.steps), np.diff(self.records["segment"].astype(np.int64))
-        starts, ends, usual = [0], [], 0
+        starts, usual = [0], 0
         for index, gap in enumerate(gaps.tolist(), start=1):
             if segments[index - 1] or (usual and not 1 / UNEVEN < gap / usual < UNEVEN):
-                ends.append(index)
                 starts.append(index)
                 usual = 0
             else:
                 usual = gap
-        ends.append(len(self.steps))
-        return [replace(self, records=self.records[start:end]) for start, end in zip(starts, ends, strict=True)]
+        return [replace(self, records=self.records[start:end]) for start, end in pairwise([*starts, len(self.steps)])]
 
     def first(self, count: int) -> Self:
         """The run as it was when it had `count` snapshots."""

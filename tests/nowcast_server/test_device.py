@@ -7,7 +7,6 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 from server_kit import until
@@ -18,28 +17,41 @@ from nowcast_server.interruption import interruption_point
 from protos.errors import Busy, DeadlineExceeded, Unavailable
 
 
+class Clock:
+    """The time, which passes as a test says."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(device_module, "time", clock)
+    return clock
+
+
 @pytest.mark.parametrize("jobs", [1, 7])
 @pytest.mark.parametrize("at_once", [1, 40])
 @pytest.mark.parametrize("bob", ["bob", "alice"])
-def test_a_flood_costs_others_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch, jobs: int, at_once: int, bob: str) -> None:
+def test_a_flood_costs_others_no_more_than_its_share(clock: Clock, jobs: int, at_once: int, bob: str) -> None:
     """A tenant, or a job, that always has long forecasts waiting would hold up another's for more than one of each, or half of
     the time.
     """
-    clock, ends = 0.0, list[float]()
-    monkeypatch.setattr("nowcast_server.device.time", SimpleNamespace(perf_counter=lambda: clock))
+    ends = list[float]()
     device = Device()
     done = threading.Event()
 
     def alices(job: str) -> None:
-        nonlocal clock
-        clock += 1.0
+        clock.now += 1.0
         if not done.is_set():  # as many wait as before
             device.submit(partial(alices, job), tenant="alice", job=job)
 
     def bobs() -> None:
-        nonlocal clock
-        clock += 0.25
-        ends.append(clock)
+        clock.now += 0.25
+        ends.append(clock.now)
         if len(ends) == 40:
             done.set()
         elif at_once == 1:
@@ -130,18 +142,15 @@ def test_stopping() -> None:
         device.submit(lambda: None, tenant="t", job="j")
 
 
-def test_turns_pass_within_a_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_pass_within_a_forecast(clock: Clock) -> None:
     """Whoever waits behind a forecast of minutes would wait for all of it."""
-    clock = 0.0
-    monkeypatch.setattr("nowcast_server.device.time", SimpleNamespace(perf_counter=lambda: clock))
     device, order = Device(), list[str]()
 
     def work(name: str, pieces: int) -> None:
-        nonlocal clock
         for _ in range(pieces):
             interruption_point()
             order.append(name)
-            clock += 1.0
+            clock.now += 1.0
 
     futures = [device.submit(partial(work, name, 20), tenant=name, job="j") for name in "ab"]
     futures.append(device.submit(partial(work, "c", 1), tenant="c", job="j"))
@@ -174,18 +183,15 @@ def test_few_forecasts_of_a_tenant_are_under_way(monkeypatch: pytest.MonkeyPatch
     assert 1 < most <= device_module.TENANT_BEGUN
 
 
-def test_work_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_has_a_limit(clock: Clock) -> None:
     """One forecast could have the device for hours, and nobody would notice."""
-    clock = 0.0
-    monkeypatch.setattr("nowcast_server.device.time", SimpleNamespace(perf_counter=lambda: clock))
     device, overdue = Device(work_limit_s=10.0), list[bool]()
 
     def work() -> None:
-        nonlocal clock
         for _ in range(100):
             overdue.append(device.overdue)
             interruption_point()
-            clock += 3.0
+            clock.now += 3.0
 
     device.start()
     assert isinstance(device.submit(work, tenant="t", job="j").exception(30), DeadlineExceeded)

@@ -147,28 +147,21 @@ def test_memory_of_weights_is_not_waited_for(start: Start) -> None:
 
 
 @pytest.mark.parametrize("leaves", ["deadline", "hangs up"])
-def test_a_forecast_that_nobody_waits_for_is_not_made(listen: Start, leaves: str) -> None:
-    """Forecasts whose caller has given up or gone would be made all the same, before those of callers who wait."""
-    held = Held()
+def test_a_forecast_that_nobody_wants_is_not_begun_or_ends(listen: Start, leaves: str) -> None:
+    """The device would be busy for minutes with what nobody waits for, and everybody else would wait for it."""
+    held, walk = Held(), Walk()
     caller = listen(held).filled()
     with held.making(caller):
         _leave(caller, leaves, lambda: caller.service.device.waiting == 1)
         until(lambda: caller.service.device.waiting == 0)
     assert len(held.seen) == 1
-    _nothing_is_held(caller)
-    assert _counted(caller, "deadline_exceeded" if leaves == "deadline" else "gone") == 1
-
-
-@pytest.mark.parametrize("leaves", ["deadline", "hangs up"])
-def test_a_running_forecast_that_nobody_wants_ends(listen: Start, leaves: str) -> None:
-    """The device would be busy for minutes with what nobody waits for, and everybody else would wait for it."""
-    walk = Walk()
-    caller = listen(walk).filled()
-    _leave(caller, leaves, lambda: walk.begun.acquire(timeout=60))
-    until(lambda: caller.service.device.idle)
-    _nothing_is_held(caller)
+    running = listen(walk).filled()
+    _leave(running, leaves, lambda: walk.begun.acquire(timeout=60))
+    until(lambda: running.service.device.idle)
     assert not walk.ended
-    assert _counted(caller, "deadline_exceeded" if leaves == "deadline" else "gone") == 1
+    for each in (caller, running):
+        _nothing_is_held(each)
+        assert _counted(each, "deadline_exceeded" if leaves == "deadline" else "gone") == 1
 
 
 def test_deadline_of_a_forecast_that_goes_on(start: Start) -> None:

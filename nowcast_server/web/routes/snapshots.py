@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from nowcast_server.jobs.arrival import Arrival
+from nowcast_server.jobs.history import Arrival
 from nowcast_server.jobs.registry import Job
 from nowcast_server.logs import log
 from nowcast_server.nowcasting import Forecasts

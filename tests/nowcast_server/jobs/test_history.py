@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nowcast_server.jobs.arrival import PIECE, first_not_finite
-from nowcast_server.jobs.history import History
+from nowcast_server.jobs.history import PIECE, History, first_not_finite
 from protos.errors import SnapshotConflict
 
 CONTEXT = 3

@@ -65,24 +65,16 @@ PUBLISHED = {
 }
 
 
-def published_file(path: Path, *, arguments: dict[str, Any] | None = None, **extra: Any) -> Path:
-    tensors = {name: torch.ones(shape) for name, shape in PUBLISHED.items()}
-    torch.save({"state_dict": tensors, "model_args": {"gnn": False, "hid": 4, **(arguments or {})}, **extra}, path)
-    return path
-
-
 def test_what_the_published_training_script_saves(tmp_path: Path) -> None:
-    """Weights someone trained with the published code, whose files also hold arguments and losses, would be refused."""
-    how_it_runs = {"chunk_size": 7, "message_passing_device": "cuda"}
-    given = {"step": 10, "config": argparse.Namespace(lr=1e-3), "losses": [0.1]}
-    assert load_checkpoint(published_file(tmp_path / "a.pt", arguments=how_it_runs, **given)).options.hidden == 4
-
-
-def test_a_bare_state_dict_has_the_published_defaults(tmp_path: Path) -> None:
-    """The oldest published file has no arguments; those then apply that its code had for defaults."""
-    torch.save({"edge_proj.fc.0.weight": torch.ones(128, 45)}, tmp_path / "a.pt")
+    """Weights made with the published code, whose files hold arguments and losses, would be refused; or get other defaults."""
+    arguments = {"gnn": False, "hid": 4, "chunk_size": 7, "message_passing_device": "cuda"}
+    others = {"step": 10, "config": argparse.Namespace(lr=1e-3), "losses": [0.1]}
+    tensors = {name: torch.ones(shape) for name, shape in PUBLISHED.items()}
+    torch.save({"state_dict": tensors, "model_args": arguments, **others}, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt").options.hidden == 4
+    torch.save({"edge_proj.fc.0.weight": torch.ones(128, 45)}, tmp_path / "b.pt")
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(tmp_path / "a.pt")
+        load_checkpoint(tmp_path / "b.pt")
     assert caught.value.field == "edge_type_embedding.weight"
     options = published_options({})
     assert (options.graph, options.vocabulary, options.hidden, options.laplacian, options.slots) == (True, 50257, 128, 8, 9)
@@ -158,16 +150,11 @@ def test_headers_that_are_wrong(header: str | None, tmp_path: Path) -> None:
     assert caught.value.detail.startswith(f"{tmp_path / 'a.safetensors'}: ")
 
 
+HOSTILE = ({"dropout": torch.zeros(2)}, {"lpe": "x"}, argparse.Namespace(hid=3), {"upd_scale": float("nan")}, None)
+
+
 @pytest.mark.parametrize(
-    "content",
-    [
-        {"state_dict": {"a": torch.zeros(1)}, "model_args": None},
-        {"state_dict": {"a": torch.zeros(1)}, "model_args": {"dropout": torch.zeros(2)}},
-        {"state_dict": {"a": torch.zeros(1)}, "model_args": {"lpe": "x"}},
-        {"state_dict": {"a": torch.zeros(1)}, "model_args": argparse.Namespace(hid=3)},
-        {"state_dict": {"a": torch.zeros(1)}, "model_args": {"upd_scale": float("nan")}},
-        {0: torch.zeros(1)},
-    ],
+    "content", [{0: torch.zeros(1)}, *({"state_dict": {"a": torch.zeros(1)}, "model_args": each} for each in HOSTILE)]
 )
 def test_hostile_published_files_are_refused_by_name(content: dict[Any, Any], tmp_path: Path) -> None:
     """One of many `--checkpoint` files would end the server with a traceback that does not say which it is."""

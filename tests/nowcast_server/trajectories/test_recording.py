@@ -14,10 +14,8 @@ import torch
 from server_kit import Start, frames
 from torch import nn
 
-from nowcast_server import running
 from nowcast_server.jobs.history import History
 from nowcast_server.jobs.registry import Job
-from nowcast_server.settings import Settings
 from nowcast_server.trajectories.recording import Recording
 from nowcast_server.trajectories.store import Trajectory, TrajectoryWriter, trajectories
 from protos.messages import JobSpec
@@ -119,16 +117,6 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
     asyncio.run(run())
     (recorded,) = trajectories(tmp_path)
     assert (recorded.steps.tolist(), recorded.states(slice(None)).tolist()) == ([10], [[10.0] * 4])
-
-
-def test_as_many_files_may_be_open_as_jobs_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A server that records a thousand jobs would have no descriptors left to take calls with."""
-    allowed: list[int] = []
-    for name in ("configure_logging", "tune_malloc", "sys"):
-        monkeypatch.setattr(running, name, Mock())
-    monkeypatch.setattr(running, "allow_open_files", allowed.append)
-    running.prepare_process(Settings(record=tmp_path, max_jobs=50, max_connections=500))
-    assert allowed == [550 + running.OTHER_FILES]
 
 
 def add(recording: Recording, *steps: int) -> list[bool]:

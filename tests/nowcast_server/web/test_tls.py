@@ -64,8 +64,8 @@ def https(files: Files) -> Https:
     return start
 
 
-def test_only_those_who_know_the_authority_talk_to_the_server(https: Https, files: Files) -> None:
-    """The server would answer in plain text; or a client would take any server for ours."""
+def test_only_those_who_know_the_authority_talk_to_each_other(https: Https, files: Files) -> None:
+    """The server would answer in plain text; a client take any server for ours; or whoever reaches the port get in."""
     with https(mutual=False) as url:
         assert httpx2.get(f"{url}/livez", verify=files.context()).status_code == 200
         with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -74,10 +74,6 @@ def test_only_those_who_know_the_authority_talk_to_the_server(https: Https, file
             HttpEndpoint(url, job="nobody").info(deadline=Deadline(5))
         with pytest.raises(httpx2.TransportError):
             httpx2.get(f"{url}/livez".replace("https", "http"))
-
-
-def test_mutual_tls_lets_in_clients_of_the_authority_alone(https: Https, files: Files) -> None:
-    """Whoever reaches the port would get in; or those who may would not."""
     with https(mutual=True) as url:
         assert httpx2.get(f"{url}/livez", verify=files.context(files.client)).status_code == 200
         for context in (files.context(), files.context(files.stranger)):
