@@ -75,8 +75,8 @@ class Nowcasting:
                 future = self._forecast(job, request, forecaster=forecaster, loan=loan)
                 forecasts = await self._wanted(future, gone, deadline_s)
             except BaseException as error:
-                left = isinstance(error, Gone) or not isinstance(error, Exception)
-                count("gone" if left else getattr(error, "code", NowcastError.code)).inc()
+                failed = isinstance(error, Exception) and not isinstance(error, Gone)
+                count((error if isinstance(error, NowcastError) else NowcastError).code if failed else "gone").inc()
                 raise
             count("made").inc()
             job.nowcasts += 1

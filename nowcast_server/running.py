@@ -37,15 +37,12 @@ _MALLOPT: Final = {-1: 32 * MIB, -2: 16 * MIB, -3: 8 * MIB, -8: 2}  # M_TRIM_THR
 
 
 class Server(uvicorn.Server):
-    """On the first signal it drains: `/readyz` says no and new work is refused, while forecasts in flight are made and fetched.
+    """On the first signal it drains: `/readyz` says no and new work is refused, while forecasts in flight are made and fetched."""
 
-    `on_drain` is told how long that may take, in seconds, when it begins.
-    """
-
-    def __init__(self, config: uvicorn.Config, *, service: Service, on_drain: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(self, config: uvicorn.Config, *, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._on_drain = on_drain
+        self.on_drain: Callable[[float], None] = lambda _: None  # told how long that may take, in seconds, when it begins
         self._drain_until: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -55,7 +52,7 @@ class Server(uvicorn.Server):
         drain_s = self._service.settings.drain_s
         self._drain_until = time.monotonic() + drain_s
         self._service.draining = True
-        self._on_drain(drain_s)
+        self.on_drain(drain_s)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -125,8 +122,8 @@ def prepare_process(settings: Settings) -> None:
     gc.freeze()  # what was imported stays; to look at it all again would hold up the event loop for 0.1 s
 
 
-def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], None] = lambda _: None) -> Server:
-    """The app as uvicorn shall serve it; `on_drain` as `Server` has it."""
+def server_for(app: FastAPI, settings: Settings) -> Server:
+    """The app as uvicorn shall serve it."""
     limit = min(settings.max_connections, max(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES))
     config = uvicorn.Config(
         app,
@@ -143,7 +140,7 @@ def server_for(app: FastAPI, settings: Settings, *, on_drain: Callable[[float], 
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
         **settings.tls_options(),
     )
-    return Server(config, service=app.state.service, on_drain=on_drain)
+    return Server(config, service=app.state.service)
 
 
 def serve(settings: Settings) -> int:
@@ -158,7 +155,8 @@ def serve(settings: Settings) -> int:
     prepare_process(settings)
     app = create_app(settings, on_failure=lambda: server.handle_exit(0, None))
     service: Service = app.state.service
-    server = server_for(app, settings, on_drain=end_in_time)
+    server = server_for(app, settings)
+    server.on_drain = end_in_time
     log.info("starting", extra={"tenants": len(service.tokens.names)})
     server.run()
     log.info("stopped")

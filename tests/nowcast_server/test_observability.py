@@ -22,10 +22,13 @@ def _samples(caller: Caller) -> dict[str, float]:
     }
 
 
-def test_metrics_count_what_happened(caller: Caller) -> None:
-    """Operators would look at figures that nobody counted."""
-    caller.fill(10, 20, 30, 30)
-    caller.upload(40, frames(caller.values(40), step=40)[:-1])
+def test_metrics_and_log_tell_what_happened(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    """Operators would look at figures that nobody counted, or not find out from the log what became of a run's snapshot."""
+    with caplog.at_level("DEBUG", "nowcast_server"):
+        caller.fill(10, 20, 30, 30)
+        caller.upload(40, frames(caller.values(40), step=40)[:-1])
+    found = {(record.message, vars(record).get("job"), str(vars(record).get("step"))) for record in caplog.records}
+    assert {("snapshot", "job", "10"), ("call refused", "job", "40")} <= found
     caller.nowcast()
     caller.nowcast(90)
     samples = _samples(caller)
@@ -59,15 +62,6 @@ def test_log_lines() -> None:
     opening = "1970-01-01T00:00:00.000+00:00 info    call\\nrefused"
     assert TextLines().format(record) == f"{opening} job=a step=7 detail={shown} seconds=0.123457"
     assert json.loads(JsonLines().format(record))["detail"] == told
-
-
-def test_calls_are_logged_with_job_and_step(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody could find out from the log what became of a run's snapshot."""
-    with caplog.at_level("DEBUG", "nowcast_server"):
-        caller.upload(10)
-        caller.upload(20, b"")
-    found = {(record.message, vars(record).get("job"), str(vars(record).get("step"))) for record in caplog.records}
-    assert {("snapshot", "job", "10"), ("call refused", "job", "20")} <= found
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def test_a_history_of_the_newest_snapshots(caller: Caller) -> None:
     assert torch.equal(torch.stack(kept), torch.stack([caller.values(step) for step in (20, 30, 40)]))
 
 
-def test_endless_body(listen: Start) -> None:
-    """A body without a length would be read for ever: here a header map with no end."""
+def test_bodies_of_no_declared_length(listen: Start) -> None:
+    """They would be read for ever, here a header map with no end; or twenty times the data be taken in preludes."""
     caller = listen(wiring=dense(100, 100))
     caller.register()
     sent = 0
@@ -51,13 +51,6 @@ def test_endless_body(listen: Start) -> None:
     with suppress(httpx2.TransportError):  # the server may hang up before we have said everything
         assert caller.upload(10, endless()).status_code in {413, 422}
     assert sent < 10**5
-    assert caller.steps() == []
-
-
-def test_chunks_of_one_byte(listen: Start) -> None:
-    """Twenty times the data in preludes would be paid for by the server."""
-    caller = listen(wiring=dense(100, 100))
-    caller.register()
     body = frames(caller.values(10), step=10, chunk_bytes=1)
     refused(caller.upload(10, iter([body])), 413, "too_large", "content-length")
     assert caller.steps() == []

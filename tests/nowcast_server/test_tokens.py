@@ -45,6 +45,9 @@ def test_no_token(tenants: tuple[Caller, Caller]) -> None:
             assert response.headers["www-authenticate"] == "Bearer"
     assert alice.steps() == []
     assert [alice.client.get(path).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 200]  # for load balancers
+    refused(alice.client.get("/metrics"), 401, "unauthorized")
+    refused(alice.client.get("/metrics", headers=alice.headers), 403, "forbidden")  # totals tell what others do
+    assert alice.client.get("/metrics", headers={"authorization": f"Bearer {WATCH}"}).status_code == 200
 
 
 def test_tenants_do_not_meet(tenants: tuple[Caller, Caller]) -> None:
@@ -64,14 +67,6 @@ def test_tenants_do_not_meet(tenants: tuple[Caller, Caller]) -> None:
     assert bob.steps() == []
     assert bob.client.delete("/v1/jobs/job", headers=bob.headers).status_code == 204
     assert alice.steps() == [10, 20, 30]
-
-
-def test_metrics_are_the_operators(tenants: tuple[Caller, Caller]) -> None:
-    """A tenant would read from the totals what others do."""
-    client = tenants[0].client
-    refused(client.get("/metrics"), 401, "unauthorized")
-    refused(client.get("/metrics", headers={"authorization": f"Bearer {ALICE}"}), 403, "forbidden")
-    assert client.get("/metrics", headers={"authorization": f"Bearer {WATCH}"}).status_code == 200
 
 
 def test_tokens_are_not_logged(tenants: tuple[Caller, Caller], caplog: pytest.LogCaptureFixture) -> None:

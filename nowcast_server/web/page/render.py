@@ -47,9 +47,8 @@ class Renderer:
         )
         for name in ("figure", "share", "whole", "size", "duration", "clock", "saved", "polyline", "event", "reason"):
             self._environment.filters[name] = getattr(words, name)
-        files = b"".join(
-            path.read_bytes() for path in sorted(STATIC.rglob("*.*"))
-        )  # browsers keep them for good, until they change
+        # browsers keep them for good, until they change
+        files = b"".join(path.read_bytes() for path in sorted(STATIC.rglob("*.*")))
         self._environment.globals |= {"edition": hashlib.sha256(files).hexdigest()[:12], "stages": STAGES}
         self.maps = Maps()
         self._loaded = LruCache[dict[str, str]](LOADED)

@@ -36,12 +36,6 @@ def test_conflicting_job(caller: Caller, change: dict[str, Any], field: str) -> 
     assert caller.status()["wiring_hash"] == caller.wiring.hash
 
 
-def test_names_in_a_long_body(start: Start) -> None:
-    """Names beyond the basic plane, which JSON may write as two halves, would be refused."""
-    body = b'{"forecaster": "last", "wiring": {"parameters": [["\\ud83d\\uDE00", [1]]], "neurons": 1, "blocks": []}}'
-    assert start().client.put("/v1/jobs/job", content=body.ljust(100_000), headers=JSON).status_code == 201
-
-
 def test_unknown_paths_and_methods(caller: Caller) -> None:
     """A wrong path or method would be answered as something other than a problem."""
     for path in ("/v1/jobs/../../etc", "/v1/jobs/a%2Fb", "/v2/jobs", "/v1/jobs/", "/none/x"):
@@ -174,9 +168,11 @@ def test_no_memory_after_all(caller: Caller, monkeypatch: pytest.MonkeyPatch) ->
     assert caller.service.histories.used_bytes == used
 
 
-def test_weights_in_parts(start: Start) -> None:
-    """What a convolution, or a tensor that several layers share, looks like would be refused."""
+def test_odd_registrations_that_are_right(start: Start) -> None:
+    """A convolution, or a tensor that several layers share, would be refused; or a name that JSON writes in halves."""
     caller = start()
+    body = b'{"forecaster": "last", "wiring": {"parameters": [["\\ud83d\\uDE00", [1]]], "neurons": 1, "blocks": []}}'
+    assert caller.client.put("/v1/jobs/long", content=body.ljust(100_000), headers=JSON).status_code == 201
     blocks = [
         [1, 0, 2, 2, 3, 0, 0, 0, 4, 12, 4, 1],  # (3, 3, 4): two of three inputs
         [1, 4, 1, 5, 3, 0, 0, 8, 4, 12, 4, 1],

@@ -15,17 +15,13 @@ def curve(last: int, *, speed: float = 1.0, scatter: float = 0.0, seed: int = 0)
     return [(step, 100 / (50 + speed * step) + draw.gauss(0, scatter)) for step in range(20, last + 1, 20)]
 
 
-def test_run_twice_as_fast_has_saved_as_many_steps_as_it_took() -> None:
-    """The figure would be wrong where it is simplest."""
+def test_estimate_and_its_range() -> None:
+    """The figure would be wrong where it is simplest: of a run twice as fast; or chance be sold as steps saved."""
     saved = steps_saved(curve(1000, speed=2.0), curve(3000), job="shadow")
     assert saved is not None
     assert saved.job == "shadow"
     assert saved.steps == pytest.approx(1000, rel=0.06)
     assert saved.low <= saved.steps <= saved.high
-
-
-def test_range_of_the_same_run_twice_holds_zero() -> None:
-    """Chance would be sold as steps saved."""
     pairs = [(curve(1000, scatter=0.01, seed=seed), curve(3000, scatter=0.01, seed=100 + seed)) for seed in range(100)]
     found = [saved for one, other in pairs if (saved := steps_saved(one, other, job="shadow"))]
     assert len(found) == 100
