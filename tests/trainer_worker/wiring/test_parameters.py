@@ -4,7 +4,8 @@ import logging
 
 import pytest
 import torch
-from torch import Tensor, nn
+from architectures import Lambda
+from torch import nn
 
 from protos.errors import BadWiring
 from protos.wiring import STRUCTURE, EdgeType
@@ -12,17 +13,11 @@ from trainer_worker import Nowcast
 from trainer_worker.wiring import describe, wire
 
 
-class LowRank(nn.Module):
+def low_rank(width: int, rank: int = 4, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A frozen matrix and two small trained ones beside it."""
-
-    def __init__(self, width: int, rank: int = 4, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.base = nn.Parameter(torch.zeros(width, width, dtype=dtype), requires_grad=False)
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width, bias=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs @ self.base.float().t() + self.up(self.down(inputs))
+    base = nn.Parameter(torch.zeros(width, width, dtype=dtype), requires_grad=False)
+    down, up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+    return Lambda(lambda m, inputs: inputs @ m.base.float().t() + m.up(m.down(inputs)), base=base, down=down, up=up)
 
 
 def trained(model: nn.Module) -> list[str]:
@@ -32,7 +27,7 @@ def trained(model: nn.Module) -> list[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_a_lora_has_the_wiring_of_its_trained_weights(dtype: torch.dtype) -> None:
     """A snapshot would carry a million frozen weights for eight thousand trained ones, or a quantised base refuse the model."""
-    model = LowRank(1000, dtype=dtype)
+    model = low_rank(1000, dtype=dtype)
     wiring = wire(model, parameters=trained(model))
     assert [parameter.name for parameter in wiring.parameters] == ["down.weight", "up.weight"]
     assert wiring.size == sum(block.size for block in wiring.blocks) == 8000

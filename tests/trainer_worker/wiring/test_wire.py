@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import Lambda
 from rich.console import Console
 from torch import nn
 
@@ -31,15 +32,10 @@ def llama_1b() -> nn.Module:
     """Llama 3.2 1B's shapes."""
     import transformers
 
-    sizes = {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    }
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128256}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
     with torch.device("meta"):
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=128256, tie_word_embeddings=True))
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True))
 
 
 def test_a_billion_parameters() -> None:
@@ -86,31 +82,19 @@ def test_the_example_inputs_stay_as_they_are() -> None:
     assert torch.equal(batch, before)
 
 
-class Picky(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        self.spare = nn.Parameter(torch.zeros(5))
-
-    def forward(self, _: torch.Tensor) -> torch.Tensor:
-        raise ValueError("expected [batch, time] ids from [/data/x]")
-
-
 def test_table() -> None:
     """Users could not see how their model was wired, nor what was not understood; what their network says, in brackets, would be
     taken for markup.
     """
+    said = "expected [batch, time] ids from [/data/x]"
+
+    def fail(m: nn.Module, _: torch.Tensor) -> torch.Tensor:
+        raise ValueError(said)
+
+    net = Lambda(fail, body=nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), spare=nn.Parameter(torch.zeros(5)))
     out = io.StringIO()
-    show(describe(Picky()), Console(file=out, width=200))
-    for expected in (
-        "body.0.weight",
-        "traced",
-        "linear",
-        "spare",
-        "fallback",
-        "83.9%",
-        "expected [batch, time] ids from [/data/x]",
-    ):
+    show(describe(net), Console(file=out, width=200))
+    for expected in ("body.0.weight", "traced", "linear", "spare", "fallback", "83.9%", said):
         assert expected in out.getvalue()
 
 
