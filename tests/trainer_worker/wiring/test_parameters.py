@@ -82,20 +82,24 @@ def test_numbers_that_cannot_be_forecast_are_left_out(dtype: torch.dtype, caplog
     ]
 
 
-def test_unknown_names_are_named() -> None:
-    """A misspelt name would silently stay out of the nowcasts."""
-    with pytest.raises(BadWiring, match="no parameter 'wieght'") as caught:
-        wire(nn.Linear(2, 2), parameters=["wieght"])
-    assert caught.value.field == "wieght"
+COMPLEX = nn.Module()
+COMPLEX.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
 
 
-def test_nothing_left_to_forecast() -> None:
-    """A job of no parameters would be registered."""
-    model = nn.Module()
-    model.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
-    for each in (model, nn.ReLU()):
-        with pytest.raises(BadWiring, match="no real floating-point parameters"):
-            wire(each)
+@pytest.mark.parametrize(
+    ("model", "names", "says", "field"),
+    [
+        (nn.Linear(2, 2), ["wieght"], "no parameter 'wieght'", "wieght"),
+        (nn.Sequential(nn.LazyLinear(3)), None, "run one batch", "0.weight"),
+        (nn.ReLU(), None, "no real floating-point parameters", "model"),
+        (COMPLEX, None, "no real floating-point parameters", "model"),
+    ],
+)
+def test_what_cannot_be_wired_is_named(model: nn.Module, names: list[str] | None, says: str, field: str) -> None:
+    """A misspelt name would silently stay out of the nowcasts; a lazy module fail somewhere inside; a job of nothing register."""
+    with pytest.raises(BadWiring, match=says) as caught:
+        wire(model, parameters=names)
+    assert caught.value.field == field
 
 
 def test_coverage_in_one_line() -> None:

@@ -12,7 +12,6 @@ from architectures import Lambda
 from rich.console import Console
 from torch import nn
 
-from protos.errors import BadWiring
 from trainer_worker.wiring import describe, draw, show, wire
 from trainer_worker.wiring.cli import load_inputs
 
@@ -58,13 +57,6 @@ def test_hash_is_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -
     assert done.stdout == capsys.readouterr().out
 
 
-def test_lazy_parameters() -> None:
-    """A lazy module would fail somewhere inside instead of being told to run once."""
-    with pytest.raises(BadWiring, match="run one batch") as caught:
-        wire(nn.Sequential(nn.LazyLinear(3)))
-    assert caught.value.field == "0.weight"
-
-
 def test_shared_empty_and_frozen_parameters() -> None:
     """Tied weights would be twice in the flat vector; empty tensors have no edges; frozen ones are in the vector like any other."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
@@ -72,14 +64,6 @@ def test_shared_empty_and_frozen_parameters() -> None:
     model.nothing = nn.Parameter(torch.empty(0, 4))
     model[0].weight.requires_grad_(False)
     assert wire(model).size == 16 + 8
-
-
-def test_the_example_inputs_stay_as_they_are() -> None:
-    """The caller trains on them: a first layer that works in place would have written into a few of a large batch."""
-    batch = torch.randn(8192, 16)
-    before = batch.clone()
-    wire(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(16, 4)), batch)
-    assert torch.equal(batch, before)
 
 
 def test_table() -> None:
