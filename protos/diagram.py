@@ -159,10 +159,7 @@ def _drop_detours(boxes: Sequence[Box], links: dict[tuple[Box, Box], bool]) -> N
 
 
 def draw_svg(wiring: Wiring, *, alone: bool = False) -> str:
-    """Draw the layers, and beside them the matrix of which neurons are joined.
-
-    With `alone` it is for a file of its own, with a white ground; otherwise it takes the colours of the page it stands in.
-    """
+    """Draw the layers, and the matrix of which neurons are joined; `alone` for a file, else in the colours of the page it is in."""
     layered, width, height = _draw_layers(layers(wiring))
     matrix = _draw_matrix(wiring, left=width + 60, top=44)
     legend = _draw_legend(wiring, left=width + 60, top=_MATRIX + 76)

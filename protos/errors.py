@@ -1,21 +1,18 @@
-"""Errors of the API: one small hierarchy, each with a stable code.
-
-The code, not the text, is the contract. A server renders an error as RFC 9457 problem+json (`Problem` in
-`protos.messages`); a client rebuilds the same error with `error_from_problem`, so both sides raise and catch one set of types.
+"""Errors of the API, each with a stable code, which is the contract. A server renders one as problem+json
+(`protos.messages.Problem`), a client rebuilds it with `error_from_problem`: both raise and catch one set of types.
 """
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 ERRORS: Final[dict[str, "type[NowcastError]"]] = {}  # error types by their code
 
 
 class NowcastError(Exception):
-    """Base of all errors of the protocol. The first words of an error's docstring are its title.
-
-    `detail` is one sentence: what is wrong, and what to do. `field` is the input at fault, e.g. `blocks[3].targets`; `extra` are
-    further members of the problem, e.g. the steps that a history lacks.
+    """Base of all errors of the protocol; the first words of a docstring are the title. `detail` is one sentence: what is wrong,
+    and what to do. `field` is the input at fault, e.g. `blocks[3].targets`; `extra` are further members of the problem.
     """
 
     code: ClassVar[str] = "internal"
@@ -125,14 +122,11 @@ def error_from_problem(problem: dict[str, Any]) -> NowcastError:
     field = problem.get("field")
     cls = ERRORS.get(str(problem.get("code")), NowcastError)
     error = cls(str(problem.get("detail", "")), field=field if isinstance(field, str) else None)
-    error.extra = {key: value for key, value in problem.items() if key not in known and _is_of_its_type(key, value)}
+    error.extra = {key: value for key, value in problem.items() if key not in known and _FITS.get(key, lambda _: True)(value)}
     return error
 
 
-def _is_of_its_type(member: str, value: Any) -> bool:
-    """Whether clients can act on it: a server that is wrong must not break them."""
-    if member == "retry_after_s":
-        return isinstance(value, int | float) and 0 <= value < math.inf
-    if member == "missing":
-        return isinstance(value, list) and all(isinstance(step, int) for step in value)
-    return True
+_FITS: Final[dict[str, Callable[[Any], bool]]] = {  # a server that is wrong must not break clients that act on these
+    "retry_after_s": lambda value: isinstance(value, int | float) and 0 <= value < math.inf,
+    "missing": lambda value: isinstance(value, list) and all(isinstance(step, int) for step in value),
+}

@@ -25,8 +25,7 @@ DTYPE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 KINDS: Final = ("snapshot", "forecasts")
 MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
-CHUNK_BYTES: Final = 1024 * 1024
-"""Default chunk: small enough to stay in cache between copy and checksum, large enough to amortise the framing."""
+CHUNK_BYTES: Final = 1024 * 1024  # stays in cache between copy and checksum
 
 _CHUNK = struct.Struct(">BBQBIBI")  # 0x93 | 0xcf offset u64 | 0xce crc32 u32 | 0xc6 length u32
 _END = struct.Struct(">BBI")  # 0x91 | 0xce chunks u32

@@ -79,13 +79,3 @@ def test_a_truncated_stream_never_passes(length: int) -> None:
     """Half a snapshot would count as one."""
     with pytest.raises(BadFrame, match="truncated"):
         read(stream()[:length])
-
-
-def test_what_allocate_raises_reaches_the_caller() -> None:
-    """A budget refused at the header would be lost, and the data read all the same."""
-
-    def refuse(_: Header) -> memoryview:
-        raise BadFrame("wrong length", field="header.shape")
-
-    with pytest.raises(BadFrame, match="wrong length"):
-        FrameReader(refuse).feed(stream())

@@ -331,9 +331,7 @@ def trusts_environment(host: str) -> bool:
 
 
 def _verification() -> ssl.SSLContext | bool:
-    """What httpx takes as `verify`: the authorities it comes with, or that of the file `NOWCAST_SERVER_CA`; and the certificate to
-    show, `NOWCAST_CLIENT_CERT` with its key `NOWCAST_CLIENT_KEY`. All PEM.
-    """
+    """What httpx takes as `verify`: its own authorities or NOWCAST_SERVER_CA's, and NOWCAST_CLIENT_CERT with its key. All PEM."""
     authority, certificate = os.environ.get("NOWCAST_SERVER_CA"), os.environ.get("NOWCAST_CLIENT_CERT")
     if not authority and not certificate:
         return True

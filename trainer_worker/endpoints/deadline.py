@@ -12,11 +12,7 @@ Item = TypeVar("Item")
 
 
 class Deadline:
-    """A moment on the monotonic clock.
-
-    Args:
-        seconds: from now; infinity for never.
-    """
+    """A moment on the monotonic clock, so many seconds from now; infinity for never."""
 
     def __init__(self, seconds: float) -> None:
         self._at = time.monotonic() + seconds

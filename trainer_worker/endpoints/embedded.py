@@ -24,11 +24,8 @@ SHARE_OF_FREE: Final = 0.5  # of the memory that training leaves free on its dev
 
 
 def load_embedded(name: str, *, device: torch.device) -> Forecaster:
-    """The forecaster `name`, or that of a checkpoint file; torch's random state is left as it was, so that nowcasts do not change
-    what a seed gives, and its default device has no say.
-
-    Raises:
-        BadArgument: no such forecaster, or its checkpoint cannot be read.
+    """The forecaster `name`, or that of a checkpoint file; torch's random state and default device stay out of it. Raises
+    `BadArgument` or `NowcastError`: no such forecaster, or its checkpoint cannot be read.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:

@@ -34,9 +34,7 @@ class Endpoint(Protocol):
         """Make the job known; the steps its history holds already. With `replace` it is forgotten first."""
 
     def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
-        """Add a snapshot (n,) to the job's history, and tell the run's progress. `snapshot` stays as it is while its step is in a
-        context.
-        """
+        """Add a snapshot (n,), which stays as it is while its step is in a context, and tell the run's progress."""
 
     def forecast(self, asked: Asked, out: Tensor, *, deadline: Deadline) -> None:
         """Forecast into `out` (max(1, len(horizons)), n) float32."""

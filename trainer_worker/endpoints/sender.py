@@ -191,9 +191,7 @@ class Sender:
             yield self._news.popleft()
 
     def stop(self, progress: Progress) -> None:
-        """End the thread, and tell the `progress` of the whole run. A forecast under way is cut off: nobody waits for it. Any other
-        call has `STOP_S` to finish.
-        """
+        """End the thread, and tell the `progress` of the whole run. A forecast under way is cut off; other calls have `STOP_S`."""
         with self._changed:
             self._stopping, self._last = True, progress
             self._changed.notify()
@@ -341,9 +339,7 @@ class Sender:
             self._request.finish(error=error)
 
     def _pause(self, error: BaseException) -> None:
-        """Leave the endpoint alone for a while, or for good if the job is another run's now. The job registers again, as it may be
-        another process that comes back.
-        """
+        """Leave the endpoint alone for a while; for good if the job is another run's. Another process may be there afterwards."""
         for_good = isinstance(error, RunConflict)
         doublings = min(self._failures, 32)  # of an outage of hours 2**failures is no float any more
         pause_s = min(FIRST_PAUSE_S * 2**doublings, LONGEST_PAUSE_S) * self._jitter.uniform(0.75, 1.0)

@@ -70,10 +70,8 @@ def is_file(forecaster: str) -> bool:
 
 
 def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device: torch.device) -> Endpoint:
-    """The endpoint for a job; in this process forecasts are made on `device`, the model's, and `forecaster` may be a file.
-
-    Raises:
-        BadArgument: the address, the token or the forecaster cannot be used.
+    """The endpoint for a job; in this process forecasts are made on `device`, the model's, and `forecaster` may be a file. Raises
+    `BadArgument`: the address, the token or the forecaster cannot be used.
     """
     url = server.url or os.environ.get("NOWCAST_SERVER", "").strip() or EMBEDDED
     if url == EMBEDDED:
@@ -87,11 +85,7 @@ def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device:
 
 
 def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedEndpoint":
-    """Forecasts in this process; for arguments see `connect`.
-
-    Raises:
-        BadArgument: the forecaster does not exist, or does not fit this network.
-    """
+    """Forecasts in this process, as for `connect`. Raises `BadArgument`: no such forecaster, or it does not fit this network."""
     try:
         from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
 

@@ -58,9 +58,7 @@ class Ranks:
 
     @contextmanager
     def failing_alike(self) -> Iterator[None]:
-        """An error that one rank meets inside is raised on all ranks, who would wait for that one in their next collective: a
-        `BadArgument` as such, anything else as a `RuntimeError`.
-        """
+        """Raise what one rank meets inside on all, who would wait for it: a `BadArgument` as such, else a `RuntimeError`."""
         if self.world == 1:
             yield
             return

@@ -105,10 +105,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def part_of(values: Tensor | None, like: Tensor) -> Tensor:
-    """This rank's part of `values`, which are of the whole shape of `like` on rank 0, and None elsewhere if that is sharded.
-
-    Rank 0 then scatters them: every rank must call.
-    """
+    """This rank's part of `values`, which rank 0 scatters if `like` is sharded (None elsewhere): every rank must call."""
     if not isinstance(like, DTensor):
         assert values is not None
         return values.to(like.device)

@@ -17,10 +17,8 @@ REFUSED: Final = {
 
 
 def find_optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """The optimizers whose `step` is called in the end: those given, or those that wrappers such as Accelerate's hold.
-
-    Raises:
-        BadArgument: one is no optimizer, or of a kind that cannot be helped.
+    """The optimizers whose `step` is called in the end: those given, or those that wrappers such as Accelerate's hold. Raises
+    `BadArgument`: one is no optimizer, or of a kind that cannot be helped.
     """
     listed = list(given) if isinstance(given, list | tuple) else [given]
     if not listed:

@@ -14,8 +14,7 @@ from trainer_worker.weights.optimizers import kept_weights, states_of
 
 log = logging.getLogger(__name__)
 
-TRACKS: Final = 0.1
-"""A tensor of an optimizer's state is another copy of the weights if it differs by less than this share of their squared norm."""
+TRACKS: Final = 0.1  # share of the weights' squared norm by which a tensor may differ from them and still be a copy of them
 
 
 class PushedWeights:
@@ -37,10 +36,7 @@ class PushedWeights:
 
     @torch.no_grad()
     def set(self, displacement: Tensor | None, *, parts: int) -> None:
-        """Push by `displacement` (n,) float32, None on a rank that is given its part, in so many calls of `add`.
-
-        Of a model that is split over ranks, every rank must call.
-        """
+        """Push by `displacement` (n,) float32, None on a rank that is given its part, in so many calls of `add`, on every rank."""
         self._push, self._exact, self._narrow, self._share = [], ([], []), [], 1 / parts  # the last one's memory goes first
         for piece in self._flat.pieces:
             values = None if displacement is None else displacement[piece.start : piece.stop].view(piece.parameter.shape)
@@ -74,9 +70,7 @@ class PushedWeights:
         self.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The push under way, flat (local n,), zeros if there is none; its share that a part is; what narrow weights have still to
-        take up.
-        """
+        """The push under way, flat (local n,), or zeros; its share that a part is; what narrow weights have still to take up."""
         pushes = self._pushes()
         rests = [self._rests.get((index, 0), torch.zeros_like(pushes[index])).flatten().cpu() for index in self._narrow_pieces]
         push = torch.cat([push.flatten().cpu() for push in pushes])
@@ -132,9 +126,7 @@ class PushedWeights:
 
 @torch.no_grad()
 def copies_of_weights(parameters: Sequence[nn.Parameter], optimizers: Sequence[Optimizer]) -> list[str]:
-    """The entries of the optimizers' state that are weights themselves, of the parameters' shapes and close to them: float32 master
-    copies, `z` of schedule-free, the slow weights of Lookahead, averages of weights.
-    """
+    """Entries of the optimizers' state that are weights, by shape and distance: master copies, slow or averaged weights, `z`."""
     apart, norms = defaultdict[str, float](float), defaultdict[str, float](float)
     for state in (state for optimizer in optimizers for state in states_of(optimizer)):
         for parameter in parameters:

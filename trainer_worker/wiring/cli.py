@@ -30,10 +30,8 @@ def describe_module(place: str, *, inputs: str | None) -> WiringReport:
 
 
 def load_inputs(text: str) -> Any:
-    """Make example inputs: of shapes such as `2x3x32x32` or `2x16:int64,2x16:bool`, or by calling `package.module:callable`.
-
-    Raises:
-        ValueError: the text is neither, or a dtype is unknown.
+    """Example inputs: of shapes (`2x3x32x32`, `2x16:int64,2x16:bool`), or of `package.module:callable`. Raises `ValueError`:
+    neither.
     """
     parts = [re.fullmatch(r"(\d+(?:x\d+)*)(?::(\w+))?", part.strip()) for part in text.split(",")]
     if not all(parts):

@@ -46,9 +46,8 @@ def list_parameters(
 
 
 def restrict(wiring: Wiring, parameters: Sequence[Parameter]) -> Wiring:
-    """Keep the weights of some parameters, in their order, their neurons, and the structure between; neurons are numbered anew.
-
-    A forecast then costs what these parameters cost: of a large frozen network with small trained adapters, little is left.
+    """Keep the weights of some parameters, in their order, their neurons, numbered anew, and the structure between. A forecast then
+    costs what these parameters cost: of a large frozen network with small trained adapters, little is left.
     """
     index = {parameter.name: number for number, parameter in enumerate(parameters)}
     numbers = [index.get(parameter.name) for parameter in wiring.parameters]

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 import torch
-from torch import Tensor, nn
+from architectures import Lambda
+from torch import nn
 
 from protos.errors import BadWiring
 from protos.wiring import STRUCTURE, EdgeType
@@ -12,17 +13,11 @@ from trainer_worker import Nowcast
 from trainer_worker.wiring import describe, wire
 
 
-class LowRank(nn.Module):
+def low_rank(width: int, rank: int = 4, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A frozen matrix and two small trained ones beside it."""
-
-    def __init__(self, width: int, rank: int = 4, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.base = nn.Parameter(torch.zeros(width, width, dtype=dtype), requires_grad=False)
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width, bias=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs @ self.base.float().t() + self.up(self.down(inputs))
+    base = nn.Parameter(torch.zeros(width, width, dtype=dtype), requires_grad=False)
+    down, up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+    return Lambda(lambda m, inputs: inputs @ m.base.float().t() + m.up(m.down(inputs)), base=base, down=down, up=up)
 
 
 def trained(model: nn.Module) -> list[str]:
@@ -32,7 +27,7 @@ def trained(model: nn.Module) -> list[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_a_lora_has_the_wiring_of_its_trained_weights(dtype: torch.dtype) -> None:
     """A snapshot would carry a million frozen weights for eight thousand trained ones, or a quantised base refuse the model."""
-    model = LowRank(1000, dtype=dtype)
+    model = low_rank(1000, dtype=dtype)
     wiring = wire(model, parameters=trained(model))
     assert [parameter.name for parameter in wiring.parameters] == ["down.weight", "up.weight"]
     assert wiring.size == sum(block.size for block in wiring.blocks) == 8000
@@ -87,20 +82,24 @@ def test_numbers_that_cannot_be_forecast_are_left_out(dtype: torch.dtype, caplog
     ]
 
 
-def test_unknown_names_are_named() -> None:
-    """A misspelt name would silently stay out of the nowcasts."""
-    with pytest.raises(BadWiring, match="no parameter 'wieght'") as caught:
-        wire(nn.Linear(2, 2), parameters=["wieght"])
-    assert caught.value.field == "wieght"
+COMPLEX = nn.Module()
+COMPLEX.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
 
 
-def test_nothing_left_to_forecast() -> None:
-    """A job of no parameters would be registered."""
-    model = nn.Module()
-    model.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
-    for each in (model, nn.ReLU()):
-        with pytest.raises(BadWiring, match="no real floating-point parameters"):
-            wire(each)
+@pytest.mark.parametrize(
+    ("model", "names", "says", "field"),
+    [
+        (nn.Linear(2, 2), ["wieght"], "no parameter 'wieght'", "wieght"),
+        (nn.Sequential(nn.LazyLinear(3)), None, "run one batch", "0.weight"),
+        (nn.ReLU(), None, "no real floating-point parameters", "model"),
+        (COMPLEX, None, "no real floating-point parameters", "model"),
+    ],
+)
+def test_what_cannot_be_wired_is_named(model: nn.Module, names: list[str] | None, says: str, field: str) -> None:
+    """A misspelt name would silently stay out of the nowcasts; a lazy module fail somewhere inside; a job of nothing register."""
+    with pytest.raises(BadWiring, match=says) as caught:
+        wire(model, parameters=names)
+    assert caught.value.field == field
 
 
 def test_coverage_in_one_line() -> None:

@@ -1,5 +1,6 @@
 """Equivariance of transformers: their symmetries map the graph onto itself and keep what the network computes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +18,29 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 TEXT = {"vocab_size": 19, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 
 
-def transformer(model: str, config: str, **sizes: Any) -> nn.Module:
-    """A Hugging Face model in double precision with weights everywhere."""
-    import transformers
+def family(name: str, kind: str, **sizes: Any) -> Callable[..., nn.Module]:
+    """How to make a Hugging Face model in double precision with weights everywhere."""
 
-    torch.manual_seed(0)
-    net = getattr(transformers, model)(getattr(transformers, config)(**sizes)).eval().double()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return net
+    def make(**changes: Any) -> nn.Module:
+        import transformers
 
+        torch.manual_seed(0)
+        net = getattr(transformers, f"{name}{kind}")(getattr(transformers, f"{name}Config")(**{**sizes, **changes})).eval().double()
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        return net
 
-def gpt2() -> nn.Module:
-    return transformer("GPT2LMHeadModel", "GPT2Config", n_embd=16, n_layer=2, n_head=4, n_positions=12, **TEXT)
-
-
-def llama(**changes: Any) -> nn.Module:
-    return transformer("LlamaForCausalLM", "LlamaConfig", **{**SIZES, **TEXT, "num_key_value_heads": 4, **changes})
+    return make
 
 
-def mistral(shared: int = 4) -> nn.Module:
-    return transformer("MistralForCausalLM", "MistralConfig", **SIZES, **TEXT, num_key_value_heads=shared)
-
-
-def qwen3() -> nn.Module:
-    return transformer("Qwen3ForCausalLM", "Qwen3Config", **SIZES, **TEXT, num_key_value_heads=4, head_dim=4)
-
-
-def bert() -> nn.Module:
-    return transformer("BertForMaskedLM", "BertConfig", **SIZES, **TEXT, max_position_embeddings=12)
-
-
-def vit() -> nn.Module:
-    return transformer("ViTForImageClassification", "ViTConfig", **SIZES, image_size=6, patch_size=3)
-
-
-FAMILIES = {"gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen3": qwen3, "bert": bert, "vit": vit}
+FAMILIES = {
+    "gpt2": family("GPT2", "LMHeadModel", n_embd=16, n_layer=2, n_head=4, n_positions=12, **TEXT),
+    "llama": family("Llama", "ForCausalLM", **SIZES, **TEXT, num_key_value_heads=4),
+    "mistral": family("Mistral", "ForCausalLM", **SIZES, **TEXT, num_key_value_heads=4),
+    "qwen3": family("Qwen3", "ForCausalLM", **SIZES, **TEXT, num_key_value_heads=4, head_dim=4),
+    "bert": family("Bert", "ForMaskedLM", **SIZES, **TEXT, max_position_embeddings=12),
+    "vit": family("ViT", "ForImageClassification", **SIZES, image_size=6, patch_size=3),
+}
 MLP = ("c_fc.weight", "up_proj.weight", "intermediate.dense.weight", "fc1.weight")
 
 
@@ -123,18 +111,18 @@ def test_forecasts_do_not_depend_on_the_order_of_heads(name: str, shared: Path) 
 
 def test_heads_that_share_values() -> None:
     """Query heads of one group may change places, and their common values."""
-    model = mistral(shared=2)
+    model = FAMILIES["mistral"](num_key_value_heads=2)
     wiring = wire(model)
     for layer in layers_with_heads(wiring):
         check(model, wiring, swapped(layer[2], layer[3]))
         check(model, wiring, rolled(layer[0][2]))
-    llamas = wire(llama(num_key_value_heads=2))
+    llamas = wire(FAMILIES["llama"](num_key_value_heads=2))
     assert llamas.blocks == wire(model).blocks
 
 
 def test_heads_do_not_mix() -> None:
     """A neuron could move from one head to another, although that changes what the network computes."""
-    model = gpt2()
+    model = FAMILIES["gpt2"]()
     wiring = wire(model)
     first, second = layers_with_heads(wiring)[0][:2]
     with pytest.raises(ValueError, match=r"not one to one|structural|two ways"):

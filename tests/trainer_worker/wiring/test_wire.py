@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import Lambda
 from rich.console import Console
 from torch import nn
 
-from protos.errors import BadWiring
 from trainer_worker.wiring import describe, draw, show, wire
 from trainer_worker.wiring.cli import load_inputs
 
@@ -31,15 +31,10 @@ def llama_1b() -> nn.Module:
     """Llama 3.2 1B's shapes."""
     import transformers
 
-    sizes = {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    }
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128256}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
     with torch.device("meta"):
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=128256, tie_word_embeddings=True))
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True))
 
 
 def test_a_billion_parameters() -> None:
@@ -62,13 +57,6 @@ def test_hash_is_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -
     assert done.stdout == capsys.readouterr().out
 
 
-def test_lazy_parameters() -> None:
-    """A lazy module would fail somewhere inside instead of being told to run once."""
-    with pytest.raises(BadWiring, match="run one batch") as caught:
-        wire(nn.Sequential(nn.LazyLinear(3)))
-    assert caught.value.field == "0.weight"
-
-
 def test_shared_empty_and_frozen_parameters() -> None:
     """Tied weights would be twice in the flat vector; empty tensors have no edges; frozen ones are in the vector like any other."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
@@ -78,39 +66,19 @@ def test_shared_empty_and_frozen_parameters() -> None:
     assert wire(model).size == 16 + 8
 
 
-def test_the_example_inputs_stay_as_they_are() -> None:
-    """The caller trains on them: a first layer that works in place would have written into a few of a large batch."""
-    batch = torch.randn(8192, 16)
-    before = batch.clone()
-    wire(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(16, 4)), batch)
-    assert torch.equal(batch, before)
-
-
-class Picky(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        self.spare = nn.Parameter(torch.zeros(5))
-
-    def forward(self, _: torch.Tensor) -> torch.Tensor:
-        raise ValueError("expected [batch, time] ids from [/data/x]")
-
-
 def test_table() -> None:
     """Users could not see how their model was wired, nor what was not understood; what their network says, in brackets, would be
     taken for markup.
     """
+    said = "expected [batch, time] ids from [/data/x]"
+
+    def fail(m: nn.Module, _: torch.Tensor) -> torch.Tensor:
+        raise ValueError(said)
+
+    net = Lambda(fail, body=nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), spare=nn.Parameter(torch.zeros(5)))
     out = io.StringIO()
-    show(describe(Picky()), Console(file=out, width=200))
-    for expected in (
-        "body.0.weight",
-        "traced",
-        "linear",
-        "spare",
-        "fallback",
-        "83.9%",
-        "expected [batch, time] ids from [/data/x]",
-    ):
+    show(describe(net), Console(file=out, width=200))
+    for expected in ("body.0.weight", "traced", "linear", "spare", "fallback", "83.9%", said):
         assert expected in out.getvalue()
 
 

@@ -15,9 +15,7 @@ SUMS = ("add", "sub", "rsub", "addcmul", "addcdiv")
     "masked_fill", "hypot", "fmax", "fmin",
 )  # fmt: skip
 def combine(tracer: Tracer, call: Call) -> Shadow:
-    """A sum: a bias, a residual connection, or two layers that end in the same neurons. Or a product or choice: a gain, or two
-    activations whose neurons pair off.
-    """
+    """A sum: a bias, a residual connection, two layers that end in the same neurons. Or a product: gains, activations that pair."""
     kind = EdgeType.OTHER if call.name in SUMS else EdgeType.NORM
     operands = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
     known = [(value, shadow) for value in operands if (shadow := tracer.get(value)) is not None]

@@ -13,14 +13,11 @@ BATCH, STEPS = 2, 8
 IMAGE_SIDES = (32, 28, 64, 16, 8, 96, 128, 224, 256, 299)
 VOLUME_SIDES = (16, 32, 8)
 LENGTHS = (8, 32, 128, 16, 64, 1000)
-OTHER_SIZES = (*range(7, 1, -1), *range(9, 65), 1)
-"""Sizes tried where none of the usual ones fits: short ones first, for tables of positions have an end."""
-
+OTHER_SIZES = (*range(7, 1, -1), *range(9, 65), 1)  # where none of these fits; short ones first, as tables of positions end
 LARGEST_STATED = 8192  # sizes beyond this are not believed
 TRIES = 150  # guesses of each sort
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments."""
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword ones
 
 
 def guesses(module: nn.Module) -> Iterator[Arguments]:

@@ -66,8 +66,7 @@ class Held:
         return replace(self, view=view, riders=riders)
 
 
-Shadow = Flow | Held | None
-"""What is known about a tensor: neurons flowing through it, or weights held in it."""
+Shadow = Flow | Held | None  # what is known about a tensor: neurons flowing through it, or weights held in it
 
 
 class Labels:

@@ -15,8 +15,7 @@ from trainer_worker.wiring.trace.tracer import Tracer
 from trainer_worker.wiring.trace.uses import Use
 
 MAX_STRETCHES = 2**12  # of unseen weights; beyond, they stay out of the wiring, and keep their last value in a forecast
-_MARK = 64
-"""Base of the numbers `_Layout._codes` makes."""
+_MARK = 64  # base of the numbers `Layout._codes` makes
 
 
 class Layout:
@@ -36,9 +35,7 @@ class Layout:
         self._number = torch.full((len(self._component),), UNKNOWN)
 
     def _mark(self) -> None:
-        """Tie what attention ties, before labels are resolved: queries and keys that nothing else reads. A recurrent state that is
-        attended to is no key.
-        """
+        """Tie what attention ties: queries and keys that nothing else reads. A recurrent state that is attended to is no key."""
         tracer = self._tracer
         component = tracer.labels.resolve()  # before attention ties any
         kinds = {EdgeType.LINEAR, EdgeType.CONVOLUTION}
@@ -69,9 +66,7 @@ class Layout:
         self._heads.append([pairing.query[first], rows] if len(distinct(rows)[0]) == len(first) else [pairing.query[first]])
 
     def draw(self, chosen: set[str]) -> tuple[Wiring, dict[str, float]]:
-        """The wiring of the chosen parameters, with all structure; and for each the share of its weights that could be placed, the
-        others have neurons of their own.
-        """
+        """The wiring of the chosen parameters, with all structure; and for each the share of its weights that could be placed."""
         placed, alone, uses = {}, [], self._tracer.uses
         for index, parameter in enumerate(self._parameters):
             if parameter.name not in chosen:

@@ -15,22 +15,17 @@ from trainer_worker.wiring.trace.inputs import Arguments, guesses
 from trainer_worker.wiring.trace.sandbox import SECONDS, Limits, TooCostly, copy_of
 from trainer_worker.wiring.trace.tracer import Tracer, tensors_of
 
-PASSES, FRUITLESS = 8, 4
-"""Forward passes tried while parameters remain unseen (chance may route around experts), and how many in a row that show nothing
-new end it.
-"""
-
-GUESSED_ELEMENTS, GIVEN_ELEMENTS = 2**24, 2**27
-"""Largest tensor an operator may put out, with guessed and with given inputs; the largest parameter's size is always allowed."""
-
+PASSES = 8  # forward passes tried while parameters remain unseen: chance may route around experts
+FRUITLESS = 4  # so many in a row that show nothing new end it
+GUESSED_ELEMENTS, GIVEN_ELEMENTS = (
+    2**24,
+    2**27,
+)  # an operator may put out, with guessed and with given inputs; or the largest parameter's
 FEW, MANY_ELEMENTS = 4, 2**16  # of examples with so many elements only so many are run
 
 
 def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], example_inputs: Any) -> "Run":
-    """Run a copy of the model until every parameter of the chosen names was seen.
-
-    `example_inputs` are a tensor, a tuple of arguments or a dict of keyword arguments; None to guess.
-    """
+    """Run a copy of the model until every parameter of the chosen names was seen, with example inputs, or guessed ones if None."""
     try:
         copied, names = copy_of(model)
     except Exception as error:  # noqa: BLE001  (copying runs the user's code)

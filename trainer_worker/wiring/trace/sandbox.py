@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-LARGEST_COPY = 2 * 2**30
-"""Bytes of parameters beyond which only their shapes are copied, to the meta device: what depends on values then cannot be run."""
+LARGEST_COPY = 2 * 2**30  # bytes of parameters; beyond, shapes alone are copied, and what depends on values cannot be run
 SECONDS = 20.0  # processor time for all runs of one module: how it is wired must not depend on what else the machine does
 OPERATIONS = 2**35  # floating-point operations one operator may take: a second or so on one core
 _ENLARGING = ("upsample", "repeat", "constant_pad", "reflection_pad", "replication_pad")
@@ -104,9 +103,7 @@ class TooCostly(Exception):
 
 
 class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
-    """Stops whatever runs inside it before an operator that puts out more elements or takes too many operations, and after the
-    deadline.
-    """
+    """Stops what runs inside it before an operator that puts out too much or takes too long, and after the deadline."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -18,8 +18,7 @@ from trainer_worker.wiring.trace.labels import UNKNOWN, Flow, Held, Labels, Pair
 from trainer_worker.wiring.trace.sandbox import Limits
 from trainer_worker.wiring.trace.uses import Uses
 
-LARGEST_LABELLED_INPUT = 2**18
-"""Elements up to which an input's features get labels at once; larger ones get them from the first layer that reads them."""
+LARGEST_LABELLED_INPUT = 2**18  # elements; features of larger inputs get labels from the first layer that reads them
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,8 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         return self._shadows.get(value) if isinstance(value, Tensor) else None
 
     def flow(self, value: Any) -> Flow:
-        """The activation's shadow. Weights used as one (class tokens, prompts) become one: the last dimension's neurons are theirs,
-        the others tell the rows.
+        """The activation's shadow. Weights used as one (class tokens, prompts) become one: neurons along the last dimension, and
+        rows.
         """
         shadow = self.get(value)
         if isinstance(shadow, Held):
@@ -119,9 +118,7 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
     def use(
         self, held: Held, source: Tensor | set[int], target: Tensor | set[int], kind: EdgeType, *, lookup: bool = False
     ) -> tuple[Tensor, Tensor, bool]:
-        """The labels from and to which weights work, and whether they are looked up: as they did before, else those given, or
-        fresh ones over the dimensions given.
-        """
+        """The labels from and to which weights work, and whether they are looked up: as before, else those given, or fresh ones."""
         if (found := self.uses.find(held)) is not None:
             return self.labels.settle(found.source), self.labels.settle(found.target), found.lookup
         first, last = (
@@ -136,9 +133,8 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
     def multiply(
         self, held: Held, inputs: Tensor | None, *, sources: set[int], targets: set[int], kind: EdgeType
     ) -> tuple[Tensor, Tensor]:
-        """Weights contracted with an activation over the dimensions `sources`; `targets` are those of the result, of the sources
-        too where matrices are stacked. The activation's labels are broadcastable to the weights, None where it has none. Returns
-        the labels the weights start from and those they end in.
+        """Contract weights over the dimensions `sources` with an activation (None: it has no labels); `targets` are those of the
+        result, of the sources too where matrices are stacked. Returns the labels the weights start from and those they end in.
         """
         source, target, lookup = self.use(held, sources if inputs is None else inputs, targets, kind)
         own = targets - sources
@@ -155,8 +151,8 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         return source, target
 
     def attach(self, held: Shadow, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
-        """A bias, gain or position embedding (anything else does nothing), broadcast against an activation of `shape`; gives
-        the activation, with neurons where only the weights tell them apart.
+        """Broadcast a bias, gain or position embedding (else nothing) against an activation of `shape`; gives it the neurons it
+        lacks.
         """
         if not isinstance(held, Held) or held.parameter in self.scalars:
             return flow
@@ -214,17 +210,13 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
 
     def carried(self, call: Call) -> list[Shadow]:
         """For operators nobody handles: neurons stay on dimensions that keep their place and size (pooling, padding, ...)."""
-        inputs = tensors_of((call.args, call.kwargs))
-        sources = [(tensor, self.get(tensor)) for tensor in inputs]
-        flows = [(tensor, shadow) for tensor, shadow in sources if isinstance(shadow, Flow)]
-        held = [shadow for _, shadow in sources if isinstance(shadow, Held)]
-        shadows: list[Shadow] = []
-        for out in tensors_of(call.out):
-            if not flows and len(inputs) == 1 and held and held[0].shape == tuple(out.shape):
-                shadows.append(held[0])
-            else:
-                shadows.append(next((flow for flow in (_kept(*pair, out) for pair in flows) if flow is not None), None))
-        return shadows
+        inputs, outputs = tensors_of((call.args, call.kwargs)), tensors_of(call.out)
+        only = self.get(inputs[0]) if len(inputs) == 1 else None
+        if isinstance(only, Held):
+            return [only if only.shape == tuple(out.shape) else None for out in outputs]
+        flows = [(tensor, shadow) for tensor in inputs if isinstance(shadow := self.get(tensor), Flow)]
+        kept = ((_kept(tensor, flow, out) for tensor, flow in flows if tensor.dim() == out.dim()) for out in outputs)
+        return [next(each, None) for each in kept]
 
     def _write_through(self, tensor: Tensor, shadow: Shadow) -> None:
         """Writing into a view writes into the tensor it is a view of."""
@@ -245,9 +237,7 @@ def tensors_of(out: Any) -> list[Tensor]:
     return [out] if isinstance(out, Tensor) else [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
 
 
-def _kept(tensor: Tensor, flow: Flow, out: Tensor) -> Flow | None:
-    if tensor.dim() != out.dim():
-        return None
+def _kept(tensor: Tensor, flow: Flow, out: Tensor) -> Flow:
     same = {dim for dim in range(out.dim()) if tensor.size(dim) == out.size(dim)}
     kept = tuple(labels for labels in flow.identities if varying(labels) <= same)
     return Flow(kept, plain=flow.plain, pairing=flow.pairing if tensor.shape == out.shape else None)
