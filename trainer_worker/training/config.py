@@ -61,7 +61,7 @@ class TrainTable(Table):
     weight_decay: Amount = Field(default=0.0, description="weight decay of AdamW")
     average: Part = Field(
         default=0.0,
-        description="decay of an exponential moving average of the weights, evaluated beside them, e.g. 0.998; 0 for none",
+        description="decay of an exponential moving average of the weights, evaluated in their place, e.g. 0.998; 0 for none",
     )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = Field(
         default=[1000], description="one run for each seed; it sets weights, batches and dropout"
