@@ -76,8 +76,6 @@ def batch_indices(examples: int, *, batch_size: int, seed: int, step: int, rank:
     Returns:
         (batch_size / world,) int64
     """
-    if batch_size % world:
-        raise ValueError(f"a batch of {batch_size} does not split evenly over {world} workers")
     places = torch.arange(step * batch_size + rank, (step + 1) * batch_size, world)
     epochs = places // examples
     touched = range(int(epochs[0]), int(epochs[-1]) + 1)

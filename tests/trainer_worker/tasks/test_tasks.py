@@ -110,9 +110,3 @@ def test_batches_are_the_same_on_every_machine() -> None:
     assert batch_indices(55_000, batch_size=4, seed=1000, step=0).tolist() == [6795, 27775, 5504, 26273]
     assert batch_indices(55_000, batch_size=4, seed=1000, step=13_750).tolist() == [5118, 53391, 13764, 43889]  # the next epoch
     assert batch_indices(55_000, batch_size=4, seed=1001, step=0).tolist() != [6795, 27775, 5504, 26273]
-
-
-def test_an_uneven_split_is_refused() -> None:
-    """Workers with batches of different size would weigh examples differently."""
-    with pytest.raises(ValueError, match="does not split evenly over 3 workers"):
-        batch_indices(100, batch_size=8, seed=0, step=0, world=3)
