@@ -25,7 +25,7 @@ def compare(config: Config, *, console: Console, resume: bool = False, plain: bo
     With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint; without, they are deleted.
 
     Raises:
-        BadArgument, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
+        BadArgument, CommandFailed
     """
     from trainer_worker.tasks.task import load_task
 

@@ -72,10 +72,9 @@ def read(dataset: Dataset, *, path: str | Path | None = None) -> dict[str, bytes
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nowcast" / "data"
     home = Path(os.environ.get("NOWCAST_DATA") or cache) / dataset.name
-    everywhere = (home, Path("data") / dataset.name, *dataset.installed, *dataset.sources)
-    places: tuple[Path | Source, ...] = everywhere if path is None else (Path(path),)
+    places: tuple[Path | Source, ...] = (home, Path("data") / dataset.name, *dataset.installed, *dataset.sources)
     tried = ""
-    for place in places:
+    for place in places if path is None else (Path(path),):
         try:
             return _read_folder(dataset, place) if isinstance(place, Path) else _fetch(dataset, place, home)
         except Exception as failure:  # noqa: BLE001 -- whatever is wrong with a place, the next one may be in order

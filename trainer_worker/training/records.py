@@ -133,7 +133,7 @@ def begin(orders: Sequence[Order], *, resume: bool) -> None:
 
     Raises:
         BadArgument: see `Order.check`.
-        StorageUnusable: see `storage.resolve`.
+        CommandFailed: see `storage`.
     """
     kept = [finished(order) if resume else None for order in orders]
     for order, record in zip(orders, kept, strict=True):

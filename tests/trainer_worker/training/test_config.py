@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from trainer_worker import Push
-from trainer_worker.training.config import TABLES, Config, ConfigError, load_config, show_keys
+from trainer_worker.errors import CommandFailed
+from trainer_worker.training.config import TABLES, Config, load_config, show_keys
 
 DEMO = Path(__file__).resolve().parents[3] / "deploy" / "demo.toml"
 
@@ -71,7 +72,7 @@ def test_the_demo_is_a_valid_configuration() -> None:
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, expected: str) -> None:
     """A misspelt key that is silently ignored costs a whole run; the message names file, table, key and the way out."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(CommandFailed) as caught:
         load(tmp_path, f'{text}\n[task]\nname = "fm-16"')
     assert f"{tmp_path / 'job.toml'}: " in str(caught.value)
     assert expected in str(caught.value)
@@ -79,7 +80,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, expected: 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     """Nobody wants to mend a file one error at a time."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(CommandFailed) as caught:
         load(tmp_path, '[task]\nname = "fm16"\n[train]\nsteps = 0\nsed = [1]')
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
@@ -88,9 +89,9 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 def test_a_missing_file_or_table_is_named(tmp_path: Path) -> None:
     """The two mistakes everyone makes first."""
-    with pytest.raises(ConfigError, match=r"nowhere\.toml: No such file or directory"):
+    with pytest.raises(CommandFailed, match=r"nowhere\.toml: No such file or directory"):
         load_config(tmp_path / "nowhere.toml")
-    with pytest.raises(ConfigError, match=r"the table \[task\] is missing"):
+    with pytest.raises(CommandFailed, match=r"the table \[task\] is missing"):
         load(tmp_path, "[train]\nsteps = 5")
 
 
@@ -101,7 +102,7 @@ def test_options_replace_values_and_are_checked_alike(tmp_path: Path) -> None:
     assert config.train.steps == 7
     assert config.nowcast is not None
     assert (config.nowcast.forecaster, config.nowcast.server) == ("linear", "own")
-    with pytest.raises(ConfigError, match=r"\[train\] steps"):
+    with pytest.raises(CommandFailed, match=r"\[train\] steps"):
         load(tmp_path, text, train__steps=0)
 
 

@@ -13,7 +13,8 @@ from protos.messages import Progress
 from trainer_worker.comparison.compare import _info
 from trainer_worker.endpoints.client import HttpEndpoint, trusts_environment
 from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.training.own_server import ServerFailed, own_server
+from trainer_worker.errors import CommandFailed
+from trainer_worker.training.own_server import own_server
 
 
 def test_it_serves_while_open_and_is_gone_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +55,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     """A checkpoint that is none: the server's own words reach the user, at once instead of after a timeout."""
     (tmp_path / "weights.pt").write_bytes(b"no weights")
     with (
-        pytest.raises(ServerFailed, match="cannot load the forecasters"),
+        pytest.raises(CommandFailed, match="cannot load the forecasters"),
         own_server(log=tmp_path / "server.log", checkpoint=f"mine={tmp_path / 'weights.pt'}"),
     ):
         pytest.fail("it started")

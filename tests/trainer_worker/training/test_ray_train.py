@@ -15,11 +15,11 @@ from server_process import ServerProcess
 from trainer_worker import cli
 from trainer_worker.comparison import report
 from trainer_worker.comparison.summary import Summary
-from trainer_worker.errors import BadArgument
+from trainer_worker.errors import BadArgument, CommandFailed
 from trainer_worker.tasks.task import Task
 from trainer_worker.training import ray_train
 from trainer_worker.training.config import Config
-from trainer_worker.training.ray_train import TrainingFailed, open_mailbox, train_on_ray
+from trainer_worker.training.ray_train import open_mailbox, train_on_ray
 from trainer_worker.training.records import Order, RunRecord
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -117,7 +117,7 @@ def test_a_run_that_cannot_begin_or_cannot_work_says_why(
     order = Order(config=settings, seed=1, job="broken")
     with ThreadPoolExecutor(1) as pool:
         pool.submit(free_when_told)
-        with pytest.raises(TrainingFailed, match="the folder given for fashion-mnist does not hold it"):
+        with pytest.raises(CommandFailed, match="the data set fashion-mnist was not found"):
             train_on_ray(order, listen=lambda news: None)
     assert "CPU: 2 x 1 asked for, 1.5 of 2 free" in caplog.messages[0]
     assert ray.is_initialized()
