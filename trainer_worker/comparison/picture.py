@@ -1,4 +1,4 @@
-"""The picture of a comparison: loss and accuracy of every arm, with jumps marked where there are any."""
+"""The picture of a comparison: loss and accuracy of every arm."""
 
 import math
 from collections.abc import Sequence
@@ -30,8 +30,6 @@ def draw(summary: Summary) -> Figure:
         for arm, colour in zip(summary.arms, COLOURS, strict=False):
             runs = [run for run in summary.runs if run.arm == arm.arm]
             _curves(axes, [_curve(run, across, split, metric) for run in runs], arm.arm, colour)
-            if across == "step":
-                _jumps(axes, runs, colour)
         _zoom(axes, [y for run in summary.runs for _, y in _curve(run, across, split, metric)], shown)
         if metric == "loss":
             _target(axes, median(each.target for each in summary.figures))
@@ -63,16 +61,6 @@ def _zoom(axes: Axes, values: Sequence[float], shown: tuple[float, float]) -> No
     low, high = (ranked[min(len(ranked) - 1, int(share * len(ranked)))] for share in shown)
     margin = 0.08 * (high - low) or 0.01
     axes.set_ylim(low - margin, high + 2 * margin)
-
-
-def _jumps(axes: Axes, runs: Sequence[RunRecord], colour: str) -> None:
-    """A line where predicted weights were loaded at once, with the horizon above it."""
-    jumps = {event["step"]: event["horizon"] for run in reversed(runs) for event in run.events if event["outcome"] == "jumped"}
-    for step, horizon in sorted(jumps.items()):
-        axes.axvline(step, color=colour, alpha=0.45, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
-        if len(jumps) <= 25:
-            place = axes.get_xaxis_transform()
-            axes.text(step, 0.965, str(horizon), transform=place, ha="center", va="top", fontsize=7.5, color=colour)
 
 
 def _target(axes: Axes, target: float) -> None:

@@ -114,7 +114,6 @@ def _comparison(summary: Summary) -> dict[str, Any]:
         "rows": [_row(arm) for arm in summary.arms],
         "runs": [_run(each) for each in summary.figures],
         "layers": _layers(summary),
-        "about": {**summary.versions, **(summary.server or {})},
         "settings": json.dumps(summary.config.model_dump(mode="json", exclude_none=True), indent=1),
     }
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from statistics import mean, median, stdev
-from typing import Any, Final
+from typing import Final
 
 from protos import DISTRIBUTION
 from protos.messages import Skill
@@ -70,7 +70,6 @@ class Summary(Record):
     name: str
     config: Config  # of the job, as it ran
     versions: dict[str, str]  # of Python, the machine and the packages that matter
-    server: dict[str, Any] | None  # `GET /v1/info` of the nowcast server; None if forecasts were embedded
     wall_s: float  # seconds of the whole command
     arms: list[ArmFigures]  # the plain one first
     figures: list[RunFigures]  # by arm and seed
@@ -91,7 +90,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [median(ranked[max(0, end - SMOOTHING) : end]) for end in range(1, len(ranked) + 1)]
 
 
-def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, Any] | None, wall_s: float) -> Summary:
+def summarise(config: Config, runs: Sequence[RunRecord], *, wall_s: float) -> Summary:
     """Work out a comparison; the first run of each seed is the plain one, which sets the target."""
     plain = {run.seed: run for run in reversed(runs)}
     figures = [_figures(run, plain=plain[run.seed]) for run in runs]
@@ -101,7 +100,6 @@ def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, An
         name=config.output.folder.name,
         config=config,
         versions=_versions(),
-        server=server,
         wall_s=wall_s,
         arms=[_over_seeds(arm, plain=arms[0]) for arm in arms],
         figures=figures,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer_worker.tasks import TASKS
-from trainer_worker.tasks.datasets import Pictures, fashion_mnist
+from trainer_worker.tasks.data import Pictures, fashion_mnist
 
 HELD_OUT = 12
 """The last 1/12 of the training pictures is held out for validation, as in the paper."""

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from trainer_worker.metatrain.datasets import diamonds, king_james
 from trainer_worker.tasks.data import DataMissing
-from trainer_worker.tasks.datasets import diamonds, king_james
 from trainer_worker.tasks.task import Split, Task, batch_indices, convnet, evaluate
 
 
