@@ -9,7 +9,6 @@ from typer.testing import CliRunner, Result
 from trainer_worker.cli import app
 from trainer_worker.doctor import Question, examine
 
-NETWORK = "torch.nn:Transformer"
 MODELS = """
 from torch import nn
 
