@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -93,7 +94,7 @@ class _Run:
             world=self.harness.world,
         )
         inputs, targets = self.task.train.take(indices)
-        loss = self.task.loss(self.replica(inputs), targets)
+        loss = functional.cross_entropy(self.replica(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         if self.nowcast is not None:
             self.nowcast.observe(loss)

@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from trainer_worker.cli import app
 from trainer_worker.comparison import report
-from trainer_worker.comparison.summary import Summary, Verdict, smooth, summarise
+from trainer_worker.comparison.summary import Summary, Verdict, summarise
 from trainer_worker.training.config import Config, NowcastTable
 from trainer_worker.training.records import Evaluation, RunRecord, Score
 
@@ -80,15 +78,6 @@ def table(summary: Summary) -> str:
     report.show(summary, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30))
-def test_smoothing_looks_back_only(values: list[float]) -> None:
-    """A median that used later evaluations would let a run reach its target before it did; a mean would show a single spike."""
-    smoothed = smooth(values)
-    assert len(smoothed) == len(values)
-    for end in range(1, len(values) + 1):
-        assert smoothed[end - 1] == pytest.approx(np.median(values[max(0, end - 5) : end]))
 
 
 def test_the_plain_runs_best_is_the_target(tmp_path: Path) -> None:

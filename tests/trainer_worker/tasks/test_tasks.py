@@ -71,15 +71,6 @@ def test_evaluation_is_the_mean_over_the_split_whatever_the_workers() -> None:
     torch.testing.assert_close(alone / 103, torch.stack([loss, correct / 103, torch.ones(())]).double(), rtol=1e-6, atol=0)
 
 
-def test_loss_and_accuracy_take_sequences() -> None:
-    """A language model's outputs are (batch, position, vocabulary); every position counts once."""
-    outputs = torch.randn(2, 5, 7)
-    targets = outputs.argmax(-1)
-    targets[0, 0] = (targets[0, 0] + 1) % 7
-    assert Task.correct(outputs, targets).item() == pytest.approx(0.9)
-    torch.testing.assert_close(Task.loss(outputs, targets), functional.cross_entropy(outputs.reshape(10, 7), targets.reshape(10)))
-
-
 @given(
     examples=st.integers(1, 60),
     world=st.integers(1, 4),

@@ -88,17 +88,6 @@ def test_a_missing_file_or_table_is_named(tmp_path: Path) -> None:
         load(tmp_path, "[train]\nsteps = 5")
 
 
-def test_options_replace_values_and_are_checked_alike(tmp_path: Path) -> None:
-    """`--steps 0` must fail like `steps = 0`, and an option may create the table it belongs to."""
-    text = '[task]\nname = "fm-16"'
-    config = load(tmp_path, text, train__steps=7, nowcast__forecaster="linear", nowcast__server=None)
-    assert config.train.steps == 7
-    assert config.nowcast is not None
-    assert (config.nowcast.forecaster, config.nowcast.server) == ("linear", "own")
-    with pytest.raises(CommandFailed, match=r"\[train\] steps"):
-        load(tmp_path, text, train__steps=0)
-
-
 def test_pushes_are_as_the_table_says(tmp_path: Path) -> None:
     """A key that is read and not passed on is worse than one that is refused."""
     table = load(tmp_path, '[task]\nname = "fm-16"\n[nowcast]').nowcast
