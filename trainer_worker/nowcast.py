@@ -134,7 +134,7 @@ class Nowcast:
             journal=self._journal,
             max_steps=self._max_steps,
             interval=self._interval,
-            shadow=self._mode == "shadow",
+            mode=self._mode,
         )
 
     def _spec(self) -> JobSpec:

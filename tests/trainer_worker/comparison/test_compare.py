@@ -138,14 +138,6 @@ def test_what_does_not_change_a_run_may_change(kept: Path, change: dict[str, Any
     assert [finished(order) is not None for order in later[:2]] == [same, same]
 
 
-def test_checkpoints_of_a_longer_run_are_refused(tmp_path: Path) -> None:
-    """They would be taken for the end of the shorter one."""
-    order, _ = orders(tmp_path)
-    order.check(order.terms)
-    with pytest.raises(BadArgument, match=r"train.steps = 40, not 20"):
-        order.check(orders(tmp_path, train__steps=40)[0].terms)
-
-
 def test_without_resume_nothing_is_left_of_any_arm(kept: Path) -> None:
     """An interrupted comparison would go on with the other arm's record of the one before."""
     for order in orders(kept):
