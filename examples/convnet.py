@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainer_worker import Nowcast
-from trainer_worker.tasks.datasets import fashion_mnist
+from trainer_worker.tasks.data import fashion_mnist
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
 torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from trainer_worker.adapters.huggingface import NowcastCallback
-from trainer_worker.tasks.datasets import king_james
+from trainer_worker.metatrain.datasets import king_james
 
 WINDOW = 64
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainer_worker.adapters.lightning import NowcastCallback
-from trainer_worker.tasks.datasets import diamonds
+from trainer_worker.metatrain.datasets import diamonds
 
 
 class Prices(pl.LightningModule):

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainer_worker import Nowcast
-from trainer_worker.tasks.datasets import king_james
+from trainer_worker.metatrain.datasets import king_james
 
 WINDOW = 64
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000

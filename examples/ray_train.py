@@ -15,7 +15,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 from torch import nn
 
 from trainer_worker import Nowcast
-from trainer_worker.tasks.datasets import diamonds
+from trainer_worker.metatrain.datasets import diamonds
 
 
 def train(config: dict[str, Any]) -> None:

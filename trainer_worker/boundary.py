@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from protos.errors import NowcastError
-from protos.messages import Progress
+from protos.messages import Mode, Progress
 from trainer_worker.endpoints.sender import Request
 from trainer_worker.errors import reason_for
 from trainer_worker.events import Event, Journal
@@ -34,14 +34,12 @@ WIDEST: Final = 16  # times it may grow to: what is that far apart says little a
 
 class Boundaries:
     """Counts the steps of a run, and decides at the end of each interval. The same on every rank, but that rank 0 alone has
-    `forecasts`. With `shadow` they are made and scored, never used.
+    `forecasts`. In the mode `shadow` they are made and scored, never used.
 
     At a boundary it (1) takes up what was asked for at the boundary before, if it has come, else goes without; (2) takes a snapshot
     and asks for a forecast from the newest ones. What a run does depends on which forecasts came by their boundary, not on when.
     Where they keep coming late, the interval doubles until they come in time.
     """
-
-    mode = "glide"
 
     def __init__(
         self,
@@ -54,10 +52,11 @@ class Boundaries:
         journal: Journal,
         max_steps: int | None,
         interval: int | None,
-        shadow: bool = False,
+        mode: Mode,
     ) -> None:
         self._flat, self.pushed, self._forecasts, self._ranks = flat, pushed, forecasts, ranks
-        self._push, self._journal, self._max_steps, self._shadow = push, journal, max_steps, shadow
+        self._push, self._journal, self._max_steps, self._mode = push, journal, max_steps, mode
+        self._shadow = mode == "shadow"
         self._interval = interval or (max(1, max_steps // SHARE) if max_steps else None)
         self.stretch = 1
         """By how much the interval has grown."""
@@ -204,7 +203,7 @@ class Boundaries:
             self._journal.add(Event(self.step, "server", outcome, reason, detail))
 
     def _compare(self) -> None:
-        facts = {"step": self.step, "next": self._next, "mode": self.mode, "interval": self._interval, "shadow": self._shadow}
+        facts = {"step": self.step, "next": self._next, "mode": self._mode, "interval": self._interval}
         self._ranks.check_alike(facts, () if self._flat.sharded else self._flat.parameters)
         self._compared = True
 

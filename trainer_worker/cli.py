@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Never
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -27,7 +27,8 @@ class _Told(TyperGroup):
         try:
             return super().invoke(ctx)
         except (CommandFailed, BadArgument) as error:
-            _fail(str(error))
+            typer.secho(str(error), err=True, fg="red")
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -113,7 +114,7 @@ def report(
         alone = runs[0] if runs[0].is_dir() else runs[0].parent
         written = write_page(summaries, out or (alone if len(runs) == 1 else Path()) / "report.html", training_map=training_map)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        raise CommandFailed(str(error)) from error
     typer.echo(f"wrote {written}")
 
 
@@ -140,7 +141,7 @@ def wire(
             draw(report, picture)
             typer.echo(f"wrote {picture}")
     except (ValueError, OSError, BadWiring) as error:
-        _fail(str(error))
+        raise CommandFailed(str(error)) from error
 
 
 @app.command()
@@ -161,7 +162,7 @@ def doctor(
 
     server = server or os.environ.get("NOWCAST_SERVER", "").strip() or None
     if module is None and server is None:
-        _fail("give MODULE:CALLABLE, --server URL, or both")
+        raise CommandFailed("give MODULE:CALLABLE, --server URL, or both")
     from trainer_worker.doctor import Question, examine
 
     question = Question(forecaster, mode, dtype, max_steps)
@@ -198,22 +199,23 @@ def keys() -> None:
 def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None:
     from rich.console import Console
 
-    if not (resume or fresh) and (unfinished := _unfinished(config)):
-        _fail(f"{unfinished} holds an unfinished run: resume it with --resume, start over with --fresh, or choose another --out")
+    unfinished = _unfinished(config)  # where checkpoints cannot go is told now, not after hours
+    if unfinished and not (resume or fresh):
+        way = "resume it with --resume, start over with --fresh, or choose another --out"
+        raise CommandFailed(f"{unfinished} holds an unfinished run: {way}")
     console = Console()
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # so that the server's process is stopped as well
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         config.output.folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=config.output.folder).close()
-    except OSError as error:  # now, not after hours
-        _fail(f"cannot write to the results folder {config.output.folder}: {error.strerror or error}; choose another --out")
+    except OSError as error:
+        why = error.strerror or error
+        raise CommandFailed(f"cannot write to the results folder {config.output.folder}: {why}; choose another --out") from error
     with console.status("starting"):
         from trainer_worker.comparison import report
         from trainer_worker.comparison.compare import compare
-        from trainer_worker.training.storage import put, resolve
-    if config.output.storage:
-        resolve(config.output.storage)  # fail now, not after hours
+        from trainer_worker.training.storage import put
     summary = compare(config, console=console, resume=resume, plain=compared)
     paths = report.write(summary)
     report.show(summary, console)
@@ -229,11 +231,6 @@ def _unfinished(config: "Config") -> str | None:
     there = folders(config.output.place)
     done = {path.stem for path in (config.output.folder / "runs").glob("*.json")}
     return next((f"{config.output.place}/{run}" for run in there if run not in done), None)
-
-
-def _fail(message: str) -> Never:
-    typer.secho(message, err=True, fg="red")
-    raise typer.Exit(2)
 
 
 def main() -> None:

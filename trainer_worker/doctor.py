@@ -1,10 +1,11 @@
 """`nowcast doctor`: will nowcasts work for this network, with this server? Findings in plain words."""
 
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from rich.filesize import decimal
@@ -28,8 +29,7 @@ MEASURED: Final = 5_000_000  # weights up to which a forecast is made to see how
 BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that was looked at: if it is not `fine`, the text says what to do."""
 
     fine: bool
@@ -72,12 +72,13 @@ def examine(place: str | None, url: str | None, question: Question, *, token: st
     return findings
 
 
-def _wiring(report: WiringReport) -> list[Finding]:
+def _wiring(report: WiringReport) -> Iterator[Finding]:
     fine = report.coverage >= POOR
-    told = [Finding(fine, report.sentence + ("" if fine else "; give --inputs, as forward takes them"))]
+    yield Finding(fine, report.sentence + ("" if fine else "; give --inputs, as forward takes them"))
     if report.left_out:
-        told.append(Finding(True, f"left out, as they cannot be forecast: {', '.join(report.left_out[:5])}"))
-    return told + [Finding(fine, remark) for remark in report.remarks[:3]]
+        yield Finding(True, f"left out, as they cannot be forecast: {', '.join(report.left_out[:5])}")
+    for remark in report.remarks[:3]:
+        yield Finding(fine, remark)
 
 
 def _traffic(report: WiringReport, question: Question) -> Finding:
@@ -111,34 +112,23 @@ def _forecast(report: WiringReport, question: Question) -> Finding:
     return Finding(True, f"{text}; where an interval is shorter, training waits for it (for a server it never waits)")
 
 
-def _server(url: str, report: WiringReport | None, question: Question, *, token: str | None) -> list[Finding]:
+def _server(url: str, report: WiringReport | None, question: Question, *, token: str | None) -> Iterator[Finding]:
     deadline = Deadline(PATIENCE_S)
     try:
         with closing(HttpEndpoint(url, job=Server().new_job(), token=token)) as endpoint:
             info = endpoint.info(deadline=deadline)
-            mine = version(DISTRIBUTION)
-            found = [Finding(True, f"{url} answers: version {info.version} (here {mine}), on {info.device}")]
+            yield Finding(True, f"{url} answers: version {info.version} (here {version(DISTRIBUTION)}), on {info.device}")
             if info.protocol != VERSION:
                 spoken = f"the server speaks version {info.protocol} of the protocol, this worker {VERSION}"
-                found.append(Finding(False, f"{spoken}: install the same release on both"))
-            if question.made_by not in info.forecasters:
-                text = f"there is no forecaster {question.made_by!r}; there are {', '.join(info.forecasters)}"
-                found.append(Finding(False, text))
-            elif report is not None and info.protocol == VERSION:
-                found.append(_room(endpoint, question.spec(report), deadline))
-            return found
+                yield Finding(False, f"{spoken}: install the same release on both")
+            elif question.made_by not in info.forecasters:
+                yield Finding(False, f"there is no forecaster {question.made_by!r}; there are {', '.join(info.forecasters)}")
+            elif report is not None:
+                endpoint.register(question.spec(report), replace=False, deadline=deadline)
+                endpoint.finish(Progress(step=0), deadline=deadline)
+                yield Finding(True, "the server takes the job")
     except NowcastError as error:
         hint = "; give NOWCAST_TOKEN" if error.field == "authorization" else ""
-        return [Finding(False, f"{error.detail}{hint}")]
+        yield Finding(False, f"{error.detail}{hint}")
     except BadArgument as error:
-        return [Finding(False, str(error))]
-
-
-def _room(endpoint: HttpEndpoint, spec: JobSpec, deadline: Deadline) -> Finding:
-    """Register the job, and end it at once."""
-    try:
-        endpoint.register(spec, replace=False, deadline=deadline)
-        endpoint.finish(Progress(step=0), deadline=deadline)
-    except NowcastError as error:
-        return Finding(False, f"the server rejected the job ({error.code}): {error.detail}")
-    return Finding(True, "the server takes the job")
+        yield Finding(False, str(error))

@@ -28,8 +28,6 @@ class Jumps(Boundaries):
         BadArgument: `max_steps` is None; the paper's schedule needs it.
     """
 
-    mode = "jump"
-
     def __init__(self, *args: Any, max_steps: int | None, interval: int | None, **kwargs: Any) -> None:
         if max_steps is None:
             raise BadArgument("max_steps", 'mode="jump" follows the paper\'s schedule over the whole run: pass the number of steps')

@@ -134,7 +134,7 @@ class Nowcast:
             journal=self._journal,
             max_steps=self._max_steps,
             interval=self._interval,
-            shadow=self._mode == "shadow",
+            mode=self._mode,
         )
 
     def _spec(self) -> JobSpec:
@@ -350,13 +350,8 @@ class Nowcast:
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
         grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else None
-        level, sentence = self._journal.closing_line(
-            self._mode,
-            steps=self.steps,
-            first_due=self._boundaries.first_due,
-            grown_to=grown_to,
-            skilled=bool(self._forecasts and self._forecasts.sender.skill),
-        )
+        first_due = self._boundaries.first_due
+        level, sentence = self._journal.closing_line(self._mode, steps=self.steps, first_due=first_due, grown_to=grown_to)
         line = f"{self.job}: {sentence}"
         if level < logging.WARNING and not log.hasHandlers():  # as Python prints warnings then
             sys.stderr.write(f"{line}\n")

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from trainer_worker.tasks.data import DataFile, Dataset, PythonWheel, read
+from trainer_worker.metatrain.datasets import PythonWheel
+from trainer_worker.tasks.data import DataFile, Dataset, read
 
 ANIMALS: Final = Dataset(
     name="animals",

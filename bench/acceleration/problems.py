@@ -190,7 +190,7 @@ def _four_convolutions() -> nn.Module:
 
 
 def _diamonds() -> Problem:
-    from trainer_worker.tasks.datasets import diamonds
+    from trainer_worker.metatrain.datasets import diamonds
 
     features, price = map(torch.from_numpy, diamonds())
     parts = list(zip(features.split([45_940, 4000, 4000]), price.split([45_940, 4000, 4000]), strict=True))
@@ -244,7 +244,7 @@ def _channels_last(pictures: Tensor) -> Tensor:
 
 
 def _bible() -> Problem:
-    from trainer_worker.tasks.datasets import king_james
+    from trainer_worker.metatrain.datasets import king_james
 
     letters = np.frombuffer(king_james().encode("ascii", "replace"), dtype=np.uint8)
     known, tokens = np.unique(letters, return_inverse=True)

@@ -125,15 +125,16 @@ def _start_cluster() -> None:
 def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Replicas, stay: bool, name: str, **where: Any) -> None:
     """`nowcast-server serve-on-ray`: join a cluster, or start one here, and deploy.
 
-    Without an address the cluster is this machine, for as long as this process lives. To stay is to wait for a signal, and to take
-    the server down then. All else is as for `start`. ConnectionError if there is no cluster at the address.
+    Without an address the cluster is that of this process; if it has none, this machine, for as long as this process lives. To stay
+    is to wait for a signal, and to take the server down then. All else is as for `start`. ConnectionError if there is no cluster at
+    the address.
     """
     known = Settings(**settings)
     configure_logging(level=known.log_level, style=known.log_format)
-    if address is None:
-        _start_cluster()
-    else:
+    if address is not None:
         ray.init(address=address, log_to_driver=False)
+    elif not ray.is_initialized():
+        _start_cluster()
     url = start(settings, replicas=replicas, name=name, **where)
     log.info("ready", extra={"url": url, "replicas": replicas.smallest, "cluster": address or "local"})
     if stay:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer_worker.tasks.data import DataMissing, Dataset, read
-from trainer_worker.tasks.datasets import DIAMONDS, FASHION_MNIST, KING_JAMES
+from trainer_worker.metatrain.datasets import DIAMONDS, KING_JAMES
+from trainer_worker.tasks.data import FASHION_MNIST, DataMissing, Dataset, read
 from trainer_worker.training.own_server import own_server
 
 ROOT = Path(__file__).resolve().parents[2]

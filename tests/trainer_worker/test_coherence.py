@@ -2,28 +2,9 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from protos.messages import MAX_LAYERS
-from trainer_worker.coherence import LayerCoherence, alignment, brake, coherence, layers_of
-from trainer_worker.weights.flat import FlatParameters
-
-
-def seen(pushed: Tensor, before: Tensor, after: Tensor) -> float | None:
-    """Coherence over all of a network of two layers of two weights."""
-    network = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 2, bias=False))
-    pieces = FlatParameters(network, [torch.optim.SGD(network.parameters())]).pieces
-    return coherence(alignment(pushed, before, after, pieces))
-
-
-def test_coherence_is_the_cosine_with_what_training_did_itself() -> None:
-    """With the push left in, every push would look coherent."""
-    before, own = torch.tensor([1.0, 2.0, 0.0, 0.0]), torch.tensor([3.0, 0.0, 4.0, 0.0])
-    pushed = torch.tensor([4.0, 0.0, -3.0, 0.0])
-    assert seen(pushed, before, before + own + pushed) == pytest.approx(0, abs=1e-6)
-    assert seen(own, before, before + 2 * own) == pytest.approx(1)
-    assert seen(-own, before, before) == pytest.approx(-1)
-    assert seen(pushed, before, before + pushed) is None
+from trainer_worker.coherence import LayerCoherence, layers_of
 
 
 def test_layers_are_told_apart() -> None:
@@ -52,9 +33,3 @@ def test_layers_of_a_network(names: list[str], layers: list[str]) -> None:
 def test_there_are_never_more_layers_than_progress_may_have() -> None:
     """A network whose parameters have odd names would not be served at all."""
     assert len(set(layers_of([chr(0x4E00 + i) for i in range(500)]))) == MAX_LAYERS
-
-
-@pytest.mark.parametrize(("mean", "left"), [(1.0, 1.0), (0.0, 1.0), (-0.2, 0.5), (-0.4, 0.0), (-1.0, 0.0)])
-def test_pushes_that_training_takes_back_are_braked(mean: float, left: float) -> None:
-    """At learning rates far above the best, pushes at full gain make a run oscillate."""
-    assert brake(mean) == pytest.approx(left)

@@ -9,7 +9,6 @@ from typer.testing import CliRunner, Result
 from trainer_worker.cli import app
 from trainer_worker.doctor import Question, examine
 
-NETWORK = "torch.nn:Transformer"
 MODELS = """
 from torch import nn
 
@@ -51,18 +50,13 @@ def test_a_network_that_works() -> None:
     assert "spectral (mode glide) takes" in done.stdout
 
 
-def test_the_forecaster_is_that_of_the_mode() -> None:
-    """A user who jumps would learn what another forecaster costs."""
-    *_, traffic, forecast = examine("doctored:build", None, Question(mode="jump", max_steps=2000), token=None, inputs=None)
-    assert "every 5 intervals; with intervals of 40 steps" in traffic.text
-    assert "nino (mode jump) takes" in forecast.text
-
-
-def test_frozen_parameters_cost_nothing() -> None:
-    """Whoever fine-tunes an adapter would be told the traffic and time of the whole model."""
-    wired, traffic, *_ = examine("doctored:tuned", None, Question(), token=None, inputs=None)
+def test_it_is_told_of_the_mode_and_of_what_is_trained() -> None:
+    """A user who jumps would learn what another forecaster costs; one who tunes an adapter the traffic of the whole model."""
+    wired, traffic, forecast = examine("doctored:tuned", None, Question(mode="jump", max_steps=2000), token=None, inputs=None)
     assert "100.0% of 68 weights are wired" in wired.text
     assert "a snapshot of 272 bytes" in traffic.text
+    assert "every 5 intervals; with intervals of 40 steps" in traffic.text
+    assert "nino (mode jump) takes" in forecast.text
 
 
 def test_a_network_that_is_not_understood() -> None:

@@ -151,6 +151,21 @@ def test_an_answer_that_misses_its_boundary_is_never_used() -> None:
     assert nowcasts(first) == nowcasts(second)
 
 
+def test_a_skipped_forecast_has_ended_the_push_when_it_is_told() -> None:
+    """Who looks at the weights from `on_event` would take the push before for one that goes on."""
+    told: list[tuple[str, bool]] = []
+    model, optimizer = learner()
+    nowcast = make(
+        model,
+        optimizer,
+        ScriptedEndpoint(fail=_failing([1])),
+        on_event=lambda event: told.append((event.outcome, nowcast.pushing)),
+    )
+    with nowcast:
+        train(model, optimizer, range(FIRST + 2 * INTERVAL + 1))
+    assert told == [("glided", True), ("skipped", False), ("glided", True)]
+
+
 def late_index(step: int) -> int:
     """Of the request made at this step, among all."""
     return step // 4 - CONTEXT

@@ -53,15 +53,6 @@ def test_predicted_weights_are_loaded_at_once_every_five_intervals() -> None:
     assert endpoint.spec.mode == "jump"
 
 
-def test_norms_can_be_held() -> None:
-    """Where a network is normalised, growth of its weights is a lower learning rate."""
-    at = FULL - 1
-    matrices = {hold: jumped(shifting(), steps=FULL, push=Push(hold_norms=hold))[0][at][:128] for hold in (True, False)}
-    before = plain(FULL)[:128].norm()
-    assert matrices[True].norm() == pytest.approx(float(before), rel=1e-5)
-    assert matrices[False].norm() != pytest.approx(float(before), rel=1e-3)
-
-
 def test_training_waits_for_the_forecast() -> None:
     """A jump that comes later is another method: it throws away what was trained meanwhile."""
     begun = []

@@ -75,23 +75,15 @@ def test_a_nowcast_that_was_dropped_is_gone() -> None:
     assert second.steps == 1
 
 
-def test_a_model_belongs_to_the_nowcast_that_began_last(caplog: pytest.LogCaptureFixture) -> None:
-    """Two that move the same weights would each forecast from the other's pushes."""
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_model_belongs_to_the_nowcast_that_began_last(*, shared: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Two that move the same weights, be it in the steps of an optimizer each, would forecast from each other's pushes."""
     (model, optimizer), endpoint = learner(), ScriptedEndpoint()
     first = make(model, optimizer, endpoint, server=None, forecaster="last").start()
-    with make(model, optimizer, endpoint) as second:
+    with make(model, optimizer if shared else adam(model), endpoint) as second:
         step(model, optimizer, 0)
-    assert (first.steps, second.steps) == (0, 1)
+    assert (first.steps, second.steps) == (0, int(shared))
     assert "was still running; it was stopped" in caplog.text
-
-
-def test_a_model_belongs_to_one_nowcast_whatever_its_optimizer() -> None:
-    """Two that move the same weights by turns, each in the steps of its own optimizer, would forecast from each other's pushes."""
-    (model, optimizer), endpoint = learner(), ScriptedEndpoint()
-    first = make(model, optimizer, endpoint, server=None, forecaster="last").start()
-    with make(model, adam(model), endpoint) as second:
-        step(model, optimizer, 0)
-    assert (first.steps, second.steps) == (0, 0)
 
 
 def test_two_models_may_share_an_optimizer() -> None:

@@ -1,4 +1,6 @@
-"""Whatever a training loop brings along: optimizers, accumulation, scaling, clipping, compilation, groups, tied weights."""
+"""Whatever a training loop brings along: accumulation, scaling, clipping, compilation, groups, tied weights. All of torch's
+optimizers are tried by `docs/matrix.py`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -149,10 +151,6 @@ CASES = [
     Case("AdamW with its rate in a tensor", _of("AdamW", lr=torch.tensor(1e-2))),
     Case("SGD", _of("SGD")),
     Case("SGD with momentum", _of("SGD", momentum=0.9, nesterov=True)),
-    *(
-        Case(name, _of(name))
-        for name in ("RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "Adadelta", "Rprop", "ASGD", "Adafactor")
-    ),
     Case("a class that extends AdamW", extending),
     Case("a closure", ADAM, with_closure),
     Case("accumulation", ADAM, accumulated),
@@ -227,26 +225,6 @@ def test_steps_are_counted_and_pushes_land(case: Case) -> None:
         gliding.train(STEPS - FIRST - INTERVAL)
     assert nowcasts(gliding.nowcast) == [(at, "glided", "") for at in TAKEN_UP]
     assert flat(gliding.model).isfinite().all()
-
-
-def test_two_optimizers_share_one_network() -> None:
-    """Muon trains the matrices and AdamW the rest: parameters of the first would be neither sent nor pushed."""
-    torch.manual_seed(0)
-    model = mlp()
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
-    others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
-    first, second = torch.optim.Muon(matrices, lr=1e-2), torch.optim.AdamW(others, lr=1e-2)
-    endpoint = ScriptedEndpoint()
-    with make(model, [first, second], endpoint) as nowcast:
-        for index in range(STEPS):
-            inputs, targets = batch(index)
-            for optimizer in (first, second):
-                optimizer.zero_grad()
-            functional.cross_entropy(model(inputs), targets).backward()
-            for optimizer in (first, second):
-                optimizer.step()
-    assert nowcasts(nowcast) == [(at, "glided", "") for at in TAKEN_UP]
-    assert endpoint.sent[FULL].numel() == flat(model).numel()
 
 
 def test_a_compiled_step_is_not_compiled_with_all_that_follows_it() -> None:

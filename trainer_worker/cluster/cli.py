@@ -3,10 +3,9 @@
 import json
 import os
 import shlex
-import sys
 import uuid
 from pathlib import Path
-from typing import Annotated, Any, Final, Never
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -67,14 +66,9 @@ def submit(
         "entrypoint": shlex.join(["python", *start, script.resolve().relative_to(folder).as_posix(), *(arguments or ())]),
         "runtime_env": {"working_dir": str(folder), "excludes": EXCLUDES, "env_vars": variables, **({"pip": pip} if pip else {})},
     }
-    try:
-        why = _send(job, address=address, server=server, follow=follow)
-    except CommandFailed as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    if why:
-        _fail(f"{submission} {why}", code=1)
+    if why := _send(job, address=address, server=server, follow=follow):
+        typer.secho(f"{submission} {why}", err=True, fg="red")
+        raise typer.Exit(1)
 
 
 def _send(job: dict[str, Any], *, address: str | None, server: str, follow: bool) -> str:
@@ -114,13 +108,13 @@ def _workers(text: str) -> tuple[int, int]:
 def _folder(script: Path, given: Path | None) -> Path:
     """The folder to upload, which holds the script."""
     if not script.is_file():
-        _fail(f"there is no file {script}")
+        raise CommandFailed(f"there is no file {script}")
     if script.suffix == ".toml":
         trained = f"nowcast train {script} --address auto --server URL --storage PLACE"
-        _fail(f"of a configuration: ray job submit --working-dir . -- {trained}")
+        raise CommandFailed(f"of a configuration: ray job submit --working-dir . -- {trained}")
     folder = (given or script.parent).resolve()
     if not script.resolve().is_relative_to(folder):
-        _fail(f"{script} is not in the working directory {folder}: give one that holds it with --working-dir")
+        raise CommandFailed(f"{script} is not in the working directory {folder}: give one that holds it with --working-dir")
     return folder
 
 
@@ -129,8 +123,3 @@ def _variable(text: str) -> tuple[str, str]:
     if not found or not name.isidentifier():
         raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--env")
     return name, value
-
-
-def _fail(message: str, *, code: int = 2) -> Never:
-    typer.secho(message, err=True, fg="red")
-    raise typer.Exit(code)

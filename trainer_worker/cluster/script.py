@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.train import TrainingFailedError
 
+from trainer_worker.errors import CommandFailed
 from trainer_worker.training.ray_train import WORKER_ENVIRONMENT, run_workers
-from trainer_worker.training.storage import StorageUnusable
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
     try:
         run_workers(_run, {"script": script, "arguments": arguments, "storage": folder_of(**options)}, **options)
-    except StorageUnusable as error:
+    except CommandFailed as error:
         sys.exit(str(error))
     except TrainingFailedError as error:
         sys.exit(f"the script failed: {error}")

@@ -3,15 +3,11 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 from rich.console import Console
 
-from protos.errors import NowcastError
 from trainer_worker.comparison.summary import Summary, summarise
-from trainer_worker.endpoints.client import HttpEndpoint
-from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.server import is_file
 from trainer_worker.names import job_id
 from trainer_worker.training.config import Config
@@ -25,25 +21,21 @@ def compare(config: Config, *, console: Console, resume: bool = False, plain: bo
     With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint; without, they are deleted.
 
     Raises:
-        BadArgument, DataMissing, ServerFailed, StorageUnusable, TrainingFailed
+        BadArgument, CommandFailed
     """
     from trainer_worker.tasks.task import load_task
 
     started = time.perf_counter()
     arms = [*([config.model_copy(update={"nowcast": None})] if plain else []), config]
-    orders = [Order(config=arm, seed=seed, job=_job(arm, seed)) for seed in config.train.seeds for arm in arms]
+    job = os.environ.get("NOWCAST_JOB", config.output.folder.name)
+    # ids unlike any other run's, so that a shared server never mixes two of them up
+    runs = [Order(config=arm, seed=seed, job=job_id(job, arm.arm, str(seed))) for seed in config.train.seeds for arm in arms]
     config.output.folder.mkdir(parents=True, exist_ok=True)
     load_task(config.task.name, data=config.task.data)  # fetched once here, read from disk by the workers
     with _server_for(config) as reached, _workers(config) as train:
-        info = _info(**reached)
-        begin(orders, resume=resume)
-        runs = [finished(each) or _train(each.model_copy(update=reached), train, console) for each in orders]
-    return summarise(config, runs, server=info, wall_s=time.perf_counter() - started)
-
-
-def _job(arm: Config, seed: int) -> str:
-    """Unlike any other run's, so that a shared server never mixes two of them up; it begins with the submission's name."""
-    return job_id(os.environ.get("NOWCAST_JOB", arm.output.folder.name), arm.arm, str(seed))
+        begin(runs, resume=resume)
+        records = [finished(each) or _train(each.model_copy(update=reached), train, console) for each in runs]
+    return summarise(config, records, wall_s=time.perf_counter() - started)
 
 
 def _train(order: Order, train: Callable[..., RunRecord], console: Console) -> RunRecord:
@@ -86,14 +78,3 @@ def _workers(config: Config) -> Iterator[Callable[..., RunRecord]]:
 
         with cluster(config.workers):
             yield train_on_ray
-
-
-def _info(server: str | None, *, token: str | None) -> dict[str, Any] | None:
-    """What the server says of itself; a server that is down now may be up when it is needed."""
-    if server is None:
-        return None
-    try:
-        with closing(HttpEndpoint(server, job="none", token=token)) as endpoint:
-            return {"url": server, **endpoint.info(deadline=Deadline(5.0)).model_dump(mode="json")}
-    except NowcastError as error:
-        return {"url": server, "unavailable": str(error)}

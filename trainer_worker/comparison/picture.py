@@ -1,4 +1,4 @@
-"""The picture of a comparison: loss and accuracy of every arm, with jumps marked where there are any."""
+"""The picture of a comparison: loss and accuracy of every arm."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from trainer_worker.comparison.summary import Summary, smooth
-from trainer_worker.training.records import AVERAGED, RunRecord, is_average
+from trainer_worker.training.records import RunRecord
 
-COLOURS = ("#64748b", "#ea580c", "#0d9488", "#7c3aed", "#be123c")
-"""The plain arm is grey: it is what the others are measured against."""
+COLOURS = ("#64748b", "#ea580c")
+"""The plain arm is grey: it is what the other is measured against."""
 INK, FAINT = "#1e293b", "#cbd5e1"
 PANELS = (
     ("Validation loss", "step", "validation", "loss", (0, 0.95)),
@@ -27,14 +27,12 @@ def draw(summary: Summary) -> Figure:
     figure = Figure(figsize=(17, 5.4), dpi=130, facecolor="white", layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     for axes, (title, across, split, metric, shown) in zip(panels, PANELS, strict=True):
-        for name, colour in _colours(summary).items():
-            runs = [run for run in summary.runs if run.arm == name]
-            _curves(axes, [_curve(run, across, split, metric) for run in runs], name, colour)
-            if across == "step":
-                _jumps(axes, runs, colour)
+        for arm, colour in zip(summary.arms, COLOURS, strict=False):
+            runs = [run for run in summary.runs if run.arm == arm.arm]
+            _curves(axes, [_curve(run, across, split, metric) for run in runs], arm.arm, colour)
         _zoom(axes, [y for run in summary.runs for _, y in _curve(run, across, split, metric)], shown)
         if metric == "loss":
-            _target(axes, median(each.target for each in summary.figures if not is_average(each.arm)))
+            _target(axes, median(each.target for each in summary.figures))
         _style(axes, title, "step" if across == "step" else "seconds of training")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=5, frameon=False, fontsize=10.5)
@@ -42,26 +40,17 @@ def draw(summary: Summary) -> Figure:
     return figure
 
 
-def _colours(summary: Summary) -> dict[str, str]:
-    """By arm; an average has the colour of what it is the average of."""
-    names = dict.fromkeys(arm.arm.removesuffix(AVERAGED) for arm in summary.arms)
-    found = dict(zip(names, COLOURS, strict=False))
-    return {arm.arm: colour for arm in summary.arms if (colour := found.get(arm.arm.removesuffix(AVERAGED)))}
-
-
 def _curve(run: RunRecord, across: str, split: str, metric: str) -> list[tuple[float, float]]:
     return [(getattr(each, across), getattr(getattr(each, split), metric)) for each in run.evaluations]
 
 
 def _curves(axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], name: str, colour: str) -> None:
-    """Every run faintly, the smoothed median over the seeds boldly; only that of averages, dashed."""
-    averaged = is_average(name)
-    for curve in () if averaged else curves:
+    """Every run faintly, the smoothed median over the seeds boldly."""
+    for curve in curves:
         axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.28, linewidth=0.9)
     across = [median(column) for column in zip(*([x for x, _ in curve] for curve in curves), strict=True)]
     up = [median(column) for column in zip(*(smooth([y for _, y in curve]) for curve in curves), strict=True)]
-    width, style = (1.6, "--") if averaged else (2.2, "-")
-    axes.plot(across, up, color=colour, linewidth=width, label=name, linestyle=style)
+    axes.plot(across, up, color=colour, linewidth=2.2, label=name)
 
 
 def _zoom(axes: Axes, values: Sequence[float], shown: tuple[float, float]) -> None:
@@ -72,16 +61,6 @@ def _zoom(axes: Axes, values: Sequence[float], shown: tuple[float, float]) -> No
     low, high = (ranked[min(len(ranked) - 1, int(share * len(ranked)))] for share in shown)
     margin = 0.08 * (high - low) or 0.01
     axes.set_ylim(low - margin, high + 2 * margin)
-
-
-def _jumps(axes: Axes, runs: Sequence[RunRecord], colour: str) -> None:
-    """A line where predicted weights were loaded at once, with the horizon above it."""
-    jumps = {event["step"]: event["horizon"] for run in reversed(runs) for event in run.events if event["outcome"] == "jumped"}
-    for step, horizon in sorted(jumps.items()):
-        axes.axvline(step, color=colour, alpha=0.45, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
-        if len(jumps) <= 25:
-            place = axes.get_xaxis_transform()
-            axes.text(step, 0.965, str(horizon), transform=place, ha="center", va="top", fontsize=7.5, color=colour)
 
 
 def _target(axes: Axes, target: float) -> None:

@@ -14,17 +14,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from trainer_worker.comparison.summary import METRIC, ArmFigures, RunFigures, Summary, verdicts
+from trainer_worker.comparison.summary import METRIC, ArmFigures, RunFigures, Summary, Verdict
 from trainer_worker.errors import CommandFailed
-from trainer_worker.training.records import is_average
 
-WORDS: Final = {
-    "helped": "Yes: fewer steps with every seed.",
-    "did not help": "No: no seed got there sooner.",
-    "no clear difference": "Not clearly: seeds disagree.",
-    "one seed": "One seed only: an indication, not an answer.",
-    "few seeds": "Two seeds only: an indication, not an answer.",
-}
 HEADS: Final = ("arm", "steps to target", "time to target", "test loss", "test accuracy", "forecasts", "ms a step", "run")
 RUN_HEADS: Final = ("run", "target", "steps to target", "validation loss at the end", "test loss at its best", "best step")
 
@@ -61,13 +53,10 @@ def show(summary: Summary, console: Console) -> None:
     for arm in summary.arms:
         table.add_row(*_row(arm))
     console.print(table)
-    targets = sorted(figures.target for figures in summary.figures if not is_average(figures.arm))
+    targets = sorted(figures.target for figures in summary.figures)
     reached = f"{targets[0]:.3f}" if targets[0] == targets[-1] else f"{targets[0]:.3f} to {targets[-1]:.3f} by seed"
-    averaged = len(targets) < len(summary.figures)
-    rule = ", the plain run's best" + (" (of averages: its average's)" if averaged else "")
-    console.print(
-        f"[dim]target: {METRIC} {reached}{rule}; test figures at the step that is best on validation; medians over seeds[/]"
-    )
+    rule = "the plain run's best; test figures at the step that is best on validation; medians over seeds"
+    console.print(f"[dim]target: {METRIC} {reached}, {rule}[/]")
     shadow = summary.config.nowcast is not None and summary.config.nowcast.mode == "shadow"
     for arm in summary.arms:
         if shadow and arm.skill:  # of a forecast that pushes only the direction counts
@@ -94,26 +83,22 @@ def _row(arm: ArmFigures) -> tuple[str, ...]:
 
 
 def write_page(summaries: Sequence[Summary], path: Path, *, training_map: Path | None = None) -> Path:
-    """Write one HTML file about one or more comparisons: it can be mailed, and opened in ten years. `training_map` is an SVG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = training_map.read_text(encoding="utf-8") if training_map else ""
-    path.write_text(render(summaries, training_map=picture), encoding="utf-8")
-    return path
+    """Write one HTML file about one or more comparisons: it can be mailed, and opened in ten years. `training_map` is an SVG.
 
-
-def render(summaries: Sequence[Summary], *, training_map: str = "") -> str:
-    """The page; it runs no script, whatever is in names or in the map."""
+    It runs no script, whatever is in names or in the map.
+    """
     here = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    return here.get_template("report.html").render(
+    text = here.get_template("report.html").render(
         title=summaries[0].name if len(summaries) == 1 else f"{len(summaries)} comparisons",
         style=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),  # noqa: S704 -- the package's own
-        overview=[[each.name, found.arm.arm, WORDS[found.word], found.helped] for each in summaries for found in verdicts(each)],
         comparisons=[_comparison(summary) for summary in summaries],
-        words=WORDS,
         heads=HEADS,
         run_heads=RUN_HEADS,
-        training_map=_svg(training_map) if training_map else "",
+        training_map=_svg(training_map.read_text(encoding="utf-8")) if training_map else "",
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def _comparison(summary: Summary) -> dict[str, Any]:
@@ -124,13 +109,11 @@ def _comparison(summary: Summary) -> dict[str, Any]:
     draw(summary).savefig(file, format="svg", metadata={"Date": None})
     return {
         "summary": summary,
-        "verdicts": verdicts(summary),
-        "arms": [arm.arm for arm in summary.arms if not is_average(arm.arm)],
+        "verdict": Verdict(summary) if len(summary.arms) > 1 else None,
         "picture": _svg(file.getvalue()),
         "rows": [_row(arm) for arm in summary.arms],
         "runs": [_run(each) for each in summary.figures],
         "layers": _layers(summary),
-        "about": {**summary.versions, **(summary.server or {})},
         "settings": json.dumps(summary.config.model_dump(mode="json", exclude_none=True), indent=1),
     }
 

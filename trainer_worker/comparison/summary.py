@@ -6,15 +6,14 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from statistics import mean, median, stdev
-from typing import Any, Final
+from typing import Final
 
 from protos import DISTRIBUTION
 from protos.messages import Skill
 from trainer_worker.training.config import Config
-from trainer_worker.training.records import Record, RunRecord, Score, is_average
+from trainer_worker.training.records import Record, RunRecord, Score
 
 METRIC: Final = "smoothed validation loss"
 SMOOTHING: Final = 5
@@ -30,7 +29,7 @@ ALWAYS: Final = (
     "Steps do not depend on the machine. Seconds do: the runs came one after the other, and can be compared if nothing else ran.",
     "It holds for this model, data, learning rate and schedule. Pushes help least late in a run, with overfitting, falling rates.",
 )
-"""What can be said of every comparison; of that of averages it is not said again."""
+"""What can be said of every comparison."""
 
 
 class RunFigures(Record):
@@ -71,11 +70,10 @@ class Summary(Record):
     name: str
     config: Config  # of the job, as it ran
     versions: dict[str, str]  # of Python, the machine and the packages that matter
-    server: dict[str, Any] | None  # `GET /v1/info` of the nowcast server; None if forecasts were embedded
     wall_s: float  # seconds of the whole command
-    arms: list[ArmFigures]
+    arms: list[ArmFigures]  # the plain one first
     figures: list[RunFigures]  # by arm and seed
-    runs: list[RunRecord]  # the curves and events behind them; of runs that averaged their weights, the averages' curves too
+    runs: list[RunRecord]  # the curves and events behind them
 
     @property
     def headline(self) -> str:
@@ -92,25 +90,20 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [median(ranked[max(0, end - SMOOTHING) : end]) for end in range(1, len(ranked) + 1)]
 
 
-def summarise(config: Config, runs: Sequence[RunRecord], *, server: dict[str, Any] | None, wall_s: float) -> Summary:
-    """Work out a comparison; the first run of each seed is the plain one, which sets the target: its weights for weights, its
-    average for averages.
-    """
-    curves = [*runs, *(average for run in runs if (average := run.average) is not None)]
-    plain = {(run.seed, is_average(run.arm)): run for run in reversed(curves)}
-    figures = [_figures(run, plain=plain[run.seed, is_average(run.arm)]) for run in curves]
-    names = list(dict.fromkeys(run.arm for run in curves))
-    by_arm = {name: [(figure, run) for figure, run in zip(figures, curves, strict=True) if run.arm == name] for name in names}
-    first = {is_average(run.arm): run.arm for run in reversed(curves)}
+def summarise(config: Config, runs: Sequence[RunRecord], *, wall_s: float) -> Summary:
+    """Work out a comparison; the first run of each seed is the plain one, which sets the target."""
+    plain = {run.seed: run for run in reversed(runs)}
+    figures = [_figures(run, plain=plain[run.seed]) for run in runs]
+    names = dict.fromkeys(run.arm for run in runs)
+    arms = [[(figure, run) for figure, run in zip(figures, runs, strict=True) if run.arm == name] for name in names]
     return Summary(
         name=config.output.folder.name,
         config=config,
         versions=_versions(),
-        server=server,
         wall_s=wall_s,
-        arms=[_over_seeds(by_arm[name], plain=by_arm[first[is_average(name)]]) for name in names],
+        arms=[_over_seeds(arm, plain=arms[0]) for arm in arms],
         figures=figures,
-        runs=curves,
+        runs=list(runs),
     )
 
 
@@ -185,74 +178,65 @@ def _versions() -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True)
 class Verdict:
-    """Of one arm against the plain one."""
+    """The arm with nowcasts against the plain one, in sentences, of a summary that has both."""
 
-    summary: Summary
-    arm: ArmFigures
-    plain: ArmFigures
-
-    @property
-    def pairs(self) -> list[tuple[RunFigures, RunFigures]]:
-        """The arm's runs with the plain ones of the same seed, batches and initial weights."""
-        base = {figures.seed: figures for figures in self.summary.figures if figures.arm == self.plain.arm}
-        return [(each, base[each.seed]) for each in self.summary.figures if each.arm == self.arm.arm and each.seed in base]
+    def __init__(self, summary: Summary) -> None:
+        self.plain, self.arm, *_ = summary.arms  # once there were averages besides
+        self._steps = summary.config.train.steps
+        base, figures = ([each for each in summary.figures if each.arm == arm.arm] for arm in (self.plain, self.arm))
+        self._pairs = list(zip(figures, base, strict=True))  # of the same seed, batches and initial weights
+        self._plain_run, *_ = summary.runs
+        self._runs = [run for run in summary.runs if run.arm == self.arm.arm]
 
     @property
-    def word(self) -> str:
-        """One of `report.WORDS`."""
-        pairs = self.pairs
+    def answer(self) -> str:
+        """Whether nowcasts helped."""
+        if (seeds := len(self._pairs)) < ENOUGH_SEEDS:
+            return f"{('One seed', 'Two seeds')[seeds - 1]} only: an indication, not an answer."
         faster = [
-            mine.steps_to_target is not None and mine.steps_to_target < (its.steps_to_target or math.inf) for mine, its in pairs
+            mine.steps_to_target is not None and mine.steps_to_target < (its.steps_to_target or math.inf)
+            for mine, its in self._pairs
         ]
-        if len(pairs) < ENOUGH_SEEDS:
-            return "one seed" if len(pairs) == 1 else "few seeds"
         if all(faster) and (self.arm.fewer_steps or 0) > 0:
-            return "helped"
+            return "Yes: fewer steps with every seed."
         if not any(faster) and self.plain.steps_to_target is not None:
-            return "did not help"
-        return "no clear difference"
+            return "No: no seed got there sooner."
+        return "Not clearly: seeds disagree."
 
     @property
     def helped(self) -> str:
         """How many steps, and how much time."""
         arm, plain, goal = self.arm, self.plain, f"the plain run's best {METRIC}"
         if arm.steps_to_target is None:
-            return f"It did not reach {goal} in {self.summary.config.train.steps:,} steps ({arm.reached} of {arm.seeds} seeds did)."
+            return f"It did not reach {goal} in {self._steps:,} steps ({arm.reached} of {arm.seeds} seeds did)."
         text = f"It reached {goal} after {arm.steps_to_target:,.0f} steps"
         if plain.steps_to_target and arm.fewer_steps is not None:
             more = f"{abs(arm.fewer_steps):.0%} {'fewer' if arm.fewer_steps > 0 else 'more'}" if arm.fewer_steps else "as many"
             text += f"; the plain run took {plain.steps_to_target:,.0f}: {more} steps"
         if arm.less_time is not None and arm.s_to_target is not None and plain.s_to_target is not None:
-            less = "less" if arm.less_time >= 0 else "more"
-            text += (
-                f", {abs(arm.less_time):.0%} {less} training time ({_time(arm.s_to_target)} instead of {_time(plain.s_to_target)})"
-            )
+            less = f"{abs(arm.less_time):.0%} {'less' if arm.less_time >= 0 else 'more'}"
+            text += f", {less} training time ({_time(arm.s_to_target)} instead of {_time(plain.s_to_target)})"
         return f"{text}. Test loss at the best step: {arm.best.loss:.4g}, plain {plain.best.loss:.4g}."
 
     @property
     def cost(self) -> str:
         """Of a step, and what was waited for."""
-        arm, plain = self.arm, self.plain
-        if is_average(arm.arm):
-            return "That of the run whose weights are averaged; the average itself costs both sides the same."
-        step = arm.step_s / plain.step_s - 1 if plain.step_s else math.nan
-        text = f"A step took {arm.step_s * 1000:.2f} ms, {step:+.0%} against the plain run's {plain.step_s * 1000:.2f} ms."
-        runs = [run for run in self.summary.runs if run.arm == arm.arm]
-        if made := [run.nowcast for run in runs if run.nowcast]:
+        mine, its = self.arm.step_s, self.plain.step_s
+        text = f"A step took {mine * 1000:.2f} ms, {mine / its - 1:+.0%} against the plain run's {its * 1000:.2f} ms."
+        if made := [run.nowcast for run in self._runs if run.nowcast]:
             waited, copied = (mean(float(each.get(name, 0.0)) for each in made) for name in ("waited_s", "copied_s"))
             text += f" A run waited {_time(waited)} for forecasts and spent {_time(copied)} copying snapshots."
-        used = sum(count for outcome, count in arm.nowcasts.items() if outcome != "skipped")
-        text += f" Forecasts used: {used:,}; skipped: {arm.nowcasts.get('skipped', 0):,}"
-        reasons = sum((Counter(run.reasons) for run in runs), Counter[str]())
+        used = sum(count for outcome, count in self.arm.nowcasts.items() if outcome != "skipped")
+        text += f" Forecasts used: {used:,}; skipped: {self.arm.nowcasts.get('skipped', 0):,}"
+        reasons = sum((Counter(run.reasons) for run in self._runs), Counter[str]())
         return text + (f" ({', '.join(f'{times} {reason}' for reason, times in reasons.most_common())})." if reasons else ".")
 
     @property
     def trust(self) -> list[str]:
         """What speaks for it and against it."""
-        pairs, said = self.pairs, []
-        differences = [mine.final_validation.loss - its.final_validation.loss for mine, its in pairs]
+        said = []
+        differences = [mine.final_validation.loss - its.final_validation.loss for mine, its in self._pairs]
         finite = [each for each in differences if math.isfinite(each)]
         if len(finite) >= 2:
             band = stdev(finite) / math.sqrt(len(finite))
@@ -265,31 +249,22 @@ class Verdict:
         elif finite:
             said.append(
                 f"There is one seed, so chance cannot be told from effect. Validation loss at the end differs by {finite[0]:+.4g}; "
-                f"evaluations of the plain run alone scatter by {self._scatter:.2g}."
+                f"evaluations of the plain run alone scatter by {_scatter(self._plain_run):.2g}."
             )
-        if len(pairs) < ENOUGH_SEEDS:
+        if len(self._pairs) < ENOUGH_SEEDS:
             said.append(f"For a decision run {ENOUGH_SEEDS} seeds or more: --seed 1 --seed 2 --seed 3.")
-        if any(mine.best_step < 0.7 * self.summary.config.train.steps for mine, _ in pairs):
+        if any(mine.best_step < 0.7 * self._steps for mine, _ in self._pairs):
             said.append(
                 "The best step lies well before the end: the run overfits or is too long, and saves less than the figures say."
             )
-        return said + ([] if is_average(self.arm.arm) else list(ALWAYS))
-
-    @property
-    def _scatter(self) -> float:
-        """How far evaluations near the end of the first plain run lie apart."""
-        run = next(run for run in self.summary.runs if run.arm == self.plain.arm)
-        losses = [each.validation.loss for each in run.evaluations if math.isfinite(each.validation.loss)]
-        last = losses[-max(3, len(losses) // 5) :]
-        return stdev(last) if len(last) > 1 else math.nan
+        return [*said, *ALWAYS]
 
 
-def verdicts(summary: Summary) -> list[Verdict]:
-    """One for each arm but the plain ones; averages are compared with the plain run's average."""
-    plain: dict[bool, ArmFigures] = {}
-    for arm in summary.arms:
-        plain.setdefault(is_average(arm.arm), arm)
-    return [Verdict(summary, arm, base) for arm in summary.arms if arm is not (base := plain[is_average(arm.arm)])]
+def _scatter(run: RunRecord) -> float:
+    """How far evaluations near the end of a run lie apart."""
+    losses = [each.validation.loss for each in run.evaluations if math.isfinite(each.validation.loss)]
+    last = losses[-max(3, len(losses) // 5) :]
+    return stdev(last) if len(last) > 1 else math.nan
 
 
 def _time(seconds: float) -> str:

@@ -48,7 +48,7 @@ def _raw_pictures(name: str) -> Examples:
         features, labels = table("digits")
         return features.view(-1, 8, 8), labels
     if name == "fashion":
-        from trainer_worker.tasks.datasets import fashion_mnist
+        from trainer_worker.tasks.data import fashion_mnist
 
         kept = fashion_mnist()[0]
         images, classes = kept.images[:FASHION_EXAMPLES], kept.labels[:FASHION_EXAMPLES]

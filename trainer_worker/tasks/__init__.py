@@ -1,4 +1,4 @@
-"""What is trained by configuration, and the data sets of tasks, examples and benchmarks.
+"""What is trained by configuration, and where data sets are found.
 
 Importing this package is cheap: torch and the data are loaded with a task, not before.
 """

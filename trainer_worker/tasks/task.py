@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer_worker.tasks import TASKS
-from trainer_worker.tasks.datasets import Pictures, fashion_mnist
+from trainer_worker.tasks.data import Pictures, fashion_mnist
 
 HELD_OUT = 12
 """The last 1/12 of the training pictures is held out for validation, as in the paper."""
@@ -49,16 +49,6 @@ class Task:
     validation: Split  # decisions are taken on it
     test: Split  # results are reported on it
 
-    @staticmethod
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of `outputs` (..., classes) against `targets` (...)."""
-        return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
-
-    @staticmethod
-    def correct(outputs: Tensor, targets: Tensor) -> Tensor:
-        """Fraction of targets that are the most likely class."""
-        return (outputs.argmax(-1) == targets).float().mean()
-
 
 @lru_cache(maxsize=4)
 def _order(examples: int, seed: int, epoch: int) -> Tensor:
@@ -76,8 +66,6 @@ def batch_indices(examples: int, *, batch_size: int, seed: int, step: int, rank:
     Returns:
         (batch_size / world,) int64
     """
-    if batch_size % world:
-        raise ValueError(f"a batch of {batch_size} does not split evenly over {world} workers")
     places = torch.arange(step * batch_size + rank, (step + 1) * batch_size, world)
     epochs = places // examples
     touched = range(int(epochs[0]), int(epochs[-1]) + 1)
@@ -96,21 +84,22 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, rank: int
     for start in range(rank * batch_size, len(split), world * batch_size):
         inputs, targets = split.take(torch.arange(start, min(start + batch_size, len(split))))
         outputs = model(inputs)
-        mean = torch.stack([Task.loss(outputs, targets), Task.correct(outputs, targets)]).double().cpu()
+        right = (outputs.argmax(-1) == targets).float().mean()
+        mean = torch.stack([functional.cross_entropy(outputs, targets), right]).double().cpu()
         sums += torch.cat([mean, torch.ones(1, dtype=torch.float64)]) * len(targets)
     model.train(training)
     return sums
 
 
-def convnet(width: int, *, channels: int = 1, classes: int = 10) -> nn.Sequential:
+def convnet(width: int) -> nn.Sequential:
     """Three 3x3 convolutions of `width`, 2 `width` and 2 `width` channels, the first with stride 2 and without padding.
 
-    Shapes: (batch, channels, height, width) -> (batch, classes)
+    Shapes: (batch, 1, height, width) -> (batch, 10)
 
-    Source: the tasks FM/16, FM/32, C10/16, ... of the NiNo paper (arXiv 2409.04434).
+    Source: the tasks FM/16 and FM/32 of the NiNo paper (arXiv 2409.04434).
     """
     layers: list[tuple[str, nn.Module]] = [
-        ("conv1", nn.Conv2d(channels, width, 3, stride=2)),
+        ("conv1", nn.Conv2d(1, width, 3, stride=2)),
         ("relu1", nn.ReLU()),
         ("conv2", nn.Conv2d(width, 2 * width, 3, padding=1)),
         ("relu2", nn.ReLU()),
@@ -118,7 +107,7 @@ def convnet(width: int, *, channels: int = 1, classes: int = 10) -> nn.Sequentia
         ("relu3", nn.ReLU()),
         ("pool", nn.AdaptiveAvgPool2d(1)),
         ("flatten", nn.Flatten()),
-        ("head", nn.Linear(2 * width, classes)),
+        ("head", nn.Linear(2 * width, 10)),
     ]
     return nn.Sequential(OrderedDict(layers))
 

@@ -27,10 +27,6 @@ Absolute = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolut
 """Relative to where the command runs: Ray's workers have working directories of their own."""
 
 
-class ConfigError(CommandFailed):
-    """A configuration that cannot be used; one line for each mistake, each naming file, table and key."""
-
-
 class Table(BaseModel):
     """Base of all tables: an unknown key is an error."""
 
@@ -61,7 +57,7 @@ class TrainTable(Table):
     weight_decay: Amount = Field(default=0.0, description="weight decay of AdamW")
     average: Part = Field(
         default=0.0,
-        description="decay of an exponential moving average of the weights, evaluated beside them, e.g. 0.998; 0 for none",
+        description="decay of an exponential moving average of the weights, evaluated in their place, e.g. 0.998; 0 for none",
     )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = Field(
         default=[1000], description="one run for each seed; it sets weights, batches and dropout"
@@ -217,7 +213,7 @@ def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared
     file has no table of them.
 
     Raises:
-        ConfigError: the file cannot be read, is not TOML, or has wrong keys or values.
+        CommandFailed: the file cannot be read, is not TOML, or has wrong keys or values.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
@@ -228,11 +224,11 @@ def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared
                 data[table][key] = value
         return Config.model_validate(({"nowcast": {}} if compared else {}) | data)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise CommandFailed(f"{path}: {error.strerror}") from None
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_explain(mistake)}" for mistake in error.errors())) from None
+        raise CommandFailed("\n".join(f"{path}: {_explain(mistake)}" for mistake in error.errors())) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        raise CommandFailed(f"{path}: not valid TOML: {error}") from None
 
 
 def _explain(mistake: Any) -> str:

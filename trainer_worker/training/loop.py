@@ -10,13 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from trainer_worker.endpoints.server import Server
 from trainer_worker.nowcast import Nowcast
 from trainer_worker.tasks.task import Task, batch_indices, evaluate, load_task
-from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, Scores
+from trainer_worker.training.records import Evaluation, Order, RunRecord, Score
 
 State = dict[str, Any]
 """A run at one step, all workers together: weights, optimizer, nowcasts, step, evaluations, …"""
@@ -93,7 +94,7 @@ class _Run:
             world=self.harness.world,
         )
         inputs, targets = self.task.train.take(indices)
-        loss = self.task.loss(self.replica(inputs), targets)
+        loss = functional.cross_entropy(self.replica(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         if self.nowcast is not None:
             self.nowcast.observe(loss)
@@ -109,23 +110,23 @@ class _Run:
         """Measure on validation and test data, of which every worker takes a share, and tell it."""
         self._stop_clock()
         total, batches = self._trained().tolist()
-        scores = self._scores(self.model)
-        averaged = self._scores(self.average) if self.average is not None else None
-        evaluation = Evaluation(step=self.step, train_loss=total / batches, **dict(scores), averaged=averaged, train_s=self.train_s)
-        self.evaluations.append(evaluation)
+        validation, test = self._scores(self.model if self.average is None else self.average)
+        self.evaluations.append(
+            Evaluation(step=self.step, train_loss=total / batches, validation=validation, test=test, train_s=self.train_s)
+        )
         if self.harness.rank == 0:
-            at, score = f"step {self.step} of {self.order.config.train.steps}", scores.validation
+            at = f"step {self.step} of {self.order.config.train.steps}"
             forecasts = f"; forecasts {self.nowcast.summary()['nowcasts']}" if self.nowcast else ""
-            self.harness.tell(f"{at}: validation loss {score.loss:.4f}, accuracy {score.accuracy:.1%}{forecasts}")
+            self.harness.tell(f"{at}: validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.1%}{forecasts}")
         self.trained.zero_()
         self.started = time.perf_counter()
 
-    def _scores(self, model: nn.Module) -> Scores:
+    def _scores(self, model: nn.Module) -> list[Score]:
+        """On validation and on test data."""
         share = {"rank": self.harness.rank, "world": self.harness.world}
         parts = [evaluate(model, self.task.validation, **share), evaluate(model, self.task.test, **share)]
         sums = self._over_all_workers(torch.stack(parts)).tolist()
-        validation, test = (Score(loss=loss / count, accuracy=right / count) for loss, right, count in sums)
-        return Scores(validation=validation, test=test)
+        return [Score(loss=loss / count, accuracy=right / count) for loss, right, count in sums]
 
     def save(self) -> None:
         """Hand a checkpoint to the harness."""
@@ -198,14 +199,12 @@ class _Run:
 
 
 def average_of(model: nn.Module, *, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and buffers. Its memory is short at first: a quarter of the steps so far."""
+    """An exponential moving average of the weights. Its memory is short at first: a quarter of the steps so far."""
 
     def mean(average: Tensor, value: Tensor, steps: Tensor | int) -> Tensor:
-        if not average.is_floating_point():
-            return value
-        return average.lerp(value.to(average.device, average.dtype), 1 - min(decay, int(steps) / (int(steps) + 4)))
+        return average.lerp(value, 1 - min(decay, int(steps) / (int(steps) + 4)))
 
-    return AveragedModel(model, avg_fn=mean, use_buffers=True)
+    return AveragedModel(model, avg_fn=mean)
 
 
 def _nowcast(order: Order, run: _Run) -> Nowcast | None:

@@ -28,10 +28,6 @@ runpy.run_module("nowcast_server", run_name="__main__", alter_sys=True)
 """The server, which ends when its standard input does: a parent that was killed cannot stop it, but lets go of the pipe."""
 
 
-class ServerFailed(CommandFailed):
-    """The server process did not come up; the message ends with its last words."""
-
-
 @contextmanager
 def own_server(*, log: Path, checkpoint: str | None = None) -> Iterator[str]:
     """Start `nowcast-server run` on a free loopback port, wait until it is ready, and stop it at the end; its address.
@@ -39,7 +35,7 @@ def own_server(*, log: Path, checkpoint: str | None = None) -> Iterator[str]:
     What it prints goes to the file `log`.
 
     Raises:
-        ServerFailed: it ended, or was not ready within `START_S`.
+        CommandFailed: it ended, or was not ready within `START_S`.
     """
     command = [sys.executable, "-c", _CHILD, "run", "--host", "127.0.0.1", "--port", "0"]
     if checkpoint is not None:
@@ -72,4 +68,4 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
         time.sleep(0.1)
     why = f"was not ready within {START_S:.0f} s" if ended is None else f"ended with exit code {ended}"
     last = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
-    raise ServerFailed(f"the nowcast server {why}; the end of {log}:\n{last}")
+    raise CommandFailed(f"the nowcast server {why}; the end of {log}:\n{last}")

@@ -50,16 +50,12 @@ CLUSTER_ENVIRONMENT: Final = {
 }
 
 
-class TrainingFailed(CommandFailed):
-    """A run ended with an error, restarts included."""
-
-
 @contextmanager
 def cluster(workers: WorkersTable) -> Iterator[None]:
     """The Ray cluster of the configuration, for a while: the one at its address, one already joined, or a local one.
 
     Raises:
-        TrainingFailed: no cluster at the address.
+        CommandFailed: no cluster at the address.
     """
     if ray.is_initialized():
         yield
@@ -69,7 +65,7 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
             runtime_env = {"env_vars": WORKER_ENVIRONMENT}
             ray.init(workers.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
         except ConnectionError as error:
-            raise TrainingFailed(f"no Ray cluster at {workers.address}: {error}") from error
+            raise CommandFailed(f"no Ray cluster at {workers.address}: {error}") from error
     else:
         start_local_cluster()
     try:
@@ -121,7 +117,7 @@ def run_workers(
     returns on rank 0. A run goes on from the newest checkpoint of its name in its storage (None: Ray's own).
 
     Raises:
-        StorageUnusable: checkpoints cannot go there.
+        CommandFailed: checkpoints cannot go there.
         ray.train.TrainingFailedError: the workers failed more often.
     """
     filesystem, path = resolve(storage) if storage else (None, None)
@@ -197,8 +193,7 @@ def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
 
     Raises:
         BadArgument: an argument that cannot work, as the workers found; they are not started again.
-        StorageUnusable: checkpoints cannot go where they should.
-        TrainingFailed: the workers failed more often than `workers.max_failures` allows.
+        CommandFailed: the workers failed more often than `workers.max_failures` allows; or see `run_workers`.
     """
     workers = order.config.workers
     with open_mailbox(listen) as mailbox:
@@ -213,7 +208,7 @@ def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
                 max_failures=workers.max_failures,
             )
         except ray_train.TrainingFailedError as error:
-            raise TrainingFailed(f"the run {order.name} failed: {error}") from error
+            raise CommandFailed(f"the run {order.name} failed: {error}") from error
     if "argument" in ended:
         raise BadArgument(**ended)
     return RunRecord.model_validate(ended)

@@ -2,6 +2,7 @@
 with, as its checkpoints and its record say.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from protos.messages import Skill
 from trainer_worker.errors import BadArgument
@@ -18,19 +19,11 @@ from trainer_worker.training.storage import forget
 
 WAYS_OUT: Final = "start over with --fresh, or choose another --out (of a submitted job: another --name)"
 
-AVERAGED: Final = ", averaged"
-"""Ends the name of an arm that is the average of another's weights."""
-
-
-def is_average(arm: str) -> bool:
-    """Whether an arm is the average of another's weights, by its name."""
-    return arm.endswith(AVERAGED)
-
 
 class Record(BaseModel):
-    """Base: frozen, strict about its fields. In JSON a loss that is no number is the string "NaN", which can be read back."""
+    """Base: frozen. In JSON a loss that is no number is the string "NaN", which can be read back."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
 
 class Order(Record):
@@ -84,19 +77,13 @@ class Score(Record):
     accuracy: float
 
 
-class Scores(Record):
-    """Over the whole splits."""
-
-    validation: Score
-    test: Score
-
-
-class Evaluation(Scores):
-    """The network at one step."""
+class Evaluation(Record):
+    """The network at one step, or the average of its weights; over the whole splits."""
 
     step: int  # optimizer steps done
     train_loss: float  # mean over the batches since the last evaluation
-    averaged: Scores | None = None  # the same of the average of the weights; None if there is none
+    validation: Score
+    test: Score
     train_s: float  # seconds of training up to here, evaluations and checkpoints not counted
 
 
@@ -112,18 +99,6 @@ class RunRecord(Record):
     events: list[dict[str, Any]]  # what became of nowcasts, as JSON values
     nowcast: dict[str, Any] | None  # `Nowcast.summary()`; None without nowcasts
     wall_s: float = 0.0  # seconds from the order to the end, as its caller saw them
-
-    @property
-    def average(self) -> "RunRecord | None":
-        """The same run as the average of its weights saw it, as an arm of its own; None if it kept none."""
-        evaluations = [
-            evaluation.model_copy(update={**dict(evaluation.averaged), "averaged": None})
-            for evaluation in self.evaluations
-            if evaluation.averaged is not None
-        ]
-        if not evaluations:
-            return None
-        return self.model_copy(update={"arm": f"{self.arm}{AVERAGED}", "evaluations": evaluations, "events": [], "nowcast": None})
 
     @property
     def step_s(self) -> float:
@@ -158,7 +133,7 @@ def begin(orders: Sequence[Order], *, resume: bool) -> None:
 
     Raises:
         BadArgument: see `Order.check`.
-        StorageUnusable: see `storage.resolve`.
+        CommandFailed: see `storage`.
     """
     kept = [finished(order) if resume else None for order in orders]
     for order, record in zip(orders, kept, strict=True):
@@ -175,8 +150,9 @@ def finished(order: Order) -> RunRecord | None:
         BadArgument: see `Order.check`.
     """
     try:
-        record = RunRecord.model_validate_json(order.file.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        kept = json.loads(order.file.read_bytes())
+        record = RunRecord.model_validate(kept | kept.pop("record", {}))  # which was kept beside its terms once
+    except (FileNotFoundError, ValueError):
         return None
     order.check(record.terms)
     return record if record.evaluations[-1].step == order.config.train.steps else None

@@ -1,7 +1,7 @@
 """Where checkpoints and results go: a path, or a URI of any store that pyarrow or fsspec knows.
 
 Raises everywhere:
-    StorageUnusable: a URI's scheme is unknown, its package is not installed, or the store does not answer.
+    CommandFailed: a URI's scheme is unknown, its package is not installed, or the store does not answer.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,10 +12,6 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from trainer_worker.errors import CommandFailed
-
-
-class StorageUnusable(CommandFailed):
-    """Nothing can be kept there; the message says why."""
 
 
 @contextmanager
@@ -34,7 +30,7 @@ def _opened(place: str) -> Iterator[tuple[FileSystem, str]]:
             known = PyFileSystem(FSSpecHandler(filesystem)), path
         yield known
     except (ArrowException, ImportError, OSError, ValueError) as error:
-        raise StorageUnusable(f"checkpoints and results cannot be written to {place}: {error}") from error
+        raise CommandFailed(f"checkpoints and results cannot be written to {place}: {error}") from error
 
 
 def resolve(place: str) -> tuple[FileSystem, str]:

@@ -139,12 +139,6 @@ def test_a_cluster_that_wants_its_token_says_how_it_is_given(monkeypatch: pytest
         connect("auto")
 
 
-def test_a_name_that_is_taken_is_one_clear_sentence() -> None:
-    """Ray answers with a traceback, of which the user would read the first line, `Traceback (most recent call last):`."""
-    with pytest.raises(CommandFailed, match="take another --name"), connection.cluster_errors():
-        raise RuntimeError("status code 500: Traceback (most recent call last):\n  x\nValueError: Job with id s already exists.")
-
-
 def test_a_scripts_own_folder_is_where_ray_keeps_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints would go to a folder named ~, or to one named s3:."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -47,16 +47,6 @@ def interrupt(settings: FitConfig, when: int) -> None:
             fit(settings)
 
 
-def test_interrupted_and_resumed_gives_the_same_weights(runs: Path, tmp_path: Path) -> None:
-    """Hours of fitting would be lost with a machine, or end in other weights than the recipe gives."""
-    straight = fit(config(runs, tmp_path / "a", model="wnn"))
-    settings = config(runs, tmp_path / "b", model="wnn")
-    interrupt(settings, 5)  # of `nino` as well: the next test
-    resumed = fit(settings)
-    ours, theirs = load_checkpoint(straight), load_checkpoint(resumed)
-    assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
-
-
 def test_a_resumed_fit_draws_from_what_it_began_with(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A collection or a server that goes on beside a fit would change the weights that come out of it if it is interrupted."""
     straight = fit(config(runs, tmp_path / "a"))

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from trainer_worker.metatrain.datasets import diamonds, king_james
 from trainer_worker.tasks.data import DataMissing
-from trainer_worker.tasks.datasets import diamonds, king_james
 from trainer_worker.tasks.task import Split, Task, batch_indices, convnet, evaluate
 
 
@@ -71,15 +71,6 @@ def test_evaluation_is_the_mean_over_the_split_whatever_the_workers() -> None:
     torch.testing.assert_close(alone / 103, torch.stack([loss, correct / 103, torch.ones(())]).double(), rtol=1e-6, atol=0)
 
 
-def test_loss_and_accuracy_take_sequences() -> None:
-    """A language model's outputs are (batch, position, vocabulary); every position counts once."""
-    outputs = torch.randn(2, 5, 7)
-    targets = outputs.argmax(-1)
-    targets[0, 0] = (targets[0, 0] + 1) % 7
-    assert Task.correct(outputs, targets).item() == pytest.approx(0.9)
-    torch.testing.assert_close(Task.loss(outputs, targets), functional.cross_entropy(outputs.reshape(10, 7), targets.reshape(10)))
-
-
 @given(
     examples=st.integers(1, 60),
     world=st.integers(1, 4),
@@ -110,9 +101,3 @@ def test_batches_are_the_same_on_every_machine() -> None:
     assert batch_indices(55_000, batch_size=4, seed=1000, step=0).tolist() == [6795, 27775, 5504, 26273]
     assert batch_indices(55_000, batch_size=4, seed=1000, step=13_750).tolist() == [5118, 53391, 13764, 43889]  # the next epoch
     assert batch_indices(55_000, batch_size=4, seed=1001, step=0).tolist() != [6795, 27775, 5504, 26273]
-
-
-def test_an_uneven_split_is_refused() -> None:
-    """Workers with batches of different size would weigh examples differently."""
-    with pytest.raises(ValueError, match="does not split evenly over 3 workers"):
-        batch_indices(100, batch_size=8, seed=0, step=0, world=3)

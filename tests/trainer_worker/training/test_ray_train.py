@@ -15,11 +15,11 @@ from server_process import ServerProcess
 from trainer_worker import cli
 from trainer_worker.comparison import report
 from trainer_worker.comparison.summary import Summary
-from trainer_worker.errors import BadArgument
+from trainer_worker.errors import BadArgument, CommandFailed
 from trainer_worker.tasks.task import Task
 from trainer_worker.training import ray_train
 from trainer_worker.training.config import Config
-from trainer_worker.training.ray_train import TrainingFailed, open_mailbox, train_on_ray
+from trainer_worker.training.ray_train import open_mailbox, train_on_ray
 from trainer_worker.training.records import Order, RunRecord
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -71,8 +71,6 @@ def test_two_workers_jump_over_http(run: tuple[Path, Summary]) -> None:
     assert (folder / "server.log").read_text().count("nowcast tenant") == 7
     for name in ("summary.json", "report.png", "report.html"):
         assert (folder / "kept" / name).read_bytes() == (folder / name).read_bytes()
-    assert summary.server is not None
-    assert "average" in summary.server["forecasters"]
 
 
 def kill_one_worker() -> None:
@@ -117,7 +115,7 @@ def test_a_run_that_cannot_begin_or_cannot_work_says_why(
     order = Order(config=settings, seed=1, job="broken")
     with ThreadPoolExecutor(1) as pool:
         pool.submit(free_when_told)
-        with pytest.raises(TrainingFailed, match="the folder given for fashion-mnist does not hold it"):
+        with pytest.raises(CommandFailed, match="the data set fashion-mnist was not found"):
             train_on_ray(order, listen=lambda news: None)
     assert "CPU: 2 x 1 asked for, 1.5 of 2 free" in caplog.messages[0]
     assert ray.is_initialized()
@@ -141,9 +139,8 @@ GPUS, CPUS = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}
         (GPUS, {"CPU": 1}, ["training on CPUs while 2 GPUs"]),
         (GPUS, {"CPU": 1, "GPU": 1}, []),
         (CPUS, {"CPU": 1}, []),
-        (CPUS, {"CPU": 9}, ["the workers wait for room on the Ray cluster (CPU: 1 x 9 asked for, 8"]),
     ],
-    ids=["idle", "used", "none", "full"],
+    ids=["idle", "used", "none"],
 )
 def test_what_is_free_or_short_is_told(
     free: dict[str, float],
