@@ -84,13 +84,6 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files to so many, as far as its hard limit goes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard))
-
-
 def tune_malloc() -> None:
     """Have glibc's malloc keep up to 32 MiB that was freed: to take it anew for each piece of a body cost two thirds of uvicorn's
     time in page faults (bench/ingest.py). Now and then return all freed pages, which free() alone never does.
@@ -116,7 +109,9 @@ def prepare_process(settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
     tune_malloc()
     records = settings.max_jobs if settings.record is not None else 0  # each keeps a file open
-    allow_open_files(settings.max_connections + OTHER_FILES + records)
+    files, (soft, hard) = settings.max_connections + OTHER_FILES + records, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files if hard == resource.RLIM_INFINITY else min(files, hard), hard))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()  # what was imported stays; to look at it all again would hold up the event loop for 0.1 s

@@ -6,9 +6,8 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import typer
@@ -48,15 +47,14 @@ def plain_model() -> Any:
     return None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Of one check."""
+class Outcome(NamedTuple):
+    """Of one check: whether it held, and else what failed; the seconds it took, and the figures it measured."""
 
-    name: str  # of the check
-    ok: bool  # whether it held
-    seconds: float  # it took
-    figures: dict[str, Any]  # it measured
-    detail: str = ""  # what failed
+    name: str
+    ok: bool
+    seconds: float
+    figures: dict[str, Any]
+    detail: str
 
 
 def outcomes(setup: Setup) -> Iterator[Outcome]:
@@ -87,7 +85,7 @@ def as_json(done: list[Outcome], setup: Setup) -> dict[str, Any]:
         "hidden": setup.checkpoint.options.hidden,
         "float32_products": torch.get_float32_matmul_precision(),
         "seconds": sum(outcome.seconds for outcome in done),
-        "checks": [asdict(outcome) for outcome in done],
+        "checks": [outcome._asdict() for outcome in done],
     }
 
 

@@ -130,8 +130,8 @@ def _convolution(options: ModelOptions, weights: Mapping[str, Tensor], layer: in
     scale_bias, shift_bias = (part.repeat(options.towers) for part in weights[f"{name}.modulation.bias"].chunk(2))
     # towers are blocks on the diagonal of one wide layer
     pre, post = ([_linear(weights, f"{name}.{part}.{tower}") for tower in towers] for part in ("pre", "post"))
-    to_target, to_source = (_block_diagonal(parts) for parts in zip(*(w.chunk(2, dim=1) for w, _ in pre), strict=True))
-    own, message = (_block_diagonal(parts) for parts in zip(*(w.chunk(2, dim=1) for w, _ in post), strict=True))
+    halves = [zip(*(weight.chunk(2, dim=1) for weight, _ in layers), strict=True) for layers in (pre, post)]
+    to_target, to_source, own, message = (torch.block_diag(*parts) for half in halves for parts in half)  # type: ignore[no-untyped-call]
     out, out_bias = _linear(weights, f"{name}.out")
     return NeuronStage(
         layer,
@@ -144,8 +144,3 @@ def _convolution(options: ModelOptions, weights: Mapping[str, Tensor], layer: in
         (out @ message).T,
         out @ torch.cat([bias for _, bias in post]) + out_bias,
     )
-
-
-def _block_diagonal(parts: Sequence[Tensor]) -> Tensor:
-    whole: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-    return whole

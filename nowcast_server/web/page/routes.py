@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, unquote
 
@@ -39,12 +40,7 @@ SECURITY: Final = {
 router = APIRouter(include_in_schema=False)
 
 
-class Page(HTMLResponse):
-    """A page with the headers of `SECURITY`."""
-
-    def __init__(self, content: str, **options: Any) -> None:
-        super().__init__(content, **options)
-        self.headers.update(SECURITY)
+Page = partial(HTMLResponse, headers=SECURITY)
 
 
 class _Files(StaticFiles):
@@ -96,7 +92,7 @@ TheRenderer = Annotated[Renderer, Depends(_renderer)]  # writes the page for the
 
 
 @router.head("/")
-@router.get("/", response_class=Page)
+@router.get("/")
 async def overview(tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
     """All jobs of the viewer; with none, how to attach the first one."""
     if tenant is None:
@@ -115,7 +111,7 @@ async def follow(
             yield ServerSentEvent(raw_data=html)
 
 
-@router.get("/jobs/{job}", response_class=Page)
+@router.get("/jobs/{job}")
 async def job(job: JobId, tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
     """A job in full."""
     if tenant is None:
@@ -142,8 +138,8 @@ async def follow_job(
             yield ServerSentEvent(event="course", raw_data=json.dumps(rows, separators=(",", ":")))
 
 
-@router.get("/jobs/{job}/wiring", response_class=Page)
-async def wiring(job: JobId, tenant: Viewer, source: TheSource, render: TheRenderer) -> Page:
+@router.get("/jobs/{job}/wiring")
+async def wiring(job: JobId, tenant: Viewer, source: TheSource, render: TheRenderer) -> Response:
     """How a job's network is wired, for its page."""
     found = await source.wiring(tenant, job)
     if found is None:
@@ -151,7 +147,7 @@ async def wiring(job: JobId, tenant: Viewer, source: TheSource, render: TheRende
     return Page(render.write("wiring.html", **await asyncio.to_thread(wiring_table, found)))
 
 
-@router.get("/map", response_class=Page)
+@router.get("/map")
 async def training_map(request: Request, tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
     """Where the viewer's runs are in weight space."""
     if tenant is None:
@@ -159,8 +155,8 @@ async def training_map(request: Request, tenant: Looking, source: TheSource, ren
     return Page(await _map("map.html", request, tenant, source, render))
 
 
-@router.get("/map/picture", response_class=Page)
-async def map_picture(request: Request, tenant: Viewer, source: TheSource, render: TheRenderer) -> Page:
+@router.get("/map/picture")
+async def map_picture(request: Request, tenant: Viewer, source: TheSource, render: TheRenderer) -> Response:
     """What changes of that page."""
     return Page(await _map("picture.html", request, tenant, source, render))
 
@@ -171,8 +167,8 @@ async def _map(template: str, request: Request, tenant: str, source: Source, ren
     return render.write(template, tenant=shown(tenant), **seen)
 
 
-@router.get("/login", response_class=Page)
-async def ask_token(render: TheRenderer) -> Page:
+@router.get("/login")
+async def ask_token(render: TheRenderer) -> Response:
     """The form that asks for a token."""
     return Page(render.write("login.html", wrong=False, tenant=""))
 

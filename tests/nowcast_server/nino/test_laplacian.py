@@ -59,13 +59,10 @@ def joined(wiring: Wiring) -> np.ndarray:
     return adjacency
 
 
-def degrees(wiring: Wiring) -> np.ndarray:
-    return joined(wiring).sum(0)
-
-
 def normalised_laplacian(wiring: Wiring) -> np.ndarray:
     """As PyTorch Geometric's AddLaplacianEigenvectorPE defines it."""
-    adjacency, degree = joined(wiring), degrees(wiring)
+    adjacency = joined(wiring)
+    degree = adjacency.sum(0)
     inverse = np.divide(1, np.sqrt(degree), out=np.zeros_like(degree), where=degree > 0)
     return np.eye(wiring.neurons) - inverse[:, None] * adjacency * inverse
 
@@ -76,7 +73,7 @@ def check(wiring: Wiring, *, count: int = 8, tolerance: float = 1e-5) -> None:
     matrix = normalised_laplacian(wiring)
     real = min(count, wiring.neurons - 1)
     values = np.linalg.eigvalsh(matrix)[1 : real + 1]
-    trivial = np.sqrt(degrees(wiring))
+    trivial = np.sqrt(joined(wiring).sum(0))
     assert not features[:, real:].any()
     features = features[:, :real]
     assert np.allclose(features.T @ features, np.eye(real), atol=tolerance)
