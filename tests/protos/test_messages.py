@@ -12,7 +12,9 @@ WIRING = Wiring((Parameter("w", (2, 3)),), 5, (Block(EdgeType.LINEAR, 0, 3, 3, 2
 def test_a_job_survives_json() -> None:
     """A worker would register another job than it has."""
     spec = JobSpec(wiring=WIRING, mode="shadow", forecaster="average")
-    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+    again = JobSpec.model_validate_json(spec.model_dump_json())
+    assert again == spec
+    assert again.wiring.hash == WIRING.hash
 
 
 def test_every_error_survives_its_problem() -> None:

@@ -3,7 +3,6 @@
 from contextlib import suppress
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,19 +18,6 @@ WIRING = Wiring((WEIGHT, BIAS), 8, (LINEAR, OFFSET))
 def test_counts_follow_from_the_blocks() -> None:
     """Budgets and progress are computed from these counts."""
     assert (WIRING.size, WIRING.offsets, WIRING.edges, WIRING.slots) == (15, (0, 12), 8 + 12 + 3, 1)
-
-
-def test_the_dictionary_form_is_lossless() -> None:
-    """The server would forecast for another network than the worker trains."""
-    again = Wiring.from_dict(WIRING.to_dict())
-    assert again == WIRING
-    assert again.hash == WIRING.hash
-
-
-def test_more_weights_than_the_tensor_has_are_refused() -> None:
-    """Two blocks over the same tensor would each overwrite the other's forecast."""
-    with pytest.raises(BadWiring, match="only 12"):
-        Wiring((WEIGHT, BIAS), 8, (LINEAR, LINEAR))
 
 
 json_values = st.recursive(

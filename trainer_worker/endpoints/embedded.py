@@ -14,7 +14,7 @@ from nowcast_server.interruption import Cancelled, interruptible
 from nowcast_server.jobs.skill import TrackRecord
 from nowcast_server.nino.checkpoint import CheckpointError
 from nowcast_server.streams import own_stream, wait
-from protos.errors import BadForecast, HistoryMissing, OutOfMemoryBudget, Unavailable, UnknownJob
+from protos.errors import BadForecast, HistoryMissing, OutOfMemoryBudget, Unavailable
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Asked
@@ -50,30 +50,28 @@ class EmbeddedEndpoint:
 
     local = True
 
-    def __init__(self, forecaster: Forecaster) -> None:
-        self.forecaster = forecaster
-        self._job: tuple[JobSpec, TrackRecord] | None = None
+    def __init__(self, forecaster: Forecaster, spec: JobSpec) -> None:
+        self.forecaster, self._spec, self._track = forecaster, spec, TrackRecord(spec)
         self._history: dict[int, Tensor] = {}
         self._there: dict[int, Tensor] = {}  # the context on the forecaster's device
         self._closed = threading.Event()
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
-        """Keep the specification."""
+        """Begin anew with `replace`."""
         del deadline
-        self._job = spec, TrackRecord(spec) if self._job is None or replace else self._job[1]
-        self._closed.clear()
         if replace:
+            self._track = TrackRecord(spec)
             self._forget()
+        self._closed.clear()
         return tuple(self._history)
 
     def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
         """Keep a reference: nothing is copied."""
         del progress, deadline
-        spec, track = self._known()
         if step not in self._history:
-            track.came(step, snapshot)
+            self._track.came(step, snapshot)
         self._history[step] = snapshot
-        while len(self._history) > spec.context:
+        while len(self._history) > self._spec.context:
             del self._history[min(self._history)]
 
     def forecast(self, asked: Asked, out: Tensor, *, deadline: Deadline) -> None:
@@ -81,7 +79,6 @@ class EmbeddedEndpoint:
         *_, last = asked.context
         if asked.newest is not None:
             self.send(last, asked.newest, progress=asked.progress, deadline=deadline)
-        spec, track = self._known()
         missing = [step for step in asked.context if step not in self._history]
         if missing:
             raise HistoryMissing(f"the history lacks {missing}", field="context", missing=missing)
@@ -89,31 +86,32 @@ class EmbeddedEndpoint:
         horizons = asked.horizons or (self.forecaster.glide_horizon,)
         try:
             with torch.no_grad(), interruptible(self._check_open):
-                self._forecast(spec, states, horizons, out)
+                self._forecast(states, horizons, out)
         except Cancelled as error:
             raise Unavailable("the run has ended") from error
-        if spec.mode != "jump" and bool(out.isfinite().all()):
+        if self._spec.mode != "jump" and bool(out.isfinite().all()):
             interval = NowcastRequest(context=list(asked.context)).interval
-            track.made(last, [*states.values()], dict(zip(horizons, out, strict=True)), interval=interval)
+            self._track.made(last, [*states.values()], dict(zip(horizons, out, strict=True)), interval=interval)
 
-    def _forecast(self, spec: JobSpec, states: Mapping[int, Tensor], horizons: tuple[int, ...], out: Tensor) -> None:
+    def _forecast(self, states: Mapping[int, Tensor], horizons: tuple[int, ...], out: Tensor) -> None:
         device = self.forecaster.device or torch.device("cpu")
         if device.type != "cpu":
-            self._check_memory(spec, states, device, rows=len(horizons))
+            self._check_memory(states, device, rows=len(horizons))
         with own_stream(device, shared=False):
             if device.type != "cpu":  # of a context that rolls one snapshot is not there yet
                 self._there = {step: self._there.get(step, state).to(device, non_blocking=True) for step, state in states.items()}
                 states = self._there
                 wait(device)  # if the forecast fails, later snapshots may be written where these were
-            forecasts = self.forecaster.forecast(spec.wiring, tuple(states.values()), horizons=horizons)
+            forecasts = self.forecaster.forecast(self._spec.wiring, tuple(states.values()), horizons=horizons)
             if forecasts.shape != out.shape:
-                raise BadForecast(f"{spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")
+                raise BadForecast(f"{self._spec.forecaster} gives the shape {tuple(forecasts.shape)}, not {tuple(out.shape)}")
             out.copy_(forecasts)
 
-    def _check_memory(self, spec: JobSpec, states: Mapping[int, Tensor], device: torch.device, *, rows: int) -> None:
+    def _check_memory(self, states: Mapping[int, Tensor], device: torch.device, *, rows: int) -> None:
         """Training comes first: a forecast takes no more than a share of what it leaves free on the device."""
         needed_bytes = sum(state.nbytes for step, state in states.items() if step not in self._there)
-        needed_bytes += 4 * rows * spec.wiring.size + self.forecaster.working_bytes(spec.wiring, context=spec.context)
+        wiring = self._spec.wiring
+        needed_bytes += 4 * rows * wiring.size + self.forecaster.working_bytes(wiring, context=self._spec.context)
         free_bytes = free_memory(device)
         if needed_bytes > SHARE_OF_FREE * free_bytes:
             self._there = {}
@@ -125,7 +123,7 @@ class EmbeddedEndpoint:
         """The skill as a server keeps it."""
         del progress, deadline
         self._forget()
-        return self._known()[1].skill()
+        return self._track.skill()
 
     def close(self) -> None:
         """Let go of the snapshots, and stop a forecast that is under way."""
@@ -139,8 +137,3 @@ class EmbeddedEndpoint:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise Cancelled
-
-    def _known(self) -> tuple[JobSpec, TrackRecord]:
-        if self._job is None:
-            raise UnknownJob("the job is not registered")
-        return self._job

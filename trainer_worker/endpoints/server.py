@@ -96,4 +96,4 @@ def embed(spec: JobSpec, *, forecaster: str, device: torch.device) -> "EmbeddedE
         raise BadArgument("server", detail) from error
     except NowcastError as error:
         raise BadArgument(error.field or "forecaster", error.detail) from error
-    return EmbeddedEndpoint(loaded)
+    return EmbeddedEndpoint(loaded, spec)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice, product
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -74,14 +75,11 @@ class Weights:
         diagonals = chain.from_iterable(part.diagonals(parameter, both) for part in self._slices(apart))
         rectangles = chain.from_iterable(part.rectangles(parameter) for part in self._slices(both))
         few, many = (math.prod(self.sizes[at] for at in chosen) for chosen in (apart, both))
-        if few <= many:  # every slice gives a block at least: the way with fewer slices goes first
-            first = list(islice(diagonals, MAX_PIECES + 1))
-            second = list(islice(rectangles, len(first))) if many < len(first) else first
-            yield from min(first, second, key=len)
-        else:
-            first = list(islice(rectangles, MAX_PIECES + 1))
-            second = list(islice(diagonals, len(first) + 1)) if few <= len(first) else []
-            yield from second if 0 < len(second) <= len(first) else first
+        # every slice gives a block at least: the way with fewer slices goes first; of equally many blocks, diagonals are taken
+        (_, first), (least, second) = sorted(((few, diagonals), (many, rectangles)), key=itemgetter(0))
+        found = list(islice(first, MAX_PIECES + 1))
+        other = list(islice(second, len(found) + 1)) if least <= len(found) else found
+        yield from min((found, other) if few <= many else (other, found), key=len)
 
     def _slices(self, axes: list[int]) -> Iterator["Weights"]:
         """One index of each of the axes at a time."""

@@ -1,14 +1,13 @@
 """How a module was wired, parameter by parameter: as a sentence, and as a table on a terminal."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protos.diagram import draw_svg
-from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
+from protos.wiring import Block, EdgeType, Wiring
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,11 +82,11 @@ class WiringReport:
 
 
 def show(report: WiringReport, console: "Console") -> None:
-    """Print a table of the parameters, what is structure, and what could not be followed."""
+    """Print a table of the parameters, and what could not be followed."""
     from rich.table import Table
 
     title = f"{report.model}: {report.wiring.size:,} weights, {report.wiring.neurons:,} neurons, {report.wiring.edges:,} edges"
-    table = Table(title=title, caption=f"{report.coverage:.1%} of the weights are wired into the network")
+    table = Table(title=title)
     for heading in ("parameter", "shape", "how", "edges", "from neurons", "to neurons", "blocks"):
         table.add_column(heading, justify="right" if heading == "blocks" else "left", overflow="fold")
     for row in report.rows:
@@ -96,12 +95,6 @@ def show(report: WiringReport, console: "Console") -> None:
         cells = (row.name, shape, row.how, kinds, row.sources, row.targets, str(len(row.blocks)))
         table.add_row(*cells, style="yellow" if row.how == FALLBACK else None)
     console.print(table)
-    structure: Counter[str] = Counter()
-    for block in report.wiring.blocks:
-        if block.parameter == STRUCTURE:
-            structure[EdgeType(block.edge_type).name.lower()] += block.edges
-    for kind, edges in structure.items():
-        console.print(f"{edges:,} {kind} edges without weights")
     for remark in report.remarks:
         console.print(remark, style="yellow", markup=False, highlight=False)
     console.print(f"{report.sentence}\nhash {report.wiring.hash}", markup=False, highlight=False)

@@ -147,20 +147,21 @@ def test_a_nowcast_goes_to_the_device_and_back_once(dtype: str) -> None:
 
 def test_an_embedded_nowcast_goes_to_the_device_and_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training would share the host's time with copies of a context that is there already, or lose its memory to it."""
-    endpoint, free = EmbeddedEndpoint(Nino(random_checkpoint(), device=META)), [2**31, 2**31, 2**20]
+    endpoint = EmbeddedEndpoint(Nino(random_checkpoint(), device=META), JobSpec(wiring=LARGE))
+    free = [2**31, 2**31, 2**20]
     monkeypatch.setattr(embedded, "free_memory", lambda _: free.pop(0))
     endpoint.forecaster.predict(LARGE, torch.empty(5, LARGE.size, device=META), horizons=(1,))  # uploads the plan and the features
     rows, out = [torch.zeros(LARGE.size) for _ in range(6)], torch.empty(1, LARGE.size)
     for first, uploads in ((0, 5), (1, 1)):
         context = {step: rows[step] for step in range(first, first + 5)}
         with Watched(whole=True) as watched:
-            endpoint._forecast(JobSpec(wiring=LARGE), context, (40,), out)
+            endpoint._forecast(context, (40,), out)
         upload, (_, operators), answers = watched.runs
         assert upload == ("upload", uploads)
         assert operators > 100
         assert answers == ("answer", 2)  # whether all is finite, and the forecast
     with pytest.raises(OutOfMemoryBudget, match="where training leaves"):
-        endpoint._forecast(JobSpec(wiring=LARGE), context, (40,), out)
+        endpoint._forecast(context, (40,), out)
     assert not endpoint._there
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_runs import network
 
-from protos.errors import HistoryMissing, OutOfMemoryBudget, UnknownJob
+from protos.errors import HistoryMissing, OutOfMemoryBudget
 from protos.messages import JobSpec
 from protos.wiring import Wiring
 from trainer_worker.endpoints import embedded
@@ -31,8 +31,6 @@ def test_only_the_context_is_kept() -> None:
     with pytest.raises(HistoryMissing) as caught:
         endpoint.forecast(Asked((0, 1), (1,)), out, deadline=NEVER)
     assert caught.value.extra["missing"] == [0]
-    with pytest.raises(UnknownJob):
-        EmbeddedEndpoint(forecaster).forecast(Asked((1, 2), (1,)), out, deadline=NEVER)
 
 
 def test_training_that_goes_on_does_not_write_into_a_forecast() -> None:
@@ -58,8 +56,7 @@ def test_training_that_goes_on_does_not_write_into_a_forecast() -> None:
 
 def started(forecaster: Any, *snapshots: torch.Tensor, context: int = 2) -> tuple[EmbeddedEndpoint, torch.Tensor]:
     """An endpoint that holds snapshots of steps 0, 1, …, and memory for a forecast."""
-    endpoint = EmbeddedEndpoint(forecaster)
-    endpoint.register(JobSpec(wiring=WIRING, context=context, forecaster="last"), replace=False, deadline=NEVER)
+    endpoint = EmbeddedEndpoint(forecaster, JobSpec(wiring=WIRING, context=context, forecaster="last"))
     for step, snapshot in enumerate(snapshots):
         endpoint.send(step, snapshot, deadline=NEVER)
     return endpoint, torch.empty(1, WIRING.size)

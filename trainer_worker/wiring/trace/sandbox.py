@@ -22,20 +22,18 @@ from torch.utils.flop_counter import flop_registry
 LARGEST_COPY = 2 * 2**30  # bytes of parameters; beyond, shapes alone are copied, and what depends on values cannot be run
 SECONDS = 20.0  # processor time for all runs of one module: how it is wired must not depend on what else the machine does
 OPERATIONS = 2**35  # floating-point operations one operator may take: a second or so on one core
+# their result may be larger than all that goes in, as their other arguments say
 _ENLARGING = ("upsample", "repeat", "constant_pad", "reflection_pad", "replication_pad")
-"""Operators whose result may be larger than all that goes in, as their other arguments say."""
 
 
-def copy_of(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
-    """A copy that shares nothing with the model, on the CPU unless it has shapes only; how it calls the model's parameters."""
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the model, on the CPU unless it has shapes only; the parameters are in the model's order."""
     inner = model
     for attribute in ("_orig_mod", "module"):  # compiled, data parallel
         wrapped = getattr(inner, attribute, None)
         inner = wrapped if isinstance(wrapped, nn.Module) and len(list(inner.children())) == 1 else inner
-    inside = {id(parameter): name for name, parameter in inner.named_parameters()}
-    names = {name: inside[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in inside}
-    if len(names) < len(list(model.parameters())):
-        inner, names = model, {name: name for name, _ in model.named_parameters()}
+    if [*map(id, inner.parameters())] != [*map(id, model.parameters())]:
+        inner = model
     held = sum(parameter.numel() * parameter.element_size() for parameter in inner.parameters())
     shapes_only = held > LARGEST_COPY or any(parameter.is_meta for parameter in inner.parameters())
     memo: dict[int, Any] = {}
@@ -50,7 +48,7 @@ def copy_of(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         copied.cpu()
     elif held > LARGEST_COPY:
         copied.to("meta")  # buffers as well
-    return copied, names
+    return copied
 
 
 def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
