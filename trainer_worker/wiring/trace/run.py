@@ -17,10 +17,7 @@ from trainer_worker.wiring.trace.tracer import Tracer, tensors_of
 
 PASSES = 8  # forward passes tried while parameters remain unseen: chance may route around experts
 FRUITLESS = 4  # so many in a row that show nothing new end it
-GUESSED_ELEMENTS, GIVEN_ELEMENTS = (
-    2**24,
-    2**27,
-)  # an operator may put out, with guessed and with given inputs; or the largest parameter's
+GUESSED_ELEMENTS, GIVEN_ELEMENTS = 2**24, 2**27  # that an operator may put out; the largest parameter's size is always allowed
 FEW, MANY_ELEMENTS = 4, 2**16  # of examples with so many elements only so many are run
 
 
@@ -56,7 +53,6 @@ class Run:
         self._names = [parameter.name for parameter in parameters]
         self._sought = {number for number, item in enumerate(parameters) if item.name in chosen and item.shape and item.size}
         self._index = {id(tensor): number for number, tensor in enumerate(tensors)}
-        self._noted: set[int] = set()
         self._largest = max(parameter.size for parameter in parameters)
         self._deadline = time.thread_time() + SECONDS
 
@@ -126,11 +122,10 @@ class Run:
                 break
 
     def _note(self, module: nn.Module, path: str) -> None:
-        """Who was seen first in this run."""
-        fresh = {number for number in self._numbers(module) if self.tracer.uses.of[number]} - self._noted
-        self._noted |= fresh
         if not path or list(module.children()):
-            self.how |= dict.fromkeys((self._names[number] for number in fresh), "traced apart" if path else "traced")
+            for number in self._numbers(module):
+                if self.tracer.uses.of[number]:
+                    self.how.setdefault(self._names[number], "traced apart" if path else "traced")
 
     def _numbers(self, module: nn.Module) -> set[int]:
         """The indices of a module's parameters, but for those that its forward has made."""
