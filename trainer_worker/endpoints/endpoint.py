@@ -21,9 +21,8 @@ class Asked:
 
 
 class Endpoint(Protocol):
-    """One job's view of a server, or of forecasters in process. Called by one thread, the sender's, at a time.
-
-    Every call may raise any `NowcastError`; it must return or raise before its deadline, give or take one operation of the network.
+    """One job's view of a server, or of forecasters in process; called by one thread, the sender's, at a time. Every call may raise
+    any `NowcastError`; it must return or raise before its deadline, give or take one operation of the network.
     """
 
     @property

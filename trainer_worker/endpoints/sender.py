@@ -67,9 +67,8 @@ class Request:
 
 
 class Sender:
-    """Owns the endpoint and the thread that talks to it. No method waits for either, except `open` and `stop`.
-
-    `timeout_s` is for each call but forecasts, which bring their own deadline; an upload has the time its bytes take as well.
+    """Owns the endpoint and the thread that talks to it. No method waits for either, except `open` and `stop`. `timeout_s` is for
+    each call but forecasts, which bring their own deadline; an upload has the time its bytes take as well.
     """
 
     def __init__(self, endpoint: Endpoint, spec: JobSpec, *, timeout_s: float) -> None:
@@ -99,12 +98,9 @@ class Sender:
     # called by the training thread
 
     def open(self, *, resumed: bool = False) -> None:
-        """Start the thread, and wait `OPEN_S` at most until the job is registered; what the endpoint held of it is forgotten.
-
-        A run that is `resumed`, or has loaded a checkpoint, goes on whatever the endpoint says.
-
-        Raises:
-            BadArgument: the server is there and refuses the job of a run that begins.
+        """Start the thread, and wait `OPEN_S` at most until the job is registered; what the endpoint held of it is forgotten. A run
+        that is `resumed`, or has loaded a checkpoint, goes on whatever the endpoint says. Raises `BadArgument`: the server refuses
+        the job of a run that begins.
         """
         self._replace = True
         self._thread = threading.Thread(target=self._work, name="nowcast-sender", daemon=True)
@@ -124,10 +120,9 @@ class Sender:
         raise BadArgument(error.field or "server", detail) from error
 
     def offer(self, snapshot: Snapshot, progress: Callable[[], Progress] | None = None, *, asked: bool = False) -> None:
-        """Add a snapshot to the context; its memory must stay as it is while `in_use` names it.
-
-        `progress` of the run is made on the sender's thread and told with it, unless the next one comes first. If it is `asked`
-        for a forecast at once, the request goes along with it.
+        """Add a snapshot to the context; its memory must stay as it is while `in_use` names it. `progress` of the run is made on
+        the sender's thread and told with it, unless the next one comes first. If it is `asked` for a forecast at once, the request
+        goes along with it.
         """
         with self._changed:
             self._context[snapshot.step], self._untold = snapshot, progress

@@ -27,9 +27,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 class Ranks:
-    """The processes of a group (None: the default one) that train one model; one process alone has nothing to agree on.
-
-    Collectives run before training starts, at the first step and at each boundary; of a split model also at every snapshot.
+    """The processes of a group (None: the default one) that train one model; one alone has nothing to agree on. Collectives run
+    before training starts, at the first step and at each boundary; of a split model also at every snapshot.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:

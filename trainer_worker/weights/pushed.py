@@ -19,7 +19,6 @@ TRACKS: Final = 0.1  # share of the weights' squared norm by which a tensor may 
 
 class PushedWeights:
     """Adds a push to the weights, and to what an optimizer keeps of them itself: float32 master copies, slow or averaged weights.
-
     Weights narrower than float32 take a push up once it has grown to their last digit, so that none is lost to rounding.
     """
 

@@ -15,11 +15,8 @@ from trainer_worker.wiring import WiringReport, describe
 
 def describe_module(place: str, *, inputs: str | None) -> WiringReport:
     """How the network at `place` is wired: its trained parameters; all of them if all are frozen. The place is a network, or a
-    callable that gives one, as `package.module:callable` in the working directory or installed.
-
-    Raises:
-        ValueError: the place is not of that form, cannot be imported, or gives no network; or see `load_inputs`.
-        BadWiring: the network has no parameter that can be forecast.
+    callable that gives one, as `package.module:callable` in the working directory or installed. Raises `ValueError`: it is not;
+    `BadWiring`: there is nothing to forecast.
     """
     model = _load(place)
     model = model if isinstance(model, nn.Module) else _call(model, place)
@@ -30,9 +27,7 @@ def describe_module(place: str, *, inputs: str | None) -> WiringReport:
 
 
 def load_inputs(text: str) -> Any:
-    """Example inputs: of shapes (`2x3x32x32`, `2x16:int64,2x16:bool`), or of `package.module:callable`. Raises `ValueError`:
-    neither.
-    """
+    """Example inputs: shapes (`2x3x32x32`, `2x16:int64,2x16:bool`), or `package.module:callable`. Raises `ValueError`: neither."""
     parts = [re.fullmatch(r"(\d+(?:x\d+)*)(?::(\w+))?", part.strip()) for part in text.split(",")]
     if not all(parts):
         return _call(_load(text), text)

@@ -20,14 +20,9 @@ Mask = npt.NDArray[np.bool_]
 def list_parameters(
     model: nn.Module, names: Collection[str] | None = None
 ) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...], tuple[str, ...]]:
-    """List a module's parameters in the order of `named_parameters()`, shared ones once.
-
-    Returns:
-        all of them; those to wire, of `names` or all; those that were asked for but are not real floating-point numbers, each with
-        its dtype.
-
-    Raises:
-        BadWiring: a name is not one of the module's, a parameter is lazy and not initialised, or none is left; `field` is its name.
+    """List a module's parameters in the order of `named_parameters()`, shared ones once: all of them; those to wire, of `names` or
+    all; and what was asked for but is not real floating-point numbers, with its dtype. Raises `BadWiring`: a name is unknown, a
+    parameter is lazy, or none is left; `field` is its name.
     """
     found: dict[str, Any] = dict(model.named_parameters())
     wanted = found.keys() if names is None else set(names)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from protos.wiring import STRUCTURE, Block, EdgeType, Parameter, Wiring
+from protos.wiring import Block, EdgeType, Parameter, Wiring
+from trainer_worker.metatrain.reference import to_graph
 
 
 @dataclass(frozen=True)
@@ -15,45 +16,23 @@ class Graph:
     edge_index: np.ndarray  # (2, edges)
     edge_type: np.ndarray  # (edges,)
     param_edge: np.ndarray  # (n,), -1 where a weight is in no edge
-    param_slot: np.ndarray  # (n,)
+    param_slot: np.ndarray  # (n,), likewise
     neurons: int
+
+
+NAMES = ("edge_index", "edge_type", "param_edge", "param_slot")
 
 
 def expand(wiring: Wiring) -> Graph:
     """Every edge of a wiring."""
-    index, types = [], []
-    param_edge = np.full(wiring.size, -1, dtype=np.int64)
-    param_slot = np.zeros(wiring.size, dtype=np.int64)
-    edges = 0
-    for block in wiring.blocks:
-        if block.diagonal:
-            i = j = np.arange(block.sources)
-        else:
-            i, j = (axis.ravel() for axis in np.meshgrid(np.arange(block.sources), np.arange(block.targets), indexing="ij"))
-        index.append(np.stack([block.source + i, block.target + j]))
-        types.append(np.full(len(i), block.edge_type))
-        if block.parameter != STRUCTURE:
-            for slot in range(block.slots):
-                at = (
-                    block.offset
-                    + i * block.source_stride
-                    + j * block.target_stride * (not block.diagonal)
-                    + slot * block.slot_stride
-                )
-                at = at + wiring.offsets[block.parameter]
-                assert (param_edge[at] == -1).all(), "a weight sits in two edges"
-                param_edge[at], param_slot[at] = edges + np.arange(len(i)), slot
-        edges += len(i)
-    loops = np.arange(wiring.neurons)
-    index.append(np.stack([loops, loops]))
-    types.append(np.full(wiring.neurons, 13))
-    return Graph(np.concatenate(index, 1), np.concatenate(types), param_edge, param_slot, wiring.neurons)
+    graph = to_graph(wiring)
+    assert sum(block.size for block in wiring.blocks) == int((graph.param_edge >= 0).sum()), "a weight sits in two edges"
+    return Graph(*(graph[name].numpy() for name in NAMES), neurons=wiring.neurons)
 
 
 def published(arrays: dict[str, np.ndarray]) -> Graph:
     """The graph of a parity fixture."""
-    names = ("edge_index", "edge_type", "param_edge", "param_slot")
-    return Graph(*(arrays[name].astype(np.int64) for name in names), neurons=len(arrays["node_pe"]))
+    return Graph(*(arrays[name].astype(np.int64) for name in NAMES), neurons=len(arrays["node_pe"]))
 
 
 def match(ours: Graph, theirs: Graph) -> np.ndarray:

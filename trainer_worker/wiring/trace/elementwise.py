@@ -70,9 +70,8 @@ def _place(tracer: Tracer, identities: list[Tensor], labels: Tensor, kind: EdgeT
 
 def _joined(tracer: Tracer, left: Tensor, right: Tensor, kind: EdgeType, *, plain: bool) -> Tensor:
     """Two identities over the same dimensions. In a product their neurons pair off. In a sum, what has been read from already is
-    skipped over; what has not ends in the same neurons.
-
-    Two parts of one layer's output added up (rotary embeddings; both `plain`) mix neurons, and stay apart.
+    skipped over; what has not ends in the same neurons. Two parts of one layer's output added up (rotary embeddings; both `plain`)
+    mix neurons, and stay apart.
     """
     if kind == EdgeType.OTHER and (bool(torch.isin(left, right).any()) or (plain and tracer.labels.origins(left, right) == 1)):
         return left

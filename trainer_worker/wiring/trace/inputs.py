@@ -105,10 +105,10 @@ def _by_name(name: str, example: Tensor, width: int | None = None) -> Any:
     return next(suggested, lambda _, example: example)(len(example), example)
 
 
+# arguments that hold a second sequence, and what modules and their configurations call its width, or an image's side
 _CONTEXTS = {"encoder_hidden_states", "context", "cond", "conditioning", "text_embeddings"}
 _CONTEXT_WIDTHS = ("cross_attention_dim", "context_dim", "cond_dim", "encoder_hidden_size")
 _SIDES = ("sample_size", "image_size", "img_size", "input_size", "input_resolution", "resolution")
-"""Arguments that hold a second sequence, and what modules and their configurations call its width, or an image's side."""
 
 _NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (
     ({"*adj*"}, lambda rows, _: torch.ones(rows, rows) / rows),

@@ -103,9 +103,7 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         return self._shadows.get(value) if isinstance(value, Tensor) else None
 
     def flow(self, value: Any) -> Flow:
-        """The activation's shadow. Weights used as one (class tokens, prompts) become one: neurons along the last dimension, and
-        rows.
-        """
+        """The activation's shadow; of weights used as one (class tokens, prompts) neurons along the last dimension, and rows."""
         shadow = self.get(value)
         if isinstance(shadow, Held):
             last = {max(shadow.moving)} if shadow.moving else set()
@@ -151,9 +149,7 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         return source, target
 
     def attach(self, held: Shadow, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
-        """Broadcast a bias, gain or position embedding (else nothing) against an activation of `shape`; gives it the neurons it
-        lacks.
-        """
+        """Add a bias, gain or position embedding (else nothing) to an activation of `shape`; gives it the neurons it lacks."""
         if not isinstance(held, Held) or held.parameter in self.scalars:
             return flow
         held = held.seen(held.view.expand(shape))
