@@ -102,9 +102,9 @@ class Journal:
         for event in json.loads(state["events"]):
             self._count(Event(**event))
 
-    def closing_line(self, mode: Mode, *, steps: int, first_due: int, grown_to: int | None) -> tuple[int, str]:
+    def closing_line(self, mode: Mode, *, steps: int, first_due: int, grown_to: int | None, skilled: bool) -> tuple[int, str]:
         """How a run went, in a sentence, and the level to log it at. `first_due` is the step at which the first forecast could
-        be used, `grown_to` the interval if it has grown.
+        be used, `grown_to` the interval if it has grown; `skilled` if it is known how good forecasts were.
         """
         if not steps:
             return logging.WARNING, "no optimizer step was counted: call nowcast.step() after each, if no hook sees them"
@@ -112,8 +112,10 @@ class Journal:
         rest = f", {self.outcomes['skipped']} skipped ({why})" if why else ""
         rest += f"; they came late, so the interval grew to {grown_to} steps" if grown_to else ""
         if self.used:
-            judge = "to see what they saved, run it without as well (`nowcast try`)"
-            done, judge = ("scored", "see summary()['skill']") if mode == "shadow" else ("used", judge)
+            done, judge = "used", "to see what they saved, run it without as well (`nowcast try`)"
+            if mode == "shadow":
+                done = "scored"
+                judge = "see summary()['skill']" if skilled else "none came true before the end, so their skill is unknown"
             return logging.INFO, f"{steps} steps, {self.used} forecasts {done}{rest}; {judge}"
         if steps < first_due:
             rest += f": the first was due at step {first_due} (after six intervals and the share Push.start of max_steps)"

@@ -66,7 +66,7 @@ class Nowcast:
         interval: steps between snapshots; None for 1/200 of the run, or for one that grows with a run of unknown length.
         mode: "glide"; "jump" for the published method; "shadow" to make and score forecasts without using them.
         forecaster: `spectral`, `linear`, `nino` (graph network), …, or a file of weights for forecasts in this process; None for
-            `spectral`, or `nino` if jumping.
+            `spectral`, `linear` if they are only scored, `nino` if jumping.
         server: URL, `Server` (token, job id, dtype, …) or `Endpoint`; None for NOWCAST_SERVER, else to forecast in this process.
         push: how far forecasts push.
         wiring: the neural graph of the trained parameters; None to have `wire(model, example_inputs)` make it.
@@ -350,8 +350,10 @@ class Nowcast:
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
         grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else None
-        first_due = self._boundaries.first_due
-        level, sentence = self._journal.closing_line(self._mode, steps=self.steps, first_due=first_due, grown_to=grown_to)
+        first_due, skilled = self._boundaries.first_due, bool(self._forecasts and self._forecasts.sender.skill)
+        level, sentence = self._journal.closing_line(
+            self._mode, steps=self.steps, first_due=first_due, grown_to=grown_to, skilled=skilled
+        )
         line = f"{self.job}: {sentence}"
         if level < logging.WARNING and not log.hasHandlers():  # as Python prints warnings then
             sys.stderr.write(f"{line}\n")

@@ -73,6 +73,12 @@ class Spectral(Linear):
         operations = sum(_operations(*_sides(parameter)) for parameter in wiring.parameters if _is_matrix(parameter))
         return super().work_s(wiring, context=context) + operations / (FLOPS * lanes)
 
+    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+        sides = (sorted(_sides(parameter)) for parameter in wiring.parameters if _is_matrix(parameter))
+        block = max((min(short, BLOCK) * long for short, long in sides), default=0)
+        # a block's parts come after the copies of the states, and are more than those of few
+        return max(super().working_bytes(wiring, context=context), 4 * wiring.size + 16 * block)
+
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         forecasts, last = super().predict(wiring, states, horizons=horizons), states[-1].to(torch.float32)
         forecasts -= last

@@ -77,7 +77,11 @@ class ModelOptions:
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
-            raise CheckpointError(f"option {name} = {data[name]!r}: {first['msg']}", field=name) from None
+            if first["type"] == "unexpected_keyword_argument":
+                detail = f"unknown option {name!r}: a newer version of nowcast may read this file"
+            else:
+                detail = f"option {name} = {data[name]!r}: {first['msg']}"
+            raise CheckpointError(detail, field=name) from None
 
 
 _FIXED: Final = {

@@ -318,7 +318,7 @@ def _http_client(url: str, *, token: str | None, headers: dict[str, str]) -> htt
     except OSError as error:
         detail = "certificates that NOWCAST_SERVER_CA, NOWCAST_CLIENT_* or SSL_CERT_FILE name cannot be used"
         raise BadArgument("server", f"{detail}: {error}") from error
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
         raise BadArgument("server", f"a proxy of the environment (ALL_PROXY, HTTPS_PROXY) cannot be used: {error}") from error
 
 

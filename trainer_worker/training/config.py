@@ -82,7 +82,7 @@ class NowcastTable(Table):
     forecaster: str = Field(
         default="",
         description="spectral, linear, nino, wnn, average, last; a checkpoint's name at the server; or, for an own or embedded "
-        "server, a file of weights; by default spectral, and nino if jump",
+        "server, a file of weights; by default spectral, linear if shadow, nino if jump",
     )
     interval: Count | None = Field(
         default=None, description="steps between two snapshots; by default 1/200 of the run, 1/50 if jump"

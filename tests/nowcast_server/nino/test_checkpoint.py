@@ -150,6 +150,14 @@ def test_headers_that_are_wrong(header: str | None, tmp_path: Path) -> None:
     assert caught.value.detail.startswith(f"{tmp_path / 'a.safetensors'}: ")
 
 
+def test_an_option_of_a_newer_version_says_so(tmp_path: Path) -> None:
+    """Its user would look for a fault in the file, where an update is what helps."""
+    header = json.dumps({"format": 1, "options": {"hidden": 4, "flux": 1}})
+    save_file(dict(random_checkpoint(**SMALL).tensors), tmp_path / "a.safetensors", metadata={"nowcast": header})
+    with pytest.raises(CheckpointError, match="'flux': a newer version of nowcast may read this file"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
 HOSTILE = ({"dropout": torch.zeros(2)}, {"lpe": "x"}, argparse.Namespace(hid=3), {"upd_scale": float("nan")}, None)
 
 

@@ -72,6 +72,7 @@ def test_a_server_that_is_down_names_the_command(caplog: pytest.LogCaptureFixtur
     [
         ({"ALL_PROXY": "socks5h://127.0.0.1:1080"}, "SOCKS proxy"),
         ({"ALL_PROXY": "socks4://127.0.0.1:1080"}, "a proxy of the environment"),
+        ({"ALL_PROXY": "http://127.0.0.1:port"}, "a proxy of the environment"),
         ({"SSL_CERT_FILE": "/nonexistent.pem"}, "SSL_CERT_FILE"),
     ],
 )
