@@ -92,7 +92,7 @@ class Journal:
         return logging.INFO if event.outcome == "jumped" else logging.DEBUG
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, under fixed keys: a number, and the events as JSON."""
+        """Under fixed keys: a number, and the events as JSON."""
         return {"snapshots": self.snapshots, "events": json.dumps([event.to_dict() for event in self.events])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

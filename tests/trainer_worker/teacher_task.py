@@ -1,8 +1,14 @@
 """A task whose loss does not go to zero: noisy labels of a fixed random network."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from trainer_worker import Nowcast
 
 
 def batch(index: int, size: int = 64) -> tuple[Tensor, Tensor]:
@@ -26,3 +32,28 @@ def student(seed: int = 0) -> nn.Module:
     """16-64-4."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4))
+
+
+def train(
+    steps: int,
+    *,
+    lr: float,
+    options: dict[str, Any] | None,
+    judged: range,
+    after_step: Callable[[int, Nowcast], None] = lambda *_: None,
+) -> tuple[list[float], dict[str, Any]]:
+    """Validation losses after the steps `judged` of a run with nowcasts of these options, None for none; and its summary."""
+    model = student()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    nowcast = Nowcast(model, optimizer, max_steps=steps, **options) if options is not None else None
+    losses = []
+    with nowcast or nullcontext():
+        for index in range(steps):
+            optimizer.zero_grad()
+            loss(model, batch(index)).backward()
+            optimizer.step()
+            if nowcast is not None:
+                after_step(index, nowcast)
+            if index in judged:
+                losses.append(float(loss(model, VALIDATION).detach()))
+    return losses, nowcast.summary() if nowcast is not None else {}

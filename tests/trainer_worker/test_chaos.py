@@ -8,10 +8,9 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from cut_network import CutNetwork
 from faulty_server import FaultyServer
-from teacher_task import VALIDATION, batch, loss, student
+from teacher_task import train
 from waiting import until
 
 from trainer_worker import Nowcast, Server
@@ -69,33 +68,6 @@ class Chaos:
         self.made[kind] += 1
 
 
-def train(nowcast_options: dict[str, Any] | None, *, steps: int, strike: Any = None) -> tuple[float, dict[str, Any]]:
-    """Validation loss over the last steps, and the summary."""
-    model = student()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-
-    def loop(nowcast: Nowcast | None = None) -> None:
-        for index in range(steps):
-            optimizer.zero_grad()
-            loss(model, batch(index)).backward()
-            optimizer.step()
-            if strike is not None and index % STEPS_BETWEEN == 0:
-                strike()
-            if nowcast is not None and nowcast._boundaries._asked is not None:
-                nowcast._boundaries._asked.done.wait(PATIENCE_S)
-            if index >= steps - 50:
-                losses.append(float(loss(model, VALIDATION).detach()))
-
-    if nowcast_options is None:
-        loop()
-        return sum(losses) / len(losses), {}
-    with Nowcast(model, optimizer, max_steps=steps, **nowcast_options) as nowcast:
-        loop(nowcast)
-    assert nowcast.steps == steps
-    return sum(losses) / len(losses), nowcast.summary()
-
-
 def left_behind(*ports: int) -> tuple[set[int | None], set[str], list[Any]]:
     """Threads, open files and connections to or from `ports` of this process; it may have a Ray cluster, whose descriptors vary."""
     process = psutil.Process()
@@ -109,7 +81,8 @@ def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(client, "FIRST_WAIT_S", 0.005)
     steps = FAULTS * STEPS_BETWEEN * 2
-    plain, _ = train(None, steps=steps)
+    judged = range(steps - 50, steps)
+    plain, _ = train(steps, lr=1e-3, options=None, judged=judged)
     before = left_behind()
     server = FaultyServer()
     monkeypatch.setattr(server.listener, "handle_error", lambda *_: None)  # it would print of each cut
@@ -117,13 +90,21 @@ def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = server.port, network.port
     chaos = Chaos(server, network, seed=0)
     options = {"server": Server(network.url, timeout_s=0.3), "interval": INTERVAL}
-    struck, summary = train(options, steps=steps, strike=chaos.strike)
+
+    def strike(index: int, nowcast: Nowcast) -> None:
+        if index % STEPS_BETWEEN == 0:
+            chaos.strike()
+        if nowcast._boundaries._asked is not None:
+            nowcast._boundaries._asked.done.wait(PATIENCE_S)
+
+    struck, summary = train(steps, lr=1e-3, options=options, judged=judged, after_step=strike)
     network.close()
     server.close()
     assert chaos.faults >= FAULTS
     assert min(chaos.made[kind] for kind in ("killed", "cut", "held", "slow")) > FAULTS // 20
     assert min(server.met[call] for call in ("register", "send", "forecast")) > FAULTS // 40, server.met
-    assert struck <= 1.02 * plain
+    assert sum(struck) <= 1.02 * sum(plain)
+    assert summary["steps"] == steps
     assert summary["nowcasts"]["used"] > 0  # now and then something worked
     assert len(summary["reasons"]) > 3
     until(lambda: left_behind()[0] <= before[0])

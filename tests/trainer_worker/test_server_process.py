@@ -11,6 +11,7 @@ import pytest
 import torch
 from server_process import CHECKPOINTS, ServerProcess
 from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, flat, learner, make, settle, step
+from torch import nn
 
 from trainer_worker import Server
 from trainer_worker.endpoints import sender
@@ -38,25 +39,17 @@ def test_a_server_gives_the_same_bits_as_embedded_forecasts(
     assert torch.equal(embedded, remote)
 
 
-class Slow(torch.nn.Module):
+def slow() -> nn.Sequential:
     """Two million parameters: an upload that can be interrupted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = torch.nn.Linear(8, 2048)
-        self.wide = torch.nn.Linear(2048, 1024)
-        self.last = torch.nn.Linear(1024, 2)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.last(self.wide(self.first(inputs).relu()).relu())  # type: ignore[no-any-return]
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 2048), nn.ReLU(), nn.Linear(2048, 1024), nn.ReLU(), nn.Linear(1024, 2))
 
 
 class Run:
     """Trains until something is so; each step waits for the answer that is due, at most a little."""
 
     def __init__(self, url: str) -> None:
-        torch.manual_seed(0)
-        self.model = Slow()
+        self.model = slow()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
         reached = Server(url, timeout_s=5)
         self.nowcast = make(self.model, self.optimizer, reached, forecaster="linear", max_steps=100_000, push=STEADY)
@@ -86,8 +79,7 @@ def test_a_server_that_comes_late_and_is_killed_twice_costs_pushes_alone(monkeyp
     monkeypatch.setattr(sender, "LONGEST_PAUSE_S", 0.3)
     process = ServerProcess()
     run = Run(process.url)
-    plain = Slow()
-    plain.load_state_dict(run.model.state_dict())
+    plain = slow()
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3)
     with run.nowcast as nowcast:
         for index in range(2 * FULL):

@@ -19,14 +19,7 @@ def nowcast(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer | S
         for batch in loader: ...
     ```
 
-    Args:
-        accelerator: of the run.
-        model: prepared or not.
-        optimizer: prepared or not; several as a list.
-        options: arguments of `Nowcast`.
-
-    Raises:
-        BadArgument: see `Nowcast`.
+    Model and optimizer may be prepared or not; `options` are arguments of `Nowcast`, as is what it raises.
     """
     made = Nowcast(accelerator.unwrap_model(model), optimizer, **options)
     accelerator.register_for_checkpointing(made)

@@ -17,8 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from trainer_worker.errors import CommandFailed
 
 REACH_S: Final = 5.0
-READY_S: Final = 60.0
-"""For a cluster that has only just come up to be ready for jobs."""
+READY_S: Final = 60.0  # for a cluster that has only just come up to be ready for jobs
 CHATTY: Final = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "stamina")
 WAY_OUT: Final = "give --address, e.g. http://HEAD:8265 (ray dashboard CLUSTER.yaml, or kubectl port-forward, brings the port here)"
 AUTHENTICATE: Final = (

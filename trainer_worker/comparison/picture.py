@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
@@ -55,12 +56,10 @@ def _curves(axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], name: s
 
 def _zoom(axes: Axes, values: Sequence[float], shown: tuple[float, float]) -> None:
     """Show what lies between two quantiles."""
-    ranked = sorted(filter(math.isfinite, values))
-    if not ranked:  # all runs diverged
-        return
-    low, high = (ranked[min(len(ranked) - 1, int(share * len(ranked)))] for share in shown)
-    margin = 0.08 * (high - low) or 0.01
-    axes.set_ylim(low - margin, high + 2 * margin)
+    if finite := list(filter(math.isfinite, values)):  # else all runs diverged
+        low, high = np.quantile(finite, shown)
+        margin = 0.08 * (high - low) or 0.01
+        axes.set_ylim(low - margin, high + 2 * margin)
 
 
 def _target(axes: Axes, target: float) -> None:

@@ -197,13 +197,8 @@ class Config(Table):
         return self
 
 
-TABLES: Final[dict[str, type[Table]]] = {
-    "task": TaskTable,
-    "train": TrainTable,
-    "nowcast": NowcastTable,
-    "workers": WorkersTable,
-    "output": OutputTable,
-}
+_TABLES: Final = (TaskTable, TrainTable, NowcastTable, WorkersTable, OutputTable)
+TABLES: Final[dict[str, type[Table]]] = dict(zip(Config.model_fields, _TABLES, strict=True))
 
 
 def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared: bool = False) -> Config:

@@ -80,7 +80,8 @@ class _Run:
         self.evaluations: list[Evaluation] = []
         self.train_s = 0.0
         self.started = time.perf_counter()
-        self.trained = torch.zeros(2, dtype=torch.float64, device=harness.device)  # see `_trained`
+        # sum of this worker's training losses, and number of batches, since the last evaluation
+        self.trained = torch.zeros(2, dtype=torch.float64, device=harness.device)
         self._seed()
 
     def advance(self) -> None:
@@ -109,7 +110,7 @@ class _Run:
     def evaluate(self) -> None:
         """Measure on validation and test data, of which every worker takes a share, and tell it."""
         self._stop_clock()
-        total, batches = self._trained().tolist()
+        total, batches = self._over_all_workers(self.trained).tolist()
         validation, test = self._scores(self.model if self.average is None else self.average)
         self.evaluations.append(
             Evaluation(step=self.step, train_loss=total / batches, validation=validation, test=test, train_s=self.train_s)
@@ -137,7 +138,7 @@ class _Run:
                 "average": self.average.state_dict() if self.average is not None else None,
                 "optimizer": self.optimizer.state_dict(),
                 "nowcast": self.nowcast.state_dict() if self.nowcast else None,
-                "trained": self._trained(),
+                "trained": self._over_all_workers(self.trained),
                 "step": self.step,
                 "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
                 "train_s": self.train_s,
@@ -169,10 +170,6 @@ class _Run:
         """Seed dropout, which differs between workers: anew at each checkpoint, so that none has to hold random states."""
         torch.manual_seed(((self.order.seed + self.harness.rank) * 2**32 + self.step) % 2**64)
 
-    def _trained(self) -> Tensor:
-        """Sum of training losses, and number of batches, since the last evaluation, over all workers."""
-        return self._over_all_workers(self.trained.cpu())
-
     def record(self) -> RunRecord:
         """What the run leaves behind."""
         return RunRecord(
@@ -192,8 +189,9 @@ class _Run:
         self.train_s += time.perf_counter() - self.started
 
     def _over_all_workers(self, sums: Tensor) -> Tensor:
+        """Their sum, on the CPU; what is given stays."""
+        sums = sums.to(self.harness.device, copy=True)
         if self.harness.world > 1:
-            sums = sums.to(self.harness.device)
             dist.all_reduce(sums)
         return sums.cpu()
 

@@ -187,9 +187,7 @@ def open_mailbox(listen: Listener) -> Iterator[Any]:
 
 
 def train_on_ray(order: Order, *, listen: Listener) -> RunRecord:
-    """Train one run on the connected cluster, from its newest checkpoint if it has one.
-
-    `listen` is called with the workers' progress, from another thread.
+    """Train one run on the connected cluster, from its newest checkpoint if it has one; `listen` hears of it on another thread.
 
     Raises:
         BadArgument: an argument that cannot work, as the workers found; they are not started again.

@@ -1,6 +1,4 @@
-"""What a training run is ordered with and leaves behind, as JSON-able values; and with what it may be resumed: what it was begun
-with, as its checkpoints and its record say.
-"""
+"""What a training run is ordered with and leaves behind, as JSON-able values, and with what it may be resumed."""
 
 import json
 from collections import Counter
@@ -8,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,8 +14,6 @@ from protos.messages import Skill
 from trainer_worker.errors import BadArgument
 from trainer_worker.training.config import Config
 from trainer_worker.training.storage import forget
-
-WAYS_OUT: Final = "start over with --fresh, or choose another --out (of a submitted job: another --name)"
 
 
 class Record(BaseModel):
@@ -47,10 +43,7 @@ class Order(Record):
 
     @property
     def terms(self) -> dict[str, Any]:
-        """What the run's weights and curves depend on, by key of the configuration, as JSON values.
-
-        Where data, servers and results are is not among it, nor what changes nothing in a run; seed and forecaster are in its name.
-        """
+        """What the run's weights and curves depend on, by key of the configuration, but for what is in its name."""
         config, table = self.config, self.config.nowcast
         tables: dict[str, dict[str, Any]] = {
             "task": config.task.model_dump(mode="json", exclude={"data"}),
@@ -67,7 +60,8 @@ class Order(Record):
             f"{key} = {was}, not {value}" for key, was, value in changed if was != value and (key != "train.steps" or was > value)
         ]
         if different:
-            raise BadArgument("--resume", f"{self.name} was started with {', '.join(different)}: use that again, {WAYS_OUT}")
+            ways = "use that again, start over with --fresh, or choose another --out (of a submitted job: another --name)"
+            raise BadArgument("--resume", f"{self.name} was started with {', '.join(different)}: {ways}")
 
 
 class Score(Record):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import ArrowException
-from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, PyFileSystem
 
 from trainer_worker.errors import CommandFailed
 
@@ -17,12 +17,10 @@ from trainer_worker.errors import CommandFailed
 @contextmanager
 def _opened(place: str) -> Iterator[tuple[FileSystem, str]]:
     """The file system of a path or URI, and the path on it."""
+    uri = place if "://" in place else str(Path(place).expanduser().absolute())
     try:
-        if "://" not in place:
-            yield LocalFileSystem(), str(Path(place).expanduser().absolute())
-            return
         try:
-            known: tuple[FileSystem, str] = FileSystem.from_uri(place)
+            known: tuple[FileSystem, str] = FileSystem.from_uri(uri)
         except ValueError:  # pyarrow does not know it
             from fsspec.core import url_to_fs
 

@@ -223,3 +223,16 @@ def test_a_server_under_a_prefix_with_tokens_as_hashes(serve_url: str) -> None:
         assert second.get("/v1/info", headers=mine).json()["max_memory_bytes"] == 2**20
         assert as_job(second, "elsewhere", **mine).register(forecaster="linear").status_code == 201
     serve.delete("second")
+
+
+def test_a_cluster_that_is_joined_is_kept(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller's own cluster, and all that runs on it, would be ended for one of the server's."""
+    import ray
+
+    from nowcast_server.serve import application
+
+    mine, seen = ray.get_runtime_context().get_node_id(), []
+    monkeypatch.setattr(application, "configure_logging", lambda **_: None)
+    monkeypatch.setattr(application, "start", lambda *_, **__: seen.append(ray.get_runtime_context().get_node_id()))
+    application.serve_on_ray({}, address=None, replicas=application.Replicas(1, 1), stay=False, name="mine")
+    assert seen == [mine]

@@ -41,24 +41,6 @@ def test_shapes_are_known_without_building(options: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def test_some_horizons_are_rows_of_all() -> None:
-    """Inference, which asks for a few horizons, would disagree with what training fitted."""
-    model, graph = build(random_checkpoint(**EVERY_PART)), inputs(mlp_wiring(4, 5, 3))
-    every = run(model, graph)
-    assert every.shape == (graph.num_edges, 1, 6)
-    assert torch.allclose(run(model, graph, horizons=(5, 1, 5)), every[..., [4, 0, 4]], atol=1e-6)
-
-
-@torch.no_grad()
-def test_absent_slots_count_as_zero() -> None:
-    """Networks without 3x3 kernels, whose edges carry one weight, would be forecast by other columns."""
-    model, graph = build(random_checkpoint(slots=4)), inputs(mlp_wiring(4, 5, 3))
-    padded = graph.clone()
-    padded.edge_attr = torch.nn.functional.pad(graph.edge_attr, (0, 0, 0, 3))
-    assert torch.allclose(run(model, padded)[:, :1], run(model, graph), atol=1e-6)
-
-
-@torch.no_grad()
 def test_words_beyond_the_vocabulary_are_plain_neurons() -> None:
     """A model with a larger vocabulary than the checkpoint's would crash the server."""
     model, graph = build(random_checkpoint(vocabulary=2)), inputs(mlp_wiring(4, 5))

@@ -30,7 +30,7 @@ def config(folder: Path, *, data: str | None = None) -> Config:
     return Config.model_validate(
         {
             "task": {"name": "fm-16", "examples": 256, "data": data},
-            "train": {"steps": STEPS, "batch_size": 16, "eval_every": 40, "checkpoint_every": 40},
+            "train": {"steps": STEPS, "batch_size": 16, "eval_every": 40, "checkpoint_every": 50},
             "nowcast": {"forecaster": "average", "mode": "jump", "interval": 6},
             "workers": {"count": 2, "threads": 1, "max_failures": 1},
             "output": {"folder": folder, "storage": f"local://{folder}/kept"},  # by way of fsspec, as to a cloud's store
@@ -81,7 +81,7 @@ def kill_one_worker() -> None:
 
 
 def test_a_killed_worker_leaves_no_trace_in_the_weights(run: tuple[Path, Summary], server: ServerProcess, tmp_path: Path) -> None:
-    """Ray restarts the workers from the newest checkpoint: same curves, same bits, the jumps over HTTP included."""
+    """Ray restarts the workers from the newest checkpoint, of step 100: same curves, same bits, the jumps over HTTP included."""
     folder, summary = run
     killed = []
 
