@@ -37,11 +37,16 @@ def read(place: Path) -> Summary:
     """The summary in a results folder, or the file itself. Raises `CommandFailed`: there is none, or it is of another version."""
     path = place / "summary.json" if place.is_dir() else place
     try:
-        return Summary.model_validate_json(path.read_bytes())
+        summary = Summary.model_validate_json(path.read_bytes())
     except OSError as error:
         raise CommandFailed(f"{place}: no results of a comparison ({error.strerror})") from error
     except ValidationError as error:
         raise CommandFailed(f"{path} is not a summary of this version: {error.errors()[0]['msg']}") from error
+    names = {arm.arm for arm in summary.arms}
+    averages = {name for name in names if name.endswith(", averaged")} or names  # which stood beside their weights once
+    return summary.model_copy(
+        update={key: [each for each in getattr(summary, key) if each.arm in averages] for key in ("arms", "figures", "runs")}
+    )
 
 
 def show(summary: Summary, console: Console) -> None:

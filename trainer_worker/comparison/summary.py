@@ -182,9 +182,9 @@ class Verdict:
     """The arm with nowcasts against the plain one, in sentences, of a summary that has both."""
 
     def __init__(self, summary: Summary) -> None:
-        self.plain, self.arm, *_ = summary.arms  # once there were averages besides
+        self.plain, self.arm = summary.arms
         self._steps = summary.config.train.steps
-        base, figures = ([each for each in summary.figures if each.arm == arm.arm] for arm in (self.plain, self.arm))
+        base, figures = ([each for each in summary.figures if each.arm == arm.arm] for arm in summary.arms)
         self._pairs = list(zip(figures, base, strict=True))  # of the same seed, batches and initial weights
         self._plain_run, *_ = summary.runs
         self._runs = [run for run in summary.runs if run.arm == self.arm.arm]

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protos.messages import Skill
 from trainer_worker.errors import BadArgument
@@ -79,6 +79,12 @@ class Evaluation(Record):
     validation: Score
     test: Score
     train_s: float  # seconds of training up to here, evaluations and checkpoints not counted
+
+    @model_validator(mode="before")
+    @classmethod
+    def _average(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The average's scores, which stood beside those of the weights once."""
+        return values | (values.get("averaged") or {})
 
 
 class RunRecord(Record):
