@@ -74,10 +74,9 @@ class _Work:
 
 
 class Device:
-    """Runs forecasts, one at a time: turns go round by tenant, then by job, and pass at interruption points.
-
-    So many may wait in all, of one tenant, and of one job. A forecast that has used the device for `work_limit_s` is stopped at its
-    next interruption point. `on_start` is told the seconds each has waited; it is called with the device's lock held.
+    """Runs forecasts, one at a time: turns go round by tenant, then by job, and pass at interruption points. So many may wait in
+    all, of one tenant, and of one job. A forecast that has used the device for `work_limit_s` is stopped at its next interruption
+    point. `on_start` is told the seconds each has waited; it is called with the device's lock held.
     """
 
     def __init__(
@@ -142,10 +141,9 @@ class Device:
     def submit(
         self, call: Callable[[], Result], *, tenant: str, job: str, begin: Callable[[], bool] = lambda: True
     ) -> "Future[Result]":
-        """Have `call` run on the device; it may mark interruption points.
-
-        When its turn comes, `begin` is called from any thread: it takes what the work needs and returns True, or False if that
-        cannot be had now. It is asked again after `wake`. Busy if too many wait already, Unavailable if the server stops.
+        """Have `call` run on the device; it may mark interruption points. When its turn comes, `begin` is called from any thread:
+        it takes what the work needs and returns True, or False if that cannot be had now. It is asked again after `wake`. Busy if
+        too many wait already, Unavailable if the server stops.
         """
         work, future = _Work(tenant, job, call, begin), Future[Result]()
 

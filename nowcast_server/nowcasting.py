@@ -61,10 +61,9 @@ class Nowcasting:
         gone: Callable[[], Awaitable[None]],
         deadline_s: float | None,
     ) -> AsyncIterator[Forecasts]:
-        """Forecasts for a job; their memory is lent from when they are begun until the context ends.
-
-        `gone` returns when the client has hung up; after `deadline_s` it does not want the answer any more. Then a forecast that
-        had not begun never will, and one that had ends soon. Raises Gone, and any error of the protocol.
+        """Forecasts for a job; their memory is lent from when they are begun until the context ends. `gone` returns when the client
+        has hung up; after `deadline_s` it does not want the answer any more. Then a forecast that had not begun never will, and one
+        that had ends soon. Raises Gone, and any error of the protocol.
         """
         loan, count = None, partial(self.metrics.forecasts.labels, job.spec.forecaster)
         try:

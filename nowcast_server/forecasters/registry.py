@@ -100,7 +100,6 @@ def forecaster_of(checkpoint: str | Path, *, device: str | torch.device = "cpu")
 
 def load_forecasters(checkpoints: "Iterable[CheckpointFile]", *, device: str) -> Mapping[str, Forecaster]:
     """The forecasters that need no weights, those whose weights are given or come with the package, then those with names given.
-
     CheckpointError if a file cannot be used, or two without a name hold weights for the same forecaster.
     """
     discover()

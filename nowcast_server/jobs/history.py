@@ -47,10 +47,9 @@ class Context:
 
 
 class History:
-    """The newest `context` snapshots by step, received in any order. Used on the event loop only.
-
-    A row is in use while a snapshot in it is held, an upload fills it, or a forecast reads it: so no forecast sees a row change,
-    and nobody half a snapshot. OutOfMemoryBudget if the machine has not the memory the budget promised.
+    """The newest `context` snapshots by step, received in any order. Used on the event loop only. A row is in use while a snapshot
+    in it is held, an upload fills it, or a forecast reads it: so no forecast sees a row change, and nobody half a snapshot.
+    OutOfMemoryBudget if the machine has not the memory the budget promised.
     """
 
     def __init__(self, size: int, *, context: int, dtype: str) -> None:

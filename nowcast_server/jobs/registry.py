@@ -196,10 +196,9 @@ class Jobs:
         self._memory.take(tenant, size_bytes)
 
     def _victims(self, lacking_bytes: int, *, of: str | None, tenant: str) -> list[Job]:
-        """Jobs whose histories to evict for so many bytes: those that have rested longest; none if all together would not do.
-
-        They are those of the tenant `of`, or of all. Those of others than `tenant`, who needs the memory, go last while they have
-        no more than an equal share: nobody's histories are driven out by a tenant that registers job after job.
+        """Jobs whose histories to evict for so many bytes: those that have rested longest; none if all together would not do. They
+        are those of the tenant `of`, or of all. Those of others than `tenant`, who needs the memory, go last while they have no
+        more than an equal share: nobody's histories are driven out by a tenant that registers job after job.
         """
         share = self._memory.limit_bytes / max(1, len({job.tenant for job in self}))
         resting = [job for job in self if of in (None, job.tenant) and self._rests(job)]

@@ -56,7 +56,6 @@ class TrackRecord:
 
     def made(self, step: int, context: Sequence[Tensor], forecasts: Mapping[int, Tensor], *, interval: float) -> None:
         """A nowcast was made from the context, (n,) each, whose last state is of `step`; asked for again, it replaces itself.
-
         Forecasts are (n,) each, by horizon, and a horizon of 1 means `interval` steps.
         """
         self._waiting = [each for each in self._waiting if each.step < step <= each.late]

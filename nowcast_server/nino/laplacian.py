@@ -128,10 +128,9 @@ def _joined(wiring: Wiring, cuts: Ints) -> tuple[Floats, Floats]:
 
 
 def laplacian_features(wiring: Wiring, *, count: int = 8, device: torch.device | None = None) -> Tensor:
-    """The `count` Laplacian features of each neuron: (neurons, count) float32, zero where the graph has too few eigenvectors.
-
-    All are zero in graphs that few networks have, whose neurons fall into more than `MOST_CLASSES` classes. Cached by the
-    wiring's hash and the device (the CPU by default); not to be written to.
+    """The `count` Laplacian features of each neuron: (neurons, count) float32, zero where the graph has too few eigenvectors. All
+    are zero in graphs that few networks have, whose neurons fall into more than `MOST_CLASSES` classes. Cached by the wiring's hash
+    and the device (the CPU by default); not to be written to.
     """
     if device is None or device.type == "cpu":
         return _CACHE.get(f"{wiring.hash}/{count}", lambda: compute_features(wiring, count=count))

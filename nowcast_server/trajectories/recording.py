@@ -68,10 +68,8 @@ class Recording:
             log.error("the job is not recorded any further: %s", error, exc_info=not expected, extra=whose)
 
     def add(self, job: Job, step: int, state: Floats, *, loss: float = math.nan) -> bool:
-        """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept.
-
-        A step that is held already, as when a worker sends its context again, is passed over, and so is a snapshot whose
-        weights moved beyond what float16 reaches.
+        """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept. A step that is held already, as when a
+        worker sends its context again, is passed over, and so is a snapshot whose weights moved beyond what float16 reaches.
         """
         name, wiring = _name(job), job.spec.wiring
         if name not in self._open:

@@ -99,10 +99,9 @@ class Trajectory:
 
 
 class TrajectoryWriter:
-    """Appends snapshots (n,) float32 to a file, whose folder is made, or goes on with one that is there.
-
-    Of a new file `first` is the base, and `header` is JSON-able: `task`, `wiring` or `design` (by `to_dict`) for `metatrain.fit`,
-    and whatever else is known. BadTrajectory if the file there holds another network's run, or a snapshot is too large for any.
+    """Appends snapshots (n,) float32 to a file, whose folder is made, or goes on with one that is there. Of a new file `first` is
+    the base, and `header` is JSON-able: `task`, `wiring` or `design` (by `to_dict`) for `metatrain.fit`, and whatever else is
+    known. BadTrajectory if the file there holds another network's run, or a snapshot is too large for any.
     """
 
     def __init__(self, path: Path, first: Floats, *, header: dict[str, Any]) -> None:

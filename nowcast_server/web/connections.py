@@ -19,10 +19,9 @@ HEALTH: Final = frozenset({"/livez", "/readyz"})
 
 
 class Connections:
-    """The open connections of a server. One more than may be ends the one that has been idle longest.
-
-    Idle is a connection on which no call is being answered: that rests between two, brings a head or a refused body, or nothing.
-    `peer_limit` is of one address (for IPv6, of one /64).
+    """The open connections of a server. One more than may be ends the one that has been idle longest. Idle is a connection on which
+    no call is being answered: that rests between two, brings a head or a refused body, or nothing. `peer_limit` is of one address
+    (for IPv6, of one /64).
     """
 
     def __init__(self, limit: int, peer_limit: int) -> None:

@@ -112,9 +112,8 @@ def _advance(stage: _Stage, h: Tensor, index: int, room: Tensor) -> Tensor:
 
 
 class _Scratch(threading.local):
-    """Memory that a thread keeps from unit to unit: to have it back from the system costs more than what is computed in it.
-
-    On a device nothing is kept: torch's allocator there gives it again at once, and to a training in the same process as well.
+    """Memory that a thread keeps from unit to unit: to have it back from the system costs more than what is computed in it. On a
+    device nothing is kept: torch's allocator there gives it again at once, and to a training in the same process as well.
     """
 
     def __init__(self) -> None:

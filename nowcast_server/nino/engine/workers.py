@@ -38,10 +38,9 @@ def aside(function: Callable[[], Result]) -> Result:
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
-    """Map `function` over `items`, taken a few ahead, on several threads; results come in the order of the items.
-
-    It computes with gradients off and torch single-threaded; a single thread is the calling one, which `aside` has made so. The
-    first error is raised when its turn comes; items not yet begun are then dropped, as they are when it is interrupted.
+    """Map `function` over `items`, taken a few ahead, on several threads; results come in the order of the items. It computes with
+    gradients off and torch single-threaded; a single thread is the calling one, which `aside` has made so. The first error is
+    raised when its turn comes; items not yet begun are then dropped, as they are when it is interrupted.
     """
     items = interruptible_items(items)
     if threads == 1:

@@ -97,10 +97,9 @@ class Saved:
 
 
 def steps_saved(curve: Curve, other: Curve, *, job: str) -> Saved | None:
-    """Compare the level of a run with the step at which another, without pushes, came to it.
-
-    The level is the mean of the last `WINDOW` points, the other's curve the falling one that fits its points best. None if the
-    curves are too short, or the other has not come so far yet and nothing says that it needs more steps.
+    """Compare the level of a run with the step at which another, without pushes, came to it. The level is the mean of the last
+    `WINDOW` points, the other's curve the falling one that fits its points best. None if the curves are too short, or the other has
+    not come so far yet and nothing says that it needs more steps.
     """
     if len(curve) < FEWEST or len(other) < FEWEST:
         return None

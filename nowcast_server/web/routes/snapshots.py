@@ -106,9 +106,8 @@ async def _free_row(job: Job, limit_s: float) -> int:
 
 
 class FramesResponse(Response):
-    """Sends forecasts from the memory they were made in, and then lets go of it by closing `held`.
-
-    A client that has fetched so many bytes may be there `limit_s` after its begin. `sent` is told the seconds that took.
+    """Sends forecasts from the memory they were made in, and then lets go of it by closing `held`. A client that has fetched so
+    many bytes may be there `limit_s` after its begin. `sent` is told the seconds that took.
     """
 
     media_type = MEDIA_TYPE
