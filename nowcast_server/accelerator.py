@@ -13,9 +13,7 @@ from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import Context
 from nowcast_server.streams import own_stream, wait
 
-SHARE: Final = 0.9
-"""Of the memory that is free at the start, for snapshots and forecasts; the rest is for what allocating and libraries waste."""
-
+SHARE: Final = 0.9  # of the memory that is free at the start; the rest is for what allocating and libraries waste
 OWNER: Final = "device"  # in a tenant's place: snapshots of all tenants lie there, as long as there is room
 
 
@@ -27,18 +25,14 @@ def is_short(error: Exception) -> bool:
 
 @dataclass
 class Kept:
-    """A snapshot on the device, or on its way there."""
-
     size_bytes: int
     users: int = 0  # forecasts that read it now
     values: Tensor | None = None  # None before it is there
 
 
 class Accelerator:
-    """Any thread may use it.
-
-    Of the device's memory `limit_bytes` are for snapshots and forecasts, the weights of forecasters, which are there, not counted;
-    None for most of what is free. `on_lost` is told why, if this process cannot use the device any more.
+    """Any thread may use it. `limit_bytes` are for snapshots and forecasts, besides forecasters' weights; None for most of what is
+    free. `on_lost` is told why, if this process cannot use the device any more.
     """
 
     def __init__(
@@ -97,7 +91,6 @@ class Reservation:
             return True
 
     def end(self) -> None:
-        """Give back what was taken."""
         device, taken, self._kept = self.accelerator, self._kept, None
         with device.lock:
             for kept in taken or ():

@@ -81,9 +81,7 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
 @app.command()
 def serve_on_ray(
     *,
-    address: Annotated[
-        str | None, Option(help="Address of a Ray cluster, e.g. auto. By default one is started on this machine.")
-    ] = None,
+    address: Annotated[str | None, Option(help="Address of a Ray cluster, e.g. auto; by default one is started here.")] = None,
     replicas: Annotated[int, Option(min=1, help="Number of replicas; with --max-replicas, the least.")] = 1,
     max_replicas: Annotated[int | None, Option(help="Most replicas to scale up to.")] = None,
     at_hand: Annotated[float, Option(help="Forecasts waiting or running per replica before another is added.", min=0.1)] = 4.0,
@@ -103,9 +101,7 @@ def serve_on_ray(
     tls_key: Key = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
-    stay: Annotated[
-        bool, Option(help="Stay, and take the server down at SIGTERM; with --no-stay, leave it on the cluster.")
-    ] = True,
+    stay: Annotated[bool, Option(help="Stay, and take the server down at SIGTERM; --no-stay leaves it on the cluster.")] = True,
 ) -> None:
     """Serve nowcasts from replicas on a Ray cluster. Other settings are NOWCAST_* variables on its nodes, where the files of
     checkpoints and certificates must be too; of the token file, replicas get hashes only.
@@ -189,7 +185,6 @@ def selftest(
 
 
 def main() -> None:
-    """The command `nowcast-server`."""
     command.run(app, name="nowcast-server")
 
 

@@ -19,17 +19,14 @@ from protos.errors import BadRequest, Busy, DeadlineExceeded, Unavailable
 Result = TypeVar("Result")
 
 TURN_S: Final = 0.02  # work that has had the device for so long makes way at its next interruption point, if it is another's turn
-BEGUN: Final = 32
-"""Forecasts that may be under way at once, one running and the others between two turns; less than `engine.workers.CALLS`."""
+BEGUN: Final = 32  # forecasts that may be under way at once, all but one between two turns; less than `engine.workers.CALLS`
 TENANT_BEGUN: Final = 4  # of them, those of one tenant
 SMALLEST_CHARGE_S: Final = 1e-4  # charged at least, so that work too quick to measure takes turns as well
 
 
 class Shares:
-    """Start-time fair queueing: each key has a clock that runs while its work does; the smallest clock goes first.
-
-    A new key, or one that comes back after a pause, starts where the hindmost of those who wait are: idling earns no credit, and
-    newcomers do not push in.
+    """Start-time fair queueing: each key has a clock that runs while its work does; the smallest clock goes first. A new key, or
+    one back after a pause, starts where the hindmost of those who wait are: idling earns no credit, and newcomers do not push in.
     """
 
     def __init__(self) -> None:
@@ -48,11 +45,9 @@ class Shares:
         self._clocks[key] = max(self._clocks.get(key, 0.0), self._now)
 
     def order(self, keys: Iterable[str]) -> list[str]:
-        """The keys, whoever is to be served first first."""
         return sorted(keys, key=lambda each: self._clocks.get(each, self._now))
 
     def serve(self, key: str) -> None:
-        """The key has its turn now."""
         self._now = max(self._now, self._clocks.get(key, self._now))
 
     def charge(self, key: str, seconds: float) -> None:
@@ -61,9 +56,7 @@ class Shares:
 
 @dataclass(eq=False)
 class _Work:
-    """A forecast that waits or is under way."""
-
-    # It does not refer to its future, which may hold an error, whose frames refer to this: nobody would collect such a cycle.
+    # no reference to its future, which may hold an error, whose frames refer to this: nobody would collect such a cycle
 
     tenant: str
     job: str
@@ -75,12 +68,15 @@ class _Work:
     cancelled: bool = False
     go: threading.Event = field(default_factory=threading.Event)  # set while it may run
 
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.go.set()  # it needs no turn to end
+
 
 class Device:
-    """Runs forecasts, one at a time: turns go round by tenant, then by job, and pass at interruption points.
-
-    So many may wait in all, of one tenant, and of one job. A forecast that has used the device for `work_limit_s` is stopped at its
-    next interruption point. `on_start` is told the seconds each has waited; it is called with the device's lock held.
+    """Runs forecasts, one at a time: turns go round by tenant, then by job, and pass at interruption points. So many may wait in
+    all, of one tenant, and of one job. A forecast that has used the device for `work_limit_s` is stopped at its next interruption
+    point. `on_start` is told the seconds each has waited; it is called with the device's lock held.
     """
 
     def __init__(
@@ -109,7 +105,6 @@ class Device:
 
     @property
     def waiting(self) -> int:
-        """Forecasts that wait."""
         with self._lock:
             return sum(not work.begun for work in self._work)
 
@@ -135,7 +130,7 @@ class Device:
             self._stopping = True
             refused = [self._work.pop(work) for work in tuple(self._work) if not work.begun]
             for work in self._work:
-                self._cancel(work)
+                work.cancel()
         for future in refused:
             if future.set_running_or_notify_cancel():
                 future.set_exception(_stopping())
@@ -146,10 +141,9 @@ class Device:
     def submit(
         self, call: Callable[[], Result], *, tenant: str, job: str, begin: Callable[[], bool] = lambda: True
     ) -> "Future[Result]":
-        """Have `call` run on the device; it may mark interruption points.
-
-        When its turn comes, `begin` is called from any thread: it takes what the work needs and returns True, or False if that
-        cannot be had now. It is asked again after `wake`. Busy if too many wait already, Unavailable if the server stops.
+        """Have `call` run on the device; it may mark interruption points. When its turn comes, `begin` is called from any thread:
+        it takes what the work needs and returns True, or False if that cannot be had now. It is asked again after `wake`. Busy if
+        too many wait already, Unavailable if the server stops.
         """
         work, future = _Work(tenant, job, call, begin), Future[Result]()
 
@@ -161,7 +155,9 @@ class Device:
             if self._stopping:
                 raise _stopping()
             self._check_limits(tenant, job)
-            self._enter(tenant, job)
+            self._shares.enter(tenant, waiting=self._jobs)
+            jobs = self._jobs.setdefault(tenant, Shares())
+            jobs.enter(job, waiting={each.job for each in self._work if each.tenant == tenant})
             self._work[work] = future
             self._dispatch()
         future.add_done_callback(forget)
@@ -174,10 +170,9 @@ class Device:
         with self._lock:
             for work, its in self._work.items():
                 if its is future:
-                    self._cancel(work)
+                    work.cancel()
 
     def wake(self) -> None:
-        """What could not begin may be able to now."""
         with self._lock:
             self._dispatch()
 
@@ -192,12 +187,6 @@ class Device:
                 empty_s = len(self._work) * (fmean(self._recent_s) if self._recent_s else 1.0)  # until a queue like this is, about
                 raise Busy(f"{limit} {whose} wait already", retry_after_s=min(max(1.0, empty_s), 60.0))
 
-    def _enter(self, tenant: str, job: str) -> None:
-        """The job has something to do; give it, and its tenant, a place in the order of turns."""
-        self._shares.enter(tenant, waiting=self._jobs)
-        jobs = self._jobs.setdefault(tenant, Shares())
-        jobs.enter(job, waiting={work.job for work in self._work if work.tenant == tenant})
-
     def _end(self, work: _Work) -> None:
         """Drop the work, and the places of tenants that have nothing to do any more."""
         self._work.pop(work, None)
@@ -208,7 +197,6 @@ class Device:
         self._ended.notify_all()
 
     def _dispatch(self) -> None:
-        """Give the device to whoever is next, if nobody has it."""
         while self._started and self._running is None and (work := self._next()) is not None:
             if work.begun:
                 self._give_turn(work)
@@ -250,10 +238,6 @@ class Device:
             self._running = None
         if not work.cancelled:
             work.go.clear()
-
-    def _cancel(self, work: _Work) -> None:
-        work.cancelled = True
-        work.go.set()  # it needs no turn to end
 
     def _perform(self, work: _Work) -> None:
         result, error = None, None

@@ -1,7 +1,5 @@
-"""Interruptible work: between its pieces it checks whether to go on.
-
-Whoever starts the work says, with `interruptible`, what to call at each interruption point; the work, however deep, marks the
-points. The device uses them to cancel work nobody waits for, to stop work that takes too long, and to let others have a turn.
+"""Interruptible work: whoever starts it says, with `interruptible`, what to call at each interruption point, which it marks,
+however deep. The device uses them to cancel work nobody waits for, to stop what takes too long, and to let others have a turn.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -11,8 +11,7 @@ from typing import Any
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 log = logging.getLogger("nowcast_server")
-audit = logging.getLogger("nowcast_server.audit")
-"""Who registered or deleted which job. Part of the log whatever its level, and in a file of its own if `audit_log` names one."""
+audit = logging.getLogger("nowcast_server.audit")  # who registered or deleted which job: in the log whatever its level
 
 
 def _fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
@@ -26,8 +25,6 @@ def _fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
-
     def format(self, record: logging.LogRecord) -> str:
         return json.dumps(dict(_fields(record)), default=str)
 

@@ -1,6 +1,4 @@
-"""The map of training: runs of one network in weight space, as the graph network sees them, as a picture and in sentences; and
-`nowcast-server embed`, which makes one of recorded runs.
-"""
+"""The map of training: runs of one network in weight space, as a picture and in sentences; `nowcast-server embed`."""
 
 import csv
 import html
@@ -16,7 +14,8 @@ import typer
 
 from nowcast_server.forecasters.registry import SHIPPED
 from nowcast_server.nino.checkpoint import load_checkpoint
-from nowcast_server.nino.embed import Embedder, Floats, Projection
+from nowcast_server.nino.embed import Embedder, Projection
+from nowcast_server.nino.laplacian import Floats
 from nowcast_server.trajectories.store import Trajectory, trajectories
 from protos.wiring import Wiring
 
@@ -24,8 +23,7 @@ COLOURINGS: Final = {"loss": "training loss", "step": "step", "lr": "learning ra
 WIDTH: Final = 900
 HEIGHT: Final = 480
 MARGIN: Final = 28
-STOPS: Final = ((70, 104, 220), (34, 160, 150), (222, 158, 40), (212, 66, 104))
-"""Colours from low to high, that can be told apart on white and on black."""
+STOPS: Final = ((70, 104, 220), (34, 160, 150), (222, 158, 40), (212, 66, 104))  # from low to high, for white and for black
 UNKNOWN: Final = "#8a94a0"
 FEW: Final = 8  # values that get an entry each in the legend; more are a scale
 NAMED: Final = 16  # runs, of which each has its name beside the picture; more have none
@@ -36,8 +34,6 @@ WITHIN: Final = 0.97  # share of the places that the picture is scaled to
 
 @dataclass(frozen=True)
 class Embedded:
-    """A run's contexts."""
-
     name: str  # of the run
     about: dict[str, Any]  # what is known of it; `lr` and `seed` may be there
     steps: Floats  # (m,) of the last snapshot of each context
@@ -129,14 +125,12 @@ def _colours(values: Floats, by: str) -> tuple[list[str], str]:
     legend = f'<text x="{MARGIN}" y="{HEIGHT - 8}" class="quiet">{COLOURINGS[by]}</text>'
     for index, value in enumerate(entries):
         x, colour = MARGIN + 110 + 92 * index, _blend(index / max(len(entries) - 1, 1))
-        legend += (
-            f'<circle cx="{x}" cy="{HEIGHT - 12}" r="5" fill="{colour}"/><text x="{x + 9}" y="{HEIGHT - 8}">{value:.4g}</text>'
-        )
+        legend += f'<circle cx="{x}" cy="{HEIGHT - 12}" r="5" fill="{colour}"/>'
+        legend += f'<text x="{x + 9}" y="{HEIGHT - 8}">{value:.4g}</text>'
     return colours, legend
 
 
 def _blend(share: float) -> str:
-    """The colour at a share of the scale."""
     mixed = (round(np.interp(share, np.linspace(0, 1, len(STOPS)), channel)) for channel in zip(*STOPS, strict=True))
     return "#" + bytes(mixed).hex()
 
@@ -168,7 +162,6 @@ def rows_of(runs: Sequence[Embedded], projection: Projection) -> list[dict[str, 
 
 
 def embed(folder: Path, *, out: Path, by: str, checkpoint: Path | None, basis: Path | None) -> None:
-    """The command; see `nowcast_server.cli.embed`."""
     runs = _runs(folder, checkpoint)
     if basis:
         with np.load(basis) as arrays:

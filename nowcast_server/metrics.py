@@ -19,25 +19,17 @@ class Metrics:
         self.uploads = counter("uploads", "Snapshots by outcome: stored, replayed (already held), or an error code", ["outcome"])
         self.upload_bytes = counter("upload_bytes", "Bytes of snapshot bodies received")
         self.upload_seconds = histogram("upload_seconds", "Time to receive a snapshot, of those that were stored")
-        self.forecasts = counter(
-            "forecasts", "Nowcasts by outcome: made, gone (the client hung up), or an error code", ["forecaster", "outcome"]
-        )
+        self.forecasts = counter("forecasts", "Nowcasts by outcome: made, gone, or an error code", ["forecaster", "outcome"])
         self.forecast_seconds = histogram("forecast_seconds", "Time to make a forecast on the device", ["forecaster"])
         self.queue_seconds = histogram("queue_seconds", "Time that a forecast waited for the device")
         self.queue_depth = gauge("queue_depth", "Forecasts waiting for the device")
-        self.skill = histogram(
-            "skill",
-            "Skill of forecasts, scored once the future has come: 1 is perfect, 0 as good as no change",
-            ["forecaster"],
-            buckets=_SKILLS,
-        )
+        about_skill = "Skill of forecasts, scored once the future has come: 1 is perfect, 0 as good as no change"
+        self.skill = histogram("skill", about_skill, ["forecaster"], buckets=_SKILLS)
         self.jobs = gauge("jobs", "Jobs known to the server")
         self.jobs_expired = counter("jobs_expired", "Jobs forgotten because no client called")
         self.memory_bytes = gauge("memory_bytes", "Bytes reserved for histories, forecasts, and on the device", ["use"])
         self.device_uploads = gauge("device_uploads", "Snapshots uploaded to the device since the start")
-        self.device_info = gauge(
-            "device_info", "Always 1; where forecasts are made, and what --device asked for", ["device", "asked"]
-        )
+        self.device_info = gauge("device_info", "Always 1; where forecasts are made, and what was asked for", ["device", "asked"])
         self.memory_limit_bytes = gauge("memory_limit_bytes", "Bytes that may be reserved", ["use"])
         self.evictions = counter("evictions", "Histories evicted to make room; their workers send them again")
         self.errors = counter("errors", "Calls answered with an error, by code", ["code"])

@@ -23,6 +23,7 @@ from protos.frames import DTYPE_BYTES, Header
 from protos.messages import DEADLINE_HEADER, JobSpec, NowcastRequest
 
 Result = TypeVar("Result")
+Make = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
 class Gone(Exception):
@@ -31,8 +32,6 @@ class Gone(Exception):
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Forecasts on their way to a worker."""
-
     header: Header
     values: torch.Tensor  # (len(horizons), n) in the dtype asked for, on the CPU, finite
     seconds: float  # the device took
@@ -62,10 +61,9 @@ class Nowcasting:
         gone: Callable[[], Awaitable[None]],
         deadline_s: float | None,
     ) -> AsyncIterator[Forecasts]:
-        """Forecasts for a job; their memory is lent from when they are begun until the context ends.
-
-        `gone` returns when the client has hung up; after `deadline_s` it does not want the answer any more. Then a forecast that
-        had not begun never will, and one that had ends soon. Raises Gone, and any error of the protocol.
+        """Forecasts for a job; their memory is lent from when they are begun until the context ends. `gone` returns when the client
+        has hung up; after `deadline_s` it does not want the answer any more. Then a forecast that had not begun never will, and one
+        that had ends soon. Raises Gone, and any error of the protocol.
         """
         loan, count = None, partial(self.metrics.forecasts.labels, job.spec.forecaster)
         try:
@@ -101,7 +99,6 @@ class Nowcasting:
     async def _wanted(
         self, future: "Future[Forecasts]", gone: Callable[[], Awaitable[None]], deadline_s: float | None
     ) -> Forecasts:
-        """The forecasts, as long as somebody wants them."""
         result: asyncio.Future[Forecasts] = asyncio.wrap_future(future)
         left: asyncio.Future[None] = asyncio.ensure_future(gone())
         waiting: set[asyncio.Future[Any]] = {result, left}
@@ -166,7 +163,6 @@ class Nowcasting:
         return future
 
     def _keep(self, job: Job, context: Context, interval: float, asked: float, future: "Future[Forecasts]") -> None:
-        """Remember a forecast until its future comes, and what it took."""
         if future.cancelled() or future.exception() is not None:
             return
         made = future.result()
@@ -193,19 +189,14 @@ def forecast_bytes(spec: JobSpec, request: NowcastRequest) -> int:
 def forecast(
     forecaster: Forecaster, *, spec: JobSpec, context: Context, request: NowcastRequest, reservation: Reservation | None = None
 ) -> Forecasts:
-    """Run the job's forecaster and check what it says; the reservation has begun, and is None on the CPU.
-
-    BadForecast for values that are not finite in the dtype asked for or not of the right shape, OutOfMemoryBudget if the device has
-    not the memory, Unavailable if it has failed for good.
+    """Run the job's forecaster and check what it says; the reservation has begun, and is None on the CPU. BadForecast for values of
+    the wrong shape or not finite in the dtype asked for, OutOfMemoryBudget, or Unavailable if the device has failed for good.
     """
     start = time.perf_counter()
     make = partial(_made, forecaster, spec, request)
     values = _on_host(make, context) if reservation is None else _on_device(make, reservation)
     header = Header("forecasts", request.dtype, tuple(values.shape), request.step, tuple(request.horizons))
     return Forecasts(header, values, time.perf_counter() - start)
-
-
-Make = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
 def _on_host(make: Make, context: Context) -> torch.Tensor:

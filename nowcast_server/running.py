@@ -27,11 +27,9 @@ from nowcast_server.web.connections import SPARE, Connections, protocol_for
 
 KEEP_ALIVE_S: Final = 75
 BACKLOG: Final = 512  # connections that wait to be accepted
-OTHER_FILES: Final = BACKLOG + SPARE + 192
-"""Open files besides the connections within the limit: those accepted in one go before any is ended, spare ones, and the rest."""
+OTHER_FILES: Final = BACKLOG + SPARE + 192  # open besides the connections within the limit: accepted in one go, spare, and the rest
 END_S: Final = 10.0  # after the drain, how long the process may take to end
-SWITCH_INTERVAL_S: Final = 0.0002
-"""How long Python code on the device thread may hold up the event loop, at most, when both want to run (Python's own is 5 ms)."""
+SWITCH_INTERVAL_S: Final = 0.0002  # that code on the device thread may hold up the event loop, at most (Python's own is 5 ms)
 TRIM_EVERY_S: Final = 30.0
 _MALLOPT: Final = {-1: 32 * MIB, -2: 16 * MIB, -3: 8 * MIB, -8: 2}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX
 
@@ -118,7 +116,6 @@ def prepare_process(settings: Settings) -> None:
 
 
 def server_for(app: FastAPI, settings: Settings) -> Server:
-    """The app as uvicorn shall serve it."""
     limit = min(settings.max_connections, max(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES))
     config = uvicorn.Config(
         app,

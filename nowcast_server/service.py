@@ -29,10 +29,8 @@ from protos.messages import Info, JobSpec, NowcastRequest
 
 
 class Service:
-    """A server without its HTTP.
-
-    Forecasters that are not given are loaded off the event loop, while the server already answers `/livez`. If that fails, or the
-    device does, `on_failure` is called, as the server can never be of use then. OSError or ValueError if the tokens cannot be read.
+    """A server without its HTTP. Forecasters that are not given are loaded while it already answers `/livez`; if that fails, or the
+    device does, `on_failure` is called, as it can never be of use then. OSError or ValueError if the tokens cannot be read.
     """
 
     def __init__(
@@ -94,7 +92,6 @@ class Service:
         return self._loaded and not self.draining
 
     def info(self) -> Info:
-        """Versions, limits and forecasters."""
         return Info(
             version=version(DISTRIBUTION),
             protocol=VERSION,
@@ -182,9 +179,7 @@ class Service:
                 audit.info("job expired", extra={"tenant": job.tenant, "job": job.id, "idle_s": self.settings.idle_s})
 
     async def register(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None = None) -> tuple[Job, bool]:
-        """Take in a job; whether it is new. Raises whatever keeps this server from forecasting even one horizon for it: a worker
-        that trains for hours before its first nowcast wants to know now.
-        """
+        """Take in a job; whether it is new. Raises now whatever would keep this server from forecasting for it hours later."""
         forecaster = self.forecasters.get(spec.forecaster)
         if forecaster is None:
             names = ", ".join(self.forecasters)
@@ -228,7 +223,6 @@ class Service:
         audit.info("job finished", extra={"tenant": job.tenant, "job": job.id})
 
     def remove(self, job: Job) -> None:
-        """Forget a job."""
         self.jobs.remove(job)
         self.recording.end(job)
         audit.info("job deleted", extra={"tenant": job.tenant, "job": job.id})

@@ -17,8 +17,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[ByteSize, Field(gt=0)]
 
-FORECASTER_NAMES: Final = ("last", "linear", "spectral", "average", "wnn", "nino")
-"""Forecasters every server has, or can have, under these names."""
+FORECASTER_NAMES: Final = ("last", "linear", "spectral", "average", "wnn", "nino")  # that every server has, or can have
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

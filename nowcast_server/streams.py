@@ -1,7 +1,5 @@
-"""A CUDA stream for forecasts, so that they and the training steps of the same process run side by side.
-
-CUDA knows no priority below that of the default stream, on which training runs. But a training step that is queued later does not
-wait for a forecast that is queued apart.
+"""A CUDA stream for forecasts, beside the training steps of the same process: one that is queued later does not wait for a forecast
+that is queued apart. CUDA knows no priority below that of the default stream, on which training runs.
 """
 
 import threading
@@ -18,10 +16,7 @@ LOWEST: Final = 0  # the lowest priority that CUDA has; higher ones are negative
 
 @contextmanager
 def own_stream(device: torch.device, *, shared: bool) -> Iterator[None]:
-    """Within it, CUDA work of this thread goes to the stream of forecasts; on other devices nothing changes.
-
-    With `shared`, tensors pass between the caller's stream and this one: each waits for what the other has queued so far.
-    """
+    """Within it, CUDA work of this thread goes to the stream of forecasts; if `shared`, it and the caller's wait for each other."""
     if device.type != "cuda":
         yield
         return

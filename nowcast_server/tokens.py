@@ -20,7 +20,6 @@ _ENTRY = re.compile(
 
 
 def new_token() -> str:
-    """256 random bits, as text."""
     return secrets.token_urlsafe(32)
 
 
@@ -47,9 +46,8 @@ class Tokens:
                 continue
             entry = _ENTRY.fullmatch(line.strip())
             if entry is None:
-                raise ValueError(
-                    f"{source}, line {number}: write tenant:token (16 printable characters or more) or tenant:sha256:HEX"
-                )
+                wanted = "tenant:token (16 printable characters or more) or tenant:sha256:HEX"
+                raise ValueError(f"{source}, line {number}: write {wanted}")
             hashed = bytes.fromhex(entry["hash"]) if entry["hash"] else digest(entry["token"])
             tenants.append((hashed, entry["tenant"]))
         return cls(tuple(tenants))

@@ -19,16 +19,12 @@ from nowcast_server.nino.embed import Embedder
 from nowcast_server.nowcasting import Nowcasting
 from protos.errors import NowcastError
 
-LONGEST_S: Final = 1.0
-"""That embedding one context may have the CPU, where it is done, and the turn; larger networks are not on the map."""
+LONGEST_S: Final = 1.0  # that embedding one context may have the CPU and the turn; larger networks are not on the map
 NETWORKS: Final = 16  # whose embedders are kept
 
 
 class TrainingMap:
-    """Embeds contexts, one at a time. Used on the event loop, but for the embedding itself, which is the device's.
-
-    Of this server's `forecasters`, which may still be loading, the first that is a graph network embeds.
-    """
+    """Has the device embed contexts by the first graph network of `forecasters`, which may still load. Used on the event loop."""
 
     def __init__(self, nowcasting: Nowcasting, *, forecasters: Callable[[], Mapping[str, Forecaster]]) -> None:
         self._nowcasting, self._forecasters = nowcasting, forecasters
@@ -37,7 +33,6 @@ class TrainingMap:
 
     @property
     def network(self) -> Nino | None:
-        """The graph network that embeds; None if this server has none."""
         return next((each for each in self._forecasters().values() if isinstance(each, Nino)), None)
 
     def nowcast(self, job: Job) -> None:

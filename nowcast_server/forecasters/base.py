@@ -13,10 +13,8 @@ from protos.errors import BadRequest, BadValue
 from protos.wiring import Wiring
 
 LEAST_CONTEXT = 2
-PASS_S = 4e-9
-"""A simple forecaster's work on one value of one snapshot, on a slow core."""
-CUDA_LANES = 40
-"""As many cores is a GPU worth, at least."""
+PASS_S = 4e-9  # a simple forecaster's work on one value of one snapshot, on a slow core
+CUDA_LANES = 40  # as many cores is a GPU worth, at least
 
 Horizons = tuple[int, ...]
 
@@ -119,9 +117,8 @@ class Forecaster(ABC):
         if odd := [snapshot.dtype for snapshot in snapshots if not snapshot.is_floating_point()]:
             raise BadRequest(f"states must be floating point, not {odd[0]}", field="states")
         if wrong := [tuple(snapshot.shape) for snapshot in snapshots if snapshot.shape != (wiring.size,)]:
-            raise BadRequest(
-                f"states must be (context, {wiring.size}), as the wiring has parameters; one is {wrong[0]}", field="states"
-            )
+            detail = f"states must be (context, {wiring.size}), as the wiring has parameters; one is {wrong[0]}"
+            raise BadRequest(detail, field="states")
         if len(snapshots) < LEAST_CONTEXT:
             raise BadRequest(f"a context has at least {LEAST_CONTEXT} snapshots, not {len(snapshots)}", field="states")
 

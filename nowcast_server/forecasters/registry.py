@@ -23,15 +23,11 @@ if TYPE_CHECKING:
 FORECASTERS: Final[dict[str, type[Forecaster]]] = {cls.name: cls for cls in (Last, Linear, Spectral, Average, Wnn, Nino)}
 """Every forecaster, the simplest first, then those that were registered."""
 
-ENTRY_POINTS: Final = "nowcast.forecasters"
-"""Group of entry points under which installed packages offer forecasters: `name = "package.module:Class"`."""
-
+ENTRY_POINTS: Final = "nowcast.forecasters"  # under which installed packages offer theirs: `name = "package.module:Class"`
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SHIPPED: Final = Path(__file__).parent.parent / "checkpoints"  # the package's own: `nino-base.safetensors`, `wnn-base.safetensors`
 
 logger = logging.getLogger(__name__)
-
-SHIPPED: Final = Path(__file__).parent.parent / "checkpoints"
-"""Where the package keeps weights of its own: `nino-base.safetensors` and `wnn-base.safetensors`."""
 
 
 def register(name: str, forecaster: type[Forecaster]) -> None:
@@ -104,7 +100,6 @@ def forecaster_of(checkpoint: str | Path, *, device: str | torch.device = "cpu")
 
 def load_forecasters(checkpoints: "Iterable[CheckpointFile]", *, device: str) -> Mapping[str, Forecaster]:
     """The forecasters that need no weights, those whose weights are given or come with the package, then those with names given.
-
     CheckpointError if a file cannot be used, or two without a name hold weights for the same forecaster.
     """
     discover()

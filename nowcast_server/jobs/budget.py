@@ -13,10 +13,8 @@ KEPT: Final = ""  # in a tenant's place, for what is never given back
 
 
 class Budget:
-    """So many bytes, taken and given back. Any thread may use it.
-
-    One tenant may have `tenant_bytes` of them (None: all), and by `lend` this `share`; one that has nothing yet may be lent any
-    amount. `on_return` is called when bytes have come back.
+    """So many bytes, taken and given back by any thread. One tenant may have `tenant_bytes` of them (None: all), and by `lend` this
+    `share`, but any amount if it has nothing yet. `on_return` is called when bytes have come back.
     """
 
     def __init__(
@@ -27,21 +25,18 @@ class Budget:
         self._tenant_bytes = limit_bytes if tenant_bytes is None else tenant_bytes
         self._share = share
         self._on_return = on_return
-        self._used = Counter[str]()
+        self.used = Counter[str]()  # by tenant
         self._lock = threading.RLock()
-
-    def used_by(self, tenant: str) -> int:
-        return self._used[tenant]
 
     def left_bytes(self, tenant: str | None = None) -> int:
         """Left of a tenant's limit, or of the whole."""
-        return self.limit_bytes - self.used_bytes if tenant is None else self._tenant_bytes - self._used[tenant]
+        return self.limit_bytes - self.used_bytes if tenant is None else self._tenant_bytes - self.used[tenant]
 
     def check(self, size_bytes: int, *, what: str, tenant: str | None = None, now: bool = False) -> None:
         """Raise OutOfMemoryBudget if so many bytes will never be had, of a tenant's limit or of the whole; or not `now`. How many
         are left then is not said: others' use is their own.
         """
-        most_bytes = self.limit_bytes - self._used[KEPT] if tenant is None else self._tenant_bytes
+        most_bytes = self.limit_bytes - self.used[KEPT] if tenant is None else self._tenant_bytes
         if size_bytes > (self.left_bytes(tenant) if now else most_bytes):
             why = f"more than are left of {most_bytes}" if now else f"there are {most_bytes} in all"
             raise OutOfMemoryBudget(f"{what} needs {size_bytes} bytes; {why}", needed_bytes=size_bytes, limit_bytes=most_bytes)
@@ -50,13 +45,13 @@ class Budget:
         """Set bytes aside that `check` has found."""
         with self._lock:
             self.used_bytes += size_bytes
-            self._used[tenant] += size_bytes
+            self.used[tenant] += size_bytes
 
     def lend(self, tenant: str, size_bytes: int) -> bool:
         """Set bytes aside, if they are to be had now within the tenant's share."""
         with self._lock:
-            lent = self._used[tenant]
-            within = lent + size_bytes <= self._share * (self.limit_bytes - self._used[KEPT])
+            lent = self.used[tenant]
+            within = lent + size_bytes <= self._share * (self.limit_bytes - self.used[KEPT])
             if (lent and not within) or size_bytes > self.left_bytes():
                 return False
             self.take(tenant, size_bytes)
@@ -65,8 +60,8 @@ class Budget:
     def give(self, tenant: str, size_bytes: int) -> None:
         with self._lock:
             self.used_bytes -= size_bytes
-            self._used[tenant] -= size_bytes
-            self._used += Counter()  # drops those that have nothing
+            self.used[tenant] -= size_bytes
+            self.used += Counter()  # drops those that have nothing
         self._on_return()
 
 
@@ -86,12 +81,10 @@ class Loan:
             return self._taken
 
     def hold(self) -> None:
-        """One more needs it."""
         with self._lock:
             self._holders += 1
 
     def end(self) -> None:
-        """One less needs it."""
         with self._lock:
             self._holders -= 1
             returned = self._taken and not self._holders

@@ -18,14 +18,11 @@ EVERY: Final = 10  # nowcasts from one place on the map of training to the next,
 MOST: Final = 32  # places kept of a run. Of a longer one every second is dropped, and the next come half as often.
 TIMED: Final = 32  # calls of a kind whose times are kept
 STAGES: Final = ("upload", "queue", "forecast", "download")
-COURSE_BYTES: Final = 48 * 1024
-"""Memory of a course, about: its points take 40 bytes each, its events, times, layers and places on the map the rest."""
+COURSE_BYTES: Final = 48 * 1024  # of a course, about: its points take 40 bytes each, events, times and places on the map the rest
 
 
 @dataclass
 class Happening:
-    """Something worth telling of a run."""
-
     at: float  # Unix seconds
     step: int
     kind: str  # `registered`, `pushing`, `skipped`, `finished` or `evicted`
@@ -49,8 +46,7 @@ class Course:
     def __init__(self, started: float) -> None:
         self.started = started
         self.events: deque[Happening] = deque([Happening(started, 0, "registered")], maxlen=EVENTS)
-        self.version = 0
-        """Counts what was told."""
+        self.version = 0  # counts what was told
         self._rows = np.empty((0, len(Point._fields)))  # of points; NaN is not known
         self._count = 0
         self._stride = 1  # boundaries a point stands for
@@ -71,7 +67,7 @@ class Course:
         if progress.used and not self._pushed:
             self._pushed = True
             self.happened("pushing", step=progress.step)
-        if progress.loss is None and len(self) and progress.step == self.points(len(self) - 1)[0].step:
+        if progress.loss is None and len(self) and progress.step == self.points()[-1].step:
             return  # of a run that ends at a boundary
         self._open = [row for row in self._open if row[0] < progress.step]
         self._count = int(np.searchsorted(self._rows[: self._count, 0], progress.step))
@@ -96,7 +92,6 @@ class Course:
         self.version += 1
 
     def took(self, stage: str, seconds: float) -> None:
-        """Add how long a call, or a stage of one, has taken."""
         self._took[stage].append(seconds)
 
     def latency(self) -> dict[str, float]:
@@ -106,10 +101,10 @@ class Course:
     def __len__(self) -> int:
         return self._count + bool(self._open)
 
-    def points(self, start: int = 0) -> list[Point]:
-        """The points from the `start`-th on, oldest first; the last may still be in the making."""
-        rows = self._rows[start : self._count].tolist()
-        if self._open and start <= self._count:
+    def points(self) -> list[Point]:
+        """The points, oldest first; the last may still be in the making."""
+        rows = self._rows[: self._count].tolist()
+        if self._open:
             rows.append(_mean(self._open))
         return [Point(int(row[0]), row[1], *(None if math.isnan(value) else value for value in row[2:])) for row in rows]
 

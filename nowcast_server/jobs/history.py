@@ -47,11 +47,9 @@ class Context:
 
 
 class History:
-    """The newest `context` snapshots by step, received in any order. Used on the event loop only.
-
-    A row is in use while a snapshot in it is held, while an upload fills it, and while a forecast reads it; only then is it
-    free for the next upload. So a forecast never sees a row change, and nobody sees half a snapshot. OutOfMemoryBudget if the
-    machine has not the memory the budget promised.
+    """The newest `context` snapshots by step, received in any order. Used on the event loop only. A row is in use while a snapshot
+    in it is held, an upload fills it, or a forecast reads it: so no forecast sees a row change, and nobody half a snapshot.
+    OutOfMemoryBudget if the machine has not the memory the budget promised.
     """
 
     def __init__(self, size: int, *, context: int, dtype: str) -> None:
@@ -85,16 +83,14 @@ class History:
 
     @property
     def steps(self) -> list[int]:
-        """Steps held, oldest first."""
         return sorted(self._held)
 
     @property
     def in_use(self) -> bool:
-        """Does an upload or a forecast use a row now?"""
         return sum(self._uses) > len(self._held)
 
     def check_step(self, step: int) -> None:
-        """Raise SnapshotConflict if a snapshot of this step would be older than all of a full history."""
+        """Raise SnapshotConflict if this step is older than all of a full history."""
         if len(self._held) == self._context and step < min(self._held):
             detail = f"step {step} is older than the {self._context} snapshots held; delete the job to start again from there"
             raise SnapshotConflict(detail, field="step", steps=self.steps)
@@ -156,16 +152,13 @@ class History:
         return Context(steps[-1], tuple(self._serials[row] for row in rows), rows, tuple(map(self.row, rows)))
 
     def release(self, context: Context) -> None:
-        """The forecast is made."""
         for row in context.rows:
             self.drop(row)
 
 
 class Arrival:
-    """Reads the frames of one snapshot of a job into the row `values` (n,).
-
-    Checksums and finiteness are checked on the event loop piece by piece, while the piece is in cache: about 0.2 ms for the 256 kB
-    that a socket delivers at once. A thread would cost more than it saves.
+    """Reads the frames of one snapshot of a job into the row `values` (n,), checked on the event loop piece by piece while it is
+    in cache: about 0.2 ms for the 256 kB that a socket delivers at once. A thread would cost more than it saves.
     """
 
     def __init__(self, spec: JobSpec, *, step: int, values: torch.Tensor) -> None:
@@ -224,11 +217,8 @@ def _read(model: type[Model], values: object, name: str) -> Model | None:
 
 
 def first_not_finite(values: torch.Tensor) -> int | None:
-    """Position of the first NaN or infinity in `values` (n,), of any float dtype; None if there is none.
-
-    A sum is finite only if every term is; it reads each value once and makes nothing. (Finite values whose sum overflows are
-    looked at again one by one.)
-    """
+    """Position of the first NaN or infinity in `values` (n,), of any float dtype; None if there is none."""
+    # a sum is finite only if every term is, and makes nothing; finite values whose sum overflows are looked at again
     size = PIECE if values.device.type == "cpu" else max(1, values.numel())  # a device answers once
     for start in range(0, values.numel(), size):
         piece = values[start : start + size]

@@ -16,10 +16,8 @@ from protos.messages import JobSpec
 from protos.wiring import STRUCTURE, Block, Wiring
 
 LARGE_BYTES: Final = 64 * 1024  # from here on a registration waits for its turn; smaller ones are read at once, on the event loop
-BODIES: Final = 16
-"""Of the largest kind, on their way or waiting for their turn, that there is memory for: half of it for one tenant."""
-STRUCTURE_PER_NEURON: Final = 64
-"""Edges without weights a neuron may have, besides as many as there are weights: they cost a forecast time but no upload."""
+BODIES: Final = 16  # of the largest kind, on their way or waiting, that there is memory for: half of it for one tenant
+STRUCTURE_PER_NEURON: Final = 64  # edges without weights, besides as many as there are weights: they cost time but no upload
 
 
 class Registrations:
@@ -74,9 +72,7 @@ def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:
 
 
 def check_coverage(wiring: Wiring) -> None:
-    """Raise BadWiring if a weight lies in two blocks: it would stand for one that is in none, and would be counted as forecast.
-    Takes a byte for each value of the largest parameter, and a second for a billion values or so.
-    """
+    """Raise BadWiring if a weight lies in two blocks: it would be counted for one in none. Takes a second for 10^9 values or so."""
     holding = defaultdict[int, list[Block]](list)
     for block in wiring.blocks:
         holding[block.parameter].append(block)

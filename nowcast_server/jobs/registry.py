@@ -22,8 +22,6 @@ ROW_BYTES: Final = 512  # what a block of a wiring, or a parameter without its n
 
 @dataclass(eq=False)
 class Job:
-    """One training run."""
-
     tenant: str
     id: str
     spec: JobSpec
@@ -45,25 +43,20 @@ class Job:
     track: TrackRecord = field(init=False)
     course: Course = field(init=False)
     places: Places = field(default_factory=Places)
+    evictable_bytes: int = field(init=False)  # memory of its history, and of the forecasts that wait for their future
 
     def __post_init__(self) -> None:
+        self.evictable_bytes = _evictable_bytes(self.spec)
         self.track = TrackRecord(self.spec)
         self.course = Course(self.created_at)
 
     @property
     def step(self) -> int:
-        """The run has come to, as the worker last told it."""
         return self.progress.step if self.progress else 0
 
     def tell(self, progress: Progress) -> None:
-        """Hear how the run is doing."""
         self.progress = progress
         self.course.tell(progress)
-
-    @property
-    def evictable_bytes(self) -> int:
-        """Memory of its history and of the forecasts that wait for their future, if they are not evicted."""
-        return _evictable_bytes(self.spec)
 
     def check_run(self, run: str | None) -> None:
         """Raise RunConflict if the job is another run's; one that does not say which it is may call."""
@@ -75,7 +68,6 @@ class Job:
         self.seen_at, self.seen = time.time(), time.monotonic()
 
     def arrived(self) -> None:
-        """Count a snapshot."""
         now = time.monotonic()
         self.snapshots += 1
         self.gap_s, self.stored = max(now - self.stored, self.gap_s / 2), now
@@ -137,10 +129,8 @@ class Jobs:
 
     @contextmanager
     def reserved(self, tenant: str, job_id: str, *, spec: JobSpec, run: str | None) -> Iterator[Job]:
-        """Set the memory of a new job aside, before anything is allocated for it; it is given back if the context raises.
-
-        The job is one of these once the context ends, unless another call has registered it meanwhile. OutOfMemoryBudget or Busy if
-        it does not fit beside the others, of whom none rests for long enough to make room for it.
+        """Set the memory of a new job aside, before anything is allocated for it; the job is one of these once the context ends,
+        unless that raises or another call has registered it meanwhile. OutOfMemoryBudget or Busy if no room can be made for it.
         """
         self._check_number(tenant)
         size_bytes = _evictable_bytes(spec) + _wiring_bytes(spec)
@@ -206,14 +196,13 @@ class Jobs:
         self._memory.take(tenant, size_bytes)
 
     def _victims(self, lacking_bytes: int, *, of: str | None, tenant: str) -> list[Job]:
-        """Jobs whose histories to evict for so many bytes: those that have rested longest; none if all together would not do.
-
-        They are those of the tenant `of`, or of all. Those of others than `tenant`, who needs the memory, go last while they have
-        no more than an equal share: nobody's histories are driven out by a tenant that registers job after job.
+        """Jobs whose histories to evict for so many bytes: those that have rested longest; none if all together would not do. They
+        are those of the tenant `of`, or of all. Those of others than `tenant`, who needs the memory, go last while they have no
+        more than an equal share: nobody's histories are driven out by a tenant that registers job after job.
         """
         share = self._memory.limit_bytes / max(1, len({job.tenant for job in self}))
         resting = [job for job in self if of in (None, job.tenant) and self._rests(job)]
-        resting.sort(key=lambda job: (job.tenant != tenant and self._memory.used_by(job.tenant) <= share, job.seen))
+        resting.sort(key=lambda job: (job.tenant != tenant and self._memory.used[job.tenant] <= share, job.seen))
         chosen: list[Job] = []
         for job in resting:
             if lacking_bytes > 0:
@@ -238,11 +227,10 @@ class Jobs:
                 self.remove(min(finished, key=lambda job: job.seen))
 
     def enter(self, job: Job) -> None:
-        """An upload or forecast of the job begins."""
+        """An upload or forecast of the job begins, until `leave`."""
         job.users += 1
 
     def leave(self, job: Job) -> None:
-        """It has ended."""
         job.users -= 1
         job.touch()
         self._settle(job)

@@ -1,6 +1,4 @@
-"""Skill: 1 - error of a forecast / error of "nothing changes", once the future has come.
-
-    skill = 1 - L1(forecast, truth) / L1(last, truth)
+"""Skill of a forecast, once the future has come: 1 - L1(forecast, truth) / L1(last, truth).
 
 `last` has skill 0, a perfect forecast 1. The truth is the first snapshot at, or just after, the step a forecast speaks of: in a
 gliding run with the pushes in it, in a shadow run what training alone did. Runs that jump make another future, and are not scored.
@@ -33,8 +31,6 @@ def track_bytes(size: int) -> int:
 
 @dataclass(eq=False)
 class _Waiting:
-    """One forecast."""
-
     step: int  # of the nowcast
     horizon: int  # in intervals
     due: float  # the step it speaks of
@@ -60,7 +56,6 @@ class TrackRecord:
 
     def made(self, step: int, context: Sequence[Tensor], forecasts: Mapping[int, Tensor], *, interval: float) -> None:
         """A nowcast was made from the context, (n,) each, whose last state is of `step`; asked for again, it replaces itself.
-
         Forecasts are (n,) each, by horizon, and a horizon of 1 means `interval` steps.
         """
         self._waiting = [each for each in self._waiting if each.step < step <= each.late]
@@ -92,7 +87,6 @@ class TrackRecord:
         return {str(horizon): {name: mean for name, (mean, _) in means.items()} for horizon, means in sorted(self._means.items())}
 
     def forget(self) -> None:
-        """Let go of the forecasts that wait; what was judged stays."""
         self._waiting.clear()
 
     def _of(self, values: Tensor) -> Tensor:

@@ -26,9 +26,7 @@ FORMAT: Final = 1
 HEADER: Final = "nowcast"
 WNN_LAYERS: Final = 4
 EDGE_TYPES: Final = 15  # rows of the edge type embedding: every `EdgeType`, and one that is never used
-
-EPSILON: Final = 1e-6
-"""Added to a scale before dividing by it, never when multiplying back: what the published checkpoints were trained with."""
+EPSILON: Final = 1e-6  # added to a scale before dividing by it, never when multiplying back, as the published models were trained
 
 
 class CheckpointError(NowcastError):
@@ -39,10 +37,7 @@ class CheckpointError(NowcastError):
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
 class ModelOptions:
-    """Options of one model, as a checkpoint's header stores them.
-
-    Their bounds matter: a hundred bytes of a header could otherwise ask for a model that fills the memory.
-    """
+    """Options of one model, as in a checkpoint's header; within bounds, or a hundred bytes could ask for all of the memory."""
 
     graph: bool = True  # True for NiNo (a graph network), False for WNN (an MLP for each parameter alone)
     context: Annotated[int, Field(ge=2, le=1000)] = 5  # snapshots c a forecast is made from
@@ -84,7 +79,7 @@ class ModelOptions:
             raise CheckpointError(detail, field=name) from None
 
 
-_FIXED: Final = {
+_FIXED: Final = {  # options of the published code, and of files written before 0.2, that every checkpoint leaves as they are
     "edge_types": EDGE_TYPES,
     "activation": "silu",
     "input_layers": 1,
@@ -93,7 +88,6 @@ _FIXED: Final = {
     "scaling": "std",
     "update_scale": 1.0,
 }
-"""Options of the published code, and of files written before 0.2, that every checkpoint leaves as they are."""
 
 
 def tensor_shapes(options: ModelOptions) -> dict[str, tuple[int, ...]]:
@@ -153,7 +147,6 @@ class Checkpoint:
 
     @property
     def size(self) -> int:
-        """How many weights there are."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
 
@@ -220,7 +213,7 @@ def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-_PUBLISHED: Final[dict[str, tuple[Any, ...]]] = {
+_PUBLISHED: Final[dict[str, tuple[Any, ...]]] = {  # the values that are supported of options, by name
     **dict.fromkeys(("dms", "improved_graph"), (True,)),
     **dict.fromkeys(("pre_layers", "post_layers"), (1,)),
     "edge_sample_ratio": (0, None),
@@ -228,8 +221,8 @@ _PUBLISHED: Final[dict[str, tuple[Any, ...]]] = {
     "jk": (None,),
     "input_layer": ("linear",),
 }
-"""Options of which these values are supported."""
 
+# options that have one of ours for a counterpart, with the same meaning and default
 _NAMES: Final = {name: name for name in ("layers", "towers", "edge_types", "final_edge_update", "residual")} | {
     "ctx": "context",
     "hid": "hidden",
@@ -240,15 +233,13 @@ _NAMES: Final = {name: name for name in ("layers", "towers", "edge_types", "fina
     "scale_method": "scaling",
     "upd_scale": "update_scale",
 }
-"""Options that have one of ours for a counterpart, with the same meaning and default."""
 
+# options that are looked at apart, or do not change what is computed
 _OTHERS: Final = {"gnn", "wte_pos_enc", "vocab_size", "chunk_size", "message_passing_device", "train_norm", "act_first"}
-"""Options that are looked at apart, or do not change what is computed."""
 
 _TENSORS: Final = (
     (r"^layer_embed\.", "edge_type_embedding."),
-    (r"^edge_proj\.fc\.", "edge_in."),
-    (r"^node_proj\.fc\.", "node_in."),
+    (r"^(edge|node)_proj\.fc\.", r"\1_in."),
     (r"^wte_pos_enc_layer\.", "word_embedding."),
     (r"^edge_mlp\.fc\.", "horizons_out."),
     (r"^edge_out\.fc\.", "edge_out."),
@@ -283,5 +274,4 @@ def published_options(arguments: Mapping[str, Any]) -> ModelOptions:
 
 
 def _tensor_name(published: str) -> str:
-    """Our name of a published tensor; the name itself if it is none of theirs."""
     return next((re.sub(pattern, ours, published) for pattern, ours in _TENSORS if re.match(pattern, published)), published)

@@ -1,7 +1,5 @@
-"""Where a run is in weight space, as the graph network sees it: its embeddings of the neurons, pooled to one vector.
-
-A snapshot's weights depend on how neurons happen to be numbered, so two runs of one network that differ in their seed lie far
-apart however alike they train. Pooled embeddings of the graph network do not depend on the numbering.
+"""Where a run is in weight space, as the graph network sees it: its embeddings of the neurons, pooled to one vector. That does not
+depend on how neurons happen to be numbered, by which weights of two runs that train alike lie far apart.
 """
 
 from collections.abc import Sequence
@@ -9,21 +7,16 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError
 from nowcast_server.nino.engine import StreamingEngine
-from nowcast_server.nino.laplacian import NeuronClasses, TooManyClasses, laplacian_features
+from nowcast_server.nino.laplacian import Floats, NeuronClasses, TooManyClasses, laplacian_features
 from protos.wiring import Wiring
-
-Floats = npt.NDArray[np.float64]
 
 
 class Embedder:
-    """Embeds contexts of one network."""
-
     def __init__(self, checkpoint: Checkpoint, wiring: Wiring) -> None:
         options = checkpoint.options
         if not options.graph or options.layers < 2:
@@ -38,10 +31,7 @@ class Embedder:
 
 
 def _alike(features: Tensor, wiring: Wiring) -> Tensor:
-    """Laplacian features (neurons, k) with those of neurons that no block tells apart replaced by their mean.
-
-    Features tell alike neurons apart by their number, which a forecast needs and a vector that shall not depend on it must not see.
-    """
+    """Laplacian features (neurons, k), of neurons that no block tells apart their mean: else they would depend on the numbering."""
     try:
         sizes = torch.from_numpy(NeuronClasses.of(wiring).sizes)
     except TooManyClasses:

@@ -34,25 +34,18 @@ from nowcast_server.nino.cache import LruCache
 from protos.wiring import Block, Wiring
 
 SAME: Final = 1e-8  # eigenvalues closer than this count as one repeated eigenvalue
-
-_LOG: Final = logging.getLogger(__name__)
-
-_CACHE: Final = LruCache[Tensor](64 * 2**20, weigh=lambda features: features.nbytes)
-
-SWEEPS: Final = 50
-"""After so many sweeps each neuron on a diagonal is a class of its own: right too, and no chain of diagonals can take longer."""
-
+SWEEPS: Final = 50  # after so many each neuron on a diagonal is a class of its own: right too, and no chain can take longer
 CARRIED: Final = 500_000_000  # neurons of diagonals that all sweeps together may pass, a second's work; `BLOCK` more for each block
 BLOCK: Final = 1000
-
-MOST_CLASSES: Final = 2000
-"""Beyond, a spectrum takes more than 4 s of one core and `CLASSES_BYTES`. GPT-2 of 12 layers has 600, ResNet-152 460."""
+MOST_CLASSES: Final = 2000  # more take over 4 s of one core, and `CLASSES_BYTES`; GPT-2 of 12 layers has 600, ResNet-152 460
 CLASSES_BYTES: Final = 7 * 8 * MOST_CLASSES**2
-
 MOST_PAIRS: Final = 500_000_000  # pairs of classes that blocks may join, counted block by block: a second's work
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+_LOG: Final = logging.getLogger(__name__)
+_CACHE: Final = LruCache[Tensor](64 * 2**20, weigh=lambda features: features.nbytes)
 
 
 class TooManyClasses(Exception):
@@ -135,10 +128,9 @@ def _joined(wiring: Wiring, cuts: Ints) -> tuple[Floats, Floats]:
 
 
 def laplacian_features(wiring: Wiring, *, count: int = 8, device: torch.device | None = None) -> Tensor:
-    """The `count` Laplacian features of each neuron: (neurons, count) float32, zero where the graph has too few eigenvectors.
-
-    All are zero in graphs that few networks have, whose neurons fall into more than `MOST_CLASSES` classes. Cached by the
-    wiring's hash and the device (the CPU by default); not to be written to.
+    """The `count` Laplacian features of each neuron: (neurons, count) float32, zero where the graph has too few eigenvectors. All
+    are zero in graphs that few networks have, whose neurons fall into more than `MOST_CLASSES` classes. Cached by the wiring's hash
+    and the device (the CPU by default); not to be written to.
     """
     if device is None or device.type == "cpu":
         return _CACHE.get(f"{wiring.hash}/{count}", lambda: compute_features(wiring, count=count))

@@ -46,8 +46,6 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Setup:
-    """What is tested."""
-
     device: torch.device  # where
     checkpoint: Checkpoint  # a graph network's
     plain: Callable[[Checkpoint, torch.device], Any] | None = None  # the model as one would write it down, where it is installed
@@ -259,7 +257,6 @@ def overlap(setup: Setup) -> Figures:
 
 
 def _beside(setup: Setup, work: Callable[[], object]) -> Figures:
-    """Seconds of training steps, of other work, and of both at once."""
     side, steps = (4096, 50) if setup.cuda else (512, 10)
     matrix = torch.randn(side, side, device=setup.device)
 

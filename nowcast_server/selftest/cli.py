@@ -22,7 +22,7 @@ PLAIN: Final = "trainer_worker.metatrain.reference:Reference"
 
 
 def selftest(device: str, checkpoint: Path | None, json_file: Path | None) -> int:
-    """The command, see `nowcast_server.cli.selftest`; its exit status."""
+    """The command's exit status."""
     chosen = choose_device(device)
     check_device(chosen.device)
     weights = load_checkpoint(checkpoint or SHIPPED / "nino-base.safetensors")
@@ -58,7 +58,6 @@ class Outcome(NamedTuple):
 
 
 def outcomes(setup: Setup) -> Iterator[Outcome]:
-    """Check after check."""
     for name, check in checks.CHECKS.items():
         start = time.perf_counter()
         figures, detail = {}, ""
@@ -73,7 +72,6 @@ def outcomes(setup: Setup) -> Iterator[Outcome]:
 
 
 def as_json(done: list[Outcome], setup: Setup) -> dict[str, Any]:
-    """All that is to be known, for a file."""
     return {
         "ok": all(outcome.ok for outcome in done),
         "device": str(setup.device),

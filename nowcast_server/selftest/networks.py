@@ -25,9 +25,7 @@ class _Network:
         return slice(self.neurons - count, self.neurons)
 
     def join(self, kind: EdgeType, source: slice, target: slice, *, slots: int = 1, by_source: bool = False) -> None:
-        """Edges of a kind: from each neuron to its like for norms and residuals, else for each pair; with weights, if the kind has
-        them, the sources' axis first if `by_source`.
-        """
+        """Edges of a kind: diagonal for norms and residuals, else dense; weights, if any, have the sources' axis first or last."""
         sources, targets = source.stop - source.start, target.stop - target.start
         diagonal, layout = kind in {EdgeType.NORM, EdgeType.RESIDUAL}, dict[str, int]()
         if kind < EdgeType.RESIDUAL:

@@ -24,11 +24,8 @@ PATIENCE = {
     "RAY_worker_niceness": "0",
 }
 ATTEMPTS = 3
-LOCAL_OBJECT_STORE_BYTES = 200 * 1024**2
-"""Bodies pass from proxy to replica in the calls themselves; nothing of ours lives in the object store."""
-
+LOCAL_OBJECT_STORE_BYTES = 200 * 1024**2  # bodies pass from proxy to replica in the calls themselves
 DEPLOYMENT: Final = "NowcastServer"
-
 ROUTER: Final[dict[str, Any]] = {
     "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
     # no fallback: a call that went to another replica would find the job unknown there, and move it for a moment's load
@@ -47,20 +44,14 @@ deployment = serve.deployment(
 
 
 def application(args: dict[str, Any]) -> Application:
-    """One nowcast server, in as many replicas as the deployment's options say, with `Settings` by name, as in a config's `args`.
-
-    What they leave out comes from `NOWCAST_*` variables of the replica. Host and port are the proxy's business.
-    """
+    """One nowcast server for a Serve config, whose `args` are `Settings` by name; host and port are the proxy's business."""
     Settings(**args)
     return deployment.bind(args)
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas, and what each may use.
-
-    They scale on forecasts that wait or run, not on open connections: uploads are cheap, the device is not.
-    """
+    """How many replicas, scaled on forecasts that wait or run (uploads are cheap, the device is not), and what each may use."""
 
     smallest: int = 1
     largest: int = 1
@@ -71,7 +62,6 @@ class Replicas:
     downscale_delay_s: float = 600  # and one is taken away: a job that moves has to send its context again
 
     def options(self) -> dict[str, Any]:
-        """As Serve takes them."""
         actor = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.largest == self.smallest:
             return {"ray_actor_options": actor, "num_replicas": self.smallest}
@@ -91,10 +81,9 @@ def start(
 ) -> str:
     """Deploy on the connected cluster and wait until all replicas are ready; the server's address as seen from here.
 
-    `host` and `port` of the settings become the proxies'. `nowcast submit` finds the server by its name. Servers with different
-    checkpoints can share a cluster, each under a prefix of all paths. `tls` are the files of a certificate and its key; not mutual:
-    Serve's proxy asks no client for one. ValueError or OSError if the settings cannot be served, RuntimeError if replicas do
-    not start; Ray's logs say why.
+    `host` and `port` of the settings become the proxies'. `nowcast submit` finds the server by its name; several on a cluster have
+    a prefix of all paths each. `tls` are the files of a certificate and its key; not mutual: Serve's proxy asks no client for one.
+    ValueError or OSError if the settings cannot be served, RuntimeError if replicas do not start; Ray's logs say why.
     """
     known = Settings(**settings)
     tokens = Tokens.load(known)
@@ -123,11 +112,8 @@ def _start_cluster() -> None:
 
 
 def serve_on_ray(settings: dict[str, Any], *, address: str | None, replicas: Replicas, stay: bool, name: str, **where: Any) -> None:
-    """`nowcast-server serve-on-ray`: join a cluster, or start one here, and deploy.
-
-    Without an address the cluster is that of this process; if it has none, this machine, for as long as this process lives. To stay
-    is to wait for a signal, and to take the server down then. All else is as for `start`. ConnectionError if there is no cluster at
-    the address.
+    """`nowcast-server serve-on-ray`: `start` on the cluster at an address (ConnectionError if there is none), else that of this
+    process, else one on this machine, which ends with it. To stay is to wait for a signal, and to take the server down then.
     """
     known = Settings(**settings)
     configure_logging(level=known.log_level, style=known.log_format)

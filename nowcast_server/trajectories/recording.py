@@ -14,9 +14,8 @@ from nowcast_server.trajectories.store import SUFFIX, BadTrajectory, Floats, Tra
 
 class Recording:
     """Keeps the snapshots of jobs registered with `record: true` below a folder, by tenant, one file a run. Used on the event loop,
-    but for `add` and `end_all`, which a thread of its own calls.
-
-    A disk that fails, or whatever else, costs the record, never the job: it is logged, and the job is not recorded any further.
+    but for `add` and `end_all`, which a thread of its own calls. A disk that fails, or whatever else, costs the record, never the
+    job: it is logged, and the job is not recorded any further.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -56,7 +55,6 @@ class Recording:
             self._writer.submit(self._end, _name(job))
 
     async def close(self) -> None:
-        """The server stops."""
         await asyncio.get_running_loop().run_in_executor(self._writer, self.end_all)
         self._writer.shutdown()
 
@@ -70,10 +68,8 @@ class Recording:
             log.error("the job is not recorded any further: %s", error, exc_info=not expected, extra=whose)
 
     def add(self, job: Job, step: int, state: Floats, *, loss: float = math.nan) -> bool:
-        """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept.
-
-        A step that is held already, as when a worker sends its context again, is passed over, and so is a snapshot whose
-        weights moved beyond what float16 reaches.
+        """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept. A step that is held already, as when a
+        worker sends its context again, is passed over, and so is a snapshot whose weights moved beyond what float16 reaches.
         """
         name, wiring = _name(job), job.spec.wiring
         if name not in self._open:
@@ -98,7 +94,6 @@ class Recording:
             run.close()
 
     def end_all(self) -> None:
-        """End the files of all jobs."""
         for name in tuple(self._open):
             self._end(name)
 

@@ -32,8 +32,7 @@ MAGIC: Final = b"NOWTRAJ1"
 SUFFIX: Final = ".trajectory"
 ALIGNMENT: Final = 64
 UNEVEN: Final = 1.6  # the distance between two snapshots grows with a run of unknown length, but not so fast: one is missing
-MAX_PARAMETERS: Final = (2**31 - 1 - 24) // 2
-"""NumPy counts the bytes of a record in a C int, and beyond that raises or goes on below 0."""
+MAX_PARAMETERS: Final = (2**31 - 1 - 24) // 2  # NumPy counts the bytes of a record in a C int, and may go on below 0 beyond it
 
 Floats = npt.NDArray[np.float32]
 
@@ -45,15 +44,12 @@ class BadTrajectory(Exception):
 def _record(size: int) -> np.dtype[Any]:
     if not 0 <= size <= MAX_PARAMETERS:
         raise BadTrajectory(f"a trajectory is of at most {MAX_PARAMETERS} parameters, not {size}")
-    return np.dtype(
-        [("step", "<u8"), ("loss", "<f4"), ("segment", "<u4"), ("crc", "<u4"), ("zero", "<u4"), ("deltas", "<f2", (size,))]
-    )
+    fields: list[Any] = [("step", "<u8"), ("loss", "<f4"), ("segment", "<u4"), ("crc", "<u4"), ("zero", "<u4")]
+    return np.dtype([*fields, ("deltas", "<f2", (size,))])
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One recorded run, mapped into memory."""
-
     path: Path  # the file
     header: dict[str, Any]  # what was said about the run; see `TrajectoryWriter`
     base: Floats  # (n,) float32
@@ -61,7 +57,7 @@ class Trajectory:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Map a file, or raise BadTrajectory."""
+        """Map a file into memory, or raise BadTrajectory."""
         header, start = _read_header(path)
         record = _record(size := header["parameters"])
         room = path.stat().st_size - start - 4 * size
@@ -78,7 +74,6 @@ class Trajectory:
 
     @cached_property
     def steps(self) -> npt.NDArray[np.int64]:
-        """(snapshots,) the training step of each."""
         return np.asarray(self.records["step"], dtype=np.int64)
 
     def pieces(self) -> "list[Trajectory]":
@@ -104,11 +99,9 @@ class Trajectory:
 
 
 class TrajectoryWriter:
-    """Appends snapshots (n,) float32 to a file, whose folder is made, or goes on with one that is there.
-
-    Of a new file `first` is the base, and `header` is JSON-able: `metatrain.fit` reads `wiring` (`Wiring.to_dict`) or `design`
-    (`Design.to_dict`), `task`, and whatever else is known of the run. BadTrajectory if the file there holds another network's run,
-    or a snapshot is too large for any.
+    """Appends snapshots (n,) float32 to a file, whose folder is made, or goes on with one that is there. Of a new file `first` is
+    the base, and `header` is JSON-able: `task`, `wiring` or `design` (by `to_dict`) for `metatrain.fit`, and whatever else is
+    known. BadTrajectory if the file there holds another network's run, or a snapshot is too large for any.
     """
 
     def __init__(self, path: Path, first: Floats, *, header: dict[str, Any]) -> None:
@@ -141,7 +134,6 @@ class TrajectoryWriter:
         self.last_step, self.last_segment = step, segment
 
     def flush(self) -> None:
-        """Hand what was appended to the operating system, for others to read."""
         self._file.flush()
 
     def close(self) -> None:

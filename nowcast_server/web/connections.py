@@ -1,6 +1,4 @@
-"""What connections may cost before a token is looked at, by hooks into uvicorn's protocol: how many there are, how long they wait,
-and what refused bodies take.
-"""
+"""What connections may cost before a token is looked at, by hooks into uvicorn's protocol: number, waiting, refused bodies."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -13,20 +11,17 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from nowcast_server.web.problems import REFUSED_BYTES, problem_response
 from protos.errors import Unavailable
 
-MAX_HEAD_BYTES: Final = 64 * 1024
-"""Of a request's line and headers, and of a body's trailers. One sent along with the request before may have up to twice that."""
-HEAD_S: Final = 30.0
-"""A connection has so long to bring a line and headers. From an answer to the next byte uvicorn's keep-alive counts instead."""
+MAX_HEAD_BYTES: Final = 64 * 1024  # of a request's line and headers, or a body's trailers; up to twice that right after another
+HEAD_S: Final = 30.0  # to bring a line and headers; from an answer to the next byte uvicorn's keep-alive counts instead
 REFUSED_S: Final = 10.0  # a body that was refused has so long to come, however it drips
 SPARE: Final = 64  # connections beyond the limit, for calls of `HEALTH` alone, when all others are being answered
 HEALTH: Final = frozenset({"/livez", "/readyz"})
 
 
 class Connections:
-    """The open connections of a server. One more than may be ends the one that has been idle longest.
-
-    Idle is a connection on which no call is being answered: that rests between two, brings a head or a refused body, or nothing.
-    `peer_limit` is of one address (for IPv6, of one /64).
+    """The open connections of a server. One more than may be ends the one that has been idle longest. Idle is a connection on which
+    no call is being answered: that rests between two, brings a head or a refused body, or nothing. `peer_limit` is of one address
+    (for IPv6, of one /64).
     """
 
     def __init__(self, limit: int, peer_limit: int) -> None:
@@ -58,7 +53,6 @@ class Connections:
         return within
 
     def busy(self, connection: "LimitedProtocol") -> None:
-        """A call is being answered on it."""
         self._idle[connection.peer].pop(connection, None)
 
     def rests(self, connection: "LimitedProtocol") -> None:
@@ -81,8 +75,6 @@ async def _no_room(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, within limits."""
-
     limits: ClassVar[Connections]
     peer = ""
     _head_bytes = 0  # since the last headers, piece of a body or end of a request
@@ -155,7 +147,6 @@ class LimitedProtocol(HttpToolsProtocol):
             self._late = self.loop.call_later(seconds, self.transport.close)
 
     def _came(self) -> None:
-        """What was waited for has come."""
         if self._late is not None:
             self._late.cancel()
             self._late = None
@@ -170,7 +161,6 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def protocol_for(connections: Connections) -> type[LimitedProtocol]:
-    """The protocol of a server with these connections."""
     return type("HttpProtocol", (LimitedProtocol,), {"limits": connections})
 
 

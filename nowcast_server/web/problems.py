@@ -20,7 +20,6 @@ from protos.errors import BadRequest, DeadlineExceeded, MethodNotAllowed, NotFou
 from protos.messages import Problem
 
 REFUSED_BYTES: Final = 1024 * 1024  # of a body that was refused, as much as this is thrown away
-
 PROBLEM_TYPE: Final = "application/problem+json"
 _OF_STATUS: Final = {404: NotFound, 405: MethodNotAllowed, 413: TooLarge}
 
@@ -75,10 +74,7 @@ def _known(error: Exception) -> NowcastError:
 
 
 def _hangs_up(request: Request, error: NowcastError) -> bool:
-    """Could the client go on sending a body that nobody wants, for longer than is worth throwing away?
-
-    A short one of honest length is thrown away instead, so that the client reads its answer and keeps its connection.
-    """
+    """May more of an unwanted body come than is worth throwing away? After a short one the client keeps its connection."""
     length = request.headers.get("content-length", "0")
     long = not length.isdigit() or int(length) > REFUSED_BYTES
     return long or "transfer-encoding" in request.headers or isinstance(error, TooLarge | DeadlineExceeded)

@@ -10,19 +10,14 @@ from torch import Tensor, nn
 
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 
-STRUCTURE_FEATURE: Final = 1.0
-"""What structural edges (residual connections, attention heads) carry in slot 0 of every snapshot, not standardised."""
-
-SELF_LOOP_FEATURE: Final = 2.0  # what self loops carry in slot 0 of every snapshot, not standardised
-
+STRUCTURE_FEATURE: Final = 1.0  # what structural edges carry in slot 0 of every snapshot, not standardised
+SELF_LOOP_FEATURE: Final = 2.0  # the same of self loops
 CARRIED: Final = (0.0, STRUCTURE_FEATURE, SELF_LOOP_FEATURE)
 """What edges carry where they have no weight. In a network small enough for one list of edges, it follows the flat vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Edges listed one by one."""
-
     source: Tensor  # (E,) int32
     target: Tensor  # (E,) int32, rising
     edge_type: Tensor  # (E,) int32, or (1,) where all are alike
@@ -55,7 +50,6 @@ class Bundle:
 
     @property
     def carries(self) -> bool:
-        """Whether edges of it carry weights."""
         return len(self.weights) > 0
 
 
@@ -87,15 +81,16 @@ def listed_weights(wiring: Wiring, blocks: Iterable[Block]) -> Iterator[Listed]:
 
 def listed_structure(wiring: Wiring, blocks: Sequence[Block]) -> Listed:
     """The edges of structural blocks, and the self loops."""
-    blocks = [block for block in blocks if block.parameter == STRUCTURE]
     loops = Block(EdgeType.SELF_LOOP, 0, wiring.neurons, 0, wiring.neurons, diagonal=True)
-    counts = torch.tensor([block.edges for block in (*blocks, loops)])
+    listed = [*(block for block in blocks if block.parameter == STRUCTURE), loops]
+    counts = torch.tensor([block.edges for block in listed])
+    features = torch.tensor([SELF_LOOP_FEATURE if block is loops else STRUCTURE_FEATURE for block in listed], dtype=torch.float32)
     return Listed(
-        torch.cat([block_edges(block) for block in (*blocks, loops)], dim=1),
-        torch.tensor([int(block.edge_type) for block in (*blocks, loops)]).repeat_interleave(counts),
+        torch.cat([block_edges(block) for block in listed], dim=1),
+        torch.tensor([int(block.edge_type) for block in listed]).repeat_interleave(counts),
         torch.empty(0, dtype=torch.int64),
         torch.empty(0, 0, dtype=torch.int64),
-        torch.tensor([*(STRUCTURE_FEATURE for _ in blocks), SELF_LOOP_FEATURE], dtype=torch.float32).repeat_interleave(counts),
+        features.repeat_interleave(counts),
     )
 
 

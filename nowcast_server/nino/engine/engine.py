@@ -17,15 +17,12 @@ from nowcast_server.nino.engine.workers import Placement, Sizes, aside, in_order
 from nowcast_server.nino.laplacian import laplacian_features
 from protos.wiring import Wiring
 
-LITTLE: Final = 16_384
-"""Edges: handing fewer to other threads takes longer than computing them, and reading them twice longer than keeping them."""
+LITTLE: Final = 16_384  # edges; fewer are sooner computed than handed to other threads, and kept than read twice
 
 
 class StreamingEngine:
-    """Forecasts with NiNo or WNN, exactly, in memory O(neurons * hidden); see the package's docstring.
-
-    It holds no state but the folded weights, so one instance serves any number of threads. `sizes` are those of the pieces of its
-    work, by default what suits the device.
+    """Forecasts with NiNo or WNN, exactly, in memory O(neurons * hidden); holds no state but the folded weights, so that one
+    instance serves any number of threads. `sizes` are those of the pieces of its work, by default what suits the device.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device = "cpu", sizes: Sizes | None = None) -> None:
@@ -109,7 +106,7 @@ class _Forecast:
         return x, ends
 
     def _neurons_in(self) -> Tensor:
-        """The neurons before the first stage: (N, H); none for WNN."""
+        """Before the first stage: (N, H); none for WNN."""
         if self._folded.neurons_in is None or self._node_pe is None:
             return torch.empty(0, device=self._place.device)
         weight, bias = self._folded.neurons_in
@@ -176,7 +173,7 @@ class _Forecast:
 
         def forecast(unit: Unit) -> None:
             weights = self._snapshots.read(unit)
-            scatter(out, unit, self._kernels.forecasts(unit, weights, ends, readout[unit.slots], horizons=len(horizons)))
+            scatter(out, unit, self._kernels.forecasts(unit, weights, ends, readout[unit.slots]))
 
         run(forecast, carrying, threads=self._place.threads)
         self._snapshots.restore(out)

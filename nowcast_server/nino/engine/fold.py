@@ -57,8 +57,6 @@ class NeuronStage:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A whole model."""
-
     edge_stages: tuple[EdgeStage, ...]  # the chain
     neuron_stages: tuple[NeuronStage, ...]  # the i-th one makes the neurons that the i-th edge stage *with neurons* reads
     last: Affine  # the readout's hidden layer, from h
@@ -68,7 +66,6 @@ class Folded:
     words: Tensor | None  # (vocabulary + 1, H) word embedding, or None
 
     def to(self, device: torch.device) -> "Folded":
-        """In float32 on `device`."""
         moved: Folded = _moved(self, device)
         return moved
 
@@ -81,7 +78,6 @@ class Folded:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """A tensor, or whatever holds tensors, in float32 on `device`."""
     if isinstance(value, Tensor):
         return value.to(device, torch.float32).contiguous()
     if isinstance(value, tuple):

@@ -19,9 +19,7 @@ from nowcast_server.nino.engine.plan import Panel, Unit
 from nowcast_server.nino.engine.snapshots import Read
 
 Ends = tuple[Tensor, Tensor]  # what one stage adds at an edge's source and at its target: (N, H) each
-
-Constant = Callable[[Tensor], Tensor]
-"""One stage's constant part of a tile (E, H), in the room given (E, H) or in memory of its own."""
+Constant = Callable[[Tensor], Tensor]  # one stage's constant part of a tile (E, H), in the room given or in memory of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class Kernels:
 
     def _dense_messages(self, panel: Panel, read: Read, stage: NeuronStage, ends: Sequence[Ends | None], at_source: Tensor) -> Sums:
         edges, factor = _PanelEdges(panel, read.x), at_source[panel.sources]
-        constant = stage.scale.bias[panel.edge_type] * factor.sum(dim=0)
+        constant = stage.scale.bias[panel.block.edge_type] * factor.sum(dim=0)
         if stage.level == 0:
             # scale(h) = sum of x_c * matrix[c] + bias has few terms: with X_c the weights of snapshot c, the sum over sources of
             # scale * B is the sum over c of matrix[c] * (X_c B), which needs nothing of hidden size over edges
@@ -66,13 +64,8 @@ class Kernels:
             edges.total(index, spare, modulated)
         return Sums(panel.targets, hidden, modulated.add_(constant))
 
-    def forecasts(
-        self, unit: Unit, read: Read, ends: Sequence[Ends | None], readout: tuple[Tensor, Tensor], *, horizons: int
-    ) -> Tensor:
-        """Forecast a unit's weights at `horizons` horizons: (horizons, slots, *edges), in their own scale if `read` says which.
-
-        `readout` is a matrix and a bias, see `Folded.rows`.
-        """
+    def forecasts(self, unit: Unit, read: Read, ends: Sequence[Ends | None], readout: tuple[Tensor, Tensor]) -> Tensor:
+        """A unit's forecasts: (horizons, slots, *edges), in the weights' own scale if `read` has it; `readout` is `Folded.rows`."""
         edges: _Edges = _PanelEdges(unit, read.x) if isinstance(unit, Panel) else _BundleEdges(unit, read.x)
         matrix, bias = readout
         out = matrix.new_empty(len(matrix), unit.edges)
@@ -80,7 +73,7 @@ class Kernels:
         last = _stage(edges, self.folded.last, None, level=stages)
         for index, h, spare in self._walk(edges, read, stages, ends, keep=False):
             torch.addmm(bias, matrix, _advance(last, h, index, spare).T, out=parts[index])
-        shaped = out.view(horizons, unit.slots, *read.z.shape[2:])
+        shaped = out.view(-1, unit.slots, *read.z.shape[2:])
         if read.scale is None or read.mean is None:
             return shaped
         return shaped.add_(read.z[:, -1]).mul_(read.scale).add_(read.mean)
@@ -88,10 +81,7 @@ class Kernels:
     def _walk(
         self, edges: "_Edges", read: Read, level: int, ends: Sequence[Ends | None], *, keep: bool
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The vectors h (E, H) of each tile after the first `level` stages, its weights if there are none, and a spare room.
-
-        With `keep` they are left for the next walk.
-        """
+        """Tile by tile, h (E, H) after `level` stages (its weights if 0), left for the next walk if `keep`; and a spare room."""
         known = max((each for each in read.hidden if each <= level), default=0)
         stages = [_stage(edges, self.folded.edge_stages[i].edge, ends[i], level=i) for i in range(known, level)]
         rooms = [_SCRATCH.take(slot, edges.x[0].shape[0], self._hidden, edges.x[0].device) for slot in range(2)]
@@ -122,9 +112,8 @@ def _advance(stage: _Stage, h: Tensor, index: int, room: Tensor) -> Tensor:
 
 
 class _Scratch(threading.local):
-    """Memory that a thread keeps from unit to unit: to have it back from the system costs more than what is computed in it.
-
-    On a device nothing is kept: torch's allocator there gives it again at once, and to a training in the same process as well.
+    """Memory that a thread keeps from unit to unit: to have it back from the system costs more than what is computed in it. On a
+    device nothing is kept: torch's allocator there gives it again at once, and to a training in the same process as well.
     """
 
     def __init__(self) -> None:
@@ -144,10 +133,7 @@ _SCRATCH: Final = _Scratch()
 
 
 class _PanelEdges:
-    """A panel with its standardised weights x (slots * context, E), cut into tiles: runs of targets with all of its sources.
-
-    Shapes: R the panel's targets, H hidden, E the edges of a tile.
-    """
+    """A panel of R targets with its standardised weights x, (slots * context, edges), in tiles of E: targets with all sources."""
 
     def __init__(self, panel: Panel, x: Tensor) -> None:
         self._panel = panel
@@ -155,13 +141,13 @@ class _PanelEdges:
         self.x = torch.split(x.T, self._step * panel.inner)  # each tile's weights (E, slots * context), views
 
     def joined(self, ends: Ends, bias: Tensor) -> Sequence[Constant]:
-        """For each tile, at_source[s] + at_target[t] + bias[type]."""
-        sources, targets = ends[0][self._panel.sources], ends[1][self._panel.targets] + bias[self._panel.edge_type]
+        """For each tile, ends[0][s] + ends[1][t] + bias[type]."""
+        sources, targets = ends[0][self._panel.sources], ends[1][self._panel.targets] + bias[self._panel.block.edge_type]
         return [partial(self._add, part, sources) for part in torch.split(targets[:, None], self._step)]
 
     def biased(self, bias: Tensor) -> Constant:
         """For every tile, bias[type]."""
-        row = bias[self._panel.edge_type]
+        row = bias[self._panel.block.edge_type]
         return lambda room: room.copy_(row)
 
     def by_target(self, room: Tensor) -> Tensor:
@@ -201,7 +187,6 @@ class _BundleEdges:
         return lambda room: torch.index_select(bias, 0, self._bundle.edge_type, out=room)
 
     def at_sources(self, vectors: Tensor) -> Tensor:
-        """vectors[s] (E, H)."""
         return self._select(vectors, self._bundle.source)
 
     def total(self, vectors: Tensor) -> Tensor:

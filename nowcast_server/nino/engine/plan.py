@@ -1,8 +1,7 @@
 """The plan: a wiring cut into units of work, made once for each wiring and independent of the weights.
 
 Large blocks become *panels*, dense rectangles that need no index at all. Small blocks, diagonals and self loops become *bundles*,
-short edge lists that gather, so that a network of hundreds of small blocks costs a few units instead of hundreds, and a small
-network a single one.
+short edge lists that gather: hundreds of small blocks cost a few units, and a small network a single one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,23 +29,17 @@ from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A dense rectangle of edges of one type, from `inner` sources to `outer` targets.
-
-    The weight in slot f of the edge from its j-th source to its i-th target lies in the flat vector at
-    `position + i * outer_stride + j * inner_stride + f * slot_stride`; a panel of structure has parameter -1.
+    """A dense rectangle of a block's edges, from `inner` sources to `outer` targets; its first weight is at `position` of the
+    flat vector, the others lie by the block's strides.
     """
 
-    edge_type: int
-    parameter: int
+    block: Block
     position: int
     sources: slice
     targets: slice
     outer: int
     inner: int
-    outer_stride: int
-    inner_stride: int
     slots: int
-    slot_stride: int
     tile_edges: int
 
     @property
@@ -56,7 +49,7 @@ class Panel:
     @property
     def carries(self) -> bool:
         """Whether its edges carry weights."""
-        return self.parameter != STRUCTURE
+        return self.block.parameter != STRUCTURE
 
 
 Unit = Panel | Bundle
@@ -64,8 +57,6 @@ Unit = Panel | Bundle
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything the engine needs to know of a wiring."""
-
     units: tuple[Unit, ...]  # every edge, self loops included; for WNN every weight
     slots: int  # the most weights an edge carries
     degree: Tensor  # (N, 1) float32 incoming edges of each neuron, at least 1: its self loop
@@ -103,10 +94,7 @@ _PLANS: Final = LruCache[Plan](256 * 2**20, weigh=lambda plan: plan.nbytes)
 
 
 def plan(wiring: Wiring, sizes: Sizes, *, graph: bool, device: torch.device) -> Plan:
-    """The plan of a wiring, cached by its hash.
-
-    With `graph`, of its whole neural graph; without, of the weights alone, every slot an edge of its own, as WNN sees them.
-    """
+    """The plan of a wiring, cached by its hash; without `graph`, of its weights alone, each an edge, as WNN sees them."""
     return _PLANS.get(f"{graph}/{device}/{sizes}/{wiring.hash}", lambda: _make(wiring, sizes, graph=graph).to(device))
 
 
@@ -191,21 +179,9 @@ def _cut(wiring: Wiring, block: Block, sizes: Sizes) -> Iterator[Panel]:
     base = block.offset + (wiring.offsets[block.parameter] if block.parameter != STRUCTURE else 0)
     many = block.targets * sizes.sources >= sizes.panel
     inner_cuts = even(block.sources, sizes.sources if many else sizes.tile)
-    outer_cuts = even(block.targets, max(1, sizes.panel // (inner_cuts[0][1] * block.slots)))
-    for outer_start, outer in outer_cuts:
+    for outer_start, outer in even(block.targets, max(1, sizes.panel // (inner_cuts[0][1] * block.slots))):
         for inner_start, inner in inner_cuts:
             source, target = block.source + inner_start, block.target + outer_start
-            yield Panel(
-                block.edge_type,
-                block.parameter,
-                base + outer_start * block.target_stride + inner_start * block.source_stride,
-                slice(source, source + inner),
-                slice(target, target + outer),
-                outer,
-                inner,
-                block.target_stride,
-                block.source_stride,
-                block.slots,
-                block.slot_stride,
-                sizes.tile,
-            )
+            position = base + outer_start * block.target_stride + inner_start * block.source_stride
+            sources, targets = slice(source, source + inner), slice(target, target + outer)
+            yield Panel(block, position, sources, targets, outer, inner, block.slots, sizes.tile)

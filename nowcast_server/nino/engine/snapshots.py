@@ -15,7 +15,7 @@ from nowcast_server.nino.checkpoint import EPSILON
 from nowcast_server.nino.engine.bundles import CARRIED, Bundle
 from nowcast_server.nino.engine.plan import Panel, Plan, Unit
 from nowcast_server.nino.engine.workers import Placement, in_order
-from protos.wiring import STRUCTURE, Wiring
+from protos.wiring import Wiring
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,6 @@ class Snapshots:
         self._whole = self._standardise_whole(plan.tensor_sizes) if plan.single else None
 
     def read(self, unit: Unit) -> Read:
-        """A unit's weights; constants for structure and self loops."""
         if (kept := self._kept.get(id(unit))) is not None:
             return kept
         read = self._panel(unit) if isinstance(unit, Panel) else self._bundle(unit)
@@ -65,12 +64,12 @@ class Snapshots:
 
     def _panel(self, panel: Panel) -> Read:
         shape = (panel.slots, self.context, panel.outer, panel.inner)
-        if panel.parameter == STRUCTURE:
+        if not panel.carries:
             return Read(torch.ones(shape, dtype=torch.float32, device=self._device), None, None, self._keep)
         z = torch.empty(shape, dtype=torch.float32, device=self._device)
         for index, row in enumerate(self.rows):
             z[:, index] = panel_view(row, panel)
-        return self._standardised(z, panel.parameter)
+        return self._standardised(z, panel.block.parameter)
 
     def _bundle(self, bundle: Bundle) -> Read:
         # edge by edge in memory, as the first stage's product wants it
@@ -100,7 +99,6 @@ class Snapshots:
         return whole
 
     def _standardised(self, z: Tensor, parameter: int | Tensor) -> Read:
-        """Standardise z (slots, context, *edges) in place; `parameter` is whose weights they are."""
         mean, scale = self.mean[parameter], self.scale[parameter]
         z.sub_(mean).div_(scale + EPSILON)
         return Read(z, mean, scale, self._keep)
@@ -108,8 +106,8 @@ class Snapshots:
 
 def panel_view(row: Tensor, panel: Panel) -> Tensor:
     """The weights of a panel in a flat vector, as a view: (slots, outer, inner)."""
-    shape, strides = (panel.slots, panel.outer, panel.inner), (panel.slot_stride, panel.outer_stride, panel.inner_stride)
-    return row.as_strided(shape, strides, row.storage_offset() + panel.position)
+    strides = panel.block.slot_stride, panel.block.target_stride, panel.block.source_stride
+    return row.as_strided((panel.slots, panel.outer, panel.inner), strides, row.storage_offset() + panel.position)
 
 
 class _Span(NamedTuple):

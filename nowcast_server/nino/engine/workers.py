@@ -25,9 +25,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD: Final = 3  # units queued for each thread: enough that none waits, few enough that results do not pile up
-
 CALLS: Final = 64  # forecasts that may be under way at once; more wait their turn
-
 _POOLS: Final[dict[str, ThreadPoolExecutor]] = {}
 _START: Final = threading.Lock()
 
@@ -35,18 +33,14 @@ os.register_at_fork(after_in_child=_POOLS.clear)  # threads do not survive a for
 
 
 def aside(function: Callable[[], Result]) -> Result:
-    """Call `function` in a thread in which torch is single-threaded, and wait for it.
-
-    What coordinates the workers computes little: torch's own threads, once woken for it, would spin on the workers' cores.
-    """
+    """Call `function` where torch is single-threaded, and wait for it: torch's own threads would spin on the workers' cores."""
     return _pool("call", CALLS).submit(copy_context().run, function).result()
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
-    """Map `function` over `items`, taken a few ahead, on several threads; results come in the order of the items.
-
-    It computes with gradients off and torch single-threaded; a single thread is the calling one, which `aside` has made so. The
-    first error is raised when its turn comes; items not yet begun are then dropped, as they are when it is interrupted.
+    """Map `function` over `items`, taken a few ahead, on several threads; results come in the order of the items. It computes with
+    gradients off and torch single-threaded; a single thread is the calling one, which `aside` has made so. The first error is
+    raised when its turn comes; items not yet begun are then dropped, as they are when it is interrupted.
     """
     items = interruptible_items(items)
     if threads == 1:
@@ -67,8 +61,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threa
 
 def run(function: Callable[[Item], object], items: Iterable[Item], *, threads: int) -> None:
     """`in_order` for what it does, not for what it returns."""
-    for _ in in_order(function, items, threads=threads):
-        pass
+    deque(in_order(function, items, threads=threads), maxlen=0)
 
 
 def _pool(name: str, threads: int) -> ThreadPoolExecutor:
@@ -114,9 +107,7 @@ DEVICE_SIZES: Final = Sizes(
 
 
 def sizes_for(device: torch.device, *, hidden: int) -> Sizes:
-    """What suits a device. Tiles are as large there as lets two buffers (34 MB) stay in the L2 cache of most GPUs: smaller ones
-    would be computed faster than the host queues their operations.
-    """
+    """What suits a device: two tiles' buffers (34 MB) stay in most GPUs' L2 cache; smaller ones outrun the host's queueing."""
     return CPU_SIZES if device.type == "cpu" else replace(DEVICE_SIZES, tile=max(1, TILE_NUMBERS // hidden))
 
 

@@ -64,12 +64,7 @@ class Renderer:
         here.url = str(request.base_url).rstrip("/")
         return here
 
-    def path(self, path: str) -> str:
-        """A path of this server as its browsers see it."""
-        return f"{self.base}{path}"
-
     def overview(self, seen: Overview, *, tenant: str) -> str:
-        """The page at `/`."""
         rows = self._rows_of(seen.jobs)
         loaded = secrets.token_hex(8)  # under which its stream of events finds what need not be sent again
         self._loaded.get(loaded, lambda: rows)
@@ -88,7 +83,6 @@ class Renderer:
         return facts + "".join(_piece(f"#job-{job}", "outerMorph", row) for job, row in changed)
 
     def job(self, course: CourseView, *, others: list[JobView], tenant: str) -> str:
-        """The page of a job."""
         return self._job("job", course, baseline(course, others), tenant=shown(tenant))
 
     def job_changes(self, course: CourseView | None, others: list[JobView], sent: dict[str, Any]) -> str:
@@ -116,7 +110,6 @@ class Renderer:
         return {view.job: self._row(view, baseline(view, shadows)) for view in jobs}
 
     def _row(self, view: JobView, other: JobView | None) -> str:
-        """The row of a job; written anew when the job, or what it is compared with, has changed."""
         key = f"{self.base} {view.status.created_at} {view.job} {view.stamp} {other and (other.job, other.stamp)}"
         return self._rows.get(key, lambda: self._job("row", view, other))
 
@@ -131,7 +124,6 @@ class Renderer:
         return self._busy
 
     def write(self, template: str, **values: Any) -> str:
-        """A template with these values."""
         return self._environment.get_template(template).render(base=self.base, **values)
 
 
@@ -140,10 +132,8 @@ def _piece(target: str, swap: str, html: str) -> str:
 
 
 def wiring_table(wiring: Wiring) -> dict[str, Any]:
-    """A wiring as a bounded table and picture; takes a second for the largest.
-
-    `rows` are (name, shape, kinds of edges, how many) of the first parameters, `more` is how many are left out, and `picture` an
-    SVG, empty if there are too many blocks to draw.
+    """A wiring's first parameters as `rows` of (name, shape, kinds of edges, how many), how many `more` there are, and a `picture`,
+    an SVG, empty if there are too many blocks to draw. Takes a second for the largest.
     """
     kinds: dict[int, dict[str, int]] = {}
     for block in wiring.blocks:
@@ -167,7 +157,6 @@ def baseline(view: JobView, others: list[JobView]) -> JobView | None:
 
 
 def shown(tenant: str) -> str:
-    """A tenant as the page names it."""
     return "" if tenant == ANONYMOUS else tenant
 
 

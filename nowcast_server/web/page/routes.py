@@ -38,8 +38,6 @@ SECURITY: Final = {
 """Headers of every page: no script but the server's own files, nothing loaded from elsewhere, shown in no frame."""
 
 router = APIRouter(include_in_schema=False)
-
-
 Page = partial(HTMLResponse, headers=SECURITY)
 
 
@@ -96,7 +94,7 @@ TheRenderer = Annotated[Renderer, Depends(_renderer)]  # writes the page for the
 async def overview(tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
     """All jobs of the viewer; with none, how to attach the first one."""
     if tenant is None:
-        return RedirectResponse(render.path("/login"), status_code=303)
+        return RedirectResponse(f"{render.base}/login", status_code=303)
     return Page(render.overview(await source.overview(tenant), tenant=tenant))
 
 
@@ -113,9 +111,8 @@ async def follow(
 
 @router.get("/jobs/{job}")
 async def job(job: JobId, tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
-    """A job in full."""
     if tenant is None:
-        return RedirectResponse(render.path("/login"), status_code=303)
+        return RedirectResponse(f"{render.base}/login", status_code=303)
     course = await source.course(tenant, job)
     if course is None:
         return Page(render.write("lost.html", job=job, tenant=shown(tenant)), status_code=404)
@@ -140,7 +137,6 @@ async def follow_job(
 
 @router.get("/jobs/{job}/wiring")
 async def wiring(job: JobId, tenant: Viewer, source: TheSource, render: TheRenderer) -> Response:
-    """How a job's network is wired, for its page."""
     found = await source.wiring(tenant, job)
     if found is None:
         raise UnknownJob(f"job {job!r} is not registered here", field="job")
@@ -151,7 +147,7 @@ async def wiring(job: JobId, tenant: Viewer, source: TheSource, render: TheRende
 async def training_map(request: Request, tenant: Looking, source: TheSource, render: TheRenderer) -> Response:
     """Where the viewer's runs are in weight space."""
     if tenant is None:
-        return RedirectResponse(render.path("/login"), status_code=303)
+        return RedirectResponse(f"{render.base}/login", status_code=303)
     return Page(await _map("map.html", request, tenant, source, render))
 
 
@@ -169,7 +165,6 @@ async def _map(template: str, request: Request, tenant: str, source: Source, ren
 
 @router.get("/login")
 async def ask_token(render: TheRenderer) -> Response:
-    """The form that asks for a token."""
     return Page(render.write("login.html", wrong=False, tenant=""))
 
 
@@ -181,16 +176,15 @@ async def log_in(request: Request, service: TheService, render: TheRenderer) -> 
         service.tokens.tenant(f"Bearer {token}")
     except Unauthorized:
         return Page(render.write("login.html", wrong=True, tenant=""), status_code=401)
-    answer = RedirectResponse(render.path("/"), status_code=303, headers={"cache-control": "no-store"})
+    answer = RedirectResponse(f"{render.base}/", status_code=303, headers={"cache-control": "no-store"})
     answer.set_cookie(COOKIE, quote(token, safe=""), httponly=True, samesite="strict", secure=request.url.scheme == "https")
     return answer
 
 
 @router.post("/logout")
 async def log_out(request: Request, render: TheRenderer) -> Response:
-    """Forget the token."""
     await _token_of_form(request)
-    answer = RedirectResponse(render.path("/login"), status_code=303, headers={"cache-control": "no-store"})
+    answer = RedirectResponse(f"{render.base}/login", status_code=303, headers={"cache-control": "no-store"})
     answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return answer
 

@@ -14,9 +14,8 @@ from protos.messages import Info, JobStatus
 from protos.wiring import Wiring
 
 CURVE: Final = 64  # points of the curve on the overview
-SILENT_S: Final = 60.0
-"""A run that has not called for so long, and for `SILENT_GAPS` times what lies between its snapshots, has fallen silent."""
-SILENT_GAPS: Final = 5.0
+SILENT_S: Final = 60.0  # a run that has not called for so long, and for
+SILENT_GAPS: Final = 5.0  # times what lies between its snapshots, has fallen silent
 FRESH_S: Final = 0.9  # an overview that was read so recently serves other viewers as well
 
 Ask = Callable[..., Awaitable[list[Any]]]  # calls a method of `Local`, named first, on every replica; their answers
@@ -24,8 +23,6 @@ Ask = Callable[..., Awaitable[list[Any]]]  # calls a method of `Local`, named fi
 
 @dataclass(frozen=True)
 class JobView:
-    """A job as the overview shows it."""
-
     status: JobStatus
     step: int  # the run has come to
     state: str  # `finished`, `silent`, `gliding`, `shadow` or `training`
@@ -54,16 +51,12 @@ class ServerView:
 
 @dataclass(frozen=True)
 class Overview:
-    """All that a tenant may see: this server or all replicas, and the tenant's jobs."""
-
-    servers: list[ServerView]
-    jobs: list[JobView]
+    servers: list[ServerView]  # one, or all replicas
+    jobs: list[JobView]  # the tenant's
 
 
 @dataclass(frozen=True)
 class CourseView(JobView):
-    """A job in full."""
-
     points: list[Point]  # oldest first
     events: list[Happening]  # oldest first
 
@@ -77,7 +70,7 @@ class MapView:
 
 
 class Local:
-    """A server's own jobs. Used on the event loop only. A server alone has no `name`."""
+    """What `Source` tells, of a server's own jobs. Used on the event loop only. A server alone has no `name`."""
 
     def __init__(self, service: Service, *, name: str = "") -> None:
         self._service, self._name = service, name
@@ -88,22 +81,18 @@ class Local:
         return [getattr(self, method)(*args)]
 
     def overview(self, tenant: str) -> Overview:
-        """As `Source.overview`."""
         return Overview([self._server(tenant)], [self._view(job) for job in self._service.jobs.of(tenant)])
 
     def course(self, tenant: str, job: str) -> CourseView | None:
-        """As `Source.course`."""
         if (found := self._service.jobs.find(tenant, job)) is None:
             return None
         return CourseView(**vars(self._view(found)), points=found.course.points(), events=list(found.course.events))
 
     def map(self, tenant: str) -> MapView:
-        """As `Source.map`."""
         runs = [(job.status(), job.places.kept) for job in self._service.jobs.of(tenant) if job.places.kept]
         return MapView(self._service.map.network is not None, runs)
 
     def wiring(self, tenant: str, job: str) -> Wiring | None:
-        """As `Source.wiring`."""
         found = self._service.jobs.find(tenant, job)
         return None if found is None else found.spec.wiring
 
@@ -146,7 +135,6 @@ class Source:
         self._read: dict[str, tuple[float, Overview]] = {}
 
     async def overview(self, tenant: str) -> Overview:
-        """The servers, and the tenant's jobs."""
         now = time.monotonic()
         self._read = {whose: kept for whose, kept in self._read.items() if now - kept[0] < FRESH_S}
         if tenant not in self._read:
@@ -163,11 +151,9 @@ class Source:
         return max(found, key=lambda course: course.status.seen_at, default=None)
 
     async def map(self, tenant: str) -> MapView:
-        """The runs of the tenant on the map of training."""
         found: list[MapView] = await self._ask("map", tenant)
         runs = sorted((run for each in found for run in each.runs), key=lambda run: run[0].created_at)
         return MapView(any(each.embeds for each in found), runs)
 
     async def wiring(self, tenant: str, job: str) -> Wiring | None:
-        """The neural graph of a job; None if there is none."""
         return next((each for each in await self._ask("wiring", tenant, job) if each is not None), None)

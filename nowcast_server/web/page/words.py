@@ -44,7 +44,6 @@ def reason(word: str) -> str:
 
 
 def event(happening: Happening) -> str:
-    """An event as a sentence."""
     if happening.kind == "skipped":
         often = "A forecast was" if happening.times == 1 else f"{happening.times:,} forecasts were"
         return f"{often} skipped: {reason(happening.reason)}."
@@ -61,12 +60,10 @@ def figure(value: float | None, digits: int = 4) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share as a percentage."""
     return UNKNOWN if value is None else f"{value:.0%}"
 
 
 def whole(value: float | None) -> str:
-    """A whole number with separators."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
@@ -88,14 +85,11 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(at: float) -> str:
-    """A moment, in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
 
 
 @dataclass(frozen=True)
 class Saved:
-    """An estimate of the steps saved so far."""
-
     steps: float  # fewer than the other run needed for the same loss; negative if more
     low: float  # where it may lie, given the scatter of both curves
     high: float  # infinite if the other has not come so far
@@ -103,10 +97,9 @@ class Saved:
 
 
 def steps_saved(curve: Curve, other: Curve, *, job: str) -> Saved | None:
-    """Compare the level of a run with the step at which another, without pushes, came to it.
-
-    The level is the mean of the last `WINDOW` points, the other's curve the falling one that fits its points best. None if the
-    curves are too short, or the other has not come so far yet and nothing says that it needs more steps.
+    """Compare the level of a run with the step at which another, without pushes, came to it. The level is the mean of the last
+    `WINDOW` points, the other's curve the falling one that fits its points best. None if the curves are too short, or the other has
+    not come so far yet and nothing says that it needs more steps.
     """
     if len(curve) < FEWEST or len(other) < FEWEST:
         return None
@@ -149,7 +142,6 @@ def _first_at(steps: Sequence[float], levels: Sequence[float], level: float) -> 
 
 
 def saved(estimate: Saved | None) -> str:
-    """Steps saved with their range."""
     if estimate is None:
         return UNKNOWN
     if math.isinf(estimate.high):

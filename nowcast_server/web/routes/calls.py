@@ -82,7 +82,6 @@ DeadlineS = Annotated[float | None, Header(alias=DEADLINE_HEADER, gt=0, allow_in
 
 
 def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """The OpenAPI description of a body that `read_body` reads."""
     return {"requestBody": {"required": required, "content": {JSON: {"schema": model.model_json_schema()}}}}
 
 
@@ -98,9 +97,7 @@ def check_body(headers: Mapping[str, str], *, media_type: str, max_bytes: int) -
 
 
 async def receive(request: Request, feed: Callable[[bytes], object], *, max_bytes: int, limit_s: Callable[[int], float]) -> None:
-    """Hand on a body as it comes. TooLarge beyond `max_bytes`; DeadlineExceeded if more than `limit_s` of the bytes received so far
-    has passed since the begin.
-    """
+    """Hand on a body as it comes. TooLarge beyond `max_bytes`; DeadlineExceeded after more than `limit_s` of the bytes so far."""
     begun, received, pieces = asyncio.get_running_loop().time(), 0, request.stream()
     try:
         async with asyncio.timeout(None) as limit:
@@ -149,9 +146,7 @@ def _parse_large(model: type[Model], body: bytes) -> Model:
 
 
 def _scanner(levels: int, values: Scan) -> Scan:
-    """Reads the value at a place in a text, and where it ends: objects and arrays in Python for so many levels, what is in them by
-    the scanner `values`.
-    """
+    """Reads the value at a place in a text, and where it ends: for so many levels in Python, what is in them by `values`."""
     if not levels:
         return values
     inner = _scanner(levels - 1, values)

@@ -1,6 +1,4 @@
-"""Snapshots, streamed straight into the job's history; nowcasts, JSON requests or asked for along with a snapshot, answered by a
-stream of frames.
-"""
+"""Snapshots, streamed straight into the job's history; nowcasts, asked for by JSON or along with one, streamed back."""
 
 import asyncio
 import time
@@ -29,9 +27,7 @@ BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 FRAMES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "The forecasts, (len(horizons), n)", "content": {MEDIA_TYPE: BINARY}}
 }
-SMALLEST_CHUNK: Final = 1024
-"""Chunks must have at least so many bytes on the whole; their preludes count against the length of the body."""
-
+SMALLEST_CHUNK: Final = 1024  # bytes of chunks on the whole, at least; their preludes count against the length of the body
 RETRY_AFTER_S: Final = 1.0
 EITHER: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {MEDIA_TYPE: BINARY}}}
 ASKED: Final = json_body(NowcastRequest)
@@ -110,9 +106,8 @@ async def _free_row(job: Job, limit_s: float) -> int:
 
 
 class FramesResponse(Response):
-    """Sends forecasts from the memory they were made in, and then lets go of it by closing `held`.
-
-    A client that has fetched so many bytes may be there `limit_s` after its begin. `sent` is told the seconds that took.
+    """Sends forecasts from the memory they were made in, and then lets go of it by closing `held`. A client that has fetched so
+    many bytes may be there `limit_s` after its begin. `sent` is told the seconds that took.
     """
 
     media_type = MEDIA_TYPE
@@ -165,10 +160,8 @@ async def answer(
         await service.recording.nowcast(job)
         service.map.nowcast(job)
         held = stack.pop_all()
-    log.info(
-        "nowcast",
-        extra={"tenant": job.tenant, "job": job.id, "step": asked.step, "horizons": asked.horizons, "seconds": forecasts.seconds},
-    )
+    about = {"tenant": job.tenant, "job": job.id, "step": asked.step, "horizons": asked.horizons, "seconds": forecasts.seconds}
+    log.info("nowcast", extra=about)
     sent = partial(job.course.took, "download")
     return FramesResponse(forecasts, held=held, limit_s=service.settings.transfer_limit_s, sent=sent)
 
