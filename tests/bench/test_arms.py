@@ -1,16 +1,20 @@
-"""The arms of the benchmark: a name that means another thing than it says would make every table wrong."""
+"""The benchmark's arms and data: a name that means another thing than it says would make every table wrong."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from trainer_worker.tasks.data import DataMissing
+
 sys.path.append(str(Path(__file__).parents[2] / "bench" / "acceleration"))
 
 from arms import Arm
+from benchmark_data import animals, photographs, wikipedia
 from rivals import EmaNesterov, Snoo, divide
 
 
@@ -80,3 +84,17 @@ def test_an_arm_has_its_optimizer(name: str, kinds: list[str]) -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3))
     step: Callable[..., list[torch.optim.Optimizer]] = Arm.read(name).optimizers
     assert [type(each).__name__ for each in step(model, lr=1e-3, weight_decay=0.0, steps=10)] == kinds
+
+
+def test_animals_articles_and_photographs() -> None:
+    """Duplicates would straddle the splits, or markup be modelled instead of prose."""
+    try:
+        (images, labels), articles, sights = animals(), wikipedia(), photographs()
+    except DataMissing as missing:
+        pytest.skip(str(missing).splitlines()[0])
+    assert images.shape == (9716, 28, 28)
+    assert len(np.unique(images, axis=0)) == 9716
+    assert np.bincount(labels).min() > 800
+    assert 2_500_000 < len(articles) < 3_500_000
+    assert articles.count("[[") < 100
+    assert all(sight.shape[2] == 3 and sight.max() <= 1 for sight in sights)

@@ -30,20 +30,30 @@ def rows(report: ModuleType, folder: Path) -> dict[str, dict[str, Any]]:
     return {row["arm"]: row for row in report.summarise(report.read(folder))}
 
 
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A folder with a run of `adam`, and a faster one of `nino`."""
+    store(tmp_path, "adam", FALLING)
+    store(tmp_path, "nino", FASTER)
+    return tmp_path
+
+
 FALLING = [1.0 - 0.05 * i for i in range(15)]  # smoothed 0.4 at the end, 1500 steps
 FASTER = [max(0.35, 1.0 - 0.1 * i) for i in range(15)]  # smoothed 0.44 at step 900 (0.6 0.5 0.4 0.35 0.35), 0.39 at 1000
 
 
-def test_steps_to_where_a_rival_ends(report: ModuleType, tmp_path: Path) -> None:
+def test_steps_to_where_a_rival_ends(report: ModuleType, two: Path) -> None:
     """The headline figure: a mean that looked ahead, or a target of another arm, would make it up."""
-    store(tmp_path, "adam", FALLING)
-    store(tmp_path, "nino", FASTER)
-    found = rows(report, tmp_path)
+    found = rows(report, two)
     assert found["nino"]["steps"]["loss"] == {"adam": 1000.0, "adam+ema": None}
     assert found["nino+ema"]["steps"]["loss"]["adam+ema"] == 1000.0
     assert found["nino"]["steps"]["wrong"]["adam"] == 1000.0
     assert found["adam"]["steps"]["loss"]["adam"] == 1500.0
     assert found["adam"]["final"] == pytest.approx(0.4)
+    # at the end of a run, where all curves are flat, little tells arms apart: on the way
+    found = {row["arm"]: row for row in report.summarise(report.read(two), share=0.75)}
+    assert found["adam"]["steps"]["loss"]["adam"] == 1100.0  # 0.75 * 1500, as far as it was evaluated
+    assert found["nino"]["steps"]["loss"]["adam"] == 700.0  # 0.6 in both
 
 
 def test_medians_over_seeds_and_the_length_that_is_first(report: ModuleType, tmp_path: Path) -> None:
@@ -56,15 +66,6 @@ def test_medians_over_seeds_and_the_length_that_is_first(report: ModuleType, tmp
     store(tmp_path, "nino+decay", [0.1] * 10, seed=2, steps=1000)
     second = rows(report, tmp_path)["nino+decay"]["steps"]["loss"]["decay"]
     assert (first, second) == (700.0, 500.0)
-
-
-def test_where_a_rival_is_on_the_way(report: ModuleType, tmp_path: Path) -> None:
-    """At the end of a run, where all curves are flat, little tells arms apart."""
-    store(tmp_path, "adam", FALLING)
-    store(tmp_path, "nino", FASTER)
-    found = {row["arm"]: row for row in report.summarise(report.read(tmp_path), share=0.75)}
-    assert found["adam"]["steps"]["loss"]["adam"] == 1100.0  # 0.75 * 1500, as far as it was evaluated
-    assert found["nino"]["steps"]["loss"]["adam"] == 700.0  # 0.6 in both
 
 
 def test_each_arm_has_its_best_rate(report: ModuleType, tmp_path: Path) -> None:
@@ -90,11 +91,9 @@ def test_a_rate_that_was_merely_looked_at_does_not_compete(report: ModuleType, t
     assert found["rates"]["0.01"] == {1: pytest.approx(0.1)}
 
 
-def test_averages_are_compared_with_averages_and_weights_with_weights(report: ModuleType, tmp_path: Path) -> None:
+def test_averages_are_compared_with_averages_and_weights_with_weights(report: ModuleType, two: Path) -> None:
     """A forecaster's average against plain weights would gain what averaging gains."""
-    store(tmp_path, "adam", FALLING)
-    store(tmp_path, "nino", FASTER)
-    (row,) = report.compare(report.read(tmp_path), "nino", rival="adam")
+    (row,) = report.compare(report.read(two), "nino", rival="adam")
     assert row["steps"]["loss"] == [pytest.approx(each) for each in (700 / 1100 - 1, 1000 / 1500 - 1) * 2]
     assert row["seconds"] == [pytest.approx(1.0), pytest.approx(1000 / 1500)]
 
@@ -131,14 +130,12 @@ def test_the_median_leaves_out_what_was_fitted_to(
     assert next(line for line in shown.splitlines() if "median" in line).count(median) == 3
 
 
-def test_a_table_and_a_picture_come_of_it(report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_and_a_picture_come_of_it(report: ModuleType, two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The benchmark would fail at its last line, after hours."""
-    store(tmp_path, "adam", FALLING)
-    store(tmp_path, "nino", FASTER)
-    problems = report.read(tmp_path)
+    problems = report.read(two)
     summary = report.summarise(problems)
     json.dumps(summary)
     report.print_table(summary)
-    report.draw(problems, tmp_path / "picture.png")
+    report.draw(problems, two / "picture.png")
     assert "1000 (-33%)" in capsys.readouterr().out
-    assert (tmp_path / "picture.png").stat().st_size > 1000
+    assert (two / "picture.png").stat().st_size > 1000

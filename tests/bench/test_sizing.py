@@ -1,21 +1,18 @@
 """The table of what servers have to have: people buy machines by it."""
 
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
+import scripts
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-from sizing import Job, Server, main, servers
-
-ROOT = Path(__file__).parents[2]
+sizing = scripts.load("bench/sizing.py")
+Server = sizing.Server
 
 
 def test_table_in_the_docs_is_the_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     """The page would show figures of another version."""
-    main([])
-    assert capsys.readouterr().out in (ROOT / "docs" / "deploy.md").read_text()
+    sizing.main([])
+    assert capsys.readouterr().out in (scripts.ROOT / "docs" / "deploy.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -29,6 +26,6 @@ def test_table_in_the_docs_is_the_scripts(capsys: pytest.CaptureFixture[str]) ->
     ],
     ids=["memory", "device", "network", "too-large", "too-slow"],
 )
-def test_scarcest_resource_decides(server: Server, count: int | None) -> None:
+def test_scarcest_resource_decides(server: Any, count: int | None) -> None:
     """Ten jobs of a million weights would be put on too few servers, or on one that cannot serve them at all."""
-    assert servers(Job(weights=10**6, interval_s=10), 10, server) == count
+    assert sizing.servers(sizing.Job(weights=10**6, interval_s=10), 10, server) == count

@@ -67,20 +67,17 @@ def test_every_reason_that_is_no_code_is_explained() -> None:
     assert reason_for(NowcastError("")) == "server_error"
 
 
-def test_the_readme_is_short_and_stays_at_home() -> None:
-    """A newcomer reads it in a minute, and nothing in it depends on files beside the repository."""
+def test_the_readme_is_short_and_all_stay_at_home() -> None:
+    """A newcomer reads it in a minute, and nothing in it or the pages depends on files beside the repository."""
     text = (ROOT / "README.md").read_text()
     assert len(text.split()) < 600
     assert "../" not in text
+    for path in (ROOT / "docs").glob("*.md"):
+        page = path.read_text()
+        assert "../shared" not in page, path.name
+        assert "/work/" not in page, path.name
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (ROOT / target).exists(), target
-
-
-def test_pages_name_nothing_outside_the_repository() -> None:
-    """A command or link would work on one machine alone."""
-    for path in (ROOT / "docs").glob("*.md"):
-        assert "../shared" not in path.read_text(), path.name
-        assert "/work/" not in path.read_text(), path.name
 
 
 def test_make_help_lists_every_target() -> None:

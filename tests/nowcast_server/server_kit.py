@@ -6,10 +6,12 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from typing import Any
 
 import torch
@@ -44,6 +46,25 @@ def frames(values: torch.Tensor, *, step: int, chunk_bytes: int = 64, **changes:
     return b"".join(write_frames(header, values.contiguous().view(torch.uint8).numpy().data, chunk_bytes=chunk_bytes))
 
 
+def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+    """A request as it goes over the wire."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = (f"{name}: {value}" for name, value in {"host": "x", "content-length": str(len(body)), **named}.items())
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1") + body
+
+
+NOWCAST = request("POST", "/v1/jobs/job/nowcasts", b'{"context": [10, 20, 30], "horizons": [1]}', content_type="application/json")
+
+
+def answer(connection: socket.socket, sent: bytes = b"") -> tuple[HTTPResponse, bytes]:
+    """The next answer, once this is sent, and its body."""
+    if sent:
+        connection.sendall(sent)
+    response = HTTPResponse(connection)
+    response.begin()
+    return response, response.read()
+
+
 def read_forecasts(body: bytes) -> tuple[Header, torch.Tensor]:
     """The forecasts of a nowcast's answer."""
     memory = bytearray()
@@ -60,7 +81,7 @@ def read_forecasts(body: bytes) -> tuple[Header, torch.Tensor]:
 
 @dataclass
 class Last(simple.Last):
-    """No change; the base of the others."""
+    """No change, once it has raised its errors, one a call; the base of the others."""
 
     name: str = "last"
     max_horizon: int | None = None
@@ -69,6 +90,16 @@ class Last(simple.Last):
     working: int = 0
     seconds: float = 0.0
     weights_bytes: int = 0
+    host: int = 0
+    errors: list[BaseException] = field(default_factory=list)
+
+    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().forecast(wiring, states, horizons)
+
+    def host_bytes(self, wiring: Wiring) -> int:
+        return self.host
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         return self.working
@@ -177,6 +208,10 @@ class Caller:
             headers=headers,
         )
 
+    def connect(self) -> socket.socket:
+        """A connection of its own."""
+        return socket.create_connection((self.client.base_url.host, self.client.base_url.port or 0), timeout=60)
+
     def status(self) -> dict[str, Any]:
         return dict(self.client.get(f"/v1/jobs/{self.job}", headers=self.headers).json())
 
@@ -186,6 +221,17 @@ class Caller:
     def as_job(self, job: str, **headers: str) -> "Caller":
         return Caller(self.client, self.service, self.wiring, job, headers or self.headers)
 
+
+def token(tenant: str) -> str:
+    return f"{tenant}-token-of-some-length"
+
+
+def bearer(tenant: str) -> dict[str, str]:
+    """What a call of a tenant has for a header."""
+    return {"authorization": f"Bearer {token(tenant)}"}
+
+
+TOKENS = ",".join(f"{tenant}:{token(tenant)}" for tenant in ("alice", "bob", "operator"))
 
 Start = Callable[..., Caller]
 """`start(forecaster, …, wiring=…, setting=…)` runs an app and gives a caller."""
@@ -209,6 +255,14 @@ def refused(response: Response, status: int, code: str, field: str | None = None
     assert field is None or problem["field"] == field, problem
     assert problem["detail"]
     return problem
+
+
+def homes(client: Client, **headers: str) -> Counter[str]:
+    """How many jobs each replica on Ray holds; none that is starting or going."""
+    while not (response := client.get("/metrics", headers=headers)).is_success:  # a replica that goes may fail the one that asks
+        time.sleep(0.5)
+    lines = [line for line in response.text.splitlines() if line.startswith("nowcast_jobs{")]
+    return Counter({line.split('replica="')[1].split('"')[0]: int(float(line.split()[-1])) for line in lines})
 
 
 def wait_until_ready(client: Client) -> None:

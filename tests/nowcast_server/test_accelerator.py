@@ -1,19 +1,16 @@
 """A device's memory, with the CPU in its place: what is uploaded, what is kept, and what becomes of a job when it is short."""
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from server_kit import Caller, Held, Last, Start, dense, frames, read_forecasts, refused
-from waiting import until
+from server_kit import Caller, Held, Last, Start, frames, read_forecasts, refused, until
 
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import choose_device
 from nowcast_server.jobs.history import Context
-from protos.wiring import Wiring
 
 CPU = torch.device("cpu")
 ROW_BYTES = 4 * 10
@@ -63,32 +60,18 @@ def test_forecasts_under_way_keep_what_they_have() -> None:
     assert device.memory.used_bytes == 3 * ROW_BYTES  # it never uploaded, and gives back once
 
 
-@dataclass
-class Fails(Last):
-    """Raises what it is given, one error a call, and then is `Last`."""
-
-    errors: list[BaseException] = field(default_factory=list)
-    host: int = 0
-
-    def forecast(self, wiring: Wiring, states: Sequence[torch.Tensor], horizons: Sequence[int]) -> torch.Tensor:
-        if self.errors:
-            raise self.errors.pop(0)
-        return super().forecast(wiring, states, horizons)
-
-    def host_bytes(self, wiring: Wiring) -> int:
-        return self.host
-
-
-def with_device(caller: Caller, *, limit_bytes: int = 10**6, kind: type[Accelerator] = Accelerator, **others: Any) -> Accelerator:
+def with_device(caller: Caller, *, limit_bytes: int = 10**6, **others: Any) -> Accelerator:
     """Give a running app a device; the CPU in its place."""
-    device = kind(CPU, limit_bytes=limit_bytes, **others)
+    device = Accelerator(CPU, limit_bytes=limit_bytes, **others)
     caller.service.nowcasting.accelerator = device
     return device
 
 
 def test_nowcasts_go_by_the_device(start: Start) -> None:
-    """Forecasts would be computed from what was on the device before, or snapshots be uploaded again for each."""
-    caller = start(Fails())
+    """Forecasts would be computed from what was on the device before, as of the last run of that name; or snapshots be uploaded
+    again for each.
+    """
+    caller = start()
     device = with_device(caller)
     caller.filled()
     for step in (30, 40):
@@ -99,14 +82,6 @@ def test_nowcasts_go_by_the_device(start: Start) -> None:
     assert device.uploads == 4
     metrics = caller.client.get("/metrics").text
     assert 'nowcast_device_info{asked="auto",device="cpu"} 1.0' in metrics
-
-
-def test_a_job_registered_anew_is_another(start: Start) -> None:
-    """A run that begins anew under its old name would be forecast from the snapshots of the last one."""
-    caller = start(Fails())
-    with_device(caller)
-    caller.filled()
-    caller.nowcast(30, horizons=[1])
     caller.service.remove(caller.service.jobs.get("anonymous", "job"))
     caller.register()
     for seed, step in ((1, 10), (2, 20), (3, 30)):
@@ -117,7 +92,7 @@ def test_a_job_registered_anew_is_another(start: Start) -> None:
 
 def test_a_short_device_is_one_jobs_answer(start: Start) -> None:
     """One network too large for the device, or one that makes it fail, would take the server down, or every job after it."""
-    caller = start(fails := Fails())
+    caller = start(fails := Last())
     with_device(caller)
     caller.filled()
     fails.errors = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB") for _ in range(2)]
@@ -135,7 +110,7 @@ def test_a_short_device_is_one_jobs_answer(start: Start) -> None:
 
 def test_memory_of_the_device_is_not_charged_to_the_host(start: Start) -> None:
     """A server with a device would be `busy` for want of memory that nothing takes."""
-    caller = start(Fails(working=10**9), forecast_memory=2000)
+    caller = start(Last(working=10**9), forecast_memory=2000)
     refused(caller.register(), 507, "out_of_memory_budget")
     with_device(caller, limit_bytes=2 * 10**9)
     assert caller.register().status_code == 201
@@ -144,45 +119,32 @@ def test_memory_of_the_device_is_not_charged_to_the_host(start: Start) -> None:
     caller.client.delete("/v1/jobs/job")
     with_device(caller, limit_bytes=10**9)
     assert "on the device" in refused(caller.register(), 507, "out_of_memory_budget")["detail"]  # now, not after hours of training
-    preparing = start(Fails(host=10**9), forecast_memory=2000)
+    preparing = start(Last(host=10**9), forecast_memory=2000)
     with_device(preparing)
     assert "on the device" not in refused(preparing.register(), 507, "out_of_memory_budget")["detail"]
 
 
 def test_forecasts_wait_for_memory_of_the_device(start: Start) -> None:
     """Two forecasts that do not fit beside each other would fail, or the second never begin."""
-    held = Held()
-    held.host_bytes = lambda wiring: 0  # type: ignore[attr-defined]
-    caller = start(held, wiring=dense())
+    caller = start(held := Held())
     with_device(caller, limit_bytes=3 * 48 + 2 * 48 + 8)
-    other = caller.as_job("other")
-    for each in (caller, other):
-        each.filled()
-    answers: list[int] = []
-    threads = [threading.Thread(target=lambda each=each: answers.append(each.nowcast().status_code)) for each in (caller, other)]
-    for thread in threads:
-        thread.start()
-    assert held.begun.acquire(timeout=60)
-    until(lambda: caller.service.device.waiting == 1)
-    held.released.set()
-    for thread in threads:
-        thread.join(60)
-    assert answers == [200, 200]
+    caller.filled()
+    with held.making(caller), ThreadPoolExecutor(1) as pool:
+        second = pool.submit(caller.as_job("other").filled().nowcast)
+        until(lambda: caller.service.device.waiting == 1)
+        held.released.set()
+        assert second.result().status_code == 200
 
 
-class Lost(Accelerator):
-    """Fails whatever it is asked."""
-
-    def lost(self) -> bool:
-        return True
-
-
-def test_a_device_that_has_failed_ends_the_server(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_device_that_has_failed_ends_the_server(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After some CUDA errors every forecast fails until the process ends: a server would answer 500 for days, and /livez 200."""
-    caller = start(fails := Fails())
+    caller = start(fails := Last())
     service, ended = caller.service, threading.Event()
     service._on_failure = ended.set
-    with_device(caller, kind=Lost, on_lost=service._lost)
+    monkeypatch.setattr(Accelerator, "lost", lambda _: True)
+    with_device(caller, on_lost=service._lost)
     caller.filled()
     fails.errors = [RuntimeError("CUDA error: an illegal memory access was encountered")]
     refused(caller.nowcast(), 503, "unavailable")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from nowcast_server.cli import app
@@ -13,18 +14,10 @@ from nowcast_server.forecasters.registry import SHIPPED
 from nowcast_server.nino.checkpoint import load_checkpoint
 from nowcast_server.nino.embed import Embedder, Projection
 from nowcast_server.trajectories.store import TrajectoryWriter
-from protos.wiring import Block, Parameter, Wiring
+from trainer_worker.wiring import wire
 
 IN, MID, OUT = 3, 4, 2
-PARAMETERS = (Parameter("up.weight", (MID, IN)), Parameter("down.weight", (OUT, MID)))
-WIRING = Wiring(
-    PARAMETERS,
-    IN + MID + OUT,
-    (
-        Block(1, 0, IN, IN, MID, parameter=0, source_stride=1, target_stride=IN),
-        Block(1, IN, MID, IN + MID, OUT, parameter=1, source_stride=1, target_stride=MID),
-    ),
-)
+WIRING = wire(nn.Sequential(nn.Linear(IN, MID, bias=False), nn.Linear(MID, OUT, bias=False)))
 
 
 def states(seed: int, count: int = 5) -> torch.Tensor:
@@ -59,20 +52,15 @@ def test_projection_is_that_of_the_largest_variance() -> None:
     np.testing.assert_allclose(projection.components, again.components, atol=1e-8)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two recorded runs of eight snapshots, the second with a jump in the middle."""
+def test_command_writes_a_row_for_each_context_on_axes_that_stay(tmp_path: Path) -> None:
+    """The table would not say where a run was, or count contexts across a jump; or what is on a map move when a run is added."""
+    folder = tmp_path / "runs"
     for name, seed, jumped in (("a", 1, False), ("b", 2, True)):
         values = states(seed, 8).numpy()
         header = {"wiring": WIRING.to_dict(), "lr": 0.1 * seed}
-        with TrajectoryWriter(tmp_path / "runs" / f"{name}.trajectory", values[0], header=header) as writer:
+        with TrajectoryWriter(folder / f"{name}.trajectory", values[0], header=header) as writer:
             for index, row in enumerate(values):
                 writer.append(10 * (index + 1), row, loss=1.0 / (index + 1), segment=int(jumped and index >= 3))
-    return tmp_path / "runs"
-
-
-def test_command_writes_a_row_for_each_context_on_axes_that_stay(folder: Path, tmp_path: Path) -> None:
-    """The table would not say where a run was, or count contexts across a jump; or what is on a map move when a run is added."""
 
     def embed(out: str, *options: str) -> Path:
         done = CliRunner().invoke(app, ["embed", str(folder), "--out", str(tmp_path / out), *options])

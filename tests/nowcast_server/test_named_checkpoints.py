@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from networks import random_checkpoint
 from pydantic import ValidationError
 from server_kit import Caller, dense, read_forecasts, refused, until, wait_until_ready
 from typer.testing import CliRunner
@@ -16,7 +18,7 @@ from nowcast_server.app import create_app
 from nowcast_server.cli import app
 from nowcast_server.forecasters import FORECASTERS, load_forecaster
 from nowcast_server.forecasters.registry import load_forecasters
-from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError, ModelOptions, save_checkpoint, tensor_shapes
+from nowcast_server.nino.checkpoint import CheckpointError, save_checkpoint
 from nowcast_server.settings import FORECASTER_NAMES, CheckpointFile, Settings
 from protos.wiring import Block, Parameter, Wiring
 
@@ -34,10 +36,8 @@ def make(tmp_path: Path) -> Make:
     """`make(name)` writes a small checkpoint with weights that no other has; of a graph network, or else of an MLP."""
 
     def checkpoint(name: str, *, graph: bool = True, **given: Any) -> Path:
-        options = ModelOptions(graph=graph, hidden=16, **given)
-        drawn = torch.Generator().manual_seed(len(list(tmp_path.iterdir())))
-        tensors = {key: torch.randn(shape, generator=drawn) / 4 for key, shape in tensor_shapes(options).items()}
-        save_checkpoint(Checkpoint(options, tensors, name), tmp_path / f"{name}.safetensors")
+        made = random_checkpoint(seed=len(list(tmp_path.iterdir())), graph=graph, **given)
+        save_checkpoint(replace(made, name=name), tmp_path / f"{name}.safetensors")
         return tmp_path / f"{name}.safetensors"
 
     return checkpoint

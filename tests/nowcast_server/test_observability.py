@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from server_kit import Caller, Start, frames
+from server_kit import TOKENS, Caller, Start, bearer, frames, token
 
 from nowcast_server.logs import JsonLines, TextLines, configure_logging
 
@@ -67,30 +67,27 @@ def test_log_lines() -> None:
 @pytest.fixture
 def audit_log(tmp_path: Path) -> Iterator[Path]:
     """A file of its own, though the log itself is quiet; logging is as before afterwards."""
-    names = ("nowcast_server", "nowcast_server.audit", "uvicorn.error")
-    before = {
-        name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate, logging.getLogger(name).level) for name in names
-    }
+    loggers = [logging.getLogger(name) for name in ("nowcast_server", "nowcast_server.audit", "uvicorn.error")]
+    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     configure_logging(level="error", style="text", audit_log=tmp_path / "audit.jsonl")
     yield tmp_path / "audit.jsonl"
-    for name, (handlers, propagate, level) in before.items():
-        logger = logging.getLogger(name)
+    for logger, handlers, propagate, level in before:
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
 
 
 def test_registration_and_deletion_are_on_record(start: Start, audit_log: Path) -> None:
     """Nobody could tell whose job it was that is gone, or who took its place; or the record would hold secrets."""
-    caller = start(tokens="a:token-of-tenant-a-0000,b:token-of-tenant-b-0000")
-    caller.client.headers["authorization"] = "Bearer token-of-tenant-a-0000"
+    caller = start(tokens=TOKENS)
+    caller.client.headers.update(bearer("alice"))
     assert caller.register().status_code == 201
     assert caller.register().status_code == 200
     assert caller.client.delete(f"/v1/jobs/{caller.job}").status_code == 204
     assert caller.client.delete(f"/v1/jobs/{caller.job}").status_code == 404
     lines = [json.loads(line) for line in audit_log.read_text().splitlines()]
     assert [(line["message"], line["tenant"], line["job"]) for line in lines] == [
-        ("job registered", "a", caller.job),
-        ("job deleted", "a", caller.job),
+        ("job registered", "alice", caller.job),
+        ("job deleted", "alice", caller.job),
     ]
     assert all(line["time"] for line in lines)
-    assert "token-of" not in audit_log.read_text()
+    assert token("alice") not in audit_log.read_text()

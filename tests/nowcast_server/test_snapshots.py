@@ -9,7 +9,7 @@ from contextlib import suppress
 import httpx2
 import pytest
 import torch
-from server_kit import Caller, Held, Last, Start, dense, frames, read_forecasts, refused, until
+from server_kit import Caller, Held, Start, dense, frames, read_forecasts, refused, until
 
 from nowcast_server.settings import Settings
 from protos.frames import Header
@@ -21,7 +21,8 @@ def test_a_history_of_the_newest_snapshots(caller: Caller) -> None:
     """
     assert caller.upload(10).json() == {"step": 10, "steps": [10]}
     caller.fill(30)
-    assert caller.nowcast().json()["missing"] == [20]
+    problem = refused(caller.nowcast(), 409, "history_missing")
+    assert (problem["missing"], problem["steps"]) == ([20], [10, 30])
     caller.fill(20)
     assert caller.nowcast().status_code == 200
     for step in (30, 10):
@@ -94,18 +95,20 @@ def test_two_uploads_of_one_step(listen: Start) -> None:
 
 
 def test_upload_during_a_forecast(listen: Start) -> None:
-    """A snapshot that comes while a forecast reads the history would change what it reads."""
+    """A snapshot that comes while a forecast reads the history would change what it reads; one that finds no room be told that it
+    did not come, though all of it had.
+    """
     held = Held()
     caller = listen(held).filled()
-    with ThreadPoolExecutor(4) as pool:
-        nowcast = pool.submit(caller.nowcast)
-        assert held.begun.acquire(timeout=60)
+    with held.making(caller), ThreadPoolExecutor(1) as pool:
         assert caller.upload(40).status_code == 200  # into the spare row; step 10 is forgotten, but still read
         assert caller.steps() == [20, 30, 40]
+        caller.service.settings = Settings(upload_grace_s=0.2)
+        assert refused(caller.upload(50), 429, "busy")["retry_after_s"] > 0
+        caller.service.settings = Settings()
         waiting = pool.submit(caller.upload, 50)  # no row is free until the forecast is made
         assert not waiting.done()
         held.released.set()
-        assert nowcast.result().status_code == 200
         assert waiting.result().status_code == 200
     assert torch.equal(held.seen[0], torch.stack([caller.values(step) for step in (10, 20, 30)]))
     assert caller.steps() == [30, 40, 50]
@@ -146,28 +149,3 @@ def test_a_slow_upload_is_cut_off(listen: Start) -> None:
     assert not caller.service.jobs.of("anonymous")[0].history.in_use
     caller.service.settings = Settings()
     assert caller.upload(10).status_code == 200
-
-
-def test_not_ready(start: Start) -> None:
-    """A draining server would take in what it is about to forget."""
-    caller = start(Last())
-    caller.register()
-    caller.service.draining = True
-    for response in (caller.upload(10), caller.nowcast(), caller.as_job("b").register(), caller.client.get("/readyz")):
-        problem = refused(response, 503, "unavailable")
-        assert response.headers["retry-after"] == str(problem["retry_after_s"])
-    assert caller.client.get("/livez").status_code == 200
-    assert caller.steps() == []
-
-
-def test_an_upload_that_finds_no_room(start: Start) -> None:
-    """It would be told that it did not come, though all of it had."""
-    held = Held()
-    caller = start(held).filled()
-    with held.making(caller):
-        caller.fill(40)  # into the spare row
-        caller.service.settings = Settings(upload_grace_s=0.2)
-        problem = refused(caller.upload(50), 429, "busy")
-        assert problem["retry_after_s"] > 0
-    caller.service.settings = Settings()
-    assert caller.upload(50).status_code == 200

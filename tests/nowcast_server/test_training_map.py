@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from server_kit import Caller, Last, Start, dense, until
+from server_kit import TOKENS, Caller, Last, Start, bearer, dense, until
 
 from nowcast_server import training_map
 from nowcast_server.forecasters.learned import Nino
@@ -105,10 +105,10 @@ def test_picture_and_sentence_whatever_is_known(by: str) -> None:
     assert sentence(runs[0], []) is None
 
 
-def test_page_shows_the_map_of_the_tenants_own_runs(start: Start) -> None:
+def test_page_shows_the_map_of_the_tenants_own_runs(start: Start, nino: Nino) -> None:
     """A tenant would see where others' runs are."""
-    alice, bob = ({"authorization": f"Bearer {name * 6}"} for name in ("alice", "bob--"))
-    caller = start(Nino(load_checkpoint(SHIPPED / "nino-base.safetensors")), tokens=f"alice:{'alice' * 6},bob:{'bob--' * 6}")
+    alice, bob = map(bearer, ("alice", "bob"))
+    caller = start(nino, tokens=TOKENS)
     for index, job in enumerate(("one", "two")):
         assert caller.as_job(job, **alice).register(context=5, forecaster="nino", about={"lr": 0.1 * index}).status_code == 201
         for step in range(3):

@@ -44,15 +44,3 @@ def test_points_as_they_come() -> None:
     course.tell(Progress(step=100, coherence=-0.5))
     assert [point.step for point in course.points()] == [*range(10, 100, 10), 100]
     assert (course.points()[-1].loss, course.points()[-1].coherence) == (None, -0.5)
-
-
-def test_skipped_forecasts_become_events_once() -> None:
-    """Each progress message repeats all counts: the page would list them again and again."""
-    course = Course(0.0)
-    for skipped in ({"late": 1}, {"late": 1}, {"late": 3}, {"late": 3, "busy": 1}):
-        course.tell(Progress(step=10, skipped=skipped))
-    assert [(event.kind, event.reason, event.times) for event in course.events] == [
-        ("registered", "", 1),
-        ("skipped", "late", 3),
-        ("skipped", "busy", 1),
-    ]

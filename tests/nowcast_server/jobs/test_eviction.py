@@ -3,17 +3,12 @@
 from typing import Any
 
 import pytest
-from server_kit import Caller, Held, Start, dense, read_forecasts, refused
+from server_kit import TOKENS, Caller, Held, Start, bearer, dense, read_forecasts, refused
 
 from nowcast_server.jobs.course import COURSE_BYTES
 
 ONE, KEPT = COURSE_BYTES + 29_932, COURSE_BYTES + 1_132
 """Memory of a job of `dense(10, 20)`; what is left of it when its history is evicted."""
-TOKENS = {"tokens": "alice:alice-alice-alice,bob:bob-bob-bob-bob-bob"}
-
-
-def headers(tenant: str) -> dict[str, str]:
-    return {"authorization": "Bearer " + "-".join([tenant] * (3 if tenant == "alice" else 5))}
 
 
 def memory_for(jobs: int) -> int:
@@ -28,12 +23,11 @@ def crowded(start: Start, jobs: int = 2, **settings: Any) -> Caller:
 
 def resting(caller: Caller, name: str, *, gap_s: float = 0.0, tenant: str = "", filled: bool = True) -> Caller:
     """A job that sends a snapshot every so many seconds, however slow this machine is."""
-    job = caller.as_job(name, **(headers(tenant) if tenant else {}))
+    job = caller.as_job(name, **(bearer(tenant) if tenant else {}))
     assert job.register().status_code == 201
     if filled:
         job.fill()
-    (found,) = [each for each in caller.service.jobs if each.id == name]
-    found.gap_s = gap_s
+    caller.service.jobs.get(tenant or "anonymous", name).gap_s = gap_s
     return job
 
 
@@ -52,31 +46,26 @@ def test_the_longest_idle_history_makes_room(start: Start) -> None:
     assert read_forecasts(b.nowcast().content)[0].step == 30
 
 
-def test_a_job_at_work_is_not_evicted(start: Start) -> None:
-    """Jobs would drive each other out in turn, and send all their snapshots for each forecast; or lose them during one."""
-    caller, held = crowded(start, 1), Held()
-    a = resting(caller, "a", gap_s=3600.0)
-    refused(caller.as_job("b").register(), 507, "out_of_memory_budget")
-    assert a.steps() == [10, 20, 30]
+def test_a_job_at_work_is_not_evicted_nor_another_in_vain(start: Start) -> None:
+    """Jobs would drive each other out in turn, and send all their snapshots for each forecast, or lose them during one; one that
+    is refused all the same would have cost others their histories.
+    """
+    caller, held = crowded(start), Held()
+    rests, works = resting(caller, "rests"), resting(caller, "works", gap_s=3600.0)
+    large = caller.as_job("large")
+    large.wiring = dense(15, 20)  # needs the memory of both
+    refused(large.register(), 507, "out_of_memory_budget")
+    assert rests.steps() == works.steps() == [10, 20, 30]
+    caller.service.jobs.get("anonymous", "works").gap_s = 0.0
+    assert large.register().status_code == 201
     caller = start(held, memory=memory_for(1), wiring=dense(10, 20), evict_idle_s=1e-6)
     with held.making(resting(caller, "a")):
         refused(caller.as_job("b").register(), 507, "out_of_memory_budget")
 
 
-def test_nothing_is_evicted_in_vain(start: Start) -> None:
-    """A job that is refused all the same would have cost others their histories."""
-    caller = crowded(start)
-    a = resting(caller, "a")
-    resting(caller, "b", gap_s=3600.0)
-    large = caller.as_job("large")
-    large.wiring = dense(20, 100)
-    refused(large.register(), 507, "out_of_memory_budget")
-    assert a.steps() == [10, 20, 30]
-
-
 def test_a_tenant_evicts_its_own_first(start: Start) -> None:
     """A tenant that registers job after job would drive out everybody else's histories."""
-    caller = crowded(start, memory=3 * (ONE - KEPT) + 7 * KEPT + 5_000, **TOKENS)
+    caller = crowded(start, memory=3 * (ONE - KEPT) + 7 * KEPT + 5_000, tokens=TOKENS)
     bobs = resting(caller, "bobs", tenant="bob")
     for index in range(6):
         resting(caller, f"job-{index}", tenant="alice")
@@ -85,13 +74,12 @@ def test_a_tenant_evicts_its_own_first(start: Start) -> None:
 
 def test_a_tenants_limit_is_its_own(start: Start) -> None:
     """A tenant at its limit would evict others' histories, which does not help it."""
-    caller = crowded(start, 10, tenant_memory=memory_for(1), **TOKENS)
+    caller = crowded(start, 10, tenant_memory=memory_for(1), tokens=TOKENS)
     bobs = resting(caller, "bobs", tenant="bob")
     resting(caller, "first", tenant="alice", gap_s=3600.0, filled=False)
-    second = caller.as_job("second", **headers("alice"))
+    second = caller.as_job("second", **bearer("alice"))
     refused(second.register(), 507, "out_of_memory_budget")
-    (first,) = [job for job in caller.service.jobs if job.id == "first"]
-    first.gap_s = 0.0
+    caller.service.jobs.get("alice", "first").gap_s = 0.0
     assert second.register().status_code == 201
     assert bobs.steps() == [10, 20, 30]
 

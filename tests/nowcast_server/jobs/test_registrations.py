@@ -4,10 +4,12 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from server_kit import Last, Start, refused
 
 from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.registrations import LARGE_BYTES, Registrations
+from protos.wiring import Wiring
 
 LARGE = LARGE_BYTES + 1
 
@@ -36,8 +38,10 @@ def test_tenants_take_turns() -> None:
     assert set(asyncio.run(run())[:4]) >= {"one", "two"}
 
 
-def test_a_large_registration_that_is_too_early(start: Start) -> None:
-    """Its memory would be taken all the same; or never be given back."""
+def test_a_large_registration(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too early, its memory would be taken all the same, or never be given back; or several be read at once, at thirty times their
+    size.
+    """
     caller = start(max_registration=8 * LARGE)
     blocks = [[2, index % 5, 1, index % 5, 1, 1, 0, index, 1, 1, 1, 0] for index in range(2000)]
     spec = {"wiring": {"parameters": [["w", [2000]]], "neurons": 5, "blocks": blocks}, "forecaster": "last"}
@@ -47,6 +51,13 @@ def test_a_large_registration_that_is_too_early(start: Start) -> None:
     def put(job: str) -> Any:
         return caller.client.put(f"/v1/jobs/{job}", content=body, headers={"content-type": "application/json"})
 
+    read = Wiring.from_dict
+
+    def in_turn(data: Any) -> Wiring:
+        assert caller.service.registrations._turn.locked()
+        return read(data)
+
+    monkeypatch.setattr(Wiring, "from_dict", in_turn)
     for index in range(5):
         assert put(f"job-{index}").status_code == 201
     bodies = caller.service.registrations._bodies

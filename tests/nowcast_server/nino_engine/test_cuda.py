@@ -9,13 +9,6 @@ from nowcast_server.forecasters.learned import Nino
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-TOLERANCE = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def _exact() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
-
 
 def test_a_forecast_leaves_the_default_stream_alone() -> None:
     """Embedded beside a training, each forecast would hold up the steps that come after it."""

@@ -114,12 +114,8 @@ def test_a_forecast_that_nobody_wants_stops(monkeypatch: pytest.MonkeyPatch, cou
 
     with interruptible(check), pytest.raises(Cancelled):
         forecast(wiring, engine)
-    assert 3 <= len(begun) <= 3 + count * (engine_workers.AHEAD + 1) < engine_units(wiring)
-
-
-def engine_units(wiring: Wiring) -> int:
-    """Units that one convolution of the engine walks."""
-    return len(plan(wiring, Sizes(), graph=True, device=torch.device("cpu")).units)
+    units = plan(wiring, Sizes(), graph=True, device=torch.device("cpu")).units  # that one convolution walks
+    assert 3 <= len(begun) <= 3 + count * (engine_workers.AHEAD + 1) < len(units)
 
 
 def test_an_error_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,14 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
 
 import httpx2
 import pytest
 import ray
+import server_kit
 import torch
-from server_kit import Caller, frames, read_forecasts
+from server_kit import TOKENS, Caller, bearer, frames, read_forecasts, token, until
 from torch import nn
 
 from protos.messages import JobSpec
@@ -20,12 +21,10 @@ from trainer_worker.wiring import wire
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S")
 os.environ.update(dict.fromkeys(PATIENCE, "60"))  # read by Ray's processes, which the session's cluster starts later
-TENANTS = {"a": "token-of-tenant-a-0000", "b": "token-of-tenant-b-0000", "operator": "token-of-operator-0000"}
 
 NET = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 SPEC = JobSpec(wiring=wire(NET), context=3, forecaster="linear")
-TENANT_B = {"authorization": "Bearer token-of-tenant-b-0000"}
-OPERATOR = {"authorization": "Bearer token-of-operator-0000"}
+homes = partial(server_kit.homes, **bearer("operator"))
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +37,15 @@ def serve_url(ray_cluster: None) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"port": port, "memory": "256MiB", "tokens": ",".join(f"{name}:{token}" for name, token in TENANTS.items())}
+    settings = {"port": port, "memory": "256MiB", "tokens": TOKENS}
     yield start(settings, replicas=Replicas(2, 2, cpus=0.1))
     serve.shutdown()
 
 
 @pytest.fixture
 def client(serve_url: str) -> Iterator[httpx2.Client]:
-    """Calls as tenant a."""
-    with httpx2.Client(base_url=serve_url, headers={"authorization": f"Bearer {TENANTS['a']}"}, timeout=60) as calls:
+    """Calls as a tenant."""
+    with httpx2.Client(base_url=serve_url, headers=bearer("alice"), timeout=60) as calls:
         yield calls
 
 
@@ -65,22 +64,6 @@ def expected(context: torch.Tensor) -> torch.Tensor:
     from nowcast_server.forecasters import load_forecaster
 
     return load_forecaster("linear").forecast(SPEC.wiring, context, horizons=(1, 4))
-
-
-def replicas() -> dict[str, Any]:
-    """Serve's replica actors by tag."""
-    from ray.serve._private.constants import SERVE_NAMESPACE
-
-    names = [each for each in ray.util.list_named_actors(all_namespaces=True) if "NowcastServer#" in each["name"]]
-    assert all(each["namespace"] == SERVE_NAMESPACE for each in names)
-    return {each["name"].rpartition("#")[2]: ray.get_actor(each["name"], SERVE_NAMESPACE) for each in names}
-
-
-def homes(client: httpx2.Client) -> dict[str, float]:
-    """How many jobs each replica holds."""
-    text = client.get("/metrics", headers=OPERATOR).text
-    lines = [line for line in text.splitlines() if line.startswith("nowcast_jobs{")]
-    return {line.split('replica="')[1].split('"')[0]: float(line.split()[-1]) for line in lines}
 
 
 @pytest.fixture
@@ -123,13 +106,13 @@ def test_lists_status_and_metrics_speak_for_all_replicas(client: httpx2.Client, 
 
 def test_tenants_see_their_own_jobs_on_all_replicas(client: httpx2.Client, jobs: list[str]) -> None:
     """The calls between replicas would leak one tenant's jobs to another."""
-    assert client.get("/v1/jobs", headers=TENANT_B).json() == {"jobs": []}
-    assert client.get(f"/v1/jobs/{jobs[0]}", headers=TENANT_B).json()["code"] == "unknown_job"
-    assert client.delete(f"/v1/jobs/{jobs[0]}", headers=TENANT_B).status_code == 404
+    assert client.get("/v1/jobs", headers=bearer("bob")).json() == {"jobs": []}
+    assert client.get(f"/v1/jobs/{jobs[0]}", headers=bearer("bob")).json()["code"] == "unknown_job"
+    assert client.delete(f"/v1/jobs/{jobs[0]}", headers=bearer("bob")).status_code == 404
     assert client.get("/metrics").json()["code"] == "forbidden"
-    assert as_job(client, jobs[0], **TENANT_B).register(forecaster="linear").status_code == 201
+    assert as_job(client, jobs[0], **bearer("bob")).register(forecaster="linear").status_code == 201
     assert len(client.get("/v1/jobs").json()["jobs"]) == len(jobs), "b's job of that name pushed out a's"
-    assert client.delete(f"/v1/jobs/{jobs[0]}", headers=TENANT_B).status_code == 204
+    assert client.delete(f"/v1/jobs/{jobs[0]}", headers=bearer("bob")).status_code == 204
 
 
 def test_a_job_is_never_on_two_replicas(client: httpx2.Client) -> None:
@@ -167,23 +150,23 @@ def test_a_job_that_moves_stays_its_runs(client: httpx2.Client) -> None:
 
 def test_a_replica_that_dies_takes_nothing_but_its_histories(client: httpx2.Client, jobs: list[str]) -> None:
     """A killed replica would stop its jobs for good, or leave other jobs' forecasts wrong."""
+    from ray.serve._private.constants import SERVE_NAMESPACE
+
     contexts = {name: states(index + 100) for index, name in enumerate(jobs)}
     for name in jobs:
         for step, values in zip((10, 20, 30), contexts[name], strict=True):
             assert as_job(client, name).upload(step, frames(values, step=step)).is_success
     before = homes(client)
-    victim = replicas()[next(iter(before))]
-    ray.kill(victim, no_restart=True)
+    victim = next(iter(before))
+    (name,) = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["name"].endswith(f"#{victim}")]
+    ray.kill(ray.get_actor(name, SERVE_NAMESPACE), no_restart=True)
     lost = 0
     for name in jobs:
         found, forecasts = recover(client, name, contexts[name])
         lost += found
         assert torch.equal(forecasts, expected(contexts[name]))
-    assert lost >= before[next(iter(before))]
-    deadline = time.monotonic() + 60
-    while len(homes(client)) < 2:
-        assert time.monotonic() < deadline, "Serve did not start another replica"
-        time.sleep(0.5)
+    assert lost >= before[victim]
+    until(lambda: len(homes(client)) == 2)  # Serve starts another
 
 
 def recover(client: httpx2.Client, name: str, context: torch.Tensor) -> tuple[bool, torch.Tensor]:
@@ -214,12 +197,12 @@ def test_a_server_under_a_prefix_with_tokens_as_hashes(serve_url: str) -> None:
     from nowcast_server.serve.application import deployment
     from nowcast_server.tokens import digest
 
-    hashed = f"x:sha256:{digest('token-of-tenant-x-0000').hex()}"
+    hashed = f"x:sha256:{digest(token('x')).hex()}"
     one = deployment.options(num_replicas=1, ray_actor_options={"num_cpus": 0.1})
     serve.run(one.bind({"tokens": hashed, "memory": "1MiB"}), name="second", route_prefix="/second")
     with httpx2.Client(base_url=f"{serve_url}/second", timeout=60) as second:
         assert second.get("/v1/jobs").status_code == 401
-        mine = {"authorization": "Bearer token-of-tenant-x-0000"}
+        mine = bearer("x")
         assert second.get("/v1/info", headers=mine).json()["max_memory_bytes"] == 2**20
         assert as_job(second, "elsewhere", **mine).register(forecaster="linear").status_code == 201
     serve.delete("second")

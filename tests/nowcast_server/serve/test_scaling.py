@@ -6,14 +6,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
 import httpx2
 import pytest
 import torch
+from server_kit import homes
 from torch import Tensor, nn
 from waiting import until as until_within
 
@@ -107,14 +106,6 @@ def answers(client: httpx2.Client) -> bool:
         return client.get("/readyz", timeout=5).is_success
     except httpx2.TransportError:
         return False
-
-
-def homes(client: httpx2.Client) -> Counter[str]:
-    """How many jobs each replica holds; none that is starting or going."""
-    while not (response := client.get("/metrics")).is_success:  # a replica that goes may fail to answer the one that asks
-        time.sleep(0.5)
-    lines = [line for line in response.text.splitlines() if line.startswith("nowcast_jobs{")]
-    return Counter({line.split('replica="')[1].split('"')[0]: int(float(line.split()[-1])) for line in lines})
 
 
 def test_replicas_come_and_go_with_the_forecasts(server: httpx2.Client) -> None:

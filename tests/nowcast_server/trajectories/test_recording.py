@@ -119,30 +119,28 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
     assert (recorded.steps.tolist(), recorded.states(slice(None)).tolist()) == ([10], [[10.0] * 4])
 
 
-def add(recording: Recording, *steps: int) -> list[bool]:
-    return [recording.add(JOB, step, RNG.normal(size=8).astype(np.float32)) for step in steps]
+def record(folder: Path, *steps: int) -> list[bool]:
+    """Which of a job's snapshots a server keeps that ends then."""
+    recording = Recording(folder)
+    kept = [recording.add(JOB, step, RNG.normal(size=8).astype(np.float32)) for step in steps]
+    recording.end_all()
+    return kept
 
 
 def test_runs_go_on_and_those_that_begin_anew_are_others(tmp_path: Path) -> None:
     """Runs would be mixed into each other, or go back in time when a worker resends its context, or their first part be lost."""
     for steps, kept in (((0, 10, 10, 0), 2), ((20, 30), 2), ((0, 10), 2)):
-        recording = Recording(tmp_path)
-        assert add(recording, *steps) == [True] * kept + [False] * (len(steps) - kept)
-        recording.end_all()
+        assert record(tmp_path, *steps) == [True] * kept + [False] * (len(steps) - kept)
     assert [run.steps.tolist() for run in trajectories(tmp_path)] == [[0, 10, 20, 30], [0, 10]]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, 100])
 def test_a_damaged_file_is_left_alone(tmp_path: Path, kept_bytes: int) -> None:
     """A file that a crash left empty would keep its job from ever being recorded again."""
-    recording = Recording(tmp_path)
-    assert add(recording, 0) == [True]
-    recording.end_all()
+    assert record(tmp_path, 0) == [True]
     (damaged,) = (tmp_path / "team").iterdir()
     damaged.write_bytes(damaged.read_bytes()[:kept_bytes])
-    recording = Recording(tmp_path)
-    assert add(recording, 10, 20) == [True, True]
-    recording.end_all()
+    assert record(tmp_path, 10, 20) == [True, True]
     assert damaged.stat().st_size == kept_bytes
     (other,) = set((tmp_path / "team").iterdir()) - {damaged}
     assert Trajectory.open(other).steps.tolist() == [10, 20]
@@ -150,9 +148,7 @@ def test_a_damaged_file_is_left_alone(tmp_path: Path, kept_bytes: int) -> None:
 
 def test_a_fit_reads_them_by_their_wiring(tmp_path: Path) -> None:
     """Recorded jobs have no design to wire anew: without their wiring they would be useless."""
-    recording = Recording(tmp_path)
-    add(recording, *range(0, 250, 10))
-    recording.end_all()
+    record(tmp_path, *range(0, 250, 10))
     (group,) = Library.open(tmp_path).training
     assert (group.kind, group.wiring.hash) == ("recorded", JOB.spec.wiring.hash)
     assert torch.from_numpy(group.runs[0].states(slice(0, 2))).shape == (2, 8)

@@ -2,13 +2,11 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from http.client import HTTPResponse
+from contextlib import ExitStack, suppress
 
 import pytest
-from server_kit import Caller, Held, Start, frames, until
+from server_kit import NOWCAST, TOKENS, Held, Start, answer, frames, request, until
 
 from nowcast_server.web import connections
 from nowcast_server.web.connections import MAX_HEAD_BYTES
@@ -19,20 +17,9 @@ LIVE = OPENING + b"\r\n"
 WITH_BODY = OPENING + b"content-length: 200000\r\n\r\n"
 
 
-@contextmanager
-def _connect(caller: Caller) -> Iterator[socket.socket]:
-    url = caller.client.base_url
-    with socket.create_connection((url.host, url.port or 0), timeout=60) as connection:
-        yield connection
-
-
-def _status(connection: socket.socket, request: bytes = b"") -> int:
-    """Of the next answer, once the request is sent."""
-    connection.sendall(request)
-    response = HTTPResponse(connection)
-    response.begin()
-    response.read()
-    return response.status
+def _status(connection: socket.socket, sent: bytes = b"") -> int:
+    """Of the next answer, once this is sent."""
+    return answer(connection, sent)[0].status
 
 
 def _live(size: int, *, headers: int = 1) -> bytes:
@@ -45,7 +32,7 @@ def _live(size: int, *, headers: int = 1) -> bytes:
 def test_a_head_has_a_limit(listen: Start, headers: int) -> None:
     """Whoever reaches the port, without a token, could fill the memory with headers that never end."""
     caller = listen()
-    with _connect(caller) as connection:
+    with caller.connect() as connection:
         assert _status(connection, _live(MAX_HEAD_BYTES, headers=headers)) == 200
         assert _status(connection, _live(MAX_HEAD_BYTES + 1, headers=headers)[:-1]) == 431
         assert connection.recv(1) == b""  # hung up
@@ -53,7 +40,7 @@ def test_a_head_has_a_limit(listen: Start, headers: int) -> None:
 
 def test_nothing_is_said_within_an_answer(listen: Start) -> None:
     """A refusal in the middle of an answer would be read as a part of it."""
-    with _connect(listen()) as connection:
+    with listen().connect() as connection:
         put = b"PUT /v1/jobs/job HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         connection.sendall(put + b"expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n")
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -63,7 +50,7 @@ def test_nothing_is_said_within_an_answer(listen: Start) -> None:
 
 def test_each_head_is_counted_by_itself(listen: Start) -> None:
     """A connection would be cut off for what its earlier requests had, headers or bodies."""
-    with _connect(listen()) as connection:
+    with listen().connect() as connection:
         for _ in range(3):
             assert _status(connection, _live(MAX_HEAD_BYTES // 2 + 1)) == 200
             assert _status(connection, WITH_BODY + b"a" * 200_000) == 200
@@ -86,7 +73,7 @@ def test_a_connection_that_asks_for_nothing_ends(
     monkeypatch.setattr(connections, "REFUSED_S", 0.3)
     if not answered:
         monkeypatch.setattr(connections, "HEAD_S", 0.3)
-    with _connect(caller) as connection:
+    with caller.connect() as connection:
         if answered:
             assert _status(connection, answered) == 200
             monkeypatch.setattr(connections, "HEAD_S", 0.3)
@@ -97,7 +84,7 @@ def test_a_connection_that_asks_for_nothing_ends(
 def test_a_connection_that_rests_between_requests_stays(listen: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker would connect anew for each snapshot."""
     caller = listen()
-    with _connect(caller) as connection:
+    with caller.connect() as connection:
         for _ in range(3):
             assert _status(connection, LIVE) == 200
             monkeypatch.setattr(connections, "HEAD_S", 0.3)
@@ -110,22 +97,19 @@ def test_a_slow_body_and_a_slow_answer_are_waited_for(listen: Start, monkeypatch
     caller = listen(held)
     assert caller.register().status_code == 201
     caller.fill(10, 20)
-    body = frames(caller.values(30), step=30)
-    put = f"PUT /v1/jobs/job/snapshots/30 HTTP/1.1\r\nhost: x\r\ncontent-type: {MEDIA_TYPE}\r\n".encode()
-    ask = b'{"context": [10, 20, 30], "horizons": [1]}'
-    post = b"POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    with _connect(caller) as connection, ThreadPoolExecutor(1) as pool:
+    put = request("PUT", "/v1/jobs/job/snapshots/30", frames(caller.values(30), step=30), content_type=MEDIA_TYPE)
+    with caller.connect() as connection, ThreadPoolExecutor(1) as pool:
         assert _status(connection, LIVE) == 200
         monkeypatch.setattr(connections, "HEAD_S", 0.3)
-        for head, half, rest in ((put, body[:50], body[50:]), (post, ask[:5], ask[5:])):
-            connection.sendall(head + b"content-length: %d\r\n\r\n" % (len(half) + len(rest)) + half)
+        for call in (put, NOWCAST):
+            connection.sendall(call[:-20])
             time.sleep(0.6)
-            answer = pool.submit(_status, connection, rest)
-            if head is post:
+            status = pool.submit(_status, connection, call[-20:])
+            if call is NOWCAST:
                 assert held.begun.acquire(timeout=60)
                 time.sleep(0.6)
                 held.released.set()
-            assert answer.result() == 200
+            assert status.result() == 200
 
 
 UPLOAD = b"PUT /v1/jobs/mine/snapshots/8 HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
@@ -144,21 +128,17 @@ def test_a_refused_body_that_drips_has_an_end(listen: Start, monkeypatch: pytest
     """A byte now and then would hold a connection for ever, without a token."""
     caller = listen()
     monkeypatch.setattr(connections, "REFUSED_S", 0.5)
-    with _connect(caller) as connection:
+    with caller.connect() as connection:
         assert _status(connection, UPLOAD % 1000) == 404
         until(lambda: _fails(connection, b"x"))
 
 
-@pytest.mark.parametrize("tokens", [{}, {"tokens": "alice:alice-alice-alice"}])
+@pytest.mark.parametrize("tokens", [{}, {"tokens": TOKENS}])
 def test_a_long_refused_body_is_not_swallowed(listen: Start, tokens: dict[str, str]) -> None:
     """A call that was answered 401 could go on to send 100 GB."""
-    with _connect(listen(**tokens)) as connection:
-        connection.sendall(UPLOAD % 10**11 + b"x" * 1000)
-        response = HTTPResponse(connection)
-        response.begin()
-        assert response.status == (401 if tokens else 404)
-        assert response.headers["connection"] == "close"
-        response.read()
+    with listen(**tokens).connect() as connection:
+        response, _ = answer(connection, UPLOAD % 10**11 + b"x" * 1000)
+        assert (response.status, response.headers["connection"]) == (401 if tokens else 404, "close")
         assert connection.recv(1) == b""
 
 
@@ -167,11 +147,11 @@ def test_the_longest_idle_connection_makes_room(listen: Start, limit: str) -> No
     """Idle connections, without a token, would keep everybody else out; or one machine have all the connections there are."""
     caller = listen(**{limit: 10})
     with ExitStack() as stack:
-        idle = [stack.enter_context(_connect(caller)) for _ in range(30)]
+        idle = [stack.enter_context(caller.connect()) for _ in range(30)]
         for connection in idle[:15]:
             with suppress(ConnectionResetError):
                 assert connection.recv(1) == b""  # ended to make room
-        with _connect(caller) as late:
+        with caller.connect() as late:
             assert _status(late, LIVE) == 200
         assert _status(idle[-1], LIVE) == 200
 
@@ -180,18 +160,16 @@ def test_health_is_reachable_when_all_connections_are_busy(listen: Start) -> Non
     """A server at its limit would be killed by its orchestrator, with all histories."""
     held = Held()
     caller = listen(held, max_connections=4).filled()  # its own connection is one of them
-    ask = b'{"context": [10, 20, 30], "horizons": [1]}'
-    post = b"POST /v1/jobs/job/nowcasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     with ExitStack() as stack:
         busy = []
         for index in range(4):
-            busy.append(stack.enter_context(_connect(caller)))
-            busy[-1].sendall(post % len(ask) + ask)
+            busy.append(stack.enter_context(caller.connect()))
+            busy[-1].sendall(NOWCAST)
             until(lambda index=index: caller.service.device.waiting == index)  # type: ignore[misc]
         assert held.begun.acquire(timeout=60)
-        with _connect(caller) as probe:
+        with caller.connect() as probe:
             assert _status(probe, LIVE) == 200
-        with _connect(caller) as other:
+        with caller.connect() as other:
             assert _status(other, b"GET /v1/info HTTP/1.1\r\nhost: x\r\n\r\n") == 503
         held.released.set()
         assert [_status(connection) for connection in busy] == [200] * 4

@@ -2,8 +2,8 @@
 
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -22,8 +22,6 @@ from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.endpoint import Asked
 
 trustme = pytest.importorskip("trustme")
-
-Https = Callable[..., AbstractContextManager[str]]
 
 
 class Files:
@@ -51,22 +49,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(tmp_path_factory.mktemp("certificates"))
 
 
-@pytest.fixture
-def https(files: Files) -> Https:
-    """A server that speaks HTTPS; with `mutual` only to clients of our authority. Its address."""
-
-    @contextmanager
-    def start(*, mutual: bool) -> Iterator[str]:
-        settings = Settings(tls_cert=files.server, tls_ca=files.ca if mutual else None)
-        with listening(create_app(settings, forecasters={"last": Last()}), settings, verify=files.context(files.client)) as client:
-            yield str(client.base_url)
-
-    return start
+@contextmanager
+def https(files: Files, *, mutual: bool) -> Iterator[str]:
+    """A server that speaks HTTPS, if `mutual` only to clients of our authority: its address."""
+    settings = Settings(tls_cert=files.server, tls_ca=files.ca if mutual else None)
+    with listening(create_app(settings, forecasters={"last": Last()}), settings, verify=files.context(files.client)) as client:
+        yield str(client.base_url)
 
 
-def test_only_those_who_know_the_authority_talk_to_each_other(https: Https, files: Files) -> None:
+def test_only_those_who_know_the_authority_talk_to_each_other(files: Files) -> None:
     """The server would answer in plain text; a client take any server for ours; or whoever reaches the port get in."""
-    with https(mutual=False) as url:
+    with https(files, mutual=False) as url:
         assert httpx2.get(f"{url}/livez", verify=files.context()).status_code == 200
         with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             httpx2.get(f"{url}/livez")
@@ -74,17 +67,17 @@ def test_only_those_who_know_the_authority_talk_to_each_other(https: Https, file
             HttpEndpoint(url, job="nobody").info(deadline=Deadline(5))
         with pytest.raises(httpx2.TransportError):
             httpx2.get(f"{url}/livez".replace("https", "http"))
-    with https(mutual=True) as url:
+    with https(files, mutual=True) as url:
         assert httpx2.get(f"{url}/livez", verify=files.context(files.client)).status_code == 200
         for context in (files.context(), files.context(files.stranger)):
             with pytest.raises(httpx2.TransportError):
                 httpx2.get(f"{url}/livez", verify=context)
 
 
-def test_a_connection_that_asks_for_nothing_ends(https: Https, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_asks_for_nothing_ends(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle connections, or headers without an end, would do behind a certificate what they cannot do without."""
     endless = b"GET /livez HTTP/1.1\r\nhost: x\r\nz: ".ljust(connections.MAX_HEAD_BYTES, b"z")
-    with https(mutual=False) as url:
+    with https(files, mutual=False) as url:
         for sent, answer, head_s in ((b"", b"", 0.3), (endless, b"HTTP/1.1 431 ", 60.0)):
             monkeypatch.setattr(connections, "HEAD_S", head_s)
             plain = socket.create_connection(("127.0.0.1", httpx2.URL(url).port or 0), timeout=60)
@@ -93,11 +86,11 @@ def test_a_connection_that_asks_for_nothing_ends(https: Https, files: Files, mon
                 assert connection.recv(13) == answer
 
 
-def test_a_worker_streams_through_mutual_tls(https: Https, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_streams_through_mutual_tls(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker could not show its certificate."""
     spec = JobSpec(wiring=dense(1000, 1000), context=2, forecaster="last")
     snapshots, out = torch.randn(2, spec.wiring.size), torch.empty(1, spec.wiring.size)
-    with https(mutual=True) as url:
+    with https(files, mutual=True) as url:
         monkeypatch.setenv("NOWCAST_SERVER_CA", str(files.ca))
         with pytest.raises(Unavailable):
             HttpEndpoint(url, job="nobody").register(spec, replace=False, deadline=Deadline(5))

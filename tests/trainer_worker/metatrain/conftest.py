@@ -1,11 +1,8 @@
 """A small store of real runs, made once."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "nowcast_server" / "nino"))
 
 from trainer_worker.metatrain.collect import run
 from trainer_worker.metatrain.draw import Study
@@ -13,7 +10,7 @@ from trainer_worker.metatrain.networks import Design
 from trainer_worker.metatrain.stack import Lane
 
 
-def study(number: int, data: str, *, validation: bool = False, steps: int = 300) -> Study:
+def study(number: int, data: str, *, held: bool) -> Study:
     """An MLP on synthetic tables, which need no download."""
     lanes = tuple(
         Lane(lr=lr, weight_decay=0.01, beta1=0.9, beta2=0.999, warmup=0, seed=number * 10 + index)
@@ -21,16 +18,7 @@ def study(number: int, data: str, *, validation: bool = False, steps: int = 300)
     )
     design = Design(kind="mlp", inputs=10, outputs=1, widths=(6 + number,), norm="layer")
     return Study(
-        number=number,
-        data=data,
-        validation=validation,
-        design=design,
-        size=0,
-        views=(),
-        lanes=lanes,
-        batch_size=16,
-        steps=steps,
-        every=10,
+        number=number, data=data, validation=held, design=design, size=0, views=(), lanes=lanes, batch_size=16, steps=300, every=10
     )
 
 
@@ -39,5 +27,5 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two training studies and one for validation, two runs of 31 snapshots each."""
     folder = tmp_path_factory.mktemp("trajectories")
     for number, data in enumerate(("friedman-1", "friedman-2", "friedman-3")):
-        run(study(number, data, validation=number == 2), folder / f"{number}")
+        run(study(number, data, held=number == 2), folder / f"{number}")
     return folder

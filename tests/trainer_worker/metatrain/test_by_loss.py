@@ -3,12 +3,10 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from nowcast_server.forecasters.registry import SHIPPED
-from nowcast_server.trajectories.store import SUFFIX, TrajectoryWriter
 from trainer_worker.metatrain import by_loss as judging
 from trainer_worker.metatrain.by_loss import by_loss, steps_saved, table
 from trainer_worker.metatrain.cli import app
@@ -57,16 +55,3 @@ def test_the_command(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.exit_code == 0, said.output
     assert "wnn-base" in said.output
     assert "%" in said.output
-
-
-def test_runs_that_cannot_be_gone_on_from(tmp_path: Path) -> None:
-    """A table without rows would look as if all had gone well: of a server's recordings the task is not known."""
-    wiring = {"parameters": [["weight", [2]]], "neurons": 2, "blocks": []}
-    with TrajectoryWriter(
-        tmp_path / f"run{SUFFIX}", np.zeros(2, np.float32), header={"wiring": wiring, "validation": True}
-    ) as writer:
-        for step in range(25):
-            writer.append(step, np.full(2, step, np.float32), loss=1.0, segment=0)
-    said = CliRunner().invoke(app, ["judge", str(tmp_path), str(WEIGHTS), "--by-loss"], env={"COLUMNS": "200"})
-    assert said.exit_code == 2
-    assert "--by-loss needs" in said.output

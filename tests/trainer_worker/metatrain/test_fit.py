@@ -48,12 +48,23 @@ def interrupt(settings: FitConfig, when: int) -> None:
 
 
 def test_a_resumed_fit_draws_from_what_it_began_with(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A collection or a server that goes on beside a fit would change the weights that come out of it if it is interrupted."""
+    """A collection or a server that goes on beside a fit would change the weights that come out of it if it is interrupted; or
+    nobody could see whether a fit of hours is worth going on.
+    """
     straight = fit(config(runs, tmp_path / "a"))
+    lines = [json.loads(line) for line in (tmp_path / "a" / "progress.jsonl").read_text().splitlines()]
+    assert lines[0]["config"]["name"] == "small"
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert set(lines[-1]["skill"]) == {"average", "linear", "model"}
     store = tmp_path / "store"
     shutil.copytree(runs, store)
     settings = config(store, tmp_path / "b")
     interrupt(settings, 8)
+    gone = store / "1" / "01.trajectory"
+    gone.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1/01.trajectory, which is missing or damaged"):  # it would go on with other draws
+        fit(settings)
+    shutil.copy(runs / "1" / "01.trajectory", gone)
     shutil.copytree(runs / "0", store / "9")
     old = Trajectory.open(store / "0" / "00.trajectory")
     with TrajectoryWriter(old.path, old.base, header={}) as writer:
@@ -63,21 +74,7 @@ def test_a_resumed_fit_draws_from_what_it_began_with(runs: Path, tmp_path: Path,
         resumed = fit(settings)
     ours, theirs = load_checkpoint(straight), load_checkpoint(resumed)
     assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
-    assert (
-        "2 trajectories were added since the fit began, and are ignored until the next one: 9/00.trajectory, 9/01.trajectory"
-        in caplog.text
-    )
-
-
-def test_a_resumed_fit_misses_what_is_gone(runs: Path, tmp_path: Path) -> None:
-    """It would go on with other draws and end in other weights, without a word."""
-    store = tmp_path / "store"
-    shutil.copytree(runs, store)
-    settings = config(store, tmp_path / "out")
-    interrupt(settings, 8)
-    (store / "1" / "01.trajectory").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"1/01.trajectory, which is missing or damaged"):
-        fit(settings)
+    assert "2 trajectories were added since the fit began, and are ignored until the next one: 9/00.traj" in caplog.text
 
 
 def test_learns_to_beat_last_on_runs_it_was_not_fitted_to(runs: Path, tmp_path: Path) -> None:
@@ -140,42 +137,32 @@ def test_a_step_without_finite_gradient_is_left_out(runs: Path, tmp_path: Path, 
         fit(config(runs, tmp_path / "worse"))
 
 
-def test_progress_is_logged(runs: Path, tmp_path: Path) -> None:
-    """Nobody could see whether a fit of hours is worth going on."""
-    fit(config(runs, tmp_path))
-    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
-    assert lines[0]["config"]["name"] == "small"
-    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
-    assert set(lines[-1]["skill"]) == {"average", "linear", "model"}
+def refused(*arguments: object) -> str:
+    """What a command says that ends before it has done anything."""
+    said = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "400"})
+    assert said.exit_code == 2, said.output
+    return said.output
 
 
-def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
-    """The user would see a division by zero."""
-    with pytest.raises(ValueError, match="metatrain collect"):
-        fit(config(tmp_path, tmp_path / "out"))
-
-
-def test_the_commands_name_the_file_that_is_no_checkpoint(runs: Path, tmp_path: Path) -> None:
-    """The user would read a traceback and not which of the files it is."""
-    missing = tmp_path / "missing.safetensors"
+def test_commands_say_what_they_cannot_do(runs: Path, tmp_path: Path) -> None:
+    """The user would read a traceback and not which file is no checkpoint, or see an empty table, as if all had gone well."""
+    missing, teaching, recorded = tmp_path / "missing.safetensors", tmp_path / "teaching", tmp_path / "recorded"
     (tmp_path / "fit.toml").write_text(f'trajectories = "{runs}"\nout = "{tmp_path}/out"\nname = "x"\nstart = "{missing}"\n')
-    for arguments in (["judge", str(runs), str(missing)], ["fit", str(tmp_path / "fit.toml")]):
-        said = CliRunner().invoke(app, arguments)
-        assert said.exit_code == 2, said.output
-        assert "missing.safetensors" in "".join(line.strip("│ ") for line in said.output.splitlines())
-
-
-def test_nothing_to_judge_by_or_to_show_is_said(runs: Path, tmp_path: Path) -> None:
-    """A `--held` or a folder with a typing error would print an empty table, as if all had gone well."""
-    teaching = tmp_path / "teaching"
+    assert "missing.safetensors" in refused("judge", runs, missing)
+    assert "missing.safetensors" in refused("fit", tmp_path / "fit.toml")
     teaching.mkdir()
     (path, *_) = (run.path for group in Library.open(runs).training for run in group.runs)
     shutil.copy(path, teaching)
-    weights = str(SHIPPED / "nino-base.safetensors")
-    said = CliRunner().invoke(app, ["judge", str(teaching), weights, "--held", "nonsense"], env={"COLUMNS": "400"})
-    assert said.exit_code == 2, said.output
-    assert Library.open(teaching).training[0].task in said.output
-    assert CliRunner().invoke(app, ["show", str(tmp_path / "missing")]).exit_code == 2
+    weights = SHIPPED / "nino-base.safetensors"
+    assert Library.open(teaching).training[0].task in refused("judge", teaching, weights, "--held", "nonsense")
+    refused("show", tmp_path / "nothing")
+    header = {"wiring": {"parameters": [["weight", [2]]], "neurons": 2, "blocks": []}, "validation": True}
+    with TrajectoryWriter(recorded / "run.trajectory", np.zeros(2, np.float32), header=header) as writer:
+        for step in range(25):
+            writer.append(step, np.full(2, step, np.float32), loss=1.0, segment=0)
+    assert "--by-loss needs" in refused("judge", recorded, weights, "--by-loss")  # their task is not known
+    with pytest.raises(ValueError, match="metatrain collect"):
+        fit(config(tmp_path / "nothing", tmp_path / "out"))
 
 
 def test_windows_are_the_runs(runs: Path) -> None:

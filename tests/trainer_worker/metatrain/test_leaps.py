@@ -21,17 +21,9 @@ from trainer_worker.metatrain.stack import Lane, Snapshots, train
 
 MLP = Design(kind="mlp", inputs=5, outputs=1, widths=(7,))
 LANES = tuple(Lane(lr=lr, weight_decay=0.0, beta1=0.9, beta2=0.999, warmup=0, seed=seed) for lr, seed in ((1e-2, 1), (3e-3, 2)))
+WIDE = replace(MLP, inputs=10)
 TABLE = Study(
-    number=0,
-    data="friedman-1",
-    validation=False,
-    design=replace(MLP, inputs=10),
-    size=0,
-    views=(),
-    lanes=LANES,
-    batch_size=16,
-    steps=20,
-    every=10,
+    number=0, data="friedman-1", validation=False, design=WIDE, size=0, views=(), lanes=LANES, batch_size=16, steps=20, every=10
 )
 SHIPPED = Path(__file__).parents[3] / "nowcast_server" / "checkpoints" / "wnn-base.safetensors"
 
@@ -102,11 +94,8 @@ def test_stored_runs_are_cut_at_their_jumps(tmp_path: Path) -> None:
     study = replace(TABLE, steps=150, leaps=Leaps(stride=1, horizons=(9, 4)))
     assert run(study, tmp_path / "study", forecaster=SHIPPED) == len(study.lanes)
     for trajectory in trajectories(tmp_path):
-        assert [np.asarray(piece.steps).tolist() for piece in trajectory.pieces()] == [
-            list(range(0, 60, 10)),
-            list(range(60, 110, 10)),
-            list(range(110, 160, 10)),
-        ]
+        pieces = [np.asarray(piece.steps).tolist() for piece in trajectory.pieces()]
+        assert pieces == [[*range(0, 60, 10)], [*range(60, 110, 10)], [*range(110, 160, 10)]]
         assert trajectory.header["leaps"] == {"stride": 1, "horizons": [9, 4]}
 
 

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 SCRIPT = """
     import os, sys, time
@@ -44,7 +44,9 @@ def test_no_process_outlives_a_killed_collection(script: Path, tmp_path: Path) -
     """Its workers would train on, unheard, and write into the store of the collection that was started in its place."""
     process = subprocess.Popen([sys.executable, script, tmp_path, "hang"])
     try:
-        worker = psutil.Process(int(_wait_for(tmp_path / "0.began")))
+        began = tmp_path / "0.began"
+        until(lambda: began.exists() and began.read_text())
+        worker = psutil.Process(int(began.read_text()))
     finally:
         process.kill()
         process.wait()
@@ -58,11 +60,3 @@ def test_a_failed_study_ends_the_collection_at_once(script: Path, tmp_path: Path
     assert ended.returncode
     assert "disk full" in ended.stderr
     assert len(list(tmp_path.glob("*.began"))) < 10
-
-
-def _wait_for(path: Path) -> str:
-    for _ in range(600):
-        if path.exists() and (text := path.read_text()):
-            return text
-        time.sleep(0.1)
-    raise TimeoutError(path)
