@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -26,7 +27,7 @@ class Registrations:
     def __init__(self, bodies: Budget) -> None:
         self._bodies = bodies
         self._turn = asyncio.Lock()  # serves those who wait in the order they came
-        self._tenants: dict[str, asyncio.Lock] = {}
+        self._tenants = WeakValueDictionary[str, asyncio.Lock]()  # of those who read or wait
 
     @contextmanager
     def receiving(self, tenant: str, size_bytes: int) -> Iterator[None]:
@@ -47,12 +48,8 @@ class Registrations:
             yield
             return
         mine = self._tenants.setdefault(tenant, asyncio.Lock())
-        try:
-            async with mine, self._turn:
-                yield
-        finally:
-            if not mine.locked():
-                self._tenants.pop(tenant, None)
+        async with mine, self._turn:
+            yield
 
 
 def check_size(spec: JobSpec, *, max_snapshot_bytes: int) -> None:

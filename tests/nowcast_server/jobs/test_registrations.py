@@ -38,6 +38,24 @@ def test_tenants_take_turns() -> None:
     assert set(asyncio.run(run())[:4]) >= {"one", "two"}
 
 
+def test_whoever_comes_between_two_turns_waits() -> None:
+    """A tenant that keeps sending would pass its own that wait, and stand in the line of turns several times."""
+
+    async def run() -> list[str]:
+        line, order = Registrations(Budget(100 * LARGE)), list[str]()
+
+        async def read(*names: str) -> None:
+            for name in names:
+                async with line.reading("many", LARGE):
+                    order.append(name)
+                    await asyncio.sleep(0)
+
+        await asyncio.gather(read("first", "third"), read("second"))
+        return order
+
+    assert asyncio.run(run()) == ["first", "second", "third"]
+
+
 def test_a_large_registration(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too early, its memory would be taken all the same, or never be given back; or several be read at once, at thirty times their
     size.
