@@ -67,7 +67,8 @@ class Course:
         if progress.used and not self._pushed:
             self._pushed = True
             self.happened("pushing", step=progress.step)
-        if progress.loss is None and len(self) and progress.step == self.points()[-1].step:
+        rows = self._open or self._rows[: self._count]
+        if progress.loss is None and len(rows) and progress.step == rows[-1][0]:
             return  # of a run that ends at a boundary
         self._open = [row for row in self._open if row[0] < progress.step]
         self._count = int(np.searchsorted(self._rows[: self._count, 0], progress.step))

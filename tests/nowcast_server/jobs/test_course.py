@@ -44,3 +44,13 @@ def test_points_as_they_come() -> None:
     course.tell(Progress(step=100, coherence=-0.5))
     assert [point.step for point in course.points()] == [*range(10, 100, 10), 100]
     assert (course.points()[-1].loss, course.points()[-1].coherence) == (None, -0.5)
+
+
+def test_what_comes_without_a_loss_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 512 points would be read at each upload of a run that tells no losses, 0.3 ms on the event loop."""
+    course = Course(0.0)
+    course.tell(Progress(step=10))
+    monkeypatch.setattr(Course, "points", lambda _: pytest.fail("all points were read"))
+    for step in (20, 20, 30):
+        course.tell(Progress(step=step))
+    assert len(course) == 3
