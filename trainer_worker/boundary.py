@@ -25,8 +25,7 @@ log = logging.getLogger(__name__)
 SHARE: Final = 200  # intervals in a run whose length is known
 GROWTH: Final = 150  # of a run of unknown length, an interval is one part in so many of the steps so far,
 SHORTEST: Final = 10  # but no less than so many steps
-EVERY: Final = 4
-"""A push is added in equal parts, every so many steps: each is a pass over the weights, and fewer cost less and save as much."""
+EVERY: Final = 4  # steps between the equal parts of a push: each is a pass over the weights, and fewer cost less and save as much
 LATE: Final = 3  # so many late forecasts, with none in time between them, double the interval;
 IN_TIME: Final = 10  # so many in time, times 2 for each time it was doubled, halve it again
 WIDEST: Final = 16  # times it may grow to: what is that far apart says little about the next steps
@@ -58,8 +57,7 @@ class Boundaries:
         self._push, self._journal, self._max_steps, self._mode = push, journal, max_steps, mode
         self._shadow = mode == "shadow"
         self._interval = interval or (max(1, max_steps // SHARE) if max_steps else None)
-        self.stretch = 1
-        """By how much the interval has grown."""
+        self.stretch = 1  # by how much the interval has grown
         self._patience = IN_TIME
         self._trend = 0  # late forecasts, with none in time between them; if negative, in time, with none late
         self._next = self.interval_after(0)
@@ -73,7 +71,6 @@ class Boundaries:
         self.step = 0
 
     def interval_after(self, step: int) -> int:
-        """Steps from the boundary at this step to the next."""
         return self.stretch * (self._interval or max(SHORTEST, step // GROWTH))
 
     @property
@@ -87,7 +84,9 @@ class Boundaries:
         """Count a step, add a part of the push; whether an interval ends. Raises what the ranks' communication raises, no more."""
         self.step += 1
         if not self._compared:
-            self._compare()
+            facts = {"step": self.step, "next": self._next, "mode": self._mode, "interval": self._interval}
+            self._ranks.check_alike(facts, () if self._flat.sharded else self._flat.parameters)
+            self._compared = True
         if (self._next - self.step) % EVERY == 0:
             self.pushed.add()
         return self.step >= self._next
@@ -202,11 +201,6 @@ class Boundaries:
             reason, detail = (reason_for(error), str(error)) if error is not None else ("", "")
             self._journal.add(Event(self.step, "server", outcome, reason, detail))
 
-    def _compare(self) -> None:
-        facts = {"step": self.step, "next": self._next, "mode": self._mode, "interval": self._interval}
-        self._ranks.check_alike(facts, () if self._flat.sharded else self._flat.parameters)
-        self._compared = True
-
     def _take_snapshot(self, *, asked: bool = False) -> None:
         self._taken += 1
         progress = self._progress()  # at each boundary, so that no loss is a mean over more than an interval
@@ -236,7 +230,6 @@ class Boundaries:
         return complete
 
     def last_progress(self) -> Progress:
-        """The progress at the end of the run."""
         return self._progress()(None, self._forecasts.layers.means() if self._forecasts else {})
 
     def state_dict(self) -> dict[str, Any]:

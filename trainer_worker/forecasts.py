@@ -19,9 +19,8 @@ from trainer_worker.push import Push, displacement, shape
 from trainer_worker.snapshots import SPARE_ROWS, Snapshot, SnapshotBuffers
 from trainer_worker.weights.flat import TORCH_DTYPES, FlatParameters
 
+# makes the progress of a run, given the coherence of the push that has just ended, and of all so far by layer
 Tell = Callable[[float | None, dict[str, float]], Progress]
-"""Makes the progress of a run, given the coherence of the push that has just ended, and of all so far by layer."""
-
 REMEMBERED: Final = 6  # intervals over which coherence is averaged
 GRACE_S: Final = 0.5  # beyond the deadline, for the answer that is just coming in
 
@@ -96,9 +95,7 @@ class Forecasts:
 
     def collect(self, request: Request, *, wait: bool) -> Tensor:
         """The displacement (n,) float32 that came of a request. If not told to wait until its deadline, it is here or given up.
-
-        Raises:
-            NowcastError: there is none; the error says why.
+        Raises NowcastError: there is none; the error says why.
         """
         patience_s = max(0.0, request.deadline.left_s + GRACE_S) if wait else 0.0
         if not request.done.wait(min(patience_s, threading.TIMEOUT_MAX)):

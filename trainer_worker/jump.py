@@ -13,9 +13,7 @@ JUMP_SHARE: Final = 50  # intervals in a run, as in the paper: 200 steps of 10,0
 
 def paper_horizons(nowcasts: int) -> tuple[int, ...]:
     """`round(linspace(K^(1/p), 1, N)^p)`: far at first, near at the end (NiNo, arXiv 2409.04434, section 4.2).
-
-    Args:
-        nowcasts: N, how many. For ten: 40 33 26 21 16 11 8 5 3 1.
+    For N = 10 `nowcasts`: 40 33 26 21 16 11 8 5 3 1.
     """
     start = FURTHEST ** (1 / POWER)
     return tuple(round((start + (1 - start) * index / max(1, nowcasts - 1)) ** POWER) for index in range(nowcasts))
@@ -23,9 +21,7 @@ def paper_horizons(nowcasts: int) -> tuple[int, ...]:
 
 class Jumps(Boundaries):
     """Waits for a forecast at the end of every period, and loads it. Contexts do not overlap: each begins after a jump.
-
-    Raises:
-        BadArgument: `max_steps` is None; the paper's schedule needs it.
+    Raises BadArgument: `max_steps` is None; the paper's schedule needs it.
     """
 
     def __init__(self, *args: Any, max_steps: int | None, interval: int | None, **kwargs: Any) -> None:

@@ -3,8 +3,7 @@
 import uuid
 from typing import Final
 
-LONGEST: Final = 64
-"""Beginning of a run's id, which says whose it is; the server takes 128 letters in all."""
+LONGEST: Final = 64  # letters of the submission in a run's id; the server takes 128 in all
 LONGEST_PART: Final = 20
 
 

@@ -37,8 +37,7 @@ from trainer_worker.wiring import describe, logged
 log = logging.getLogger(__name__)
 
 STATE_VERSION: Final = 11
-UNSEEDED: Final = 67280421310721
-"""The seed of torch's generators that nobody has seeded."""
+UNSEEDED: Final = 67280421310721  # the seed of torch's generators that nobody has seeded
 _running: Final = weakref.WeakSet["Nowcast"]()
 
 
@@ -114,15 +113,12 @@ class Nowcast:
         """Make what depends on which parameters are trained."""
         self._flat = FlatParameters(self._model, self._optimizers)
         if self._flat.sharded and self._wiring is None:
-            detail = "a model that is split over ranks cannot be wired: call wire(model) before fully_shard"
-            raise BadArgument("wiring", detail)
+            raise BadArgument("wiring", "a model that is split over ranks cannot be wired: call wire(model) before fully_shard")
         self._forecasts: Forecasts | None = None
         with self._ranks.failing_alike():
             if self._ranks.rank == 0:
-                spec = self._spec()
-                endpoint = self._endpoint or connect(
-                    self._server, spec, job=self.job, forecaster=self._forecaster, device=self._flat.device
-                )
+                spec, device = self._spec(), self._flat.device
+                endpoint = self._endpoint or connect(self._server, spec, job=self.job, forecaster=self._forecaster, device=device)
                 self._forecasts = Forecasts(self._flat, endpoint, spec, push=self._push, timeout_s=self._server.timeout_s)
         kind = Jumps if self._mode == "jump" else Boundaries
         self._boundaries = kind(
@@ -364,7 +360,7 @@ def _count(value: Any) -> bool:
     return value is None or (type(value) is int and value > 0)
 
 
-_TAKEN: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+_TAKEN: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {  # what an argument may be
     "model": (lambda value: isinstance(value, nn.Module), "a torch.nn.Module"),
     "max_steps": (_count, "a positive integer, or None"),
     "interval": (_count, "a positive integer, or None"),
@@ -373,7 +369,6 @@ _TAKEN: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "wiring": (lambda value: value is None or isinstance(value, Wiring), "what wire(model) gives"),
     "on_event": (lambda value: value is None or callable(value), "a function"),
 }
-"""What an argument may be."""
 
 
 def _check(**given: Any) -> None:

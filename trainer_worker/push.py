@@ -13,8 +13,7 @@ from trainer_worker.errors import BadArgument
 from trainer_worker.weights.flat import Piece
 
 CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks were fitted to so many
-FORECASTERS: Final = {"glide": "spectral", "shadow": "linear", "jump": "nino"}
-"""Which forecaster does best in each mode (bench/acceleration/results)."""
+FORECASTERS: Final = {"glide": "spectral", "shadow": "linear", "jump": "nino"}  # the best of each mode (bench/acceleration/results)
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,7 @@ def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Iterable[Piece], 
     seen in its context (snapshots (n,), oldest first, an interval apart), tensor by tensor.
 
     Entries that are equal in all snapshots stay as they are: padding rows, masked weights, unused layers. With `hold_norms`
-    tensors of two and more dimensions are turned, and keep their norms.
-
-    Raises:
-        BadForecast: it is not finite.
+    tensors of two and more dimensions are turned, and keep their norms. Raises BadForecast: the forecast is not finite.
     """
     _check_finite(forecast)
     for piece in pieces:

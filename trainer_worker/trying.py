@@ -33,9 +33,7 @@ class Told(NamedTuple):
 
 def run(script: Path, arguments: Sequence[str], *, seed: int) -> list[list[Told]]:
     """Run the script without and with nowcasts, in processes of their own, with the same seed.
-
-    Raises:
-        CommandFailed: the script fails, or tells no losses.
+    Raises CommandFailed: the script fails, or tells no losses.
     """
     found = []
     with tempfile.TemporaryDirectory() as folder:

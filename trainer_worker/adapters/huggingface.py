@@ -11,8 +11,7 @@ from trainer_worker.nowcast import Nowcast
 
 log = logging.getLogger(__name__)
 
-FILE: Final = "nowcast.pt"
-"""Where a checkpoint's folder holds the state."""
+FILE: Final = "nowcast.pt"  # the state, in a checkpoint's folder
 
 
 class NowcastCallback(TrainerCallback):
@@ -69,5 +68,4 @@ class NowcastCallback(TrainerCallback):
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the Trainer keeps the checkpoint of this step."""
     return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

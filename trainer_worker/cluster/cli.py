@@ -14,10 +14,8 @@ from trainer_worker.names import plain_name
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
-EXCLUDES: Final = [
-    *(".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules", "runs", "wandb")
-]
-"""Left at home: large, and of no use there."""
+CACHES: Final = ("__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache")
+EXCLUDES: Final = [".git", ".venv", "venv", *CACHES, "node_modules", "runs", "wandb"]  # large, and of no use there
 Option = typer.Option
 Address = Annotated[
     str | None, Option(help="Address of the cluster: http://HEAD:8265, or auto.", show_default="RAY_ADDRESS, or this machine's")
@@ -52,14 +50,8 @@ def submit(
     variables = dict(map(_variable, env or ()))
     folder = _folder(script, working_dir)
     submission = name or f"{plain_name(script.stem, most=40)}-{uuid.uuid4().hex[:8]}"
-    options = {
-        "name": submission,
-        "workers": [least, most],
-        "cpus": cpus,
-        "gpus": gpus,
-        "max_failures": max_failures,
-        "storage": storage,
-    }
+    options = {"name": submission, "workers": [least, most], "cpus": cpus, "gpus": gpus}
+    options |= {"max_failures": max_failures, "storage": storage}
     start = [] if driver else ["-m", "trainer_worker.cluster.script", json.dumps(options)]
     job = {
         "submission_id": submission,
@@ -73,9 +65,7 @@ def submit(
 
 def _send(job: dict[str, Any], *, address: str | None, server: str, follow: bool) -> str:
     """Start the job, and say how to look after it; with `follow`, why it did not succeed, else "".
-
-    Raises:
-        CommandFailed: nothing was started, or the cluster is gone.
+    Raises CommandFailed: nothing was started, or the cluster is gone.
     """
     from trainer_worker.cluster import connection
 

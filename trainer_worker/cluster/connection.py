@@ -28,9 +28,7 @@ AUTHENTICATE: Final = (
 
 def connect(address: str | None) -> JobSubmissionClient:
     """The job API of a cluster: at http://HEAD:8265, HEAD:6379 or auto; None for that of the environment, or of this machine.
-
-    Raises:
-        CommandFailed: nothing answers there, or a token is missing.
+    Raises CommandFailed: nothing answers there, or a token is missing.
     """
     for name in CHATTY:  # a terminal wants the answer, not how it came about
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -65,29 +63,20 @@ def cluster_errors() -> Iterator[None]:
 
 
 def send(client: JobSubmissionClient, job: dict[str, Any]) -> None:
-    """Upload and start a job of `submit_job`'s arguments; a cluster that has only just come up gets `READY_S` to be ready for jobs.
-
-    Raises:
-        CommandFailed: the cluster refuses.
-    """
+    """Upload and start a job of `submit_job`'s arguments. Raises CommandFailed: the cluster refuses."""
     job["runtime_env"]["env_vars"].setdefault("NOWCAST_LINK", f"{client.get_address()}/#/jobs/{job['submission_id']}")
     with cluster_errors():
-        for attempt in stamina.retry_context(
-            on=lambda error: isinstance(error, RuntimeError) and "try again later" in str(error),
-            attempts=None,
-            timeout=READY_S,
-            wait_initial=1.0,
-        ):
+        for attempt in stamina.retry_context(_not_ready, attempts=None, timeout=READY_S, wait_initial=1.0):
             with attempt:
                 client.submit_job(**job)
 
 
-def follow(client: JobSubmissionClient, submission: str) -> str:
-    """Print a job's output until it has ended; why it did not succeed, "" if it did.
+def _not_ready(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "try again later" in str(error)
 
-    Raises:
-        CommandFailed: the cluster is gone.
-    """
+
+def follow(client: JobSubmissionClient, submission: str) -> str:
+    """Print a job's output until it has ended; why it did not succeed, "" if it did. Raises CommandFailed: the cluster is gone."""
 
     async def tail() -> None:
         async for lines in client.tail_job_logs(submission):
@@ -106,9 +95,7 @@ def follow(client: JobSubmissionClient, submission: str) -> str:
 
 def find_server(client: JobSubmissionClient, server: str) -> str | None:
     """The address of the server that a job shall call, as the command names it: a URL, `serve:NAME`, or embedded, which is None.
-
-    Raises:
-        CommandFailed: it is none of them, or there is no such application, or it does not run.
+    Raises CommandFailed: it is none of them, or there is no such application, or it does not run.
     """
     if server == "embedded" or server.startswith(("http://", "https://")):
         return None if server == "embedded" else server
@@ -124,9 +111,7 @@ def find_server(client: JobSubmissionClient, server: str) -> str | None:
 
 def server_url(name: str, details: dict[str, Any]) -> str:
     """The address at which workers can call an application of Ray Serve, by what the cluster says of them.
-
-    Raises:
-        CommandFailed: there is no such application, or it does not run.
+    Raises CommandFailed: there is no such application, or it does not run.
     """
     applications, http = details.get("applications", {}), details["http_options"]
     if name not in applications:

@@ -16,12 +16,8 @@ from trainer_worker.training.records import Order, RunRecord, begin, finished, k
 
 def compare(config: Config, *, console: Console, resume: bool = False, plain: bool = True) -> Summary:
     """Train every seed without and with nowcasts, one run after the other, so that each has the whole machine; only as the
-    configuration says if not `plain`.
-
-    With `resume`, finished runs are read back and unfinished ones go on from their newest checkpoint; without, they are deleted.
-
-    Raises:
-        BadArgument, CommandFailed
+    configuration says if not `plain`. With `resume`, finished runs are read back and unfinished ones go on from their newest
+    checkpoint; without, they are deleted. Raises BadArgument or CommandFailed.
     """
     from trainer_worker.tasks.task import load_task
 
@@ -57,10 +53,8 @@ def _server_for(config: Config) -> Iterator[dict[str, str | None]]:
     elif table.server == "own":
         from trainer_worker.training.own_server import own_server
 
-        with own_server(
-            log=config.output.folder / "server.log",
-            checkpoint=f"{table.name}={table.forecaster}" if is_file(table.forecaster) else None,
-        ) as url:
+        checkpoint = f"{table.name}={table.forecaster}" if is_file(table.forecaster) else None
+        with own_server(log=config.output.folder / "server.log", checkpoint=checkpoint) as url:
             yield {"server": url, "token": None}
     else:
         yield {"server": table.server, "token": os.environ.get("NOWCAST_TOKEN")}

@@ -12,19 +12,17 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from trainer_worker.comparison.summary import Summary, smooth
 from trainer_worker.training.records import RunRecord
 
-COLOURS = ("#64748b", "#ea580c")
-"""The plain arm is grey: it is what the other is measured against."""
+COLOURS = ("#64748b", "#ea580c")  # the plain arm is grey: it is what the other is measured against
 INK, FAINT = "#1e293b", "#cbd5e1"
+# title, what is across, split and metric, and the quantiles shown: the first fall would hide how arms differ where it is flat
 PANELS = (
     ("Validation loss", "step", "validation", "loss", (0, 0.95)),
     ("Test accuracy", "step", "test", "accuracy", (0.05, 1)),
     ("Validation loss", "train_s", "validation", "loss", (0, 0.95)),
 )
-"""Title, what is across, split and metric, and the quantiles shown: the first fall would hide how arms differ where it is flat."""
 
 
 def draw(summary: Summary) -> Figure:
-    """Draw it; save it as PNG or SVG."""
     figure = Figure(figsize=(17, 5.4), dpi=130, facecolor="white", layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     for axes, (title, across, split, metric, shown) in zip(panels, PANELS, strict=True):
@@ -55,7 +53,6 @@ def _curves(axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], name: s
 
 
 def _zoom(axes: Axes, values: Sequence[float], shown: tuple[float, float]) -> None:
-    """Show what lies between two quantiles."""
     if finite := list(filter(math.isfinite, values)):  # else all runs diverged
         low, high = np.quantile(finite, shown)
         margin = 0.08 * (high - low) or 0.01

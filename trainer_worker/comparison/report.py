@@ -44,13 +44,11 @@ def read(place: Path) -> Summary:
         raise CommandFailed(f"{path} is not a summary of this version: {error.errors()[0]['msg']}") from error
     names = {arm.arm for arm in summary.arms}
     averages = {name for name in names if name.endswith(", averaged")} or names  # which stood beside their weights once
-    return summary.model_copy(
-        update={key: [each for each in getattr(summary, key) if each.arm in averages] for key in ("arms", "figures", "runs")}
-    )
+    kept = {key: [each for each in getattr(summary, key) if each.arm in averages] for key in ("arms", "figures", "runs")}
+    return summary.model_copy(update=kept)
 
 
 def show(summary: Summary, console: Console) -> None:
-    """Print the table."""
     title = f"{summary.headline}, {summary.wall_s:.0f} s in all"
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     for column in HEADS:
@@ -124,11 +122,7 @@ def _comparison(summary: Summary) -> dict[str, Any]:
 
 
 def _svg(text: str) -> Markup:
-    """A picture without the prolog of a file. The page's policy keeps what is in it from running.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A picture without the prolog of a file; ValueError if it is none. The page's policy keeps what is in it from running."""
     return Markup(text[text.index("<svg") :])  # noqa: S704
 
 
@@ -148,9 +142,7 @@ def _layers(summary: Summary) -> list[tuple[str, float, float]]:
 
 
 def write_events(summary: Summary, folder: Path) -> None:
-    """Write losses, accuracies and nowcasts of every run as TensorBoard events, each into a folder of its own; what was there is
-    replaced. TensorBoard's relative time is seconds of training.
-    """
+    """Write every run as TensorBoard events into a folder of its own, anew; TensorBoard's relative time is seconds of training."""
     from tensorboardX import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)

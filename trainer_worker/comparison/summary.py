@@ -16,20 +16,15 @@ from trainer_worker.training.config import Config
 from trainer_worker.training.records import Record, RunRecord, Score
 
 METRIC: Final = "smoothed validation loss"
+# A smoothed curve is the median of so many evaluations, the current one and those before it: a single one is too noisy to decide
+# on, and the median, unlike the mean, is not moved by the one that may fall right after a jump.
 SMOOTHING: Final = 5
-"""Evaluations of which a smoothed curve is the median, the current one and those before it.
-
-A single one is too noisy to decide on; and the median, unlike the mean, is not moved by the one evaluation that may fall right
-after a jump.
-"""
-
 ENOUGH_SEEDS: Final = 3
-ALWAYS: Final = (
+ALWAYS: Final = (  # what can be said of every comparison
     "Both arms start from the same weights and see the same batches. Validation data set the target; test data decide nothing.",
     "Steps do not depend on the machine. Seconds do: the runs came one after the other, and can be compared if nothing else ran.",
     "It holds for this model, data, learning rate and schedule. Pushes help least late in a run, with overfitting, falling rates.",
 )
-"""What can be said of every comparison."""
 
 
 class RunFigures(Record):
@@ -142,9 +137,7 @@ def _over_seeds(arm: Sequence[tuple[RunFigures, RunRecord]], *, plain: Sequence[
         fewer_steps=_saved(steps, base_steps),
         s_to_target=seconds,
         less_time=_saved(seconds, base_seconds),
-        best=Score(
-            loss=median(figure.best.loss for figure in figures), accuracy=median(figure.best.accuracy for figure in figures)
-        ),
+        best=Score(loss=median(each.best.loss for each in figures), accuracy=median(each.best.accuracy for each in figures)),
         step_s=median(run.step_s for run in runs),
         wall_s=median(run.wall_s for run in runs),
         nowcasts=dict(sum((Counter(run.outcomes) for run in runs), Counter())),
@@ -191,13 +184,10 @@ class Verdict:
 
     @property
     def answer(self) -> str:
-        """Whether nowcasts helped."""
         if (seeds := len(self._pairs)) < ENOUGH_SEEDS:
             return f"{('One seed', 'Two seeds')[seeds - 1]} only: an indication, not an answer."
-        faster = [
-            mine.steps_to_target is not None and mine.steps_to_target < (its.steps_to_target or math.inf)
-            for mine, its in self._pairs
-        ]
+        steps = [(mine.steps_to_target, its.steps_to_target or math.inf) for mine, its in self._pairs]
+        faster = [mine is not None and mine < its for mine, its in steps]
         if all(faster) and (self.arm.fewer_steps or 0) > 0:
             return "Yes: fewer steps with every seed."
         if not any(faster) and self.plain.steps_to_target is not None:
@@ -240,11 +230,10 @@ class Verdict:
         finite = [each for each in differences if math.isfinite(each)]
         if len(finite) >= 2:
             band = stdev(finite) / math.sqrt(len(finite))
-            clear = abs(mean(finite)) > 2 * band
+            clear = "more than" if abs(mean(finite)) > 2 * band else "within"
             said.append(
                 f"Validation loss at the end differs by {mean(finite):+.4g} in the mean of {len(finite)} seeds, "
-                f"with a standard error of {band:.2g}: "
-                f"{'more than' if clear else 'within'} what chance explains (two standard errors)."
+                f"with a standard error of {band:.2g}: {clear} what chance explains (two standard errors)."
             )
         elif finite:
             said.append(

@@ -67,9 +67,7 @@ def read(dataset: Dataset, *, path: str | Path | None = None) -> dict[str, bytes
 
     The order: `path` if given (then nothing else is tried), copies on disk (`$NOWCAST_DATA/NAME` or the user's cache, `data/NAME`
     in the working directory, an installed system package), then each of the set's sources, whose files are kept.
-
-    Raises:
-        DataMissing: no place has it; the message lists them all.
+    Raises DataMissing: no place has it; the message lists them all.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nowcast" / "data"
     home = Path(os.environ.get("NOWCAST_DATA") or cache) / dataset.name
@@ -176,9 +174,8 @@ class Pictures(NamedTuple):
 
 
 def fashion_mnist(path: str | Path | None = None) -> tuple[Pictures, Pictures]:
-    """60,000 training and 10,000 test pictures of clothes, 28x28, in ten classes (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747).
-
-    They are read from `path`, or as `read` finds them. Raises DataMissing: no source has them.
+    """60,000 training and 10,000 test pictures of clothes, 28x28, in ten classes (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747),
+    from `path`, or as `read` finds them. Raises DataMissing: no source has them.
     """
     bytes_of = {name: np.frombuffer(content, dtype=np.uint8) for name, content in read(FASHION_MNIST, path=path).items()}
     train, test = (  # the headers of IDX files: four bytes of type, four for each dimension

@@ -14,10 +14,8 @@ from torch.nn import functional
 from trainer_worker.tasks import TASKS
 from trainer_worker.tasks.data import Pictures, fashion_mnist
 
-HELD_OUT = 12
-"""The last 1/12 of the training pictures is held out for validation, as in the paper."""
-MEAN, STD = 0.1307, 0.3081
-"""Of MNIST, not of Fashion-MNIST: what the paper's protocol uses, kept so that learning rates and targets carry over."""
+HELD_OUT = 12  # the last 1/12 of the training pictures is held out for validation, as in the paper
+MEAN, STD = 0.1307, 0.3081  # MNIST's, as in the paper's protocol, so that learning rates and targets carry over
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +56,10 @@ def _order(examples: int, seed: int, epoch: int) -> Tensor:
 
 def batch_indices(examples: int, *, batch_size: int, seed: int, step: int, rank: int = 0, world: int = 1) -> Tensor:
     """This rank's share of the batch of `step`, counted from 0: a function of seed and step alone, so that a resumed run and a
-    compared arm see the same.
+    compared arm see the same. Shape: (batch_size / world,) int64.
 
     Every epoch is a new permutation of all examples; a batch may span two epochs, so that no example is ever dropped.
     Rank r takes every `world`-th place from r on: all ranks together see the same batch whatever their number.
-
-    Returns:
-        (batch_size / world,) int64
     """
     places = torch.arange(step * batch_size + rank, (step + 1) * batch_size, world)
     epochs = places // examples
@@ -94,9 +89,7 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, rank: int
 def convnet(width: int) -> nn.Sequential:
     """Three 3x3 convolutions of `width`, 2 `width` and 2 `width` channels, the first with stride 2 and without padding.
 
-    Shapes: (batch, 1, height, width) -> (batch, 10)
-
-    Source: the tasks FM/16 and FM/32 of the NiNo paper (arXiv 2409.04434).
+    Shapes: (batch, 1, height, width) -> (batch, 10). Source: the tasks FM/16 and FM/32 of the NiNo paper (arXiv 2409.04434).
     """
     layers: list[tuple[str, nn.Module]] = [
         ("conv1", nn.Conv2d(1, width, 3, stride=2)),
@@ -116,10 +109,7 @@ def load_task(name: str, *, data: Path | None = None, examples: int | None = Non
     """The task `name`, its data read from a folder, or found or fetched, and checked; at most so many examples in each split.
 
     Of Fashion-MNIST 55,000 pictures are for training, 5,000 for validation and 10,000 for tests.
-
-    Raises:
-        KeyError: no such task.
-        DataMissing: no source has its data.
+    Raises KeyError: no such task; DataMissing: no source has its data.
     """
     train, test = (_split(pictures, device) for pictures in fashion_mnist(data))
     kept = len(train) - len(train) // HELD_OUT

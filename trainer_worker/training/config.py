@@ -23,6 +23,7 @@ Positive = Annotated[float, Field(gt=0, strict=True)]
 Amount = Annotated[float, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Part = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Absolute = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """Relative to where the command runs: Ray's workers have working directories of their own."""
 
@@ -55,13 +56,8 @@ class TrainTable(Table):
     batch_size: Count = Field(default=128, description="examples per step, over all workers together")
     lr: Positive = Field(default=6e-3, description="learning rate of AdamW")
     weight_decay: Amount = Field(default=0.0, description="weight decay of AdamW")
-    average: Part = Field(
-        default=0.0,
-        description="decay of an exponential moving average of the weights, evaluated in their place, e.g. 0.998; 0 for none",
-    )
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32, strict=True)]], Field(min_length=1)] = Field(
-        default=[1000], description="one run for each seed; it sets weights, batches and dropout"
-    )
+    average: Part = Field(default=0.0, description="decay of an EMA of the weights, evaluated in their place, e.g. 0.998; 0: none")
+    seeds: list[Seed] = Field(default=[1000], min_length=1, description="one run for each; it sets weights, batches and dropout")
     eval_every: Count = Field(default=200, description="steps between two evaluations on validation and test data")
     checkpoint_every: Count = Field(default=1000, description="steps between two checkpoints")
 
@@ -76,17 +72,13 @@ class TrainTable(Table):
 class NowcastTable(Table):
     """`[nowcast]`: where forecasts come from, and how they push."""
 
-    server: str = Field(
-        default="own", description="`own`: start a server for this command; `embedded`: forecast in the worker; or a URL"
-    )
+    server: str = Field(default="own", description="`own`: start one; `embedded`: forecast in the worker; or the URL of a server")
     forecaster: str = Field(
         default="",
         description="spectral, linear, nino, wnn, average, last; a checkpoint's name at the server; or, for an own or embedded "
         "server, a file of weights; by default spectral, linear if shadow, nino if jump",
     )
-    interval: Count | None = Field(
-        default=None, description="steps between two snapshots; by default 1/200 of the run, 1/50 if jump"
-    )
+    interval: Count | None = Field(default=None, description="steps between snapshots; by default 1/200 of the run, 1/50 if jump")
     mode: Mode = Field(
         default="glide",
         description="glide: forecasts push the weights while training goes on; jump: the published method, predicted weights are "
@@ -95,12 +87,9 @@ class NowcastTable(Table):
     gain: Part = Field(default=Push.gain, description="share of the movement seen that a push adds")
     start: Share = Field(default=Push.start, description="share of the run after which pushes begin")
     fade: Share = Field(default=Push.fade, description="share of the run after which the gain falls, to 0 at the end")
-    hold_norms: bool = Field(
-        default=Push.hold_norms, description="keep the norms of weight matrices: turn them, do not enlarge them"
-    )
+    hold_norms: bool = Field(default=Push.hold_norms, description="keep the norms of weight matrices: turn, do not enlarge them")
     horizon: Horizon | None = Field(
-        default=None,
-        description="how far ahead to forecast, in intervals; by default what suits the forecaster; jump follows the paper",
+        default=None, description="intervals to forecast ahead; by default as suits the forecaster; jump has the paper's"
     )
     dtype: Dtype = Field(default="float32", description="precision in which snapshots are sent")
     timeout_s: Positive = Field(default=30.0, description="longest time for a call to the server, in seconds")
@@ -146,24 +135,17 @@ class WorkersTable(Table):
 
     count: Number = Field(default=2, description="data-parallel worker processes; 0 trains in this process, without Ray")
     gpus_per_worker: Amount = Field(default=0, description="GPUs of each worker; 0 trains on CPUs")
-    threads: Count | None = Field(
-        default=None, description="torch threads of each worker; by default its share of the machine's cores"
-    )
+    threads: Count | None = Field(default=None, description="torch threads of each worker; by default its share of the cores")
     max_failures: Number = Field(default=3, description="restarts from the latest checkpoint before giving up")
-    address: str | None = Field(
-        default=None, description="address of a running Ray cluster; by default one is started on this machine"
-    )
+    address: str | None = Field(default=None, description="of a running Ray cluster; by default one is started on this machine")
 
 
 class OutputTable(Table):
     """`[output]`: where results go."""
 
-    folder: Absolute = Field(
-        default=Path("runs/job"), description="folder for summary.json, report.png, report.html and checkpoints"
-    )
+    folder: Absolute = Field(default=Path("runs/job"), description="for summary.json, report.png, report.html and checkpoints")
     storage: str | None = Field(
-        default=None,
-        description="where checkpoints go instead, and the results as well: a path that all nodes share, or s3://, gs://, …",
+        default=None, description="for checkpoints instead, and results too: a shared path, s3://, gs://, …"
     )
 
     @property
@@ -202,13 +184,10 @@ TABLES: Final[dict[str, type[Table]]] = dict(zip(Config.model_fields, _TABLES, s
 
 
 def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared: bool = False) -> Config:
-    """Read and check a configuration.
+    """Read and check a configuration. `overrides`, by `table.key`, replace values of the file; None is no override.
+    With `compared`, nowcasts are made even if the file has no table of them.
 
-    `overrides`, by `table.key`, replace values of the file; None is no override. With `compared`, nowcasts are made even if the
-    file has no table of them.
-
-    Raises:
-        CommandFailed: the file cannot be read, is not TOML, or has wrong keys or values.
+    Raises CommandFailed: the file cannot be read, is not TOML, or has wrong keys or values.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
@@ -227,7 +206,6 @@ def load_config(path: Path, *, overrides: dict[str, Any] | None = None, compared
 
 
 def _explain(mistake: Any) -> str:
-    """One line for one of pydantic's errors."""
     said: str = mistake["msg"].removeprefix("Value error, ")
     table, key, *_ = [*map(str, mistake["loc"]), "", ""]
     if mistake["type"] == "extra_forbidden":
@@ -258,5 +236,4 @@ def show_keys(console: "Console") -> None:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default of a key, as text."""
     return "must be given" if field.is_required() else "" if field.default is None else str(field.default)

@@ -19,8 +19,7 @@ from trainer_worker.nowcast import Nowcast
 from trainer_worker.tasks.task import Task, batch_indices, evaluate, load_task
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score
 
-State = dict[str, Any]
-"""A run at one step, all workers together: weights, optimizer, nowcasts, step, evaluations, …"""
+State = dict[str, Any]  # a run at one step, all workers together: weights, optimizer, nowcasts, step, evaluations, …
 
 
 class Harness(Protocol):
@@ -86,14 +85,9 @@ class _Run:
 
     def advance(self) -> None:
         """One optimizer step; pushes are added in the optimizer's hook."""
-        indices = batch_indices(
-            len(self.task.train),
-            batch_size=self.order.config.train.batch_size,
-            seed=self.order.seed,
-            step=self.step,
-            rank=self.harness.rank,
-            world=self.harness.world,
-        )
+        examples, size = len(self.task.train), self.order.config.train.batch_size
+        share = {"rank": self.harness.rank, "world": self.harness.world}
+        indices = batch_indices(examples, batch_size=size, seed=self.order.seed, step=self.step, **share)
         inputs, targets = self.task.train.take(indices)
         loss = functional.cross_entropy(self.replica(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
@@ -123,14 +117,12 @@ class _Run:
         self.started = time.perf_counter()
 
     def _scores(self, model: nn.Module) -> list[Score]:
-        """On validation and on test data."""
         share = {"rank": self.harness.rank, "world": self.harness.world}
         parts = [evaluate(model, self.task.validation, **share), evaluate(model, self.task.test, **share)]
         sums = self._over_all_workers(torch.stack(parts)).tolist()
         return [Score(loss=loss / count, accuracy=right / count) for loss, right, count in sums]
 
     def save(self) -> None:
-        """Hand a checkpoint to the harness."""
         self._stop_clock()
         self.harness.save(
             {
@@ -171,7 +163,6 @@ class _Run:
         torch.manual_seed(((self.order.seed + self.harness.rank) * 2**32 + self.step) % 2**64)
 
     def record(self) -> RunRecord:
-        """What the run leaves behind."""
         return RunRecord(
             arm=self.order.config.arm,
             seed=self.order.seed,

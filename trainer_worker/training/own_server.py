@@ -15,6 +15,7 @@ from trainer_worker.errors import CommandFailed
 START_S = 180.0
 STOP_S = 15.0
 
+# the server, which ends when its standard input does: a parent that was killed cannot stop it, but lets go of the pipe
 _CHILD: Final = f"""
 import os, runpy, signal, sys, threading, time
 def end_with_parent():
@@ -25,17 +26,12 @@ def end_with_parent():
 threading.Thread(target=end_with_parent, daemon=True).start()
 runpy.run_module("nowcast_server", run_name="__main__", alter_sys=True)
 """
-"""The server, which ends when its standard input does: a parent that was killed cannot stop it, but lets go of the pipe."""
 
 
 @contextmanager
 def own_server(*, log: Path, checkpoint: str | None = None) -> Iterator[str]:
-    """Start `nowcast-server run` on a free loopback port, wait until it is ready, and stop it at the end; its address.
-
-    What it prints goes to the file `log`.
-
-    Raises:
-        CommandFailed: it ended, or was not ready within `START_S`.
+    """Start `nowcast-server run` on a free loopback port, wait until it is ready, and stop it at the end; its address. What it
+    prints goes to the file `log`. Raises CommandFailed: it ended, or was not ready within `START_S`.
     """
     command = [sys.executable, "-c", _CHILD, "run", "--host", "127.0.0.1", "--port", "0"]
     if checkpoint is not None:

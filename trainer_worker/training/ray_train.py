@@ -29,10 +29,8 @@ from trainer_worker.training.storage import resolve
 logger = logging.getLogger(__name__)
 
 Listener = Callable[[str], None]
-FILE: Final = "run.pt"
-"""Of a run, in the folder of a checkpoint."""
-OBJECT_STORE_BYTES: Final = 200 * 1024**2
-"""Checkpoints go through files and gradients through gloo; the store only carries orders and progress."""
+FILE: Final = "run.pt"  # of a run, in the folder of a checkpoint
+OBJECT_STORE_BYTES: Final = 200 * 1024**2  # for orders and progress only: checkpoints go through files, gradients through gloo
 PATIENCE_S: Final = 5.0
 POLL_S: Final = 0.5
 
@@ -53,9 +51,7 @@ CLUSTER_ENVIRONMENT: Final = {
 @contextmanager
 def cluster(workers: WorkersTable) -> Iterator[None]:
     """The Ray cluster of the configuration, for a while: the one at its address, one already joined, or a local one.
-
-    Raises:
-        CommandFailed: no cluster at the address.
+    Raises CommandFailed: no cluster at the address.
     """
     if ray.is_initialized():
         yield

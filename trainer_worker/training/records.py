@@ -129,11 +129,7 @@ class RunRecord(Record):
 
 def begin(orders: Sequence[Order], *, resume: bool) -> None:
     """Make ready for the runs: without `resume` everything there is of them is deleted, all before the first; with it, finished
-    ones are checked.
-
-    Raises:
-        BadArgument: see `Order.check`.
-        CommandFailed: see `storage`.
+    ones are checked. Raises BadArgument: see `Order.check`; CommandFailed: see `storage`.
     """
     kept = [finished(order) if resume else None for order in orders]
     for order, record in zip(orders, kept, strict=True):
@@ -145,9 +141,7 @@ def begin(orders: Sequence[Order], *, resume: bool) -> None:
 
 def finished(order: Order) -> RunRecord | None:
     """The record that is kept of a run, if it can be read and is as long as it should be; else there are the checkpoints.
-
-    Raises:
-        BadArgument: see `Order.check`.
+    Raises BadArgument: see `Order.check`.
     """
     try:
         kept = json.loads(order.file.read_bytes())
@@ -159,6 +153,5 @@ def finished(order: Order) -> RunRecord | None:
 
 
 def keep(order: Order, record: RunRecord) -> None:
-    """Keep a finished run."""
     order.file.parent.mkdir(parents=True, exist_ok=True)  # Ray may have unpacked a job's working directory anew meanwhile
     order.file.write_text(record.model_dump_json(), encoding="utf-8")
