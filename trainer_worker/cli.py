@@ -87,21 +87,15 @@ def _job(*, compared: bool) -> Callable[..., None]:
     return command
 
 
-app.command("train", help="Train the job of CONFIG; with nowcasts if it has a table `nowcast` or an option asks for them.")(
-    _job(compared=False)
-)
-app.command(
-    "compare", help="Train the job of CONFIG without and with nowcasts, same seeds and batches, and report the difference."
-)(_job(compared=True))
+app.command("train", help="Train the job of CONFIG, with nowcasts if its table or an option asks for them.")(_job(compared=False))
+app.command("compare", help="Compare the job of CONFIG without and with nowcasts: same seeds and batches.")(_job(compared=True))
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="results folders of `nowcast compare`", metavar="RUN…", show_default=False)],
     *,
-    out: Annotated[
-        Path | None, typer.Option(help="file to write; by default report.html in the folder, or here for several")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="file to write; by default report.html in the folder, here for several")] = None,
     training_map: Annotated[
         Path | None, typer.Option("--map", help="a map of training to show, as `nowcast-server embed --out map.svg` draws it")
     ] = None,
@@ -234,5 +228,4 @@ def _unfinished(config: "Config") -> str | None:
 
 
 def main() -> None:
-    """The command `nowcast`."""
     command.run(app, name="nowcast")

@@ -94,7 +94,6 @@ def _traffic(report: WiringReport, question: Question) -> Finding:
 
 
 def _forecast(report: WiringReport, question: Question) -> Finding:
-    """Make a forecast in this process."""
     name = question.made_by
     try:
         forecaster = embed(question.spec(report), forecaster=name, device=torch.device("cpu")).forecaster

@@ -23,13 +23,12 @@ class RanksDiffer(RuntimeError):
 
 _REASONS: Final = {"unavailable": "server_unavailable", "deadline_exceeded": "late", "internal": "server_error"}
 
-REASONS: Final = {
+REASONS: Final = {  # for a skipped nowcast that are no error codes of the protocol, and what they mean
     "late": "The forecast had not arrived by the boundary at which it was due.",
     "server_unavailable": "The server could not be reached, or was starting or shutting down.",
     "server_error": "The server failed to make the forecast; its log says why.",
     "worker_error": "Something failed in the training process; its log has the traceback.",
 }
-"""Reasons for a skipped nowcast that are no error codes of the protocol, and what they mean."""
 
 
 def reason_for(error: BaseException) -> str:

@@ -30,9 +30,7 @@ def submit(
     ] = None,
     *,
     address: Address = None,
-    server: Annotated[
-        str, Option(help="URL of a nowcast server, serve:NAME of one on the cluster, or embedded.")
-    ] = "serve:nowcast",
+    server: Annotated[str, Option(help="URL of a nowcast server, serve:NAME on the cluster, or embedded.")] = "serve:nowcast",
     name: Annotated[str | None, Option(help="Name of the job, unique on the cluster.", show_default="made from the file's")] = None,
     workers: Annotated[str, Option(help="Processes that run the script: a number, or LEAST:MOST for as many as fit.")] = "1",
     driver: Annotated[bool, Option("--driver", help="Run the script once; it starts its Ray workers itself.")] = False,

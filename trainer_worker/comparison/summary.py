@@ -28,8 +28,6 @@ ALWAYS: Final = (  # what can be said of every comparison
 
 
 class RunFigures(Record):
-    """One run."""
-
     arm: str
     seed: int
     target: float  # what the smoothed validation loss had to reach: the plain run's best
@@ -60,8 +58,6 @@ class ArmFigures(Record):
 
 
 class Summary(Record):
-    """A comparison."""
-
     name: str
     config: Config  # of the job, as it ran
     versions: dict[str, str]  # of Python, the machine and the packages that matter
@@ -243,9 +239,7 @@ class Verdict:
         if len(self._pairs) < ENOUGH_SEEDS:
             said.append(f"For a decision run {ENOUGH_SEEDS} seeds or more: --seed 1 --seed 2 --seed 3.")
         if any(mine.best_step < 0.7 * self._steps for mine, _ in self._pairs):
-            said.append(
-                "The best step lies well before the end: the run overfits or is too long, and saves less than the figures say."
-            )
+            said.append("The best step lies well before the end: the run overfits or is too long, and saves less than figures say.")
         return [*said, *ALWAYS]
 
 

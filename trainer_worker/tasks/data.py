@@ -30,8 +30,6 @@ class SourceFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One file of a data set."""
-
     name: str  # in the data set's folder
     sha256: str  # of the content; of the unpacked content if the name ends in `.gz`, because archives of the same data differ
 
@@ -53,8 +51,6 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Where a data set comes from."""
-
     name: str  # as in commands and folder names
     licence: str  # of the data
     files: tuple[DataFile, ...]  # all that make up the set

@@ -40,8 +40,6 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a job trains."""
-
     build: Callable[[], nn.Module]  # makes the network, its weights drawn from torch's global generator
     train: Split
     validation: Split  # decisions are taken on it

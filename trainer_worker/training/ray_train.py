@@ -111,10 +111,7 @@ def run_workers(
 ) -> Any:
     """Call `function(arguments)` in Ray Train's workers, at least and at most so many, each with so many CPUs and GPUs; what it
     returns on rank 0. A run goes on from the newest checkpoint of its name in its storage (None: Ray's own).
-
-    Raises:
-        CommandFailed: checkpoints cannot go there.
-        ray.train.TrainingFailedError: the workers failed more often.
+    Raises CommandFailed: checkpoints cannot go there; ray.train.TrainingFailedError: the workers failed more often.
     """
     filesystem, path = resolve(storage) if storage else (None, None)
     least, most = workers
