@@ -60,7 +60,6 @@ class Server:
         return given
 
     def new_job(self) -> str:
-        """The job's id, or a new random one."""
         return self.job or job_id(os.environ.get("NOWCAST_JOB", "job"))
 
 

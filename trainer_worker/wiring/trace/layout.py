@@ -10,9 +10,8 @@ from torch import Tensor
 
 from protos.wiring import Block, EdgeType, Parameter, Wiring
 from trainer_worker.wiring.blocks import MAX_PIECES, Weights, edges, ranges, split
-from trainer_worker.wiring.trace.labels import UNKNOWN, Pairing, distinct
+from trainer_worker.wiring.trace.labels import UNKNOWN, Pairing, Use, distinct
 from trainer_worker.wiring.trace.tracer import Tracer
-from trainer_worker.wiring.trace.uses import Use
 
 MAX_STRETCHES = 2**12  # of unseen weights; beyond, they stay out of the wiring, and keep their last value in a forecast
 _MARK = 64  # base of the numbers `Layout._codes` makes
@@ -82,7 +81,6 @@ class Layout:
         return Wiring(self._parameters, max(1, self._neurons), tuple(self._blocks)), placed
 
     def _fresh(self, count: int) -> range:
-        """`count` new neurons."""
         self._neurons += count
         return range(self._neurons - count, self._neurons)
 

@@ -156,7 +156,6 @@ def _trial(module: nn.Module, arguments: Arguments, limits: Limits) -> str:
 
 
 def _described(arguments: Arguments) -> str:
-    """Shapes and dtypes of the tensors, in order."""
     told = (f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype)[6:]}" for tensor in tensors_of(arguments))
     return ", ".join(told) or "none"
 

@@ -20,7 +20,6 @@ RESHAPES = {"view", "_unsafe_view", "_reshape_alias"}
     "rot90", "masked_select",
 )  # fmt: skip
 def move(tracer: Tracer, call: Call) -> Any:
-    """The same operator, applied to the labels."""
     tensor = call.args[0]
     shadow = tracer.get(tensor)
     if shadow is None:
@@ -80,7 +79,6 @@ def made(tracer: Tracer, call: Call) -> Shadow:  # noqa: ARG001  (all handlers a
 
 @handles("copy")
 def copy(tracer: Tracer, call: Call) -> Shadow:
-    """Copied values bring their neurons with them."""
     target, origin = call.args[:2]
     shadow = tracer.flow(origin)
     lead = target.dim() - origin.dim()
