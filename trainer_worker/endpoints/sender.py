@@ -250,8 +250,7 @@ class Sender:
             elif snapshot.step in self._context:
                 self._spoilt[snapshot.step] = error
 
-        limit_s = self._timeout_s + snapshot.values.nbytes / SLOWEST_RATE
-        with self._call("send", Deadline(limit_s), refused=refused) as deadline:
+        with self._call("send", Deadline(self._timeout_s + snapshot.values.nbytes / SLOWEST_RATE), refused=refused) as deadline:
             self._endpoint.send(snapshot.step, snapshot.wait(), progress=self._tell(snapshot), deadline=deadline)
             self._sent(snapshot)
 

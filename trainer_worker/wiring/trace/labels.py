@@ -53,8 +53,7 @@ class Held:
 
     parameter: int  # its index
     view: Tensor  # on the meta device; offset, sizes and strides say where in the flattened parameter each element lies
-    # other parameters multiplied into it or added to it, expanded to its shape (the gains of weight normalisation)
-    riders: tuple["Held", ...] = ()
+    riders: tuple["Held", ...] = ()  # parameters multiplied into it or added to it, expanded to its shape (weight norm's gains)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -27,8 +27,7 @@ class Layout:
         _settle(tracer)
         self._kind = torch.zeros(tracer.labels.count, dtype=torch.int64)  # by label, type of the edges that end there, 0 for none
         self._turned = torch.zeros_like(self._kind)  # whether those run backwards
-        # of each attention layer the labels of its query and value neurons, (heads, width) each; no values where heads share them
-        self._heads: list[list[Tensor]] = []
+        self._heads: list[list[Tensor]] = []  # by attention layer, labels (heads, width) of queries and, if not shared, values
         self._mark()
         self._component = tracer.labels.resolve()
         self._number = torch.full((len(self._component),), UNKNOWN)
