@@ -24,8 +24,7 @@ from torch.nn import functional
 from nowcast_server.forecasters import load_forecaster
 from protos.messages import JobSpec, Progress, Skill
 from trainer_worker import Nowcast
-from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Asked
+from trainer_worker.endpoints.endpoint import Asked, Deadline
 from trainer_worker.tasks.task import convnet, load_task
 
 STALE_STEPS: Final = 1000

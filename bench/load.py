@@ -37,8 +37,7 @@ from torch import nn
 from protos.errors import Busy, DeadlineExceeded, HistoryMissing, NowcastError, Unavailable, UnknownJob
 from protos.messages import JobSpec, Progress
 from trainer_worker.endpoints.client import HttpEndpoint
-from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Asked
+from trainer_worker.endpoints.endpoint import Asked, Deadline
 from trainer_worker.wiring import wire
 
 INTERVAL, CONTEXT, HORIZON = 10, 5, 40

@@ -9,12 +9,10 @@ import typer
 
 from protos import DISTRIBUTION
 
-_PART_OF: Final = {"fsspec": "ray", "grpc": "ray", "grpc_reflection": "ray", "pyarrow": "ray"}
-"""Packages that come with an extra of another one."""
+_PART_OF: Final = {"fsspec": "ray", "grpc": "ray", "grpc_reflection": "ray", "pyarrow": "ray"}  # come with another's extra
 
 
 def run(app: typer.Typer, *, name: str) -> None:
-    """Run a command line, and end the process."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")  # an ASCII or cp1252 terminal shows ? in place of what it cannot show
@@ -22,8 +20,7 @@ def run(app: typer.Typer, *, name: str) -> None:
         app(prog_name=name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        extra = _extra_of(missing)
-        if extra is None:
+        if (extra := _extra_of(missing)) is None:
             raise
         print(f"{name}: {missing} is not installed: pip install '{DISTRIBUTION}[{extra}]'", file=sys.stderr)  # noqa: T201
         sys.exit(2)

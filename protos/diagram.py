@@ -218,7 +218,6 @@ def _link(start: tuple[float, float], end: tuple[float, float], residual: bool) 
 
 
 def _brackets(boxes: Sequence[Box], places: dict[Box, tuple[float, float]]) -> Iterable[str]:
-    """A bracket to the left of each fold, with how often it repeats."""
     depth = {fold: level for box in boxes for level, fold in enumerate(box.folds)}
     for fold, level in depth.items():
         inside = [places[box][1] for box in boxes if fold in box.folds]

@@ -1,5 +1,5 @@
 """Errors of the API, each with a stable code, which is the contract. A server renders one as problem+json
-(`protos.messages.Problem`), a client rebuilds it with `error_from_problem`: both raise and catch one set of types.
+(`protos.messages.Problem`), a client rebuilds it with `NowcastError.from_problem`: both raise and catch one set of types.
 """
 
 import math
@@ -27,6 +27,16 @@ class NowcastError(Exception):
     def __init__(self, detail: str, *, field: str | None = None, **extra: Any) -> None:
         super().__init__(detail)
         self.detail, self.field, self.extra = detail, field, extra
+
+    @staticmethod
+    def from_problem(problem: dict[str, Any]) -> "NowcastError":
+        """Rebuild the error a problem+json body describes, without members of a wrong type; an unknown code is a `NowcastError`."""
+        known = ("type", "title", "status", "detail", "code", "field")
+        field = problem.get("field")
+        cls = ERRORS.get(str(problem.get("code")), NowcastError)
+        error = cls(str(problem.get("detail", "")), field=field if isinstance(field, str) else None)
+        error.extra = {key: value for key, value in problem.items() if key not in known and _FITS.get(key, lambda _: True)(value)}
+        return error
 
 
 ERRORS[NowcastError.code] = NowcastError
@@ -114,16 +124,6 @@ class DeadlineExceeded(NowcastError, code="deadline_exceeded", status=504):
 
 class OutOfMemoryBudget(NowcastError, code="out_of_memory_budget", status=507):
     """The job's history does not fit into the memory that the server may use."""
-
-
-def error_from_problem(problem: dict[str, Any]) -> NowcastError:
-    """Rebuild the error a problem+json body describes, without members of a wrong type; an unknown code is a `NowcastError`."""
-    known = ("type", "title", "status", "detail", "code", "field")
-    field = problem.get("field")
-    cls = ERRORS.get(str(problem.get("code")), NowcastError)
-    error = cls(str(problem.get("detail", "")), field=field if isinstance(field, str) else None)
-    error.extra = {key: value for key, value in problem.items() if key not in known and _FITS.get(key, lambda _: True)(value)}
-    return error
 
 
 _FITS: Final[dict[str, Callable[[Any], bool]]] = {  # a server that is wrong must not break clients that act on these

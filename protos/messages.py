@@ -3,21 +3,12 @@
 from itertools import pairwise
 from typing import Annotated, Final, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    StringConstraints,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, PlainValidator, StringConstraints, WithJsonSchema
 
 from protos.wiring import Wiring
 
 API = "/v1"
-SESSION_HEADER = "x-session-id"  # the job's id on all of its calls: a consistent-hash router keeps the job on one replica
+JOB_HEADER = "x-session-id"  # the job's id on all of its calls: a consistent-hash router keeps the job on one replica
 DEADLINE_HEADER = "x-deadline-s"  # seconds from receipt after which the caller no longer wants the answer
 RUN_HEADER = "x-run-id"  # which run of a job calls, made anew at each start: the job belongs to the run that registered it
 
@@ -33,8 +24,7 @@ Step = Annotated[int, Field(ge=0, lt=2**48)]
 LONGEST_HORIZON = 10_000
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 Horizon = Annotated[int, Field(ge=1, le=LONGEST_HORIZON)]
-Skill = dict[str, dict[str, float]]
-"""By horizon, then forecaster: 1 - error / error of `last`, its mean over the forecasts whose future has come."""
+Skill = dict[str, dict[str, float]]  # by horizon, then forecaster: mean of 1 - error / error of `last`, of forecasts come due
 WiringField = Annotated[
     Wiring,
     PlainValidator(lambda v: v if isinstance(v, Wiring) else Wiring.from_dict(v)),
@@ -46,7 +36,7 @@ WiringField = Annotated[
 class Message(BaseModel):
     """Base of all messages: frozen, and a misspelt field is an error instead of a silence."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    model_config = {"frozen": True, "extra": "forbid", "arbitrary_types_allowed": True, "allow_inf_nan": False}
 
 
 class About(Message):
@@ -54,8 +44,7 @@ class About(Message):
 
     lr: float | None = None  # learning rate at the start
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    # page of the job that trains it, e.g. in Ray's dashboard
-    link: Annotated[str, StringConstraints(pattern=r"^https?://[^\s\"'<>\\]+$", max_length=500)] | None = None
+    link: Annotated[str, StringConstraints(pattern=r"^https?://[^\s\"'<>\\]+$", max_length=500)] | None = None  # e.g. a dashboard
 
 
 class JobSpec(Message):
@@ -65,9 +54,7 @@ class JobSpec(Message):
     context: Annotated[int, Field(ge=2, le=MAX_CONTEXT)] = 5  # snapshots a forecast is made from, evenly spaced or nearly so
     dtype: Dtype = "float32"  # in which snapshots are sent and kept
     forecaster: Annotated[str, StringConstraints(max_length=64)] = "nino"  # one of the server's (`GET /v1/info`)
-    # What the worker does with forecasts. After each nowcast of a run that jumps, its weights are elsewhere: forecasts are not
-    # scored, and a recording begins a new piece.
-    mode: Mode = "glide"
+    mode: Mode = "glide"  # each nowcast of a run that jumps moves its weights away: forecasts are not scored, a recording is split
     record: bool = False  # whether a server that records (`--record`) may keep the snapshots, to fit forecasters to
     about: About = About()  # may be another when the job is put again
 
@@ -102,20 +89,17 @@ def _ascending(steps: list[int]) -> list[int]:
 class NowcastRequest(Message):
     """`POST /v1/jobs/{job}/nowcasts`: forecast from snapshots that the job's history holds."""
 
-    # oldest first, as many as the job's `context`
-    context: Annotated[list[Step], Field(min_length=2, max_length=MAX_CONTEXT), AfterValidator(_ascending)]
+    context: Annotated[list[Step], Field(min_length=2, max_length=MAX_CONTEXT), AfterValidator(_ascending)]  # oldest first
     # how far ahead, in mean distances between these steps; empty for the one that suits the forecaster when gliding
     horizons: Annotated[list[Horizon], Field(max_length=16)] = Field(default_factory=list)
     dtype: Dtype = "float32"  # of the forecasts
 
     @property
     def step(self) -> int:
-        """The last of the context."""
         return self.context[-1]
 
     @property
     def interval(self) -> float:
-        """Mean distance between the context's steps."""
         return (self.context[-1] - self.context[0]) / (len(self.context) - 1)
 
 
@@ -162,10 +146,8 @@ class Info(Message):
     max_memory_bytes: int
 
 
-class Problem(BaseModel):
+class Problem(BaseModel, extra="allow"):
     """RFC 9457 problem+json. `code` is stable; further members depend on it (`missing`, `retry_after_s`)."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: str = "about:blank"
     title: str

@@ -18,9 +18,7 @@ from typing import Any, Self
 from protos.errors import BadWiring
 
 MAX_SLOTS = 9  # weights one edge can carry: a 3x3 kernel. Larger kernels are split over parallel edges.
-
 STRUCTURE = -1  # `Block.parameter` of edges that carry no weights (residual connections, attention heads)
-
 MAX_NEURONS = 2**31 - 1
 MAX_BLOCKS = 2**20
 MAX_NAME = 1024  # characters of a parameter's name
@@ -87,7 +85,6 @@ class Block:
 
     @property
     def size(self) -> int:
-        """How many weights the block holds."""
         return 0 if self.parameter == STRUCTURE else self.edges * self.slots
 
     @property
@@ -106,8 +103,7 @@ class Wiring:
 
     parameters: tuple[Parameter, ...]  # every tensor of the flat parameter vector, in its order
     neurons: int  # number of neurons N
-    # the edges. A weight belongs to at most one block; weights in none keep their last value in a forecast.
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...]  # the edges; a weight is in at most one block, and one in none keeps its last value in a forecast
 
     def __post_init__(self) -> None:
         _check_parameters(self.parameters)
@@ -127,8 +123,7 @@ class Wiring:
 
     @cached_property
     def size(self) -> int:
-        """Length n of the flat parameter vector."""
-        return sum(parameter.size for parameter in self.parameters)
+        return sum(parameter.size for parameter in self.parameters)  # length n of the flat parameter vector
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:

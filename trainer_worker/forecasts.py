@@ -12,8 +12,7 @@ from torch import Tensor
 from protos.errors import DeadlineExceeded, HistoryMissing
 from protos.messages import JobSpec, Progress
 from trainer_worker.coherence import LayerCoherence, alignment, brake, coherence
-from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Endpoint
+from trainer_worker.endpoints.endpoint import Deadline, Endpoint
 from trainer_worker.endpoints.sender import SLOWEST_RATE, Request, Sender
 from trainer_worker.push import Push, displacement, shape
 from trainer_worker.snapshots import SPARE_ROWS, Snapshot, SnapshotBuffers

@@ -2,7 +2,7 @@
 
 import pytest
 
-from protos.errors import ERRORS, NowcastError, error_from_problem
+from protos.errors import ERRORS, NowcastError
 from protos.messages import JobSpec, Problem
 from protos.wiring import Block, EdgeType, Parameter, Wiring
 
@@ -22,7 +22,7 @@ def test_every_error_survives_its_problem() -> None:
     for code, cls in ERRORS.items():
         error = cls("why", field="f", missing=[1, 2])
         problem = Problem(title=cls.title, status=cls.status, detail=error.detail, code=code, field=error.field, **error.extra)
-        again = error_from_problem(problem.model_dump(exclude_none=True))
+        again = NowcastError.from_problem(problem.model_dump(exclude_none=True))
         assert (type(again), again.detail, again.field, again.extra) == (cls, "why", "f", {"missing": [1, 2]})
 
 
@@ -34,11 +34,13 @@ def test_every_error_survives_its_problem() -> None:
 )
 def test_members_of_another_type_are_left_out(member: str, value: object) -> None:
     """A worker would compare a number with it, or look it up in a set, in the very place where it looks after failures."""
-    assert error_from_problem({"code": "busy", member: value}).extra == {}
+    assert NowcastError.from_problem({"code": "busy", member: value}).extra == {}
 
 
 def test_any_problem_is_an_error() -> None:
     """A newer server's error would escape the worker's handling; or a wrong one's members be taken for arguments, a TypeError."""
-    assert type(error_from_problem({"code": "from_the_future", "detail": "x"})) is NowcastError
-    error = error_from_problem({"code": ["busy"], "detail": None, "field": 3, "self": 1, "retry_after_s": 2, "missing": [10]})
+    assert type(NowcastError.from_problem({"code": "from_the_future", "detail": "x"})) is NowcastError
+    error = NowcastError.from_problem(
+        {"code": ["busy"], "detail": None, "field": 3, "self": 1, "retry_after_s": 2, "missing": [10]}
+    )
     assert (type(error), error.field, error.extra) == (NowcastError, None, {"self": 1, "retry_after_s": 2, "missing": [10]})

@@ -12,7 +12,7 @@ from cut_network import Listening
 
 from protos.errors import ERRORS
 from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
-from protos.messages import DEADLINE_HEADER, SESSION_HEADER
+from protos.messages import DEADLINE_HEADER, JOB_HEADER
 
 
 class FaultyServer(Listening):
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, call: str) -> None:
         server = self.faulty
         server.calls.append(call)
-        server.headers.append({name: self.headers.get(name, "") for name in (SESSION_HEADER, DEADLINE_HEADER, "authorization")})
+        server.headers.append({name: self.headers.get(name, "") for name in (JOB_HEADER, DEADLINE_HEADER, "authorization")})
         fault = server.faults[call].popleft() if server.faults[call] else ""
         server.met[call] += bool(fault)
         length = int(self.headers.get("content-length", 0))

@@ -11,8 +11,7 @@ from torch.nn import functional
 from protos.errors import HistoryMissing
 from protos.messages import JobSpec, Progress, Skill
 from trainer_worker import Nowcast, Push
-from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Asked
+from trainer_worker.endpoints.endpoint import Asked, Deadline
 from trainer_worker.push import CONTEXT
 
 INTERVAL: Final = 2

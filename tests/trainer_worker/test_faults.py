@@ -14,7 +14,7 @@ from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, flat, learner, ma
 from torch import nn
 from waiting import until
 
-from protos.messages import DEADLINE_HEADER, SESSION_HEADER
+from protos.messages import DEADLINE_HEADER, JOB_HEADER
 from trainer_worker import BadArgument, Nowcast, Server
 from trainer_worker.endpoints import client, sender
 
@@ -44,7 +44,7 @@ def run(server: FaultyServer, **options: Any) -> dict[str, Any]:
 def test_the_headers_of_every_call(faulty: FaultyServer) -> None:
     """Without the session a router spreads a job over replicas; without the deadline a server works for nobody."""
     assert run(faulty, job="mine", token="secret")["nowcasts"] == ALL
-    assert {headers[SESSION_HEADER] for headers in faulty.headers} == {"mine"}
+    assert {headers[JOB_HEADER] for headers in faulty.headers} == {"mine"}
     assert {headers["authorization"] for headers in faulty.headers} == {"Bearer secret"}
     assert all(0 < float(headers[DEADLINE_HEADER]) <= 15.1 for headers in faulty.headers)  # 15 s, and what the bytes take
     assert faulty.calls.count("send") == STEPS // INTERVAL

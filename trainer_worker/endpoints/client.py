@@ -21,32 +21,10 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from protos.errors import (
-    BadForecast,
-    BadFrame,
-    BadRequest,
-    Busy,
-    DeadlineExceeded,
-    NowcastError,
-    Unavailable,
-    UnknownJob,
-    error_from_problem,
-)
+from protos.errors import BadForecast, BadFrame, BadRequest, Busy, DeadlineExceeded, NowcastError, Unavailable, UnknownJob
 from protos.frames import MEDIA_TYPE, FrameReader, Header, framed_bytes, write_frames
-from protos.messages import (
-    API,
-    DEADLINE_HEADER,
-    RUN_HEADER,
-    SESSION_HEADER,
-    Info,
-    JobSpec,
-    JobStatus,
-    NowcastRequest,
-    Progress,
-    Skill,
-)
-from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Asked
+from protos.messages import API, DEADLINE_HEADER, JOB_HEADER, RUN_HEADER, Info, JobSpec, JobStatus, NowcastRequest, Progress, Skill
+from trainer_worker.endpoints.endpoint import Asked, Deadline
 from trainer_worker.errors import BadArgument
 
 CONNECT_S: Final = 2.0
@@ -56,14 +34,12 @@ ATTEMPTS: Final = 3
 FIRST_WAIT_S: Final = 0.1
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024  # of an answer that is JSON: a job's status, a problem
 
-_HINTS: Final = {
+_HINTS: Final = {  # by status, for an answer that is not of the protocol
     407: "the proxy asks for a login: put it into HTTPS_PROXY as http://USER:PASSWORD@HOST",
     413: "a proxy before it takes no body of this size: raise its limit (nginx: client_max_body_size)",
 }
-"""What to do about an answer that is not of the protocol, by status."""
 
-logging.getLogger("stamina").addHandler(logging.NullHandler())
-"""Else, where a program sets up no log, Python prints every repeated call as a bare `stamina.retry_scheduled`."""
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # else Python prints each retry where a program sets up no log
 if (_calls := logging.getLogger("httpx2")).level == logging.NOTSET:
     _calls.setLevel(logging.WARNING)  # a line for each request would hide what a run tells
 
@@ -86,7 +62,7 @@ class HttpEndpoint:
     local = False
 
     def __init__(self, url: str, *, job: str, token: str | None = None) -> None:
-        headers = {SESSION_HEADER: job, RUN_HEADER: uuid.uuid4().hex, "accept-encoding": "identity"}
+        headers = {JOB_HEADER: job, RUN_HEADER: uuid.uuid4().hex, "accept-encoding": "identity"}
         self._path = f"{API}/jobs/{job}"
         self._client = _http_client(url, token=token, headers=headers)
         self._socket: socket.socket | None = None
@@ -99,7 +75,6 @@ class HttpEndpoint:
         return tuple(self._call("PUT", self._path, deadline, read=partial(_read, JobStatus), message=spec).steps)
 
     def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
-        """PUT a snapshot, framed as it is read from memory."""
         self._put(step, snapshot, progress, deadline, read=_read_short)
 
     def _put(
@@ -139,7 +114,6 @@ class HttpEndpoint:
         return self._call("POST", f"{self._path}/finish", deadline, read=partial(_read, JobStatus), message=progress).skill
 
     def info(self, *, deadline: Deadline) -> Info:
-        """GET what the server says of itself."""
         return self._call("GET", f"{API}/info", deadline, read=partial(_read, Info))
 
     def close(self) -> None:
@@ -211,7 +185,6 @@ def _again(error: Exception, deadline: Deadline) -> bool | float:
 
 @contextmanager
 def _transport_errors(call: str, deadline: Deadline) -> Iterator[None]:
-    """Exceptions of httpx as the protocol's."""
     try:
         yield
     except (httpx2.HTTPError, httpx2.StreamError, RuntimeError) as error:  # RuntimeError: closed from another thread
@@ -242,7 +215,6 @@ def _read(kind: type[Answer], response: httpx2.Response) -> Answer:
 
 
 def _read_forecasts(expected: Header, out: Tensor, response: httpx2.Response) -> bool:
-    """Whether the answer holds forecasts."""
     if response.headers.get("content-type") != MEDIA_TYPE:
         _read_short(response)
         return False
@@ -269,7 +241,7 @@ def _error_of(response: httpx2.Response) -> NowcastError:
     except ValueError:
         problem = None
     ours = isinstance(problem, dict) and problem.get("code", "not_found") != "not_found"  # else a stranger's, or the path is wrong
-    error = error_from_problem(problem) if ours else _not_ours(response)
+    error = NowcastError.from_problem(problem) if ours else _not_ours(response)
     with suppress(KeyError, ValueError):
         error.extra.setdefault("retry_after_s", max(0.0, float(response.headers["retry-after"])))
     return error

@@ -16,8 +16,7 @@ from nowcast_server.nino.checkpoint import CheckpointError
 from nowcast_server.streams import own_stream, wait
 from protos.errors import BadForecast, HistoryMissing, OutOfMemoryBudget, Unavailable
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
-from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Asked
+from trainer_worker.endpoints.endpoint import Asked, Deadline
 from trainer_worker.errors import BadArgument
 
 SHARE_OF_FREE: Final = 0.5  # of the memory that training leaves free on its device, a forecast may take so much
@@ -57,7 +56,6 @@ class EmbeddedEndpoint:
         self._closed = threading.Event()
 
     def register(self, spec: JobSpec, *, replace: bool, deadline: Deadline) -> Collection[int]:
-        """Begin anew with `replace`."""
         del deadline
         if replace:
             self._track = TrackRecord(spec)
@@ -120,7 +118,6 @@ class EmbeddedEndpoint:
             raise OutOfMemoryBudget(detail, needed_bytes=needed_bytes, limit_bytes=int(SHARE_OF_FREE * free_bytes))
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
-        """The skill as a server keeps it."""
         del progress, deadline
         self._forget()
         return self._track.skill()

@@ -20,19 +20,9 @@ from typing import Final
 
 from torch import Tensor
 
-from protos.errors import (
-    Busy,
-    DeadlineExceeded,
-    HistoryMissing,
-    NowcastError,
-    RunConflict,
-    SnapshotConflict,
-    Unavailable,
-    UnknownJob,
-)
+from protos.errors import DeadlineExceeded, HistoryMissing, NowcastError, RunConflict, SnapshotConflict, Unavailable, UnknownJob
 from protos.messages import JobSpec, Progress, Skill
-from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Asked, Endpoint
+from trainer_worker.endpoints.endpoint import Asked, Deadline, Endpoint
 from trainer_worker.errors import BadArgument, reason_for
 from trainer_worker.snapshots import Snapshot
 
@@ -61,7 +51,6 @@ class Request:
     done: threading.Event = field(default_factory=threading.Event)
 
     def finish(self, result: Tensor | None = None, *, error: BaseException | None = None) -> None:
-        """Answer it, with an error if there is no forecast."""
         self.result, self.error = result, error
         self.done.set()
 
@@ -151,7 +140,6 @@ class Sender:
         request.deadline.expire()
 
     def reset(self) -> None:
-        """Begin the next context."""
         with self._changed:
             self._context, self._held, self._spoilt = {}, set(), {}
 
@@ -165,7 +153,6 @@ class Sender:
 
     @property
     def context(self) -> tuple[Snapshot, ...]:
-        """The context so far, oldest first."""
         with self._changed:
             return tuple(self._context.values())
 
@@ -263,8 +250,7 @@ class Sender:
             elif snapshot.step in self._context:
                 self._spoilt[snapshot.step] = error
 
-        limit_s = self._timeout_s + snapshot.values.nbytes / SLOWEST_RATE
-        with self._call("send", Deadline(limit_s), refused=refused) as deadline:
+        with self._call("send", Deadline(self._timeout_s + snapshot.values.nbytes / SLOWEST_RATE), refused=refused) as deadline:
             self._endpoint.send(snapshot.step, snapshot.wait(), progress=self._tell(snapshot), deadline=deadline)
             self._sent(snapshot)
 
@@ -319,7 +305,6 @@ class Sender:
                 self._settle()
 
     def _mend(self, call: str, error: Exception, refused: Callable[[Exception], None]) -> None:
-        """Decide what to do about a failure."""
         if call == "register" or isinstance(error, Unavailable | RunConflict):
             self._pause(error)
         elif isinstance(error, UnknownJob | HistoryMissing | SnapshotConflict):
@@ -350,7 +335,6 @@ class Sender:
         self._changed.notify_all()
 
     def _settle(self) -> None:
-        """Answer a request that cannot succeed."""
         request = self._request
         if request is None or request.done.is_set():
             return
@@ -361,4 +345,4 @@ class Sender:
 
 def _passes(error: BaseException) -> bool:
     """Whether a failure may pass by itself: the same call can succeed later."""
-    return isinstance(error, Unavailable | Busy | DeadlineExceeded) or reason_for(error) == "server_error"
+    return reason_for(error) in ("server_unavailable", "busy", "late", "server_error")

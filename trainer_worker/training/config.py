@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from protos.messages import Dtype, Horizon, Mode
-from trainer_worker.endpoints.server import is_file
+from trainer_worker.endpoints.endpoint import is_file
 from trainer_worker.errors import CommandFailed
 from trainer_worker.push import FORECASTERS, Push
 from trainer_worker.tasks import TASKS

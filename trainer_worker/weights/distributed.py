@@ -83,7 +83,6 @@ class Ranks:
             raise RanksDiffer(f"{detail}, or pass process_group= with the ranks that train this model together")
 
     def _gather(self, mine: Any) -> list[Any]:
-        """Of each rank what it gives, in their order."""
         told = [None] * self.world
         dist.all_gather_object(told, mine, group=self._group)
         return told

@@ -9,11 +9,10 @@ from torch.optim import Optimizer
 from trainer_worker.errors import BadArgument
 
 _SUMS: Final = "it computes the weights from the sum of all gradients at each step, which undoes every push"
-REFUSED: Final = {
+REFUSED: Final = {  # by what their classes' names hold, why no push can help them
     "LBFGS": "it remembers gradients of earlier weights and searches along lines, which a push makes wrong",
     **dict.fromkeys(("DAdaptAdaGrad", "DAdaptSGD", "FTRL", "MADGRAD"), _SUMS),
 }
-"""Optimizers that no push can help, by what their classes' names hold, with the reason."""
 
 
 def find_optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
@@ -58,7 +57,6 @@ def kept_weights(optimizer: Optimizer) -> set[str]:
 
 
 def _nested(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """An optimizer, and those that it wraps."""
     yield optimizer
     for name in ("optimizer", "base_optimizer", "optim"):
         if isinstance(inner := getattr(optimizer, name, None), Optimizer):

@@ -43,12 +43,10 @@ class PushedWeights:
         self._prepare()
 
     def clear(self) -> None:
-        """End the push under way."""
         self.active = False
 
     @torch.no_grad()
     def add(self) -> None:
-        """Add one part."""
         if not self.active:
             return
         if not self._moving or not all(each.requires_grad and each.shape == shape for each, shape in self._moving):
@@ -78,7 +76,6 @@ class PushedWeights:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
         places = self._pushes()
         parts = torch.split(state["push"], [place.numel() for place in places])
         self._push = [part.view(place.shape).to(place, copy=True) for place, part in zip(places, parts, strict=True)]
@@ -91,7 +88,6 @@ class PushedWeights:
 
     @property
     def _narrow_pieces(self) -> list[int]:
-        """Places of the parameters narrower than float32."""
         return [index for index, piece in enumerate(self._flat.pieces) if piece.parameter.element_size() < 4]
 
     def _pushes(self) -> list[Tensor]:

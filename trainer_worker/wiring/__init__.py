@@ -2,13 +2,19 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from protos.wiring import Block, Wiring
-from trainer_worker.wiring.parameters import list_parameters, restrict
+from protos.errors import BadWiring
+from protos.wiring import STRUCTURE, Block, EdgeType, Parameter, Wiring
+from trainer_worker.wiring.blocks import ranges
 from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport, draw, show
 from trainer_worker.wiring.trace.layout import Layout
 from trainer_worker.wiring.trace.run import run
@@ -19,6 +25,9 @@ __all__ = ["Row", "WiringReport", "describe", "draw", "logged", "show", "wire"]
 POOR = 0.5  # coverage below which the log warns: a graph network then sees little of the network
 
 logger = logging.getLogger(__name__)
+
+Parameters = tuple[Parameter, ...]
+Mask = npt.NDArray[np.bool_]
 
 
 def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None) -> Wiring:
@@ -42,7 +51,6 @@ def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection
 
 
 def logged(report: WiringReport) -> WiringReport:
-    """Say in the log how a module was wired."""
     logger.log(logging.INFO if report.coverage >= POOR else logging.WARNING, "%s", report.sentence)
     return report
 
@@ -69,3 +77,57 @@ def describe(model: nn.Module, example_inputs: Any = None, *, parameters: Collec
         rows.append(Row(each.name, each.shape, how, followed, tuple(blocks[number])))
     lost = (f"operator {name} could not be followed: {why}" for name, why in seen.tracer.lost.items())
     return WiringReport(wiring, type(model).__name__, tuple(rows), (*seen.remarks, *lost), seen.inputs, left_out)
+
+
+def list_parameters(model: nn.Module, names: Collection[str] | None = None) -> tuple[Parameters, Parameters, tuple[str, ...]]:
+    """List a module's parameters in the order of `named_parameters()`, shared ones once: all of them; those to wire, of `names` or
+    all; and what was asked for but is not real floating-point numbers, with its dtype. Raises `BadWiring`: a name is unknown, a
+    parameter is lazy, or none is left; `field` is its name.
+    """
+    found: dict[str, Any] = dict(model.named_parameters())
+    wanted = found.keys() if names is None else set(names)
+    for name in sorted(wanted - found.keys()):
+        raise BadWiring(f"{type(model).__name__} has no parameter {name!r}; give names as `named_parameters()` does", field=name)
+    for name, parameter in found.items():
+        if is_lazy(parameter):
+            detail = f"parameter {name!r} is lazy and has no shape yet: run one batch through the model before wiring it"
+            raise BadWiring(detail, field=name)
+    real = {name for name in wanted if found[name].dtype.is_floating_point}
+    if not real:
+        raise BadWiring(f"{type(model).__name__} has no real floating-point parameters to forecast", field="model")
+    whole = tuple(Parameter(name, tuple(parameter.shape)) for name, parameter in found.items())
+    odd = (f"{name} ({str(found[name].dtype).removeprefix('torch.')})" for name in found if name in wanted and name not in real)
+    return whole, tuple(parameter for parameter in whole if parameter.name in real), tuple(odd)
+
+
+def restrict(wiring: Wiring, parameters: Sequence[Parameter]) -> Wiring:
+    """Keep the weights of some parameters, in their order, their neurons, numbered anew, and the structure between. A forecast then
+    costs what these parameters cost: of a large frozen network with small trained adapters, little is left.
+    """
+    index = {parameter.name: number for number, parameter in enumerate(parameters)}
+    numbers = [index.get(parameter.name) for parameter in wiring.parameters]
+    numbered = [(block, numbers[block.parameter]) for block in wiring.blocks if block.parameter != STRUCTURE]
+    weights = [replace(block, parameter=number) for block, number in numbered if number is not None]
+    kept = np.zeros(wiring.neurons, dtype=np.bool_)
+    for block in weights:
+        kept[block.source : block.source + block.sources] = kept[block.target : block.target + block.targets] = True
+    structure = [part for block in wiring.blocks if block.parameter == STRUCTURE for part in _between(block, kept)]
+    for block in structure:
+        kept[block.source : block.source + block.sources] = True  # nodes of attention heads
+    place = kept.cumsum() - 1
+    blocks = (replace(block, source=int(place[block.source]), target=int(place[block.target])) for block in [*weights, *structure])
+    return Wiring(tuple(parameters), max(1, int(kept.sum())), tuple(blocks))
+
+
+def _between(block: Block, kept: Mask) -> Iterator[Block]:
+    """The parts of a block of structure whose ends are kept; an attention head is, where any of its members is."""
+    sources = kept[block.source : block.source + block.sources]
+    targets = kept[block.target : block.target + block.targets]
+    if block.diagonal:
+        sources = targets = sources & targets
+    elif block.edge_type == EdgeType.HEAD:
+        sources = np.ones_like(sources)
+    firsts, seconds = ([*ranges(np.flatnonzero(mask).tolist())] for mask in (sources, targets))
+    for first, second in zip(firsts, seconds, strict=True) if block.diagonal else product(firsts, seconds):
+        start, stop = block.source + first.start, block.target + second.start
+        yield replace(block, source=start, sources=len(first), target=stop, targets=len(second))

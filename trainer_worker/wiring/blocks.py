@@ -15,7 +15,6 @@ MAX_PIECES = 2**14  # blocks one tensor may take; more means that its neurons ar
 
 
 def edges(kind: int, sources: range, targets: range, *, diagonal: bool = False, parameter: int = STRUCTURE) -> Block:
-    """A block between two ranges of neurons."""
     return Block(int(kind), sources.start, len(sources), targets.start, len(targets), diagonal=diagonal, parameter=parameter)
 
 
@@ -145,7 +144,6 @@ def _runs(follows: Tensor, steps: Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 def _all_stretches(neurons: Tensor, at: Tensor, kind: Tensor | None = None) -> list[Stretch]:
-    """Group the weights along one side by neuron, then neurons into runs."""
     kind = torch.zeros_like(neurons) if kind is None else kind
     order = torch.argsort(kind * (int(neurons.max()) + 1) + neurons, stable=True)
     neurons, at, kind = neurons[order], at[order], kind[order]

@@ -27,7 +27,6 @@ class Row:
 
     @property
     def kinds(self) -> tuple[EdgeType, ...]:
-        """Types of its edges."""
         return tuple(EdgeType(kind) for kind in dict.fromkeys(block.edge_type for block in self.blocks))
 
     @property
@@ -82,7 +81,6 @@ class WiringReport:
 
 
 def show(report: WiringReport, console: "Console") -> None:
-    """Print a table of the parameters, and what could not be followed."""
     from rich.table import Table
 
     title = f"{report.model}: {report.wiring.size:,} weights, {report.wiring.neurons:,} neurons, {report.wiring.edges:,} edges"

@@ -14,7 +14,7 @@ from nowcast_server.jobs.registry import Job
 from nowcast_server.service import Service
 from nowcast_server.web.problems import invalid
 from protos.errors import BadRequest, DeadlineExceeded, TooLarge, UnsupportedMedia
-from protos.messages import DEADLINE_HEADER, RUN_HEADER, SESSION_HEADER, JobId, Problem, RunId
+from protos.messages import DEADLINE_HEADER, JOB_HEADER, RUN_HEADER, JobId, Problem, RunId
 
 JSON: Final = "application/json"
 MAX_MESSAGE_BYTES: Final = 64 * 1024  # of the small JSON bodies: nowcasts and outcomes
@@ -52,11 +52,9 @@ async def _tenant(service: TheService, authorization: Annotated[str | None, Head
 Tenant = Annotated[str, Depends(_tenant)]
 
 
-async def _job_id(
-    job: Annotated[JobId, Path()], _: Tenant, session: Annotated[str | None, Header(alias=SESSION_HEADER)] = None
-) -> str:
+async def _job_id(job: Annotated[JobId, Path()], _: Tenant, session: Annotated[str | None, Header(alias=JOB_HEADER)] = None) -> str:
     if session not in (None, job):
-        raise BadRequest(f"{SESSION_HEADER} must name the job of the path", field=SESSION_HEADER)
+        raise BadRequest(f"{JOB_HEADER} must name the job of the path", field=JOB_HEADER)
     return job
 
 

@@ -20,8 +20,7 @@ from nowcast_server.forecasters import load_forecaster
 from protos.errors import HistoryMissing, NowcastError, UnknownJob
 from protos.messages import JobSpec
 from trainer_worker.endpoints.client import HttpEndpoint
-from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Asked
+from trainer_worker.endpoints.endpoint import Asked, Deadline
 from trainer_worker.wiring import wire
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(1800)]

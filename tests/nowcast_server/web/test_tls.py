@@ -18,8 +18,7 @@ from nowcast_server.web import connections
 from protos.errors import BadRequest, Unavailable
 from protos.messages import JobSpec
 from trainer_worker.endpoints.client import HttpEndpoint
-from trainer_worker.endpoints.deadline import Deadline
-from trainer_worker.endpoints.endpoint import Asked
+from trainer_worker.endpoints.endpoint import Asked, Deadline
 
 trustme = pytest.importorskip("trustme")
 

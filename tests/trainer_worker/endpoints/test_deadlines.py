@@ -17,7 +17,7 @@ from protos.messages import JobSpec
 from protos.wiring import Block, Parameter, Wiring
 from trainer_worker.endpoints import sender
 from trainer_worker.endpoints.client import HttpEndpoint
-from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Deadline
 
 WIRING = Wiring((Parameter("w", (2, 2)),), 4, (Block(1, 0, 2, 2, 2, parameter=0, source_stride=1, target_stride=2),))
 PATIENCE_S = 30.0

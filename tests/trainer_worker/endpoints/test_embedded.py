@@ -13,9 +13,8 @@ from protos.errors import HistoryMissing, OutOfMemoryBudget
 from protos.messages import JobSpec
 from protos.wiring import Wiring
 from trainer_worker.endpoints import embedded
-from trainer_worker.endpoints.deadline import Deadline
 from trainer_worker.endpoints.embedded import EmbeddedEndpoint, load_embedded
-from trainer_worker.endpoints.endpoint import Asked
+from trainer_worker.endpoints.endpoint import Asked, Deadline
 from trainer_worker.wiring import wire
 
 NEVER = Deadline(60)

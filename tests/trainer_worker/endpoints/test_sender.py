@@ -13,7 +13,7 @@ from waiting import until
 from protos.errors import BadValue, DeadlineExceeded, HistoryMissing, NowcastError, SnapshotConflict, Unavailable, UnknownJob
 from protos.messages import JobSpec, Progress
 from protos.wiring import Parameter, Wiring
-from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Deadline
 from trainer_worker.endpoints.sender import Request, Sender
 from trainer_worker.snapshots import Snapshot
 

@@ -13,7 +13,7 @@ from protos.errors import Unavailable, UnknownJob
 from protos.messages import Progress
 from trainer_worker import BadArgument, Nowcast
 from trainer_worker.endpoints.client import HttpEndpoint
-from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Deadline
 
 
 def begin(url: str | None) -> Nowcast:

@@ -11,7 +11,7 @@ import pytest
 from protos.errors import UnknownJob
 from protos.messages import Progress
 from trainer_worker.endpoints.client import HttpEndpoint, trusts_environment
-from trainer_worker.endpoints.deadline import Deadline
+from trainer_worker.endpoints.endpoint import Deadline
 from trainer_worker.errors import CommandFailed
 from trainer_worker.training.own_server import own_server
 

@@ -86,7 +86,6 @@ def _odd_sizes(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _required(module: nn.Module) -> list[str]:
-    """Names of the arguments `forward` cannot do without."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
         parameters = list(inspect.signature(module.forward).parameters.values())
@@ -110,7 +109,7 @@ _CONTEXTS = {"encoder_hidden_states", "context", "cond", "conditioning", "text_e
 _CONTEXT_WIDTHS = ("cross_attention_dim", "context_dim", "cond_dim", "encoder_hidden_size")
 _SIDES = ("sample_size", "image_size", "img_size", "input_size", "input_resolution", "resolution")
 
-_NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (
+_NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (  # given the number of examples and one of them
     ({"*adj*"}, lambda rows, _: torch.ones(rows, rows) / rows),
     ({"edge_index", "edges"}, lambda rows, _: torch.stack([torch.arange(rows), torch.arange(rows).roll(1)])),
     ({"t", "time", "timestep", "timesteps"}, lambda rows, _: torch.arange(rows)),
@@ -119,7 +118,6 @@ _NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (
     ({"*len*"}, lambda rows, example: torch.full((rows,), example.shape[1] if example.dim() > 1 else 1)),
     ({"ids", "tokens", "input_ids", "idx", "labels", "target", "targets", "y"}, lambda rows, _: torch.randint(0, 2, (rows, STEPS))),
 )
-"""What an argument's name suggests, given the number of examples and what the first layer takes; * stands for anything."""
 
 
 def _examples(module: nn.Module, *, sides: int = 20) -> Iterator[Tensor]:

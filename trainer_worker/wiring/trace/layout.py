@@ -10,9 +10,8 @@ from torch import Tensor
 
 from protos.wiring import Block, EdgeType, Parameter, Wiring
 from trainer_worker.wiring.blocks import MAX_PIECES, Weights, edges, ranges, split
-from trainer_worker.wiring.trace.labels import UNKNOWN, Pairing, distinct
+from trainer_worker.wiring.trace.labels import UNKNOWN, Pairing, Use, distinct
 from trainer_worker.wiring.trace.tracer import Tracer
-from trainer_worker.wiring.trace.uses import Use
 
 MAX_STRETCHES = 2**12  # of unseen weights; beyond, they stay out of the wiring, and keep their last value in a forecast
 _MARK = 64  # base of the numbers `Layout._codes` makes
@@ -28,8 +27,7 @@ class Layout:
         _settle(tracer)
         self._kind = torch.zeros(tracer.labels.count, dtype=torch.int64)  # by label, type of the edges that end there, 0 for none
         self._turned = torch.zeros_like(self._kind)  # whether those run backwards
-        # of each attention layer the labels of its query and value neurons, (heads, width) each; no values where heads share them
-        self._heads: list[list[Tensor]] = []
+        self._heads: list[list[Tensor]] = []  # by attention layer, labels (heads, width) of queries and, if not shared, values
         self._mark()
         self._component = tracer.labels.resolve()
         self._number = torch.full((len(self._component),), UNKNOWN)
@@ -82,7 +80,6 @@ class Layout:
         return Wiring(self._parameters, max(1, self._neurons), tuple(self._blocks)), placed
 
     def _fresh(self, count: int) -> range:
-        """`count` new neurons."""
         self._neurons += count
         return range(self._neurons - count, self._neurons)
 

@@ -12,7 +12,6 @@ from trainer_worker.wiring.trace.tracer import Call, Tracer, handles, tensors_of
 
 @handles("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(tracer: Tracer, call: Call) -> Shadow:
-    """A product, of some operators with a bias before it."""
     biased = call.name.startswith(("add", "badd"))
     left, right = call.args[1:3] if biased else call.args[:2]
     if left.dim() != right.dim() or left.dim() not in {2, 3}:
@@ -163,7 +162,6 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
 
 
 def _per_channel(tracer: Tracer, held: Shadow, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
-    """A vector over dimension 1."""
     if isinstance(held, Held):
         held = held.seen(held.view.reshape(held.view.numel(), *(1,) * (len(shape) - 2)))
     return tracer.attach(held, flow, shape, kind)

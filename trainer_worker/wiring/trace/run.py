@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from protos.wiring import Parameter
-from trainer_worker.wiring.trace import elementwise, products, shapes  # noqa: F401  (they register the operators)
+from trainer_worker.wiring.trace import operators, products  # noqa: F401  (they register the operators)
 from trainer_worker.wiring.trace.inputs import Arguments, guesses
 from trainer_worker.wiring.trace.sandbox import SECONDS, Limits, TooCostly, copy_of
 from trainer_worker.wiring.trace.tracer import Tracer, tensors_of
@@ -45,9 +45,7 @@ class Run:
 
     def __init__(self, tensors: list[Tensor], parameters: tuple[Parameter, ...], chosen: set[str]) -> None:
         self.tracer = Tracer(tensors)
-        # for each parameter that was seen, "traced" or "traced apart", in the run of a part of the model; not in that of a single
-        # layer, which shows no more than its shapes do
-        self.how: dict[str, str] = {}
+        self.how: dict[str, str] = {}  # by parameter, "traced", or "traced apart" in a part of the model (of several layers)
         self.remarks: list[str] = []  # what went wrong, one sentence each
         self.inputs: str | None = None  # what the whole model was run with, None if only parts of it ran
         self._names = [parameter.name for parameter in parameters]
@@ -156,7 +154,6 @@ def _trial(module: nn.Module, arguments: Arguments, limits: Limits) -> str:
 
 
 def _described(arguments: Arguments) -> str:
-    """Shapes and dtypes of the tensors, in order."""
     told = (f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype)[6:]}" for tensor in tensors_of(arguments))
     return ", ".join(told) or "none"
 

@@ -22,8 +22,7 @@ from torch.utils.flop_counter import flop_registry
 LARGEST_COPY = 2 * 2**30  # bytes of parameters; beyond, shapes alone are copied, and what depends on values cannot be run
 SECONDS = 20.0  # processor time for all runs of one module: how it is wired must not depend on what else the machine does
 OPERATIONS = 2**35  # floating-point operations one operator may take: a second or so on one core
-# their result may be larger than all that goes in, as their other arguments say
-_ENLARGING = ("upsample", "repeat", "constant_pad", "reflection_pad", "replication_pad")
+_ENLARGING = ("upsample", "repeat", "constant_pad", "reflection_pad", "replication_pad")  # whose results may outgrow all inputs
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -110,8 +109,7 @@ class Limits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def __init__(self, *, elements: int, deadline: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.elements = elements
-        self.deadline = deadline
+        self.elements, self.deadline = elements, deadline
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.call(func, args, kwargs or {})

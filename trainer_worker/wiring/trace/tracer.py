@@ -14,9 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from protos.wiring import EdgeType
-from trainer_worker.wiring.trace.labels import UNKNOWN, Flow, Held, Labels, Pairing, Shadow, squash, varying
+from trainer_worker.wiring.trace.labels import UNKNOWN, Flow, Held, Labels, Pairing, Shadow, Uses, squash, varying
 from trainer_worker.wiring.trace.sandbox import Limits
-from trainer_worker.wiring.trace.uses import Uses
 
 LARGEST_LABELLED_INPUT = 2**18  # elements; features of larger inputs get labels from the first layer that reads them
 
@@ -61,13 +60,10 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         self.lost: dict[str, str] = {}
         self.residuals: list[tuple[Tensor, Tensor]] = []
         self.scalars = {index for index, parameter in enumerate(parameters) if parameter.dim() == 0}
-        self._held = {
-            id(parameter): Held(index, torch.empty(parameter.shape, device="meta")) for index, parameter in enumerate(parameters)
-        }
+        self._held = {id(each): Held(index, torch.empty(each.shape, device="meta")) for index, each in enumerate(parameters)}
         self._shadows: Any = WeakTensorKeyDictionary()
 
     def begin(self, parameters: Iterable[Tensor], inputs: Iterable[Tensor], limits: Limits) -> None:
-        """Start a forward pass of a part with these parameters and inputs."""
         self.elements, self.deadline = limits.elements, limits.deadline
         self._shadows = WeakTensorKeyDictionary()
         for parameter in parameters:
