@@ -24,7 +24,7 @@ Step = Annotated[int, Field(ge=0, lt=2**48)]
 LONGEST_HORIZON = 10_000
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 Horizon = Annotated[int, Field(ge=1, le=LONGEST_HORIZON)]
-Skill = dict[str, dict[str, float]]  # by horizon, then forecaster: mean of 1 - error / error of `last`, of forecasts come due
+Skill = dict[str, dict[str, float]]  # by horizon, then forecaster: mean of 1 - error / error of `last`, over forecasts come due
 WiringField = Annotated[
     Wiring,
     PlainValidator(lambda v: v if isinstance(v, Wiring) else Wiring.from_dict(v)),

@@ -34,7 +34,7 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        return self._at - time.monotonic()
+        return self._at - time.monotonic()  # negative once it has passed
 
     def check(self, what: str) -> float:
         """Seconds that remain. Raises `DeadlineExceeded`: none do."""

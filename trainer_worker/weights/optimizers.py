@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from trainer_worker.errors import BadArgument
 
 _SUMS: Final = "it computes the weights from the sum of all gradients at each step, which undoes every push"
-REFUSED: Final = {  # by what their classes' names hold, why no push can help them
+REFUSED: Final = {  # by part of the class's name: why no push can help it
     "LBFGS": "it remembers gradients of earlier weights and searches along lines, which a push makes wrong",
     **dict.fromkeys(("DAdaptAdaGrad", "DAdaptSGD", "FTRL", "MADGRAD"), _SUMS),
 }

@@ -144,6 +144,7 @@ def _runs(follows: Tensor, steps: Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 def _all_stretches(neurons: Tensor, at: Tensor, kind: Tensor | None = None) -> list[Stretch]:
+    """Group the weights along one side by neuron, then neurons into runs."""
     kind = torch.zeros_like(neurons) if kind is None else kind
     order = torch.argsort(kind * (int(neurons.max()) + 1) + neurons, stable=True)
     neurons, at, kind = neurons[order], at[order], kind[order]

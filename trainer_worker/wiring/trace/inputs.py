@@ -109,7 +109,7 @@ _CONTEXTS = {"encoder_hidden_states", "context", "cond", "conditioning", "text_e
 _CONTEXT_WIDTHS = ("cross_attention_dim", "context_dim", "cond_dim", "encoder_hidden_size")
 _SIDES = ("sample_size", "image_size", "img_size", "input_size", "input_resolution", "resolution")
 
-_NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (  # given the number of examples and one of them
+_NAMED: tuple[tuple[set[str], Callable[[int, Tensor], Tensor]], ...] = (  # by name pattern: a value from (examples, one example)
     ({"*adj*"}, lambda rows, _: torch.ones(rows, rows) / rows),
     ({"edge_index", "edges"}, lambda rows, _: torch.stack([torch.arange(rows), torch.arange(rows).roll(1)])),
     ({"t", "time", "timestep", "timesteps"}, lambda rows, _: torch.arange(rows)),

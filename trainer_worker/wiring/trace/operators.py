@@ -1,4 +1,4 @@
-"""Operators that rearrange elements (applied to the labels as to the tensor), combine them one by one, or reduce them."""
+"""Operators that rearrange elements (applied to the labels as to the tensor), combine them, or reduce them."""
 
 from dataclasses import replace
 from typing import Any
