@@ -29,11 +29,7 @@ class Listening:
 
 
 class CutNetwork(Listening):
-    """Stands between a worker and a server on loopback.
-
-    Args:
-        port: of the server.
-    """
+    """Stands between a worker and the server at this port of loopback."""
 
     def __init__(self, port: int) -> None:
         self.target = ("127.0.0.1", port)

@@ -14,6 +14,9 @@ from protos.errors import ERRORS
 from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
 from protos.messages import DEADLINE_HEADER, JOB_HEADER
 
+PAGES = {"html": 502, "login": 200, "moved": 308}
+"""Status of answers for people: a proxy's, a page to log in at, another address."""
+
 
 class FaultyServer(Listening):
     """Serves jobs, snapshots, nowcasts and the ends of runs.
@@ -23,8 +26,7 @@ class FaultyServer(Listening):
         an error code, e.g. `busy`        the answer is that problem (with `retry_after` seconds, if set)
         `hang`                            no answer, until the server closes
         `close`                           the connection is cut half way through the body
-        `html`                            a 502 as a proxy gives it
-        `login`, `moved`                  a page to log in at; a 308 to another address
+        `html`, `login`, `moved`          a page of `PAGES`
         for forecasts also `nan`, `wild`, `wrong_shape`, `wrong_step`, `garbage`, `trickle`, `checksum`, `no_end`
         `""`                              none: the call works
     """
@@ -92,12 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "hang":
             server.closing.wait()
             self.close_connection = True
-        elif fault == "html":
-            self._answer(502, b"<html>Bad Gateway</html>", "text/html")
-        elif fault == "login":
-            self._answer(200, b"<html>Log in</html>", "text/html")
-        elif fault == "moved":
-            self._answer(308, b"", "text/html")
+        elif fault in PAGES:
+            self._answer(PAGES[fault], b"<html></html>", "text/html")
         elif fault in ERRORS:
             self._problem(fault)
         elif call not in ("register", "delete") and self.job not in server.jobs:

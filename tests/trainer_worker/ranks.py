@@ -63,12 +63,7 @@ def _main(rank: int, folder: Path, world: int, url: str) -> None:
 
 
 def train(
-    rank: int,
-    options: dict[str, Any],
-    *,
-    steps: int = STEPS,
-    saved: dict[str, Any] | None = None,
-    unfreeze_at: int | None = None,
+    rank: int, options: dict[str, Any], *, steps: int = STEPS, saved: dict[str, Any] | None = None, unfreeze_at: int | None = None
 ) -> dict[str, Any]:
     """A data-parallel run, each rank on its own batches; weights at every step, broadcasts counted."""
     torch.manual_seed(0)

@@ -60,10 +60,12 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, index: int) -> None
     optimizer.step()
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, indices: range) -> None:
-    """Train on these batches, one after the other."""
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, indices: range, waiting: Nowcast | None = None) -> None:
+    """Train on these batches, one after the other; after each, `waiting` settles."""
     for index in indices:
         step(model, optimizer, index)
+        if waiting is not None:
+            settle(waiting)
 
 
 def plain(steps: int = STEPS) -> Tensor:

@@ -108,22 +108,12 @@ with Nowcast(model, optimizer, forecaster="stubborn", interval=1):
 sys.exit(3)
 """
 
-
 JOB = """
-[task]
-name = "fm-16"
-examples = 400
-[train]
-steps = 20000
-batch_size = 32
-eval_every = 200
-checkpoint_every = 50
-[nowcast]
-interval = 40
-[workers]
-count = 0
+task = { name = "fm-16", examples = 400 }
+train = { steps = 20000, batch_size = 32, eval_every = 200, checkpoint_every = 50 }
+nowcast = { interval = 40 }
+workers = { count = 0 }
 """
-
 
 COMMAND = """
 import signal

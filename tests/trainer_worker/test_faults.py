@@ -10,7 +10,7 @@ import pytest
 import torch
 from cut_network import CutNetwork
 from faulty_server import FaultyServer
-from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, flat, learner, make, plain, settle, step, train
+from small_runs import FIRST, FULL, INTERVAL, STEPS, TAKEN_UP, flat, learner, make, plain, train
 from torch import nn
 from waiting import until
 
@@ -31,9 +31,7 @@ def run(server: FaultyServer, **options: Any) -> dict[str, Any]:
     """The summary of a run that was trained to its end; each step waits for the answer that is due."""
     model, optimizer, nowcast = start(server, **options)
     with nowcast:
-        for index in range(STEPS):
-            step(model, optimizer, index)
-            settle(nowcast)
+        train(model, optimizer, range(STEPS), nowcast)
         if not nowcast.summary()["reasons"]:
             until(lambda: nowcast.in_flight == 0)
     assert flat(model).isfinite().all()
@@ -59,27 +57,18 @@ def test_a_timeout_may_be_longer_than_sockets_wait(faulty: FaultyServer, timeout
     assert all(0 < float(headers[DEADLINE_HEADER]) <= client.LONGEST_S for headers in faulty.headers)
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        ("nan", "bad_forecast"),
-        ("wrong_shape", "bad_forecast"),
-        ("wrong_step", "bad_forecast"),
-        ("garbage", "bad_forecast"),
-        ("checksum", "bad_forecast"),
-        ("no_end", "bad_forecast"),
-        ("bad_forecast", "bad_forecast"),
-        ("internal", "server_error"),
-        ("out_of_memory_budget", "out_of_memory_budget"),
-        ("deadline_exceeded", "late"),
-        ("busy", "busy"),
-        ("html", "server_unavailable"),
-        ("login", "bad_forecast"),
-        ("moved", "bad_request"),
-        ("close", "server_unavailable"),
-        ("unavailable", "server_unavailable"),
-    ],
-)
+REASONS = {
+    **dict.fromkeys(("nan", "wrong_shape", "wrong_step", "garbage", "checksum", "no_end", "bad_forecast", "login"), "bad_forecast"),
+    **dict.fromkeys(("html", "close", "unavailable"), "server_unavailable"),
+    **{fault: fault for fault in ("out_of_memory_budget", "busy")},
+    "internal": "server_error",
+    "deadline_exceeded": "late",
+    "moved": "bad_request",
+}
+"""What a forecast that breaks in some way is skipped for."""
+
+
+@pytest.mark.parametrize(("fault", "reason"), REASONS.items())
 def test_a_broken_forecast_is_skipped_with_its_reason(faulty: FaultyServer, fault: str, reason: str) -> None:
     """A forecast that is not whole, finite and the one asked for must never reach the weights."""
     repeated = fault in ("busy", "html", "close", "unavailable")  # what the client asks for again by itself
@@ -87,14 +76,10 @@ def test_a_broken_forecast_is_skipped_with_its_reason(faulty: FaultyServer, faul
     faulty.retry_after = "0.05"
     model, optimizer, nowcast = start(faulty)
     with nowcast:
-        for index in range(FIRST):
-            step(model, optimizer, index)
-            settle(nowcast)
+        train(model, optimizer, range(FIRST), nowcast)
         assert torch.equal(flat(model), plain(FIRST))
         until(lambda: nowcast._forecasts is not None and nowcast._forecasts.sender._registered)  # if it was held to be gone
-        for index in range(FIRST, STEPS):
-            step(model, optimizer, index)
-            settle(nowcast)
+        train(model, optimizer, range(FIRST, STEPS), nowcast)
     assert not faulty.faults["forecast"]
     assert nowcast.summary()["reasons"][reason] >= 1
     assert nowcast.summary()["nowcasts"]["used"] >= len(TAKEN_UP) - 2  # one more may have been asked for during the outage
@@ -146,12 +131,10 @@ def test_a_forgotten_job_is_registered_and_its_context_sent_again(faulty: Faulty
     """A server that restarts between two calls has lost everything; the worker has not."""
     model, optimizer, nowcast = start(faulty)
     with nowcast:
-        for index in range(STEPS):
-            if index == FULL - 1:
-                until(lambda: nowcast.in_flight == 0)
-                faulty.jobs.clear()
-            step(model, optimizer, index)
-            settle(nowcast)
+        train(model, optimizer, range(FULL - 1), nowcast)
+        until(lambda: nowcast.in_flight == 0)
+        faulty.jobs.clear()
+        train(model, optimizer, range(FULL - 1, STEPS), nowcast)
     assert nowcast.summary()["nowcasts"] == ALL
     assert faulty.calls.count("register") == 2
     assert sorted(faulty.jobs[nowcast.job])[:5] == list(range(INTERVAL, FULL + 1, INTERVAL))
@@ -203,9 +186,7 @@ def test_a_server_that_refuses_a_resumed_job_does_not_end_the_run(faulty: Faulty
         train(model, optimizer, range(INTERVAL))
         assert [(event.outcome, event.reason) for event in nowcast.events] == [("lost", fault)]
         until(lambda: nowcast._forecasts is not None and nowcast._forecasts.sender._registered)
-        for index in range(INTERVAL, STEPS):
-            step(model, optimizer, index)
-            settle(nowcast)
+        train(model, optimizer, range(INTERVAL, STEPS), nowcast)
     assert nowcast.summary()["nowcasts"] == ALL
     assert nowcast.summary()["server"] == {"lost": 1, "back": 1}
 

@@ -12,7 +12,6 @@ from small_runs import (
     FIRST,
     FULL,
     INTERVAL,
-    STEADY,
     STEPS,
     TAKEN_UP,
     UNHELD,
@@ -143,9 +142,8 @@ def test_an_answer_that_misses_its_boundary_is_never_used() -> None:
     """Taken up an interval later, it would push along what was seen two intervals ago, at a moment that chance decides."""
     late = (24, 28, 40)
     missed, first = with_delay(1, 4, late=late)
-    failed, second = glided(
-        ScriptedEndpoint(fail=_failing([late_index(step) for step in late])), interval=4, max_steps=60, steps=59
-    )
+    failing = _failing([step // 4 - CONTEXT for step in late])  # by their numbers among all requests
+    failed, second = glided(ScriptedEndpoint(fail=failing), interval=4, max_steps=60, steps=59)
     assert torch.equal(missed, failed)
     assert [at for at, _, reason in nowcasts(first) if reason == "late"] == [at + 4 for at in late]
     assert nowcasts(first) == nowcasts(second)
@@ -156,19 +154,11 @@ def test_a_skipped_forecast_has_ended_the_push_when_it_is_told() -> None:
     told: list[tuple[str, bool]] = []
     model, optimizer = learner()
     nowcast = make(
-        model,
-        optimizer,
-        ScriptedEndpoint(fail=_failing([1])),
-        on_event=lambda event: told.append((event.outcome, nowcast.pushing)),
+        model, optimizer, ScriptedEndpoint(fail=_failing([1])), on_event=lambda event: told.append((event.outcome, nowcast.pushing))
     )
     with nowcast:
         train(model, optimizer, range(FIRST + 2 * INTERVAL + 1))
     assert told == [("glided", True), ("skipped", False), ("glided", True)]
-
-
-def late_index(step: int) -> int:
-    """Of the request made at this step, among all."""
-    return step // 4 - CONTEXT
 
 
 def _failing(which: Sequence[int]) -> Callable[[str], None]:
@@ -194,23 +184,18 @@ def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are
 
 
 def test_a_server_that_is_slow_for_long_costs_pushes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no row free a snapshot is missing: a context with a gap has seen more movement than an interval's, and its push would be
-    longer than the gain allows.
-    """
+    """With no row free a snapshot is missing: of a context with a gap, a push would be longer than the gain allows."""
     monkeypatch.setattr(boundary, "WIDEST", 1)  # the interval has grown as far as it may
     gate = Gate()
     endpoint = ScriptedEndpoint(fail=gate, local=False)
     model, optimizer = learner()
     with make(model, optimizer, endpoint, max_steps=200) as nowcast:
-        for index in range(FULL + 6 * INTERVAL):  # the first forecast is made all the while
-            step(model, optimizer, index)
+        train(model, optimizer, range(FULL + 6 * INTERVAL))  # the first forecast is made all the while
         assert nowcast.summary()["snapshots"]["dropped"] > 0
         assert torch.equal(flat(model), plain(FULL + 6 * INTERVAL))
         gate.opened.release(1000)
         settle(nowcast)
-        for index in range(FULL + 6 * INTERVAL, FULL + 16 * INTERVAL):
-            step(model, optimizer, index)
-            settle(nowcast)
+        train(model, optimizer, range(FULL + 6 * INTERVAL, FULL + 16 * INTERVAL), nowcast)
     assert nowcast.summary()["nowcasts"]["used"] > 0
     assert all(context[-1] - context[0] == FULL - INTERVAL for context in endpoint.asked)
 
@@ -262,9 +247,7 @@ def test_a_layer_frozen_in_mid_run_stays_as_it_is_from_the_next_step() -> None:
 
 @pytest.mark.parametrize("change", ["unfrozen", "replaced", "reshaped"])
 def test_other_trained_parameters_are_noticed_and_told_once(change: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Fine-tuning that unfreezes layers one after the other would glide with its head alone, to the end of the run; a head that
-    grows would end it.
-    """
+    """Fine-tuning that unfreezes layer after layer would glide with its head alone to the end; a head that grows would end it."""
     model, endpoint = network(), ScriptedEndpoint()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if change == "reshaped" else adam(model)
     if change == "unfrozen":
@@ -311,25 +294,12 @@ def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.Log
 
 def test_a_parameter_that_cannot_be_forecast_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """Warned of at every boundary, it would fill the log; it is left to the optimizer, and the others glide."""
-
-    class Mixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = network()
-            self.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            out: Tensor = self.inner(inputs) * self.phase.abs()
-            return out
-
-    model = Mixed()
+    model = network()
+    model[2].phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    model[2].register_forward_hook(lambda layer, _, out: out * layer.phase.abs())
     optimizer = adam(model)
     with make(model, optimizer, ScriptedEndpoint()) as nowcast:
-        for index in range(STEPS):
-            generator = torch.Generator().manual_seed(index)
-            optimizer.zero_grad()
-            model(torch.randn(8, 8, generator=generator)).square().mean().backward()
-            optimizer.step()
+        train(model, optimizer, range(STEPS))
     assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
     assert sum("cannot be forecast" in record.message for record in caplog.records) == 1
 
@@ -356,8 +326,9 @@ def test_what_a_run_tells_of_its_progress() -> None:
     drift = torch.linspace(-1, 1, flat(network()).numel()).sign()  # even as it is
     model, endpoint = network(), ScriptedEndpoint(lambda states, _: states[-1] + drift)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for parameter, part in zip(model.parameters(), _parts(model, drift), strict=True):
-        parameter.register_hook(lambda _, part=part: -part)  # moves along `drift`, but for
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    for parameter, part in zip(model.parameters(), drift.split(sizes), strict=True):
+        parameter.register_hook(lambda gradient, part=part: -part.view_as(gradient))  # moves along `drift`, but for
     weights = [flat(model)]
     with make(model, optimizer, endpoint, push=UNHELD) as nowcast:
         for index in range(STEPS):
@@ -389,12 +360,6 @@ def test_what_a_run_tells_of_its_progress() -> None:
     assert told[FIRST].max_steps == STEPS
 
 
-def _parts(model: nn.Module, vector: Tensor) -> list[Tensor]:
-    parameters = list(model.parameters())
-    parts = torch.split(vector, [parameter.numel() for parameter in parameters])
-    return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
-
-
 def test_constraints_of_the_users_hold_after_a_push() -> None:
     """Weights that have to be small would be too large in the next forward pass, for a hook of the user's that came too early."""
     model, optimizer = learner()
@@ -422,7 +387,7 @@ def test_padding_rows_and_masked_weights_stay(mode: str, used: int) -> None:
     out.weight.register_hook(lambda gradient: gradient * mask)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     endpoint = ScriptedEndpoint(lambda states, _: onward(states, 1) + 0.01)  # for all entries alike
-    with make(model, optimizer, endpoint, push=STEADY, mode=mode) as nowcast:
+    with make(model, optimizer, endpoint, mode=mode) as nowcast:
         for index in range(STEPS):
             generator = torch.Generator().manual_seed(index)
             optimizer.zero_grad()
@@ -430,5 +395,4 @@ def test_padding_rows_and_masked_weights_stay(mode: str, used: int) -> None:
             optimizer.step()
     assert nowcast.summary()["nowcasts"]["used"] == used
     assert (embedding.weight[0] == 0).all()
-    torch.manual_seed(0)
     assert (out.weight[mask == 0] == 0).all()

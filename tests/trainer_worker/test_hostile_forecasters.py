@@ -1,6 +1,4 @@
-"""Forecasters that mean harm, or know nothing: what a run loses to them. They are those of `bench/hostile.py`, which measures it at
-length.
-"""
+"""Forecasters that mean harm, or know nothing, from `bench/hostile.py`, which measures at length what a run loses to them."""
 
 import pytest
 import scripts

@@ -1,6 +1,4 @@
-"""Whatever a training loop brings along: accumulation, scaling, clipping, compilation, groups, tied weights. All of torch's
-optimizers are tried by `docs/matrix.py`.
-"""
+"""Whatever a training loop brings along, from accumulation to tied weights. `docs/matrix.py` tries all of torch's optimizers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -16,9 +16,7 @@ JUMPS = {"mode": "jump", "interval": 1}
 
 
 class Run:
-    """A deterministic run with embedded forecasts, which can be written to bytes and read again. One that turns goes back where it
-    came from once pushes begin, so that it takes them back.
-    """
+    """A run with embedded forecasts that can be written to bytes and read; one that `turns` goes back once pushes begin."""
 
     def __init__(self, *, dtype: torch.dtype = torch.float32, turns: bool = False, **options: Any) -> None:
         self.turns = turns
@@ -77,9 +75,7 @@ def check_resumed(whole: Run, *, stop: int, entered: bool, **options: Any) -> No
         second.train(STEPS - stop)
     assert torch.equal(flat(second.model), flat(whole.model)), stop
     mine, theirs = second.nowcast.summary(), whole.nowcast.summary()
-    assert [mine[counted] for counted in ("steps", "nowcasts", "reasons")] == [
-        theirs[counted] for counted in ("steps", "nowcasts", "reasons")
-    ]
+    assert all(mine[counted] == theirs[counted] for counted in ("steps", "nowcasts", "reasons")), stop
     assert mine["snapshots"]["taken"] == theirs["snapshots"]["taken"]
     assert nowcasts(second.nowcast) == nowcasts(whole.nowcast)
 

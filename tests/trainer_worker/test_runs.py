@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from server_process import ServerProcess
-from small_runs import FIRST, STEPS, TAKEN_UP, adam, flat, make, network, settle, step
+from small_runs import FIRST, STEPS, TAKEN_UP, adam, flat, make, network, train
 
 from trainer_worker import Server
 
@@ -21,10 +21,8 @@ class Run:
         self.nowcast = make(self.model, self.optimizer, reached, forecaster="linear")
 
     def train(self, steps: int) -> None:
-        for _ in range(steps):
-            step(self.model, self.optimizer, self.index)
-            settle(self.nowcast)
-            self.index += 1
+        train(self.model, self.optimizer, range(self.index, self.index + steps), self.nowcast)
+        self.index += steps
 
 
 def test_the_run_that_began_last_has_the_job(server: ServerProcess, caplog: pytest.LogCaptureFixture) -> None:

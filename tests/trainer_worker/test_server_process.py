@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from server_process import CHECKPOINTS, ServerProcess
-from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, flat, learner, make, settle, step
+from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, flat, learner, make, settle, step, train
 from torch import nn
 
 from trainer_worker import Server
@@ -20,9 +20,7 @@ from trainer_worker.endpoints import sender
 def trained(server: Server, **options: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     model, optimizer = learner()
     with make(model, optimizer, server, **options) as nowcast:
-        for index in range(STEPS):
-            step(model, optimizer, index)
-            settle(nowcast)
+        train(model, optimizer, range(STEPS), nowcast)
     return flat(model), nowcast.summary()
 
 

@@ -30,10 +30,10 @@ def trained(server: str, **options: Any) -> tuple[dict[int, torch.Tensor], torch
     return seen, flat(model), nowcast
 
 
-def by_hand(seen: dict[int, torch.Tensor], *, first: int) -> dict[str, Any]:
-    """Skill by the formula, of the forecasts from step `first` on whose future came, in three intervals."""
+def by_hand(seen: dict[int, torch.Tensor]) -> dict[str, Any]:
+    """Skill by the formula, of the forecasts whose future came, in three intervals."""
     skills = defaultdict(list)
-    for at in range(first, STEPS - HORIZON * INTERVAL + 1, INTERVAL):
+    for at in range(FULL, STEPS - HORIZON * INTERVAL + 1, INTERVAL):
         states = torch.stack([seen[each] for each in range(at - FULL + INTERVAL, at + 1, INTERVAL)])
         time = torch.arange(CONTEXT) - (CONTEXT - 1) / 2
         slope = (time[:, None] * states).sum(0) / time.square().sum()
@@ -46,18 +46,15 @@ def by_hand(seen: dict[int, torch.Tensor], *, first: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("where", ["here", "server"])
-def test_a_shadow_changes_nothing_and_tells_what_forecasts_are_worth(server: ServerProcess, where: str) -> None:
-    """The one thing it is for."""
-    seen, weights, nowcast = trained(server.url if where == "server" else "embedded", mode="shadow")
-    assert torch.equal(weights, plain(STEPS))
-    assert nowcasts(nowcast) == [(at, "scored", "") for at in range(FIRST, STEPS, INTERVAL)]
-    assert nowcast.summary()["skill"] == by_hand(seen, first=FULL)
+@pytest.mark.parametrize(("mode", "outcome"), [("shadow", "scored"), ("glide", "glided")])
+def test_forecasts_are_scored_by_what_the_run_became(server: ServerProcess, where: str, mode: str, outcome: str) -> None:
+    """A forecaster that has gone wrong shows while the run goes on; a shadow, which is for nothing else, changes nothing."""
+    seen, weights, nowcast = trained(server.url if where == "server" else "embedded", mode=mode)
+    assert torch.equal(weights, plain(STEPS)) == (mode == "shadow")
+    assert nowcasts(nowcast) == [(at, outcome, "") for at in range(FIRST, STEPS, INTERVAL)]
+    assert nowcast.summary()["skill"] == by_hand(seen)
 
 
-@pytest.mark.parametrize("where", ["here", "server"])
-def test_a_gliding_run_is_scored_by_what_it_became(server: ServerProcess, where: str) -> None:
-    """A forecaster that has gone wrong shows while the run goes on."""
-    seen, weights, nowcast = trained(server.url if where == "server" else "embedded")
-    assert not torch.equal(weights, plain(STEPS))
-    assert nowcast.summary()["skill"] == by_hand(seen, first=FULL)
-    assert trained("embedded", mode="jump")[2].summary()["skill"] == {}  # makes a future of its own
+def test_jumps_have_no_skill() -> None:
+    """A jump makes a future of its own, which would be held against its forecast."""
+    assert trained("embedded", mode="jump")[2].summary()["skill"] == {}

@@ -102,10 +102,7 @@ def test_each_seed_has_its_own_target_and_arms_their_median(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("others", "found"),
-    [
-        ((FAST, [0.9] * 10, [0.9] * 10), (1, None, None)),
-        (([NAN] * 10, SLOW, SLOW), (2, 80, 0.0)),
-    ],
+    [((FAST, [0.9] * 10, [0.9] * 10), (1, None, None)), (([NAN] * 10, SLOW, SLOW), (2, 80, 0.0))],
     ids=["never there", "diverged"],
 )
 def test_runs_that_never_arrive_count_as_slowest(

@@ -25,11 +25,8 @@ def test_only_what_is_trained_is_copied() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3), nn.Linear(3, 1))
     model[0].requires_grad_(False)
     flat = FlatParameters(model, [SGD(model[:2].parameters()), SGD([model[2].bias])])
-    assert [(piece.name, piece.start, piece.stop) for piece in flat.pieces] == [
-        ("1.weight", 0, 6),
-        ("1.bias", 6, 9),
-        ("2.bias", 9, 10),
-    ]
+    expected = [("1.weight", 0, 6), ("1.bias", 6, 9), ("2.bias", 9, 10)]
+    assert [(piece.name, piece.start, piece.stop) for piece in flat.pieces] == expected
     assert flat.covers(model, [SGD(model[:2].parameters()), SGD([model[2].bias])])
     assert not flat.covers(model, [SGD(model.parameters())])
     with pytest.raises(BadArgument, match="holds no trainable"):

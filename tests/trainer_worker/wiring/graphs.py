@@ -59,10 +59,7 @@ def _structure(graph: Graph, names: np.ndarray) -> np.ndarray:
 
 
 def published_wiring(params: Sequence[tuple[str, tuple[int, ...]]], graph: Graph) -> Wiring:
-    """The published graph itself as a wiring, in its own numbering: rows of edges, and rows upon rows, become blocks.
-
-    `params` are names and shapes in the order of the flat vector.
-    """
+    """The published graph as a wiring, in its own numbering: rows of edges become blocks. `params` as in the flat vector."""
     parameters = tuple(Parameter(name, shape) for name, shape in params)
     blocks: list[Block] = []
     start = 0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from graphs import expand
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import vector_to_parameters
 
 from protos.wiring import STRUCTURE, EdgeType, Wiring
 
@@ -42,11 +42,7 @@ def swapped(first: Head, second: Head) -> Moves:
 
 
 def permutation(wiring: Wiring, moves: Moves) -> Order:
-    """The order of all neurons in which some are moved, and what is tied to them by diagonals and heads alike; others stay.
-
-    Raises:
-        ValueError: ties contradict each other.
-    """
+    """The order of all neurons in which some are moved, and what is tied to them alike; ValueError where ties contradict."""
     order = dict(moves)
     ties = [(block.source, block.target, block.sources) for block in wiring.blocks if block.diagonal]
     ties += [(target, source, count) for source, target, count in ties]
@@ -92,11 +88,6 @@ def weight_order(wiring: Wiring, order: Order) -> Tensor:
     place = np.arange(wiring.size)
     place[placed[there]] = placed[here]
     return torch.from_numpy(place)
-
-
-def flat(model: nn.Module) -> Tensor:
-    """The flat parameter vector."""
-    return parameters_to_vector([parameter.detach() for parameter in model.parameters()])
 
 
 def load(model: nn.Module, vector: Tensor) -> None:

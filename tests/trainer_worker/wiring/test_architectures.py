@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from architectures import ARCHITECTURES, GAN
-from permutations import flat, hidden_groups, load, permutation, rolled, targets, weight_order
+from permutations import hidden_groups, load, permutation, rolled, targets, weight_order
+from small_runs import flat
 from torch import Tensor, nn
 
 from trainer_worker.wiring import describe
@@ -41,9 +42,7 @@ def made(name: str) -> tuple[nn.Module, Any]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
 def test_every_parameter_is_wired_and_hidden_neurons_may_be_permuted(name: str) -> None:
-    """Part of the network would be forecast without knowing its neighbours; workers with other batches would get other wirings; or
-    a tie between neurons be missing (the output changes) or made up (the graph changes).
-    """
+    """Parts would be forecast without their neighbours, wirings depend on the batch, or ties be missing or made up."""
     model, inputs = made(name)
     report = describe(model, inputs)
     wiring = report.wiring

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from permutations import Head, Moves, attention_layers, flat, load, permutation, rolled, swapped, targets, weight_order
+from permutations import Head, Moves, attention_layers, load, permutation, rolled, swapped, targets, weight_order
+from small_runs import flat
 from torch import Tensor, nn
 
 from nowcast_server.nino.checkpoint import load_checkpoint
@@ -74,9 +75,7 @@ ROTARY = ("llama", "mistral", "qwen3")
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_may_change_places(name: str) -> None:
-    """Permuting a layer's hidden neurons, heads, or neurons within a head (queries with their keys, or values) would change the
-    forecast of a network that computes the same.
-    """
+    """Permuted hidden neurons, heads, or neurons within a head would change the forecast of a network that computes the same."""
     model = FAMILIES[name]()
     wiring = wire(model)
     for parameter in (label for label, _ in model.named_parameters() if label.endswith(MLP)):

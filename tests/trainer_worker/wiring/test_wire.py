@@ -27,19 +27,14 @@ print(wire(nn.GRU(3, 5, num_layers=2)).hash)
 """
 
 
-def llama_1b() -> nn.Module:
-    """Llama 3.2 1B's shapes."""
+def test_a_billion_parameters() -> None:
+    """The wiring of Llama 3.2 1B would be slow to build or heavy to send."""
     import transformers
 
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128256}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
     with torch.device("meta"):
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True))
-
-
-def test_a_billion_parameters() -> None:
-    """The wiring of a 1B-parameter Llama would be slow to build or heavy to send."""
-    model = llama_1b()
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True))
     start = time.process_time()
     wiring = wire(model)
     took_s = time.process_time() - start
@@ -67,9 +62,7 @@ def test_shared_empty_and_frozen_parameters() -> None:
 
 
 def test_table() -> None:
-    """Users could not see how their model was wired, nor what was not understood; what their network says, in brackets, would be
-    taken for markup.
-    """
+    """Users could not see what was not understood, and why: what their network says, in brackets, would be taken for markup."""
     said = "expected [batch, time] ids from [/data/x]"
 
     def fail(m: nn.Module, _: torch.Tensor) -> torch.Tensor:
