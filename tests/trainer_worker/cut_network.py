@@ -36,13 +36,7 @@ class CutNetwork(Listening):
         self.connections = 0
         self._cuts = 0
         self._down_until = self._held_until = self._slow_until = 0.0
-        network = self
-
-        class Handler(_Connection):
-            pass
-
-        Handler.network = network
-        super().__init__(ThreadingTCPServer(("127.0.0.1", 0), Handler))
+        super().__init__(ThreadingTCPServer(("127.0.0.1", 0), type("Handler", (_Connection,), {"network": self})))
 
     def cut(self, *, down_s: float = 0.0) -> None:
         """End all connections in the middle of whatever they carry, and take none for a while."""

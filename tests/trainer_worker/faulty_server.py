@@ -43,12 +43,7 @@ class FaultyServer(Listening):
         self.contexts: list[list[int]] = []
         self.finished: list[dict[str, Any]] = []
         self.closing = threading.Event()
-        server = self
-
-        class Handler(_Handler):
-            faulty = server
-
-        super().__init__(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        super().__init__(ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"faulty": self})))
 
     def close(self) -> None:
         self.closing.set()

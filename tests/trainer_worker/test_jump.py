@@ -55,11 +55,9 @@ def test_predicted_weights_are_loaded_at_once_every_five_intervals() -> None:
 
 def test_training_waits_for_the_forecast() -> None:
     """A jump that comes later is another method: it throws away what was trained meanwhile."""
-    begun = []
 
     def slow(call: str) -> None:
         if call == "forecast":
-            begun.append(torch.empty(0))
             torch.randn(400, 400).mm(torch.randn(400, 400))  # some milliseconds, in which a step would be made
 
     _, nowcast = jumped(shifting(fail=slow, local=False))

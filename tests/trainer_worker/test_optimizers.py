@@ -99,10 +99,6 @@ def frozen() -> nn.Module:
     return model
 
 
-def compiled() -> nn.Module:
-    return torch.compile(mlp(), backend="eager")  # type: ignore[return-value]
-
-
 def compiled_inside() -> nn.Module:
     model = mlp()
     model[0] = torch.compile(model[0], backend="eager")  # type: ignore[assignment]
@@ -156,7 +152,7 @@ CASES = [
     Case("GradScaler", ADAM, scaled),
     Case("GradScaler, fused", _of("AdamW", fused=True), scaled),
     Case("GradScaler, SGD", _of("SGD", momentum=0.9), scaled),
-    Case("torch.compile", ADAM, build=compiled),
+    Case("torch.compile", ADAM, build=lambda: torch.compile(mlp(), backend="eager")),
     Case("torch.compile of a part", ADAM, build=compiled_inside),
     Case("groups", ADAM, params=groups),
     Case("frozen weights", ADAM, build=frozen),
