@@ -153,7 +153,7 @@ def test_no_failure_of_an_endpoint_reaches_the_loop(call: str, error: Exception,
 
     (model, optimizer), endpoint = learner(), ScriptedEndpoint(fail=fail)
     if call == "register" and reason == "worker_error":
-        with pytest.raises(LookupError), make(model, optimizer, endpoint):
+        with pytest.raises(LookupError, match="bug"), make(model, optimizer, endpoint):
             pass  # at the start it is told, not swallowed
         return
     with make(model, optimizer, endpoint) as nowcast:
