@@ -91,6 +91,7 @@ class Reservation:
             return True
 
     def end(self) -> None:
+        """Give back what was taken."""
         device, taken, self._kept = self.accelerator, self._kept, None
         with device.lock:
             for kept in taken or ():

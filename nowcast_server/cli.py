@@ -185,6 +185,7 @@ def selftest(
 
 
 def main() -> None:
+    """The command `nowcast-server`."""
     command.run(app, name="nowcast-server")
 
 

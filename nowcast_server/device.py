@@ -45,9 +45,11 @@ class Shares:
         self._clocks[key] = max(self._clocks.get(key, 0.0), self._now)
 
     def order(self, keys: Iterable[str]) -> list[str]:
+        """The keys, whoever is to be served first first."""
         return sorted(keys, key=lambda each: self._clocks.get(each, self._now))
 
     def serve(self, key: str) -> None:
+        """The key has its turn now."""
         self._now = max(self._now, self._clocks.get(key, self._now))
 
     def charge(self, key: str, seconds: float) -> None:
@@ -173,6 +175,7 @@ class Device:
                     work.cancel()
 
     def wake(self) -> None:
+        """What could not begin may be able to now."""
         with self._lock:
             self._dispatch()
 

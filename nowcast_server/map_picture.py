@@ -162,6 +162,7 @@ def rows_of(runs: Sequence[Embedded], projection: Projection) -> list[dict[str, 
 
 
 def embed(folder: Path, *, out: Path, by: str, checkpoint: Path | None, basis: Path | None) -> None:
+    """The command; see `nowcast_server.cli.embed`."""
     runs = _runs(folder, checkpoint)
     if basis:
         with np.load(basis) as arrays:

@@ -32,6 +32,8 @@ class Gone(Exception):
 
 @dataclass(frozen=True)
 class Forecasts:
+    """Forecasts on their way to a worker."""
+
     header: Header
     values: torch.Tensor  # (len(horizons), n) in the dtype asked for, on the CPU, finite
     seconds: float  # the device took

@@ -116,6 +116,7 @@ def prepare_process(settings: Settings) -> None:
 
 
 def server_for(app: FastAPI, settings: Settings) -> Server:
+    """The app as uvicorn shall serve it."""
     limit = min(settings.max_connections, max(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES))
     config = uvicorn.Config(
         app,

@@ -92,6 +92,7 @@ class Service:
         return self._loaded and not self.draining
 
     def info(self) -> Info:
+        """Versions, limits and forecasters."""
         return Info(
             version=version(DISTRIBUTION),
             protocol=VERSION,

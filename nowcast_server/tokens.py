@@ -20,6 +20,7 @@ _ENTRY = re.compile(
 
 
 def new_token() -> str:
+    """256 random bits, as text."""
     return secrets.token_urlsafe(32)
 
 

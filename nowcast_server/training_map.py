@@ -33,6 +33,7 @@ class TrainingMap:
 
     @property
     def network(self) -> Nino | None:
+        """The graph network that embeds; None if this server has none."""
         return next((each for each in self._forecasters().values() if isinstance(each, Nino)), None)
 
     def nowcast(self, job: Job) -> None:

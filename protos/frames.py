@@ -99,6 +99,7 @@ def write_frames(header: Header, payload: memoryview, *, chunk_bytes: int = CHUN
 
 
 def framed_bytes(header: Header, *, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Length of the stream `write_frames` makes of a tensor."""
     chunks = -(-header.payload_bytes // chunk_bytes)
     return len(header.pack()) + chunks * _CHUNK.size + header.payload_bytes + _END.size
 

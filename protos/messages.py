@@ -96,10 +96,12 @@ class NowcastRequest(Message):
 
     @property
     def step(self) -> int:
+        """The last of the context."""
         return self.context[-1]
 
     @property
     def interval(self) -> float:
+        """Mean distance between the context's steps."""
         return (self.context[-1] - self.context[0]) / (len(self.context) - 1)
 
 

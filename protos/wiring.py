@@ -85,6 +85,7 @@ class Block:
 
     @property
     def size(self) -> int:
+        """How many weights the block holds."""
         return 0 if self.parameter == STRUCTURE else self.edges * self.slots
 
     @property
@@ -123,6 +124,7 @@ class Wiring:
 
     @cached_property
     def size(self) -> int:
+        """Length n of the flat parameter vector."""
         return sum(parameter.size for parameter in self.parameters)  # length n of the flat parameter vector
 
     @cached_property

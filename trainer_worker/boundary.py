@@ -71,6 +71,7 @@ class Boundaries:
         self.step = 0
 
     def interval_after(self, step: int) -> int:
+        """Steps from the boundary at this step to the next."""
         return self.stretch * (self._interval or max(SHORTEST, step // GROWTH))
 
     @property
@@ -230,6 +231,7 @@ class Boundaries:
         return complete
 
     def last_progress(self) -> Progress:
+        """The progress at the end of the run."""
         return self._progress()(None, self._forecasts.layers.means() if self._forecasts else {})
 
     def state_dict(self) -> dict[str, Any]:

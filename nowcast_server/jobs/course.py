@@ -23,6 +23,8 @@ COURSE_BYTES: Final = 48 * 1024  # of a course, about: its points take 40 bytes 
 
 @dataclass
 class Happening:
+    """Something worth telling of a run."""
+
     at: float  # Unix seconds
     step: int
     kind: str  # `registered`, `pushing`, `skipped`, `finished` or `evicted`
@@ -93,6 +95,7 @@ class Course:
         self.version += 1
 
     def took(self, stage: str, seconds: float) -> None:
+        """Add how long a call, or a stage of one, has taken."""
         self._took[stage].append(seconds)
 
     def latency(self) -> dict[str, float]:

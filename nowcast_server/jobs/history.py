@@ -83,10 +83,12 @@ class History:
 
     @property
     def steps(self) -> list[int]:
+        """Steps held, oldest first."""
         return sorted(self._held)
 
     @property
     def in_use(self) -> bool:
+        """Does an upload or a forecast use a row now?"""
         return sum(self._uses) > len(self._held)
 
     def check_step(self, step: int) -> None:

@@ -55,6 +55,7 @@ class Job:
         return self.progress.step if self.progress else 0
 
     def tell(self, progress: Progress) -> None:
+        """Hear how the run is doing."""
         self.progress = progress
         self.course.tell(progress)
 

@@ -87,6 +87,7 @@ class TrackRecord:
         return {str(horizon): {name: mean for name, (mean, _) in means.items()} for horizon, means in sorted(self._means.items())}
 
     def forget(self) -> None:
+        """Let go of the forecasts that wait; what was judged stays."""
         self._waiting.clear()
 
     def _of(self, values: Tensor) -> Tensor:

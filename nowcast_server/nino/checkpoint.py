@@ -147,6 +147,7 @@ class Checkpoint:
 
     @property
     def size(self) -> int:
+        """How many weights there are."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
 

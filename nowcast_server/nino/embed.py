@@ -17,6 +17,8 @@ from protos.wiring import Wiring
 
 
 class Embedder:
+    """Embeds contexts of one network."""
+
     def __init__(self, checkpoint: Checkpoint, wiring: Wiring) -> None:
         options = checkpoint.options
         if not options.graph or options.layers < 2:

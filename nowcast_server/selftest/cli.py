@@ -72,6 +72,7 @@ def outcomes(setup: Setup) -> Iterator[Outcome]:
 
 
 def as_json(done: list[Outcome], setup: Setup) -> dict[str, Any]:
+    """All that is to be known, for a file."""
     return {
         "ok": all(outcome.ok for outcome in done),
         "device": str(setup.device),

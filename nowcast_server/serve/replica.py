@@ -39,6 +39,8 @@ router = APIRouter()  # calls that concern all replicas; they take the place of 
 
 
 class Peers:
+    """All replicas of this deployment, this one included."""
+
     def __init__(self, deployment: str, app: str) -> None:
         self._name, self._app = deployment, app
         self._handle: DeploymentHandle[Any] | None = None
@@ -177,6 +179,7 @@ class Replica:
         return True
 
     async def statuses(self, tenant: str) -> list[JobStatus]:
+        """The tenant's jobs that are here."""
         return [job.status() for job in self._service.jobs.of(tenant)]
 
     async def page(self, method: str, *args: Any) -> Any:

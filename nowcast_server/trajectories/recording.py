@@ -94,6 +94,7 @@ class Recording:
             run.close()
 
     def end_all(self) -> None:
+        """End the files of all jobs."""
         for name in tuple(self._open):
             self._end(name)
 

@@ -50,6 +50,8 @@ def _record(size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Trajectory:
+    """One recorded run, mapped into memory."""
+
     path: Path  # the file
     header: dict[str, Any]  # what was said about the run; see `TrajectoryWriter`
     base: Floats  # (n,) float32
@@ -74,6 +76,7 @@ class Trajectory:
 
     @cached_property
     def steps(self) -> npt.NDArray[np.int64]:
+        """(snapshots,) the training step of each."""
         return np.asarray(self.records["step"], dtype=np.int64)
 
     def pieces(self) -> "list[Trajectory]":
@@ -134,6 +137,7 @@ class TrajectoryWriter:
         self.last_step, self.last_segment = step, segment
 
     def flush(self) -> None:
+        """Hand what was appended to the operating system, for others to read."""
         self._file.flush()
 
     def close(self) -> None:

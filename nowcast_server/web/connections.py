@@ -53,6 +53,7 @@ class Connections:
         return within
 
     def busy(self, connection: "LimitedProtocol") -> None:
+        """A call is being answered on it."""
         self._idle[connection.peer].pop(connection, None)
 
     def rests(self, connection: "LimitedProtocol") -> None:
@@ -75,6 +76,8 @@ async def _no_room(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, within limits."""
+
     limits: ClassVar[Connections]
     peer = ""
     _head_bytes = 0  # since the last headers, piece of a body or end of a request
@@ -161,6 +164,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def protocol_for(connections: Connections) -> type[LimitedProtocol]:
+    """The protocol of a server with these connections."""
     return type("HttpProtocol", (LimitedProtocol,), {"limits": connections})
 
 

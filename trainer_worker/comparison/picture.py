@@ -23,6 +23,7 @@ PANELS = (
 
 
 def draw(summary: Summary) -> Figure:
+    """Draw it; save it as PNG or SVG."""
     figure = Figure(figsize=(17, 5.4), dpi=130, facecolor="white", layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     for axes, (title, across, split, metric, shown) in zip(panels, PANELS, strict=True):

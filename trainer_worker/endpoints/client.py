@@ -75,6 +75,7 @@ class HttpEndpoint:
         return tuple(self._call("PUT", self._path, deadline, read=partial(_read, JobStatus), message=spec).steps)
 
     def send(self, step: int, snapshot: Tensor, *, progress: Progress | None = None, deadline: Deadline) -> None:
+        """PUT a snapshot, framed as it is read from memory."""
         self._put(step, snapshot, progress, deadline, read=_read_short)
 
     def _put(
@@ -114,6 +115,7 @@ class HttpEndpoint:
         return self._call("POST", f"{self._path}/finish", deadline, read=partial(_read, JobStatus), message=progress).skill
 
     def info(self, *, deadline: Deadline) -> Info:
+        """GET what the server says of itself."""
         return self._call("GET", f"{API}/info", deadline, read=partial(_read, Info))
 
     def close(self) -> None:

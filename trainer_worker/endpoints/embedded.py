@@ -118,6 +118,7 @@ class EmbeddedEndpoint:
             raise OutOfMemoryBudget(detail, needed_bytes=needed_bytes, limit_bytes=int(SHARE_OF_FREE * free_bytes))
 
     def finish(self, progress: Progress, *, deadline: Deadline) -> Skill:
+        """The skill as a server keeps it."""
         del progress, deadline
         self._forget()
         return self._track.skill()

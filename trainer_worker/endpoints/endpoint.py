@@ -34,6 +34,7 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
+        """Seconds that remain; negative once it has passed."""
         return self._at - time.monotonic()  # negative once it has passed
 
     def check(self, what: str) -> float:
@@ -147,6 +148,7 @@ class Server:
         return given
 
     def new_job(self) -> str:
+        """The job's id, or a new random one."""
         return self.job or job_id(os.environ.get("NOWCAST_JOB", "job"))
 
 

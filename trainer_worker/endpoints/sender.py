@@ -51,6 +51,7 @@ class Request:
     done: threading.Event = field(default_factory=threading.Event)
 
     def finish(self, result: Tensor | None = None, *, error: BaseException | None = None) -> None:
+        """Answer it, with an error if there is no forecast."""
         self.result, self.error = result, error
         self.done.set()
 
@@ -153,6 +154,7 @@ class Sender:
 
     @property
     def context(self) -> tuple[Snapshot, ...]:
+        """The context so far, oldest first."""
         with self._changed:
             return tuple(self._context.values())
 

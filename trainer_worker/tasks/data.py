@@ -51,6 +51,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
+    """Where a data set comes from."""
+
     name: str  # as in commands and folder names
     licence: str  # of the data
     files: tuple[DataFile, ...]  # all that make up the set

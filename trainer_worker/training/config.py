@@ -236,4 +236,5 @@ def show_keys(console: "Console") -> None:
 
 
 def default_of(field: FieldInfo) -> str:
+    """The default of a key, as text."""
     return "must be given" if field.is_required() else "" if field.default is None else str(field.default)

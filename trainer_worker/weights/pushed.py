@@ -76,6 +76,7 @@ class PushedWeights:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
         places = self._pushes()
         parts = torch.split(state["push"], [place.numel() for place in places])
         self._push = [part.view(place.shape).to(place, copy=True) for place, part in zip(places, parts, strict=True)]

@@ -51,6 +51,7 @@ def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection
 
 
 def logged(report: WiringReport) -> WiringReport:
+    """Say in the log how a module was wired."""
     logger.log(logging.INFO if report.coverage >= POOR else logging.WARNING, "%s", report.sentence)
     return report
 

@@ -15,6 +15,7 @@ MAX_PIECES = 2**14  # blocks one tensor may take; more means that its neurons ar
 
 
 def edges(kind: int, sources: range, targets: range, *, diagonal: bool = False, parameter: int = STRUCTURE) -> Block:
+    """A block between two ranges of neurons."""
     return Block(int(kind), sources.start, len(sources), targets.start, len(targets), diagonal=diagonal, parameter=parameter)
 
 

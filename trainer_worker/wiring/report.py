@@ -81,6 +81,7 @@ class WiringReport:
 
 
 def show(report: WiringReport, console: "Console") -> None:
+    """Print a table of the parameters, and what could not be followed."""
     from rich.table import Table
 
     title = f"{report.model}: {report.wiring.size:,} weights, {report.wiring.neurons:,} neurons, {report.wiring.edges:,} edges"

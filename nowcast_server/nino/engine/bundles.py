@@ -18,6 +18,8 @@ CARRIED: Final = (0.0, STRUCTURE_FEATURE, SELF_LOOP_FEATURE)
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
+    """Edges listed one by one."""
+
     source: Tensor  # (E,) int32
     target: Tensor  # (E,) int32, rising
     edge_type: Tensor  # (E,) int32, or (1,) where all are alike
@@ -50,6 +52,7 @@ class Bundle:
 
     @property
     def carries(self) -> bool:
+        """Whether edges of it carry weights."""
         return len(self.weights) > 0
 
 

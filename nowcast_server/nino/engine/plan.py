@@ -57,6 +57,8 @@ Unit = Panel | Bundle
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """Everything the engine needs to know of a wiring."""
+
     units: tuple[Unit, ...]  # every edge, self loops included; for WNN every weight
     slots: int  # the most weights an edge carries
     degree: Tensor  # (N, 1) float32 incoming edges of each neuron, at least 1: its self loop

@@ -50,6 +50,7 @@ class Snapshots:
         self._whole = self._standardise_whole(plan.tensor_sizes) if plan.single else None
 
     def read(self, unit: Unit) -> Read:
+        """A unit's weights; constants for structure and self loops."""
         if (kept := self._kept.get(id(unit))) is not None:
             return kept
         read = self._panel(unit) if isinstance(unit, Panel) else self._bundle(unit)

@@ -124,6 +124,7 @@ class Renderer:
         return self._busy
 
     def write(self, template: str, **values: Any) -> str:
+        """A template with these values."""
         return self._environment.get_template(template).render(base=self.base, **values)
 
 
@@ -157,6 +158,7 @@ def baseline(view: JobView, others: list[JobView]) -> JobView | None:
 
 
 def shown(tenant: str) -> str:
+    """A tenant as the page names it."""
     return "" if tenant == ANONYMOUS else tenant
 
 

@@ -137,6 +137,7 @@ async def follow_job(
 
 @router.get("/jobs/{job}/wiring")
 async def wiring(job: JobId, tenant: Viewer, source: TheSource, render: TheRenderer) -> Response:
+    """How a job's network is wired, for its page."""
     found = await source.wiring(tenant, job)
     if found is None:
         raise UnknownJob(f"job {job!r} is not registered here", field="job")
@@ -165,6 +166,7 @@ async def _map(template: str, request: Request, tenant: str, source: Source, ren
 
 @router.get("/login")
 async def ask_token(render: TheRenderer) -> Response:
+    """The form that asks for a token."""
     return Page(render.write("login.html", wrong=False, tenant=""))
 
 

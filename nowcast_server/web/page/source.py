@@ -23,6 +23,8 @@ Ask = Callable[..., Awaitable[list[Any]]]  # calls a method of `Local`, named fi
 
 @dataclass(frozen=True)
 class JobView:
+    """A job as the overview shows it."""
+
     status: JobStatus
     step: int  # the run has come to
     state: str  # `finished`, `silent`, `gliding`, `shadow` or `training`
@@ -51,6 +53,8 @@ class ServerView:
 
 @dataclass(frozen=True)
 class Overview:
+    """All that a tenant may see: this server or all replicas, and the tenant's jobs."""
+
     servers: list[ServerView]  # one, or all replicas
     jobs: list[JobView]  # the tenant's
 
@@ -151,9 +155,11 @@ class Source:
         return max(found, key=lambda course: course.status.seen_at, default=None)
 
     async def map(self, tenant: str) -> MapView:
+        """The runs of the tenant on the map of training."""
         found: list[MapView] = await self._ask("map", tenant)
         runs = sorted((run for each in found for run in each.runs), key=lambda run: run[0].created_at)
         return MapView(any(each.embeds for each in found), runs)
 
     async def wiring(self, tenant: str, job: str) -> Wiring | None:
+        """The neural graph of a job; None if there is none."""
         return next((each for each in await self._ask("wiring", tenant, job) if each is not None), None)

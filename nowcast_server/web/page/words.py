@@ -60,10 +60,12 @@ def figure(value: float | None, digits: int = 4) -> str:
 
 
 def share(value: float | None) -> str:
+    """A share as a percentage."""
     return UNKNOWN if value is None else f"{value:.0%}"
 
 
 def whole(value: float | None) -> str:
+    """A whole number with separators."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
@@ -90,6 +92,8 @@ def clock(at: float) -> str:
 
 @dataclass(frozen=True)
 class Saved:
+    """An estimate of the steps saved so far."""
+
     steps: float  # fewer than the other run needed for the same loss; negative if more
     low: float  # where it may lie, given the scatter of both curves
     high: float  # infinite if the other has not come so far
@@ -142,6 +146,7 @@ def _first_at(steps: Sequence[float], levels: Sequence[float], level: float) -> 
 
 
 def saved(estimate: Saved | None) -> str:
+    """Steps saved with their range."""
     if estimate is None:
         return UNKNOWN
     if math.isinf(estimate.high):

@@ -80,6 +80,7 @@ DeadlineS = Annotated[float | None, Header(alias=DEADLINE_HEADER, gt=0, allow_in
 
 
 def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """The OpenAPI description of a body that `read_body` reads."""
     return {"requestBody": {"required": required, "content": {JSON: {"schema": model.model_json_schema()}}}}
 
 

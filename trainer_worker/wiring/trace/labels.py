@@ -44,6 +44,7 @@ class Flow:
         return None
 
     def without(self, dim: int) -> tuple[Tensor, ...]:
+        """The identities that do not depend on the dimension."""
         return tuple(labels for labels in self.identities if dim not in varying(labels))
 
 
@@ -220,6 +221,7 @@ class Uses:
             self._masks[held.parameter].as_strided(sizes, strides, offset).fill_(True)
 
     def complete(self, parameter: int) -> bool:
+        """Every weight of the parameter was seen."""
         return sum(math.prod(use.sizes) for use in self.of[parameter]) == self._sizes[parameter]
 
     def seen(self, parameter: int) -> Tensor:

@@ -12,6 +12,7 @@ from trainer_worker.wiring.trace.tracer import Call, Tracer, handles, tensors_of
 
 @handles("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(tracer: Tracer, call: Call) -> Shadow:
+    """A product, of some operators with a bias before it."""
     biased = call.name.startswith(("add", "badd"))
     left, right = call.args[1:3] if biased else call.args[:2]
     if left.dim() != right.dim() or left.dim() not in {2, 3}:
