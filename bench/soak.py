@@ -41,7 +41,7 @@ from trainer_worker.wiring import wire
 TOKENS = {tenant: tenant * 8 for tenant in ("jobs", "hostile", "operator")}
 OPTIONS = ("--memory", "256MiB", "--forecast-memory", "256MiB", "--threads", "1", "--idle-s", "40", "--drain-s", "5")
 ENVIRONMENT = {"NOWCAST_TENANT_MEMORY": "128MiB", "NOWCAST_TOKENS": ",".join(map(":".join, TOKENS.items()))}
-FORECASTERS = ("linear", "nino", "wnn", "average")
+FORECASTERS = ("spectral", "linear", "nino", "wnn", "average")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 LIMIT = 1.2 * (256 + 256) * 2**20 + 150e6
 """Memory above that of a server with nothing to do."""
@@ -77,7 +77,9 @@ def training(index: int, port: int, until: float) -> list[dict[str, Any]]:
         model = network("14k")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         server = Server(f"http://127.0.0.1:{port}", token=TOKENS["jobs"], job=f"run-{index}-{len(found)}", timeout_s=5)
-        with Nowcast(model, optimizer, server=server, max_steps=600, forecaster=FORECASTERS[len(found) % 4]) as nowcast:
+        with Nowcast(
+            model, optimizer, server=server, max_steps=600, forecaster=FORECASTERS[len(found) % len(FORECASTERS)]
+        ) as nowcast:
             while nowcast.steps < 600 and time.time() < until:
                 optimizer.zero_grad()
                 model(torch.randn(16, 64)).square().mean().backward()

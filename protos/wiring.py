@@ -125,7 +125,7 @@ class Wiring:
     @cached_property
     def size(self) -> int:
         """Length n of the flat parameter vector."""
-        return sum(parameter.size for parameter in self.parameters)  # length n of the flat parameter vector
+        return sum(parameter.size for parameter in self.parameters)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:

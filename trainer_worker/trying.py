@@ -24,8 +24,6 @@ WINDOWS: Final = 50  # a loss is the mean of one in so many of all that were tol
 
 
 class Told(NamedTuple):
-    """A loss that a run has told."""
-
     step: int  # after how many
     seconds: float  # since the run's start
     loss: float  # the mean of those told last, one in `WINDOWS` of all

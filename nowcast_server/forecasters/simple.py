@@ -10,12 +10,9 @@ from nowcast_server.forecasters.base import CUDA_LANES, Forecaster, Horizons
 from nowcast_server.interruption import interruption_point
 from protos.wiring import Parameter, Wiring
 
-BLOCK: Final = 128
-"""Rows of a matrix, or columns of a tall one, whose movement `spectral` evens out together."""
-LEAST_SQUARE: Final = 1e-6
-"""Of a singular value, relative to the largest one's; below it is rounding."""
-FLOPS: Final = 5e10
-"""Of eigenvalues and products, on a slow core."""
+BLOCK: Final = 128  # rows of a matrix, or columns of a tall one, whose movement `spectral` evens out together
+LEAST_SQUARE: Final = 1e-6  # of a singular value, relative to the largest one's; below it is rounding
+FLOPS: Final = 5e10  # of eigenvalues and products, on a slow core
 
 
 class Last(Forecaster):

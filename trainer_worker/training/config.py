@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from protos.messages import Dtype, Horizon, Mode
-from trainer_worker.endpoints.endpoint import is_file
+from trainer_worker.endpoints.server import is_file
 from trainer_worker.errors import CommandFailed
 from trainer_worker.push import FORECASTERS, Push
 from trainer_worker.tasks import TASKS
@@ -108,7 +108,7 @@ class NowcastTable(Table):
         """By default the one that does best in the mode; a file as its absolute path."""
         if not isinstance(given, dict):
             return given
-        named = given.get("forecaster") or FORECASTERS.get(given.get("mode", "glide"), "spectral")
+        named = given.get("forecaster") or FORECASTERS.get(given.get("mode", "glide"), "")
         return {**given, "forecaster": str(Path(named).expanduser().absolute()) if is_file(str(named)) else named}
 
     @model_validator(mode="after")
