@@ -7,7 +7,7 @@ with Nowcast(model, optimizer, max_steps=10_000):
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer_worker.endpoints.endpoint import Server
+    from trainer_worker.endpoints.server import Server
     from trainer_worker.errors import BadArgument
     from trainer_worker.events import Event
     from trainer_worker.nowcast import Nowcast
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BadArgument", "Event", "Nowcast", "Push", "Server"]
 
-_HOMES = {"BadArgument": "errors", "Event": "events", "Nowcast": "nowcast", "Push": "push", "Server": "endpoints.endpoint"}
+_HOMES = {"BadArgument": "errors", "Event": "events", "Nowcast": "nowcast", "Push": "push", "Server": "endpoints.server"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,8 @@ from protos.frames import VERSION
 from protos.messages import Dtype, JobSpec, Mode, Progress
 from trainer_worker.boundary import SHARE
 from trainer_worker.endpoints.client import HttpEndpoint
-from trainer_worker.endpoints.endpoint import Deadline, Server, embed
+from trainer_worker.endpoints.endpoint import Deadline
+from trainer_worker.endpoints.server import Server, embed
 from trainer_worker.errors import BadArgument
 from trainer_worker.jump import JUMP_SHARE
 from trainer_worker.push import CONTEXT, FORECASTERS

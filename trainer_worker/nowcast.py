@@ -21,7 +21,8 @@ from protos.errors import BadWiring
 from protos.messages import About, JobSpec, Mode
 from protos.wiring import Wiring
 from trainer_worker.boundary import Boundaries
-from trainer_worker.endpoints.endpoint import Endpoint, Server, connect, is_file
+from trainer_worker.endpoints.endpoint import Endpoint
+from trainer_worker.endpoints.server import Server, connect, is_file
 from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
 from trainer_worker.forecasts import Forecasts

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from protos.errors import BadRequest, DeadlineExceeded, Unavailable
 from trainer_worker import Nowcast
-from trainer_worker.endpoints.endpoint import Server
+from trainer_worker.endpoints.server import Server
 from trainer_worker.errors import BadArgument, RanksDiffer
 from trainer_worker.wiring import wire
 

@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from protos.messages import JobId
-from trainer_worker.endpoints.endpoint import Server
+from trainer_worker.endpoints.server import Server
 from trainer_worker.names import job_id
 
 

