@@ -132,7 +132,6 @@ def report(  # noqa: PLR0917 -- typer passes every option by name
     picture: Annotated[Path | None, typer.Option(help="PNG of the validation curves.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Arm to draw, `+ema` for its average.", show_default="all")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,
-    share: Annotated[float, typer.Option(help="Of the rivals' runs: the long table's levels are where they are then.")] = 1.0,
     arm: Annotated[list[str] | None, typer.Option(help="Arm to compare, without `+ema`.", show_default="spectral, linear")] = None,
     rival: Annotated[list[str] | None, typer.Option(help="With what.", show_default="adam, strongest")] = None,
 ) -> None:
@@ -143,7 +142,7 @@ def report(  # noqa: PLR0917 -- typer passes every option by name
     for mine, other in product(arm or ("spectral", "linear"), rival or ("adam", "strongest")):
         # the shape of fm-16 is among those that nino-base was fitted to
         print_comparison(compare(problems, mine, rival=other), mine, rival=other, without=["fm-16"])
-    rows = summarise(problems, share=share)
+    rows = summarise(problems)
     print_table(rows)
     if save:
         save.write_text(json.dumps(rows, indent=1))

@@ -6,6 +6,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
@@ -30,7 +31,7 @@ from trainer_worker.jump import Jumps
 from trainer_worker.push import CONTEXT, FORECASTERS, Push
 from trainer_worker.weights.distributed import Ranks, unwrap
 from trainer_worker.weights.flat import FlatParameters
-from trainer_worker.weights.optimizers import find_optimizers
+from trainer_worker.weights.optimizers import find_optimizers, gain_for
 from trainer_worker.weights.pushed import PushedWeights
 from trainer_worker.wiring import describe, logged
 
@@ -98,7 +99,8 @@ class Nowcast:
         self._ranks = Ranks(process_group)
         self._mode, self._max_steps, self._interval = mode, max_steps, interval
         self._forecaster = forecaster or FORECASTERS[mode]
-        self._push, self._wiring, self._example_inputs = push or Push(), wiring, example_inputs
+        self._push = push if push and push.gain is not None else replace(push or Push(), gain=gain_for(self._optimizers))
+        self._wiring, self._example_inputs = wiring, example_inputs
         self._endpoint: Any = server if hasattr(server, "register") else None
         self._server = Server.of(None if self._endpoint else server)
         self.job = self._server.new_job()

@@ -14,6 +14,7 @@ from trainer_worker.weights.flat import Piece
 
 CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks were fitted to so many
 FORECASTERS: Final = {"glide": "spectral", "shadow": "linear", "jump": "nino"}  # the best of each mode (bench/acceleration/results)
+GAIN: Final = 0.85  # for Adam; `weights.optimizers.gain_for` knows others
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Push:
     takes pushes back, as at learning rates that are too high, the gain falls by itself (`brake`).
 
     Args:
-        gain: share of the movement seen that a push may add; 0 <= gain < 1.
+        gain: share of the movement seen that a push may add; 0 <= gain < 1. None for 0.85, with Muon 0.7, with AdEMAMix 0.5.
         start: share of the run after which pushes begin.
         fade: share of the run after which the gain falls linearly, to 0 at the end. `start` and `fade` need `max_steps`.
         hold_norms: keep the norms of weight matrices: turn them, do not enlarge them.
@@ -36,14 +37,14 @@ class Push:
         BadArgument: a value is out of range.
     """
 
-    gain: float = 0.85
+    gain: float | None = None
     start: float = 0.05
     fade: float = 0.6
     hold_norms: bool = True
     horizon: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gain < 1:
+        if self.gain is not None and not 0 <= self.gain < 1:
             raise BadArgument("push", f"gain must be at least 0 and below 1 (at 1 the weights explode), not {self.gain!r}")
         for name in ("start", "fade"):
             if not 0 <= getattr(self, name) <= 1:
@@ -53,12 +54,13 @@ class Push:
 
     def gain_at(self, step: int, *, max_steps: int | None) -> float:
         """The gain of a push that begins at a step."""
+        gain = GAIN if self.gain is None else self.gain
         if max_steps is None:
-            return self.gain
+            return gain
         done = step / max_steps
         if done < self.start or done >= 1:
             return 0.0
-        return self.gain * min(1.0, (1 - done) / max(1 - self.fade, 1e-9))
+        return gain * min(1.0, (1 - done) / max(1 - self.fade, 1e-9))
 
 
 @torch.no_grad()

@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 SMOOTH = 5
 """Evaluations that a validation curve is averaged over before anything is decided on it."""
-TARGETS = {"fm-16": 0.895, "fm-32": 0.905}
-"""The paper's, here for the share of validation pictures that are classified rightly, not smoothed."""
 PICTURES = ("fm-16", "fm-32", "fm-bn", "colour", "animals")
 """Problems whose own measure is the share of right answers, as in the paper; that of the others is loss."""
 RIVALS = ("adam", "adam+ema", "decay", "cosine")
@@ -82,12 +80,6 @@ class Curve:
         values = np.array(self.run["curve"])
         return float(values[values[:, 0] > FIRST * values[-1, 0], 2 if self.averaged else 1].max())
 
-    def first_right(self, target: float) -> int | None:
-        """The first evaluation with so many right answers, not smoothed."""
-        return next(
-            (step for step, *_, right, averaged in self.run["curve"] if (averaged if self.averaged else right) >= target), None
-        )
-
 
 Arm = dict[str, list[Curve]]
 """Runs by learning rate and settings."""
@@ -112,25 +104,22 @@ def read(folder: Path) -> Problems:
     return found
 
 
-def summarise(problems: Problems, *, share: float = 1.0) -> list[dict[str, Any]]:
-    """One row for each problem and arm at its best rate: how soon it is where each rival is after a share of its run; its end."""
+def summarise(problems: Problems) -> list[dict[str, Any]]:
+    """One row for each problem and arm at its best rate: how soon it is where each rival ends; its own end."""
     rows = []
     for problem, arms in sorted(problems.items()):
         for name, arm in sorted(arms.items()):
-            steps = {measure: _to_rivals(arms, arm, measure, share) for measure in ("loss", "wrong")}
-            rows.append({"problem": problem, "arm": name, "share": share, "steps": steps, **_end(arm)})
-            if target := TARGETS.get(problem):
-                curves = {f"{rate}, seed {curve.run['seed']}": curve for rate, curves in arm.items() for curve in curves}
-                rows[-1]["target"] = {"right": target, "steps": {run: each.first_right(target) for run, each in curves.items()}}
+            steps = {measure: _to_rivals(arms, arm, measure) for measure in ("loss", "wrong")}
+            rows.append({"problem": problem, "arm": name, "steps": steps, **_end(arm)})
     return rows
 
 
-def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str, share: float) -> dict[str, float | None]:
-    """Steps to where each rival is, seed by seed, both at their best rates; None where it does not get there, or shares no seed."""
+def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str) -> dict[str, float | None]:
+    """Steps to where each rival ends, seed by seed, each at its best rate; None: it does not get there, or no seed is shared."""
     found = {}
     for rival in RIVALS:
         if rival in arms:
-            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(_tuned(arms[rival], measure))}
+            goals = {curve.run["seed"]: _at(curve, measure) for curve in _longest(_tuned(arms[rival], measure))}
             steps = _steps(_tuned(arm, measure), measure, goals)
             found[rival] = None if steps == float("inf") or 1 in goals.values() else steps
     return found
@@ -147,13 +136,13 @@ def _longest(curves: list[Curve]) -> list[Curve]:
     return [curve for curve in curves if curve.run["steps"] == max(other.run["steps"] for other in curves)]
 
 
-def _at(curve: Curve, measure: str, share: float) -> float:
+def _at(curve: Curve, measure: str, share: float = 1.0) -> float:
     return float(getattr(curve, measure)[curve.steps <= share * curve.steps[-1]][-1])
 
 
-def _level(curves: list[Curve], measure: str, share: float = 1.0) -> float:
-    """Median over seeds of where the longest runs are after a share of them."""
-    return median(_at(curve, measure, share) for curve in _longest(curves))
+def _level(curves: list[Curve], measure: str) -> float:
+    """Median over seeds of where the longest runs end."""
+    return median(_at(curve, measure) for curve in _longest(curves))
 
 
 def _steps(curves: list[Curve], measure: str, goals: dict[int, float]) -> float:
@@ -184,7 +173,7 @@ def _end(arm: Arm) -> dict[str, Any]:
 
 def _by_seed(curves: list[Curve]) -> dict[int, float]:
     """Final losses."""
-    return {curve.run["seed"]: _at(curve, "loss", 1.0) for curve in curves}
+    return {curve.run["seed"]: _at(curve, "loss") for curve in curves}
 
 
 def compare(problems: Problems, arm: str, *, rival: str) -> list[dict[str, Any]]:
@@ -275,9 +264,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
     own = {(row["problem"], row["arm"]): row["steps"] for row in rows}
     console = Console(width=180)
-    where = "'s end" if rows[0]["share"] == 1 else f" at {rows[0]['share']:.0%}"
     for measure, title in (("loss", "loss"), ("wrong", "share of right answers")):
-        heads = [f"to {rival}{where}" for rival in RIVALS]
+        heads = [f"to {rival}'s end" for rival in RIVALS]
         table = Table(
             "problem", "arm", "lr (of)", "seeds", *heads, "final", "test", "right", "train s", "highest", title=f"By {title}"
         )
@@ -294,8 +282,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
                 f"{rate}: {', '.join(f'{loss:.4f}' for loss in by_seed.values())}" for rate, by_seed in row["rates"].items()
             )
             console.print(f"{row['problem']}, {row['arm']}: final loss by rate, of each seed: {ends}")
-        if "target" in row:
-            console.print(f"{row['problem']}, {row['arm']}: steps to {row['target']['right']:.1%} right: {row['target']['steps']}")
 
 
 def _figure(row: dict[str, Any], rival_steps: dict[str, Any] | None, measure: str, rival: str) -> str:

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 import trainer_worker
-from trainer_worker import Nowcast
+from trainer_worker import Nowcast, Push
 from trainer_worker.push import shape
 from trainer_worker.weights.flat import FlatParameters
 
@@ -219,6 +219,25 @@ def test_steps_are_counted_and_pushes_land(case: Case) -> None:
         gliding.train(STEPS - FIRST - INTERVAL)
     assert nowcasts(gliding.nowcast) == [(at, "glided", "") for at in TAKEN_UP]
     assert flat(gliding.model).isfinite().all()
+
+
+class AdEMAMix(torch.optim.AdamW):
+    """Goes by the name of one with a slow momentum."""
+
+
+@pytest.mark.parametrize(("kind", "gain"), [(torch.optim.AdamW, 0.85), (torch.optim.Muon, 0.7), (AdEMAMix, 0.5)])
+def test_the_gain_suits_the_optimizer(kind: Callable[..., Optimizer], gain: float) -> None:
+    """Beside an optimizer with a slow momentum of its own the gain that suits Adam breaks a run, and nobody would know why."""
+    for push, expected in ((Push(start=0.0), gain), (Push(gain=0.3, start=0.0), 0.3)):
+        loop, endpoint = Loop(Case("", ADAM), None), ScriptedEndpoint()
+        matrices = [weight for weight in loop.model.parameters() if weight.dim() == 2]
+        both = [kind(matrices, lr=1e-3), loop.optimizer]
+        with Nowcast(loop.model, both, server=endpoint, max_steps=1000, interval=INTERVAL, push=push):
+            for index in range(STEPS):
+                loop.loss(index).backward()
+                both[0].step()
+                loop.optimizer.step()
+        assert max(each.gain for each in endpoint.told) == expected
 
 
 def test_a_compiled_step_is_not_compiled_with_all_that_follows_it() -> None:

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from protos.messages import Dtype, Horizon, Mode
 from trainer_worker.endpoints.server import is_file
 from trainer_worker.errors import CommandFailed
-from trainer_worker.push import FORECASTERS, Push
+from trainer_worker.push import FORECASTERS, GAIN, Push
 from trainer_worker.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class NowcastTable(Table):
         description="glide: forecasts push the weights while training goes on; jump: the published method, predicted weights are "
         "loaded at once; shadow: forecasts are made and scored, and never used",
     )
-    gain: Part = Field(default=Push.gain, description="share of the movement seen that a push adds")
+    gain: Part = Field(default=GAIN, description="share of the movement seen that a push adds")
     start: Share = Field(default=Push.start, description="share of the run after which pushes begin")
     fade: Share = Field(default=Push.fade, description="share of the run after which the gain falls, to 0 at the end")
     hold_norms: bool = Field(default=Push.hold_norms, description="keep the norms of weight matrices: turn, do not enlarge them")

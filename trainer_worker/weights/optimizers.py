@@ -1,18 +1,26 @@
-"""What is known of optimizers: which one really steps, where its state lies, and which cannot be helped."""
+"""What is known of optimizers: which one steps, where its state lies, how far to push beside it, and which cannot be helped."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer_worker.errors import BadArgument
+from trainer_worker.push import GAIN
 
 _SUMS: Final = "it computes the weights from the sum of all gradients at each step, which undoes every push"
 REFUSED: Final = {  # by part of the class's name: why no push can help it
     "LBFGS": "it remembers gradients of earlier weights and searches along lines, which a push makes wrong",
     **dict.fromkeys(("DAdaptAdaGrad", "DAdaptSGD", "FTRL", "MADGRAD"), _SUMS),
 }
+GAINS: Final = {"Muon": 0.7, "AdEMAMix": 0.5}  # by part of the class's name (bench/acceleration/results)
+
+
+def gain_for(optimizers: Iterable[Optimizer]) -> float:
+    """The gain of pushes beside these optimizers: less than beside Adam where one goes further along a drift by itself."""
+    names = [kind.__name__ for each in optimizers for inner in _nested(each) for kind in type(inner).__mro__]
+    return min([GAIN, *(gain for part, gain in GAINS.items() if any(part in name for name in names))])
 
 
 def find_optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
