@@ -16,9 +16,7 @@ from trainer_worker.training.config import Config
 from trainer_worker.training.records import Record, RunRecord, Score
 
 METRIC: Final = "smoothed validation loss"
-# A smoothed curve is the median of so many evaluations, the current one and those before it: a single one is too noisy to decide
-# on, and the median, unlike the mean, is not moved by the one that may fall right after a jump.
-SMOOTHING: Final = 5
+SMOOTHING: Final = 5  # evaluations, the current one and those before it, whose median decides: a single one is too noisy
 ENOUGH_SEEDS: Final = 3
 ALWAYS: Final = (  # what can be said of every comparison
     "Both arms start from the same weights and see the same batches. Validation data set the target; test data decide nothing.",
