@@ -103,8 +103,8 @@ class Boundaries:
         self.step, self._next = step, step + self.interval_after(step)
 
     def observe(self, loss: Tensor | float) -> None:
-        """Add the training loss of a step to the mean of this interval; nothing waits for it."""
-        self._losses = self._losses + (loss.detach() if isinstance(loss, Tensor) else float(loss))
+        """Add the training loss of a step, a mean or each example's, to the mean of this interval; nothing waits for it."""
+        self._losses = self._losses + (loss.detach().float().mean() if isinstance(loss, Tensor) else float(loss))
         self._told += 1
 
     def _decide(self) -> None:
@@ -196,9 +196,7 @@ class Boundaries:
 
     def hear_news(self) -> None:
         """Record when the server was lost or came back."""
-        if self._forecasts is None:
-            return
-        for outcome, error in self._forecasts.sender.news():
+        for outcome, error in self._forecasts.sender.news() if self._forecasts else ():
             reason, detail = (reason_for(error), str(error)) if error is not None else ("", "")
             self._journal.add(Event(self.step, "server", outcome, reason, detail))
 
@@ -225,7 +223,10 @@ class Boundaries:
         known |= {"used": self._journal.used, "skipped": dict(self._journal.reasons)}
 
         def complete(coherence: float | None, layers: dict[str, float]) -> Progress:
-            loss = float(losses) / told if told else math.nan  # on CUDA this waits for the device
+            try:
+                loss = float(losses) / told if told else math.nan  # on CUDA this waits for the device
+            except RuntimeError:  # which may have failed: the end has to be told nevertheless
+                loss = math.nan
             return Progress(**known, coherence=coherence, layers=layers or None, loss=loss if math.isfinite(loss) else None)
 
         return complete
@@ -252,11 +253,12 @@ class Boundaries:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`. What was asked for then is asked again."""
         self.step, self._next, self._taken = int(state["step"]), int(state["next"]), int(state["taken"])
-        self._asking, self._gain = bool(state["asking"]), float(state["gain"])
+        self._gain, gain = float(state["gain"]), self._gain_of_next()
+        self._asking = bool(state["asking"]) and gain > 0  # none is due if the run has become longer or shorter
         self.stretch, self._patience, self._trend = (int(state[key]) for key in ("stretch", "patience", "trend"))
         self.pushed.load_state_dict(state["pushed"])
         self._compared = False
         if self._forecasts is not None and state["snapshots"]:
             self._forecasts.load_state_dict(state["snapshots"])
             if self._asking:
-                self._asked = self._forecasts.ask(gain=self._gain_of_next())
+                self._asked = self._forecasts.ask(gain=gain)

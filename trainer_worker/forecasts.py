@@ -131,8 +131,8 @@ class Forecasts:
         for step, values in zip(state["steps"].tolist(), state["context"], strict=True):
             if step >= 0:
                 # in memory of its own: rows may still be read for an answer that nobody wants any more
-                self.sender.offer(Snapshot(step, values.to(TORCH_DTYPES[self._spec.dtype], copy=True)))
-        self._pushed, self._ended = (state[key].clone() if bool(state[key].any()) else None for key in ("pushed", "ended"))
+                self.sender.offer(Snapshot(step, values.to("cpu", TORCH_DTYPES[self._spec.dtype], copy=True)))
+        self._pushed, self._ended = (state[key].to("cpu", copy=True) if state[key].any() else None for key in ("pushed", "ended"))
         self._coherence = float(state["coherence"])
         self._seen = self._compare(self.sender.context)
         self.sender.restart()

@@ -86,7 +86,7 @@ class Nowcast:
         max_steps: int | None = None,
         interval: int | None = None,
         mode: Mode = "glide",
-        forecaster: str | None = None,
+        forecaster: str | Path | None = None,
         server: "str | Server | Endpoint | None" = None,
         push: Push | None = None,
         wiring: Wiring | None = None,
@@ -98,7 +98,7 @@ class Nowcast:
         self._model, self._optimizers = unwrap(model), find_optimizers(optimizer)
         self._ranks = Ranks(process_group)
         self._mode, self._max_steps, self._interval = mode, max_steps, interval
-        self._forecaster = forecaster or FORECASTERS[mode]
+        self._forecaster = str(forecaster or FORECASTERS[mode])
         self._push = push if push and push.gain is not None else replace(push or Push(), gain=gain_for(self._optimizers))
         self._wiring, self._example_inputs = wiring, example_inputs
         self._endpoint: Any = server if hasattr(server, "register") else None
@@ -184,8 +184,7 @@ class Nowcast:
             with self._ranks.failing_alike():
                 if self._forecasts is not None:
                     self._forecasts.sender.open()
-            handle = self._optimizers[-1].register_step_post_hook(_hook(weakref.ref(self)))
-            self._handles = [handle]
+            self._handles = [handle := self._optimizers[-1].register_step_post_hook(_hook(weakref.ref(self)))]
             hooks: Any = self._optimizers[-1]._optimizer_step_post_hooks  # noqa: SLF001 -- torch has no `prepend` for these
             hooks.move_to_end(handle.id, last=False)  # before the user's own, so that masks and constraints hold after a push
         except BaseException:
@@ -287,7 +286,8 @@ class Nowcast:
         Take it after `optimizer.step()`, with the states of model and optimizer. In data-parallel training rank 0's will do for
         all ranks, unless the model is split over them.
         """
-        return {"version": STATE_VERSION, **self._boundaries.state_dict(), "journal": self._journal.state_dict()}
+        with torch.device("cpu"):  # for scripts that make a GPU the default
+            return {"version": STATE_VERSION, **self._boundaries.state_dict(), "journal": self._journal.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`, before or after the start; if before, a server that refuses the job by now does not end the

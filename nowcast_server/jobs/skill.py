@@ -103,5 +103,5 @@ def _sample(size: int) -> Tensor | None:
     """One parameter of each of `SAMPLE` equal stretches, at random so that rows and channels come evenly; None for all."""
     if size <= SAMPLE:
         return None
-    places = torch.rand(SAMPLE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return ((torch.arange(SAMPLE) + places) * (size / SAMPLE)).long().clamp(max=size - 1)
+    places = torch.rand(SAMPLE, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(0))
+    return ((torch.arange(SAMPLE, device="cpu") + places) * (size / SAMPLE)).long().clamp(max=size - 1)

@@ -332,7 +332,7 @@ def test_what_a_run_tells_of_its_progress() -> None:
     weights = [flat(model)]
     with make(model, optimizer, endpoint, push=UNHELD) as nowcast:
         for index in range(STEPS):
-            nowcast.observe(torch.tensor(float(index)))
+            nowcast.observe(torch.full((3,), 200.0 + index, dtype=torch.bfloat16))  # whose sums of two need 9 bits
             if index in (FIRST, FIRST + 1):
                 optimizer.param_groups[0]["lr"] = -0.05  # the interval of the first push
             step(model, optimizer, index)
@@ -350,8 +350,8 @@ def test_what_a_run_tells_of_its_progress() -> None:
     moved = (weights[newest] - weights[newest - (CONTEXT - 1) * INTERVAL]) / (CONTEXT - 1)
     pushed = weights[taken_up + INTERVAL] - weights[taken_up] - INTERVAL * 0.1 * drift
     torch.testing.assert_close(pushed, braked[1] * moved, rtol=1e-3, atol=1e-5)
-    assert told[FIRST].loss == pytest.approx(FIRST - 1.5)  # the mean of its interval's two
-    assert told[INTERVAL].loss == pytest.approx(INTERVAL / 2 - 0.5)  # long before anything is asked for
+    assert told[FIRST].loss == pytest.approx(FIRST + 198.5)  # the mean of its interval's two
+    assert told[INTERVAL].loss == pytest.approx(INTERVAL / 2 + 199.5)  # long before anything is asked for
     assert told[FIRST].layers is None
     assert endpoint.finished is not None
     layers = endpoint.finished.layers or {}

@@ -44,12 +44,11 @@ class Ranks:
         if self.world == 1:
             assert reason is not None
             return reason, vector
-        packet = torch.zeros(REASON_LETTERS + (size or 0), dtype=torch.float32)
+        packet = torch.zeros(REASON_LETTERS + (size or 0), dtype=torch.float32, device=self._device())
         letters = (reason or "").encode()[:REASON_LETTERS]
         packet[: len(letters)] = torch.tensor(list(letters), dtype=torch.float32)
         if size is not None and vector is not None:
             packet[REASON_LETTERS:] = vector
-        packet = packet.to(self._device())
         dist.broadcast(packet, src=0 if self._group is None else dist.get_global_rank(self._group, 0), group=self._group)
         packet = packet.cpu()
         told = bytes(int(letter) for letter in packet[:REASON_LETTERS].tolist()).rstrip(b"\0").decode()

@@ -74,7 +74,8 @@ def test_a_large_network_is_judged_by_a_sample(monkeypatch: pytest.MonkeyPatch) 
     scores = []
     for values in (SAMPLE, size):
         monkeypatch.setattr(skill, "SAMPLE", values)
-        record = track(size)
+        with torch.device("meta"):  # as of a script that makes a GPU the default
+            record = track(size)
         record.made(30, states[:3], {1: states[2].lerp(states[3], 0.3)}, interval=INTERVAL)
         (waiting,) = record._waiting
         assert waiting.last.numel() == values
