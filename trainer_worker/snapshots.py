@@ -57,13 +57,11 @@ class SnapshotBuffers:
         start = time.perf_counter()
         busy = {snapshot.values.data_ptr() for snapshot in in_use}
         values = next((row for row in self._rows.unbind() if row.data_ptr() not in busy), None)
+        if self._staging is None:
+            self._flat.copy_to(values)  # even without a row: other ranks wait for this one's part of a split model
         if values is None:
             raise NoRow("all rows for snapshots are in use")
-        copied = None
-        if self._staging is None:
-            self._flat.copy_to(values)
-        else:
-            copied = self._copy_beside(values)
+        copied = self._copy_beside(values) if self._staging is not None else None
         self.copied_s += time.perf_counter() - start
         return Snapshot(step, values, copied)
 

@@ -29,7 +29,8 @@ class NowcastCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start, where the Trainer's checkpoint stopped if it resumes one."""
-        steps = trainer.estimated_stepping_batches
+        most = trainer.max_steps / len(trainer.optimizers)  # which counts the steps of all; -1 for no limit
+        steps = min(trainer.estimated_stepping_batches, most if most > 0 else math.inf)
         known = int(steps) if math.isfinite(steps) and steps > 0 else None
         self.nowcast = Nowcast(pl_module, trainer.optimizers, **{"max_steps": known, **self._options})
         if self._state is not None:

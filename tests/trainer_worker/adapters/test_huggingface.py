@@ -52,7 +52,6 @@ def test_the_same_bits_as_a_loop_by_hand(tmp_path: Path) -> None:
     callback = NowcastCallback(**OPTIONS)
     weights = trained(tmp_path, callback=callback)
     expected, used = plain_run(batches())
-    assert callback.nowcast is not None
     assert callback.nowcast.steps == STEPS
     assert callback.nowcast.summary()["nowcasts"]["used"] == used > 3
     assert torch.equal(weights, expected)
@@ -82,7 +81,6 @@ def test_a_checkpoint_without_state_begins_anew(tmp_path: Path, caplog: pytest.L
     callback = NowcastCallback(**OPTIONS)
     trained(tmp_path, callback=callback, resume=True)
     assert "nowcasts start over at step 40" in caplog.text
-    assert callback.nowcast is not None
     assert callback.nowcast.steps == STEPS - 40
 
 

@@ -16,6 +16,9 @@ from trainer_worker.adapters.lightning import NowcastCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and loggers
 
+QUIET: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+QUIET |= {"accelerator": "cpu", "devices": 1}
+
 
 class Module(pl.LightningModule):
     """The network, as Lightning wants it."""
@@ -33,8 +36,7 @@ class Module(pl.LightningModule):
 
 def trained(folder: Path, *, callback: NowcastCallback | None = None, resume: str | None = None, **changes: Any) -> Tensor:
     module = Module()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
-    settings = {"max_epochs": 2, "enable_checkpointing": False, **quiet, **changes}
+    settings = {"max_epochs": 2, **QUIET, **changes}
     trainer = pl.Trainer(default_root_dir=folder, callbacks=[callback] if callback else [], **settings)
     trainer.fit(module, DataLoader(TensorDataset(*examples(STEPS * BATCH // 2)), BATCH), ckpt_path=resume, weights_only=True)
     if settings["max_epochs"] == 1:
@@ -47,7 +49,6 @@ def test_the_same_bits_as_a_loop_by_hand(tmp_path: Path) -> None:
     callback = NowcastCallback(**OPTIONS)
     weights = trained(tmp_path, callback=callback)
     expected, used = plain_run(2 * batches(STEPS // 2))
-    assert callback.nowcast is not None
     assert callback.nowcast.steps == STEPS
     assert callback.nowcast.summary()["nowcasts"]["used"] == used > 3
     assert torch.equal(weights, expected)
@@ -72,12 +73,30 @@ def test_an_error_in_training_stops_it(tmp_path: Path) -> None:
             return super().training_step(batch, index)
 
     callback = NowcastCallback(**OPTIONS)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", callbacks=[callback], **quiet)
+    trainer = pl.Trainer(default_root_dir=tmp_path, max_epochs=1, callbacks=[callback], **QUIET)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(Failing(), DataLoader(TensorDataset(*examples(STEPS * BATCH)), BATCH))
-    assert callback.nowcast is not None
     assert callback.nowcast._over
+
+
+def test_steps_of_two_optimizers_make_one(tmp_path: Path) -> None:
+    """Lightning's `max_steps` counts them all: the run would be over when pushes are longest."""
+
+    class Adversaries(Module):
+        automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], index: int) -> None:
+            self.manual_backward(super().training_step(batch, index))
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+            return [torch.optim.SGD(layer.parameters(), 1e-3) for layer in self.network.body[::2]]
+
+    callback = NowcastCallback(**OPTIONS)
+    trainer = pl.Trainer(default_root_dir=tmp_path, max_steps=STEPS, callbacks=[callback], **QUIET)
+    trainer.fit(Adversaries(), DataLoader(TensorDataset(*examples(STEPS * BATCH)), BATCH))
+    assert callback.nowcast.steps == callback.nowcast._max_steps == STEPS // 2
 
 
 def test_fabric(tmp_path: Path) -> None:

@@ -51,7 +51,6 @@ def test_lora_with_sft(tmp_path: Path) -> None:
     """TRL's trainer wraps the model and reports in its own way: nothing would be pushed, or frozen weights would be."""
     callback = NowcastCallback(**OPTIONS)
     nowcast, plain = tuned(tmp_path / "with", [callback]), tuned(tmp_path / "without", [])
-    assert callback.nowcast is not None
     summary = callback.nowcast.summary()
     assert summary["parameters"] == weights(nowcast, trained=True).numel() == 2 * (16 + 48)
     assert summary["nowcasts"]["used"] > 0
