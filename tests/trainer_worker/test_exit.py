@@ -130,7 +130,6 @@ def started(script: str) -> subprocess.Popen[str]:
 def under_way(script: str) -> subprocess.Popen[str]:
     """A process whose forecast has just begun."""
     process = started(script)
-    assert process.stdout is not None
     assert process.stdout.readline() == "under way\n"
     return process
 

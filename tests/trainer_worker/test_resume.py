@@ -103,17 +103,13 @@ def test_resumed_runs_end_in_the_same_bits(options: dict[str, Any], used: int) -
 @pytest.mark.parametrize("max_steps", [FULL + INTERVAL, 30 * STEPS])
 def test_a_forecast_asked_for_by_a_run_of_another_length_is_let_be(max_steps: int) -> None:
     """Where the gain is 0 now, at the end or before the start, all of its displacement would be added, 40 intervals' worth."""
-    runs = [Run(), Run(max_steps=max_steps, interval=INTERVAL, push=Push()), Run()]
-    with runs[0].nowcast:
-        runs[0].train(FULL)
-        saved = runs[0].save()
-    for run in runs[1:]:
-        run.load(saved)
-    with runs[1].nowcast:
-        runs[1].train(2 * INTERVAL)
-    runs[2].train(2 * INTERVAL)
-    assert torch.equal(flat(runs[1].model), flat(runs[2].model))
-    assert not runs[1].nowcast.events
+    first, second = Run(), Run(max_steps=max_steps, push=Push())
+    with first.nowcast:
+        first.train(FULL)
+        second.load(first.save())
+    with second.nowcast:
+        second.train(INTERVAL)
+    assert second.nowcast.events == []
 
 
 def test_a_run_can_go_back_to_an_earlier_checkpoint() -> None:

@@ -79,7 +79,7 @@ def test_an_error_in_training_stops_it(tmp_path: Path) -> None:
     assert callback.nowcast._over
 
 
-def test_steps_of_two_optimizers_make_one(tmp_path: Path) -> None:
+def test_steps_of_two_optimizers_make_one() -> None:
     """Lightning's `max_steps` counts them all: the run would be over when pushes are longest."""
 
     class Adversaries(Module):
@@ -94,8 +94,7 @@ def test_steps_of_two_optimizers_make_one(tmp_path: Path) -> None:
             return [torch.optim.SGD(layer.parameters(), 1e-3) for layer in self.network.body[::2]]
 
     callback = NowcastCallback(**OPTIONS)
-    trainer = pl.Trainer(default_root_dir=tmp_path, max_steps=STEPS, callbacks=[callback], **QUIET)
-    trainer.fit(Adversaries(), DataLoader(TensorDataset(*examples(STEPS * BATCH)), BATCH))
+    pl.Trainer(max_steps=STEPS, callbacks=[callback], **QUIET).fit(Adversaries(), DataLoader(TensorDataset(*examples(STEPS))))
     assert callback.nowcast.steps == callback.nowcast._max_steps == STEPS // 2
 
 

@@ -71,7 +71,6 @@ with own_server(log=Path(sys.argv[1])) as url:
 def test_no_server_outlives_a_command_that_was_killed(tmp_path: Path) -> None:
     """The out-of-memory killer would leave a server behind with its port and memory."""
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "server.log")], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
     url = parent.stdout.readline().strip()
     assert httpx2.get(f"{url}/livez", trust_env=False).is_success
     parent.kill()

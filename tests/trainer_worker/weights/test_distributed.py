@@ -99,13 +99,9 @@ def test_a_sharded_run_is_the_same_run(ranks: Told, scenario: str, tolerance: fl
     assert [part[0] for part in parts] == [(9, 8), (8, 8)]
 
 
-def test_a_snapshot_of_a_sharded_model_that_is_dropped_holds_nobody_up(ranks: Told) -> None:
-    """Where the server is slow, rank 0 left the others alone in a collective: the run hung, or died of the next one."""
-    assert [rank["large"]["dropped"] for rank in ranks] == [1, 0]
-
-
 def test_no_rank_but_the_first_holds_a_whole_sharded_model(ranks: Told) -> None:
     """Models are sharded because no rank has room for all of them."""
     layer, layers = 4 << 20, 8
     assert ranks[0]["large"]["moved"] > 0
+    assert [rank["large"]["dropped"] for rank in ranks] == [1, 0]  # by rank 0, which has to take part for the others nevertheless
     assert ranks[1]["large"]["bytes"] < layers * layer / 2 + 3 * layer  # its half of the push, and a layer under way
