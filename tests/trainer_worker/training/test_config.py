@@ -91,7 +91,7 @@ def test_a_missing_file_or_table_is_named(tmp_path: Path) -> None:
 def test_pushes_are_as_the_table_says(tmp_path: Path) -> None:
     """A key that is read and not passed on is worse than one that is refused."""
     table = load(tmp_path, '[task]\nname = "fm-16"\n[nowcast]').nowcast
-    assert table.push == Push()
+    assert table.push == Push(gain=0.85)
     text = "gain = 0.3\nstart = 0.2\nfade = 0.4\nhold_norms = false\nhorizon = 7"
     table = load(tmp_path, f'[task]\nname = "fm-16"\n[nowcast]\n{text}').nowcast
     assert table.push == Push(gain=0.3, start=0.2, fade=0.4, hold_norms=False, horizon=7)
