@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from torch import Tensor
@@ -132,7 +133,7 @@ class Boundaries:
         elif self._forecasts is not None:
             _, reason, detail = self._collect()
             self._journal.add(Event(self.step, "nowcast", "skipped" if reason else "scored", reason, detail))
-            if not self._flat.sharded:  # ranks take snapshots together then, and know nothing of this
+            if self._ranks.world == 1:  # others know nothing of this, and have to be at a boundary with this one
                 self._adapt(reason)
 
     def _use(self, outcome: str, begin: Callable[[Tensor | None], None], *, wait: bool = False, horizon: int | None = None) -> str:
@@ -223,17 +224,14 @@ class Boundaries:
         known |= {"used": self._journal.used, "skipped": dict(self._journal.reasons)}
 
         def complete(coherence: float | None, layers: dict[str, float]) -> Progress:
-            try:
-                loss = float(losses) / told if told else math.nan  # on CUDA this waits for the device
-            except RuntimeError:  # which may have failed: the end has to be told nevertheless
-                loss = math.nan
+            loss = float(losses) / told if told else math.nan  # on CUDA this waits for the device, and raises if that has failed
             return Progress(**known, coherence=coherence, layers=layers or None, loss=loss if math.isfinite(loss) else None)
 
         return complete
 
-    def last_progress(self) -> Progress:
-        """The progress at the end of the run."""
-        return self._progress()(None, self._forecasts.layers.means() if self._forecasts else {})
+    def last_progress(self) -> Callable[[], Progress]:
+        """What makes the progress at the end of the run."""
+        return partial(self._progress(), None, self._forecasts.layers.means() if self._forecasts else {})
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as numbers and tensors under fixed keys."""

@@ -359,13 +359,13 @@ class Nowcast:
 
 
 def _count(value: Any) -> bool:
-    return value is None or (type(value) is int and value > 0)
+    return value is None or (type(value) is int and 0 < value < 2**48)
 
 
 _TAKEN: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {  # what an argument may be
     "model": (lambda value: isinstance(value, nn.Module), "a torch.nn.Module"),
-    "max_steps": (_count, "a positive integer, or None"),
-    "interval": (_count, "a positive integer, or None"),
+    "max_steps": (_count, "a positive integer below 2**48, or None"),
+    "interval": (_count, "a positive integer below 2**48, or None"),
     "mode": (lambda value: value in tuple(FORECASTERS), "glide, jump or shadow"),
     "push": (lambda value: value is None or isinstance(value, Push), "a Push, e.g. Push(gain=0.5)"),
     "wiring": (lambda value: value is None or isinstance(value, Wiring), "what wire(model) gives"),

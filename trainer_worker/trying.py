@@ -89,7 +89,7 @@ def play(mode: str, log: str, seed: str, script: str, *arguments: str) -> None:
 
     class Recorded(home.Nowcast):
         def __init__(self, *given: Any, **options: Any) -> None:
-            super().__init__(*given, **({**options, "interval": sys.maxsize} if mode == "without" else options))
+            super().__init__(*given, **({**options, "interval": 2**40} if mode == "without" else options))
 
         def start(self) -> Self:
             self.started_s = time.perf_counter()
@@ -97,7 +97,7 @@ def play(mode: str, log: str, seed: str, script: str, *arguments: str) -> None:
 
         def observe(self, loss: Any) -> None:
             at = self.steps, time.perf_counter() - self.started_s
-            told.append((*at, loss.detach() if isinstance(loss, torch.Tensor) else loss))
+            told.append((*at, loss.detach().float().mean() if isinstance(loss, torch.Tensor) else loss))
             super().observe(loss)
 
     def write() -> None:

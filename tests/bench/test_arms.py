@@ -23,7 +23,6 @@ def test_settings_and_extras_are_read() -> None:
     arm = Arm.read("runs/my.safetensors:gain=0.5+cosine+ademamix:alpha=3")
     assert arm.label == "my:gain=0.5+ademamix:alpha=3+cosine"
     assert (arm.forecaster, arm.base.settings) == ("runs/my.safetensors", {"gain": 0.5})
-    assert arm.schedule is not None
     assert arm.schedule(0.5) == pytest.approx(0.5)
 
 

@@ -29,7 +29,6 @@ def begun(device: Accelerator, *serials: int, working_bytes: int = 0) -> Reserva
 def forecast(device: Accelerator, *serials: int, working_bytes: int = 0) -> int:
     """Snapshots uploaded for a forecast from these; checks that they are the right ones."""
     before, reservation = device.uploads, begun(device, *serials, working_bytes=working_bytes)
-    assert reservation is not None
     with reservation.states() as states:
         assert [int(state[0]) for state in states] == list(serials)
     reservation.end()

@@ -43,6 +43,7 @@ def _main(rank: int, folder: Path, world: int, url: str) -> None:
         "late": train(rank, {"server": ScriptedEndpoint(fail=_late, local=False)}),
         "jump": train(rank, {**embedded, "mode": "jump", "interval": 1}),
         "shadow": train(rank, {**embedded, "mode": "shadow"}),
+        "late shadow": train(rank, {"server": ScriptedEndpoint(fail=_late), "mode": "shadow"}),
         "unfrozen": train(rank, embedded, unfreeze_at=5),
         "stopped": train(rank, embedded, steps=15),
     }

@@ -216,6 +216,7 @@ def _mistakes() -> list[Any]:
         pytest.param("interval", {"interval": 0}, "positive", id="interval 0"),
         pytest.param("interval", {"interval": 2.5}, "positive integer", id="interval 2.5"),
         pytest.param("max_steps", {"max_steps": -1}, "positive", id="max_steps"),
+        pytest.param("max_steps", {"max_steps": 2**48}, "below", id="endless"),
         pytest.param("mode", {"mode": "leap"}, "glide, jump or shadow", id="mode"),
         pytest.param("push", {"push": 0.5}, "a Push", id="push"),
         pytest.param("forecaster", {"server": None, "forecaster": "nina"}, "nina", id="forecaster"),

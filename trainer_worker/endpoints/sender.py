@@ -81,7 +81,7 @@ class Sender:
         self._under_way: Deadline | None = None  # of the call
         self._reading: tuple[Snapshot, ...] = ()  # by the call under way
         self._news: deque[tuple[str, BaseException | None]] = deque(maxlen=1000)
-        self._last: Progress | None = None  # told when the run ends
+        self._last: Callable[[], Progress] | None = None  # told when the run ends
         self.sent = 0
         self.skill: Skill = {}
 
@@ -174,8 +174,10 @@ class Sender:
         while self._news:
             yield self._news.popleft()
 
-    def stop(self, progress: Progress) -> None:
-        """End the thread, and tell the `progress` of the whole run. A forecast under way is cut off; other calls have `STOP_S`."""
+    def stop(self, progress: Callable[[], Progress]) -> None:
+        """End the thread, which makes and tells the `progress` of the whole run. A forecast under way is cut off; other calls have
+        `STOP_S`.
+        """
         with self._changed:
             self._stopping, self._last = True, progress
             self._changed.notify()
@@ -204,7 +206,7 @@ class Sender:
             work()
         if self._registered and self._last is not None:
             with self._call("finish", Deadline(STOP_S)) as deadline:
-                self.skill = self._endpoint.finish(self._last, deadline=deadline)
+                self.skill = self._endpoint.finish(self._last(), deadline=deadline)
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for something to do; None to end."""

@@ -29,7 +29,7 @@ def sending(endpoint: ScriptedEndpoint) -> Iterator[Sender]:
     try:
         yield sender
     finally:
-        sender.stop(LAST)
+        sender.stop(lambda: LAST)
 
 
 def offer(sender: Sender, *steps: int, value: float = 0.0) -> None:

@@ -53,6 +53,8 @@ def test_a_shadow_needs_no_collective(ranks: Told) -> None:
     """Nothing is shared where nothing is used."""
     assert [rank["shadow"]["broadcasts"] for rank in ranks] == [[], []]
     assert [len(rank["shadow"]["events"]) for rank in ranks] == [len(TAKEN_UP), 0]
+    first, second = (rank["late shadow"]["nowcast"]["next"] for rank in ranks)
+    assert first == second  # at a boundary all notice that other parameters are trained, and then have to talk
 
 
 def test_rank_0s_state_resumes_all_ranks(ranks: Told) -> None:
