@@ -239,6 +239,7 @@ class Boundaries:
             "step": self.step,
             "next": self._next,
             "taken": self._taken,
+            "interval": self._interval or 0,
             "stretch": self.stretch,
             "patience": self._patience,
             "trend": self._trend,
@@ -250,10 +251,12 @@ class Boundaries:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`. What was asked for then is asked again."""
-        self.step, self._next, self._taken = int(state["step"]), int(state["next"]), int(state["taken"])
+        counts = ("step", "next", "stretch", "patience", "trend")
+        self.step, self._next, self.stretch, self._patience, self._trend = (int(state[key]) for key in counts)
         self._gain, gain = float(state["gain"]), self._gain_of_next()
-        self._asking = bool(state["asking"]) and gain > 0  # none is due if the run has become longer or shorter
-        self.stretch, self._patience, self._trend = (int(state[key]) for key in ("stretch", "patience", "trend"))
+        even = state["interval"] == (self._interval or 0)  # else pushes of the context would be too long, or too short
+        self._taken = int(state["taken"]) if even else 0
+        self._asking = even and bool(state["asking"]) and gain > 0  # 0 if the run has become longer or shorter
         self.pushed.load_state_dict(state["pushed"])
         self._compared = False
         if self._forecasts is not None and state["snapshots"]:

@@ -37,7 +37,7 @@ from trainer_worker.wiring import describe, logged
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 11
+STATE_VERSION: Final = 12
 UNSEEDED: Final = 67280421310721  # the seed of torch's generators that nobody has seeded
 _running: Final = weakref.WeakSet["Nowcast"]()
 
@@ -364,8 +364,7 @@ def _count(value: Any) -> bool:
 
 _TAKEN: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {  # what an argument may be
     "model": (lambda value: isinstance(value, nn.Module), "a torch.nn.Module"),
-    "max_steps": (_count, "a positive integer below 2**48, or None"),
-    "interval": (_count, "a positive integer below 2**48, or None"),
+    **dict.fromkeys(("max_steps", "interval"), (_count, "a positive integer below 2**48, or None")),
     "mode": (lambda value: value in tuple(FORECASTERS), "glide, jump or shadow"),
     "push": (lambda value: value is None or isinstance(value, Push), "a Push, e.g. Push(gain=0.5)"),
     "wiring": (lambda value: value is None or isinstance(value, Wiring), "what wire(model) gives"),

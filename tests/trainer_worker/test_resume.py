@@ -100,10 +100,10 @@ def test_resumed_runs_end_in_the_same_bits(options: dict[str, Any], used: int) -
         check_resumed(whole, stop=stop, entered=bool(stop % 2), **options)
 
 
-@pytest.mark.parametrize("max_steps", [FULL + INTERVAL, 30 * STEPS])
-def test_a_forecast_asked_for_by_a_run_of_another_length_is_let_be(max_steps: int) -> None:
-    """Where the gain is 0 now, at the end or before the start, all of its displacement would be added, 40 intervals' worth."""
-    first, second = Run(), Run(max_steps=max_steps, push=Push())
+@pytest.mark.parametrize("options", [{"max_steps": FULL + INTERVAL}, {"max_steps": 30 * STEPS}, {"interval": 1}], ids=str)
+def test_a_forecast_asked_for_by_a_run_of_another_length_is_let_be(options: dict[str, int]) -> None:
+    """Pushes would be too long: by many times in shorter intervals; and 40 intervals' worth where the gain is 0 now, by the end."""
+    first, second = Run(), Run(**options, push=Push())
     with first.nowcast:
         first.train(FULL)
         second.load(first.save())

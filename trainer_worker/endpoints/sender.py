@@ -175,9 +175,7 @@ class Sender:
             yield self._news.popleft()
 
     def stop(self, progress: Callable[[], Progress]) -> None:
-        """End the thread, which makes and tells the `progress` of the whole run. A forecast under way is cut off; other calls have
-        `STOP_S`.
-        """
+        """End the thread, and tell the `progress` of the whole run. A forecast under way is cut off; other calls have `STOP_S`."""
         with self._changed:
             self._stopping, self._last = True, progress
             self._changed.notify()
