@@ -185,9 +185,9 @@ def compare(problems: Problems, arm: str, *, rival: str) -> list[dict[str, Any]]
         rival: likewise; `strongest` for the one without a forecaster that is first where Adam's average is, problem by problem.
 
     Returns:
-        for each problem `steps`: ratios less 1 of the steps to where Adam is, (average at 75%, at the end, weights likewise), None
-        where that is never; by loss and by wrong answers. `end`: final losses of the rival's average and the arm's. `spike`: the
-        highest loss relative to Adam's. `seconds`: of training to where Adam's average ends, the rival's and the arm's.
+        for each problem `steps`: ratios less 1 of the steps to where the rival is, (average at 75%, at the end, weights likewise),
+        None where that is never; by loss and by wrong answers. `end`: final losses of the rival's average and the arm's. `spike`:
+        the highest loss relative to Adam's. `seconds`: of training to where the rival's average ends, the rival's and the arm's.
     """
     rows = []
     for problem, arms in sorted(problems.items()):
@@ -196,29 +196,29 @@ def compare(problems: Problems, arm: str, *, rival: str) -> list[dict[str, Any]]
             continue
         steps = {}
         for measure in ("loss", "wrong"):
-            mine, theirs = (_to_adam(arms, name, measure) for name in (arm, other))
+            mine, theirs = (_to_marks(arms, other, name, measure) for name in (arm, other))
             steps[measure] = [a / b - 1 if a < np.inf and b < np.inf else None for a, b in zip(mine, theirs, strict=True)]
         runs = {name: _longest(_tuned(arms[f"{name}+ema"], "loss")) for name in (other, arm)}
         row = {"problem": problem, "rival": other, "steps": steps, "seeds": len(runs[arm])}
         row["rates"] = [curves[0].tuned for curves in runs.values()]
         row["end"] = [_level(curves, "loss") for curves in runs.values()]
         row["spike"] = _end(arms[arm])["highest"] / _end(arms["adam"])["highest"]
-        row["seconds"] = [_seconds(curves, _to_adam(arms, name, "loss")[1]) for name, curves in runs.items()]
+        row["seconds"] = [_seconds(curves, _to_marks(arms, other, name, "loss")[1]) for name, curves in runs.items()]
         rows.append(row)
     return rows
 
 
 def _strongest(arms: dict[str, Arm]) -> str:
     plain = [name for name, arm in arms.items() if name.endswith("+ema") and not next(iter(arm.values()))[0].glides]
-    return min((name.removesuffix("+ema") for name in plain), key=lambda name: sum(_to_adam(arms, name, "loss")[:2]))
+    return min((name.removesuffix("+ema") for name in plain), key=lambda name: sum(_to_marks(arms, "adam", name, "loss")[:2]))
 
 
-def _to_adam(arms: dict[str, Arm], name: str, measure: str) -> list[float]:
-    """Steps to where Adam's average is at 75% of its run and at the end, and the same of weights; medians over common seeds."""
+def _to_marks(arms: dict[str, Arm], rival: str, name: str, measure: str) -> list[float]:
+    """Steps to where a rival's average is at 75% of its run and at the end, and the same of weights; medians over common seeds."""
     found = []
     for end in ("+ema", ""):
         for share in (0.75, 1.0):
-            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(_tuned(arms[f"adam{end}"], measure))}
+            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(_tuned(arms[f"{rival}{end}"], measure))}
             found.append(_steps(_tuned(arms[f"{name}{end}"], measure), measure, goals))
     return found
 
@@ -233,9 +233,9 @@ def print_comparison(rows: list[dict[str, Any]], arm: str, *, rival: str, withou
     from rich.table import Table
 
     heads = ("average, at 75%", "at the end", "weights, at 75%", "at the end", "right answers: average, at 75%", "at the end")
-    title = f"{arm} against {rival}: steps to where Adam is"
+    title = f"{arm} against {rival}: steps to where that is"
     table = Table(
-        "problem", "rates", "seeds", *heads, "average ends at", "highest loss / Adam's", "seconds to Adam's end", title=title
+        "problem", "rates", "seeds", *heads, "average ends at", "highest loss / Adam's", "seconds to the rival's end", title=title
     )
     counted: list[list[float | None]] = []
     for row in rows:

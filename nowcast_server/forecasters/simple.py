@@ -101,9 +101,7 @@ def _operations(rows: int, columns: int) -> int:
 
 
 def _flatten_spectrum(matrix: Tensor) -> None:
-    """Replace the singular values of a matrix, or of blocks of a large one, by their fourth roots, and leave its norm as it is; in
-    place.
-    """
+    """Replace the singular values of a matrix, or of a large one's blocks, by their fourth roots, and keep its norm; in place."""
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     for block in torch.split(wide, BLOCK):
         interruption_point()

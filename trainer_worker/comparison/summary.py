@@ -37,9 +37,7 @@ class RunFigures(Record):
 
 
 class ArmFigures(Record):
-    """One arm: medians over its seeds; steps to target only if most seeds reached it; skill by forecaster, the mean of all seeds
-    and horizons.
-    """
+    """One arm: medians over seeds; steps to target only if most reached it; mean skill by forecaster, over seeds and horizons."""
 
     arm: str
     seeds: int

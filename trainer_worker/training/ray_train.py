@@ -135,9 +135,7 @@ def run_workers(
 
 
 def warn_without_room(workers: int, each: Mapping[str, float]) -> None:
-    """Log a warning if the connected cluster has no room for so many workers: Ray would wait silently. Also if they take no GPU and
-    some are free.
-    """
+    """Log a warning if the cluster has no room for so many workers (Ray would wait silently), or if they leave GPUs unused."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         free, there = available_resources(), cluster_resources()  # type: ignore[no-untyped-call]  # ray leaves them unannotated

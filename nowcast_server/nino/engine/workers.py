@@ -86,8 +86,7 @@ def _single_threaded() -> None:
 class Sizes:
     """How large the pieces of the work are, in edges."""
 
-    # of a panel. On a CPU large enough that its fixed cost vanishes, small enough that its standardised weights (640 KB) stay in
-    # the cache.
+    # of a panel. On a CPU so large that its fixed cost vanishes, so small that its standardised weights (640 KB) stay in the cache.
     panel: int = 32_768
     tile: int = 1024  # of a tile, whose two buffers of H floats (1 MB for H = 128) should fit a core's L2 cache
     sources: int = 256  # of a panel at most, unless its targets are few
