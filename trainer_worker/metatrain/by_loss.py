@@ -1,11 +1,11 @@
 """Judging forecasters by what counts: the steps that gliding along them saves, from recorded states on."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
@@ -40,7 +40,7 @@ class Compared:
 
     Args:
         kind: of the network.
-        saved: by forecaster, the share of a plain run's steps.
+        saved: by forecaster, the share of a plain run's steps; empty where the plain run's loss no longer falls.
     """
 
     kind: str
@@ -63,43 +63,80 @@ def by_loss(groups: Sequence[Group], forecasters: Mapping[str, str | Path], *, r
                 yield _compare(group, run, index, forecasters)
 
 
-def table(found: Iterable[Compared]) -> Iterator[tuple[str, str, float, float, int]]:
-    """Rows: forecaster, kind of network or `all`, mean share of steps saved, its standard error, how many states."""
-    rows: dict[tuple[str, str], list[float]] = {}
-    for compared in found:
-        for name, saved in compared.saved.items():
-            for kind in (compared.kind, "all"):
-                rows.setdefault((name, kind), []).append(saved)
-    for (name, kind), values in sorted(rows.items()):
-        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        yield name, kind, fmean(values), error, len(values)
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What gliding along a forecaster saved, summed up.
+
+    Args:
+        forecaster: its name.
+        kind: of network, or `all`.
+        saved: share of a plain run's steps, with its standard error.
+        ahead: by how much that is more than what the first forecaster saved from the same state, with its standard error.
+        states: how many.
+    """
+
+    forecaster: str
+    kind: str
+    saved: tuple[float, float]
+    ahead: tuple[float, float]
+    states: int
+
+
+def table(found: Sequence[Compared]) -> Iterator[Row]:
+    """Rows by kind of network and forecaster, from the states whose loss falls."""
+    falling = [compared for compared in found if compared.saved]
+    names = list(falling[0].saved) if falling else []
+    for kind in [*sorted({compared.kind for compared in falling}), "all"]:
+        rows = [compared.saved for compared in falling if kind in (compared.kind, "all")]
+        for name in names:
+            ahead = trimmed([saved[name] - saved[names[0]] for saved in rows])
+            yield Row(name, kind, trimmed([saved[name] for saved in rows]), ahead, len(rows))
+
+
+def trimmed(values: Sequence[float]) -> tuple[float, float]:
+    """Mean without the lowest and the highest fifth, and its standard error, by what is left when these are drawn in."""
+    ordered, cut = sorted(values), len(values) // 5
+    kept = ordered[cut : len(ordered) - cut]
+    drawn_in = [min(max(value, kept[0]), kept[-1]) for value in ordered]
+    error = stdev(drawn_in) * math.sqrt(len(ordered)) / len(kept) if len(ordered) > 1 else math.nan
+    return fmean(kept), error
 
 
 def _compare(group: Group, run: Trajectory, index: int, forecasters: Mapping[str, str | Path]) -> Compared:
     state = torch.from_numpy(run.states(slice(index, index + 1))[0].copy())
     interval = max(4, int(run.steps[-1]) // SHARE)
     train = partial(_train, run.header, state, interval=interval)
-    plain = train(range(1, 2 * AHEAD + 1), forecaster=None)
-    saved = {name: steps_saved(plain, *train([AHEAD], forecaster=str(which))) for name, which in forecasters.items()}
-    return Compared(group.kind, saved)
+    plain = train(range(AHEAD // 2, 2 * AHEAD + 1, AHEAD // 10), forecaster=None)
+    pushed = forecasters if falls(plain) else {}
+    return Compared(group.kind, {name: steps_saved(plain, *train([AHEAD], forecaster=str(pushed[name]))) for name in pushed})
+
+
+def falls(plain: Sequence[float]) -> bool:
+    """Whether the loss of a plain run falls in its second half by more than twice its greatest rise: else steps are noise.
+
+    Args:
+        plain: as for `steps_saved`.
+    """
+    rise = max(loss - lowest for loss, lowest in zip(plain, accumulate(plain, min), strict=True))
+    return plain[len(plain) // 3] - plain[-1] > 2 * rise
 
 
 def steps_saved(plain: Sequence[float], loss: float) -> float:
     """Share of its steps that a plain run would have saved, had it been at `loss` halfway; from -1 to 0.5.
 
     Args:
-        plain: its losses after 1, 2, … intervals. Where it is at `loss` more than once, what counts is nearest to halfway.
+        plain: its losses at equal distances, from a quarter of it to its end. Where it is at `loss` more than once, what counts
+            is nearest to halfway.
         loss: of the other run, halfway.
     """
-    half = len(plain) // 2
     if not min(plain) <= loss <= max(plain):
         return 0.5 if loss < min(plain) else -1.0
     passed = [
-        index + ((before - loss) / (before - after) if before != after else 0.0)
-        for index, (before, after) in enumerate(pairwise(plain), start=1)
+        0.5 + 1.5 * (index + ((before - loss) / (before - after) if before != after else 0.0)) / (len(plain) - 1)
+        for index, (before, after) in enumerate(pairwise(plain))
         if min(before, after) <= loss <= max(before, after)
     ]
-    return max(-1.0, 1 - half / min(passed, key=lambda at: abs(at - half)))
+    return 1 - 1 / min(passed, key=lambda at: abs(at - 1))
 
 
 def _train(

@@ -83,9 +83,13 @@ def judge(
     named = {path.stem if stems.count(path.stem) == 1 else str(path): path for path in checkpoints}
     try:
         if loss:
-            table = Table("forecaster", "networks", "steps saved", "standard error", "states")
-            for name, kind, saved, deviation, count in rows_of(by_loss(library.validation, {"linear": "linear", **named})):
-                table.add_row(name, kind, f"{saved:.1%}", f"{deviation:.1%}", str(count))
+            found = list(by_loss(library.validation, {"linear": "linear", "spectral": "spectral", **named}))
+            falling = sum(bool(compared.saved) for compared in found)
+            table = Table("forecaster", "networks", "steps saved", "more than linear", "states")
+            table.caption = f"{len(found) - falling} of {len(found)} states left out: their loss no longer falls"
+            for row in rows_of(found):
+                saved, ahead = (f"{value:+.1%} ± {error:.1%}" for value, error in (row.saved, row.ahead))
+                table.add_row(row.forecaster, row.kind, saved, ahead if row.forecaster != "linear" else "", str(row.states))
         else:
             predictors = {**RIVALS, **{name: load_predictor(path) for name, path in named.items()}}
             table = Table("forecaster", "networks", *(f"k={horizon}" for horizon in HORIZONS))
