@@ -6,7 +6,13 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROBLEMS: Final = ("bible", "colour", "diamonds", "fm-bn")
-NAMES: Final = {"adam+ema": "Adam", "ademamix+ema": "AdEMAMix", "spectral+ema": "Nowcast"}
+NAMES: Final = {
+    "adam+ema": "Adam",
+    "ademamix+ema": "AdEMAMix",
+    "muon+ema": "Muon",
+    "spectral+ema": "Nowcast",
+    "spectral:gain=0.7+muon+ema": "Nowcast on Muon",
+}
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "bench/acceleration"))
