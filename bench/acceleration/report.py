@@ -119,7 +119,7 @@ def _to_rivals(arms: dict[str, Arm], arm: Arm, measure: str) -> dict[str, float 
     found = {}
     for rival in RIVALS:
         if rival in arms:
-            goals = {curve.run["seed"]: _at(curve, measure) for curve in _longest(_tuned(arms[rival], measure))}
+            goals = _goals(arms[rival], measure)
             steps = _steps(_tuned(arm, measure), measure, goals)
             found[rival] = None if steps == float("inf") or 1 in goals.values() else steps
     return found
@@ -138,6 +138,11 @@ def _longest(curves: list[Curve]) -> list[Curve]:
 
 def _at(curve: Curve, measure: str, share: float = 1.0) -> float:
     return float(getattr(curve, measure)[curve.steps <= share * curve.steps[-1]][-1])
+
+
+def _goals(arm: Arm, measure: str, share: float = 1.0) -> dict[int, float]:
+    """Where an arm at its best rate is after a share of its run, by seed."""
+    return {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(_tuned(arm, measure))}
 
 
 def _level(curves: list[Curve], measure: str) -> float:
@@ -218,7 +223,7 @@ def _to_marks(arms: dict[str, Arm], rival: str, name: str, measure: str) -> list
     found = []
     for end in ("+ema", ""):
         for share in (0.75, 1.0):
-            goals = {curve.run["seed"]: _at(curve, measure, share) for curve in _longest(_tuned(arms[f"{rival}{end}"], measure))}
+            goals = _goals(arms[f"{rival}{end}"], measure, share)
             found.append(_steps(_tuned(arms[f"{name}{end}"], measure), measure, goals))
     return found
 
@@ -233,7 +238,7 @@ def print_comparison(rows: list[dict[str, Any]], arm: str, *, rival: str, withou
     from rich.table import Table
 
     heads = ("average, at 75%", "at the end", "weights, at 75%", "at the end", "right answers: average, at 75%", "at the end")
-    title = f"{arm} against {rival}: steps to where that is"
+    title = f"{arm} against {rival}: steps to where the rival is"
     table = Table(
         "problem", "rates", "seeds", *heads, "average ends at", "highest loss / Adam's", "seconds to the rival's end", title=title
     )

@@ -50,9 +50,7 @@ CLUSTER_ENVIRONMENT: Final = {
 
 @contextmanager
 def cluster(workers: WorkersTable) -> Iterator[None]:
-    """The Ray cluster of the configuration, for a while: the one at its address, one already joined, or a local one.
-    Raises CommandFailed: no cluster at the address.
-    """
+    """Join the Ray cluster at the configured address, one already joined, or a local one. Raises CommandFailed: none answers."""
     if ray.is_initialized():
         yield
         return

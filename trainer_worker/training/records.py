@@ -140,9 +140,7 @@ def begin(orders: Sequence[Order], *, resume: bool) -> None:
 
 
 def finished(order: Order) -> RunRecord | None:
-    """The record that is kept of a run, if it can be read and is as long as it should be; else there are the checkpoints.
-    Raises BadArgument: see `Order.check`.
-    """
+    """The record kept of a run; None if it cannot be read, or has another length. For errors see `Order.check`."""
     try:
         kept = json.loads(order.file.read_bytes())
         record = RunRecord.model_validate(kept | kept.pop("record", {}))  # which was kept beside its terms once

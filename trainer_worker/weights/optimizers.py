@@ -19,8 +19,8 @@ GAINS: Final = {"Muon": 0.7, "AdEMAMix": 0.5}  # by part of the class's name (be
 
 def gain_for(optimizers: Iterable[Optimizer]) -> float:
     """The gain of pushes beside these optimizers: less than beside Adam where one goes further along a drift by itself."""
-    names = [kind.__name__ for each in optimizers for inner in _nested(each) for kind in type(inner).__mro__]
-    return min([GAIN, *(gain for part, gain in GAINS.items() if any(part in name for name in names))])
+    names = (name for each in optimizers for name in _class_names(each))
+    return min([GAIN, *(gain for name in names for part, gain in GAINS.items() if part in name)])
 
 
 def find_optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
@@ -71,14 +71,18 @@ def _nested(optimizer: Optimizer) -> Iterator[Optimizer]:
             yield from _nested(inner)
 
 
+def _class_names(optimizer: Optimizer) -> Iterator[str]:
+    return (kind.__name__ for each in _nested(optimizer) for kind in type(each).__mro__)
+
+
 def _checked(optimizer: Any) -> Optimizer:
     # Accelerate's wrapper is an Optimizer whose step calls no hooks; that of Lookahead does, after the one inside
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and not hasattr(type(optimizer).step, "hooked"):
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise BadArgument("optimizer", f"must be a torch.optim.Optimizer or a list of them, not {type(optimizer).__name__}")
-    for kind in (kind for each in _nested(optimizer) for kind in type(each).__mro__):
-        for name, reason in REFUSED.items():
-            if name in kind.__name__:
-                raise BadArgument("optimizer", f"{kind.__name__} cannot be nowcast: {reason}")
+    for name in _class_names(optimizer):
+        for part, reason in REFUSED.items():
+            if part in name:
+                raise BadArgument("optimizer", f"{name} cannot be nowcast: {reason}")
     return optimizer
