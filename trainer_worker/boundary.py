@@ -24,12 +24,17 @@ from trainer_worker.weights.pushed import PushedWeights
 log = logging.getLogger(__name__)
 
 SHARE: Final = 200  # intervals in a run whose length is known
-GROWTH: Final = 150  # of a run of unknown length, an interval is one part in so many of the steps so far,
-SHORTEST: Final = 10  # but no less than so many steps
+GROWTH: Final = 150  # of a run of unknown length, an interval is one part in so many of the steps so far
+SHORTEST: Final = 8  # steps; in fewer, Adam's own momentum and noise are most of what moves
 EVERY: Final = 4  # steps between the equal parts of a push: each is a pass over the weights, and fewer cost less and save as much
 LATE: Final = 3  # so many late forecasts, with none in time between them, double the interval;
 IN_TIME: Final = 10  # so many in time, times 2 for each time it was doubled, halve it again
 WIDEST: Final = 16  # times it may grow to: what is that far apart says little about the next steps
+
+
+def default_interval(max_steps: int) -> int:
+    """Steps between the snapshots of a run of known length."""
+    return max(SHORTEST, max_steps // SHARE)
 
 
 class Boundaries:
@@ -57,7 +62,7 @@ class Boundaries:
         self._flat, self.pushed, self._forecasts, self._ranks = flat, pushed, forecasts, ranks
         self._push, self._journal, self._max_steps, self._mode = push, journal, max_steps, mode
         self._shadow = mode == "shadow"
-        self._interval = interval or (max(1, max_steps // SHARE) if max_steps else None)
+        self._interval = interval or (default_interval(max_steps) if max_steps else None)
         self.stretch = 1  # by how much the interval has grown
         self._patience = IN_TIME
         self._trend = 0  # late forecasts, with none in time between them; if negative, in time, with none late

@@ -63,7 +63,7 @@ class Nowcast:
         model: the model in training; may be wrapped by `DistributedDataParallel`, `DataParallel` or `torch.compile`.
         optimizer: the optimizer that trains it, or a list in the order in which they step. The last one's steps are counted.
         max_steps: optimizer steps of the whole run; None if unknown.
-        interval: steps between snapshots; None for 1/200 of the run, or for one that grows with a run of unknown length.
+        interval: steps between snapshots; None for 1/200 of the run, at least 8; in a run of unknown length it grows.
         mode: "glide"; "jump" for the published method; "shadow" to make and score forecasts without using them.
         forecaster: `spectral`, `linear`, `nino` (graph network), …, or a file of weights for forecasts in this process; None for
             `spectral`, `linear` if they are only scored, `nino` if jumping.

@@ -33,7 +33,7 @@ from waiting import until
 
 from protos.errors import DeadlineExceeded
 from trainer_worker import Nowcast, Push, boundary
-from trainer_worker.boundary import EVERY, GROWTH, SHORTEST
+from trainer_worker.boundary import EVERY, GROWTH, SHORTEST, default_interval
 from trainer_worker.forecasts import REMEMBERED
 from trainer_worker.push import CONTEXT, shape
 from trainer_worker.weights.flat import FlatParameters
@@ -301,6 +301,12 @@ def test_a_parameter_that_cannot_be_forecast_is_told_once(caplog: pytest.LogCapt
         train(model, optimizer, range(STEPS))
     assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
     assert sum("cannot be forecast" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(("max_steps", "interval"), [(100, 8), (1600, 8), (10_000, 50)])
+def test_a_short_runs_interval_is_not_too_short(max_steps: int, interval: int) -> None:
+    """Over two or three steps Adam's own momentum and noise are most of what moves: short runs saved half of what they could."""
+    assert default_interval(max_steps) == interval
 
 
 def test_without_the_runs_length_the_interval_grows_and_contexts_stay_nearly_even() -> None:

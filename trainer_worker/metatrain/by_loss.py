@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nowcast_server.trajectories.store import Trajectory
-from trainer_worker.boundary import SHARE
+from trainer_worker.boundary import default_interval
 from trainer_worker.metatrain.draw import feed_of
 from trainer_worker.metatrain.feeds import Feed, View
 from trainer_worker.metatrain.library import Group
@@ -104,7 +104,7 @@ def trimmed(values: Sequence[float]) -> tuple[float, float]:
 
 def _compare(group: Group, run: Trajectory, index: int, forecasters: Mapping[str, str | Path]) -> Compared:
     state = torch.from_numpy(run.states(slice(index, index + 1))[0].copy())
-    interval = max(4, int(run.steps[-1]) // SHARE)
+    interval = default_interval(int(run.steps[-1]))
     train = partial(_train, run.header, state, interval=interval)
     plain = train(range(AHEAD // 2, 2 * AHEAD + 1, AHEAD // 10), forecaster=None)
     pushed = forecasters if falls(plain) else {}
