@@ -13,7 +13,6 @@ jobs stay the same.
 import argparse
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -165,7 +164,6 @@ def digest(forecasts: torch.Tensor) -> str:
 def job_process(record: Record, url: str, spec_json: str, until: float, folder: str) -> None:
     """What a job's process runs."""
     torch.set_num_threads(1)
-    logging.getLogger("stamina").setLevel(logging.ERROR)
     Job(record, url=url, spec=JobSpec.model_validate_json(spec_json)).run(until=until)
     (Path(folder) / f"{record.job}.json").write_text(json.dumps(vars(record)))
 

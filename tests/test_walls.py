@@ -1,11 +1,13 @@
 """The walls between the packages: who may import whom, and that no image needs what it does not carry."""
 
-import ast
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from modulefinder import ModuleFinder
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 import pytest
 
@@ -19,11 +21,19 @@ def imports(folder: str, *, but: tuple[str, ...] = ()) -> Iterator[tuple[str, st
         where = path.relative_to(ROOT).as_posix()
         if where.startswith(but):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                yield from ((where, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield from ((where, f"{node.module}.{alias.name}") for alias in node.names)
+        for kind, found in _operations(compile(path.read_bytes(), path, "exec")):
+            if kind == "absolute_import":
+                names, module = found
+                yield from ((where, f"{module}.{name}" if names else module) for name in names or ("",))
+
+
+def _operations(code: CodeType) -> Iterator[tuple[str, Any]]:
+    """Imports and stores of a module, functions and classes in it included. Not by `ast`: a garbage collection within `ast.parse`
+    that has something parsed as well, such as a module that pytest rewrites, ends it in a SystemError (Python 3.11, gh-106905).
+    """
+    yield from ModuleFinder().scan_opcodes(code)
+    for inner in (each for each in code.co_consts if isinstance(each, CodeType)):
+        yield from _operations(inner)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ class Journal:
         be used, `grown_to` the interval if it has grown; `skilled` if it is known how good forecasts were.
         """
         if not steps:
-            return logging.WARNING, "no optimizer step was counted: call nowcast.step() after each, if no hook sees them"
+            return logging.WARNING, "no optimizer step was counted: keep the Nowcast in a variable, or call its step() for each"
         why = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
         rest = f", {self.outcomes['skipped']} skipped ({why})" if why else ""
         rest += f"; they came late, so the interval grew to {grown_to} steps" if grown_to else ""

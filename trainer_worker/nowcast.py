@@ -37,7 +37,7 @@ from trainer_worker.wiring import describe, logged
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION: Final = 12
+STATE_VERSION: Final = 13
 UNSEEDED: Final = 67280421310721  # the seed of torch's generators that nobody has seeded
 _running: Final = weakref.WeakSet["Nowcast"]()
 
@@ -283,8 +283,8 @@ class Nowcast:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides model and optimizer: numbers and tensors, under fixed keys.
 
-        Take it after `optimizer.step()`, with the states of model and optimizer. In data-parallel training rank 0's will do for
-        all ranks, unless the model is split over them.
+        Take it after `optimizer.step()`, with the states of model and optimizer. Rank 0's is that of all ranks, however many go on
+        from it. Of a model that is split over ranks, all have to take it, and to load it, together.
         """
         with torch.device("cpu"):  # for scripts that make a GPU the default
             return {"version": STATE_VERSION, **self._boundaries.state_dict(), "journal": self._journal.state_dict()}
@@ -324,7 +324,7 @@ class Nowcast:
         log.warning("%s: the set of trained parameters changed at step %d: starting a new context", self.job, self.steps)
         step, self._wiring = self.steps, None
         if self._forecasts is not None:
-            self._forecasts.sender.stop(self._boundaries.last_progress())
+            self._forecasts.sender.abandon()
         try:
             self._begin()
         except Exception:  # whatever it is, training goes on

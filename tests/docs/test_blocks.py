@@ -1,6 +1,5 @@
 """The code in README and pages: blocks marked `python` run as pasted, those marked `py` are fragments that parse."""
 
-import ast
 import json
 import os
 import re
@@ -66,6 +65,6 @@ def test_every_block_is_marked_and_parses(page: Path) -> None:
     """A fragment would not be Python, or a block would escape the tests for want of a mark."""
     for language, code in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
         if language in ("python", "py"):
-            ast.parse(code)
+            compile(code, page.name, "exec")
     runnable = {"README.md", "quickstart.md", "loop.md", "forecasters.md", "compare.md"}
     assert page.name in runnable or not blocks(page, "python"), "mark it py, or add the page to the tests"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_runs import STEADY, STEPS, ScriptedEndpoint, flat, make, network
+from small_runs import STEADY, STEPS, ScriptedEndpoint, adam, flat, make, network
 from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
@@ -32,6 +32,8 @@ def run_scenarios(folder: Path, url: str, *, world: int = 2) -> list[dict[str, A
 
 def _main(rank: int, folder: Path, world: int, url: str) -> None:
     torch.set_num_threads(1)
+    early = network()
+    too_early = make(early, (optimizer := adam(early)), ScriptedEndpoint())
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
@@ -51,6 +53,7 @@ def _main(rank: int, folder: Path, world: int, url: str) -> None:
         torch.save(told["stopped"], folder / "checkpoint.pt")
     dist.barrier()
     told["resumed"] = train(rank, embedded, saved=torch.load(folder / "checkpoint.pt", weights_only=True))
+    told["early"] = first_step(too_early, early, optimizer)
     told["apart"] = train_apart(rank)
     told["refused"] = refused(rank)
     told["alone"] = train_alone(rank)
@@ -121,19 +124,22 @@ def wait_on_rank_0(nowcast: Nowcast) -> None:
         assert request.done.wait(300)
 
 
-def train_apart(rank: int) -> dict[str, Any]:
-    """Ranks that hold different weights; what they are told."""
-    model = network(seed=rank)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    told = ""
-    with make(model, optimizer, None, forecaster="linear"):
-        optimizer.zero_grad()
-        model(torch.ones(1, 8)).sum().backward()
-        try:
+def first_step(nowcast: Nowcast, model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """What a rank is told that cannot train with the others."""
+    try:
+        with nowcast:
+            model(torch.ones(1, 8)).sum().backward()
             optimizer.step()
-        except RanksDiffer as error:
-            told = str(error)
-    return {"told": told}
+    except RanksDiffer as error:
+        return str(error)
+    return ""
+
+
+def train_apart(rank: int) -> str:
+    """Ranks that hold different weights."""
+    model = network(seed=rank)
+    optimizer = adam(model)
+    return first_step(make(model, optimizer, None, forecaster="linear"), model, optimizer)
 
 
 def refused(rank: int) -> list[str]:
@@ -165,7 +171,7 @@ def train_alone(rank: int) -> dict[str, Any]:
 
 def train_sharded(rank: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """The same run, data-parallel and split over the ranks by `fully_shard`."""
-    told: dict[str, Any] = {"weights": {}, "events": {}}
+    told: dict[str, Any] = {"weights": {}, "events": {}, "pushed": {}}
     for sharded in (False, True):
         torch.manual_seed(0)
         model: nn.Module = nn.Sequential(nn.Linear(8, 17), nn.ReLU(), nn.Linear(17, 3)).to(dtype)  # neither splits evenly
@@ -182,14 +188,15 @@ def train_sharded(rank: int, *, dtype: torch.dtype = torch.float32) -> dict[str,
             except BadArgument as error:
                 told["refused"] = str(error)
         weights = []
-        state: dict[str, Any] = {}
         nowcast = make(replica, optimizer, None, forecaster="linear", wiring=wiring).start()
         for index in range(STEPS):
-            if index == 15:  # goes on as another one, from the first one's state
-                state = nowcast.state_dict()
+            if index == 15:  # goes on as another one, from rank 0's state, which is all that frameworks save
+                saved = [nowcast.state_dict()]
+                dist.broadcast_object_list(saved, src=0)
+                told["pushed"][sharded] = saved[0]["pushed"]["push"]
                 nowcast.stop()
                 nowcast = make(replica, optimizer, None, forecaster="linear", wiring=wiring)
-                nowcast.load_state_dict(state)
+                nowcast.load_state_dict(saved[0])
                 nowcast.start()
             inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2 * index + rank)).to(dtype)
             optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -34,6 +35,7 @@ from waiting import until
 from protos.errors import DeadlineExceeded
 from trainer_worker import Nowcast, Push, boundary
 from trainer_worker.boundary import EVERY, GROWTH, SHORTEST, default_interval
+from trainer_worker.endpoints import sender
 from trainer_worker.forecasts import REMEMBERED
 from trainer_worker.push import CONTEXT, shape
 from trainer_worker.weights.flat import FlatParameters
@@ -277,6 +279,27 @@ def test_other_trained_parameters_are_noticed_and_told_once(change: str, caplog:
     assert [record.message for record in caplog.records if "trained parameters changed" in record.message or record.exc_info] == [
         f"{nowcast.job}: the set of trained parameters changed at step {noticed}: starting a new context"
     ]
+
+
+def test_a_new_context_waits_for_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer that fine-tuning unfreezes would cost seconds while the server hangs: for the old context, and for the new one."""
+    monkeypatch.setattr(sender, "OPEN_S", 20.0)
+    monkeypatch.setattr(sender, "STOP_S", 20.0)
+    answering = threading.Event()
+    answering.set()
+    model = network()
+    model[0].requires_grad_(False)
+    optimizer, endpoint = adam(model), ScriptedEndpoint(fail=lambda _: answering.wait(60), local=False)
+    with make(model, optimizer, endpoint, max_steps=100) as nowcast:
+        train(model, optimizer, range(FULL))
+        answering.clear()
+        model[0].requires_grad_(True)
+        begun = time.monotonic()
+        train(model, optimizer, range(FULL, FULL + INTERVAL))
+        waited_s = time.monotonic() - begun
+        assert nowcast.summary()["parameters"] == flat(model).numel()
+        answering.set()
+    assert waited_s < 15
 
 
 def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:

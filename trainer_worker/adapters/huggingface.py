@@ -48,8 +48,9 @@ class NowcastCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the state beside the Trainer's."""
         folder = _folder(args, state)
-        if self.nowcast is not None and state.is_world_process_zero and folder.is_dir():
-            torch.save(self.nowcast.state_dict(), folder / FILE)
+        saved = self.nowcast.state_dict() if self.nowcast is not None else None  # which all ranks take together
+        if saved is not None and state.is_world_process_zero and folder.is_dir():
+            torch.save(saved, folder / FILE)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop."""
@@ -64,7 +65,8 @@ class NowcastCallback(TrainerCallback):
         if (folder / FILE).is_file():
             self.nowcast.load_state_dict(torch.load(folder / FILE, map_location="cpu", weights_only=True))
         else:
-            log.warning("%s not found: nowcasts start over at step %d", folder / FILE, state.global_step)
+            wanted = "if it lies elsewhere, name its folder in TrainingArguments(resume_from_checkpoint=...) as well"
+            log.warning("%s not found: nowcasts start over at step %d; %s", folder / FILE, state.global_step, wanted)
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -1,9 +1,8 @@
 """`python -m trainer_worker.cluster.script JSON SCRIPT ARGS`: a user's script in Ray Train workers. `nowcast submit` starts it.
 
-The script is the user's own, unchanged: it runs as `__main__` in each worker, with the process group and the variables that
-torchrun would give it (RANK, WORLD_SIZE, LOCAL_RANK, …). A worker or node that is lost costs a restart of all workers, as many as
-there is then room for. The script finds its checkpoints by `ray.train.get_checkpoint()` and keeps them by `ray.train.report()`; or,
-if it knows nothing of Ray, in the folder NOWCAST_STORAGE, which stays the same over restarts. JSON is what `run_workers` takes.
+The script runs unchanged as `__main__` in each worker, with the process group and the variables that torchrun would give it. A lost
+worker or node costs a restart of all workers, as many as there is then room for. The script's checkpoints are where Ray Train has
+them; or, if it knows nothing of Ray, in the folder NOWCAST_STORAGE, which stays the same. JSON is what `run_workers` takes.
 """
 
 import json

@@ -86,9 +86,8 @@ def _row(arm: ArmFigures) -> tuple[str, ...]:
 
 
 def write_page(summaries: Sequence[Summary], path: Path, *, training_map: Path | None = None) -> Path:
-    """Write one HTML file about one or more comparisons: it can be mailed, and opened in ten years. `training_map` is an SVG.
-
-    It runs no script, whatever is in names or in the map.
+    """Write one HTML file about one or more comparisons, with nothing around it. It runs no script, whatever is in names or in the
+    `training_map`, an SVG.
     """
     here = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     text = here.get_template("report.html").render(

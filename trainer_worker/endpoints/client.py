@@ -12,11 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
-from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import httpx2
-import stamina
 import torch
 from pydantic import BaseModel
 from torch import Tensor
@@ -39,7 +37,6 @@ _HINTS: Final = {  # by status, for an answer that is not of the protocol
     413: "a proxy before it takes no body of this size: raise its limit (nginx: client_max_body_size)",
 }
 
-logging.getLogger("stamina").addHandler(logging.NullHandler())  # else Python prints each retry where a program sets up no log
 if (_calls := logging.getLogger("httpx2")).level == logging.NOTSET:
     _calls.setLevel(logging.WARNING)  # a line for each request would hide what a run tells
 
@@ -48,15 +45,10 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class HttpEndpoint:
-    """One job on one server.
-
-    Every call is safe to repeat, so a call that meets a connection refused or broken, or a server that asks to come again, is
-    repeated up to twice within its deadline. A server that is not there is told within `CONNECT_S`. httpx gives each wait for a
-    socket its timeout anew, so that a server which sends a byte now and then could hold a call for as long as it likes: at the
-    deadline the connection is shut down.
-
-    Raises:
-        BadArgument: the address is no URL, the token cannot be one, or a proxy or certificate of the environment cannot be used.
+    """One job on one server. Every call is safe to repeat: one whose connection is refused or broken, or which is told to wait, is
+    repeated up to twice within its deadline. Then the connection is shut down, as httpx gives each wait for a socket its
+    timeout anew, and a server that sends a byte now and then could hold a call for ever. Raises `BadArgument`: the address is no
+    URL, the token cannot be one, or a proxy or certificate of the environment cannot be used.
     """
 
     local = False
@@ -132,33 +124,33 @@ class HttpEndpoint:
         read: Callable[[httpx2.Response], T],
         message: BaseModel | None = None,
         content: Callable[[], Any] | None = None,
-        headers: Mapping[str, str] = MappingProxyType({}),
+        headers: Mapping[str, str] | None = None,
         silent_s: float = math.inf,
     ) -> T:
         """Call, again if that may help; the answer as `read` gives it."""
         if message is not None:
             body = message.model_dump_json(exclude_none=True).encode()
             content, headers = (lambda: body), {"content-type": "application/json"}
-        for attempt in stamina.retry_context(
-            on=lambda error: _again(error, deadline),
-            attempts=ATTEMPTS,
-            timeout=None,
-            wait_initial=FIRST_WAIT_S,
-            wait_jitter=0,  # jitter would draw from the process's random state, which is the training's
-        ):
-            with attempt, _transport_errors(f"{method} {path}", deadline), deadline.cutting(self._cut):
-                left_s = min(deadline.check(f"{method} {path}"), LONGEST_S)
-                with self._client.stream(
-                    method,
-                    path,
-                    content=content() if content else None,
-                    headers={**headers, DEADLINE_HEADER: f"{left_s:.3f}"},
-                    timeout=httpx2.Timeout(min(left_s, silent_s), connect=min(CONNECT_S, left_s)),
-                    extensions={"trace": lambda event, info: self._trace(event, info, deadline)},
-                ) as response:
-                    if not response.is_success:
-                        raise _error_of(response)
-                    return read(response)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with _transport_errors(f"{method} {path}", deadline), deadline.cutting(self._cut):
+                    left_s = min(deadline.check(f"{method} {path}"), LONGEST_S)
+                    with self._client.stream(
+                        method,
+                        path,
+                        content=content() if content else None,
+                        headers={**(headers or {}), DEADLINE_HEADER: f"{left_s:.3f}"},
+                        timeout=httpx2.Timeout(min(left_s, silent_s), connect=min(CONNECT_S, left_s)),
+                        extensions={"trace": lambda event, info: self._trace(event, info, deadline)},
+                    ) as response:
+                        if not response.is_success:
+                            raise _error_of(response)
+                        return read(response)
+            except (Unavailable, Busy) as error:
+                wait_s = max(error.extra.get("retry_after_s", 0.0), attempt * FIRST_WAIT_S)
+                if attempt == ATTEMPTS or wait_s >= deadline.left_s:
+                    raise
+            deadline.pause(wait_s)
         raise AssertionError("unreachable")
 
     def _trace(self, event: str, info: Mapping[str, Any], deadline: Deadline) -> None:
@@ -173,16 +165,6 @@ class HttpEndpoint:
         if self._socket is not None:
             with suppress(OSError):  # it is closed already
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # an SSLSocket's own also changes its state
-
-
-def _again(error: Exception, deadline: Deadline) -> bool | float:
-    """Whether to repeat a call that failed, and when: in so many seconds, or soon."""
-    if not isinstance(error, Unavailable | Busy):
-        return False
-    wait_s = error.extra.get("retry_after_s")
-    if wait_s is None:
-        return deadline.left_s > 10 * FIRST_WAIT_S
-    return max(float(wait_s), FIRST_WAIT_S) if wait_s < deadline.left_s else False
 
 
 @contextmanager

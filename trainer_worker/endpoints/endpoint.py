@@ -21,6 +21,7 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self._at = time.monotonic() + seconds
         self._cut: Callable[[], None] | None = None
+        self._expired = threading.Event()
         self._changing = threading.Lock()
 
     @property
@@ -35,6 +36,10 @@ class Deadline:
             raise DeadlineExceeded(f"{what} took longer than it may")
         return left_s
 
+    def pause(self, seconds: float) -> None:
+        """Wait so long, or until somebody lets it pass."""
+        self._expired.wait(seconds)
+
     def watching(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, for work that shall end when it passes. Raises `DeadlineExceeded`: it has passed before the next one."""
         for item in items:
@@ -45,6 +50,7 @@ class Deadline:
         """Let it pass now: nobody waits any more. May be called from any thread."""
         with self._changing:
             self._at = min(self._at, time.monotonic())
+            self._expired.set()
             if self._cut is not None:
                 self._cut()
 

@@ -89,18 +89,20 @@ class Sender:
 
     def open(self, *, resumed: bool = False) -> None:
         """Start the thread, and wait `OPEN_S` at most until the job is registered; what the endpoint held of it is forgotten. A run
-        that is `resumed`, or has loaded a checkpoint, goes on whatever the endpoint says. Raises `BadArgument`: the server refuses
-        the job of a run that begins.
+        that is under way, `resumed`, waits for nothing; one that has loaded a checkpoint goes on whatever the endpoint says. Raises
+        `BadArgument`: the server refuses the job of a run that begins.
         """
         self._replace = True
         self._thread = threading.Thread(target=self._work, name="nowcast-sender", daemon=True)
         self._thread.start()
         if self._endpoint.local:  # a thread within torch when the interpreter ends would abort the process
             atexit.register(self._thread.join)
+        if resumed:
+            return
         with self._changed:
             self._changed.wait_for(lambda: self._registered or self._down, OPEN_S)
             error = self._down
-        if resumed or self._restarts or error is None or _passes(error):
+        if self._restarts or error is None or _passes(error):
             return
         if not isinstance(error, NowcastError):
             raise error
@@ -196,6 +198,15 @@ class Sender:
             log.warning("%s is still computing a forecast; the process waits for it when it ends", self._spec.forecaster)
         else:
             log.warning("a call to the server did not end; its thread ends with the process")
+
+    def abandon(self) -> None:
+        """End the thread without waiting for it, and without a word to the endpoint: another sender of the job follows."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._under_way is not None:
+            self._under_way.expire()
+        self._endpoint.close()
 
     # called by the sender's thread
 

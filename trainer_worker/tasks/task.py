@@ -53,11 +53,9 @@ def _order(examples: int, seed: int, epoch: int) -> Tensor:
 
 
 def batch_indices(examples: int, *, batch_size: int, seed: int, step: int, rank: int = 0, world: int = 1) -> Tensor:
-    """This rank's share of the batch of `step`, counted from 0: a function of seed and step alone, so that a resumed run and a
-    compared arm see the same. Shape: (batch_size / world,) int64.
-
-    Every epoch is a new permutation of all examples; a batch may span two epochs, so that no example is ever dropped.
-    Rank r takes every `world`-th place from r on: all ranks together see the same batch whatever their number.
+    """This rank's share of the batch of `step`, counted from 0: (batch_size / world,) int64, a function of seed and step alone, so
+    that a resumed run and a compared arm see the same. Every epoch is a new permutation of all examples; a batch may span two. Rank
+    r takes every `world`-th place from r on: all ranks together see the same batch whatever their number.
     """
     places = torch.arange(step * batch_size + rank, (step + 1) * batch_size, world)
     epochs = places // examples
@@ -67,9 +65,8 @@ def batch_indices(examples: int, *, batch_size: int, seed: int, step: int, rank:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, rank: int = 0, world: int = 1) -> Tensor:
-    """Sums over this rank's share of a split: (loss, correct, examples), float64, ready to be summed over the ranks.
-
-    The batches are the same whatever the number of ranks; rank r takes every `world`-th of them from r on.
+    """Sums over this rank's share of a split: (loss, correct, examples), float64, to be summed over the ranks. The batches are
+    the same whatever the number of ranks; rank r takes every `world`-th of them from r on.
     """
     training = model.training
     model.eval()

@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -37,16 +37,9 @@ class Table(BaseModel):
 class TaskTable(Table):
     """`[task]`: what is trained."""
 
-    name: str = Field(description=f"one of {', '.join(TASKS)}")
+    name: Literal[*TASKS] = Field(description=f"one of {', '.join(TASKS)}")  # type: ignore[valid-type]  # as they are there
     data: Absolute | None = Field(default=None, description="folder that holds the data set; by default it is found or downloaded")
     examples: Count | None = Field(default=None, description="most examples in each split, for quick trials")
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in TASKS:
-            raise ValueError(f"unknown task{_nearest(name, TASKS)}")
-        return name
 
 
 class TrainTable(Table):

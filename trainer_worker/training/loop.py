@@ -64,7 +64,7 @@ class _Run:
     """One run under way, as one worker holds it."""
 
     def __init__(self, order: Order, harness: Harness) -> None:
-        self.order, self.harness = order, harness
+        self.order, self.harness, self.share = order, harness, {"rank": harness.rank, "world": harness.world}
         table = order.config.task
         self.task: Task = load_task(table.name, data=table.data, examples=table.examples, device=harness.device)
         torch.manual_seed(order.seed)
@@ -86,8 +86,7 @@ class _Run:
     def advance(self) -> None:
         """One optimizer step; pushes are added in the optimizer's hook."""
         examples, size = len(self.task.train), self.order.config.train.batch_size
-        share = {"rank": self.harness.rank, "world": self.harness.world}
-        indices = batch_indices(examples, batch_size=size, seed=self.order.seed, step=self.step, **share)
+        indices = batch_indices(examples, batch_size=size, seed=self.order.seed, step=self.step, **self.share)
         inputs, targets = self.task.train.take(indices)
         loss = functional.cross_entropy(self.replica(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
@@ -117,8 +116,7 @@ class _Run:
         self.started = time.perf_counter()
 
     def _scores(self, model: nn.Module) -> list[Score]:
-        share = {"rank": self.harness.rank, "world": self.harness.world}
-        parts = [evaluate(model, self.task.validation, **share), evaluate(model, self.task.test, **share)]
+        parts = [evaluate(model, split, **self.share) for split in (self.task.validation, self.task.test)]
         sums = self._over_all_workers(torch.stack(parts)).tolist()
         return [Score(loss=loss / count, accuracy=right / count) for loss, right, count in sums]
 

@@ -152,9 +152,7 @@ def warn_without_room(workers: int, each: Mapping[str, float]) -> None:
 @contextmanager
 def open_mailbox(listen: Listener) -> Iterator[Any]:
     """The actor of a queue, for workers to `put_nowait.remote` their news to; `listen` hears it, on another thread, until the end.
-
-    The actor lives on this process's node, so that no other can take it along; if it is lost nevertheless, so is progress, and
-    nothing else.
+    It lives on this process's node, so that no other can take it along; if it is lost nevertheless, so is progress alone.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue: Any = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # Any: ray leaves it unannotated

@@ -73,6 +73,8 @@ class Ranks:
 
     def check_alike(self, facts: dict[str, Any], parameters: Iterable[Tensor]) -> None:
         """Compare settings and weights with the other ranks. Raises `RanksDiffer`: on every rank, naming what differs."""
+        if Ranks(self._group).world != self.world:
+            raise RanksDiffer("torch.distributed was initialised after this Nowcast was made: make it afterwards, on every rank")
         if self.world == 1:
             return
         mine = {name: repr(value) for name, value in facts.items()} | {"weights": repr(sum(map(_digest, parameters)))}

@@ -105,10 +105,17 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def part_of(values: Tensor | None, like: Tensor) -> Tensor:
-    """This rank's part of `values`, which rank 0 scatters if `like` is sharded (None elsewhere): every rank must call."""
+    """This rank's part of flat `values`, which rank 0 scatters if `like` is sharded (None elsewhere): every rank must call."""
+    values = torch.empty(like.numel(), device=like.device) if values is None else values.to(like.device)
     if not isinstance(like, DTensor):
-        assert values is not None
-        return values.to(like.device)
-    if values is None:
-        values = torch.empty(like.shape, dtype=torch.float32)
-    return local(distribute_tensor(values.to(like.device), like.device_mesh, like.placements))
+        return values.view(like.shape)
+    return local(distribute_tensor(values.view(like.shape).float(), like.device_mesh, like.placements))
+
+
+def gathered(part: Tensor, like: Tensor) -> Tensor | None:
+    """What `part_of` made parts of, on rank 0's host; None elsewhere: every rank must call."""
+    if not isinstance(like, DTensor):
+        return part.cpu()
+    mesh = like.device_mesh
+    values = DTensor.from_local(part, mesh, like.placements, shape=like.shape, stride=like.stride()).full_tensor()
+    return None if any(mesh.get_coordinate() or ()) else values.cpu()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer_worker.weights.flat import FlatParameters, local, part_of
+from trainer_worker.weights.flat import FlatParameters, gathered, local, part_of
 from trainer_worker.weights.optimizers import kept_weights, states_of
 
 log = logging.getLogger(__name__)
@@ -37,9 +37,7 @@ class PushedWeights:
     def set(self, displacement: Tensor | None, *, parts: int) -> None:
         """Push by `displacement` (n,) float32, None on a rank that is given its part, in so many calls of `add`, on every rank."""
         self._push, self._exact, self._narrow, self._share = [], ([], []), [], 1 / parts  # the last one's memory goes first
-        for piece in self._flat.pieces:
-            values = None if displacement is None else displacement[piece.start : piece.stop].view(piece.parameter.shape)
-            self._push.append(part_of(values, piece.parameter).to(_at_least_float32(piece.parameter)))
+        self._push = _parts(displacement, self._flat.parameters)
         self._prepare()
 
     def clear(self) -> None:
@@ -67,34 +65,28 @@ class PushedWeights:
         self.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The push under way, flat (local n,), or zeros; its share that a part is; what narrow weights have still to take up."""
-        pushes = self._pushes()
-        rests = [self._rests.get((index, 0), torch.zeros_like(pushes[index])).flatten().cpu() for index in self._narrow_pieces]
-        push = torch.cat([push.flatten().cpu() for push in pushes])
-        rest = torch.cat([torch.zeros(0), *rests])
-        return {"push": push if self.active else torch.zeros_like(push), "share": self._share, "rest": rest}
+        """The share of the push that a part is, 0 if none is under way; the push, flat (n,); what narrow weights have still to take
+        up. Of a model that is split over ranks rank 0 has the last two, of all of it; every rank must call.
+        """
+        parameters, narrow = self._flat.parameters, self._narrow_places
+        pushes = self._push or [torch.zeros_like(local(each), dtype=_at_least_float32(each)) for each in parameters]
+        rests = [self._rests.get((index, 0), torch.zeros_like(pushes[index])) for index in narrow]
+        vectors = {"push": _whole(pushes, parameters), "rest": _whole(rests, [parameters[index] for index in narrow])}
+        return {"share": self._share if self.active else 0.0, **{key: each for key, each in vectors.items() if each is not None}}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        places = self._pushes()
-        parts = torch.split(state["push"], [place.numel() for place in places])
-        self._push = [part.view(place.shape).to(place, copy=True) for place, part in zip(places, parts, strict=True)]
-        self._share = float(state["share"])
-        rests = torch.split(state["rest"], [places[index].numel() for index in self._narrow_pieces])
-        for index, rest in zip(self._narrow_pieces, rests, strict=True):
-            self._rests[index, 0] = rest.view(places[index].shape).to(places[index], copy=True)
+        push, rest = (state[key].clone() if key in state else None for key in ("push", "rest"))
+        self._push, self._share = _parts(push, self._flat.parameters), float(state["share"])
+        rests = _parts(rest, [self._flat.parameters[index] for index in self._narrow_places])
+        self._rests |= zip(((index, 0) for index in self._narrow_places), rests, strict=True)
         self._moving, self._copies = [], None  # to be found at the next step: the optimizer's state may be loaded later
-        self.active = bool(state["push"].any())
+        self.active = self._share > 0
 
     @property
-    def _narrow_pieces(self) -> list[int]:
-        return [index for index, piece in enumerate(self._flat.pieces) if piece.parameter.element_size() < 4]
-
-    def _pushes(self) -> list[Tensor]:
-        """The push of each parameter; zeros before the first."""
-        places = [local(parameter) for parameter in self._flat.parameters]
-        return self._push or [torch.zeros_like(each, dtype=_at_least_float32(each)) for each in places]
+    def _narrow_places(self) -> list[int]:
+        return [index for index, parameter in enumerate(self._flat.parameters) if parameter.element_size() < 4]
 
     def _prepare(self) -> None:
         """Pair each push with what it is added to."""
@@ -133,6 +125,20 @@ def copies_of_weights(parameters: Sequence[nn.Parameter], optimizers: Sequence[O
                     norms[name] += float(weights.square().sum())
     known = set().union(*map(kept_weights, optimizers))
     return sorted(name for name, distance in apart.items() if name in known or distance < TRACKS * norms[name])
+
+
+def _parts(vector: Tensor | None, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """This rank's parts of what a vector has for each of these parameters; None on a rank that is given them."""
+    sizes = [parameter.numel() for parameter in parameters]
+    whole = [None] * len(sizes) if vector is None else torch.split(vector, sizes)
+    return [part_of(values, like).to(_at_least_float32(like)) for values, like in zip(whole, parameters, strict=True)]
+
+
+def _whole(parts: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor | None:
+    """The vector that `_parts` takes, on the host; None where another rank has it, or it is empty."""
+    gather = (gathered(part, like) for part, like in zip(parts, parameters, strict=True))
+    whole = [values.flatten() for values in gather if values is not None]
+    return torch.cat(whole) if whole else None
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:

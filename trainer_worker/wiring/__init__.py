@@ -40,9 +40,8 @@ def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection
         model: any module.
         example_inputs: what its `forward` takes: a tensor, a tuple of arguments or a dict of keyword arguments. Guessed from the
             first layers if None; worth giving where `forward` takes several arguments or wants certain sizes.
-        parameters: names of those to wire, as `named_parameters()` gives them, normally those that are trained; None for all. The
-            wiring's parameters are these in the order of `named_parameters()`. Those that are not real floating-point numbers
-            (quantised, complex) are left out, with one line in the log.
+        parameters: names of those to wire, normally those that are trained; None for all. They come in the module's order,
+            without those that are not real floating-point numbers (quantised, complex), of which the log tells.
 
     Raises:
         BadWiring: there is nothing to wire, a name is unknown, or a parameter is lazy; `field` is its name.

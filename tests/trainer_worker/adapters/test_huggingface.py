@@ -80,7 +80,7 @@ def test_a_checkpoint_without_state_begins_anew(tmp_path: Path, caplog: pytest.L
     caplog.set_level(logging.WARNING)
     callback = NowcastCallback(**OPTIONS)
     trained(tmp_path, callback=callback, resume=True)
-    assert "nowcasts start over at step 40" in caplog.text
+    assert "nowcasts start over at step 40; if it lies elsewhere, name its folder" in caplog.text
     assert callback.nowcast.steps == STEPS - 40
 
 

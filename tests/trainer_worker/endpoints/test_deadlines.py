@@ -81,14 +81,26 @@ def test_an_upload_ends_at_its_deadline() -> None:
         assert time.monotonic() - begun < PATIENCE_S
 
 
-@pytest.mark.parametrize(("closes", "error"), [(False, DeadlineExceeded), (True, Unavailable)])
-def test_what_nobody_waits_for_any_more_ends_at_once(*, closes: bool, error: type[Exception]) -> None:
-    """A late answer would keep the server at work until its deadline; or a run end, and its thread wait for a server that hangs."""
-    with endpoint_of(BODY) as endpoint:
-        deadline = Deadline(1000.0)
+def busy(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 503 Busy\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("serve", "closes", "error"), [(BODY, False, DeadlineExceeded), (BODY, True, Unavailable), (busy, False, DeadlineExceeded)]
+)
+def test_what_nobody_waits_for_any_more_ends_at_once(
+    serve: Callable[[socket.socket], None], *, closes: bool, error: type[Exception]
+) -> None:
+    """A late answer would keep the server at work until its deadline; or a run end, and its thread wait for a server that hangs, or
+    to be let in.
+    """
+    with endpoint_of(serve) as endpoint:
+        deadline, begun = Deadline(1000.0), time.monotonic()
         threading.Timer(0.2, endpoint.close if closes else deadline.expire).start()
         with pytest.raises(error):
             endpoint.register(JobSpec(wiring=WIRING), replace=False, deadline=deadline)
+        assert time.monotonic() - begun < PATIENCE_S
 
 
 def test_a_name_that_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:

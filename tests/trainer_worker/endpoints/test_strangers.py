@@ -9,7 +9,7 @@ import torch
 from faulty_server import FaultyServer
 from torch import nn
 
-from protos.errors import Unavailable, UnknownJob
+from protos.errors import UnknownJob
 from protos.messages import Progress
 from trainer_worker import BadArgument, Nowcast
 from trainer_worker.endpoints.client import HttpEndpoint
@@ -116,15 +116,3 @@ def test_calls_are_not_in_the_log(faulty: FaultyServer, caplog: pytest.LogCaptur
         endpoint.finish(Progress(step=1), deadline=Deadline(60))
     endpoint.close()
     assert caplog.records == []
-
-
-def test_repeated_calls_say_nothing_where_no_log_is_set_up(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A user who tries a server that is down would read `stamina.retry_scheduled`, and wonder."""
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    endpoint = HttpEndpoint("http://127.0.0.1:9", job="job")
-    with pytest.raises(Unavailable):
-        endpoint.finish(Progress(step=1), deadline=Deadline(5))
-    endpoint.close()
-    assert capsys.readouterr().err == ""

@@ -77,7 +77,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         load(tmp_path, '[task]\nname = "fm16"\n[train]\nsteps = 0\nsed = [1]')
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
-    assert "unknown task; did you mean fm-16?" in lines[0]
+    assert "Input should be 'fm-16' or 'fm-32' (it is 'fm16')" in lines[0]
 
 
 def test_a_missing_file_or_table_is_named(tmp_path: Path) -> None:

@@ -73,7 +73,12 @@ def test_ranks_notice_an_unfrozen_layer_alike(ranks: Told) -> None:
 
 def test_ranks_that_differ_are_told_at_the_first_step(ranks: Told) -> None:
     """Pushing models that have nothing to do with each other would destroy them."""
-    assert all("ranks differ in weights" in rank["apart"]["told"] for rank in ranks)
+    assert all("ranks differ in weights" in rank["apart"] for rank in ranks)
+
+
+def test_a_nowcast_made_before_the_process_group_says_so(ranks: Told) -> None:
+    """Each rank would take itself for the only one, and push by a forecast of its own."""
+    assert all("initialised after this Nowcast" in rank["early"] for rank in ranks)
 
 
 def test_what_rank_0_refuses_all_ranks_refuse(ranks: Told) -> None:
@@ -96,6 +101,7 @@ def test_a_sharded_run_is_the_same_run(ranks: Told, scenario: str, tolerance: fl
         told = rank[scenario]
         assert told["events"][True] == told["events"][False] == [(at, "glided") for at in TAKEN_UP]
         torch.testing.assert_close(told["weights"][True], told["weights"][False], atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(told["pushed"][True], told["pushed"][False], atol=tolerance, rtol=tolerance)  # on any ranks
         assert "before fully_shard" in told["refused"]
     parts = [rank[scenario]["parts"] for rank in ranks]
     assert [part[0] for part in parts] == [(9, 8), (8, 8)]

@@ -1,6 +1,8 @@
 """The wiring of some of a model's parameters: those that are trained."""
 
 import logging
+from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +44,28 @@ def test_order_and_names_are_those_of_the_model() -> None:
     wiring = wire(model, parameters={"4.bias", "0.weight", "2.weight"})
     assert [parameter.name for parameter in wiring.parameters] == ["0.weight", "2.weight", "4.bias"]
     assert wiring.blocks[0].target == wiring.blocks[1].source
+
+
+class Rebuilt(nn.Module):
+    """Copies itself with its layers in another order."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.second(self.first(inputs))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Rebuilt":
+        return Rebuilt(**{name: deepcopy(layer, memo) for name, layer in reversed([*self.named_children()])})
+
+
+def test_a_copy_in_another_order_is_matched_by_name() -> None:
+    """Layers of one shape would change places, and nobody be told."""
+    model = Rebuilt(second=nn.Linear(4, 4), first=nn.Linear(4, 4))
+    second, first = wire(model, parameters=["first.weight", "second.weight"]).blocks
+    assert first.target == second.source
 
 
 def test_all_names_give_the_whole_wiring() -> None:

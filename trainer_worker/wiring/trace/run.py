@@ -24,12 +24,11 @@ FEW, MANY_ELEMENTS = 4, 2**16  # of examples with so many elements only so many 
 def run(model: nn.Module, parameters: tuple[Parameter, ...], chosen: set[str], example_inputs: Any) -> "Run":
     """Run a copy of the model until every parameter of the chosen names was seen, with example inputs, or guessed ones if None."""
     try:
-        copied = copy_of(model)
+        copied, tensors = copy_of(model)
     except Exception as error:  # noqa: BLE001  (copying runs the user's code)
         none = Run(list(model.parameters()), parameters, chosen)
         none.remarks.append(f"the model cannot be copied, so it is not run: {_sentence(error)}")
         return none
-    tensors: list[Tensor] = list(copied.parameters())
     given: Arguments | None = None
     if example_inputs is not None:
         moved = tree_map_only(Tensor, lambda tensor: tensor.detach().to(tensors[0].device), example_inputs)

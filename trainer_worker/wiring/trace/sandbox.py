@@ -25,8 +25,8 @@ OPERATIONS = 2**35  # floating-point operations one operator may take: a second 
 _ENLARGING = ("upsample", "repeat", "constant_pad", "reflection_pad", "replication_pad")  # whose results may outgrow all inputs
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with the model, on the CPU unless it has shapes only; the parameters are in the model's order."""
+def copy_of(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
+    """A copy that shares nothing with the model, on the CPU unless it has shapes only; its parameters in the model's order."""
     inner = model
     for attribute in ("_orig_mod", "module"):  # compiled, data parallel
         wrapped = getattr(inner, attribute, None)
@@ -47,7 +47,8 @@ def copy_of(model: nn.Module) -> nn.Module:
         copied.cpu()
     elif held > LARGEST_COPY:
         copied.to("meta")  # buffers as well
-    return copied
+    by_name = dict(copied.named_parameters(remove_duplicate=False))  # a module may copy itself in another order
+    return copied, [by_name[name] for name, _ in inner.named_parameters()]
 
 
 def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
