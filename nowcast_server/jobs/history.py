@@ -30,12 +30,6 @@ def history_bytes(size: int, *, context: int, dtype: str) -> int:
     return (context + SPARE_ROWS) * size * DTYPE_BYTES[dtype]
 
 
-def pages(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """Memory of its own pages: the system has it back at once when it is let go, where malloc would keep some of it."""
-    size_bytes = shape[0] * shape[1] * dtype.itemsize
-    return torch.frombuffer(mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS), dtype=dtype).view(shape)
-
-
 @dataclass(frozen=True)
 class Context:
     """The snapshots of one forecast, oldest first, held in place until `History.release`."""
@@ -67,9 +61,11 @@ class History:
     def allocate(self) -> None:
         """Have memory, after `evict` again; raises OutOfMemoryBudget if there is none."""
         try:
-            self._rows = pages(self._shape, self._dtype)
-        except (RuntimeError, OSError) as error:
+            # of its own, which the system has back at once when they are let go, where malloc would keep some
+            pages = mmap(-1, self.size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        except OSError as error:
             raise OutOfMemoryBudget(f"no memory for a history of {self._shape} {self._dtype} values") from error
+        self._rows = torch.frombuffer(pages, dtype=self._dtype).view(self._shape)
 
     def evict(self) -> None:
         """Forget all snapshots and let go of the memory; nothing uses a row."""
