@@ -99,6 +99,15 @@ def test_the_chart_is_of_the_version_it_deploys() -> None:
     assert {chart["version"], chart["appVersion"]} == {project["project"]["version"]}
 
 
+def test_a_server_that_may_call_somebody_finds_it_by_name() -> None:
+    """Traces would be lost: the collector's name could not be looked up."""
+    collector = {"to": [{"podSelector": {}}], "ports": [{"protocol": "TCP", "port": 4317}]}
+    names, rule = of_kind(render({"network": {"serverEgress": [collector]}}), "NetworkPolicy")["spec"]["egress"]
+    assert {each["port"] for each in names["ports"]} == {53}
+    assert rule == collector
+    assert of_kind(render({}), "NetworkPolicy")["spec"]["egress"] == []
+
+
 def test_ray_nodes_are_of_the_images_version_and_want_a_token() -> None:
     """Nodes of another version than the image's do not join; without a token whoever reaches them runs code."""
     (locked,) = re.findall(r"^ray==(.+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
