@@ -2,22 +2,21 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.base import CUDA_LANES, Forecaster, Horizons
+from nowcast_server.forecasters.base import CPU, CUDA_LANES, Forecaster, Horizons
 from nowcast_server.interruption import interruption_point
 from protos.wiring import Wiring
 
-CPU: Final = torch.device("cpu")
 BLOCK: Final = 128  # rows of a matrix, or columns of a tall one, whose movement `spectral` evens out together
 LEAST_SQUARE: Final = 1e-6  # of a singular value, relative to the largest one's; below it is rounding
 FLOPS: Final = 5e10  # of eigenvalues and products, on a slow core
 AT_ONCE: Final = 1 << 24  # weights whose blocks a device takes in one go; one by one it would be no faster than a core
+SMALLEST: Final = 1 << 12  # a block counts for so many at least: others wait while the host gathers them
 
 
 class Last(Forecaster):
@@ -86,9 +85,9 @@ class Spectral(Linear):
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         forecasts, last = super().predict(wiring, states, horizons=horizons), states[-1].to(torch.float32)
         forecasts -= last
-        for row, (shape, places) in product(forecasts, _batches(wiring, forecasts.device)):
-            interruption_point()
-            _even_out([row[first:].as_strided(shape, strides) for strides, first in places])
+        for row in forecasts:
+            for shape, places in _batches(wiring, row.device):
+                _even_out([row[first:].as_strided(shape, strides) for strides, first in places])
         return forecasts.add_(last)
 
 
@@ -96,20 +95,21 @@ Sides = tuple[int, int]  # of a block, the shorter first; or the strides along t
 Batch = tuple[Sides, list[tuple[Sides, int]]]  # blocks of one shape: their strides, and where in the flat vector they begin
 
 
-def _batches(wiring: Wiring, device: torch.device) -> list[Batch]:
+def _batches(wiring: Wiring, device: torch.device) -> Iterator[Batch]:
     """The blocks of all matrices, which have a row for each neuron or channel: on the CPU one by one, else as many as may be."""
     found = defaultdict[Sides, list[tuple[Sides, int]]](list)
     for start, parameter in zip(wiring.offsets, wiring.parameters, strict=True):
-        if len(parameter.shape) > 1 and parameter.size > 0:
-            rows, columns = parameter.shape[0], parameter.size // parameter.shape[0]
-            short, long, strides = (rows, columns, (columns, 1)) if rows <= columns else (columns, rows, (1, columns))
-            for first in range(0, short, BLOCK):
-                found[min(BLOCK, short - first), long].append((strides, start + first * strides[0]))
-    batches = list[Batch]()
-    for shape, places in found.items():
-        count = 1 if device == CPU else max(1, AT_ONCE // math.prod(shape))
-        batches += [(shape, places[start : start + count]) for start in range(0, len(places), count)]
-    return batches
+        if len(parameter.shape) < 2 or not parameter.size:
+            continue
+        rows, columns = parameter.shape[0], parameter.size // parameter.shape[0]
+        short, long, strides = (rows, columns, (columns, 1)) if rows <= columns else (columns, rows, (1, columns))
+        for first in range(0, short, BLOCK):
+            interruption_point()
+            shape = min(BLOCK, short - first), long
+            found[shape].append((strides, start + first * strides[0]))
+            if device == CPU or (len(found[shape]) + 1) * max(math.prod(shape), SMALLEST) > AT_ONCE:
+                yield shape, found.pop(shape)
+    yield from found.items()
 
 
 def _even_out(blocks: Sequence[Tensor]) -> None:

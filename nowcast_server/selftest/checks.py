@@ -17,7 +17,7 @@ from torch import Tensor
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import Device
 from nowcast_server.forecasters import Forecaster, load_forecaster
-from nowcast_server.forecasters.base import Horizons
+from nowcast_server.forecasters.base import CPU, Horizons
 from nowcast_server.forecasters.learned import Nino
 from nowcast_server.forecasters.simple import Last, Spectral
 from nowcast_server.jobs.history import Context
@@ -31,7 +31,6 @@ from protos.messages import JobSpec, NowcastRequest
 from protos.wiring import Wiring
 
 Figures = dict[str, Any]
-CPU: Final = torch.device("cpu")
 HORIZONS: Final = (1, 40)
 LIMIT: Final = 3e-5  # largest error, of the forecast change
 TF32_LIMIT: Final = 0.02  # the same where factors of products are rounded to 11 bits

@@ -188,6 +188,9 @@ def test_spectral_takes_blocks_of_one_shape_together_on_a_device(monkeypatch: py
     wiring = Wiring(tuple(Parameter(str(i), (256, 128 + 512 * (i % 2))) for i in range(20)), 10, ())
     load_forecaster("spectral").predict(wiring, torch.empty(5, wiring.size, device="meta"), horizons=(1, 40))
     assert shapes == 2 * [(10, 128, 128), (20, 128, 128)]  # of 128 x 256 and of 128 x 640
+    tiny = Wiring(tuple(Parameter(str(i), (2, 2)) for i in range(5000)), 10, ())
+    load_forecaster("spectral").predict(tiny, torch.empty(5, tiny.size, device="meta"), horizons=(1,))
+    assert [shapes.pop() for _ in range(2)] == [(904, 2, 2), (4096, 2, 2)]
     states = torch.randn(5, wiring.size, generator=torch.Generator().manual_seed(0))
     alone = load_forecaster("spectral").forecast(wiring, states, (1, 40)) - states[-1]
     assert shapes[4:] == 60 * [(128, 128)]  # on the CPU, where they are sooner done one by one
