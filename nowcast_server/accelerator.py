@@ -39,7 +39,7 @@ class Accelerator:
     """
 
     def __init__(
-        self, device: torch.device, *, limit_bytes: int | None, on_lost: Callable[[BaseException], None] = lambda _: None
+        self, device: torch.device, *, limit_bytes: int | None, on_lost: Callable[[BaseException], object] = lambda _: None
     ) -> None:
         self.device, self.on_lost = device, on_lost
         self.memory = Budget(limit_bytes or int(SHARE * torch.cuda.mem_get_info(device)[0]))

@@ -159,11 +159,8 @@ class Service:
 
     async def _use_device(self) -> None:
         loop, device = asyncio.get_running_loop(), torch.device(self.chosen.device)
-
-        def lost(error: BaseException) -> None:
-            loop.call_soon_threadsafe(self._lost, error)
-
-        accelerator = await asyncio.to_thread(Accelerator, device, limit_bytes=self.settings.device_memory, on_lost=lost)
+        accelerator = await asyncio.to_thread(Accelerator, device, limit_bytes=self.settings.device_memory)
+        accelerator.on_lost = lambda error: loop.call_soon_threadsafe(self._lost, error)
         self.nowcasting.accelerator = accelerator
         self._watch_memory("device", accelerator.memory)
         self.metrics.device_uploads.set_function(lambda: accelerator.uploads)

@@ -20,7 +20,6 @@ from protos.messages import JobSpec, NowcastRequest, Progress
 Model = TypeVar("Model", bound=BaseModel)
 
 PIECE: Final = 32_768  # values looked at in one go: they stay in cache, and torch handles so few on the calling thread
-TORCH_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SERIALS: Final = count(1)
 SPARE_ROWS: Final = 1  # rows beyond the context: one to receive into while a forecast reads all the others
 
@@ -49,7 +48,7 @@ class History:
     def __init__(self, size: int, *, context: int, dtype: str) -> None:
         self.size_bytes = history_bytes(size, context=context, dtype=dtype)
         self._shape = (context + SPARE_ROWS, size)
-        self._dtype = TORCH_DTYPES[dtype]
+        self._dtype = getattr(torch, dtype)
         self._context = context
         self._held: dict[int, int] = {}  # step -> row
         self._serials = [0] * self._shape[0]
