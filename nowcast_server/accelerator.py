@@ -14,6 +14,9 @@ from nowcast_server.jobs.history import Context
 from nowcast_server.streams import own_stream, wait
 
 SHARE: Final = 0.9  # of the memory that is free at the start; the rest is for what allocating and libraries waste
+MOST: Final = (
+    8192  # snapshots kept: those of small networks would never fill a large device, but take longer and longer to go through
+)
 OWNER: Final = "device"  # in a tenant's place: snapshots of all tenants lie there, as long as there is room
 
 
@@ -36,7 +39,7 @@ class Accelerator:
     """
 
     def __init__(
-        self, device: torch.device, *, limit_bytes: int | None, on_lost: Callable[[BaseException], None] = lambda _: None
+        self, device: torch.device, *, limit_bytes: int | None, on_lost: Callable[[BaseException], object] = lambda _: None
     ) -> None:
         self.device, self.on_lost = device, on_lost
         self.memory = Budget(limit_bytes or int(SHARE * torch.cuda.mem_get_info(device)[0]))
@@ -60,11 +63,12 @@ class Accelerator:
         return False
 
     def evict(self, wanted_bytes: int) -> None:
-        """Let go of snapshots that nobody reads, until so many bytes are left, or none of them is; with the lock held."""
-        for serial in [serial for serial, kept in self.kept.items() if not kept.users]:
-            if self.memory.left_bytes() >= wanted_bytes:
+        """Let go of snapshots that nobody reads, until so many bytes are left and few enough are kept; with the lock held."""
+        for serial in tuple(self.kept):
+            if self.memory.left_bytes() >= wanted_bytes and len(self.kept) <= MOST:
                 return
-            self.memory.give(OWNER, self.kept.pop(serial).size_bytes)
+            if not self.kept[serial].users:
+                self.memory.give(OWNER, self.kept.pop(serial).size_bytes)
 
 
 class Reservation:
@@ -79,8 +83,11 @@ class Reservation:
         device, rows = self.accelerator, dict(zip(self._context.serials, self._context.states, strict=True))
         with device.lock:
             new_bytes = self._working_bytes + sum(row.nbytes for serial, row in rows.items() if serial not in device.kept)
-            resting = [kept.size_bytes for serial, kept in device.kept.items() if not kept.users and serial not in rows]
-            if new_bytes > device.memory.left_bytes() + sum(resting) or not also():
+            if (lacking := new_bytes - device.memory.left_bytes()) > 0:
+                resting = (kept.size_bytes for serial, kept in device.kept.items() if not kept.users and serial not in rows)
+                if lacking > sum(resting):
+                    return False
+            if not also():
                 return False
             self._kept = [device.kept.pop(serial, Kept(row.nbytes)) for serial, row in rows.items()]
             for serial, kept in zip(rows, self._kept, strict=True):
@@ -98,8 +105,9 @@ class Reservation:
                 kept.users -= 1
             if taken is not None:
                 device.memory.give(OWNER, self._working_bytes)
-            for serial in [serial for serial, kept in device.kept.items() if not kept.users and kept.values is None]:
-                device.memory.give(OWNER, device.kept.pop(serial).size_bytes)  # it never came
+            for serial in self._context.serials:
+                if (own := device.kept.get(serial)) is not None and not own.users and own.values is None:
+                    device.memory.give(OWNER, device.kept.pop(serial).size_bytes)  # it never came
 
     @contextmanager
     def states(self) -> Iterator[tuple[Tensor, ...]]:

@@ -1,5 +1,6 @@
 """`nowcast-server`: run a server, make tokens, test a device. Heavy imports come after the arguments."""
 
+import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -135,9 +136,9 @@ def serve_on_ray(
 @app.command()
 def token(tenant: str) -> None:
     """Make a token for TENANT: the line for the server's token file (it holds only a hash), and the token itself."""
-    from nowcast_server.tokens import Tokens, digest, new_token
+    from nowcast_server.tokens import Tokens, digest
 
-    made = new_token()
+    made = secrets.token_urlsafe(32)
     line = f"{tenant}:sha256:{digest(made).hex()}"
     try:
         Tokens.parse(line, source="")

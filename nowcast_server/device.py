@@ -288,9 +288,6 @@ class Chosen(NamedTuple):
     note: str | None = None
 
 
-CPU: Final = Chosen("cpu")
-
-
 def choose_device(name: str) -> Chosen:
     """`auto` as the device it stands for: the first CUDA device, or else the CPU."""
     if name != "auto":

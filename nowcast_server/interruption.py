@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 Item = TypeVar("Item")
 
-_CHECK: Final[ContextVar[Callable[[], None] | None]] = ContextVar("interruption", default=None)
+_CHECK: Final = ContextVar[Callable[[], None]]("interruption", default=lambda: None)
 
 
 class Cancelled(Exception):
@@ -28,9 +28,7 @@ def interruptible(check: Callable[[], None]) -> Iterator[None]:
 
 def interruption_point() -> None:
     """May this work go on? Raises whatever the check of `interruptible` raises."""
-    check = _CHECK.get()
-    if check is not None:
-        check()
+    _CHECK.get()()
 
 
 def interruptible_items(items: Iterable[Item]) -> Iterator[Item]:

@@ -15,7 +15,7 @@ from nowcast_server.accelerator import Accelerator, Reservation, is_short
 from nowcast_server.device import Device
 from nowcast_server.forecasters import Forecaster
 from nowcast_server.jobs.budget import Budget, Loan
-from nowcast_server.jobs.history import TORCH_DTYPES, Context, first_not_finite
+from nowcast_server.jobs.history import Context, first_not_finite
 from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.metrics import Metrics
 from protos.errors import BadForecast, BadRequest, DeadlineExceeded, NowcastError, OutOfMemoryBudget, Unavailable
@@ -233,7 +233,7 @@ def _made(forecaster: Forecaster, spec: JobSpec, request: NowcastRequest, states
     expected = (len(request.horizons), spec.wiring.size)
     if values.shape != expected:
         raise BadForecast(f"{spec.forecaster} gives the shape {tuple(values.shape)}, not {expected}")
-    values = values.to(TORCH_DTYPES[request.dtype]).contiguous()
+    values = values.to(getattr(torch, request.dtype)).contiguous()
     wrong = first_not_finite(values.flatten())  # of all horizons at once: a device answers when all that is queued is done
     if wrong is not None:
         row, place = divmod(wrong, spec.wiring.size)

@@ -22,7 +22,6 @@ from nowcast_server.app import create_app
 from nowcast_server.logs import configure_logging, log
 from nowcast_server.service import Service
 from nowcast_server.settings import MIB, Settings
-from nowcast_server.tokens import Tokens
 from nowcast_server.web.connections import SPARE, Connections, protocol_for
 
 KEEP_ALIVE_S: Final = 75
@@ -65,7 +64,7 @@ class Server(uvicorn.Server):
         """Read tokens and certificates anew, for calls and connections to come. If that fails, what there was stays."""
         settings = self._service.settings
         try:
-            self._service.tokens = Tokens.load(settings)
+            self._service.load_tokens()
             if self.config.ssl is not None and settings.tls_cert is not None:
                 settings.tls_options()  # looks at the files first
                 self.config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)

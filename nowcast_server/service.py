@@ -9,7 +9,7 @@ from importlib.metadata import version
 import torch
 
 from nowcast_server.accelerator import Accelerator
-from nowcast_server.device import CPU, Device, check_device, choose_device
+from nowcast_server.device import Device, check_device, choose_device
 from nowcast_server.forecasters import Forecaster
 from nowcast_server.forecasters.registry import load_forecasters
 from nowcast_server.jobs.budget import KEPT, SHARE, Budget
@@ -41,8 +41,7 @@ class Service:
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
-        self.chosen = choose_device(settings.device) if forecasters is None else CPU
-        self.tokens = Tokens.load(settings)
+        self.chosen = choose_device(settings.device if forecasters is None else "cpu")
         self.metrics = Metrics()
         self.histories = Budget(settings.memory, tenant_bytes=settings.tenant_memory)
         self.jobs = Jobs(self.histories, settings=settings, on_evict=self._evicted)
@@ -53,8 +52,8 @@ class Service:
             work_limit_s=settings.forecast_limit_s,
             on_start=self.metrics.queue_seconds.observe,
         )
-        share = SHARE if len(self.tokens.names) > 1 else 1.0
-        self.forecasts = Budget(settings.forecast_memory, share=share, on_return=self.device.wake)
+        self.forecasts = Budget(settings.forecast_memory, on_return=self.device.wake)
+        self.load_tokens()
         self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
         self.recording = Recording(settings.record)
         self.map = TrainingMap(self.nowcasting, forecasters=lambda: self.forecasters)
@@ -67,6 +66,11 @@ class Service:
         self._given = forecasters
         self._on_failure = on_failure
         self._watch()
+
+    def load_tokens(self) -> None:
+        """Read who may call; OSError or ValueError if they cannot be read, and those before stay."""
+        self.tokens = Tokens.load(self.settings)
+        self.forecasts.share = SHARE if len(self.tokens.names) > 1 else 1.0
 
     def _evicted(self, job: Job) -> None:
         self.metrics.evictions.inc()
@@ -155,11 +159,8 @@ class Service:
 
     async def _use_device(self) -> None:
         loop, device = asyncio.get_running_loop(), torch.device(self.chosen.device)
-
-        def lost(error: BaseException) -> None:
-            loop.call_soon_threadsafe(self._lost, error)
-
-        accelerator = await asyncio.to_thread(Accelerator, device, limit_bytes=self.settings.device_memory, on_lost=lost)
+        accelerator = await asyncio.to_thread(Accelerator, device, limit_bytes=self.settings.device_memory)
+        accelerator.on_lost = lambda error: loop.call_soon_threadsafe(self._lost, error)
         self.nowcasting.accelerator = accelerator
         self._watch_memory("device", accelerator.memory)
         self.metrics.device_uploads.set_function(lambda: accelerator.uploads)

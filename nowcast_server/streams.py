@@ -11,7 +11,6 @@ import torch
 
 _STREAMS: Final[dict[torch.device, torch.cuda.Stream]] = {}
 _LOCK: Final = threading.Lock()
-LOWEST: Final = 0  # the lowest priority that CUDA has; higher ones are negative
 
 
 @contextmanager
@@ -39,5 +38,5 @@ def wait(device: torch.device) -> None:
 def _stream(device: torch.device) -> torch.cuda.Stream:
     with _LOCK:
         if device not in _STREAMS:
-            _STREAMS[device] = torch.cuda.Stream(device, priority=LOWEST)  # type: ignore[no-untyped-call]
+            _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return _STREAMS[device]

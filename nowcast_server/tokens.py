@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import ipaddress
 import re
-import secrets
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -17,11 +16,6 @@ OPERATOR: Final = "operator"  # the tenant whose token reads `/metrics`, which c
 _ENTRY = re.compile(
     r"(?P<tenant>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):(?:sha256:(?P<hash>[0-9a-fA-F]{64})|(?P<token>[\x21-\x7e]{16,512}))"
 )
-
-
-def new_token() -> str:
-    """256 random bits, as text."""
-    return secrets.token_urlsafe(32)
 
 
 def digest(token: str) -> bytes:

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from protos import DISTRIBUTION
 from protos.errors import BadWiring, NowcastError
-from protos.frames import VERSION
+from protos.frames import DTYPE_BYTES, VERSION
 from protos.messages import Dtype, JobSpec, Mode, Progress
 from trainer_worker.boundary import default_interval
 from trainer_worker.endpoints.client import HttpEndpoint
@@ -26,7 +26,6 @@ from trainer_worker.wiring.cli import describe_module
 
 PATIENCE_S: Final = 10.0
 MEASURED: Final = 5_000_000  # weights up to which a forecast is made to see how long it takes
-BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class Finding(NamedTuple):
@@ -82,7 +81,7 @@ def _wiring(report: WiringReport) -> Iterator[Finding]:
 
 
 def _traffic(report: WiringReport, question: Question) -> Finding:
-    up, down = (report.wiring.size * BYTES[dtype] for dtype in (question.dtype, "float32"))
+    up, down = (report.wiring.size * DTYPE_BYTES[dtype] for dtype in (question.dtype, "float32"))
     jumping = question.mode == "jump"
     often = f"every interval; a forecast of {decimal(down)} comes back every {f'{CONTEXT} intervals' if jumping else 'interval'}"
     text = f"a snapshot of {decimal(up)} in {question.dtype} is sent {often}"

@@ -16,7 +16,7 @@ from trainer_worker.endpoints.endpoint import Deadline, Endpoint
 from trainer_worker.endpoints.sender import SLOWEST_RATE, Request, Sender
 from trainer_worker.push import Push, displacement, shape
 from trainer_worker.snapshots import SPARE_ROWS, Snapshot, SnapshotBuffers
-from trainer_worker.weights.flat import TORCH_DTYPES, FlatParameters
+from trainer_worker.weights.flat import FlatParameters
 
 # makes the progress of a run, given the coherence of the push that has just ended, and of all so far by layer
 Tell = Callable[[float | None, dict[str, float]], Progress]
@@ -38,7 +38,7 @@ class Forecasts:
         self.sender = Sender(endpoint, spec, timeout_s=self._timeout_s)
         # a jump is waited for; of a push a late forecast is given up at the end of its interval
         self._patience_s = self._timeout_s + (0 if spec.mode == "jump" else 8 * flat.size / SLOWEST_RATE)
-        self.buffers = SnapshotBuffers(flat, dtype=TORCH_DTYPES[spec.dtype], rows=spec.context + SPARE_ROWS)
+        self.buffers = SnapshotBuffers(flat, dtype=getattr(torch, spec.dtype), rows=spec.context + SPARE_ROWS)
         self._pushed: Tensor | None = None  # (n,) what is being added in this interval
         self._ended: Tensor | None = None  # (n,) what was added in the interval before
         self._seen: Callable[[], float | None] = lambda: None  # how coherent that was
@@ -118,7 +118,7 @@ class Forecasts:
     def state_dict(self) -> dict[str, Any]:
         """The context, copied: `context` (context, n), `steps` (context,), -1 where there is none; the last pushes, 0 if none."""
         context = self.sender.context
-        values = torch.zeros(self._spec.context, self._flat.size, dtype=TORCH_DTYPES[self._spec.dtype])
+        values = torch.zeros(self._spec.context, self._flat.size, dtype=getattr(torch, self._spec.dtype))
         steps = torch.full((self._spec.context,), -1)
         for index, snapshot in enumerate(context):
             values[index], steps[index] = snapshot.wait(), snapshot.step
@@ -131,7 +131,7 @@ class Forecasts:
         for step, values in zip(state["steps"].tolist(), state["context"], strict=True):
             if step >= 0:
                 # in memory of its own: rows may still be read for an answer that nobody wants any more
-                self.sender.offer(Snapshot(step, values.to("cpu", TORCH_DTYPES[self._spec.dtype], copy=True)))
+                self.sender.offer(Snapshot(step, values.to("cpu", getattr(torch, self._spec.dtype), copy=True)))
         self._pushed, self._ended = (state[key].to("cpu", copy=True) if state[key].any() else None for key in ("pushed", "ended"))
         self._coherence = float(state["coherence"])
         self._seen = self._compare(self.sender.context)

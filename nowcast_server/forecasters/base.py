@@ -3,6 +3,7 @@
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from nowcast_server.streams import own_stream
 from protos.errors import BadRequest, BadValue
 from protos.wiring import Wiring
 
+CPU: Final = torch.device("cpu")
 LEAST_CONTEXT = 2
 PASS_S = 4e-9  # a simple forecaster's work on one value of one snapshot, on a slow core
 CUDA_LANES = 40  # as many cores is a GPU worth, at least

@@ -6,13 +6,12 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.base import CUDA_LANES, Forecaster, Horizons
+from nowcast_server.forecasters.base import CPU, CUDA_LANES, Forecaster, Horizons
 from nowcast_server.nino.checkpoint import Checkpoint, CheckpointError
 from nowcast_server.nino.engine import StreamingEngine
 from nowcast_server.nino.laplacian import features_bytes
 from protos.wiring import Wiring
 
-CPU: Final = torch.device("cpu")
 EDGES_PER_S: Final = 2e6  # that one core of a CPU computes; structure alone is at 2.5e6 with `nino-base`
 
 

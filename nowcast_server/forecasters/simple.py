@@ -1,18 +1,22 @@
 """The forecasters without weights: `last`, `average`, `linear` and `spectral`."""
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.base import CUDA_LANES, Forecaster, Horizons
+from nowcast_server.forecasters.base import CPU, CUDA_LANES, Forecaster, Horizons
 from nowcast_server.interruption import interruption_point
-from protos.wiring import Parameter, Wiring
+from protos.wiring import Wiring
 
 BLOCK: Final = 128  # rows of a matrix, or columns of a tall one, whose movement `spectral` evens out together
 LEAST_SQUARE: Final = 1e-6  # of a singular value, relative to the largest one's; below it is rounding
 FLOPS: Final = 5e10  # of eigenvalues and products, on a slow core
+AT_ONCE: Final = 1 << 24  # weights whose blocks a device takes in one go; one by one it would be no faster than a core
+SMALLEST: Final = 1 << 12  # a block counts for so many at least: others wait while the host gathers them
 
 
 class Last(Forecaster):
@@ -67,51 +71,59 @@ class Spectral(Linear):
 
     def work_s(self, wiring: Wiring, *, context: int) -> float:
         lanes = CUDA_LANES if self.device is not None and self.device.type == "cuda" else 1
-        operations = sum(_operations(*_sides(parameter)) for parameter in wiring.parameters if _is_matrix(parameter))
+        batches = _batches(wiring, self.device or CPU)
+        operations = sum(len(places) * short**2 * (20 * short + 6 * long) for (short, long), places in batches)
         return super().work_s(wiring, context=context) + operations / (FLOPS * lanes)
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
-        sides = (sorted(_sides(parameter)) for parameter in wiring.parameters if _is_matrix(parameter))
-        block = max((min(short, BLOCK) * long for short, long in sides), default=0)
-        # a block's parts come after the copies of the states, and are more than those of few
-        return max(super().working_bytes(wiring, context=context), 4 * wiring.size + 16 * block)
+        device = self.device or CPU
+        most = max((len(places) * math.prod(shape) for shape, places in _batches(wiring, device)), default=0)
+        # a batch comes after the copies of the states, and is more than those of few; on a device with what eigenvalues take
+        own_bytes = 4 * wiring.size + (16 if device == CPU else 40) * most
+        return max(super().working_bytes(wiring, context=context), own_bytes)
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         forecasts, last = super().predict(wiring, states, horizons=horizons), states[-1].to(torch.float32)
         forecasts -= last
-        for start, parameter in zip(wiring.offsets, wiring.parameters, strict=True):
-            if _is_matrix(parameter):
-                for matrix in torch.unflatten(forecasts[:, start : start + parameter.size], 1, _sides(parameter)):
-                    _flatten_spectrum(matrix)
+        for row in forecasts:
+            for shape, places in _batches(wiring, row.device):
+                _even_out([row[first:].as_strided(shape, strides) for strides, first in places])
         return forecasts.add_(last)
 
 
-def _is_matrix(parameter: Parameter) -> bool:
-    return len(parameter.shape) > 1 and parameter.size > 0
+Sides = tuple[int, int]  # of a block, the shorter first; or the strides along them
+Batch = tuple[Sides, list[tuple[Sides, int]]]  # blocks of one shape: their strides, and where in the flat vector they begin
 
 
-def _sides(parameter: Parameter) -> tuple[int, int]:
-    """Rows, one for each neuron or channel, and columns, of a parameter that is not empty."""
-    return parameter.shape[0], parameter.size // parameter.shape[0]
+def _batches(wiring: Wiring, device: torch.device) -> Iterator[Batch]:
+    """The blocks of all matrices, which have a row for each neuron or channel: on the CPU one by one, else as many as may be."""
+    found = defaultdict[Sides, list[tuple[Sides, int]]](list)
+    for start, parameter in zip(wiring.offsets, wiring.parameters, strict=True):
+        if len(parameter.shape) < 2 or not parameter.size:
+            continue
+        rows, columns = parameter.shape[0], parameter.size // parameter.shape[0]
+        short, long, strides = (rows, columns, (columns, 1)) if rows <= columns else (columns, rows, (1, columns))
+        for first in range(0, short, BLOCK):
+            interruption_point()
+            shape = min(BLOCK, short - first), long
+            found[shape].append((strides, start + first * strides[0]))
+            if device == CPU or (len(found[shape]) + 1) * max(math.prod(shape), SMALLEST) > AT_ONCE:
+                yield shape, found.pop(shape)
+    yield from found.items()
 
 
-def _operations(rows: int, columns: int) -> int:
-    short, long = sorted((rows, columns))
-    return short * min(short, BLOCK) * (20 * min(short, BLOCK) + 6 * long)
-
-
-def _flatten_spectrum(matrix: Tensor) -> None:
-    """Replace the singular values of a matrix, or of a large one's blocks, by their fourth roots, and keep its norm; in place."""
-    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    for block in torch.split(wide, BLOCK):
-        interruption_point()
-        length = torch.linalg.vector_norm(block)
-        unit = (block / length).nan_to_num(0, 0, 0)
-        squares, vectors = torch.linalg.eigh(unit @ unit.T)  # of the singular values, ascending
-        factors = (squares / squares[-1]).clamp(min=LEAST_SQUARE) ** -0.375  # from s to its fourth root
-        flat = (vectors * factors) @ (vectors.T @ unit)
-        flat *= length / torch.linalg.vector_norm(flat)
-        block.copy_(torch.where(flat.isfinite(), flat, block))  # what does not move, or overflows, stays as it is
+def _even_out(blocks: Sequence[Tensor]) -> None:
+    """Replace the singular values of blocks of one shape by their fourth roots, and keep their norms; in place."""
+    together = torch.stack(tuple(blocks)) if len(blocks) > 1 else blocks[0]  # one alone is not copied
+    length = torch.linalg.vector_norm(together, dim=(-2, -1), keepdim=True)
+    unit = (together / length).nan_to_num_(0, 0, 0)
+    squares, vectors = torch.linalg.eigh(unit @ unit.mT)  # of the singular values, ascending
+    factors = (squares / squares[..., -1:]).clamp(min=LEAST_SQUARE) ** -0.375  # from s to its fourth root
+    flat = (vectors * factors.unsqueeze(-2)) @ (vectors.mT @ unit)
+    flat *= length / torch.linalg.vector_norm(flat, dim=(-2, -1), keepdim=True)
+    flat = torch.where(flat.isfinite(), flat, together)  # what does not move, or overflows, stays as it is
+    for block, each in zip(blocks, flat.view(-1, *blocks[0].shape), strict=True):
+        block.copy_(each)
 
 
 def line_weights(context: int, horizons: Horizons) -> Tensor:

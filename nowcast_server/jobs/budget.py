@@ -23,7 +23,7 @@ class Budget:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._tenant_bytes = limit_bytes if tenant_bytes is None else tenant_bytes
-        self._share = share
+        self.share = share
         self._on_return = on_return
         self.used = Counter[str]()  # by tenant
         self._lock = threading.RLock()
@@ -51,7 +51,7 @@ class Budget:
         """Set bytes aside, if they are to be had now within the tenant's share."""
         with self._lock:
             lent = self.used[tenant]
-            within = lent + size_bytes <= self._share * (self.limit_bytes - self.used[KEPT])
+            within = lent + size_bytes <= self.share * (self.limit_bytes - self.used[KEPT])
             if (lent and not within) or size_bytes > self.left_bytes():
                 return False
             self.take(tenant, size_bytes)

@@ -102,9 +102,6 @@ class Course:
         """Median seconds of each stage that was measured, over the last `TIMED` calls."""
         return {stage: median(taken) for stage, taken in self._took.items() if taken}
 
-    def __len__(self) -> int:
-        return self._count + bool(self._open)
-
     def points(self) -> list[Point]:
         """The points, oldest first; the last may still be in the making."""
         rows = self._rows[: self._count].tolist()
@@ -114,14 +111,10 @@ class Course:
 
     def curve(self, most: int) -> list[tuple[int, float]]:
         """At most so many (step, loss) over the whole run, each the mean of a stretch; without points whose loss is unknown."""
-        rows = np.vstack([self._rows[: self._count], *([_mean(self._open)] if self._open else [])])
-        known = rows[~np.isnan(rows[:, 2])]
-        starts = np.arange(0, len(known), max(1, math.ceil(len(known) / most)))
-        if not len(starts):
-            return []
-        ends = np.append(starts[1:], len(known))
-        losses = np.add.reduceat(known[:, 2], starts) / (ends - starts)
-        return list(zip(known[ends - 1, 0].astype(int).tolist(), losses.tolist(), strict=True))
+        known = [(point.step, point.loss) for point in self.points() if point.loss is not None]
+        size = max(1, math.ceil(len(known) / most))
+        parts = (known[start : start + size] for start in range(0, len(known), size))
+        return [(part[-1][0], fmean(loss for _, loss in part)) for part in parts]
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:

@@ -20,7 +20,6 @@ from protos.messages import JobSpec, NowcastRequest, Progress
 Model = TypeVar("Model", bound=BaseModel)
 
 PIECE: Final = 32_768  # values looked at in one go: they stay in cache, and torch handles so few on the calling thread
-TORCH_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SERIALS: Final = count(1)
 SPARE_ROWS: Final = 1  # rows beyond the context: one to receive into while a forecast reads all the others
 
@@ -28,12 +27,6 @@ SPARE_ROWS: Final = 1  # rows beyond the context: one to receive into while a fo
 def history_bytes(size: int, *, context: int, dtype: str) -> int:
     """Memory of a history of snapshots of `size` values."""
     return (context + SPARE_ROWS) * size * DTYPE_BYTES[dtype]
-
-
-def pages(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """Memory of its own pages: the system has it back at once when it is let go, where malloc would keep some of it."""
-    size_bytes = shape[0] * shape[1] * dtype.itemsize
-    return torch.frombuffer(mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS), dtype=dtype).view(shape)
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class History:
     def __init__(self, size: int, *, context: int, dtype: str) -> None:
         self.size_bytes = history_bytes(size, context=context, dtype=dtype)
         self._shape = (context + SPARE_ROWS, size)
-        self._dtype = TORCH_DTYPES[dtype]
+        self._dtype = getattr(torch, dtype)
         self._context = context
         self._held: dict[int, int] = {}  # step -> row
         self._serials = [0] * self._shape[0]
@@ -67,9 +60,11 @@ class History:
     def allocate(self) -> None:
         """Have memory, after `evict` again; raises OutOfMemoryBudget if there is none."""
         try:
-            self._rows = pages(self._shape, self._dtype)
-        except (RuntimeError, OSError) as error:
+            # of its own, which the system has back at once when they are let go, where malloc would keep some
+            pages = mmap(-1, self.size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        except OSError as error:
             raise OutOfMemoryBudget(f"no memory for a history of {self._shape} {self._dtype} values") from error
+        self._rows = torch.frombuffer(pages, dtype=self._dtype).view(self._shape)
 
     def evict(self) -> None:
         """Forget all snapshots and let go of the memory; nothing uses a row."""

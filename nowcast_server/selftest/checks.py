@@ -16,9 +16,10 @@ from torch import Tensor
 
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import Device
-from nowcast_server.forecasters.base import Horizons
+from nowcast_server.forecasters import Forecaster, load_forecaster
+from nowcast_server.forecasters.base import CPU, Horizons
 from nowcast_server.forecasters.learned import Nino
-from nowcast_server.forecasters.simple import Last
+from nowcast_server.forecasters.simple import Last, Spectral
 from nowcast_server.jobs.history import Context
 from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions
 from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
@@ -30,10 +31,10 @@ from protos.messages import JobSpec, NowcastRequest
 from protos.wiring import Wiring
 
 Figures = dict[str, Any]
-CPU: Final = torch.device("cpu")
 HORIZONS: Final = (1, 40)
 LIMIT: Final = 3e-5  # largest error, of the forecast change
 TF32_LIMIT: Final = 0.02  # the same where factors of products are rounded to 11 bits
+SPECTRAL_LIMIT: Final = 1e-3  # the same of `spectral`, which enlarges what hardly moves, rounding too
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)  # of snapshots
 ON_CPU: Final = ("14k", "0.2M")
 JOBS: Final = 64
@@ -56,6 +57,9 @@ class Setup:
 
     def forecaster(self) -> Nino:
         return Nino(self.checkpoint, device=self.device)
+
+    def spectral(self) -> Forecaster:
+        return load_forecaster("spectral", device=self.device)
 
     def seconds(self, work: Callable[[], object], *, rounds: int) -> float:
         """Median time of some work on the device, after a first round that does not count."""
@@ -88,7 +92,7 @@ def _products(precision: str) -> Iterator[None]:
 
 def parity(setup: Setup) -> Figures:
     """Forecasts are those of the CPU (there, of work cut as for a device) for every network and dtype; on CUDA also with TF32."""
-    figures: Figures = {}
+    figures: Figures = {"spectral": 0.0}
     exact, device = StreamingEngine(setup.checkpoint), StreamingEngine(setup.checkpoint, device=setup.device, sizes=DEVICE_SIZES)
     for (name, make), dtype in product(FAMILIES.items(), DTYPES):
         wiring = make()
@@ -101,6 +105,10 @@ def parity(setup: Setup) -> Figures:
             figures[key] = max(found, figures.get(key, 0.0))
             if not found <= limit:
                 raise Failed(f"{key}, {dtype} is off by {found:.1e} of the forecast change, above {limit:.0e}")
+        here, there = (each.forecast(wiring, states, HORIZONS) for each in (Spectral(), setup.spectral()))
+        figures["spectral"] = max(figures["spectral"], found := error(there, here, last))
+        if not found <= SPECTRAL_LIMIT:
+            raise Failed(f"spectral for {name}, {dtype} is off by {found:.1e} of the forecast change, above {SPECTRAL_LIMIT:.0e}")
     return figures
 
 
@@ -141,19 +149,21 @@ def determinism(setup: Setup) -> Figures:
 def device_memory(setup: Setup) -> Figures:
     """A forecast takes no more memory than a server sets aside for it, and pins none of the host's."""
     wiring = SIZES["30M" if setup.cuda else "0.2M"]()
-    states, forecaster = snapshots(wiring, device=setup.device), setup.forecaster()
-    promised = forecaster.working_bytes(wiring, context=CONTEXT) + 4 * len(HORIZONS) * wiring.size
-    if setup.cuda:
-        torch.cuda.reset_peak_memory_stats(setup.device)
-    before = _peak_bytes(setup)
-    forecaster.forecast(wiring, states, HORIZONS)
-    taken = _peak_bytes(setup) - before
-    if taken > promised:
-        raise Failed(f"a forecast took {taken} bytes, of {promised} promised")
+    states, figures = snapshots(wiring, device=setup.device), Figures(parameters=wiring.size)
+    for forecaster in (setup.forecaster(), setup.spectral()):
+        promised = forecaster.working_bytes(wiring, context=CONTEXT) + 4 * len(HORIZONS) * wiring.size
+        if setup.cuda:
+            torch.cuda.reset_peak_memory_stats(setup.device)
+        before = _peak_bytes(setup)
+        forecaster.forecast(wiring, states, HORIZONS)
+        taken = _peak_bytes(setup) - before
+        figures[forecaster.name] = {"taken_bytes": taken, "promised_bytes": promised}
+        if taken > promised:
+            raise Failed(f"a forecast by {forecaster.name} took {taken} bytes, of {promised} promised")
     pinned = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0) if setup.cuda else 0
     if pinned > 2**20:  # torch itself pins what `item` brings back
         raise Failed(f"{pinned} bytes of the host's memory are pinned, which no budget counts")
-    return {"parameters": wiring.size, "taken_bytes": taken, "promised_bytes": promised, "pinned_bytes": pinned}
+    return {**figures, "pinned_bytes": pinned}
 
 
 def _peak_bytes(setup: Setup) -> int:
@@ -288,12 +298,14 @@ def throughput(setup: Setup) -> Figures:
             continue
         wiring = make()
         states = snapshots(wiring, device=setup.device, dtype=torch.bfloat16 if name == "1B" else torch.float32)
-        work = partial(forecaster.forecast, wiring, states, (1,))
-        seconds = setup.seconds(work, rounds=1 if name == "1B" else 3)
+        work, spectral = (partial(each.forecast, wiring, states, (1,)) for each in (forecaster, setup.spectral()))
+        rounds = 1 if name == "1B" else 3
+        seconds = setup.seconds(work, rounds=rounds)
         speed = wiring.edges / seconds
         share = speed * flops_per_edge(setup.checkpoint.options, horizons=1) / rate
         figures[name] = {"edges": wiring.edges, "seconds": seconds, "edges_per_s": speed, "share_of_products": share}
-        del states, work
+        figures[name]["spectral_s"] = setup.seconds(spectral, rounds=rounds)
+        del states, work, spectral
     return figures
 
 

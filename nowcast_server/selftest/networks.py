@@ -32,8 +32,8 @@ class _Network:
             strides = (0, 1) if diagonal else (targets * slots, slots) if by_source else (slots, sources * slots)
             names = ("parameter", "source_stride", "target_stride", "slots", "slot_stride")
             layout = dict(zip(names, (len(self.parameters), *strides, slots, int(slots > 1)), strict=True))
-            count = targets * slots * (1 if diagonal else sources)
-            self.parameters.append(Parameter(f"{len(self.parameters)}", (count,)))
+            shape = (targets,) if diagonal else (sources, targets * slots) if by_source else (targets, sources * slots)
+            self.parameters.append(Parameter(f"{len(self.parameters)}", shape))
         self.blocks.append(Block(kind, source.start, sources, target.start, targets, diagonal, **layout))
 
     def bias(self, target: slice) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Annotated, Any, Final
 
+import ray
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import Metric
@@ -136,6 +137,8 @@ class Replica:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self._settings = Settings(**args)
+        if self._settings.device == "auto" and not ray.get_gpu_ids():  # Ray hides no GPU from those that asked for none
+            self._settings = self._settings.model_copy(update={"device": "cpu"})
         prepare_process(self._settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

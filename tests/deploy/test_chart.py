@@ -1,6 +1,7 @@
 """The Helm chart, rendered by Helm's own library and checked against Kubernetes' schemas."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,6 +91,21 @@ def test_resources_follow_the_schema(values: dict[str, Any], version: str) -> No
                 schemas.validate({"apiVersion": "v1", "kind": "Pod", **pod}, version, strict=True)
         else:
             schemas.validate(document, version, strict=True)
+
+
+def test_the_chart_is_of_the_version_it_deploys() -> None:
+    """Resources would be labelled with a version that nobody runs."""
+    chart, project = yaml.safe_load((CHART / "Chart.yaml").read_text()), tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert {chart["version"], chart["appVersion"]} == {project["project"]["version"]}
+
+
+def test_a_server_that_may_call_somebody_finds_it_by_name() -> None:
+    """Traces would be lost: the collector's name could not be looked up."""
+    collector = {"to": [{"podSelector": {}}], "ports": [{"protocol": "TCP", "port": 4317}]}
+    names, rule = of_kind(render({"network": {"serverEgress": [collector]}}), "NetworkPolicy")["spec"]["egress"]
+    assert {each["port"] for each in names["ports"]} == {53}
+    assert rule == collector
+    assert of_kind(render({}), "NetworkPolicy")["spec"]["egress"] == []
 
 
 def test_ray_nodes_are_of_the_images_version_and_want_a_token() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from server_kit import Caller, Held, Last, Start, frames, read_forecasts, refused, until
 
+from nowcast_server import accelerator
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import choose_device
 from nowcast_server.jobs.history import Context
@@ -44,6 +45,16 @@ def test_snapshots_make_room_for_others() -> None:
     assert forecast(device, 11, 12, 13, working_bytes=4 * ROW_BYTES) == 0
     assert device.memory.used_bytes == 3 * ROW_BYTES  # the others made room for what it worked in
     assert forecast(device, 2, 3, 4) == 3
+
+
+def test_a_large_device_keeps_so_many_snapshots_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks never fill it: each nowcast would take longer than the one before, and the host's memory grow for ever."""
+    monkeypatch.setattr(accelerator, "MOST", 8)
+    device = Accelerator(CPU, limit_bytes=2**40)
+    for first in range(100):
+        assert forecast(device, first, first + 1, first + 2) == (3 if first == 0 else 1)
+        assert len(device.kept) <= 8
+    assert device.memory.used_bytes == len(device.kept) * ROW_BYTES
 
 
 def test_forecasts_under_way_keep_what_they_have() -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -156,9 +157,14 @@ def test_the_life_of_a_server(run: Run, tmp_path: Path) -> None:
         process.line("client disconnected")
     assert process.client.get("/v1/jobs/job").json()["steps"] == []
     assert caller.upload(1).json()["steps"] == [1]
-    tokens.write_text(f"alice:{new}\n")
-    process.popen.send_signal(signal.SIGHUP)
-    process.line("reloaded")
+    with process.client.stream("GET", "/events") as page:
+        events = page.iter_raw()
+        next(events)
+        tokens.write_text(f"alice:{new}\nbob:{token[::-1]}\n")
+        process.popen.send_signal(signal.SIGHUP)
+        process.line("reloaded")
+        late = time.monotonic() + 30
+        assert all(time.monotonic() < late for _ in events)  # whoever has a token that was taken back sees no more
     assert (status(token), status(new)) == (401, 200)
     tokens.write_text("what is this?\n")
     process.popen.send_signal(signal.SIGHUP)

@@ -1,5 +1,6 @@
 """Tokens and tenants: who may call, and that nobody sees what is another's."""
 
+import secrets
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from nowcast_server.cli import app
 from nowcast_server.settings import Settings
-from nowcast_server.tokens import Tokens, digest, new_token
+from nowcast_server.tokens import Tokens, digest
 from protos.errors import Unauthorized
 
 ALICE, BOB, WATCH = "alice-token-0123456789", "bob-token-0123456789abc", "operator-token-0123456789"
@@ -68,10 +69,22 @@ def test_tenants_do_not_meet(tenants: tuple[Caller, Caller]) -> None:
     assert alice.steps() == [10, 20, 30]
 
 
+def test_tokens_for_another_tenant(start: Start, tmp_path: Path) -> None:
+    """Read by SIGHUP, they would leave the first tenant all memory of forecasts, as it had alone."""
+    path = tmp_path / "tokens"
+    path.write_text("alice:0123456789abcdef\n")
+    service = start(token_file=path).service
+    assert service.forecasts.lend("alice", service.settings.forecast_memory // 2)
+    path.write_text("alice:0123456789abcdef\nbob:fedcba9876543210\n")
+    service.load_tokens()
+    assert service.tokens.names == {"alice", "bob"}
+    assert not service.forecasts.lend("alice", 1)
+
+
 def test_token_file(tmp_path: Path) -> None:
     """A token file would be read wrongly, or a mistake in it let everybody in."""
     path = tmp_path / "tokens"
-    made = new_token()
+    made = secrets.token_urlsafe(32)
     path.write_text(f"# who may call\n\nalice:{made}\nbob:sha256:{digest(BOB).hex().upper()}\n")
     tokens = Tokens.load(Settings(token_file=path))
     assert tokens.tenant(f"Bearer {made}") == "alice"

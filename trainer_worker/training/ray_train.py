@@ -44,7 +44,6 @@ CLUSTER_ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use the installed package, not an upload of the working directory
     "RAY_worker_niceness": "0",  # training is what this cluster is for; Ray would have it yield (15) to everything else here
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,6 @@ from torch.optim import Optimizer
 from trainer_worker.errors import BadArgument
 
 log = logging.getLogger(__name__)
-
-TORCH_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

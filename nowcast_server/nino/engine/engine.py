@@ -17,7 +17,7 @@ from nowcast_server.nino.engine.workers import Placement, Sizes, aside, in_order
 from nowcast_server.nino.laplacian import laplacian_features
 from protos.wiring import Wiring
 
-LITTLE: Final = 16_384  # edges; fewer are sooner computed than handed to other threads, and kept than read twice
+LITTLE: Final = 16_384  # edges; fewer are sooner computed than handed to other threads
 
 
 class StreamingEngine:
@@ -61,7 +61,7 @@ class StreamingEngine:
         little = work.single or work.edges < LITTLE
         place = Placement(self.device, 1 if little else threads, self.sizes)
         rows = [row.detach().to(self.device, non_blocking=True).contiguous() for row in states]
-        snapshots = Snapshots(rows, wiring, plan=work, placement=place, keep=little)
+        snapshots = Snapshots(rows, wiring, plan=work, placement=place)
         return _Forecast(work, snapshots, self._kernels, place, node_pe)
 
     def memory_bytes(self, wiring: Wiring, *, horizons: int = 1) -> int:

@@ -43,7 +43,7 @@ class Kernels:
         if isinstance(unit, Panel):
             return self._dense_messages(unit, read, stage, ends, at_source)
         edges = _BundleEdges(unit, read.x)
-        ((_, h, spare),) = self._walk(edges, read, stage.level, ends, keep=read.keep)
+        ((_, h, spare),) = self._walk(edges, stage.level, ends)
         scaled = edges.biased(stage.scale.bias)(spare).addmm_(h, stage.scale.matrix[: h.shape[1]])
         return Sums(unit.rows, edges.total(h), edges.total(scaled.mul_(edges.at_sources(at_source))))
 
@@ -57,7 +57,7 @@ class Kernels:
             terms = (z @ factor).mul_(stage.scale.matrix[: len(z), None])
             return Sums(panel.targets, z.sum(dim=2).T, terms.sum(dim=0).add_(constant))
         hidden, modulated = (at_source.new_empty(panel.outer, self._hidden) for _ in range(2))
-        for index, h, spare in self._walk(edges, read, stage.level, ends, keep=read.keep):
+        for index, h, spare in self._walk(edges, stage.level, ends):
             edges.total(index, h, hidden)
             torch.mm(h, stage.scale.matrix, out=spare)
             edges.by_target(spare).mul_(factor)
@@ -71,28 +71,22 @@ class Kernels:
         out = matrix.new_empty(len(matrix), unit.edges)
         parts, stages = torch.split(out, [len(x) for x in edges.x], dim=1), len(self.folded.edge_stages)
         last = _stage(edges, self.folded.last, None, level=stages)
-        for index, h, spare in self._walk(edges, read, stages, ends, keep=False):
+        for index, h, spare in self._walk(edges, stages, ends):
             torch.addmm(bias, matrix, _advance(last, h, index, spare).T, out=parts[index])
         shaped = out.view(-1, unit.slots, *read.z.shape[2:])
         if read.scale is None or read.mean is None:
             return shaped
         return shaped.add_(read.z[:, -1]).mul_(read.scale).add_(read.mean)
 
-    def _walk(
-        self, edges: "_Edges", read: Read, level: int, ends: Sequence[Ends | None], *, keep: bool
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Tile by tile, h (E, H) after `level` stages (its weights if 0), left for the next walk if `keep`; and a spare room."""
-        known = max((each for each in read.hidden if each <= level), default=0)
-        stages = [_stage(edges, self.folded.edge_stages[i].edge, ends[i], level=i) for i in range(known, level)]
+    def _walk(self, edges: "_Edges", level: int, ends: Sequence[Ends | None]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Tile by tile, h (E, H) after `level` stages (its weights if 0); and a spare room."""
+        stages = [_stage(edges, self.folded.edge_stages[i].edge, ends[i], level=i) for i in range(level)]
         rooms = [_SCRATCH.take(slot, edges.x[0].shape[0], self._hidden, edges.x[0].device) for slot in range(2)]
         pairs = {count: [room[:count] for room in rooms] for count in {len(x) for x in edges.x}}  # views, made once
         for index, x in enumerate(edges.x):
-            h, pair = read.hidden[known][index] if known else x, pairs[len(x)]
+            h, pair = x, pairs[len(x)]
             for turn, stage in enumerate(stages):
-                last = turn + 1 == len(stages)
-                h = _advance(stage, h, index, torch.empty_like(pair[0]) if keep and last else pair[turn % 2])
-            if keep and stages:
-                read.hidden.setdefault(level, []).append(h)
+                h = _advance(stage, h, index, pair[turn % 2])
             yield index, h, pair[len(stages) % 2]
 
 

@@ -5,7 +5,7 @@ projection as well would save nothing measurable and cancel badly where a tensor
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,9 +25,6 @@ class Read:
     z: Tensor  # (slots, context, *edges) float32, edges (outer, inner) for a panel, (E,) for a bundle
     mean: Tensor | None  # broadcasts to (slots, *edges); None where `Snapshots.restore` brings all forecasts back together
     scale: Tensor | None  # likewise
-    keep: bool  # whether it stays in memory for the next walk
-    # if so, what walks have left: each tile's vectors h (E, H) by how many stages they have passed
-    hidden: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
     def x(self) -> Tensor:
@@ -37,26 +34,19 @@ class Read:
 
 class Snapshots:
     """Reads a context: c snapshots (n,), raw, each of unit stride, on the placement's device; float32, float16 or bfloat16, and
-    never written. With `keep`, units that were read stay in memory for the next walk.
+    never written.
     """
 
-    def __init__(self, states: Sequence[Tensor], wiring: Wiring, *, plan: Plan, placement: Placement, keep: bool) -> None:
+    def __init__(self, states: Sequence[Tensor], wiring: Wiring, *, plan: Plan, placement: Placement) -> None:
         self.rows = states
         self._device = placement.device
-        self._keep = keep
-        self._kept: dict[int, Read] = {}
         self.context = len(states)
         self.mean, self.scale = _moments(states, wiring, plan.tensor_sizes, placement)
         self._whole = self._standardise_whole(plan.tensor_sizes) if plan.single else None
 
     def read(self, unit: Unit) -> Read:
         """A unit's weights; constants for structure and self loops."""
-        if (kept := self._kept.get(id(unit))) is not None:
-            return kept
-        read = self._panel(unit) if isinstance(unit, Panel) else self._bundle(unit)
-        if self._keep:
-            self._kept[id(unit)] = read
-        return read
+        return self._panel(unit) if isinstance(unit, Panel) else self._bundle(unit)
 
     def restore(self, out: Tensor) -> None:
         """Bring forecasts (horizons, n) back to the weights' own scale, unless each unit's have been."""
@@ -66,7 +56,7 @@ class Snapshots:
     def _panel(self, panel: Panel) -> Read:
         shape = (panel.slots, self.context, panel.outer, panel.inner)
         if not panel.carries:
-            return Read(torch.ones(shape, dtype=torch.float32, device=self._device), None, None, self._keep)
+            return Read(torch.ones(shape, dtype=torch.float32, device=self._device), None, None)
         z = torch.empty(shape, dtype=torch.float32, device=self._device)
         for index, row in enumerate(self.rows):
             z[:, index] = panel_view(row, panel)
@@ -79,9 +69,9 @@ class Snapshots:
         if self._whole is not None:
             for index, row in enumerate(self._whole):
                 torch.take(row, bundle.position, out=z[:, index].T)
-            return Read(z, None, None, self._keep)
+            return Read(z, None, None)
         if not bundle.carries:
-            return Read(z.copy_(bundle.feature), None, None, self._keep)
+            return Read(z.copy_(bundle.feature), None, None)
         for index, row in enumerate(self.rows):
             z[:, index] = row.take(bundle.position).T
         return self._standardised(z, bundle.parameter)
@@ -102,7 +92,7 @@ class Snapshots:
     def _standardised(self, z: Tensor, parameter: int | Tensor) -> Read:
         mean, scale = self.mean[parameter], self.scale[parameter]
         z.sub_(mean).div_(scale + EPSILON)
-        return Read(z, mean, scale, self._keep)
+        return Read(z, mean, scale)
 
 
 def panel_view(row: Tensor, panel: Panel) -> Tensor:

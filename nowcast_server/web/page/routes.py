@@ -205,10 +205,11 @@ def _short(value: float | None) -> float | None:
 
 
 async def _looks(service: Service, **sent: Any) -> AsyncIterator[dict[str, Any]]:
-    """A look every `PERIOD_S`, with what the viewer was shown before, until the server goes."""
+    """A look every `PERIOD_S`, with what the viewer was shown before, until the server goes, or asks for tokens anew."""
     service.viewers += 1
+    tokens = service.tokens
     try:
-        while not service.draining:
+        while service.tokens is tokens and not service.draining:
             yield sent
             await asyncio.sleep(PERIOD_S)
     finally:

@@ -13,11 +13,12 @@ import torch
 from networks import mlp_wiring, random_checkpoint, random_states
 from torch import nn
 
-from nowcast_server.forecasters import FORECASTERS, Forecaster, load_forecaster
+from nowcast_server.forecasters import FORECASTERS, Forecaster, load_forecaster, simple
 from nowcast_server.forecasters import registry as registry_module
 from nowcast_server.forecasters.simple import BLOCK
 from nowcast_server.nino.checkpoint import CheckpointError, save_checkpoint
 from protos.errors import BadRequest, BadValue
+from protos.wiring import Parameter, Wiring
 from trainer_worker.wiring import wire
 
 WIRING = mlp_wiring(3, 5, 2)
@@ -173,6 +174,30 @@ def test_spectral_takes_fourth_roots() -> None:
                 u, s, v = torch.linalg.svd(block, full_matrices=False)
                 expected = (u * s**0.25) @ v
                 torch.testing.assert_close(evened, expected * s.norm() / expected.norm(), rtol=1e-3, atol=1e-4)
+
+
+def test_spectral_takes_blocks_of_one_shape_together_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, eigenvalue problems cost a GPU as much as one core: a server with a GPU would be no faster than without."""
+    solve, shapes = torch.linalg.eigh, list[tuple[int, ...]]()
+
+    def eigh(matrices: torch.Tensor) -> Any:
+        shapes.append(tuple(matrices.shape))
+        return solve(matrices)
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    wiring = Wiring(tuple(Parameter(str(i), (256, 128 + 512 * (i % 2))) for i in range(20)), 10, ())
+    load_forecaster("spectral").predict(wiring, torch.empty(5, wiring.size, device="meta"), horizons=(1, 40))
+    assert shapes == 2 * [(10, 128, 128), (20, 128, 128)]  # of 128 x 256 and of 128 x 640
+    tiny = Wiring(tuple(Parameter(str(i), (2, 2)) for i in range(5000)), 10, ())
+    load_forecaster("spectral").predict(tiny, torch.empty(5, tiny.size, device="meta"), horizons=(1,))
+    assert [shapes.pop() for _ in range(2)] == [(904, 2, 2), (4096, 2, 2)]
+    states = torch.randn(5, wiring.size, generator=torch.Generator().manual_seed(0))
+    alone = load_forecaster("spectral").forecast(wiring, states, (1, 40)) - states[-1]
+    assert shapes[4:] == 60 * [(128, 128)]  # on the CPU, where they are sooner done one by one
+    monkeypatch.setattr(simple, "CPU", torch.device("meta"))  # which is left: as on a device
+    together = load_forecaster("spectral").forecast(wiring, states, (1, 40)) - states[-1]
+    assert shapes[64:] == shapes[:4]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_spectral_leaves_what_it_cannot_even_out() -> None:

@@ -203,7 +203,9 @@ def test_a_server_under_a_prefix_with_tokens_as_hashes(serve_url: str) -> None:
     with httpx2.Client(base_url=f"{serve_url}/second", timeout=60) as second:
         assert second.get("/v1/jobs").status_code == 401
         mine = bearer("x")
-        assert second.get("/v1/info", headers=mine).json()["max_memory_bytes"] == 2**20
+        info = second.get("/v1/info", headers=mine).json()
+        assert info["max_memory_bytes"] == 2**20
+        assert info["device_note"] is None  # it asked for no GPU, and takes none that its node may have
         assert as_job(second, "elsewhere", **mine).register(forecaster="linear").status_code == 201
     serve.delete("second")
 
