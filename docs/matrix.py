@@ -181,6 +181,7 @@ FRAMEWORKS: Final = (
     ),
     ("DDP", "pushed, the same bits on all ranks", "test_distributed::test_ranks_push_or_skip_alike"),
     ("FSDP2 (`fully_shard`)", "pushed, shard by shard; needs `wiring=`", "test_distributed::test_a_sharded_run_is_the_same_run"),
+    ("FSDP1", "refused: use FSDP2", "test_distributed::test_a_sharded_run_is_the_same_run"),
     ("Hugging Face Trainer", "pushed, the same bits as a plain loop", "test_huggingface::test_the_same_bits_as_a_loop_by_hand"),
     ("PEFT (LoRA)", "pushed: the trained weights alone", "test_examples::test_an_example_uses_forecasts"),
     ("TRL (`SFTTrainer` with LoRA)", "pushed: the trained weights alone", "test_trl::test_lora_with_sft"),
@@ -194,7 +195,7 @@ FRAMEWORKS: Final = (
     ("Ray Train", "pushed", "test_examples::test_ray_train"),
 )
 """What was tried, what happens, and the test that shows it (file::name)."""
-NOT_COVERED: Final = "FSDP1, DeepSpeed, Megatron, tensor and pipeline parallelism, XLA devices"
+NOT_COVERED: Final = "DeepSpeed, Megatron, tensor and pipeline parallelism, XLA devices"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

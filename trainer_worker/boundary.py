@@ -39,11 +39,9 @@ def default_interval(max_steps: int) -> int:
 
 class Boundaries:
     """Counts the steps of a run, and decides at the end of each interval. The same on every rank, but that rank 0 alone has
-    `forecasts`. In the mode `shadow` they are made and scored, never used.
-
-    At a boundary it (1) takes up what was asked for at the boundary before, if it has come, else goes without; (2) takes a snapshot
-    and asks for a forecast from the newest ones. What a run does depends on which forecasts came by their boundary, not on when.
-    Where they keep coming late, the interval doubles until they come in time.
+    `forecasts`. In the mode `shadow` they are made and scored, never used. At a boundary it (1) takes up what was asked for at the
+    boundary before, if it has come, else goes without; (2) takes a snapshot and asks for a forecast from the newest ones. What a
+    run does depends on which forecasts came by their boundary, not on when. Where they keep coming late, the interval doubles.
     """
 
     def __init__(

@@ -35,9 +35,8 @@ def coherence(aligned: Tensor) -> float | None:
 
 
 def brake(coherence: float) -> float:
-    """Share of the gain that is left where training takes pushes back: all of it at a mean coherence of 0, nothing at -0.4.
-
-    Without it, the default gain breaks a run at three times its best learning rate (`bench/acceleration/results`).
+    """Share of the gain that is left where training takes pushes back: all of it at a mean coherence of 0, nothing at -0.4. Without
+    it, the default gain breaks a run at three times its best learning rate (`bench/acceleration/results`).
     """
     return min(1.0, max(0.0, 1 + 2.5 * coherence))
 

@@ -11,8 +11,6 @@ from protos.messages import Mode
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["nowcast", "snapshot", "server"]
-
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -30,7 +28,7 @@ class Event:
     """
 
     step: int
-    kind: Kind
+    kind: Literal["nowcast", "snapshot", "server"]
     outcome: str
     reason: str = ""
     detail: str = ""

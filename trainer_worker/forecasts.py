@@ -25,10 +25,8 @@ GRACE_S: Final = 0.5  # beyond the deadline, for the answer that is just coming 
 
 
 class Forecasts:
-    """Takes snapshots, has them sent, asks for forecasts and makes them ready to be added. No method waits but
-    `collect`, where it is told to.
-
-    `timeout_s` is for a nowcast, and for each call of the background thread; an endpoint in this process knows none.
+    """Takes snapshots, has them sent, asks for forecasts and makes them ready to be added. No method waits but `collect`, if it is
+    told to. `timeout_s` is for a nowcast, and for each call of the background thread; an endpoint in this process knows none.
     """
 
     def __init__(self, flat: FlatParameters, endpoint: Endpoint, spec: JobSpec, *, push: Push, timeout_s: float) -> None:
@@ -127,7 +125,7 @@ class Forecasts:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; the endpoint is made to forget what it holds, and gets these snapshots instead."""
-        self.sender.reset()
+        self.sender.restart()
         for step, values in zip(state["steps"].tolist(), state["context"], strict=True):
             if step >= 0:
                 # in memory of its own: rows may still be read for an answer that nobody wants any more
@@ -135,7 +133,6 @@ class Forecasts:
         self._pushed, self._ended = (state[key].to("cpu", copy=True) if state[key].any() else None for key in ("pushed", "ended"))
         self._coherence = float(state["coherence"])
         self._seen = self._compare(self.sender.context)
-        self.sender.restart()
 
 
 def _follow(mean: float, seen: float | None) -> float:

@@ -137,9 +137,8 @@ def _unmoved(states: Sequence[Tensor]) -> Tensor:
 
 
 def _bound(part: Tensor, moved: Tensor, *, gain: float) -> float:
-    """Bring a displacement to its length, in place: `gain` times the movement seen, less the more it points elsewhere.
-
-    Full length up to 60 degrees from the movement, nothing from 90: noise of many dimensions is nearly orthogonal to it.
+    """Bring a displacement to its length, in place: `gain` times the movement seen, less the more it points elsewhere. All of it up
+    to 60 degrees from the movement, nothing from 90: noise of many dimensions is nearly orthogonal to it.
     """
     length, seen = norm(part), norm(moved)
     if not length or not seen:

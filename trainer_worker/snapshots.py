@@ -36,10 +36,8 @@ class NoRow(NowcastError):
 
 
 class SnapshotBuffers:
-    """Takes snapshots into preallocated rows.
-
-    On a CPU training pays for one copy. On CUDA it pays for a copy within the device, into a staging vector; a side stream
-    brings that to pinned host memory while training goes on.
+    """Takes snapshots into preallocated rows. On a CPU training pays for one copy; on CUDA for one within the device, to where a
+    side stream takes it from to pinned host memory while training goes on.
     """
 
     def __init__(self, flat: FlatParameters, *, dtype: torch.dtype, rows: int) -> None:

@@ -18,7 +18,6 @@ from typing import Any, Final, NamedTuple, Self
 
 from trainer_worker.errors import CommandFailed
 
-MODES: Final = ("without", "with")
 MARKS: Final = (0.75, 1.0)  # parts of the run without nowcasts at whose losses the two are compared
 WINDOWS: Final = 50  # a loss is the mean of one in so many of all that were told
 
@@ -35,7 +34,7 @@ def run(script: Path, arguments: Sequence[str], *, seed: int) -> list[list[Told]
     """
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for mode in MODES:
+        for mode in ("without", "with"):
             log = Path(folder) / mode
             command = [sys.executable, "-m", "trainer_worker.trying", mode, str(log), str(seed), str(script), *arguments]
             done = subprocess.run(command, check=False, env={**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S603 -- the user's own

@@ -9,7 +9,7 @@ import torch
 from small_runs import STEADY, STEPS, ScriptedEndpoint, adam, flat, make, network
 from torch import distributed as dist
 from torch import multiprocessing, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
@@ -178,15 +178,13 @@ def train_sharded(rank: int, *, dtype: torch.dtype = torch.float32) -> dict[str,
         wiring = wire(model)
         replica: nn.Module = model if sharded else DistributedDataParallel(model)
         if sharded:
+            told["refused"] = [refusal(FullyShardedDataParallel(network(), device_id=torch.device("cpu")))]
             fully_shard(model[0])
+            told["refused"].append(refusal(model, wiring=wiring))
             fully_shard(model)
+            told["refused"].append(refusal(model))
             told["parts"] = [parameter.to_local().shape for parameter in model.parameters()]
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        if sharded:
-            try:
-                make(model, optimizer, None, forecaster="linear")
-            except BadArgument as error:
-                told["refused"] = str(error)
         weights = []
         nowcast = make(replica, optimizer, None, forecaster="linear", wiring=wiring).start()
         for index in range(STEPS):
@@ -207,6 +205,15 @@ def train_sharded(rank: int, *, dtype: torch.dtype = torch.float32) -> dict[str,
         told["weights"][sharded] = torch.stack(weights)
         told["events"][sharded] = [(event.step, event.outcome) for event in nowcast.events]
     return told
+
+
+def refusal(model: nn.Module, **options: Any) -> str:
+    """Why a model is not taken."""
+    try:
+        make(model, adam(model), None, forecaster="linear", **options)
+    except BadArgument as error:
+        return str(error)
+    return ""
 
 
 class Alive(TorchDispatchMode):

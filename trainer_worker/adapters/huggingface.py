@@ -61,12 +61,13 @@ class NowcastCallback(TrainerCallback):
         """Load the state of the checkpoint that the Trainer has loaded; without one, a new context begins."""
         assert self.nowcast is not None
         named = args.resume_from_checkpoint
-        folder = Path(named) if isinstance(named, str) else _folder(args, state)
+        folder = Path(named) if named and Path(named).is_dir() else _folder(args, state)  # it may also be "True"
         if (folder / FILE).is_file():
             self.nowcast.load_state_dict(torch.load(folder / FILE, map_location="cpu", weights_only=True))
         else:
             wanted = "if it lies elsewhere, name its folder in TrainingArguments(resume_from_checkpoint=...) as well"
             log.warning("%s not found: nowcasts start over at step %d; %s", folder / FILE, state.global_step, wanted)
+            self.nowcast._boundaries.begin_at(state.global_step)  # noqa: SLF001 -- when they begin and fade is a matter of the run
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -36,6 +36,8 @@ class NowcastCallback(Callback):
         if self._state is not None:
             self.nowcast.load_state_dict(self._state)
             self._state = None
+        else:  # it may go on without one
+            self.nowcast._boundaries.begin_at(trainer.global_step // len(trainer.optimizers))  # noqa: SLF001
         self.nowcast.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -147,11 +147,11 @@ class Sender:
             self._context, self._held, self._spoilt = {}, set(), {}
 
     def restart(self) -> None:
-        """Begin anew after a checkpoint was loaded: the endpoint forgets what it holds."""
+        """Begin anew, with the context of a checkpoint that is being loaded: the endpoint forgets what it holds."""
         with self._changed:
+            self.reset()
             self._registered, self._replace = False, True
             self._restarts += 1
-            self._held.clear()
             self._changed.notify()
 
     @property

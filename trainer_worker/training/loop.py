@@ -40,10 +40,8 @@ class Harness(Protocol):
 
 
 def train(order: Order, harness: Harness) -> RunRecord:
-    """Train one run to its last step, from its newest checkpoint if it has one.
-
-    The weights at every step are a function of the order and the number of workers alone: a run that was stopped and resumed
-    ends in the same bits (on a CPU, with embedded forecasts or a server that answers).
+    """Train one run to its last step, from its newest checkpoint, if any. Order and number of workers alone decide its weights
+    at every step: once stopped and resumed, it ends in the same bits (on a CPU, with embedded forecasts or a server that answers).
     """
     run = _Run(order, harness)
     settings = order.config.train

@@ -34,7 +34,7 @@ class FlatParameters:
     and none holds more than one whole parameter besides.
 
     Raises:
-        BadArgument: a trained parameter has no values yet, or the optimizers train none of the model's.
+        BadArgument: of the model's parameters none is trained, or one has no values yet, or some only are split.
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
@@ -46,7 +46,11 @@ class FlatParameters:
             names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
             detail = f"{names} holds no trainable parameter of the model that can be forecast; pass the optimizer that trains it"
             raise BadArgument("optimizer", detail)
-        self.sharded = any(isinstance(piece.parameter, DTensor) for piece in self.pieces)
+        apart = [name for name, parameter in each if not isinstance(parameter, DTensor)]
+        self.sharded = len(apart) < len(each)
+        if (self.sharded and apart) or any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+            named = ", ".join(apart[:3])
+            raise BadArgument("model", f"fully_shard (FSDP2) has to split all that is trained, or nothing; not split are {named}")
         devices = {piece.parameter.device for piece in self.pieces}
         self.device = next(iter(devices)) if len(devices) == 1 else torch.device("cpu")
 
@@ -103,7 +107,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def part_of(values: Tensor | None, like: Tensor) -> Tensor:
     """This rank's part of flat `values`, which rank 0 scatters if `like` is sharded (None elsewhere): every rank must call."""
-    values = torch.empty(like.numel(), device=like.device) if values is None else values.to(like.device)
+    values = torch.zeros(like.numel(), device=like.device) if values is None else values.to(like.device)
     if not isinstance(like, DTensor):
         return values.view(like.shape)
     return local(distribute_tensor(values.view(like.shape).float(), like.device_mesh, like.placements))

@@ -63,6 +63,14 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(resumed, plain_run(2 * batches(STEPS // 2))[0])
 
 
+def test_a_checkpoint_without_state_goes_on_at_its_step(tmp_path: Path) -> None:
+    """Pushes would begin late, and not fade by the end of the run."""
+    trained(tmp_path, max_epochs=1)
+    callback = NowcastCallback(**OPTIONS)
+    trained(tmp_path, callback=callback, resume=str(tmp_path / "stopped.ckpt"))
+    assert callback.nowcast.steps == STEPS
+
+
 def test_an_error_in_training_stops_it(tmp_path: Path) -> None:
     """A crashed cell of a notebook would leave a thread behind, and hooks on the optimizer."""
 

@@ -120,7 +120,6 @@ def test_a_checkpoint_loaded_while_the_job_registers_again_is_not_lost() -> None
         fails.calls = {"forecast": [UnknownJob("restarted")], "register": [gate]}
         sender.ask(request(sender))
         until(lambda: fails.begun.count("register") == 2)
-        sender.reset()
         sender.restart()
         gate.set()
         until(lambda: sender._registered)
