@@ -14,9 +14,7 @@ from nowcast_server.jobs.history import Context
 from nowcast_server.streams import own_stream, wait
 
 SHARE: Final = 0.9  # of the memory that is free at the start; the rest is for what allocating and libraries waste
-MOST: Final = (
-    8192  # snapshots kept: those of small networks would never fill a large device, but take longer and longer to go through
-)
+MOST: Final = 8192  # snapshots kept: small ones would never fill a large device, and all are looked through to make room
 OWNER: Final = "device"  # in a tenant's place: snapshots of all tenants lie there, as long as there is room
 
 
