@@ -322,15 +322,16 @@ class Nowcast:
     def _begin_anew(self) -> None:
         """Start a new context, as other parameters are trained now: unfrozen layers, a new head. The same on all ranks."""
         log.warning("%s: the set of trained parameters changed at step %d: starting a new context", self.job, self.steps)
-        step, self._wiring = self.steps, None
-        if self._forecasts is not None:
-            self._forecasts.sender.abandon()
+        before, step, self._wiring = self._forecasts, self.steps, None
         try:
             self._begin()
         except Exception:  # whatever it is, training goes on
             log.exception("%s: the changed parameters cannot be forecast; training continues without nowcasts", self.job)
+            self._forecasts = before
             self.stop()
             return
+        if before is not None:
+            before.sender.abandon()
         self._claim()
         self._boundaries.begin_at(step)
         if self._forecasts is not None:

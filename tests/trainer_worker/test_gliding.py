@@ -303,15 +303,18 @@ def test_a_new_context_waits_for_no_server(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
-    """An exception out of `optimizer.step()`, because all layers are frozen for a while, ends a training run of days."""
-    model, optimizer = learner()
-    with make(model, optimizer, ScriptedEndpoint()) as nowcast:
+    """An exception out of `optimizer.step()`, because all layers are frozen for a while, ends a training run of days; or a server
+    holds memory for a job that has ended.
+    """
+    (model, optimizer), endpoint = learner(), ScriptedEndpoint()
+    with make(model, optimizer, endpoint) as nowcast:
         train(model, optimizer, range(FULL))
         model.requires_grad_(False)
         for _ in range(2 * INTERVAL):
             optimizer.step()
     assert nowcast.steps == FULL + INTERVAL
     assert "training continues without" in caplog.text
+    assert endpoint.finished is not None
 
 
 def test_a_parameter_that_cannot_be_forecast_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ STOP_S = 15.0
 _CHILD: Final = f"""
 import os, runpy, signal, sys, threading, time
 def end_with_parent():
-    sys.stdin.buffer.read()
+    os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep({STOP_S})
     os._exit(1)
