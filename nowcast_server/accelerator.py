@@ -81,11 +81,9 @@ class Reservation:
         device, rows = self.accelerator, dict(zip(self._context.serials, self._context.states, strict=True))
         with device.lock:
             new_bytes = self._working_bytes + sum(row.nbytes for serial, row in rows.items() if serial not in device.kept)
-            if (lacking := new_bytes - device.memory.left_bytes()) > 0:
-                resting = (kept.size_bytes for serial, kept in device.kept.items() if not kept.users and serial not in rows)
-                if lacking > sum(resting):
-                    return False
-            if not also():
+            resting = (kept.size_bytes for serial, kept in device.kept.items() if not kept.users and serial not in rows)
+            left_bytes = device.memory.left_bytes()
+            if (new_bytes > left_bytes and new_bytes > left_bytes + sum(resting)) or not also():
                 return False
             self._kept = [device.kept.pop(serial, Kept(row.nbytes)) for serial, row in rows.items()]
             for serial, kept in zip(rows, self._kept, strict=True):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from nowcast_server.forecasters.base import CPU, CUDA_LANES, Forecaster, Horizons
-from nowcast_server.interruption import interruption_point
+from nowcast_server.interruption import interruptible_items, interruption_point
 from protos.wiring import Wiring
 
+PIECE: Final = 1 << 18  # weights through whose snapshots lines are drawn in one go: few enough to stay in a cache
 BLOCK: Final = 128  # rows of a matrix, or columns of a tall one, whose movement `spectral` evens out together
 LEAST_SQUARE: Final = 1e-6  # of a singular value, relative to the largest one's; below it is rounding
 FLOPS: Final = 5e10  # of eigenvalues and products, on a slow core
@@ -29,16 +30,6 @@ class Last(Forecaster):
         return states[-1].to(torch.float32).repeat(len(horizons), 1)
 
 
-class Average(Forecaster):
-    """Forecasts the mean of the snapshots, at every horizon: latest-weight averaging."""
-
-    name = "average"
-
-    def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
-        del wiring
-        return stacked(states).mean(dim=0).repeat(len(horizons), 1)
-
-
 class Linear(Forecaster):
     r"""Least squares over the context, extrapolated k intervals beyond the last snapshot, parameter by parameter.
 
@@ -50,13 +41,33 @@ class Linear(Forecaster):
     glide_horizon = 40
     """Far ahead only the slope counts: the way back to the line from where the last snapshot happens to lie is noise."""
 
+    def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+        return 8 * context * min(wiring.size, PIECE)
+
+    def weights(self, context: int, horizons: Horizons) -> Tensor:
+        """How much each snapshot counts: (len(horizons), context) float64, rows add up to 1."""
+        return line_weights(context, horizons)
+
+    @torch.no_grad()
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         del wiring
-        last, before = states[-1].to(torch.float32), stacked(states[:-1])
-        weights = line_weights(len(states), horizons).to(before, non_blocking=True)  # (horizons, context), rows add up to 1
-        before -= last
-        # about the last snapshot: what does not move stays put exactly, and small moves keep their digits
-        return torch.addmm(last.expand(len(horizons), -1), weights[:, :-1], before)
+        forecasts = torch.empty(len(horizons), len(states[0]), dtype=torch.float32, device=states[0].device)
+        weights = self.weights(len(states), horizons).to(forecasts, non_blocking=True)
+        for out, *parts in interruptible_items(zip(_pieces(forecasts), *map(_pieces, states), strict=True)):
+            rows = torch.stack(parts).float()
+            # about the last snapshot: what does not move stays put exactly, and small moves keep their digits
+            torch.addmm(rows[-1].expand(len(horizons), -1), weights[:, :-1], rows[:-1].sub_(rows[-1]), out=out)
+        return forecasts
+
+
+class Average(Linear):
+    """Forecasts the mean of the snapshots, at every horizon: latest-weight averaging."""
+
+    name = "average"
+    glide_horizon = 1
+
+    def weights(self, context: int, horizons: Horizons) -> Tensor:
+        return torch.full((len(horizons), context), 1 / context, dtype=torch.float64)
 
 
 class Spectral(Linear):
@@ -71,28 +82,35 @@ class Spectral(Linear):
 
     def work_s(self, wiring: Wiring, *, context: int) -> float:
         lanes = CUDA_LANES if self.device is not None and self.device.type == "cuda" else 1
-        batches = _batches(wiring, self.device or CPU)
-        operations = sum(len(places) * short**2 * (20 * short + 6 * long) for (short, long), places in batches)
+        operations = sum(short**2 * (20 * short + 6 * long) for (short, long), _ in _batches(wiring, CPU))
         return super().work_s(wiring, context=context) + operations / (FLOPS * lanes)
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         device = self.device or CPU
         most = max((len(places) * math.prod(shape) for shape, places in _batches(wiring, device)), default=0)
-        # a batch comes after the copies of the states, and is more than those of few; on a device with what eigenvalues take
-        own_bytes = 4 * wiring.size + (16 if device == CPU else 40) * most
-        return max(super().working_bytes(wiring, context=context), own_bytes)
+        # on a device with what eigenvalues take
+        return max(super().working_bytes(wiring, context=context), (16 if device == CPU else 40) * most)
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
-        forecasts, last = super().predict(wiring, states, horizons=horizons), states[-1].to(torch.float32)
-        forecasts -= last
+        forecasts = super().predict(wiring, states, horizons=horizons)
+        pieces = list(zip(_pieces(forecasts), _pieces(states[-1]), strict=True))
+        for piece, last in interruptible_items(pieces):
+            piece.sub_(last)
         for row in forecasts:
             for shape, places in _batches(wiring, row.device):
                 _even_out([row[first:].as_strided(shape, strides) for strides, first in places])
-        return forecasts.add_(last)
+        for piece, last in interruptible_items(pieces):
+            piece.add_(last)
+        return forecasts
 
 
 Sides = tuple[int, int]  # of a block, the shorter first; or the strides along them
 Batch = tuple[Sides, list[tuple[Sides, int]]]  # blocks of one shape: their strides, and where in the flat vector they begin
+
+
+def _pieces(values: Tensor) -> Sequence[Tensor]:
+    """Views of (n,) or (horizons, n), all of nearly one length."""
+    return torch.tensor_split(values, math.ceil(values.shape[-1] / PIECE) or 1, dim=-1)
 
 
 def _batches(wiring: Wiring, device: torch.device) -> Iterator[Batch]:
@@ -132,12 +150,3 @@ def line_weights(context: int, horizons: Horizons) -> Tensor:
     centred = time - time.mean()
     ahead = context - 1 + torch.tensor(horizons, dtype=torch.float64) - time.mean()
     return 1 / context + torch.outer(ahead, centred / centred.square().sum())
-
-
-def stacked(states: Sequence[Tensor]) -> Tensor:
-    """A copy of the snapshots (n,) in float32, (len(states), n), and nothing of its size besides."""
-    rows = torch.empty(len(states), len(states[0]), dtype=torch.float32, device=states[0].device)
-    for row, state in zip(rows, states, strict=True):
-        interruption_point()
-        row.copy_(state)
-    return rows

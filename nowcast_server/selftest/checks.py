@@ -16,10 +16,10 @@ from torch import Tensor
 
 from nowcast_server.accelerator import Accelerator, Reservation
 from nowcast_server.device import Device
-from nowcast_server.forecasters import Forecaster, load_forecaster
+from nowcast_server.forecasters import load_forecaster
 from nowcast_server.forecasters.base import CPU, Horizons
 from nowcast_server.forecasters.learned import Nino
-from nowcast_server.forecasters.simple import Last, Spectral
+from nowcast_server.forecasters.simple import Last
 from nowcast_server.jobs.history import Context
 from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions
 from nowcast_server.nino.engine import DEVICE_SIZES, StreamingEngine
@@ -58,9 +58,6 @@ class Setup:
     def forecaster(self) -> Nino:
         return Nino(self.checkpoint, device=self.device)
 
-    def spectral(self) -> Forecaster:
-        return load_forecaster("spectral", device=self.device)
-
     def seconds(self, work: Callable[[], object], *, rounds: int) -> float:
         """Median time of some work on the device, after a first round that does not count."""
         times = []
@@ -92,7 +89,7 @@ def _products(precision: str) -> Iterator[None]:
 
 def parity(setup: Setup) -> Figures:
     """Forecasts are those of the CPU (there, of work cut as for a device) for every network and dtype; on CUDA also with TF32."""
-    figures: Figures = {"spectral": 0.0}
+    figures, spectral = Figures(spectral=0.0), [load_forecaster("spectral", device=each) for each in (CPU, setup.device)]
     exact, device = StreamingEngine(setup.checkpoint), StreamingEngine(setup.checkpoint, device=setup.device, sizes=DEVICE_SIZES)
     for (name, make), dtype in product(FAMILIES.items(), DTYPES):
         wiring = make()
@@ -105,7 +102,7 @@ def parity(setup: Setup) -> Figures:
             figures[key] = max(found, figures.get(key, 0.0))
             if not found <= limit:
                 raise Failed(f"{key}, {dtype} is off by {found:.1e} of the forecast change, above {limit:.0e}")
-        here, there = (each.forecast(wiring, states, HORIZONS) for each in (Spectral(), setup.spectral()))
+        here, there = (each.forecast(wiring, states, HORIZONS) for each in spectral)
         figures["spectral"] = max(figures["spectral"], found := error(there, here, last))
         if not found <= SPECTRAL_LIMIT:
             raise Failed(f"spectral for {name}, {dtype} is off by {found:.1e} of the forecast change, above {SPECTRAL_LIMIT:.0e}")
@@ -150,7 +147,7 @@ def device_memory(setup: Setup) -> Figures:
     """A forecast takes no more memory than a server sets aside for it, and pins none of the host's."""
     wiring = SIZES["30M" if setup.cuda else "0.2M"]()
     states, figures = snapshots(wiring, device=setup.device), Figures(parameters=wiring.size)
-    for forecaster in (setup.forecaster(), setup.spectral()):
+    for forecaster in (setup.forecaster(), load_forecaster("spectral", device=setup.device)):
         promised = forecaster.working_bytes(wiring, context=CONTEXT) + 4 * len(HORIZONS) * wiring.size
         if setup.cuda:
             torch.cuda.reset_peak_memory_stats(setup.device)
@@ -290,7 +287,7 @@ def _beside(setup: Setup, work: Callable[[], object]) -> Figures:
 def throughput(setup: Setup) -> Figures:
     """Edges a second by size of network, and their products as a share of what bare ones of the same shape reach."""
     figures: Figures = {"products_flop_per_s": (rate := _products_rate(setup))}
-    forecaster = setup.forecaster()
+    forecasters = setup.forecaster(), load_forecaster("spectral", device=setup.device)
     for name, make in SIZES.items():
         if name not in ON_CPU and not setup.cuda:
             continue
@@ -298,7 +295,7 @@ def throughput(setup: Setup) -> Figures:
             continue
         wiring = make()
         states = snapshots(wiring, device=setup.device, dtype=torch.bfloat16 if name == "1B" else torch.float32)
-        work, spectral = (partial(each.forecast, wiring, states, (1,)) for each in (forecaster, setup.spectral()))
+        work, spectral = (partial(each.forecast, wiring, states, (1,)) for each in forecasters)
         rounds = 1 if name == "1B" else 3
         seconds = setup.seconds(work, rounds=rounds)
         speed = wiring.edges / seconds

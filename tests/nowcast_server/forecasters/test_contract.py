@@ -200,6 +200,12 @@ def test_spectral_takes_blocks_of_one_shape_together_on_a_device(monkeypatch: py
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
+def test_spectral_works_in_little_beside_its_forecast() -> None:
+    """A network of a billion weights would ask for 20 GB besides its snapshots: of a server, or of the machine that trains it."""
+    wiring = Wiring((Parameter("weight", (32_000, 32_000)),), 10, ())
+    assert load_forecaster("spectral").working_bytes(wiring, context=5) < wiring.size / 10
+
+
 def test_spectral_leaves_what_it_cannot_even_out() -> None:
     """A layer that does not move, or overflows, would end a forecast with an error of LAPACK's, or NaN in other layers."""
     wiring = wire(nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 3), nn.Linear(3, 2)))
