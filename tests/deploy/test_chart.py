@@ -108,6 +108,16 @@ def test_a_server_that_may_call_somebody_finds_it_by_name() -> None:
     assert of_kind(render({}), "NetworkPolicy")["spec"]["egress"] == []
 
 
+def test_the_submitter_knows_what_the_entrypoint_names() -> None:
+    """KubeRay puts the entrypoint into a command of the submitter's shell, which would read a variable of the head's as nothing."""
+    job = of_kind(render(RAY), "RayJob")["spec"]
+    (submitter,) = job["submitterPodTemplate"]["spec"]["containers"]
+    (head,) = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    named = set(re.findall(r"\$(\w+)", job["entrypoint"]))
+    assert named == {each["name"] for each in submitter["env"]}
+    assert all(each in head["env"] for each in submitter["env"])
+
+
 def test_ray_nodes_are_of_the_images_version_and_want_a_token() -> None:
     """Nodes of another version than the image's do not join; without a token whoever reaches them runs code."""
     (locked,) = re.findall(r"^ray==(.+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
