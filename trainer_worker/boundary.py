@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from protos.errors import NowcastError
@@ -144,11 +145,16 @@ class Boundaries:
         start = time.perf_counter()
         displacement, reason, detail = self._collect(wait=wait) if self._forecasts is not None else (None, None, "")
         reason, displacement = self._ranks.share(reason, displacement, size=None if self._flat.sharded else self._flat.size)
+        if not reason:
+            try:
+                begin(displacement)
+            except torch.OutOfMemoryError as error:
+                if self._ranks.world > 1:
+                    raise  # the other ranks push
+                reason, detail = "worker_error", str(error)
         if reason:
             outcome, horizon = "skipped", None
             self._end_push()
-        else:
-            begin(displacement)
         waited_s = time.perf_counter() - start
         self._journal.add(Event(self.step, "nowcast", outcome, reason, detail, horizon=horizon, seconds=waited_s))
         return reason

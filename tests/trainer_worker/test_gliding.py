@@ -38,6 +38,7 @@ from trainer_worker.boundary import EVERY, GROWTH, SHORTEST, default_interval
 from trainer_worker.endpoints import sender
 from trainer_worker.forecasts import REMEMBERED
 from trainer_worker.push import CONTEXT, shape
+from trainer_worker.weights import pushed
 from trainer_worker.weights.flat import FlatParameters
 
 
@@ -315,6 +316,23 @@ def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.Log
     assert nowcast.steps == FULL + INTERVAL
     assert "training continues without" in caplog.text
     assert endpoint.finished is not None
+
+
+def test_a_push_that_finds_no_memory_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that just fits on its device would end after 5% of its steps, when the first push is made."""
+    model, optimizer = learner()
+    part_of, calls = pushed.part_of, iter([True, True, False, True])
+
+    def sometimes(values: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        if not next(calls, True):
+            raise torch.OutOfMemoryError("out of memory")
+        return part_of(values, like)
+
+    monkeypatch.setattr(pushed, "part_of", sometimes)
+    with make(model, optimizer, ScriptedEndpoint()) as nowcast:
+        train(model, optimizer, range(STEPS))
+    first, *others = TAKEN_UP
+    assert nowcasts(nowcast) == [(first, "skipped", "worker_error"), *((at, "glided", "") for at in others)]
 
 
 def test_a_parameter_that_cannot_be_forecast_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
