@@ -1,5 +1,6 @@
 """What every forecaster is: one method, which checks its arguments and changes nothing."""
 
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,10 +16,16 @@ from protos.wiring import Wiring
 
 CPU: Final = torch.device("cpu")
 LEAST_CONTEXT = 2
+PIECE: Final = 1 << 18  # weights that are looked at in one go, of all snapshots: few enough to stay in a cache
 PASS_S = 4e-9  # a simple forecaster's work on one value of one snapshot, on a slow core
 CUDA_LANES = 40  # as many cores is a GPU worth, at least
 
 Horizons = tuple[int, ...]
+
+
+def pieces(values: Tensor) -> Sequence[Tensor]:
+    """Views of (n,) or (horizons, n), all of nearly one length."""
+    return torch.tensor_split(values, math.ceil(values.shape[-1] / PIECE) or 1, dim=-1)
 
 
 class Forecaster(ABC):
@@ -79,12 +86,12 @@ class Forecaster(ABC):
         sums += [row.sum() for row in interruptible_items(forecasts)]
         finite = torch.stack(sums).isfinite().tolist()
         for index, snapshot in enumerate(snapshots):
-            if not finite[index] and not snapshot.isfinite().all():
+            if not finite[index] and not all(bool(piece.isfinite().all()) for piece in pieces(snapshot)):
                 raise BadValue(f"snapshot {index} of the context holds NaN or infinity", field="states")
         last = snapshots[-1]
         for row, whole in zip(forecasts, finite[len(snapshots) :], strict=True):
-            if not whole:  # a mask of what is nearly always finite would cost as much memory as it
-                row.copy_(torch.where(row.isfinite(), row, last.float()))
+            for piece, before in zip(pieces(row), pieces(last), strict=True) if not whole else ():
+                piece.copy_(torch.where(piece.isfinite(), piece, before.float()))
         return forecasts
 
     def check(self, wiring: Wiring, *, context: int) -> None:

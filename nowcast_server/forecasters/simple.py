@@ -8,11 +8,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from nowcast_server.forecasters.base import CPU, CUDA_LANES, Forecaster, Horizons
+from nowcast_server.forecasters.base import CPU, CUDA_LANES, PIECE, Forecaster, Horizons, pieces
 from nowcast_server.interruption import interruptible_items, interruption_point
 from protos.wiring import Wiring
 
-PIECE: Final = 1 << 18  # weights through whose snapshots lines are drawn in one go: few enough to stay in a cache
 BLOCK: Final = 128  # rows of a matrix, or columns of a tall one, whose movement `spectral` evens out together
 LEAST_SQUARE: Final = 1e-6  # of a singular value, relative to the largest one's; below it is rounding
 FLOPS: Final = 5e10  # of eigenvalues and products, on a slow core
@@ -53,7 +52,7 @@ class Linear(Forecaster):
         del wiring
         forecasts = torch.empty(len(horizons), len(states[0]), dtype=torch.float32, device=states[0].device)
         weights = self.weights(len(states), horizons).to(forecasts, non_blocking=True)
-        for out, *parts in interruptible_items(zip(_pieces(forecasts), *map(_pieces, states), strict=True)):
+        for out, *parts in interruptible_items(zip(pieces(forecasts), *map(pieces, states), strict=True)):
             rows = torch.stack(parts).float()
             # about the last snapshot: what does not move stays put exactly, and small moves keep their digits
             torch.addmm(rows[-1].expand(len(horizons), -1), weights[:, :-1], rows[:-1].sub_(rows[-1]), out=out)
@@ -93,24 +92,19 @@ class Spectral(Linear):
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         forecasts = super().predict(wiring, states, horizons=horizons)
-        pieces = list(zip(_pieces(forecasts), _pieces(states[-1]), strict=True))
-        for piece, last in interruptible_items(pieces):
+        pairs = list(zip(pieces(forecasts), pieces(states[-1]), strict=True))
+        for piece, last in interruptible_items(pairs):
             piece.sub_(last)
         for row in forecasts:
             for shape, places in _batches(wiring, row.device):
                 _even_out([row[first:].as_strided(shape, strides) for strides, first in places])
-        for piece, last in interruptible_items(pieces):
+        for piece, last in interruptible_items(pairs):
             piece.add_(last)
         return forecasts
 
 
 Sides = tuple[int, int]  # of a block, the shorter first; or the strides along them
 Batch = tuple[Sides, list[tuple[Sides, int]]]  # blocks of one shape: their strides, and where in the flat vector they begin
-
-
-def _pieces(values: Tensor) -> Sequence[Tensor]:
-    """Views of (n,) or (horizons, n), all of nearly one length."""
-    return torch.tensor_split(values, math.ceil(values.shape[-1] / PIECE) or 1, dim=-1)
 
 
 def _batches(wiring: Wiring, device: torch.device) -> Iterator[Batch]:
