@@ -25,7 +25,8 @@ REMOTE = {
     "server": {"enabled": False},
     "train": {"enabled": True, "server": "https://elsewhere:8440", "storage": {"className": "fast", "accessMode": "ReadWriteOnce"}},
 }
-CASES = {"server": SERVER, "gpu": GPU, "ray": RAY, "cpu-ray": CPU_RAY, "remote": REMOTE}
+HTTPS = {"server": {"tls": {"secret": "certificate"}}, "train": {"enabled": True}}
+CASES = {"server": SERVER, "https": HTTPS, "gpu": GPU, "ray": RAY, "cpu-ray": CPU_RAY, "remote": REMOTE}
 every_case = pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 
 
@@ -106,6 +107,16 @@ def test_a_server_that_may_call_somebody_finds_it_by_name() -> None:
     assert {each["port"] for each in names["ports"]} == {53}
     assert rule == collector
     assert of_kind(render({}), "NetworkPolicy")["spec"]["egress"] == []
+
+
+def test_training_pods_trust_the_servers_authority() -> None:
+    """A job beside a server with HTTPS would train without a single nowcast; or hold the server's key."""
+    for pod in pods(cluster_of(of_kind(render(HTTPS), "RayJob"))):
+        (container,) = pod["spec"]["containers"]
+        (place,) = [each["value"] for each in container["env"] if each["name"] == "NOWCAST_SERVER_CA"]
+        (mount,) = [each for each in container["volumeMounts"] if place.startswith(each["mountPath"])]
+        (volume,) = [each for each in pod["spec"]["volumes"] if each["name"] == mount["name"]]
+        assert volume["secret"] == {"secretName": "certificate", "items": [{"key": "ca.crt", "path": place.rpartition("/")[2]}]}
 
 
 def test_the_submitter_knows_what_the_entrypoint_names() -> None:
