@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 SHARE: Final = 200  # intervals in a run whose length is known
 GROWTH: Final = 150  # of a run of unknown length, an interval is one part in so many of the steps so far
-SHORTEST: Final = 8  # steps; in fewer, Adam's own momentum and noise are most of what moves
+SHORTEST: Final = 8  # steps; in fewer, Adam's own momentum and noise are much of what moves
 EVERY: Final = 4  # steps between the equal parts of a push: each is a pass over the weights, and fewer cost less and save as much
 LATE: Final = 3  # so many late forecasts, with none in time between them, double the interval;
 IN_TIME: Final = 10  # so many in time, times 2 for each time it was doubled, halve it again

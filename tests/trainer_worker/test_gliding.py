@@ -349,7 +349,7 @@ def test_a_parameter_that_cannot_be_forecast_is_told_once(caplog: pytest.LogCapt
 
 @pytest.mark.parametrize(("max_steps", "interval"), [(100, 8), (1600, 8), (10_000, 50)])
 def test_a_short_runs_interval_is_not_too_short(max_steps: int, interval: int) -> None:
-    """Over two or three steps Adam's own momentum and noise are most of what moves: short runs saved half of what they could."""
+    """Over two or three steps Adam's own momentum and noise are much of what moves: on batch normalisation pushes did harm."""
     assert default_interval(max_steps) == interval
 
 
