@@ -216,23 +216,6 @@ def test_a_loop_that_runs_on_is_not_pushed_for_ever() -> None:
     assert nowcast.steps == STEPS + 1 + 4 * INTERVAL
 
 
-def test_parameters_stay_the_same_tensors_and_moments_are_kept() -> None:
-    """Replaced tensors would leave optimizer, DDP and compiled graphs training weights that nobody uses."""
-    model, optimizer = learner()
-    pointers = [parameter.data_ptr() for parameter in model.parameters()]
-    with make(model, optimizer, ScriptedEndpoint()):
-        train(model, optimizer, range(FIRST))
-        versions = [parameter._version for parameter in model.parameters()]
-        moments = [optimizer.state[parameter]["exp_avg"].clone() for parameter in model.parameters()]
-        optimizer.zero_grad()
-        for _ in range(INTERVAL):
-            optimizer.step()  # without gradients: only the push is added
-    assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
-    for parameter, version, moment in zip(model.parameters(), versions, moments, strict=True):
-        assert parameter._version > version
-        assert torch.equal(optimizer.state[parameter]["exp_avg"], moment)
-
-
 def test_a_layer_frozen_in_mid_run_stays_as_it_is_from_the_next_step() -> None:
     """Who freezes a layer means it at once, not at the end of the interval."""
     model, optimizer = learner()
@@ -422,25 +405,3 @@ def test_constraints_of_the_users_hold_after_a_push() -> None:
             step(model, optimizer, index)
             assert float(model[2].weight.abs().max()) <= 0.125
     assert nowcast.summary()["nowcasts"]["used"] == len(TAKEN_UP)
-
-
-@pytest.mark.parametrize(("mode", "used"), [("glide", len(TAKEN_UP)), ("jump", STEPS // FULL)])
-def test_padding_rows_and_masked_weights_stay(mode: str, used: int) -> None:
-    """What the optimizer never moves no push may move: a padding row is zero for a reason, and so is a pruned weight."""
-    embedding, out = nn.Embedding(10, 4, padding_idx=0), nn.Linear(4, 2)
-    model = nn.Sequential(embedding, out)
-    mask = (torch.arange(8) % 2).view(2, 4).float()
-    with torch.no_grad():
-        out.weight.mul_(mask)
-    out.weight.register_hook(lambda gradient: gradient * mask)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    endpoint = ScriptedEndpoint(lambda states, _: onward(states, 1) + 0.01)  # for all entries alike
-    with make(model, optimizer, endpoint, mode=mode) as nowcast:
-        for index in range(STEPS):
-            generator = torch.Generator().manual_seed(index)
-            optimizer.zero_grad()
-            model(torch.randint(0, 6, (16,), generator=generator)).square().mean().backward()
-            optimizer.step()
-    assert nowcast.summary()["nowcasts"]["used"] == used
-    assert (embedding.weight[0] == 0).all()
-    assert (out.weight[mask == 0] == 0).all()

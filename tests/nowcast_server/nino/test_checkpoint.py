@@ -127,20 +127,16 @@ def test_files_that_are_no_checkpoints(content: bytes, tmp_path: Path) -> None:
     ],
 )
 def test_headers_that_are_wrong(header: str | None, tmp_path: Path) -> None:
-    """Another project's file, or a newer format, would be read as ours; a hostile one fill the memory, or end in a traceback."""
+    """Another project's file, or a newer format, would be read as ours; a hostile one fill the memory, or end in a traceback; or
+    nobody learn that an update is what helps.
+    """
     tensors = dict(random_checkpoint(**SMALL).tensors)
     save_file(tensors, tmp_path / "a.safetensors", metadata={} if header is None else {"nowcast": header})
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(tmp_path / "a.safetensors")
     assert caught.value.detail.startswith(f"{tmp_path / 'a.safetensors'}: ")
-
-
-def test_an_option_of_a_newer_version_says_so(tmp_path: Path) -> None:
-    """Its user would look for a fault in the file, where an update is what helps."""
-    header = json.dumps({"format": 1, "options": {"hidden": 4, "flux": 1}})
-    save_file(dict(random_checkpoint(**SMALL).tensors), tmp_path / "a.safetensors", metadata={"nowcast": header})
-    with pytest.raises(CheckpointError, match="'flux': a newer version of nowcast may read this file"):
-        load_checkpoint(tmp_path / "a.safetensors")
+    newer = "'flux': a newer version of nowcast may read this file" in caught.value.detail
+    assert newer == ("flux" in str(header))
 
 
 class Bomb:

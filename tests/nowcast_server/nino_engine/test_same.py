@@ -23,19 +23,19 @@ from nowcast_server.nino.engine.workers import Sizes
 from protos.wiring import Wiring
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Puts the number of torch's threads back."""
-    before = torch.get_num_threads()
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    """Puts torch's number of threads and default dtype back."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
 
 
 def forecast(wiring: Wiring, engine: StreamingEngine, *, seed: int = 0) -> Tensor:
     return engine.forecast(wiring, random_states(wiring, seed=seed), horizons=(1, 8, 40), node_pe=node_pe(wiring))
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("graph", [True, False])
 def test_any_number_of_threads(monkeypatch: pytest.MonkeyPatch, *, graph: bool) -> None:
     """A run could not be reproduced on a machine with other cores; or only one core would work."""
@@ -56,16 +56,9 @@ def test_any_number_of_threads(monkeypatch: pytest.MonkeyPatch, *, graph: bool) 
     assert all(torch.equal(forecasts[0], other) for other in forecasts[1:])
 
 
-@pytest.fixture(params=[torch.float64, torch.bfloat16])
-def default_dtype(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A function that makes it torch's default dtype."""
-    before = torch.get_default_dtype()
-    yield lambda: torch.set_default_dtype(request.param)
-    torch.set_default_dtype(before)
-
-
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("graph", [True, False])
-def test_any_default_dtype(default_dtype: Any, *, graph: bool) -> None:
+def test_any_default_dtype(dtype: torch.dtype, *, graph: bool) -> None:
     """An embedded engine runs in whatever the training has set; it would fail, or count a neuron's 300 edges as 256."""
     checkpoint = random_checkpoint(graph=graph, hidden=32)
     wirings = [transformer_wiring(width=64, vocabulary=300), drawn_wiring(1)]
@@ -76,11 +69,10 @@ def test_any_default_dtype(default_dtype: Any, *, graph: bool) -> None:
         return [engine.forecast(wiring, states, horizons=(1, 40), node_pe=features) for wiring, states, features in given]
 
     expected = forecasts()
-    default_dtype()
+    torch.set_default_dtype(dtype)
     assert all(torch.equal(one, other) for one, other in zip(forecasts(), expected, strict=True))
 
 
-@pytest.mark.usefixtures("threads")
 def test_torchs_own_threads_are_left_alone() -> None:
     """Training in the same process would slow down to one thread after the first embedded forecast."""
     torch.set_num_threads(2)
@@ -91,7 +83,6 @@ def test_torchs_own_threads_are_left_alone() -> None:
         assert pool.submit(torch.get_num_threads).result() == 2
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_forecast_that_nobody_wants_stops(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """A device would finish a forecast of minutes for a client that has hung up."""

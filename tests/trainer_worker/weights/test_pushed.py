@@ -40,7 +40,7 @@ DISPLACEMENT = torch.linspace(0.001, 0.003, 15)
 def test_a_displacement_is_spread_over_the_steps_whatever_the_dtype(dtype: torch.dtype) -> None:
     """A step's share is less than half a digit of 16-bit weights: rounded away each time, nothing would ever be pushed."""
     model = layer(dtype)
-    before = flat(model.parameters())
+    before, held = flat(model.parameters()), [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
     pushing = pushed(model, Keeping(model))
     pushing.set(DISPLACEMENT, parts=100)
     for step in range(1, 101):
@@ -53,6 +53,9 @@ def test_a_displacement_is_spread_over_the_steps_whatever_the_dtype(dtype: torch
     pushing.add()
     assert torch.equal(flat(model.parameters()), after)
     assert all(parameter.dtype == dtype for parameter in model.parameters())
+    for parameter, (pointer, version) in zip(model.parameters(), held, strict=True):
+        assert parameter.data_ptr() == pointer  # optimizer, DDP and compiled graphs hold these tensors
+        assert parameter._version > version  # autograd notices
     if dtype == torch.float64:  # by way of float32 the weights themselves would be rounded
         pushing.displace(torch.zeros(15))
         assert torch.equal(flat(model.parameters()), after)
