@@ -1,5 +1,6 @@
 """Servers that break: training goes on, and the summary says what was skipped and why."""
 
+import logging
 import math
 import time
 from contextlib import closing
@@ -188,3 +189,16 @@ def test_a_server_that_refuses_a_resumed_job_does_not_end_the_run(faulty: Faulty
         train(model, optimizer, range(INTERVAL, STEPS), nowcast)
     assert nowcast.summary()["nowcasts"] == ALL
     assert nowcast.summary()["server"] == {"lost": 1, "back": 1}
+
+
+def test_a_dead_server_costs_a_run_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The breaker remembers that the server is down; only the background thread tries it again."""
+    server = FaultyServer()
+    server.close()
+    caplog.set_level(logging.WARNING, "trainer_worker")
+    begun = time.monotonic()
+    summary = run(server)
+    assert time.monotonic() - begun < 15
+    assert summary["reasons"] == {"server_unavailable": len(TAKEN_UP)}
+    assert summary["waited_s"] < 0.5
+    assert caplog.text.count("skipped (server_unavailable") == 1
