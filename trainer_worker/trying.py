@@ -43,14 +43,15 @@ def run(script: Path, arguments: Sequence[str], *, seed: int) -> list[list[Told]
             told = [Told(*json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
             if len(told) < 2:
                 raise CommandFailed(f"{script} told no losses: call `nowcast.observe(loss)` after each step, or use an adapter")
-            found.append(_smooth(told))
+            found.append(smooth(told))
     return found
 
 
-def _smooth(told: Sequence[Told]) -> list[Told]:
+def smooth(told: Sequence[Told]) -> list[Told]:
+    """Means over one in `WINDOWS` of the losses told; of fewer at the start none, which could be low by chance."""
     window, losses = max(1, len(told) // WINDOWS), [each.loss for each in told]
-    parts = (losses[max(0, end - window) : end] for end in range(1, len(losses) + 1))
-    return [each._replace(loss=sum(part) / len(part)) for each, part in zip(told, parts, strict=True)]
+    ends = enumerate(told[window - 1 :], window)
+    return [last._replace(loss=sum(losses[end - window : end]) / window) for end, last in ends]
 
 
 def report(without: Sequence[Told], nowcast: Sequence[Told]) -> list[str]:
@@ -60,8 +61,7 @@ def report(without: Sequence[Told], nowcast: Sequence[Told]) -> list[str]:
         goal = without[max(0, int(mark * len(without)) - 1)].loss
         theirs, mine = (next((each for each in course if each.loss <= goal), None) for course in (without, nowcast))
         lines.append(f"to the loss without nowcasts at {mark:.0%} of the run, {goal:.4g}: {_saved(theirs, mine)}")
-    window = max(1, len(without) // WINDOWS)
-    lines.append(f"losses are means over {window} told ones, of one seed: a few percent may be chance; try another --seed")
+    lines.append(f"losses are means over 1/{WINDOWS} of the run, of one seed: a few percent may be chance; try another --seed")
     return lines
 
 

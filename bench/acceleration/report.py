@@ -70,8 +70,8 @@ class Curve:
         return "nowcasts" in self.run
 
     def first(self, measure: str, goal: float) -> float:
-        """The first step at which a measure is down at a goal."""
-        hits = self.steps[getattr(self, measure) <= goal]
+        """The first step at which a measure is down at a goal; infinity is none."""
+        hits = self.steps[getattr(self, measure) <= goal] if goal < np.inf else ()
         return float(hits[0]) if len(hits) else float("inf")
 
     @property
@@ -88,7 +88,8 @@ Problems = dict[str, dict[str, Arm]]
 
 
 def _smooth(values: Floats) -> Floats:
-    return np.convolve(values, np.ones(SMOOTH) / SMOOTH, mode="valid")
+    """The NaN of a run that diverged is as bad as can be, infinity: medians and minima have no place for it."""
+    return np.convolve(np.where(np.isnan(values), np.inf, values), np.ones(SMOOTH) / SMOOTH, mode="valid")
 
 
 def read(folder: Path) -> Problems:

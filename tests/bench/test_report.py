@@ -65,14 +65,16 @@ def test_medians_over_seeds_and_the_length_that_is_first(report: ModuleType, tmp
 
 
 def test_each_arm_has_its_best_rate(report: ModuleType, tmp_path: Path) -> None:
-    """A rival at a poor rate is no rival."""
+    """A rival at a poor rate, or at one at which it diverges, is no rival."""
     store(tmp_path, "adam", FALLING, lr=1e-3)
     store(tmp_path, "adam", [0.2] * 15, lr=1e-2)
     store(tmp_path, "nino", FALLING, lr=1e-3)
+    for arm, lr in (("adam", 5e-4), ("decay", 1e-3)):
+        store(tmp_path, arm, [0.8] * 10 + [float("nan")] * 5, lr=lr)
     found = rows(report, tmp_path)
     assert found["adam"]["lr"] == "0.01"
-    assert list(found["adam"]["rates"]) == ["0.001", "0.01"]
-    assert found["nino"]["steps"]["loss"]["adam"] is None
+    assert list(found["adam"]["rates"]) == ["0.0005", "0.001", "0.01"]
+    assert found["nino"]["steps"]["loss"] == {"adam": None, "adam+ema": None, "decay": None}
 
 
 def test_a_rate_that_was_merely_looked_at_does_not_compete(report: ModuleType, tmp_path: Path) -> None:

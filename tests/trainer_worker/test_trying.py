@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trainer_worker.cli import app
-from trainer_worker.trying import Told, report, run
+from trainer_worker.trying import Told, report, run, smooth
 
 SCRIPT = """
 import sys
@@ -75,3 +75,9 @@ def test_a_run_that_never_gets_there_says_so() -> None:
     assert "3 steps, 3 s without; 2 steps (-33%), 1.5 s (-50%)" in report(without, [Told(1, 0.5, 3.0), Told(2, 1.5, 2.0)])[1]
     diverged = [told._replace(loss=float("nan")) for told in without]
     assert report(diverged, without)[1].endswith("nan: the run without diverged")
+
+
+def test_a_loss_that_was_low_by_chance_is_no_goal_reached() -> None:
+    """Both runs would be there at their first step, whatever came after."""
+    course = smooth([Told(step, float(step), (3.0 if step % 2 else 5.0) - step / 200) for step in range(1, 201)])
+    assert "200 steps, 200 s without; 200 steps (+0%)" in report(course, course)[2]

@@ -37,15 +37,11 @@ def read(place: Path) -> Summary:
     """The summary in a results folder, or the file itself. Raises `CommandFailed`: there is none, or it is of another version."""
     path = place / "summary.json" if place.is_dir() else place
     try:
-        summary = Summary.model_validate_json(path.read_bytes())
+        return Summary.model_validate_json(path.read_bytes())
     except OSError as error:
         raise CommandFailed(f"{place}: no results of a comparison ({error.strerror})") from error
     except ValidationError as error:
         raise CommandFailed(f"{path} is not a summary of this version: {error.errors()[0]['msg']}") from error
-    names = {arm.arm for arm in summary.arms}
-    averages = {name for name in names if name.endswith(", averaged")} or names  # which stood beside their weights once
-    kept = {key: [each for each in getattr(summary, key) if each.arm in averages] for key in ("arms", "figures", "runs")}
-    return summary.model_copy(update=kept)
 
 
 def show(summary: Summary, console: Console) -> None:

@@ -151,7 +151,9 @@ class _Run:
         if self.harness.rank == 0:  # what all workers trained together
             self.trained.copy_(state["trained"])
         self.step, self.train_s, self.restores = state["step"], state["train_s"], state["restores"] + 1
-        self.evaluations = [Evaluation.model_validate(values) for values in state["evaluations"]]
+        table, kept = self.order.config.train, map(Evaluation.model_validate, state["evaluations"])
+        # without the last of a run that was to be shorter: curves of all seeds have the same steps
+        self.evaluations = [each for each in kept if each.step % table.eval_every == 0 or each.step == table.steps]
         self._seed()
 
     def _seed(self) -> None:

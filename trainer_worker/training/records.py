@@ -1,6 +1,5 @@
 """What a training run is ordered with and leaves behind, as JSON-able values, and with what it may be resumed."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from protos.messages import Skill
 from trainer_worker.errors import BadArgument
@@ -80,12 +79,6 @@ class Evaluation(Record):
     test: Score
     train_s: float  # seconds of training up to here, evaluations and checkpoints not counted
 
-    @model_validator(mode="before")
-    @classmethod
-    def _average(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The average's scores, which stood beside those of the weights once."""
-        return values | (values.get("averaged") or {})
-
 
 class RunRecord(Record):
     """One finished run."""
@@ -142,8 +135,7 @@ def begin(orders: Sequence[Order], *, resume: bool) -> None:
 def finished(order: Order) -> RunRecord | None:
     """The record kept of a run; None if it cannot be read, or has another length. For errors see `Order.check`."""
     try:
-        kept = json.loads(order.file.read_bytes())
-        record = RunRecord.model_validate(kept | kept.pop("record", {}))  # which was kept beside its terms once
+        record = RunRecord.model_validate_json(order.file.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     order.check(record.terms)

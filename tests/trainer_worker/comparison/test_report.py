@@ -246,21 +246,3 @@ def test_command_writes_one_report_of_several_comparisons(tmp_path: Path, monkey
     failed = CliRunner().invoke(app, ["report", "three"])
     assert failed.exit_code == 2
     assert "three: no results of a comparison" in failed.output
-
-
-@pytest.mark.parametrize("arms", [("adam",), ("adam", "adam+x")])
-def test_averages_that_stood_beside_the_weights_once(arms: tuple[str, ...], tmp_path: Path) -> None:
-    """An older report would say of the weights' figures that they are averages', and call a run's average its run with nowcasts."""
-    runs = [run(f"{arm}{end}", 1, losses) for end, losses in (("", SLOW), (", averaged", FAST)) for arm in arms]
-    (tmp_path / "summary.json").write_text(summary_of(tmp_path, *runs).model_dump_json())
-    summary = report.read(tmp_path)
-    for found in (summary.arms, summary.figures, summary.runs):
-        assert [each.arm for each in found] == [f"{arm}, averaged" for arm in arms]
-
-
-def test_an_evaluation_with_an_average_beside_it() -> None:
-    """A comparison that is resumed by a newer version would hold one run's weights against the other's average."""
-    before, average = ({"loss": loss, "accuracy": 0.5} for loss in (0.4, 0.3))
-    both = {"validation": before, "test": before, "averaged": {"validation": average, "test": average}}
-    found = Evaluation.model_validate({"step": 10, "train_loss": 0.5, "train_s": 1.0, **both})
-    assert (found.validation.loss, found.test.loss) == (0.3, 0.3)

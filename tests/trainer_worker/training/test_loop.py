@@ -129,3 +129,5 @@ def test_the_last_step_is_evaluated_and_kept(tmp_path: Path) -> None:
     assert [evaluation.step for evaluation in record.evaluations] == [5, 7]
     state = torch.load(tmp_path / "checkpoints" / "adam-seed7" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 7
+    longer = train_in_process(order(tmp_path, nowcasts=False, steps=12), listen=ignore)
+    assert [evaluation.step for evaluation in longer.evaluations] == [5, 10, 12]  # those of a seed that joins it

@@ -130,6 +130,17 @@ def gnn() -> nn.Module:
     return Lambda(forward, first=convolution(5, 8), second=convolution(8, 6), **ends)
 
 
+def number_tokens(width: int = 6) -> nn.Module:
+    """Every number of a table's row times a vector of its own (FT-Transformer), then layers over the vectors."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = x.unsqueeze(-1) * m.scale + m.shift
+        return m.head((x + m.down(torch.relu(m.up(x)))).mean(1))
+
+    own = {name: nn.Parameter(torch.zeros(4, width)) for name in ("scale", "shift")}
+    return Lambda(forward, **own, up=nn.Linear(width, 5), down=nn.Linear(5, width), head=nn.Linear(width, 3))
+
+
 def lstm() -> nn.Module:
     """Two bidirectional layers over embedded tokens, the last states classified."""
 
@@ -187,6 +198,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "batched_experts": (batched_experts, lambda: (torch.randn(6, 4),)),
     "shared": (weight_shared, lambda: (torch.randn(4, 9),)),
     "gnn": (gnn, lambda: (torch.randn(7, 5), torch.rand(7, 7))),
+    "numbers": (number_tokens, lambda: (torch.randn(5, 4),)),
     "lstm": (lstm, _tokens(20)),
     # residual connections, in place, some by way of a convolution; depthwise 7x7, channels last, LayerScale
     "resnet": (hugging_face("ResNet", embedding_size=4, hidden_sizes=[4, 6], depths=[2, 2], layer_type="basic"), _images(3, 32)),

@@ -13,6 +13,7 @@ from trainer_worker.wiring import describe
 
 APART = {
     "mixer": {"blocks.0.tokens.2.weight"},  # tokens keep their places: the first block reads them in order
+    "numbers": {"scale"},  # its targets are the inputs, which are in order, too
     "batched_experts": {"up"},  # neurons of one expert may change places, not across experts
 }
 """Groups whose neurons the graph lets move more freely than the network does."""

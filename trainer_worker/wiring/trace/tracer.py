@@ -165,7 +165,10 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         others = moving - varying(own)
         rows = next((labels for labels in flow.identities if others and varying(labels) == others), others)
         kind = EdgeType.POSITION_EMBEDDING if others and kind == EdgeType.OTHER else kind
-        self.labels.tie(own, self.use(held, rows, own, kind)[1])
+        source, target, _ = self.use(held, rows, own, kind)
+        self.labels.tie(own, target)
+        if rows is others == {len(shape) - 1} and kind == EdgeType.NORM:  # spread over it: a number's embedding, a state space
+            flow = replace(flow, identities=(*flow.identities, source))
         return flow
 
     def _attach_apart(self, held: Held, flow: Flow, own: Tensor | None, kind: EdgeType) -> Flow:
