@@ -54,10 +54,12 @@ def test_blocks_run_as_pasted(tmp_path: Path) -> None:
     short = recipe.replace("STEPS, EVERY, DECAY = 2000, 50", "STEPS, EVERY, DECAY = 300, 50")
     short = short.replace("RATES, SEEDS = (1e-3, 3e-3, 1e-2), (1, 2, 3)", "RATES, SEEDS = (1e-3, 3e-3), (1, 2)")
     assert short.count("= 300") == short.count("(1, 2)\n") == 1
-    printed = run({**codes, "recipe": short}, tmp_path)
+    same = recipe.replace("best(False), best(True)", "2 * ((1e-3, [[0.5, 0.3, 0.4]]),)")
+    printed = run({**codes, "recipe": short, "a run against itself": same}, tmp_path)
     for name in pages:
         assert re.search(r"'used': [1-9]", printed[name]) or name == "docs/loop.md", printed[name]
     assert "steps saved to the plain run's final loss" in printed["recipe"]
+    assert "final loss: 0% (by seed: 0%)" in printed["a run against itself"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
