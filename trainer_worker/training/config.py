@@ -146,7 +146,8 @@ class OutputTable(Table):
     @property
     def place(self) -> str:
         """Where checkpoints go, one folder for each run."""
-        return f"{self.storage or self.folder}/checkpoints"
+        path, mark, query = (self.storage or "").partition("?")  # which says a store's region or endpoint
+        return f"{path or self.folder}/checkpoints{mark}{query}"
 
 
 class Config(Table):
