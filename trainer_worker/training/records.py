@@ -47,7 +47,7 @@ class Order(Record):
         tables: dict[str, dict[str, Any]] = {
             "task": config.task.model_dump(mode="json", exclude={"data"}),
             "train": config.train.model_dump(mode="json", exclude={"seeds", "checkpoint_every"}),
-            "nowcast": table.model_dump(mode="json", exclude={"server", "record"}) if table else {},
+            "nowcast": table.model_dump(mode="json", exclude={"server", "timeout_s", "record"}) if table else {},
             "workers": {"count": config.workers.count},
         }
         return {f"{name}.{key}": value for name, values in tables.items() for key, value in values.items()}

@@ -125,7 +125,8 @@ def test_a_run_of_another_configuration_is_refused(kept: Path, change: dict[str,
     [
         {"train__steps": 40},
         {"train__seeds": [1000, 1001]},
-        {"nowcast__server": "http://elsewhere:8440", "nowcast__record": True, "task__data": "/elsewhere", "workers__threads": 1},
+        {"nowcast__server": "http://elsewhere:8440", "nowcast__timeout_s": 60.0, "nowcast__record": True},
+        {"task__data": "/elsewhere", "workers__threads": 1},
     ],
     ids=", ".join,
 )
