@@ -1,14 +1,10 @@
-"""Servers for the worker's tests, and their support modules on the path."""
+"""Servers for the worker's tests."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from faulty_server import FaultyServer
 from server_process import CHECKPOINTS, ServerProcess
 
