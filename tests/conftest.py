@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of small networks wait for each other on a busy machine
 hypothesis.settings.register_profile("any-machine", deadline=None)  # nothing is wrong with an example that takes long
 hypothesis.settings.load_profile("any-machine")
-sys.path.insert(0, str(Path(__file__).parent))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

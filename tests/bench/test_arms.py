@@ -1,21 +1,16 @@
 """The benchmark's arms and data: a name that means another thing than it says would make every table wrong."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-from trainer_worker.tasks.data import DataMissing
-
-sys.path.append(str(Path(__file__).parents[2] / "bench" / "acceleration"))
-
 from arms import Arm
 from benchmark_data import animals, photographs, wikipedia
 from rivals import EmaNesterov, Snoo, divide
+from torch import nn
+
+from trainer_worker.tasks.data import DataMissing
 
 
 def test_settings_and_extras_are_read() -> None:

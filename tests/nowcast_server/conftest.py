@@ -1,18 +1,13 @@
-"""Apps in process for the server's tests, and their support module on the path."""
+"""Apps in process for the server's tests."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx2 import Client
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from server_kit import Caller, Last, Start, dense, listening, wait_until_ready
 
 from nowcast_server.app import create_app

@@ -1,14 +1,10 @@
-"""Servers for the worker's tests, and their support modules on the path."""
+"""Servers for the worker's tests."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from faulty_server import FaultyServer
 from server_process import CHECKPOINTS, ServerProcess
 
@@ -34,26 +30,14 @@ def faulty() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture(scope="session")
-def start_server() -> Iterator[Callable[..., ServerProcess]]:
-    """Starts real server processes; they end with the session."""
-    processes: list[ServerProcess] = []
-
-    def start(*options: str) -> ServerProcess:
-        processes.append(ServerProcess(*options))
-        processes[-1].start()
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-
-
-@pytest.fixture(scope="session")
-def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+def server() -> Iterator[ServerProcess]:
     """One for all tests that leave it alive, with as many threads as this process."""
     folder = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
     weights = [option for name in CHECKPOINTS.values() for option in ("--checkpoint", str(folder / name)) if folder.is_dir()]
-    return start_server("--threads", "1", *weights)
+    process = ServerProcess("--threads", "1", *weights)
+    process.start()
+    yield process
+    process.kill()
 
 
 @pytest.fixture(scope="session")

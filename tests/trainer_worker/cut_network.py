@@ -4,6 +4,7 @@ import select
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
@@ -33,7 +34,6 @@ class CutNetwork(Listening):
 
     def __init__(self, port: int) -> None:
         self.target = ("127.0.0.1", port)
-        self.connections = 0
         self._cuts = 0
         self._down_until = self._held_until = self._slow_until = 0.0
         super().__init__(ThreadingTCPServer(("127.0.0.1", 0), type("Handler", (_Connection,), {"network": self})))
@@ -63,14 +63,8 @@ class _Connection(BaseRequestHandler):
         network = self.network
         if time.monotonic() < network._down_until:
             return
-        network.connections += 1
-        try:
-            with socket.create_connection(network.target) as upstream:
-                self._pass(upstream, cuts=network._cuts)
-        except OSError:
-            pass
-        finally:
-            network.connections -= 1
+        with suppress(OSError), socket.create_connection(network.target) as upstream:
+            self._pass(upstream, cuts=network._cuts)
 
     def _pass(self, upstream: socket.socket, *, cuts: int) -> None:
         network = self.network

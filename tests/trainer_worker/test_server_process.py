@@ -1,5 +1,6 @@
 """Against real server processes: the same bits as embedded, and a server that is killed and comes back."""
 
+import logging
 import signal
 import threading
 import time
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from server_process import CHECKPOINTS, ServerProcess
-from small_runs import FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, flat, learner, make, settle, step, train
+from small_runs import FIRST, FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, adam, flat, learner, make, network, step, train
 from torch import nn
 
-from trainer_worker import Server
+from trainer_worker import Nowcast, Server
 from trainer_worker.endpoints import sender
 
 
@@ -72,7 +73,7 @@ class Run:
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_late_and_is_killed_twice_costs_pushes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_comes_late_and_is_killed_costs_pushes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shared server restarts now and then; no run may end or be corrupted by it, or need a hand afterwards."""
     monkeypatch.setattr(sender, "LONGEST_PAUSE_S", 0.3)
     process = ServerProcess()
@@ -86,23 +87,42 @@ def test_a_server_that_comes_late_and_is_killed_twice_costs_pushes_alone(monkeyp
         assert torch.equal(flat(run.model), flat(plain))
         process.start()
         run.until(lambda: run.used > 0)
-        for times, moment in enumerate(("between", "upload"), start=1):
-            if moment == "between":
-                run.until(lambda: nowcast.steps % INTERVAL == 1)
-                settle(nowcast)
-                process.kill()
-            else:  # it stops half way through what it is doing, and dies there
-                run.until(lambda: nowcast.steps % INTERVAL == 0, wait=False)
-                process.signal(signal.SIGSTOP)
-                threading.Timer(0.3, process.kill).start()
-            run.until(lambda times=times: run.server["lost"] > times)  # type: ignore[misc]
-            assert flat(run.model).isfinite().all()
-            process.start()
-            before = run.used
-            run.until(lambda before=before: run.used > before)  # type: ignore[misc]
+        run.until(lambda: nowcast.steps % INTERVAL == 0, wait=False)
+        process.signal(signal.SIGSTOP)  # half way through what it is doing
+        threading.Timer(0.3, process.kill).start()
+        run.until(lambda: run.server["lost"] > 1)
+        assert flat(run.model).isfinite().all()
+        process.start()
+        before = run.used
+        run.until(lambda: run.used > before)
     process.kill()
     summary = nowcast.summary()
     assert set(summary["reasons"]) <= {"server_unavailable", "late", "history_missing"}
-    assert summary["server"]["back"] == summary["server"]["lost"] >= 3
+    assert summary["server"]["back"] == summary["server"]["lost"] >= 2
     assert summary["nowcasts"]["skipped"] == sum(summary["reasons"].values())
     assert [event.outcome for event in nowcast.events if event.kind == "server"][:2] == ["lost", "back"]
+
+
+def test_the_run_that_began_last_has_the_job(server: ServerProcess, caplog: pytest.LogCaptureFixture) -> None:
+    """Two runs that feed one history would both be pushed to where neither is going."""
+
+    def started(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, Nowcast]:
+        model = network(seed)
+        reached = Server(server.url, job="shared", timeout_s=10)
+        return model, (optimizer := adam(model)), make(model, optimizer, reached, forecaster="linear")
+
+    alone, first, second = started(1), started(0), started(1)
+    with alone[2]:
+        train(*alone[:2], range(STEPS), alone[2])
+    with first[2]:
+        train(*first[:2], range(FIRST + 1), first[2])
+        with second[2]:
+            for index in range(STEPS):  # in turns, so that each would spoil the other's history
+                train(*second[:2], range(index, index + 1), second[2])
+                train(*first[:2], range(index + FIRST + 1, min(index + FIRST + 2, STEPS)), first[2])
+    used = first[2].summary()["nowcasts"]["used"]
+    assert used in (1, 2)  # one was asked for before it lost the job
+    assert first[2].summary()["reasons"] == {"run_conflict": len(TAKEN_UP) - used}
+    assert second[2].summary()["nowcasts"] == {"used": len(TAKEN_UP), "skipped": 0}
+    assert torch.equal(flat(second[0]), flat(alone[0]))
+    assert sum(record.levelno == logging.ERROR for record in caplog.records) == 1

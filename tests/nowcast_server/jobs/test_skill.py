@@ -26,20 +26,6 @@ def made(record: TrackRecord, step: int = 30, *, horizons: tuple[int, ...] = (1,
     record.made(step, [state(1), state(2), state(4)], forecasts, interval=INTERVAL)
 
 
-def test_scores_are_those_of_the_formula() -> None:
-    """A skill that is not 1 - L1(forecast, truth) / L1(last, truth) would praise the wrong forecaster."""
-    record = track()
-    made(record)
-    scores = dict(record.came(40, state(6)))
-    assert scores == pytest.approx({"nino": 1.0, "linear": 1 - (6 - 16 / 3) / 2, "average": 1 - (6 - 7 / 3) / 2})
-    record.came(50, state(9))
-    assert record.skill()["1"] == pytest.approx(scores)
-    assert record.skill()["2"] == pytest.approx({"nino": 1 - 2 / 5, "linear": 1 - (9 - 41 / 6) / 5, "average": 1 - (9 - 7 / 3) / 5})
-    made(record, 60, horizons=(1,))
-    record.came(70, state(5))
-    assert record.skill()["1"]["nino"] == pytest.approx((1.0 + 0.0) / 2)
-
-
 def test_snapshots_need_not_come_on_the_dot() -> None:
     """A run whose interval grows would never be scored; or a forecast would be, against weights of long after it."""
     record = track()
