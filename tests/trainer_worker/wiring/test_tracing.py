@@ -99,13 +99,13 @@ def test_written_out_recurrence() -> None:
 
 
 def test_merged_low_rank_adapters() -> None:
-    """Adapters that are added to a layer's weights would not share its neurons."""
-    down, up = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(6, 2))
-    parts = {"base": nn.Linear(4, 6), "down": down, "up": up, "out": nn.Linear(6, 3)}
-    net = Lambda(lambda m, x: m.out(F.linear(x, m.base.weight + m.up @ m.down, m.base.bias)), **parts)
+    """What is added to a layer's weights or bias (adapters, the noise of a NoisyNet) would not share its neurons."""
+    down, up, noise = (nn.Parameter(torch.randn(*shape)) for shape in ((2, 4), (6, 2), (6,)))
+    parts = {"base": nn.Linear(4, 6), "down": down, "up": up, "noise": noise, "out": nn.Linear(6, 3)}
+    net = Lambda(lambda m, x: m.out(F.linear(x, m.base.weight + m.up @ m.down, m.base.bias + 0.1 * m.noise)), **parts)
     report = describe(net, torch.randn(3, 4))
     assert report.coverage == 1.0
-    assert ends(report.wiring, "base.weight")[0] == ends(report.wiring, "out.weight")[0]
+    assert ends(report.wiring, "base.weight")[0] == ends(report.wiring, "noise")[1] == ends(report.wiring, "out.weight")[0]
 
 
 def test_experts_in_one_tensor() -> None:

@@ -148,6 +148,8 @@ class Tracer(Limits):  # type: ignore[no-untyped-call]  # torch leaves __init_su
         """Add a bias, gain or position embedding (else nothing) to an activation of `shape`; gives it the neurons it lacks."""
         if not isinstance(held, Held) or held.parameter in self.scalars:
             return flow
+        for rider in held.riders:
+            flow = self.attach(rider, flow, shape, kind)
         held = held.seen(held.view.expand(shape))
         moving = held.moving
         if not moving:
