@@ -9,7 +9,9 @@ from types import ModuleType
 
 import pytest
 import scripts
+from pydantic import ByteSize, TypeAdapter
 
+from nowcast_server.settings import Settings
 from protos.errors import ERRORS, NowcastError
 from trainer_worker.errors import REASONS, reason_for
 
@@ -65,6 +67,18 @@ def test_every_reason_that_is_no_code_is_explained() -> None:
     told = {reason_for(error("")) for error in ERRORS.values()} | {reason_for(ValueError())}
     assert told - set(ERRORS) == set(REASONS)
     assert reason_for(NowcastError("")) == "server_error"
+
+
+def test_every_limit_is_explained_with_its_default() -> None:
+    """An operator would set limits by what they were in another version, or not know of one."""
+    rows = re.findall(r"^\| `(\w+)` \| (.+?)(?: s)? \|", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
+    shown = {name: None if text == "none" else TypeAdapter(ByteSize).validate_python(text) for name, text in rows}
+    limits = {
+        name: field.default
+        for name, field in Settings.model_fields.items()
+        if name not in {"port", "threads"} and (name.endswith("_memory") or type(field.default) in {int, float, ByteSize})
+    }
+    assert shown == limits
 
 
 def test_the_readme_is_short_and_all_stay_at_home() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 from httpx2 import Client, Response
+from streams import read
 from waiting import until as until  # noqa: PLC0414 -- for the tests that have the rest from here
 
 from nowcast_server.forecasters import simple
@@ -26,7 +27,7 @@ from nowcast_server.running import server_for
 from nowcast_server.service import Service
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import ANONYMOUS
-from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
+from protos.frames import MEDIA_TYPE, Header, write_frames
 from protos.messages import Progress
 from protos.wiring import Block, Parameter, Wiring
 
@@ -67,16 +68,8 @@ def answer(connection: socket.socket, sent: bytes = b"") -> tuple[HTTPResponse, 
 
 def read_forecasts(body: bytes) -> tuple[Header, torch.Tensor]:
     """The forecasts of a nowcast's answer."""
-    memory = bytearray()
-
-    def allocate(header: Header) -> memoryview:
-        memory.extend(bytes(header.payload_bytes))
-        return memoryview(memory)
-
-    reader = FrameReader(allocate)
-    reader.feed(body)
-    header = reader.close()
-    return header, torch.frombuffer(memory, dtype=DTYPES[header.dtype]).view(header.shape)
+    header, payload = read(body)
+    return header, torch.frombuffer(payload, dtype=DTYPES[header.dtype]).view(header.shape)
 
 
 @dataclass

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from streams import read
 
 import protos
 from protos.errors import BadFrame
-from protos.frames import FrameReader, Header, write_frames
+from protos.frames import Header, write_frames
 
 SNAPSHOT = Header("snapshot", "float32", (1000,), 200)
 DATA = np.arange(1000, dtype="<f4")
@@ -18,19 +19,6 @@ DATA = np.arange(1000, dtype="<f4")
 
 def stream(header: Header = SNAPSHOT, data: np.ndarray = DATA, *, chunk_bytes: int = 900) -> bytes:
     return b"".join(bytes(piece) for piece in write_frames(header, memoryview(data), chunk_bytes=chunk_bytes))
-
-
-def read(data: bytes, *, pieces: int = 2**20) -> tuple[Header, bytes]:
-    memory = bytearray()
-
-    def allocate(header: Header) -> memoryview:
-        memory.extend(bytes(header.payload_bytes))
-        return memoryview(memory)
-
-    reader = FrameReader(allocate)
-    for start in range(0, len(data), pieces):
-        reader.feed(data[start : start + pieces])
-    return reader.close(), bytes(memory)
 
 
 @given(size=st.integers(0, 1000), pieces=st.integers(1, 2000), chunk_bytes=st.integers(1, 5000))

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from cut_network import Listening
+from streams import read
 
 from protos.errors import ERRORS
-from protos.frames import MEDIA_TYPE, FrameReader, Header, write_frames
+from protos.frames import MEDIA_TYPE, Header, write_frames
 from protos.messages import DEADLINE_HEADER, JOB_HEADER
 
 PAGES = {"html": 502, "login": 200, "moved": 308}
@@ -119,15 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(204, b"")
 
     def _send(self, body: bytes, fault: str) -> None:
-        values = bytearray()
-
-        def allocate(header: Header) -> memoryview:
-            values.extend(bytes(header.payload_bytes))
-            return memoryview(values)
-
-        reader = FrameReader(allocate)
-        reader.feed(body)
-        header = reader.close()
+        header, values = read(body)
         history = self.faulty.jobs[self.job]
         history[header.step] = np.frombuffer(values, dtype="<f4")
         self._answer(200, json.dumps({"step": header.step, "steps": sorted(history)}).encode())

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from pytorch_optimizer import MADGRAD, Lookahead
 from small_runs import FIRST, STEPS, TAKEN_UP, ScriptedEndpoint, adam, flat, learner, make, network, nowcasts, plain, step, train
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from waiting import until
 
 from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions, save_checkpoint, tensor_shapes
 from protos.errors import BadRequest, Unavailable
-from protos.messages import About
+from protos.messages import About, JobId
 from protos.wiring import Parameter, Wiring
 from trainer_worker import BadArgument, Event, Server
 from trainer_worker.endpoints import sender
+from trainer_worker.names import job_id
 from trainer_worker.wiring import wire
 
 
@@ -363,6 +365,14 @@ def test_what_a_job_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOWCAST_LINK", "javascript:alert(1)")
     with pytest.raises(BadArgument, match="NOWCAST_LINK"):
         make(model, optimizer, endpoint)
+
+
+@pytest.mark.parametrize("submission", ["my run", "größe", "実験", "-x-", "", "a" * 90])
+def test_any_name_makes_an_id_that_servers_take(submission: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `Nowcast` of a submission or results folder with such a name would be refused."""
+    monkeypatch.setenv("NOWCAST_JOB", submission)
+    for job in (Server().new_job(), job_id(submission), job_id(submission, "adam+" + "forecaster" * 9, str(2**32 - 1))):
+        assert TypeAdapter(JobId).validate_python(job) == job
 
 
 def test_the_summary_counts_everything(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from server_process import CHECKPOINTS, ServerProcess
 from small_runs import FIRST, FULL, INTERVAL, STEADY, STEPS, TAKEN_UP, adam, flat, learner, make, network, step, train
 from torch import nn
 
-from trainer_worker import Nowcast, Server
+from trainer_worker import Server
 from trainer_worker.endpoints import sender
 
 
@@ -106,23 +107,26 @@ def test_a_server_that_comes_late_and_is_killed_costs_pushes_alone(monkeypatch: 
 def test_the_run_that_began_last_has_the_job(server: ServerProcess, caplog: pytest.LogCaptureFixture) -> None:
     """Two runs that feed one history would both be pushed to where neither is going."""
 
-    def started(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, Nowcast]:
+    def begun(seed: int) -> SimpleNamespace:
         model = network(seed)
-        reached = Server(server.url, job="shared", timeout_s=10)
-        return model, (optimizer := adam(model)), make(model, optimizer, reached, forecaster="linear")
+        optimizer, reached = adam(model), Server(server.url, job="shared", timeout_s=10)
+        return SimpleNamespace(model=model, optimizer=optimizer, nowcast=make(model, optimizer, reached, forecaster="linear"))
 
-    alone, first, second = started(1), started(0), started(1)
-    with alone[2]:
-        train(*alone[:2], range(STEPS), alone[2])
-    with first[2]:
-        train(*first[:2], range(FIRST + 1), first[2])
-        with second[2]:
+    def go_on(run: SimpleNamespace, start: int, stop: int) -> None:
+        train(run.model, run.optimizer, range(start, min(stop, STEPS)), run.nowcast)
+
+    alone, first, second = begun(1), begun(0), begun(1)
+    with alone.nowcast:
+        go_on(alone, 0, STEPS)
+    with first.nowcast:
+        go_on(first, 0, FIRST + 1)
+        with second.nowcast:
             for index in range(STEPS):  # in turns, so that each would spoil the other's history
-                train(*second[:2], range(index, index + 1), second[2])
-                train(*first[:2], range(index + FIRST + 1, min(index + FIRST + 2, STEPS)), first[2])
-    used = first[2].summary()["nowcasts"]["used"]
+                go_on(second, index, index + 1)
+                go_on(first, index + FIRST + 1, index + FIRST + 2)
+    used = first.nowcast.summary()["nowcasts"]["used"]
     assert used in (1, 2)  # one was asked for before it lost the job
-    assert first[2].summary()["reasons"] == {"run_conflict": len(TAKEN_UP) - used}
-    assert second[2].summary()["nowcasts"] == {"used": len(TAKEN_UP), "skipped": 0}
-    assert torch.equal(flat(second[0]), flat(alone[0]))
+    assert first.nowcast.summary()["reasons"] == {"run_conflict": len(TAKEN_UP) - used}
+    assert second.nowcast.summary()["nowcasts"] == {"used": len(TAKEN_UP), "skipped": 0}
+    assert torch.equal(flat(second.model), flat(alone.model))
     assert sum(record.levelno == logging.ERROR for record in caplog.records) == 1

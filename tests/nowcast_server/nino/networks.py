@@ -1,30 +1,19 @@
-"""Small wirings by hand, and checkpoints with random weights, for tests that need no published ones."""
+"""Small wirings, and checkpoints with random weights, for tests that need no published ones."""
 
 from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import nn
 
 from nowcast_server.nino.checkpoint import Checkpoint, ModelOptions, tensor_shapes
-from protos.wiring import Block, EdgeType, Parameter, Wiring
+from protos.wiring import Wiring
+from trainer_worker.wiring import wire
 
 
 def mlp_wiring(*widths: int) -> Wiring:
     """A fully connected network with biases; `0.weight` (out, in), `0.bias` (out,), ..."""
-    parameters: list[Parameter] = []
-    blocks: list[Block] = []
-    source, following = 0, widths[0]
-    for layer, (inputs, outputs) in enumerate(pairwise(widths)):
-        bias, target = following, following + 1
-        weight = len(parameters)
-        parameters += [Parameter(f"{layer}.weight", (outputs, inputs)), Parameter(f"{layer}.bias", (outputs,))]
-        dense = {"parameter": weight, "source_stride": 1, "target_stride": inputs}
-        blocks += [
-            Block(EdgeType.LINEAR, source, inputs, target, outputs, **dense),
-            Block(EdgeType.OTHER, bias, 1, target, outputs, parameter=weight + 1, target_stride=1),
-        ]
-        source, following = target, target + outputs
-    return Wiring(tuple(parameters), following, tuple(blocks))
+    return wire(nn.Sequential(*(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths))))
 
 
 def random_states(wiring: Wiring, *, context: int = 5, seed: int = 0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A forecast on a device, without one: on torch's `meta` device, where whatever needs a value on the host fails."""
+"""A forecast on a device; without one, on torch's `meta` device, where whatever needs a value on the host fails."""
 
 import weakref
 from itertools import groupby
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import random_checkpoint
+from networks import random_checkpoint, random_states
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from wirings import drawn_wiring, node_pe, transformer_wiring
@@ -169,3 +169,19 @@ def test_a_small_network_takes_few_operators() -> None:
     """Each costs the host some 5 microseconds to queue: a small network is as slow as they are many."""
     assert SMALL.edges < DEVICE_SIZES.bundle
     assert len(on_meta(SMALL)[1].computed) < 250
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_forecast_leaves_the_default_stream_alone() -> None:
+    """Embedded beside a training, each forecast would hold up the steps that come after it."""
+    wiring, forecaster = transformer_wiring(), Nino(random_checkpoint(), device="cuda")
+    states = random_states(wiring)
+    forecaster.forecast(wiring, states, (1,))
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(2_000_000_000)  # the training has a second's work queued
+    begun.record()
+    forecaster.forecast(wiring, states, (1,))
+    assert not begun.query()  # the forecast is there, and the training still at what it had before
+    ended.record()
+    ended.synchronize()
