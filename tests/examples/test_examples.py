@@ -49,7 +49,7 @@ def needs(data: Dataset) -> None:
 def test_an_example_uses_forecasts(run: Callable[..., str], name: str, data: Dataset) -> None:
     """A user who copies the example would get an error, or a run without nowcasts."""
     needs(data)
-    text = run(name, "50")
+    text = run(name, "150")
     found = re.search(r"'nowcasts': \{'used': (\d+), 'skipped': (\d+)\}", text)
     assert found
     assert int(found[1]) > 10
@@ -62,7 +62,7 @@ def test_an_example_uses_forecasts(run: Callable[..., str], name: str, data: Dat
 def test_ray_train(ray_cluster: None, run: Callable[..., str]) -> None:
     """A loop of one's own on Ray Train would get no nowcasts, or ranks that differ."""
     needs(DIAMONDS)
-    found = re.search(r"'used': (\d+)", run("ray_train.py", "50"))
+    found = re.search(r"'used': (\d+)", run("ray_train.py", "150"))
     assert found
     assert int(found[1]) > 10
 
