@@ -305,6 +305,10 @@ class Nowcast:
         self._boundaries.load_state_dict(state)
         self._journal.load_state_dict(state["journal"])
 
+    def begin_at(self, step: int) -> None:
+        """Go on at a step of the run without a state, with a new context: pushes begin and fade when they should."""
+        self._boundaries.begin_at(step)
+
     def _after_step(self, optimizer: Optimizer) -> None:
         # a GradScaler has fused optimizers look at this themselves, and calls no other's step at all if it is set
         skipped = getattr(optimizer, "found_inf", None)

@@ -67,7 +67,7 @@ class NowcastCallback(TrainerCallback):
         else:
             wanted = "if it lies elsewhere, name its folder in TrainingArguments(resume_from_checkpoint=...) as well"
             log.warning("%s not found: nowcasts start over at step %d; %s", folder / FILE, state.global_step, wanted)
-            self.nowcast._boundaries.begin_at(state.global_step)  # noqa: SLF001 -- when they begin and fade is a matter of the run
+            self.nowcast.begin_at(state.global_step)
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -37,7 +37,7 @@ class NowcastCallback(Callback):
             self.nowcast.load_state_dict(self._state)
             self._state = None
         else:  # it may go on without one
-            self.nowcast._boundaries.begin_at(trainer.global_step // len(trainer.optimizers))  # noqa: SLF001
+            self.nowcast.begin_at(trainer.global_step // len(trainer.optimizers))
         self.nowcast.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
