@@ -234,6 +234,9 @@ def _made(forecaster: Forecaster, spec: JobSpec, request: NowcastRequest, states
     if values.shape != expected:
         raise BadForecast(f"{spec.forecaster} gives the shape {tuple(values.shape)}, not {expected}")
     values = values.to(getattr(torch, request.dtype)).contiguous()
-    if first_not_finite(values.flatten()) is not None:  # of all horizons at once: a device answers when all that is queued is done
-        raise BadForecast(f"{spec.forecaster} forecasts values that are not finite in {request.dtype}", field="horizons")
+    wrong = first_not_finite(values.flatten())  # of all horizons at once: a device answers when all that is queued is done
+    if wrong is not None:
+        row, place = divmod(wrong, spec.wiring.size)
+        said = f"{values[row, place].item()} as {request.dtype} for value {place} at horizon {request.horizons[row]}"
+        raise BadForecast(f"{spec.forecaster} forecasts {said}", field="horizons")
     return values

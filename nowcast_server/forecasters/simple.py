@@ -87,8 +87,7 @@ class Spectral(Linear):
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
         device = self.device or CPU
         most = max((len(places) * math.prod(shape) for shape, places in _batches(wiring, device)), default=0)
-        # on a device with what eigenvalues take
-        return max(super().working_bytes(wiring, context=context), (16 if device == CPU else 40) * most)
+        return max(super().working_bytes(wiring, context=context), (16 if device == CPU else 40) * most)  # 24 for eigenvalues
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
         forecasts = super().predict(wiring, states, horizons=horizons)

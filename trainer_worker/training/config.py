@@ -71,9 +71,7 @@ class NowcastTable(Table):
         description="spectral, linear, nino, wnn, average, last; a checkpoint's name at the server; or, for an own or embedded "
         "server, a file of weights; by default spectral, linear if shadow, nino if jump",
     )
-    interval: Count | None = Field(
-        default=None, description="steps between snapshots; by default 1/200 of the run, at least 8; 1/50 if jump"
-    )
+    interval: Count | None = Field(default=None, description="in steps; by default 1/200 of the run, at least 8; 1/50 if jump")
     mode: Mode = Field(
         default="glide",
         description="glide: forecasts push the weights while training goes on; jump: the published method, predicted weights are "
