@@ -159,9 +159,10 @@ class Service:
 
     async def _use_device(self) -> None:
         loop, device = asyncio.get_running_loop(), torch.device(self.chosen.device)
-        accelerator = await asyncio.to_thread(Accelerator, device, limit_bytes=self.settings.device_memory)
-        accelerator.on_lost = lambda error: loop.call_soon_threadsafe(self._lost, error)
-        self.nowcasting.accelerator = accelerator
+        limit_bytes = self.settings.device_memory
+        accelerator = self.nowcasting.accelerator = await asyncio.to_thread(
+            Accelerator, device, limit_bytes=limit_bytes, on_lost=lambda error: loop.call_soon_threadsafe(self._lost, error)
+        )
         self._watch_memory("device", accelerator.memory)
         self.metrics.device_uploads.set_function(lambda: accelerator.uploads)
 
