@@ -15,6 +15,8 @@ from trainer_worker.weights.flat import Piece
 CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks were fitted to so many
 FORECASTERS: Final = {"glide": "spectral", "shadow": "linear", "jump": "nino"}  # the best of each mode (bench/acceleration/results)
 GAIN: Final = 0.85  # for Adam; `weights.optimizers.gain_for` knows others
+ALONG: Final = 0.85  # cosine with the movement seen from which on a push has its full length: most of `linear`'s and `spectral`'s
+ASTRAY: Final = 0.75  # up to which it has none; with 0.5 and 0 forecasts of a thousand steps ago did harm (`bench/hostile.py`)
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Push:
     """How forecasts push the weights.
 
     Tensor by tensor, a push goes in the direction of the forecast. Its length per interval is at most `gain` times the movement
-    per interval of the context, less the more the two directions differ, and 0 if they are 90 degrees apart or more. The next
+    per interval of the context, less the more the two directions differ, and 0 if their cosine is 0.75 or less. The next
     context sees the push, so drift that persists is multiplied by up to 1 / (1 - gain); a gain of 1 would explode. Where training
     takes pushes back, as at learning rates that are too high, the gain falls by itself (`brake`).
 
@@ -137,15 +139,13 @@ def _unmoved(states: Sequence[Tensor]) -> Tensor:
 
 
 def _bound(part: Tensor, moved: Tensor, *, gain: float) -> float:
-    """Bring a displacement to its length, in place: `gain` times the movement seen, less the more it points elsewhere. All of it up
-    to 60 degrees from the movement, nothing from 90: noise of many dimensions is nearly orthogonal to it.
-    """
+    """Bring a displacement to its length, in place: `gain` times the movement seen, less the more it points elsewhere."""
     length, seen = norm(part), norm(moved)
     if not length or not seen:
         part.zero_()
         return 0.0
     part /= length  # so that no product overflows
-    longest = gain * seen * min(1.0, max(0.0, 2 * dot(part, moved) / seen))
+    longest = gain * seen * min(1.0, max(0.0, (dot(part, moved) / seen - ASTRAY) / (ALONG - ASTRAY)))
     part *= longest
     return longest
 
