@@ -28,7 +28,7 @@ from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
 from trainer_worker.forecasts import Forecasts
 from trainer_worker.jump import Jumps
-from trainer_worker.push import CONTEXT, FORECASTERS, Push
+from trainer_worker.push import CONTEXT, FORECASTERS, GRAPH_FREE, Push
 from trainer_worker.weights.distributed import Ranks, unwrap
 from trainer_worker.weights.flat import FlatParameters
 from trainer_worker.weights.optimizers import find_optimizers, gain_for
@@ -139,7 +139,8 @@ class Nowcast:
         shapes, wiring = [(piece.name, tuple(piece.parameter.shape)) for piece in self._flat.pieces], self._wiring
         if wiring is None:
             try:
-                report = logged(describe(self._model, self._example_inputs, parameters=[name for name, _ in shapes]))
+                report = describe(self._model, self._example_inputs, parameters=[name for name, _ in shapes])
+                logged(report, needed=self._forecaster not in GRAPH_FREE)
             except BadWiring as error:
                 raise BadArgument("model", error.detail) from error
             wiring, self._wired = report.wiring, report.summary()
@@ -244,11 +245,6 @@ class Nowcast:
     def events(self) -> list[Event]:
         """All events, in order."""
         return self._journal.events
-
-    @property
-    def pushing(self) -> bool:
-        """Whether a push is under way."""
-        return self._boundaries.pushed.active
 
     @property
     def in_flight(self) -> int:

@@ -14,6 +14,7 @@ from trainer_worker.weights.flat import Piece
 
 CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks were fitted to so many
 FORECASTERS: Final = {"glide": "spectral", "shadow": "linear", "jump": "nino"}  # the best of each mode (bench/acceleration/results)
+GRAPH_FREE: Final = ("spectral", "linear", "wnn", "average", "last")  # forecasters that do not look at the wiring
 GAIN: Final = 0.85  # for Adam; `weights.optimizers.gain_for` knows others
 
 
