@@ -348,10 +348,10 @@ class Nowcast:
 
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
-        grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else None
+        grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else 0
         first_due, skilled = self._boundaries.first_due, bool(self._forecasts and self._forecasts.sender.skill)
         level, sentence = self._journal.closing_line(
-            self._mode, steps=self.steps, first_due=first_due, grown_to=grown_to, skilled=skilled
+            self._mode, steps=self.steps, of=self._max_steps or 0, first_due=first_due, grown_to=grown_to, skilled=skilled
         )
         line = f"{self.job}: {sentence}"
         if level < logging.WARNING and not log.hasHandlers():  # as Python prints warnings then
