@@ -20,7 +20,7 @@ from trainer_worker.endpoints.endpoint import Deadline
 from trainer_worker.endpoints.server import Server, embed
 from trainer_worker.errors import BadArgument
 from trainer_worker.jump import JUMP_SHARE
-from trainer_worker.push import CONTEXT, FORECASTERS
+from trainer_worker.push import CONTEXT, FORECASTERS, GRAPH_FREE
 from trainer_worker.wiring import POOR, WiringReport
 from trainer_worker.wiring.cli import describe_module
 
@@ -63,7 +63,7 @@ def examine(place: str | None, url: str | None, question: Question, *, token: st
             report = describe_module(place, inputs=inputs)
         except (ValueError, BadWiring) as error:
             return [Finding(False, str(error))]
-        findings += [*_wiring(report), _traffic(report, question)]
+        findings += [*_wiring(report, question), _traffic(report, question)]
     if url is not None:
         findings += _server(url, report, question, token=token)
     elif report is not None:
@@ -71,13 +71,13 @@ def examine(place: str | None, url: str | None, question: Question, *, token: st
     return findings
 
 
-def _wiring(report: WiringReport) -> Iterator[Finding]:
+def _wiring(report: WiringReport, question: Question) -> Iterator[Finding]:
+    needed = question.made_by not in GRAPH_FREE
+    hint = "give --inputs, as forward takes them" if needed else f"{question.made_by} does not need it"
     fine = report.coverage >= POOR
-    yield Finding(fine, report.sentence + ("" if fine else "; give --inputs, as forward takes them"))
+    yield Finding(fine or not needed, report.sentence + ("" if fine else f"; {hint}"))
     if report.left_out:
         yield Finding(True, f"left out, as they cannot be forecast: {', '.join(report.left_out[:5])}")
-    for remark in report.remarks[:3]:
-        yield Finding(fine, remark)
 
 
 def _traffic(report: WiringReport, question: Question) -> Finding:
@@ -101,12 +101,10 @@ def _forecast(report: WiringReport, question: Question) -> Finding:
     if report.wiring.size > MEASURED:
         return Finding(True, f"{name} runs in this process; its time is not measured beyond {MEASURED:,} weights")
     states = [torch.randn(report.wiring.size) * 0.01 for _ in range(CONTEXT)]
-    times = []
-    for _ in range(2):
+    for _ in range(2):  # the first takes longer
         start = time.perf_counter()
         forecaster.forecast(report.wiring, states, horizons=(forecaster.glide_horizon,))
-        times.append(time.perf_counter() - start)
-    text = f"{name} (mode {question.mode}) takes {times[1]:.2g} s for a forecast here ({times[0]:.2g} s for the first)"
+    text = f"{name} (mode {question.mode}) takes {time.perf_counter() - start:.2g} s for a forecast here"
     return Finding(True, f"{text}; where an interval is shorter, training waits for it (for a server it never waits)")
 
 

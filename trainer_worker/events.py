@@ -100,10 +100,11 @@ class Journal:
         for event in json.loads(state["events"]):
             self._count(Event(**event))
 
-    def closing_line(self, mode: Mode, *, steps: int, first_due: int, grown_to: int | None, skilled: bool) -> tuple[int, str]:
-        """How a run went, in a sentence, and the level to log it at. `first_due` is the step at which the first forecast could
-        be used, `grown_to` the interval if it has grown; `skilled` if it is known how good forecasts were.
+    def closing_line(self, mode: Mode, *, steps: int, of: int, first_due: int, grown_to: int, skilled: bool) -> tuple[int, str]:
+        """How a run `of` so many steps (0 if unknown) went, in a sentence, and the level to log it at. `first_due` is the step at
+        which the first forecast could be used, `grown_to` the interval if it has grown; `skilled` if it is known how good they are.
         """
+        counted = f"{steps} of {of} steps" if steps < of else f"{steps} steps"
         if not steps:
             return logging.WARNING, "no optimizer step was counted: keep the Nowcast in a variable, or call its step() for each"
         why = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
@@ -114,7 +115,7 @@ class Journal:
             if mode == "shadow":
                 done = "scored"
                 judge = "see summary()['skill']" if skilled else "none came true before the end, so their skill is unknown"
-            return logging.INFO, f"{steps} steps, {self.used} forecasts {done}{rest}; {judge}"
+            return logging.INFO, f"{counted}, {self.used} forecasts {done}{rest}; {judge}"
         if steps < first_due:
             rest += f": the first was due at step {first_due} (after six intervals and the share Push.start of max_steps)"
-        return logging.WARNING, f"no forecast was used in {steps} steps{rest}"
+        return logging.WARNING, f"no forecast was used in {counted}{rest}"

@@ -28,7 +28,7 @@ from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
 from trainer_worker.forecasts import Forecasts
 from trainer_worker.jump import Jumps
-from trainer_worker.push import CONTEXT, FORECASTERS, Push
+from trainer_worker.push import CONTEXT, FORECASTERS, GRAPH_FREE, Push
 from trainer_worker.weights.distributed import Ranks, unwrap
 from trainer_worker.weights.flat import FlatParameters
 from trainer_worker.weights.optimizers import find_optimizers, gain_for
@@ -139,7 +139,8 @@ class Nowcast:
         shapes, wiring = [(piece.name, tuple(piece.parameter.shape)) for piece in self._flat.pieces], self._wiring
         if wiring is None:
             try:
-                report = logged(describe(self._model, self._example_inputs, parameters=[name for name, _ in shapes]))
+                report = describe(self._model, self._example_inputs, parameters=[name for name, _ in shapes])
+                logged(report, needed=self._forecaster not in GRAPH_FREE)
             except BadWiring as error:
                 raise BadArgument("model", error.detail) from error
             wiring, self._wired = report.wiring, report.summary()
@@ -246,11 +247,6 @@ class Nowcast:
         return self._journal.events
 
     @property
-    def pushing(self) -> bool:
-        """Whether a push is under way."""
-        return self._boundaries.pushed.active
-
-    @property
     def in_flight(self) -> int:
         """Snapshots taken that have not arrived yet; 0 on ranks that send none."""
         return self._forecasts.sender.in_flight if self._forecasts else 0
@@ -352,10 +348,10 @@ class Nowcast:
 
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
-        grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else None
+        grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else 0
         first_due, skilled = self._boundaries.first_due, bool(self._forecasts and self._forecasts.sender.skill)
         level, sentence = self._journal.closing_line(
-            self._mode, steps=self.steps, first_due=first_due, grown_to=grown_to, skilled=skilled
+            self._mode, steps=self.steps, of=self._max_steps or 0, first_due=first_due, grown_to=grown_to, skilled=skilled
         )
         line = f"{self.job}: {sentence}"
         if level < logging.WARNING and not log.hasHandlers():  # as Python prints warnings then

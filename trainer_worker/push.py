@@ -14,6 +14,7 @@ from trainer_worker.weights.flat import Piece
 
 CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks were fitted to so many
 FORECASTERS: Final = {"glide": "spectral", "shadow": "linear", "jump": "nino"}  # the best of each mode (bench/acceleration/results)
+GRAPH_FREE: Final = ("spectral", "linear", "wnn", "average", "last")  # forecasters that do not look at the wiring
 GAIN: Final = 0.85  # for Adam; `weights.optimizers.gain_for` knows others
 ALONG: Final = 0.85  # cosine with the movement seen from which on a push has its full length: most of `linear`'s and `spectral`'s
 ASTRAY: Final = 0.75  # up to which it has none; with 0.5 and 0 forecasts of a thousand steps ago did harm (`bench/hostile.py`)

@@ -59,11 +59,12 @@ def test_it_is_told_of_the_mode_and_of_what_is_trained() -> None:
     assert "nino (mode jump) takes" in forecast.text
 
 
-def test_a_network_that_is_not_understood() -> None:
-    """Forecasts that see nothing of the network would be taken for good ones."""
-    findings = examine("doctored:Odd", None, Question(), token=None, inputs=None)
-    assert not findings[0].fine
-    assert "give --inputs" in findings[0].text
+@pytest.mark.parametrize(("forecaster", "fine", "says"), [("nino", False, "give --inputs"), (None, True, "does not need it")])
+def test_a_network_that_is_not_understood(forecaster: str | None, says: str, *, fine: bool) -> None:
+    """Forecasts that see nothing of the network would be taken for good ones; or a user be sent after what no forecast reads."""
+    findings = examine("doctored:Odd", None, Question(forecaster), token=None, inputs=None)
+    assert findings[0].fine == fine
+    assert says in findings[0].text
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,10 @@ def test_a_skipped_forecast_has_ended_the_push_when_it_is_told() -> None:
     told: list[tuple[str, bool]] = []
     model, optimizer = learner()
     nowcast = make(
-        model, optimizer, ScriptedEndpoint(fail=_failing([1])), on_event=lambda event: told.append((event.outcome, nowcast.pushing))
+        model,
+        optimizer,
+        ScriptedEndpoint(fail=_failing([1])),
+        on_event=lambda event: told.append((event.outcome, nowcast._boundaries.pushed.active)),
     )
     with nowcast:
         train(model, optimizer, range(FIRST + 2 * INTERVAL + 1))

@@ -283,6 +283,13 @@ def test_example_inputs_reach_the_wiring() -> None:
     assert endpoint.spec.wiring != wire(model)
 
 
+def test_a_poor_wiring_is_warned_of_where_forecasts_need_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Users of the default would look for inputs that change nothing; those of a graph network would not."""
+    for forecaster, warnings in (("spectral", 0), ("nino", 1)):
+        make(model := TwoInputs(), adam(model), ScriptedEndpoint(), forecaster=forecaster)
+        assert caplog.text.count("wired into the network") == warnings
+
+
 @pytest.mark.parametrize("forecaster", ["linear", "wnn", "nino"])
 @pytest.mark.parametrize(
     ("set_default", "usual", "default"),

@@ -80,7 +80,8 @@ def _checked(optimizer: Any) -> Optimizer:
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and not hasattr(type(optimizer).step, "hooked"):
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
-        raise BadArgument("optimizer", f"must be a torch.optim.Optimizer or a list of them, not {type(optimizer).__name__}")
+        way = "if the loop has none, pass one that never steps, and call nowcast.step() after each update"
+        raise BadArgument("optimizer", f"must be a torch.optim.Optimizer or a list of them, not {type(optimizer).__name__}; {way}")
     for name in _class_names(optimizer):
         for part, reason in REFUSED.items():
             if part in name:

@@ -49,9 +49,9 @@ def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection
     return logged(describe(model, example_inputs, parameters=parameters)).wiring
 
 
-def logged(report: WiringReport) -> WiringReport:
-    """Say in the log how a module was wired."""
-    logger.log(logging.INFO if report.coverage >= POOR else logging.WARNING, "%s", report.sentence)
+def logged(report: WiringReport, *, needed: bool = True) -> WiringReport:
+    """Say in the log how a module was wired; a warning if poorly, where the forecaster needs it."""
+    logger.log(logging.WARNING if needed and report.coverage < POOR else logging.INFO, "%s", report.sentence)
     return report
 
 

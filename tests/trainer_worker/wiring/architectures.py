@@ -193,6 +193,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
         _images(3, 16),
     ),
     "mixer": (mixer, _images(3, 16)),
+    "style": (lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.InstanceNorm2d(5, affine=True), nn.Conv2d(5, 2, 3)), _images(3, 16)),
     "gan": (GAN, lambda: None),
     "experts": (routed_experts, lambda: (torch.randn(30, 5),)),
     "batched_experts": (batched_experts, lambda: (torch.randn(6, 4),)),

@@ -165,6 +165,9 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
 def _per_channel(tracer: Tracer, held: Shadow, flow: Flow, shape: tuple[int, ...], kind: EdgeType) -> Flow:
     if isinstance(held, Held):
         held = held.seen(held.view.reshape(held.view.numel(), *(1,) * (len(shape) - 2)))
+    elif held is not None and (own := flow.along(1, shape[1])) is not None:
+        for labels in held.identities:  # of an instance norm, repeated for each example
+            tracer.labels.tie(own.flatten(), labels.flatten())
     return tracer.attach(held, flow, shape, kind)
 
 
