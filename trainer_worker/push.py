@@ -16,8 +16,8 @@ CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks we
 FORECASTERS: Final = {"glide": "spectral", "shadow": "linear", "jump": "nino"}  # the best of each mode (bench/acceleration/results)
 GRAPH_FREE: Final = ("spectral", "linear", "wnn", "average", "last")  # forecasters that do not look at the wiring
 GAIN: Final = 0.85  # for Adam; `weights.optimizers.gain_for` knows others
-ALONG: Final = 0.85  # cosine with the movement seen from which on a push has its full length: most of `linear`'s and `spectral`'s
-ASTRAY: Final = 0.75  # up to which it has none; with 0.5 and 0 forecasts of a thousand steps ago did harm (`bench/hostile.py`)
+MATRICES: Final = (0.5, 0.7)  # cosines with the movement seen: up to the first a push has no length, from the second on all of it
+VECTORS: Final = (0.8, 0.9)  # few numbers agree by chance. With (0, 0.5) for all, forecasts of a thousand steps ago did harm
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Push:
     """How forecasts push the weights.
 
     Tensor by tensor, a push goes in the direction of the forecast. Its length per interval is at most `gain` times the movement
-    per interval of the context, less the more the two directions differ, and 0 if their cosine is 0.75 or less. The next
-    context sees the push, so drift that persists is multiplied by up to 1 / (1 - gain); a gain of 1 would explode. Where training
-    takes pushes back, as at learning rates that are too high, the gain falls by itself (`brake`).
+    per interval of the context, less the more the two directions differ, and 0 if their cosine is 0.5 or less (of vectors, 0.8).
+    The next context sees the push, so drift that persists is multiplied by up to 1 / (1 - gain); a gain of 1 would explode. Where
+    training takes pushes back, as at learning rates that are too high, the gain falls by itself (`brake`).
 
     Args:
         gain: share of the movement seen that a push may add; 0 <= gain < 1. None for 0.85, with Muon 0.7, with AdEMAMix 0.5.
@@ -83,7 +83,7 @@ def shape(forecast: Tensor, context: Sequence[Tensor], pieces: Iterable[Piece], 
         unmoved = _unmoved(states)
         part -= last
         part.masked_fill_(unmoved, 0.0)
-        longest = _bound(part, moved, gain=gain)
+        longest = _bound(part, moved, gain=gain, agreeing=MATRICES if piece.parameter.dim() > 1 else VECTORS)
         if hold_norms and piece.parameter.dim() > 1:  # only now: of a long displacement, what is left would point inward
             part += last
             _hold_norm(part, last)
@@ -139,14 +139,15 @@ def _unmoved(states: Sequence[Tensor]) -> Tensor:
     return unmoved
 
 
-def _bound(part: Tensor, moved: Tensor, *, gain: float) -> float:
+def _bound(part: Tensor, moved: Tensor, *, gain: float, agreeing: tuple[float, float]) -> float:
     """Bring a displacement to its length, in place: `gain` times the movement seen, less the more it points elsewhere."""
     length, seen = norm(part), norm(moved)
     if not length or not seen:
         part.zero_()
         return 0.0
     part /= length  # so that no product overflows
-    longest = gain * seen * min(1.0, max(0.0, (dot(part, moved) / seen - ASTRAY) / (ALONG - ASTRAY)))
+    none_up_to, all_from = agreeing
+    longest = gain * seen * min(1.0, max(0.0, (dot(part, moved) / seen - none_up_to) / (all_from - none_up_to)))
     part *= longest
     return longest
 

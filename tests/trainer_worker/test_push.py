@@ -40,8 +40,22 @@ def test_no_push_is_longer_than_gain_times_the_movement(seed: int, gain: float, 
         assert part.norm() == 0 or torch.dot(part, moved) > 0
 
 
-@pytest.mark.parametrize(("degrees", "share"), [(0, 1.0), (20, 1.0), (31, 1.0), (36.87, 0.5), (40, 0.16044), (42, 0.0), (90, 0.0)])
-def test_a_push_goes_where_the_forecast_points_and_shrinks_where_that_is_elsewhere(degrees: float, share: float) -> None:
+@pytest.mark.parametrize(
+    ("degrees", "of_matrix", "of_vector"),
+    [
+        (0, 1.0, 1.0),
+        (25, 1.0, 1.0),
+        (31.788, 1.0, 0.5),
+        (37, 1.0, 0.0),
+        (45, 1.0, 0.0),
+        (53.13, 0.5, 0.0),
+        (61, 0.0, 0.0),
+        (120, 0.0, 0.0),
+    ],
+)
+def test_a_push_goes_where_the_forecast_points_and_shrinks_where_that_is_elsewhere(
+    degrees: float, of_matrix: float, of_vector: float
+) -> None:
     """Where a long push may point elsewhere, the next context has it for movement, and a wrong forecast keeps itself up."""
     torch.manual_seed(0)
     moved, other = torch.randn(2, 16, dtype=torch.float64)
@@ -53,7 +67,7 @@ def test_a_push_goes_where_the_forecast_points_and_shrinks_where_that_is_elsewhe
     states = [(0.1 * index * moved).float() for index in range(5)]
     ahead = angle.cos() * moved + angle.sin() * other
     pushed = shape(states[-1] + ahead.float(), states, pieces(), gain=0.5, hold_norms=False)
-    for piece in pieces():
+    for piece, share in zip(pieces(), (of_matrix, of_vector), strict=True):
         place = slice(piece.start, piece.stop)
         expected = share * 0.5 * 0.1 * moved[place].norm() * ahead[place] / ahead[place].norm()
         torch.testing.assert_close(pushed[place], expected.float(), rtol=0.01, atol=1e-7)
