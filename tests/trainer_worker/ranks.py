@@ -73,7 +73,8 @@ def train(
     torch.manual_seed(0)
     model: nn.Module = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
     model[0].requires_grad_(unfreeze_at is None)
-    replica = DistributedDataParallel(model, forward_sync_buffers=False)
+    replica = DistributedDataParallel(model)
+    replica.broadcast_buffers = False  # the argument has another name since torch 2.13
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     nowcast = make(replica, optimizer, None, **options)
     broadcasts = []

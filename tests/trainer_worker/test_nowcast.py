@@ -296,7 +296,10 @@ def test_a_poor_wiring_is_warned_of_where_forecasts_need_it(caplog: pytest.LogCa
     [
         (torch.set_default_dtype, torch.float32, torch.float64),
         (torch.set_default_dtype, torch.float32, torch.bfloat16),
-        (torch.set_default_device, "cpu", "meta"),
+        pytest.param(
+            *(torch.set_default_device, None, "meta"),
+            marks=pytest.mark.skipif(torch.__version__ < "2.13", reason="Adam reads its step from the default device"),
+        ),
     ],
     ids=["float64", "bfloat16", "device"],
 )
@@ -316,8 +319,7 @@ def test_whatever_torchs_defaults(forecaster: str, set_default: Callable[[Any], 
                     optimizer.step()
                 state = nowcast.state_dict()
         finally:
-            torch.set_default_dtype(torch.float32)
-            torch.set_default_device(None)
+            set_default(usual)
         assert nowcasts(nowcast) == [(FIRST, "glided", "")]
         pushed.append(flat(model))
         make(*learner(), None, forecaster=forecaster).load_state_dict(state)  # from the host, where all of it is

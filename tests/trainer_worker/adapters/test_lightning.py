@@ -38,7 +38,7 @@ def trained(folder: Path, *, callback: NowcastCallback | None = None, resume: st
     module = Module()
     settings = {"max_epochs": 2, **QUIET, **changes}
     trainer = pl.Trainer(default_root_dir=folder, callbacks=[callback] if callback else [], **settings)
-    trainer.fit(module, DataLoader(TensorDataset(*examples(STEPS * BATCH // 2)), BATCH), ckpt_path=resume, weights_only=True)
+    trainer.fit(module, DataLoader(TensorDataset(*examples(STEPS * BATCH // 2)), BATCH), ckpt_path=resume)
     if settings["max_epochs"] == 1:
         trainer.save_checkpoint(folder / "stopped.ckpt")
     return flat(module)
