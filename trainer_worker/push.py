@@ -155,6 +155,4 @@ def _bound(part: Tensor, moved: Tensor, *, gain: float, agreeing: tuple[float, f
 def _still_within(part: Tensor, moved: Tensor, *, longest: float) -> float:
     """By which to multiply a displacement whose norm was held: it may be longer now, or point away."""
     length = norm(part)
-    if not length or dot(part, moved) <= 0:
-        return 0.0
-    return min(1.0, longest / length)
+    return min(1.0, longest / length) if length and dot(part, moved) > 0 else 0.0

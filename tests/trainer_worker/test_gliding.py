@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from waiting import until
 
 from protos.errors import DeadlineExceeded
-from trainer_worker import Nowcast, Push, boundary
+from trainer_worker import Event, Nowcast, Push, boundary
 from trainer_worker.boundary import EVERY, GROWTH, SHORTEST, default_interval
 from trainer_worker.endpoints import sender
 from trainer_worker.forecasts import REMEMBERED
@@ -155,12 +155,11 @@ def test_a_skipped_forecast_has_ended_the_push_when_it_is_told() -> None:
     """Who looks at the weights from `on_event` would take the push before for one that goes on."""
     told: list[tuple[str, bool]] = []
     model, optimizer = learner()
-    nowcast = make(
-        model,
-        optimizer,
-        ScriptedEndpoint(fail=_failing([1])),
-        on_event=lambda event: told.append((event.outcome, nowcast._boundaries.pushed.active)),
-    )
+
+    def on_event(event: Event) -> None:
+        told.append((event.outcome, nowcast._boundaries.pushed.active))
+
+    nowcast = make(model, optimizer, ScriptedEndpoint(fail=_failing([1])), on_event=on_event)
     with nowcast:
         train(model, optimizer, range(FIRST + 2 * INTERVAL + 1))
     assert told == [("glided", True), ("skipped", False), ("glided", True)]

@@ -297,8 +297,7 @@ def test_a_poor_wiring_is_warned_of_where_forecasts_need_it(caplog: pytest.LogCa
         (torch.set_default_dtype, torch.float32, torch.float64),
         (torch.set_default_dtype, torch.float32, torch.bfloat16),
         pytest.param(
-            *(torch.set_default_device, None, "meta"),
-            marks=pytest.mark.skipif(torch.__version__ < "2.13", reason="Adam reads its step from the default device"),
+            torch.set_default_device, None, "meta", marks=pytest.mark.skipif(torch.__version__ < "2.13", reason="Adam's step")
         ),
     ],
     ids=["float64", "bfloat16", "device"],
