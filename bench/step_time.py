@@ -127,7 +127,7 @@ def train(
     """Train and time each step, by what went on during it."""
     snapshots = 0
     for _ in range(steps):
-        pushed = nowcast is not None and nowcast._boundaries.pushed.active  # noqa: SLF001
+        pushed = nowcast is not None and any(event.outcome == "glided" for event in nowcast.events[-1:])
         start, cpu_start = time.perf_counter(), time.thread_time()
         optimizer.zero_grad()
         functional.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]

@@ -14,10 +14,10 @@ from trainer_worker.weights.flat import Piece
 
 CONTEXT: Final = 5  # snapshots a forecast is made from; the shipped networks were fitted to so many
 FORECASTERS: Final = {"glide": "spectral", "shadow": "linear", "jump": "nino"}  # the best of each mode (bench/acceleration/results)
-GRAPH_FREE: Final = ("spectral", "linear", "wnn", "average", "last")  # forecasters that do not look at the wiring
+GRAPH_FREE: Final = ("spectral", "linear", "wnn", "average", "last")  # forecasters to which a poor wiring makes no difference
 GAIN: Final = 0.85  # for Adam; `weights.optimizers.gain_for` knows others
 MATRICES: Final = (0.5, 0.7)  # cosines with the movement seen: up to the first a push has no length, from the second on all of it
-VECTORS: Final = (0.8, 0.9)  # few numbers agree by chance. With (0, 0.5) for all, forecasts of a thousand steps ago did harm
+VECTORS: Final = (0.8, 0.9)  # stricter, as a few numbers can agree by chance: what stale forecasts then cost is in bench/hostile.py
 
 
 @dataclass(frozen=True)

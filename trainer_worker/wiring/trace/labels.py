@@ -211,7 +211,7 @@ class Uses:
 
     def add(self, held: Held, source: Tensor, target: Tensor, kind: EdgeType, *, lookup: bool = False) -> None:
         """Note a first use, with labels broadcastable to the view. Weights seen before in another shape are left alone."""
-        source.expand(held.shape), target.expand(held.shape)  # raises where they are not
+        source.expand(held.shape), target.expand(held.shape)  # raises if they are not, and the operator is not followed
         uses = self.of[held.parameter]
         if held.view.numel() == 0 or (uses and self._seen(held).any()):
             return

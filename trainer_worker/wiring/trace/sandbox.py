@@ -81,7 +81,7 @@ def undisturbed() -> Iterator[None]:
             sdpa_kernel(SDPBackend.MATH),
             # compiled parts run as they were written; while the compiler is not loaded there are none
             torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext(),
-            torch.device("cpu") if torch.empty(0).device.type != "cpu" else nullcontext(),
+            torch.device("cpu") if torch.empty(0).device.type != "cpu" else nullcontext(),  # get_default_device can raise in 2.9
         ):
             stack.enter_context(context)
         torch.backends.mha.set_fastpath_enabled(False)
