@@ -57,7 +57,7 @@ class Nowcast:
     a forecast fails, the nowcast is skipped and counted, and training continues.
 
     In data-parallel training make one on every rank, with the same arguments: rank 0 talks to the server. A model that is split by
-    `fully_shard` (FSDP2) needs a `wiring` that was made before the split.
+    `fully_shard` (FSDP2) needs a `wiring` that was made before the split, if the forecaster is a graph network.
 
     Args:
         model: the model in training; may be wrapped by `DistributedDataParallel`, `DataParallel` or `torch.compile`.
@@ -114,8 +114,9 @@ class Nowcast:
     def _begin(self) -> None:
         """Make what depends on which parameters are trained."""
         self._flat = FlatParameters(self._model, self._optimizers)
-        if self._flat.sharded and self._wiring is None:
-            raise BadArgument("wiring", "a model that is split over ranks cannot be wired: call wire(model) before fully_shard")
+        if self._flat.sharded and self._wiring is None and self._forecaster not in GRAPH_FREE:
+            detail = f"{self._forecaster} needs one, and a model that is split cannot be wired: call wire(model) before fully_shard"
+            raise BadArgument("wiring", detail)
         self._forecasts: Forecasts | None = None
         with self._ranks.failing_alike():
             if self._ranks.rank == 0:
@@ -138,8 +139,9 @@ class Nowcast:
     def _spec(self) -> JobSpec:
         shapes, wiring = [(piece.name, tuple(piece.parameter.shape)) for piece in self._flat.pieces], self._wiring
         if wiring is None:
+            names, split = [name for name, _ in shapes], self._flat.sharded
             try:
-                report = describe(self._model, self._example_inputs, parameters=[name for name, _ in shapes])
+                report = describe(self._model, self._example_inputs, parameters=names, by_shape=split)
                 logged(report, needed=self._forecaster not in GRAPH_FREE)
             except BadWiring as error:
                 raise BadArgument("model", error.detail) from error

@@ -21,7 +21,6 @@ from protos.errors import BadRequest, DeadlineExceeded, Unavailable
 from trainer_worker import Nowcast
 from trainer_worker.endpoints.server import Server
 from trainer_worker.errors import BadArgument, RanksDiffer
-from trainer_worker.wiring import wire
 
 
 def run_scenarios(folder: Path, url: str, *, world: int = 2) -> list[dict[str, Any]]:
@@ -176,25 +175,24 @@ def train_sharded(rank: int, *, dtype: torch.dtype = torch.float32) -> dict[str,
     for sharded in (False, True):
         torch.manual_seed(0)
         model: nn.Module = nn.Sequential(nn.Linear(8, 17), nn.ReLU(), nn.Linear(17, 3)).to(dtype)  # neither splits evenly
-        wiring = wire(model)
         replica: nn.Module = model if sharded else DistributedDataParallel(model)
         if sharded:
             told["refused"] = [refusal(FullyShardedDataParallel(network(), device_id=torch.device("cpu")))]
             fully_shard(model[0])
-            told["refused"].append(refusal(model, wiring=wiring))
-            fully_shard(model)
             told["refused"].append(refusal(model))
+            fully_shard(model)
+            told["refused"].append(refusal(model, forecaster="nino"))
             told["parts"] = [parameter.to_local().shape for parameter in model.parameters()]
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         weights = []
-        nowcast = make(replica, optimizer, None, forecaster="linear", wiring=wiring).start()
+        nowcast = make(replica, optimizer, None, forecaster="linear").start()
         for index in range(STEPS):
             if index == 15:  # goes on as another one, from rank 0's state, which is all that frameworks save
                 saved = [nowcast.state_dict()]
                 dist.broadcast_object_list(saved, src=0)
                 told["pushed"][sharded] = saved[0]["pushed"]["push"]
                 nowcast.stop()
-                nowcast = make(replica, optimizer, None, forecaster="linear", wiring=wiring)
+                nowcast = make(replica, optimizer, None, forecaster="linear")
                 nowcast.load_state_dict(saved[0])
                 nowcast.start()
             inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2 * index + rank)).to(dtype)
@@ -208,10 +206,10 @@ def train_sharded(rank: int, *, dtype: torch.dtype = torch.float32) -> dict[str,
     return told
 
 
-def refusal(model: nn.Module, **options: Any) -> str:
+def refusal(model: nn.Module, *, forecaster: str = "linear") -> str:
     """Why a model is not taken."""
     try:
-        make(model, adam(model), None, forecaster="linear", **options)
+        make(model, adam(model), None, forecaster=forecaster)
     except BadArgument as error:
         return str(error)
     return ""
@@ -240,12 +238,11 @@ class Alive(TorchDispatchMode):
 def glide_large(rank: int) -> dict[str, Any]:
     """One snapshot after the other, and a push, of 8 layers of 4 MiB; the most that is held in tensors for it."""
     model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(8)))
-    wiring = wire(model)
     for layer in model:
         fully_shard(layer)
     fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    with make(model, optimizer, ScriptedEndpoint(), max_steps=100, interval=1, wiring=wiring, push=STEADY) as nowcast:
+    with make(model, optimizer, ScriptedEndpoint(), max_steps=100, interval=1, push=STEADY) as nowcast:
         for _ in range(5):
             model(torch.ones(1, 1024)).sum().backward()
             optimizer.step()

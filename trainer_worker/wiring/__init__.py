@@ -17,7 +17,7 @@ from protos.wiring import STRUCTURE, Block, EdgeType, Parameter, Wiring
 from trainer_worker.wiring.blocks import ranges
 from trainer_worker.wiring.report import FALLBACK, SCALAR, Row, WiringReport, draw, show
 from trainer_worker.wiring.trace.layout import Layout
-from trainer_worker.wiring.trace.run import run
+from trainer_worker.wiring.trace.run import Run, run
 from trainer_worker.wiring.trace.sandbox import undisturbed
 
 __all__ = ["Row", "WiringReport", "describe", "draw", "logged", "show", "wire"]
@@ -55,15 +55,17 @@ def logged(report: WiringReport, *, needed: bool = True) -> WiringReport:
     return report
 
 
-def describe(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None) -> WiringReport:
-    """As `wire`, with an account of how each parameter was wired."""
+def describe(
+    model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None, by_shape: bool = False
+) -> WiringReport:
+    """As `wire`, with an account of how each parameter was wired; `by_shape` runs nothing, each layer has neurons of its own."""
     whole, chosen, left_out = list_parameters(model, parameters)
     if left_out:
         some = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
         logger.info("not wired and not forecast, as they are not real floating-point numbers: %s", some)
     names = {parameter.name for parameter in chosen}
     with undisturbed():
-        seen = run(model, whole, names, example_inputs)
+        seen = Run([*model.parameters()], whole, names) if by_shape else run(model, whole, names, example_inputs)
         wiring, placed = Layout(seen.tracer, whole).draw(names)
     if len(chosen) < len(whole):
         wiring = restrict(wiring, chosen)

@@ -19,7 +19,8 @@ from nowcast_server.forecasters.simple import BLOCK
 from nowcast_server.nino.checkpoint import CheckpointError, save_checkpoint
 from protos.errors import BadRequest, BadValue
 from protos.wiring import Parameter, Wiring
-from trainer_worker.wiring import wire
+from trainer_worker.push import GRAPH_FREE
+from trainer_worker.wiring import describe, wire
 
 WIRING = mlp_wiring(3, 5, 2)
 LEARNED = ("nino", "wnn")
@@ -74,6 +75,15 @@ def test_forecasts_move(forecaster: Forecaster) -> None:
     states = random_states(WIRING)
     moved = not torch.allclose(forecaster.forecast(WIRING, states, (5,))[0], states[-1], atol=1e-3)
     assert moved == (forecaster.name != "last")
+
+
+def test_which_forecasters_need_no_network(forecaster: Forecaster) -> None:
+    """A worker wires a model that is split over ranks by its shapes alone for these, and would not tell that others do badly."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 2))
+    traced, by_shape = (describe(model, by_shape=choice).wiring for choice in (False, True))
+    states = random_states(traced)
+    alike = torch.allclose(forecaster.forecast(traced, states), forecaster.forecast(by_shape, states), rtol=1e-4)
+    assert alike == (forecaster.name in GRAPH_FREE)
 
 
 BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
