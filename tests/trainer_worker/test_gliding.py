@@ -194,7 +194,9 @@ def test_a_server_that_is_slow_for_long_costs_pushes_alone(monkeypatch: pytest.M
     endpoint = ScriptedEndpoint(fail=gate, local=False)
     model, optimizer = learner()
     with make(model, optimizer, endpoint, max_steps=200) as nowcast:
-        train(model, optimizer, range(FULL + 6 * INTERVAL))  # the first forecast is made all the while
+        train(model, optimizer, range(FULL))
+        until(lambda: gate.reached)
+        train(model, optimizer, range(FULL, FULL + 6 * INTERVAL))  # the first forecast is made all the while
         assert nowcast.summary()["snapshots"]["dropped"] > 0
         assert torch.equal(flat(model), plain(FULL + 6 * INTERVAL))
         gate.opened.release(1000)
