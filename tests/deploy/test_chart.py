@@ -19,14 +19,21 @@ KUBERNETES = ("1.29", "1.34")
 
 SERVER: dict[str, Any] = {}
 GPU = {"server": {"gpus": 1, "tls": {"secret": "certificate", "mutual": True}, "settings": {"NOWCAST_OTEL": "true"}}}
+RECORDING = {
+    "server": {
+        "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": "runs"}}],
+        "volumeMounts": [{"name": "runs", "mountPath": "/runs"}],
+        "settings": {"NOWCAST_RECORD": "/runs/recorded"},
+    }
+}
 RAY = {"server": {"enabled": False}, "serve": {"enabled": True}, "train": {"enabled": True, "gpus": 2}}
 CPU_RAY = {"server": {"enabled": False}, "serve": {"enabled": True, "gpus": 0, "cpus": 4}}
 REMOTE = {
     "server": {"enabled": False},
     "train": {"enabled": True, "server": "https://elsewhere:8440", "storage": {"className": "fast", "accessMode": "ReadWriteOnce"}},
 }
-HTTPS = {"server": {"tls": {"secret": "certificate"}}, "train": {"enabled": True}}
-CASES = {"server": SERVER, "https": HTTPS, "gpu": GPU, "ray": RAY, "cpu-ray": CPU_RAY, "remote": REMOTE}
+HTTPS = {"server": {"tls": {"secret": "certificate", "mutual": True}}, "train": {"enabled": True, "certificate": "client"}}
+CASES = {"server": SERVER, "https": HTTPS, "gpu": GPU, "recording": RECORDING, "ray": RAY, "cpu-ray": CPU_RAY, "remote": REMOTE}
 every_case = pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 
 
@@ -117,6 +124,26 @@ def test_training_pods_trust_the_servers_authority() -> None:
         (mount,) = [each for each in container["volumeMounts"] if place.startswith(each["mountPath"])]
         (volume,) = [each for each in pod["spec"]["volumes"] if each["name"] == mount["name"]]
         assert volume["secret"] == {"secretName": "certificate", "items": [{"key": "ca.crt", "path": place.rpartition("/")[2]}]}
+
+
+def test_training_pods_show_their_own_certificate() -> None:
+    """A server with mutual TLS would turn the chart's own job away."""
+    for pod in pods(cluster_of(of_kind(render(HTTPS), "RayJob"))):
+        (container,) = pod["spec"]["containers"]
+        files = {each["name"]: each.get("value") for each in container["env"]}
+        assert files["NOWCAST_CLIENT_CERT"] == "/etc/nowcast-client/tls.crt"
+        assert files["NOWCAST_CLIENT_KEY"] == "/etc/nowcast-client/tls.key"
+        (mount,) = [each for each in container["volumeMounts"] if each["mountPath"] == "/etc/nowcast-client"]
+        assert {"name": mount["name"], "secret": {"secretName": "client"}} in pod["spec"]["volumes"]
+
+
+def test_a_volume_of_the_operators_is_where_settings_look() -> None:
+    """The root file system is read-only: recordings would fail, checkpoints be missing."""
+    (pod,) = pods(of_kind(render(RECORDING), "Deployment"))
+    (container,) = pod["spec"]["containers"]
+    given = RECORDING["server"]
+    assert given["volumes"][0] in pod["spec"]["volumes"]
+    assert given["volumeMounts"][0] in container["volumeMounts"]
 
 
 def test_the_submitter_knows_what_the_entrypoint_names() -> None:
