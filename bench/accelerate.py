@@ -1,10 +1,11 @@
 """Does gliding save steps? Adam with and without it, against averages, falling rates and rivals, each at its best rate.
 
     python bench/accelerate.py run --problem diamonds --arm adam --arm nino --arm ademamix:alpha=5 --seed 1 --seed 2
-    python bench/accelerate.py report
+    python bench/accelerate.py report --out runs/accelerate
 
-Every run is one JSON file below --out. A run that is there is not made again, so the benchmark can be stopped and continued. An arm
-is a name, settings after a colon, and extras after a plus: `linear:gain=0.5+cosine`.
+Every run is one JSON file below --out. A run that is there is not made again, so the benchmark can be stopped and continued.
+Without --out, `report` tells of the runs that are kept with the project, in acceleration/results. An arm is a name, settings after
+a colon, and extras after a plus: `linear:gain=0.5+cosine`.
 
 - `adam`, and Adam under a schedule of the learning rate: `decay` (along a line to zero), `cosine`, `wsd` (2% warm-up, constant, a
   fifth of decay). A decayed run that is to end earlier is a run of its own: `--portion 0.75`.
@@ -35,6 +36,7 @@ sys.path[0] = str(Path(__file__).parent / "acceleration")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 OUT = Path("runs/accelerate")
+KEPT = Path(__file__).parent / "acceleration/results"
 
 
 @app.command()
@@ -59,7 +61,8 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
         loaded = load_problem(name)
         steps = round(loaded.steps * portion)
         for one, lr, which in product(seed, rate or loaded.rates, arms):
-            path = out / name / f"{which.label}-{lr:g}-{steps}-{one}.json"
+            label = which.label.replace(":", "_")  # which Windows takes for something else
+            path = out / name / f"{label}-{lr:g}-{steps}-{one}.json"
             if not path.exists():
                 _keep(path, train(loaded, which, lr=lr, seed=one, steps=steps, every=every))
 
@@ -128,7 +131,7 @@ def _keep(path: Path, result: dict[str, Any]) -> None:
 
 @app.command()
 def report(  # noqa: PLR0917 -- typer passes every option by name
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = OUT,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.", show_default="acceleration/results")] = KEPT,
     picture: Annotated[Path | None, typer.Option(help="PNG of the validation curves.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Arm to draw, `+ema` for its average.", show_default="all")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,

@@ -180,7 +180,7 @@ FRAMEWORKS: Final = (
         "test_optimizers::test_a_compiled_step_is_not_compiled_with_all_that_follows_it",
     ),
     ("DDP", "pushed, the same bits on all ranks", "test_distributed::test_ranks_push_or_skip_alike"),
-    ("FSDP2 (`fully_shard`)", "pushed, shard by shard; `nino` needs `wiring=`", "test_distributed::test_a_sharded_run_is_the_same_run"),
+    ("FSDP2 (`fully_shard`)", "pushed, by shards; `nino` needs `wiring=`", "test_distributed::test_a_sharded_run_is_the_same_run"),
     ("FSDP1", "refused: use FSDP2", "test_distributed::test_a_sharded_run_is_the_same_run"),
     ("Hugging Face Trainer", "pushed, the same bits as a plain loop", "test_huggingface::test_the_same_bits_as_a_loop_by_hand"),
     ("PEFT (LoRA)", "pushed: the trained weights alone", "test_examples::test_an_example_uses_forecasts"),

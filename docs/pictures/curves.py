@@ -1,4 +1,4 @@
-"""Draw curves.svg from the benchmark's runs: `python docs/pictures/curves.py [RUNS]`, by default runs/accelerate."""
+"""Draw curves.svg from the benchmark's runs: `python docs/pictures/curves.py [RUNS]`, or from those kept with the project."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ NAMES: Final = {
     "ademamix+ema": "AdEMAMix",
     "muon+ema": "Muon",
     "spectral+ema": "Nowcast",
-    "spectral:gain=0.7+muon+ema": "Nowcast on Muon",
+    "spectral+muon+ema": "Nowcast on Muon",
 }
 
 if __name__ == "__main__":
@@ -19,6 +19,6 @@ if __name__ == "__main__":
     import report
 
     report.COLUMNS = 2
-    runs = report.read(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs/accelerate")
+    runs = report.read(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench/acceleration/results")
     shown = {name: {NAMES[arm]: curves for arm, curves in runs[name].items() if arm in NAMES} for name in PROBLEMS}
     report.draw(shown, ROOT / "docs/pictures/curves.svg", only=list(NAMES.values()))
