@@ -70,9 +70,16 @@ class Curve:
         return "nowcasts" in self.run
 
     def first(self, measure: str, goal: float) -> float:
-        """The first step at which a measure is down at a goal; infinity is none."""
-        hits = self.steps[getattr(self, measure) <= goal] if goal < np.inf else ()
-        return float(hits[0]) if len(hits) else float("inf")
+        """The first step at which a measure is down at a goal, on the line between two evaluations; infinity is none."""
+        values = getattr(self, measure)
+        hits = np.flatnonzero(values <= goal) if goal < np.inf else ()
+        if not len(hits):
+            return float("inf")
+        after = hits[0]
+        before = max(after - 1, 0)
+        if not np.isfinite(values[before]):
+            return float(self.steps[after])
+        return float(np.interp(-goal, -values[[before, after]], self.steps[[before, after]]))
 
     @property
     def highest(self) -> float:

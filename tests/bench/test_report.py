@@ -45,9 +45,9 @@ FASTER = [max(0.35, 1.0 - 0.1 * i) for i in range(15)]  # smoothed 0.44 at step 
 def test_steps_to_where_a_rival_ends(report: ModuleType, two: Path) -> None:
     """The headline figure: a mean that looked ahead, or a target of another arm, would make it up."""
     found = rows(report, two)
-    assert found["nino"]["steps"]["loss"] == {"adam": 1000.0, "adam+ema": None}
-    assert found["nino+ema"]["steps"]["loss"]["adam+ema"] == 1000.0
-    assert found["nino"]["steps"]["wrong"]["adam"] == 1000.0
+    assert found["nino"]["steps"]["loss"] == {"adam": pytest.approx(980.0), "adam+ema": None}
+    assert found["nino+ema"]["steps"]["loss"]["adam+ema"] == pytest.approx(980.0)
+    assert found["nino"]["steps"]["wrong"]["adam"] == pytest.approx(980.0)
     assert found["adam"]["steps"]["loss"]["adam"] == 1500.0
     assert found["adam"]["final"] == pytest.approx(0.4)
 
@@ -61,7 +61,7 @@ def test_medians_over_seeds_and_the_length_that_is_first(report: ModuleType, tmp
     first = rows(report, tmp_path)["nino+decay"]["steps"]["loss"]["decay"]
     store(tmp_path, "nino+decay", [0.1] * 10, seed=2, steps=1000)
     second = rows(report, tmp_path)["nino+decay"]["steps"]["loss"]["decay"]
-    assert (first, second) == (700.0, 500.0)
+    assert (first, second) == (pytest.approx(633.33, abs=0.01), 500.0)
 
 
 def test_each_arm_has_its_best_rate(report: ModuleType, tmp_path: Path) -> None:
@@ -92,19 +92,19 @@ def test_a_rate_that_was_merely_looked_at_does_not_compete(report: ModuleType, t
 def test_averages_are_compared_with_averages_and_weights_with_weights(report: ModuleType, two: Path) -> None:
     """A forecaster's average against plain weights would gain what averaging gains."""
     (row,) = report.compare(report.read(two), "nino", rival="adam")
-    assert row["steps"]["loss"] == [pytest.approx(each) for each in (700 / 1100 - 1, 1000 / 1500 - 1) * 2]
-    assert row["seconds"] == [pytest.approx(1.0), pytest.approx(1000 / 1500)]
+    assert row["steps"]["loss"] == [pytest.approx(each) for each in (700 / 1100 - 1, 980 / 1500 - 1) * 2]
+    assert row["seconds"] == [pytest.approx(1.0), pytest.approx(980 / 1500)]
 
 
 def test_a_rival_is_compared_at_its_best_settings(report: ModuleType, tmp_path: Path) -> None:
     """A forecaster would win against a rival that nobody tuned."""
     store(tmp_path, "adam", FALLING)
-    store(tmp_path, "nino", [1.0 - 0.06 * i for i in range(15)])  # where the rival ends, at 0.35, 200 steps after it
+    store(tmp_path, "nino", [1.0 - 0.06 * i for i in range(15)])  # where the rival ends, at 0.35, 183 steps after it
     store(tmp_path, "ademamix:alpha=2", FALLING)
     store(tmp_path, "ademamix:alpha=5", FASTER)
     (row,) = report.compare(report.read(tmp_path), "nino", rival="strongest")
     assert (row["rival"], row["rates"][0]) == ("ademamix", "0.001:alpha=5")
-    assert row["steps"]["loss"][1] == pytest.approx(1400 / 1200 - 1)
+    assert row["steps"]["loss"][1] == pytest.approx(1383.33 / 1200 - 1, abs=1e-4)
 
 
 def test_a_spike_shows(report: ModuleType, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_spike_shows(report: ModuleType, tmp_path: Path) -> None:
     assert row["spike"] == pytest.approx(1.8 / 0.95)
 
 
-@pytest.mark.parametrize(("without", "median"), [((), "-16.7%"), (("r",), "-33.3%")])
+@pytest.mark.parametrize(("without", "median"), [((), "-17.3%"), (("r",), "-34.7%")])
 def test_the_median_leaves_out_what_was_fitted_to(
     report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], without: tuple[str, ...], median: str
 ) -> None:
@@ -135,5 +135,5 @@ def test_a_table_and_a_picture_come_of_it(report: ModuleType, two: Path, capsys:
     json.dumps(summary)
     report.print_table(summary)
     report.draw(problems, two / "picture.png")
-    assert "1000 (-33%)" in capsys.readouterr().out
+    assert "980 (-35%)" in capsys.readouterr().out
     assert (two / "picture.png").stat().st_size > 1000
