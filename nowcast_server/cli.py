@@ -63,8 +63,9 @@ def run(  # noqa: PLR0917 -- typer passes every option by name
     log_format: LogFormat = None,
     record: Annotated[Path | None, Option(help="Folder in which to keep the snapshots of jobs that allow it.")] = None,
 ) -> None:
-    """Serve nowcasts until SIGTERM. Every option can also be set in the environment, --host as NOWCAST_HOST (--checkpoint as
-    NOWCAST_CHECKPOINTS).
+    """Serve nowcasts until SIGTERM.
+
+    Every option is also an environment variable: --host is NOWCAST_HOST, but --checkpoint is NOWCAST_CHECKPOINTS.
     """
     settings = _settings_of(locals())
     from nowcast_server.tokens import Tokens, check_exposure
@@ -102,10 +103,12 @@ def serve_on_ray(
     tls_key: Key = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
-    stay: Annotated[bool, Option(help="Stay, and take the server down at SIGTERM; --no-stay leaves it on the cluster.")] = True,
+    stay: Annotated[bool, Option(help="Stay, and stop the server at SIGTERM; --no-stay leaves it running on the cluster.")] = True,
 ) -> None:
-    """Serve nowcasts from replicas on a Ray cluster. Other settings are NOWCAST_* variables on its nodes, where the files of
-    checkpoints and certificates must be too; of the token file, replicas get hashes only.
+    """Serve nowcasts from replicas on a Ray cluster.
+
+    Set everything else by NOWCAST_* variables on its nodes. The files of checkpoints and certificates must be on the nodes, too;
+    of the token file replicas get only the hashes.
     """
     of_settings = ("host", "port", "checkpoints", "memory", "token_file", "allow_anonymous", "log_level", "log_format")
     given = {option: value for option, value in locals().items() if option in of_settings}
@@ -135,7 +138,7 @@ def serve_on_ray(
 
 @app.command()
 def token(tenant: str) -> None:
-    """Make a token for TENANT: the line for the server's token file (it holds only a hash), and the token itself."""
+    """Make a token for TENANT. Prints the line for the token file (only a hash) to stdout, and the token itself to stderr."""
     from nowcast_server.tokens import Tokens, digest
 
     made = secrets.token_urlsafe(32)
@@ -154,13 +157,13 @@ def embed(
     folder: Annotated[Path, typer.Argument(help="Trajectories, as --record keeps them.", show_default=False)],
     *,
     out: Annotated[Path, Option(help="Table (.csv), arrays (.npz) or picture (.svg).")] = Path("map.csv"),
-    by: Annotated[Literal["loss", "step", "lr", "seed"], Option(help="What the colours of a picture say.")] = "loss",
+    by: Annotated[Literal["loss", "step", "lr", "seed"], Option(help="What the colours of a picture show.")] = "loss",
     checkpoint: Annotated[Path | None, Option(help="Weights of a graph network; the package's nino by default.")] = None,
-    basis: Annotated[Path | None, Option(help="Axes of an earlier .npz, so that what is on that map stays.")] = None,
+    basis: Annotated[Path | None, Option(help="An earlier .npz: use its axes, so that its runs stay in place.")] = None,
 ) -> None:
-    """Embed recorded runs of one network with the graph network, and project them to two axes.
+    """Draw a map of recorded runs of one network: embed their contexts with the graph network, and project to two axes.
 
-    A vector does not depend on how neurons are numbered, so runs of different seeds can be compared.
+    Embeddings do not depend on how neurons are numbered, so runs of different seeds can be compared.
     """
     from nowcast_server import map_picture
 
@@ -176,7 +179,7 @@ def selftest(
     checkpoint: Annotated[Path | None, Option(help="Weights that replace the package's nino.")] = None,
     json_file: Annotated[Path | None, Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
-    """Check that forecasts are right on this machine's device, and how fast. Exit status 1 if a check fails."""
+    """Check that forecasts are right on this machine's device, and measure their speed. Exit status 1 if a check fails."""
     from nowcast_server.selftest import cli
 
     try:

@@ -43,16 +43,16 @@ app = typer.Typer(
 app.add_typer(submit_app)
 app.add_typer(metatrain_app, name="metatrain")
 
-ConfigFile = Annotated[Path, typer.Argument(help="TOML file; see deploy/demo.toml and `nowcast keys`", show_default=False)]
-Server = Annotated[str | None, typer.Option(help="URL of a nowcast server, `own` for one of this command's own, or `embedded`")]
-Forecaster = Annotated[str | None, typer.Option(help="e.g. spectral, linear, nino, or a file of weights")]
-Steps = Annotated[int | None, typer.Option(help="optimizer steps of a run")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="may be given several times")]
-Out = Annotated[Path | None, typer.Option(help="folder for the results")]
-Storage = Annotated[str | None, typer.Option(help="where checkpoints go instead, and the results as well: a path, s3://, gs://, …")]
-Address = Annotated[str | None, typer.Option(help="of a running Ray cluster, e.g. `auto`")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="start over even if the folder holds an unfinished run")]
-Resume = Annotated[bool, typer.Option("--resume", help="resume from the checkpoints in the results folder")]
+ConfigFile = Annotated[Path, typer.Argument(help="TOML file; see deploy/demo.toml and `nowcast keys`.", show_default=False)]
+Server = Annotated[str | None, typer.Option(help="URL of a nowcast server; `own` to start one for this command; or `embedded`.")]
+Forecaster = Annotated[str | None, typer.Option(help="spectral, linear, nino, …, or a file of weights.")]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps of a run.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of a run; may be repeated.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for results and checkpoints.")]
+Storage = Annotated[str | None, typer.Option(help="For checkpoints (instead of --out) and a copy of the results: a path, s3://, gs://, …")]
+Address = Annotated[str | None, typer.Option(help="Address of a running Ray cluster, or auto.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over even if the folder has an unfinished run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the checkpoints in the results folder.")]
 
 
 def _job(*, compared: bool) -> Callable[..., None]:
@@ -88,19 +88,19 @@ def _job(*, compared: bool) -> Callable[..., None]:
 
 
 app.command("train", help="Train the job of CONFIG, with nowcasts if its table or an option asks for them.")(_job(compared=False))
-app.command("compare", help="Compare the job of CONFIG without and with nowcasts: same seeds and batches.")(_job(compared=True))
+app.command("compare", help="Train the job of CONFIG without and with nowcasts, same seeds and batches.")(_job(compared=True))
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="results folders of `nowcast compare`", metavar="RUN…", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="Results folders of `nowcast compare`.", metavar="RUN…", show_default=False)],
     *,
-    out: Annotated[Path | None, typer.Option(help="file to write; by default report.html in the folder, here for several")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; by default report.html in the RUN, or here for several.")] = None,
     training_map: Annotated[
-        Path | None, typer.Option("--map", help="a map of training to show, as `nowcast-server embed --out map.svg` draws it")
+        Path | None, typer.Option("--map", help="A map of training to include, drawn by `nowcast-server embed --out map.svg`.")
     ] = None,
 ) -> None:
-    """Write one HTML file about RUNS: did it help, how much, at what cost, how certain is it."""
+    """Write one HTML report about RUNs: whether nowcasts helped, how much, at what cost, and how certain that is."""
     from trainer_worker.comparison.report import read, write_page
 
     try:
@@ -114,12 +114,12 @@ def report(
 
 @app.command()
 def wire(
-    module: Annotated[str, typer.Argument(help="MODULE:CALLABLE that returns the network; MODULE is imported", show_default=False)],
+    module: Annotated[str, typer.Argument(help="MODULE:CALLABLE that returns the network; imports MODULE.", show_default=False)],
     *,
     inputs: Annotated[
-        str | None, typer.Option(help="what forward takes, if guessing fails: 2x3x32x32, 2x16:int64,2x16:bool or MODULE:CALLABLE")
+        str | None, typer.Option(help="What forward takes, if guessing fails: 2x3x32x32, 2x16:int64,2x16:bool or MODULE:CALLABLE.")
     ] = None,
-    picture: Annotated[Path | None, typer.Option("--draw", help="also draw the network into this file (svg)")] = None,
+    picture: Annotated[Path | None, typer.Option("--draw", help="Also draw the network into this file (SVG).")] = None,
 ) -> None:
     """Show how a network is wired: its blocks, neurons and edges."""
     from rich.console import Console
@@ -141,15 +141,15 @@ def wire(
 @app.command()
 def doctor(
     module: Annotated[
-        str | None, typer.Argument(help="MODULE:CALLABLE that returns the network; MODULE is imported", show_default=False)
+        str | None, typer.Argument(help="MODULE:CALLABLE that returns the network; imports MODULE.", show_default=False)
     ] = None,
     *,
-    server: Annotated[str | None, typer.Option(help="URL of a nowcast server", show_default="NOWCAST_SERVER, or none")] = None,
-    mode: Annotated[Mode, typer.Option(help="of the run")] = "glide",
-    forecaster: Annotated[str | None, typer.Option(help="of the run", show_default="the mode's")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="of snapshots")] = "float32",
-    max_steps: Annotated[int | None, typer.Option(help="of the run", min=1)] = None,
-    inputs: Annotated[str | None, typer.Option(help="what forward takes, as for `nowcast wire`")] = None,
+    server: Annotated[str | None, typer.Option(help="URL of a nowcast server.", show_default="NOWCAST_SERVER, or none")] = None,
+    mode: Annotated[Mode, typer.Option(help="Mode of the run.")] = "glide",
+    forecaster: Annotated[str | None, typer.Option(help="Forecaster of the run.", show_default="the mode's")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of snapshots.")] = "float32",
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps of the run.", min=1)] = None,
+    inputs: Annotated[str | None, typer.Option(help="What forward takes, as for `nowcast wire`.")] = None,
 ) -> None:
     """Check a network and a server before training, and say what to do. The token is read from NOWCAST_TOKEN."""
     import os
@@ -169,12 +169,12 @@ def doctor(
 
 @app.command(name="try", context_settings={"ignore_unknown_options": True})
 def try_(
-    script: Annotated[Path, typer.Argument(help="Python file that trains with Nowcast or an adapter", exists=True, dir_okay=False)],
-    arguments: Annotated[list[str] | None, typer.Argument(help="of the script", show_default=False)] = None,
+    script: Annotated[Path, typer.Argument(help="Python file that uses Nowcast or an adapter.", exists=True, dir_okay=False)],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Arguments of the script.", show_default=False)] = None,
     *,
-    seed: Annotated[int, typer.Option(help="of both runs")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
 ) -> None:
-    """Run SCRIPT twice, without and with nowcasts, and say what they saved. It must pass its losses to nowcast.observe(loss)."""
+    """Run SCRIPT twice, without and with nowcasts, and print the steps and time saved. It must call nowcast.observe(loss)."""
     from trainer_worker.trying import report, run
 
     typer.echo("\n".join(report(*run(script, arguments or [], seed=seed))))

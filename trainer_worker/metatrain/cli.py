@@ -12,7 +12,7 @@ Config = Annotated[Path, typer.Argument(help="TOML file; deploy/metatrain/ has t
 
 @app.command()
 def collect(config: Config) -> None:
-    """Train the studies that CONFIG asks for and that its folder does not hold yet. Stop it at any time, start it again."""
+    """Train the networks of CONFIG and record them. It can be stopped at any time; the next call continues."""
     from trainer_worker.metatrain.collect import CollectConfig
     from trainer_worker.metatrain.workers import collect_local
 
@@ -22,7 +22,7 @@ def collect(config: Config) -> None:
 
 @app.command()
 def fit(config: Config) -> None:
-    """Fit a forecaster to trajectories, or go on with an interrupted fit: the weights come out the same to the bit."""
+    """Fit a forecaster to trajectories. An interrupted fit continues, and gives the same weights bit for bit."""
     from nowcast_server.nino.checkpoint import CheckpointError
     from trainer_worker.metatrain.fit import FitConfig
     from trainer_worker.metatrain.fit import fit as run
@@ -56,11 +56,11 @@ def judge(
     folder: Annotated[Path, typer.Argument(help="Folder of trajectories; those for validation are used.")],
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of forecasters, published ones included.")],
     *,
-    stride: Annotated[int, typer.Option(help="Recorded snapshots from one of a context to the next.")] = 2,
+    stride: Annotated[int, typer.Option(help="Distance of a context's snapshots, in recorded snapshots.")] = 2,
     held: Annotated[list[str] | None, typer.Option(help="Judge also on tasks whose names start with this.")] = None,
-    loss: Annotated[bool, typer.Option("--by-loss", help="Go on from recorded states: the steps saved (minutes).")] = False,
+    loss: Annotated[bool, typer.Option("--by-loss", help="Print the steps saved from recorded states (minutes).")] = False,
 ) -> None:
-    """Print the skill of CHECKPOINTS and their rivals on validation runs, by kind of network and horizon; or what they save."""
+    """Print the skill of CHECKPOINTS and of the baselines on validation runs, by kind of network and horizon."""
     from rich.console import Console
     from rich.table import Table
 

@@ -12,7 +12,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 async def register(  # noqa: PLR0917 -- FastAPI passes them by name
     job: TheJobId, tenant: Tenant, service: TheService, request: Request, response: Response, run: Run = None
 ) -> JobStatus:
-    """Register a job; 201 if it is new, 200 if the very same is known."""
+    """Register a job; 201 if it is new, 200 if it is registered with the same settings."""
     service.admit()
     limit_bytes = service.settings.max_registration
     limit_s = service.settings.transfer_limit_s(limit_bytes)
@@ -47,7 +47,7 @@ async def delete(job: TheJob, service: TheService) -> None:
 
 @router.post("/{job}/finish", openapi_extra=json_body(Progress, required=False))
 async def finish(job: OwnJob, service: TheService, request: Request) -> JobStatus:
-    """Hear that a run is over, and how it went: the memory of its history is free for others, its status stays."""
+    """Mark a run as ended, with its progress: the memory of its history is freed, its status stays."""
     if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
         job.tell(await parse(Progress, await read_body(request, limit_s=service.settings.upload_grace_s)))
     service.finish(job)

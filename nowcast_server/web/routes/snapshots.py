@@ -38,9 +38,9 @@ BODY: Final = {"requestBody": {"required": True, "content": {MEDIA_TYPE: BINARY}
 async def upload(
     job: OwnJob, step: Annotated[Step, Path()], service: TheService, request: Request, deadline_s: DeadlineS = None
 ) -> SnapshotReceipt | Response:
-    """Take in one snapshot, and forecast from it if its header asks for that. Sent again with the same values it is a no-op.
+    """Store one snapshot, and forecast from it if its header asks for that. Sending it again with the same values is a no-op.
 
-    Where the snapshot was taken in and the forecasts failed, the receipt is the answer: asked for by themselves, they say why.
+    If the snapshot was stored and the forecasts failed, the answer is the receipt; `POST …/nowcasts` then says why they failed.
     """
     service.admit()
     start = time.perf_counter()
