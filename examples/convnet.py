@@ -31,5 +31,5 @@ with Nowcast(model, optimizer, max_steps=steps) as nowcast:
 
 with torch.no_grad():
     right = sum((model(part).argmax(1) == truth).sum() for part, truth in zip(*(half.split(1000) for half in test), strict=True))
-print(f"{right / len(test[0]):.1%} of the test pictures are named right")
+print(f"test accuracy {right / len(test[0]):.1%}")
 print(nowcast.summary())

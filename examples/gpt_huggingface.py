@@ -1,4 +1,4 @@
-"""A small GPT on the King James Bible, letter by letter, with Hugging Face's Trainer. The callback is all that is new.
+"""A small character-level GPT on the King James Bible with the Hugging Face Trainer. Only the callback is new.
 
 pip install ".[embedded,huggingface]"
 python examples/gpt_huggingface.py [STEPS]

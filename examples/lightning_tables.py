@@ -1,4 +1,4 @@
-"""A multilayer perceptron on a table with Lightning: what diamonds cost. The callback is all that is new.
+"""A multilayer perceptron on a table (prices of diamonds) with Lightning. Only the callback is new.
 
 pip install ".[embedded,lightning]"
 python examples/lightning_tables.py [STEPS]

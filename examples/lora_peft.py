@@ -1,4 +1,4 @@
-"""LoRA with PEFT: a frozen GPT and small trained matrices beside it. Only the trained ones are sent and forecast.
+"""LoRA with PEFT: a frozen GPT with small trained matrices. Only the trained weights are sent and forecast.
 
 pip install ".[embedded,huggingface]" peft
 python examples/lora_peft.py [STEPS]
@@ -19,7 +19,7 @@ letters = torch.tensor(list(king_james()[:1_000_000].encode("ascii", "replace"))
 
 torch.manual_seed(0)
 config = GPT2Config(vocab_size=128, n_positions=WINDOW, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
-base = GPT2LMHeadModel(config)  # in place of a model of yours that was trained before
+base = GPT2LMHeadModel(config)  # stands for your pretrained model
 model = get_peft_model(base, LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True))
 trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=3e-3)

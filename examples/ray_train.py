@@ -1,4 +1,4 @@
-"""A loop of one's own on Ray Train: data-parallel workers, a checkpoint, and a nowcast of the whole model.
+"""Your own loop on Ray Train: data-parallel workers, and a checkpoint that holds the state of `Nowcast` too.
 
 pip install ".[embedded,ray]"
 python examples/ray_train.py [STEPS]
@@ -19,7 +19,7 @@ from trainer_worker.metatrain.datasets import diamonds
 
 
 def train(config: dict[str, Any]) -> None:
-    """Run in every worker: each takes examples of its own, gradients are averaged, and all ranks push alike."""
+    """Run in every worker: each has its own examples, gradients are averaged, and all ranks get the same pushes."""
     rank = ray.train.get_context().get_world_rank()
     features, prices = map(torch.from_numpy, diamonds())
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A client of the wire protocol with nothing but msgpack and numpy, to translate into another language: see protos/WIRE.md.
+"""A client of the HTTP API with nothing but msgpack and numpy, to translate into another language: see protos/WIRE.md.
 
 nowcast-server run &
 python examples/wire_client.py http://127.0.0.1:8440
@@ -19,7 +19,7 @@ CONTEXT, INTERVAL = 5, 10
 
 
 def call(method: str, path: str, body: bytes = b"", media: str = "application/json") -> bytes:
-    """Make one call; an error of the server's is raised with its own words."""
+    """Make one call; if the server answers with an error, print it and exit."""
     request = urllib.request.Request(f"{sys.argv[1]}{path}", body or None, {"content-type": media}, method=method)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:

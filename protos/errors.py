@@ -11,8 +11,10 @@ ERRORS: Final[dict[str, "type[NowcastError]"]] = {}  # error types by their code
 
 
 class NowcastError(Exception):
-    """Base of all errors of the protocol; the first words of a docstring are the title. `detail` is one sentence: what is wrong,
-    and what to do. `field` is the input at fault, e.g. `blocks[3].targets`; `extra` are further members of the problem.
+    """The server failed; its log says why. The base of all other errors.
+
+    The first words of a docstring are the title. `detail` is one sentence: what is wrong, and what to do. `field` is the input at
+    fault, e.g. `blocks[3].targets`; `extra` are further members of the problem.
     """
 
     code: ClassVar[str] = "internal"

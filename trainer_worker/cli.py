@@ -49,7 +49,7 @@ Forecaster = Annotated[str | None, typer.Option(help="spectral, linear, nino, �
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps of a run.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of a run; may be repeated.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for results and checkpoints.")]
-Storage = Annotated[str | None, typer.Option(help="For checkpoints (instead of --out) and a copy of the results: a path, s3://, gs://, …")]
+Storage = Annotated[str | None, typer.Option(help="For checkpoints instead of --out, and results too: a path, s3://, gs://, …")]
 Address = Annotated[str | None, typer.Option(help="Address of a running Ray cluster, or auto.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over even if the folder has an unfinished run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from the checkpoints in the results folder.")]

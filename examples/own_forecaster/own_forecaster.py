@@ -1,4 +1,4 @@
-"""A forecaster in a package of its own: weights go on as they moved last.
+"""A forecaster in a package of its own: each weight repeats its last movement.
 
 pip install examples/own_forecaster        # then forecaster="newest", in this process or on a server where it is installed
 """
@@ -13,7 +13,7 @@ from protos.wiring import Wiring
 
 
 class Newest(Forecaster):
-    """The movement from the snapshot before the last to the last, as many times as there are intervals ahead."""
+    """Add the movement of the last interval, once for each interval ahead."""
 
     name = "newest"
     glide_horizon = 1  # gliding asks for one interval ahead

@@ -51,6 +51,7 @@ def test_every_marker_has_a_table(generate: ModuleType) -> None:
         ("http", "PUT /v1/jobs/{job}/snapshots/{step}"),
         ("metrics", "| `nowcast_uploads_total` | counter | `outcome` |"),
         ("errors", "`out_of_memory_budget` | 507"),
+        ("errors", "`NowcastError` | The server failed"),
         ("reasons", "`late`"),
         ("forecasters", "`nino`"),
     ],

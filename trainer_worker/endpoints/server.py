@@ -27,8 +27,8 @@ class Server:
         url: `http://` or `https://`; "embedded" to forecast in this process; None for NOWCAST_SERVER, else "embedded".
         token: bearer token; None for NOWCAST_TOKEN.
         job: id of the job, unique among running jobs; None for a random one that begins with NOWCAST_JOB.
-        timeout_s: longest time for a call, and for a forecast. Uploads and pushes have the time their bytes take besides.
-        dtype: precision of snapshots, kept and sent: `float32`, `float16` or `bfloat16`. Forecasts come back in float32.
+        timeout_s: longest time for a call or a forecast, in seconds. Uploads and pushes get the time their bytes take on top.
+        dtype: precision in which snapshots are kept and sent: `float32`, `float16` or `bfloat16`. Forecasts are float32.
         record: allow a server that records (`--record`) to keep the snapshots, to fit forecasters to them.
 
     Raises:
