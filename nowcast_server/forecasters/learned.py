@@ -51,7 +51,7 @@ class LearnedForecaster(Forecaster):
 
 
 class Nino(LearnedForecaster):
-    """Forecasts with NiNo: every weight in the light of the neurons it joins (arXiv 2409.04434)."""
+    """Forecasts with NiNo: every weight from its own past and the neurons it connects (arXiv 2409.04434)."""
 
     name = "nino"
     graph: ClassVar[bool] = True

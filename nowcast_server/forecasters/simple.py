@@ -20,7 +20,7 @@ SMALLEST: Final = 1 << 12  # a block counts for so many at least: others wait wh
 
 
 class Last(Forecaster):
-    """Forecasts the last snapshot, at every horizon: the yardstick of skill."""
+    """Forecasts that nothing changes: the last snapshot, at every horizon. Skill is measured against it."""
 
     name = "last"
 
@@ -70,7 +70,7 @@ class Average(Linear):
 
 
 class Spectral(Linear):
-    """The line; but of each matrix's displacement the singular values are replaced by their fourth roots, at the same length.
+    """As `linear`, but the singular values of each matrix's displacement become their fourth roots, at the same norm.
 
     Few directions carry most of what a matrix moves. So the others get a share of the push as well, as in Muon's steps (Jordan et
     al. 2024), which make all singular values equal. A matrix whose smaller side is beyond `BLOCK` is taken in blocks of so many
