@@ -23,7 +23,7 @@ from protos.messages import About, JobSpec, Mode
 from protos.wiring import Wiring
 from trainer_worker.boundary import Boundaries
 from trainer_worker.endpoints.endpoint import Endpoint
-from trainer_worker.endpoints.server import Server, connect, is_file
+from trainer_worker.endpoints.server import Server, connect, name_of
 from trainer_worker.errors import BadArgument
 from trainer_worker.events import Event, Journal
 from trainer_worker.forecasts import Forecasts
@@ -155,7 +155,7 @@ class Nowcast:
                 wiring=wiring,
                 context=CONTEXT,
                 dtype=server.dtype,
-                forecaster=Path(self._forecaster).stem[:64] if is_file(self._forecaster) else self._forecaster,
+                forecaster=name_of(self._forecaster),
                 mode=self._mode,
                 record=server.record,
                 about=self._about(),

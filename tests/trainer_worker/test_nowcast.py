@@ -222,7 +222,7 @@ def _mistakes() -> list[Any]:
         pytest.param("mode", {"mode": "leap"}, "glide, jump or shadow", id="mode"),
         pytest.param("push", {"push": 0.5}, "a Push", id="push"),
         pytest.param("forecaster", {"server": None, "forecaster": "nina"}, "nina", id="forecaster"),
-        pytest.param("forecaster", {"server": None, "forecaster": Path("/nowhere.pt")}, "nowhere", id="checkpoint"),
+        pytest.param("forecaster", {"server": None, "forecaster": Path("/nowhere")}, "cannot read the checkpoint", id="file"),
         pytest.param("forecaster", {"server": "http://localhost:8440", "forecaster": "x.pt"}, "is a file", id="file and server"),
         pytest.param("server", {"server": "localhost:8440"}, "http://", id="server"),
         pytest.param("server", {"server": 8440}, "a URL", id="server's port"),

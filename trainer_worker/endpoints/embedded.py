@@ -17,6 +17,7 @@ from nowcast_server.streams import own_stream, wait
 from protos.errors import BadForecast, HistoryMissing, OutOfMemoryBudget, Unavailable
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.endpoint import Asked, Deadline
+from trainer_worker.endpoints.server import is_file
 from trainer_worker.errors import BadArgument
 
 SHARE_OF_FREE: Final = 0.5  # of the memory that training leaves free on its device, a forecast may take so much
@@ -28,7 +29,7 @@ def load_embedded(name: str, *, device: torch.device) -> Forecaster:
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
-            if name.endswith((".safetensors", ".pt")):
+            if is_file(name):
                 return forecaster_of(name, device=device)
             forecaster = load_forecaster(name, device=device)
         except (CheckpointError, OSError) as error:
