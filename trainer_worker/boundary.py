@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from protos.errors import NowcastError
@@ -148,10 +147,11 @@ class Boundaries:
         if not reason:
             try:
                 begin(displacement)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:  # most likely there is no memory; training goes on
                 if self._ranks.world > 1:
                     raise  # the other ranks push
-                reason, detail = "worker_error", str(error)
+                log.exception("a forecast could not be used")
+                reason, detail = reason_for(error), str(error)
         if reason:
             outcome, horizon = "skipped", None
             self._end_push()

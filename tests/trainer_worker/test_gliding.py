@@ -303,18 +303,27 @@ def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.Log
     assert endpoint.finished is not None
 
 
-def test_a_push_that_finds_no_memory_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that just fits on its device would end after 5% of its steps, when the first push is made."""
+@pytest.mark.parametrize(
+    ("place", "name", "error"),
+    [
+        (pushed, "part_of", torch.OutOfMemoryError("on the device")),
+        (pushed, "copies_of_weights", AttributeError("of an optimizer's odd state")),
+        (torch, "empty", MemoryError("on the host")),
+    ],
+    ids=["device", "optimizer", "host"],
+)
+def test_a_push_that_cannot_be_made_is_skipped(place: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that just fits into its memory would end after 5% of its steps, when the first push is made."""
     model, optimizer = learner()
-    part_of, calls = pushed.part_of, iter([True, True, False, True])
+    real, errors = getattr(place, name), [error]
 
-    def sometimes(values: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        if not next(calls, True):
-            raise torch.OutOfMemoryError("out of memory")
-        return part_of(values, like)
+    def once(*given: Any, **options: Any) -> Any:
+        if errors and (place is pushed or given == (1, flat(model).numel())):
+            raise errors.pop()
+        return real(*given, **options)
 
-    monkeypatch.setattr(pushed, "part_of", sometimes)
     with make(model, optimizer, ScriptedEndpoint()) as nowcast:
+        monkeypatch.setattr(place, name, once)
         train(model, optimizer, range(STEPS))
     first, *others = TAKEN_UP
     assert nowcasts(nowcast) == [(first, "skipped", "worker_error"), *((at, "glided", "") for at in others)]

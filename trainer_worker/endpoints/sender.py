@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from protos.errors import DeadlineExceeded, HistoryMissing, NowcastError, RunConflict, SnapshotConflict, Unavailable, UnknownJob
@@ -43,7 +44,6 @@ class Request:
 
     context: tuple[Snapshot, ...]  # it is made from, oldest first
     horizons: tuple[int, ...]  # in intervals; empty for the one that suits the forecaster
-    out: Tensor  # (max(1, len(horizons)), n) float32; the sender's until the request is done, for good if it was given up
     deadline: Deadline  # of the whole request
     make: Callable[[Tensor], Tensor]  # what is made of the forecast (n,), in its memory; called on the sender's thread
     result: Tensor | None = None
@@ -277,11 +277,12 @@ class Sender:
             asked = Asked([each.step for each in request.context], request.horizons)
             if along:
                 asked = replace(asked, newest=last.wait(), progress=self._tell(last))
-            self._endpoint.forecast(asked, request.out, deadline=deadline)
+            out = torch.empty(max(1, len(request.horizons)), self._spec.wiring.size, dtype=torch.float32, device="cpu")
+            self._endpoint.forecast(asked, out, deadline=deadline)
             if along:
                 self._sent(last)
             self._together = True
-            request.finish(request.make(request.out[0]))
+            request.finish(request.make(out[0]))
 
     def _tell(self, snapshot: Snapshot) -> Progress | None:
         """What is told with a snapshot; once, as it would be taken for news."""

@@ -41,7 +41,7 @@ def offer(sender: Sender, *steps: int, value: float = 0.0) -> None:
 def request(sender: Sender) -> Request:
     """For a forecast from the present context."""
     context = sender.context
-    return Request(context, (1,), torch.empty(1, 4), Deadline(20.0), lambda forecast: forecast)
+    return Request(context, (1,), Deadline(20.0), lambda forecast: forecast)
 
 
 def ask(sender: Sender) -> Request:
