@@ -157,7 +157,7 @@ def test_a_skipped_forecast_has_ended_the_push_when_it_is_told() -> None:
     model, optimizer = learner()
 
     def on_event(event: Event) -> None:
-        told.append((event.outcome, nowcast._boundaries.pushed.active))
+        told.append((event.outcome, nowcast.state_dict()["pushed"]["share"] > 0))
 
     nowcast = make(model, optimizer, ScriptedEndpoint(fail=_failing([1])), on_event=on_event)
     with nowcast:
