@@ -15,7 +15,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from pytorch_optimizer import MADGRAD, Lookahead
-from small_runs import FIRST, STEPS, TAKEN_UP, ScriptedEndpoint, adam, flat, learner, make, network, nowcasts, plain, step, train
+from small_runs import FIRST, FULL, STEPS, TAKEN_UP, ScriptedEndpoint, adam, flat, learner, make, network, nowcasts, plain, step, train
 from torch import Tensor, nn
 from waiting import until
 
@@ -61,6 +61,25 @@ def test_a_nowcast_that_was_dropped_is_gone() -> None:
     with make(model, optimizer, ScriptedEndpoint()) as second:
         step(model, optimizer, 2)
     assert second.steps == 1
+
+
+def test_a_nowcast_may_be_collected_by_its_own_thread() -> None:
+    """One that its own `on_event` refers to goes at any moment: a thread that waited for itself would leave its connection open."""
+    dropped = threading.Event()
+    endpoint = ScriptedEndpoint(fail=lambda call: call == "forecast" and dropped.wait(10) and gc.collect(), local=False)
+
+    def run() -> None:
+        model, optimizer = learner()
+        nowcast = make(model, optimizer, endpoint, on_event=lambda _: nowcast.steps).start()
+        train(model, optimizer, range(FULL))
+
+    gc.disable()
+    try:
+        run()
+        dropped.set()
+        until(lambda: endpoint.closed, within_s=10)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -183,10 +183,11 @@ class Sender:
             self._changed.notify()
             if self._request is not None:
                 self._request.deadline.expire()
-        if self._thread is None or self._endpoint.local:
+        if self._thread is None or self._thread is threading.current_thread():  # which may collect a run that was dropped
             self._endpoint.close()
-        if self._thread is None:
             return
+        if self._endpoint.local:
+            self._endpoint.close()
         self._thread.join(STOP_S)
         if self._under_way is not None:
             self._under_way.expire()  # if that was a snapshot, the server can still be told of the end
