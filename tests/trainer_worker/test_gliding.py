@@ -176,7 +176,9 @@ def _failing(which: Sequence[int]) -> Callable[[str], None]:
     return fail
 
 
-def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are_in_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A server that needs longer than an interval would never be of use; one that was slow for a while, half as useful for good."""
     monkeypatch.setattr(boundary, "IN_TIME", 2)
     endpoint = ScriptedEndpoint(fail=_failing(range(3)))
@@ -185,6 +187,8 @@ def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are
     sent = [step for step in sorted(endpoint.sent) if step <= 28]  # the last are on their way when the run ends
     assert sent == [*range(1, 9), *doubled, 20, 22, *range(24, 29)]
     assert endpoint.asked[0] == (8, 10, 12, 14, 16)
+    glided(ScriptedEndpoint(fail=_failing(range(3))), interval=1, max_steps=None, steps=12)
+    assert "3 skipped (3 late); they came late, so the interval grew to 2 steps" in caplog.text
 
 
 def test_a_server_that_is_slow_for_long_costs_pushes_alone(monkeypatch: pytest.MonkeyPatch) -> None:

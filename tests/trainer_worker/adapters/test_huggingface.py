@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, flat, plain_run
+from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, plain_run
+from small_runs import flat
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
