@@ -89,7 +89,7 @@ class Boundaries:
         """Count a step, add a part of the push; whether an interval ends. Raises what the ranks' communication raises, no more."""
         self.step += 1
         if not self._compared:
-            facts = {"step": self.step, "next": self._next, "taken": self._taken, "asking": self._asking}
+            facts: dict[str, Any] = {"step": self.step, "next": self._next, "taken": self._taken, "asking": self._asking}
             facts |= {"mode": self._mode, "interval": self._interval, "max_steps": self._max_steps, "push": self._push}
             self._ranks.check_alike(facts, () if self._flat.sharded else self._flat.parameters)
             self._compared = True

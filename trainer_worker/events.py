@@ -114,7 +114,8 @@ def closing_line(run: dict[str, Any], *, of: int, first_due: int, grown: bool) -
         judge = "see summary()['skill']" if run["skill"] else "none came true before the end, so their skill is unknown"
         return logging.INFO, f"{counted}, {used} forecasts scored{rest}; {judge}"
     if used:
-        return logging.INFO, f"{counted}, {used} forecasts used{rest}; to see what they saved, run it without as well (`nowcast try`)"
+        judge = "to see what they saved, run it without as well (`nowcast try`)"
+        return logging.INFO, f"{counted}, {used} forecasts used{rest}; {judge}"
     if steps < first_due:
         rest += f": the first was due at step {first_due} (after six intervals and the share Push.start of max_steps)"
     return logging.WARNING, f"no forecast was used in {counted}{rest}"

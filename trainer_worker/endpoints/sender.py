@@ -312,11 +312,7 @@ class Sender:
             with self._changed:
                 if self._stopping:  # perhaps cut off, which says nothing about the server
                     return
-                try:
-                    self._mend(name, error, refused)
-                except Exception as mistake:  # an error may hold anything, and nobody starts this thread again
-                    log.exception("recovery failed")
-                    self._pause(mistake)
+                self._mend(name, error, refused)
                 self._settle()
 
     def _mend(self, call: str, error: Exception, refused: Callable[[Exception], None]) -> None:

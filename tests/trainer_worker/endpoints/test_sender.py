@@ -164,18 +164,6 @@ def test_a_server_that_was_down_for_a_night_is_found_again(monkeypatch: pytest.M
         assert ask(sender).error is None
 
 
-@pytest.mark.parametrize("error", [Unavailable("gone", retry_after_s="5"), HistoryMissing("lost", missing=10)])
-def test_an_error_that_cannot_be_mended_does_not_end_the_thread(error: NowcastError) -> None:
-    """Each nowcast to come would be late, and nothing would tell why."""
-    with sending(ScriptedEndpoint(fail=Fails(forecast=[error]))) as sender:
-        offer(sender, 10, 20)
-        failed = ask(sender).error
-        assert isinstance(failed, TypeError)
-        assert ("lost", failed) in list(sender.news())
-        until(lambda: sender._registered)
-        assert ask(sender).error is None
-
-
 def test_a_refused_snapshot_that_has_left_the_context_does_not_spoil_the_next() -> None:
     """A nowcast would be skipped for a snapshot that it is not made from."""
     reached, gate = threading.Event(), threading.Event()
