@@ -275,10 +275,10 @@ class Sender:
 
         *_, last = request.context
         with self._call("forecast", request.deadline, refused=refused) as deadline:
+            out = torch.empty(max(1, len(request.horizons)), self._spec.wiring.size, dtype=torch.float32, device="cpu")
             asked = Asked([each.step for each in request.context], request.horizons)
             if along:
                 asked = replace(asked, newest=last.wait(), progress=self._tell(last))
-            out = torch.empty(max(1, len(request.horizons)), self._spec.wiring.size, dtype=torch.float32, device="cpu")
             self._endpoint.forecast(asked, out, deadline=deadline)
             if along:
                 self._sent(last)

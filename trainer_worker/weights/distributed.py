@@ -81,7 +81,7 @@ class Ranks:
         mine = {name: repr(value) for name, value in facts.items()} | {"weights": repr(sum(map(_digest, parameters)))}
         told = self._gather(mine)
         if differing := [name for name in mine if len({theirs[name] for theirs in told}) > 1]:
-            detail = f"ranks differ in {', '.join(differing)}; load the same checkpoint on all of them"
+            detail = f"ranks differ in {', '.join(differing)}; give all of them the same arguments and the same checkpoint"
             raise RanksDiffer(f"{detail}, or pass process_group= with the ranks that train this model together")
 
     def _gather(self, mine: Any) -> list[Any]:

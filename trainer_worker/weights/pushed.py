@@ -89,7 +89,7 @@ class PushedWeights:
     def _prepare(self) -> None:
         """Pair each push with what it is added to."""
         self._moving, self._exact, self._narrow = [], ([], []), []
-        states = [state for optimizer in self._optimizers for state in states_of(optimizer)]
+        states = states_of(self._optimizers)
         if self._copies is None:
             self._copies = copies_of_weights(self._flat.parameters, self._optimizers)
             if self._copies:
@@ -114,7 +114,7 @@ class PushedWeights:
 def copies_of_weights(parameters: Sequence[nn.Parameter], optimizers: Sequence[Optimizer]) -> list[str]:
     """Entries of the optimizers' state that are weights, by shape and distance: master copies, slow or averaged weights, `z`."""
     apart, norms = defaultdict[str, float](float), defaultdict[str, float](float)
-    for state in (state for optimizer in optimizers for state in states_of(optimizer)):
+    for state in states_of(optimizers):
         for parameter in parameters:
             weights = local(parameter).float()
             for name, value in state.get(parameter, {}).items():
