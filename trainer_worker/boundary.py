@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from protos.errors import NowcastError
@@ -90,7 +89,8 @@ class Boundaries:
         """Count a step, add a part of the push; whether an interval ends. Raises what the ranks' communication raises, no more."""
         self.step += 1
         if not self._compared:
-            facts = {"step": self.step, "next": self._next, "mode": self._mode, "interval": self._interval}
+            facts: dict[str, Any] = {"step": self.step, "next": self._next, "taken": self._taken, "asking": self._asking}
+            facts |= {"mode": self._mode, "interval": self._interval, "max_steps": self._max_steps, "push": self._push}
             self._ranks.check_alike(facts, () if self._flat.sharded else self._flat.parameters)
             self._compared = True
         if (self._next - self.step) % EVERY == 0:
@@ -148,10 +148,11 @@ class Boundaries:
         if not reason:
             try:
                 begin(displacement)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:  # most likely there is no memory; training goes on
                 if self._ranks.world > 1:
                     raise  # the other ranks push
-                reason, detail = "worker_error", str(error)
+                log.exception("a forecast could not be used")
+                reason, detail = reason_for(error), str(error)
         if reason:
             outcome, horizon = "skipped", None
             self._end_push()

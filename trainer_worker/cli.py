@@ -215,7 +215,8 @@ def _run(config: "Config", *, compared: bool, resume: bool, fresh: bool) -> None
     report.show(summary, console)
     console.print("\n".join(f"wrote {path}" for path in paths), soft_wrap=True)
     if config.output.storage:
-        console.print("\n".join(f"wrote {copy}" for copy in put(config.output.storage, paths)), soft_wrap=True)
+        put(config.output.storage, paths)
+        console.print(f"copied them to {config.output.storage}", soft_wrap=True)
 
 
 def _unfinished(config: "Config") -> str | None:

@@ -17,7 +17,7 @@ from protos.messages import Dtype, JobSpec, Mode, Progress
 from trainer_worker.boundary import default_interval
 from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.endpoint import Deadline
-from trainer_worker.endpoints.server import Server, embed
+from trainer_worker.endpoints.server import Server, embed, name_of
 from trainer_worker.errors import BadArgument
 from trainer_worker.jump import JUMP_SHARE
 from trainer_worker.push import CONTEXT, FORECASTERS, GRAPH_FREE
@@ -49,7 +49,8 @@ class Question:
         return self.forecaster or FORECASTERS[self.mode]
 
     def spec(self, report: WiringReport) -> JobSpec:
-        return JobSpec(wiring=report.wiring, context=CONTEXT, dtype=self.dtype, forecaster=self.made_by, mode=self.mode)
+        forecaster = name_of(self.made_by)
+        return JobSpec(wiring=report.wiring, context=CONTEXT, dtype=self.dtype, forecaster=forecaster, mode=self.mode)
 
 
 def examine(place: str | None, url: str | None, question: Question, *, token: str | None, inputs: str | None) -> list[Finding]:

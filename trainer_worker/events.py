@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from protos.messages import Mode
-
 log = logging.getLogger(__name__)
 
 
@@ -100,22 +98,24 @@ class Journal:
         for event in json.loads(state["events"]):
             self._count(Event(**event))
 
-    def closing_line(self, mode: Mode, *, steps: int, of: int, first_due: int, grown_to: int, skilled: bool) -> tuple[int, str]:
-        """How a run `of` so many steps (0 if unknown) went, in a sentence, and the level to log it at. `first_due` is the step at
-        which the first forecast could be used, `grown_to` the interval if it has grown; `skilled` if it is known how good they are.
-        """
-        counted = f"{steps} of {of} steps" if steps < of else f"{steps} steps"
-        if not steps:
-            return logging.WARNING, "no optimizer step was counted: keep the Nowcast in a variable, or call its step() for each"
-        why = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
-        rest = f", {self.outcomes['skipped']} skipped ({why})" if why else ""
-        rest += f"; they came late, so the interval grew to {grown_to} steps" if grown_to else ""
-        if self.used:
-            done, judge = "used", "to see what they saved, run it without as well (`nowcast try`)"
-            if mode == "shadow":
-                done = "scored"
-                judge = "see summary()['skill']" if skilled else "none came true before the end, so their skill is unknown"
-            return logging.INFO, f"{counted}, {self.used} forecasts {done}{rest}; {judge}"
-        if steps < first_due:
-            rest += f": the first was due at step {first_due} (after six intervals and the share Push.start of max_steps)"
-        return logging.WARNING, f"no forecast was used in {counted}{rest}"
+
+def closing_line(run: dict[str, Any], *, of: int, first_due: int, grown: bool) -> tuple[int, str]:
+    """How a run `of` so many steps (0 if unknown) went, by its summary: a sentence, and the level to log it at. `first_due` is the
+    step at which the first forecast could be used; `grown` says that the interval has become longer.
+    """
+    steps, used, skipped = run["steps"], run["nowcasts"]["used"], run["nowcasts"]["skipped"]
+    counted = f"{steps} of {of} steps" if steps < of else f"{steps} steps"
+    if not steps:
+        return logging.WARNING, "no optimizer step was counted: keep the Nowcast in a variable, or call its step() for each"
+    why = ", ".join(f"{count} {reason}" for reason, count in Counter(run["reasons"]).most_common())
+    rest = f", {skipped} skipped ({why})" if why else ""
+    rest += f"; they came late, so the interval grew to {run['interval']} steps" if grown else ""
+    if used and run["mode"] == "shadow":
+        judge = "see summary()['skill']" if run["skill"] else "none came true before the end, so their skill is unknown"
+        return logging.INFO, f"{counted}, {used} forecasts scored{rest}; {judge}"
+    if used:
+        judge = "to see what they saved, run it without as well (`nowcast try`)"
+        return logging.INFO, f"{counted}, {used} forecasts used{rest}; {judge}"
+    if steps < first_due:
+        rest += f": the first was due at step {first_due} (after six intervals and the share Push.start of max_steps)"
+    return logging.WARNING, f"no forecast was used in {counted}{rest}"

@@ -82,8 +82,7 @@ class Forecasts:
                 return shape(forecast, states, pieces, gain=left, hold_norms=self._push.hold_norms)
             return displacement(forecast, states, pieces, hold_norms=self._push.hold_norms)
 
-        out = torch.empty(1, self._flat.size, dtype=torch.float32, device="cpu")
-        request = Request(context, (horizon,) if horizon else (), out, deadline, finish)
+        request = Request(context, (horizon,) if horizon else (), deadline, finish)
         if len(context) < self._spec.context:
             missing = f"{self._spec.context - len(context)} of the context's snapshots could not be taken"
             request.finish(error=HistoryMissing(missing, field="context"))

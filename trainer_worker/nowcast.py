@@ -23,9 +23,9 @@ from protos.messages import About, JobSpec, Mode
 from protos.wiring import Wiring
 from trainer_worker.boundary import Boundaries
 from trainer_worker.endpoints.endpoint import Endpoint
-from trainer_worker.endpoints.server import Server, connect, is_file
+from trainer_worker.endpoints.server import Server, connect, name_of
 from trainer_worker.errors import BadArgument
-from trainer_worker.events import Event, Journal
+from trainer_worker.events import Event, Journal, closing_line
 from trainer_worker.forecasts import Forecasts
 from trainer_worker.jump import Jumps
 from trainer_worker.push import CONTEXT, FORECASTERS, GRAPH_FREE, Push
@@ -155,7 +155,7 @@ class Nowcast:
                 wiring=wiring,
                 context=CONTEXT,
                 dtype=server.dtype,
-                forecaster=Path(self._forecaster).stem[:64] if is_file(self._forecaster) else self._forecaster,
+                forecaster=name_of(self._forecaster),
                 mode=self._mode,
                 record=server.record,
                 about=self._about(),
@@ -350,24 +350,21 @@ class Nowcast:
 
     def _tell_end(self) -> None:
         """One line on how it went, a warning if nothing came of it. Seen also where no log is set up."""
-        grown_to = self._boundaries.interval_after(self.steps) if self._boundaries.stretch > 1 else 0
-        first_due, skilled = self._boundaries.first_due, bool(self._forecasts and self._forecasts.sender.skill)
-        level, sentence = self._journal.closing_line(
-            self._mode, steps=self.steps, of=self._max_steps or 0, first_due=first_due, grown_to=grown_to, skilled=skilled
-        )
+        of, boundaries = self._max_steps or 0, self._boundaries
+        level, sentence = closing_line(self.summary(), of=of, first_due=boundaries.first_due, grown=boundaries.stretch > 1)
         line = f"{self.job}: {sentence}"
         if level < logging.WARNING and not log.hasHandlers():  # as Python prints warnings then
             sys.stderr.write(f"{line}\n")
         log.log(level, "%s", line)
 
 
-def _count(value: Any) -> bool:
+def _positive(value: Any) -> bool:
     return value is None or (type(value) is int and 0 < value < 2**48)
 
 
 _TAKEN: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {  # what an argument may be
     "model": (lambda value: isinstance(value, nn.Module), "a torch.nn.Module"),
-    **dict.fromkeys(("max_steps", "interval"), (_count, "a positive integer below 2**48, or None")),
+    **dict.fromkeys(("max_steps", "interval"), (_positive, "a positive integer below 2**48, or None")),
     "mode": (lambda value: value in tuple(FORECASTERS), "glide, jump or shadow"),
     "push": (lambda value: value is None or isinstance(value, Push), "a Push, e.g. Push(gain=0.5)"),
     "wiring": (lambda value: value is None or isinstance(value, Wiring), "what wire(model) gives"),

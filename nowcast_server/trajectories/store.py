@@ -32,6 +32,7 @@ MAGIC: Final = b"NOWTRAJ1"
 SUFFIX: Final = ".trajectory"
 ALIGNMENT: Final = 64
 UNEVEN: Final = 1.6  # the distance between two snapshots grows with a run of unknown length, but not so fast: one is missing
+IDLE_BYTES: Final = 4096  # of memory that an open file holds; a snapshot is written at once, and Python 3.14 would take 128 KiB
 MAX_PARAMETERS: Final = (2**31 - 1 - 24) // 2  # NumPy counts the bytes of a record in a C int, and may go on below 0 beyond it
 
 Floats = npt.NDArray[np.float32]
@@ -117,7 +118,7 @@ class TrajectoryWriter:
             raise BadTrajectory(f"{path} holds snapshots of {len(kept.base)} parameters, not {self._size}")
         self.last_step, self.last_segment = (int(kept.records[name][-1]) if len(kept.steps) else -1 for name in ("step", "segment"))
         _, self._start = _read_header(path)
-        self._file: BinaryIO = path.open("r+b")
+        self._file: BinaryIO = path.open("r+b", buffering=IDLE_BYTES)
         self._file.truncate(self._start + 4 * self._size + len(kept.steps) * self._record.itemsize)
         self._file.seek(0, os.SEEK_END)
 

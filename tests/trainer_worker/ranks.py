@@ -52,6 +52,7 @@ def _main(rank: int, folder: Path, world: int, url: str) -> None:
         torch.save(told["stopped"], folder / "checkpoint.pt")
     dist.barrier()
     told["resumed"] = train(rank, embedded, saved=torch.load(folder / "checkpoint.pt", weights_only=True))
+    told["half resumed"] = half_resumed(rank, train(rank, embedded, steps=14)["nowcast"])
     told["early"] = first_step(too_early, early, optimizer)
     told["apart"] = train_apart(rank)
     told["refused"] = refused(rank)
@@ -128,7 +129,7 @@ def first_step(nowcast: Nowcast, model: nn.Module, optimizer: torch.optim.Optimi
     """What a rank is told that cannot train with the others."""
     try:
         with nowcast:
-            model(torch.ones(1, 8)).sum().backward()
+            model(torch.ones(2, 8)).sum().backward()
             optimizer.step()
     except RanksDiffer as error:
         return str(error)
@@ -140,6 +141,20 @@ def train_apart(rank: int) -> str:
     model = network(seed=rank)
     optimizer = adam(model)
     return first_step(make(model, optimizer, None, forecaster="linear"), model, optimizer)
+
+
+def half_resumed(rank: int, saved: dict[str, Any]) -> str:
+    """Ranks of which one found its checkpoint, at the end of an interval, and the other only knows the step."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    nowcast = make(model, optimizer, None, forecaster="linear")
+    if rank == 0:
+        nowcast.load_state_dict(saved)
+    else:
+        nowcast.begin_at(14)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    return first_step(nowcast, model, optimizer)
 
 
 def refused(rank: int) -> list[str]:

@@ -94,7 +94,6 @@ class ScriptedEndpoint:
         self.history: dict[int, Tensor] = {}
         self.sent: dict[int, Tensor] = {}
         self.asked: list[tuple[int, ...]] = []
-        self.horizons: list[tuple[int, ...]] = []
         self.told: list[Progress] = []
         self.apart = False  # the last request came without a snapshot
         self.finished: Progress | None = None
@@ -122,7 +121,6 @@ class ScriptedEndpoint:
         if missing:
             raise HistoryMissing("lost", missing=missing)
         self.asked.append(tuple(context))
-        self.horizons.append(asked.horizons)
         states = [self.history[step].float() for step in context]
         for row, horizon in zip(out, asked.horizons or (1,), strict=True):
             row.copy_(self._forecast(states, horizon))

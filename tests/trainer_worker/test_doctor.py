@@ -67,6 +67,13 @@ def test_a_network_that_is_not_understood(forecaster: str | None, says: str, *, 
     assert says in findings[0].text
 
 
+def test_a_file_of_weights_may_lie_deep() -> None:
+    """A traceback, where the path is longer than a forecaster's name may be."""
+    weights = f"/{'deep/' * 20}mine.pt"
+    *_, forecast = examine("doctored:build", None, Question(weights), token=None, inputs=None)
+    assert f"cannot read the checkpoint {weights}" in forecast.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [((), "give MODULE:CALLABLE"), (("nowhere:x",), "No module named"), (("doctored:build", "--dtype", "int8"), "--dtype")],

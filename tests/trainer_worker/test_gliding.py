@@ -157,7 +157,7 @@ def test_a_skipped_forecast_has_ended_the_push_when_it_is_told() -> None:
     model, optimizer = learner()
 
     def on_event(event: Event) -> None:
-        told.append((event.outcome, nowcast._boundaries.pushed.active))
+        told.append((event.outcome, nowcast.state_dict()["pushed"]["share"] > 0))
 
     nowcast = make(model, optimizer, ScriptedEndpoint(fail=_failing([1])), on_event=on_event)
     with nowcast:
@@ -176,7 +176,9 @@ def _failing(which: Sequence[int]) -> Callable[[str], None]:
     return fail
 
 
-def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are_in_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A server that needs longer than an interval would never be of use; one that was slow for a while, half as useful for good."""
     monkeypatch.setattr(boundary, "IN_TIME", 2)
     endpoint = ScriptedEndpoint(fail=_failing(range(3)))
@@ -185,6 +187,8 @@ def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are
     sent = [step for step in sorted(endpoint.sent) if step <= 28]  # the last are on their way when the run ends
     assert sent == [*range(1, 9), *doubled, 20, 22, *range(24, 29)]
     assert endpoint.asked[0] == (8, 10, 12, 14, 16)
+    glided(ScriptedEndpoint(fail=_failing(range(3))), interval=1, max_steps=None, steps=12)
+    assert "3 skipped (3 late); they came late, so the interval grew to 2 steps" in caplog.text
 
 
 def test_a_server_that_is_slow_for_long_costs_pushes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,18 +309,27 @@ def test_parameters_that_cannot_be_nowcast_do_not_end_the_run(caplog: pytest.Log
     assert endpoint.finished is not None
 
 
-def test_a_push_that_finds_no_memory_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that just fits on its device would end after 5% of its steps, when the first push is made."""
+@pytest.mark.parametrize(
+    ("place", "name", "error"),
+    [
+        (pushed, "part_of", torch.OutOfMemoryError("on the device")),
+        (pushed, "copies_of_weights", AttributeError("of an optimizer's odd state")),
+        (torch, "empty", MemoryError("on the host")),
+    ],
+    ids=["device", "optimizer", "host"],
+)
+def test_a_push_that_cannot_be_made_is_skipped(place: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that just fits into its memory would end after 5% of its steps, when the first push is made."""
     model, optimizer = learner()
-    part_of, calls = pushed.part_of, iter([True, True, False, True])
+    real, errors = getattr(place, name), [error]
 
-    def sometimes(values: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        if not next(calls, True):
-            raise torch.OutOfMemoryError("out of memory")
-        return part_of(values, like)
+    def once(*given: Any, **options: Any) -> Any:
+        if errors and (place is pushed or given == (1, flat(model).numel())):
+            raise errors.pop()
+        return real(*given, **options)
 
-    monkeypatch.setattr(pushed, "part_of", sometimes)
     with make(model, optimizer, ScriptedEndpoint()) as nowcast:
+        monkeypatch.setattr(place, name, once)
         train(model, optimizer, range(STEPS))
     first, *others = TAKEN_UP
     assert nowcasts(nowcast) == [(first, "skipped", "worker_error"), *((at, "glided", "") for at in others)]

@@ -27,7 +27,7 @@ def trained(server: Server, **options: Any) -> tuple[torch.Tensor, dict[str, Any
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("forecaster", ["last", "linear", "average", "wnn", "nino"])
+@pytest.mark.parametrize("forecaster", ["spectral", "last", "linear", "wnn", "nino"])
 def test_a_server_gives_the_same_bits_as_embedded_forecasts(
     shared: Path, server: ServerProcess, forecaster: str, dtype: Any
 ) -> None:

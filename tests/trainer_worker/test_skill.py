@@ -47,12 +47,16 @@ def by_hand(seen: dict[int, torch.Tensor]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("where", ["here", "server"])
 @pytest.mark.parametrize(("mode", "outcome"), [("shadow", "scored"), ("glide", "glided")])
-def test_forecasts_are_scored_by_what_the_run_became(server: ServerProcess, where: str, mode: str, outcome: str) -> None:
+def test_forecasts_are_scored_by_what_the_run_became(
+    server: ServerProcess, where: str, mode: str, outcome: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """A forecaster that has gone wrong shows while the run goes on; a shadow, which is for nothing else, changes nothing."""
+    caplog.set_level("INFO", "trainer_worker")
     seen, weights, nowcast = trained(server.url if where == "server" else "embedded", mode=mode)
     assert torch.equal(weights, plain(STEPS)) == (mode == "shadow")
     assert nowcasts(nowcast) == [(at, outcome, "") for at in range(FIRST, STEPS, INTERVAL)]
     assert nowcast.summary()["skill"] == by_hand(seen)
+    assert ("forecasts scored; see summary()['skill']" in caplog.text) == (mode == "shadow")
 
 
 def test_jumps_have_no_skill() -> None:

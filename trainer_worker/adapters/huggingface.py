@@ -49,7 +49,7 @@ class NowcastCallback(TrainerCallback):
         """Put the state beside the Trainer's."""
         folder = _folder(args, state)
         saved = self.nowcast.state_dict() if self.nowcast is not None else None  # which all ranks take together
-        if saved is not None and state.is_world_process_zero and folder.is_dir():
+        if saved is not None and args.should_save and folder.is_dir():
             torch.save(saved, folder / FILE)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

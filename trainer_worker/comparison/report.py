@@ -118,7 +118,10 @@ def _comparison(summary: Summary) -> dict[str, Any]:
 
 def _svg(text: str) -> Markup:
     """A picture without the prolog of a file; ValueError if it is none. The page's policy keeps what is in it from running."""
-    return Markup(text[text.index("<svg") :])  # noqa: S704
+    _, begins, rest = text.partition("<svg")
+    if not begins:
+        raise ValueError("the map of training has to be an SVG picture")
+    return Markup(begins + rest)  # noqa: S704
 
 
 def _run(each: RunFigures) -> list[str]:

@@ -224,7 +224,8 @@ def _error_of(response: httpx2.Response) -> NowcastError:
         problem = json.loads(_read_short(response))
     except ValueError:
         problem = None
-    ours = isinstance(problem, dict) and problem.get("code", "not_found") != "not_found"  # else a stranger's, or the path is wrong
+    code = problem.get("code") if isinstance(problem, dict) else None
+    ours = isinstance(code, str) and code != "not_found"  # else a stranger's, or the path is wrong
     error = NowcastError.from_problem(problem) if ours else _not_ours(response)
     with suppress(KeyError, ValueError):
         error.extra.setdefault("retry_after_s", max(0.0, float(response.headers["retry-after"])))

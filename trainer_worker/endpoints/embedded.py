@@ -17,20 +17,21 @@ from nowcast_server.streams import own_stream, wait
 from protos.errors import BadForecast, HistoryMissing, OutOfMemoryBudget, Unavailable
 from protos.messages import JobSpec, NowcastRequest, Progress, Skill
 from trainer_worker.endpoints.endpoint import Asked, Deadline
+from trainer_worker.endpoints.server import is_file
 from trainer_worker.errors import BadArgument
 
 SHARE_OF_FREE: Final = 0.5  # of the memory that training leaves free on its device, a forecast may take so much
 
 
 def load_embedded(name: str, *, device: torch.device) -> Forecaster:
-    """The forecaster `name`, or that of a checkpoint file; torch's random state and default device stay out of it. Raises
-    `BadArgument` or `NowcastError`: no such forecaster, or its checkpoint cannot be read.
+    """The forecaster `name`, or that of a checkpoint file, on a CUDA device or on the host; torch's random state and default device
+    stay out of it. Raises `BadArgument` or `NowcastError`: no such forecaster, or its checkpoint cannot be read.
     """
+    device = device if device.type == "cuda" else torch.device("cpu")  # of others nobody knows how much memory is free
+    load = forecaster_of if is_file(name) else load_forecaster
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
-            if name.endswith((".safetensors", ".pt")):
-                return forecaster_of(name, device=device)
-            forecaster = load_forecaster(name, device=device)
+            forecaster: Forecaster = load(name, device=device)
         except (CheckpointError, OSError) as error:
             raise BadArgument("forecaster", f"{name}: {getattr(error, 'detail', error)}") from error
     if not isinstance(forecaster, LearnedForecaster):
@@ -124,9 +125,8 @@ class EmbeddedEndpoint:
         return self._track.skill()
 
     def close(self) -> None:
-        """Let go of the snapshots, and stop a forecast that is under way."""
+        """Stop a forecast that is under way."""
         self._closed.set()
-        self._forget()
 
     def _forget(self) -> None:
         self._history.clear()

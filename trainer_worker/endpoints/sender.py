@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from protos.errors import DeadlineExceeded, HistoryMissing, NowcastError, RunConflict, SnapshotConflict, Unavailable, UnknownJob
@@ -43,7 +44,6 @@ class Request:
 
     context: tuple[Snapshot, ...]  # it is made from, oldest first
     horizons: tuple[int, ...]  # in intervals; empty for the one that suits the forecaster
-    out: Tensor  # (max(1, len(horizons)), n) float32; the sender's until the request is done, for good if it was given up
     deadline: Deadline  # of the whole request
     make: Callable[[Tensor], Tensor]  # what is made of the forecast (n,), in its memory; called on the sender's thread
     result: Tensor | None = None
@@ -183,10 +183,11 @@ class Sender:
             self._changed.notify()
             if self._request is not None:
                 self._request.deadline.expire()
-        if self._thread is None or self._endpoint.local:
+        if self._thread is None or self._thread is threading.current_thread():  # which may collect a run that was dropped
             self._endpoint.close()
-        if self._thread is None:
             return
+        if self._endpoint.local:
+            self._endpoint.close()
         self._thread.join(STOP_S)
         if self._under_way is not None:
             self._under_way.expire()  # if that was a snapshot, the server can still be told of the end
@@ -274,14 +275,15 @@ class Sender:
 
         *_, last = request.context
         with self._call("forecast", request.deadline, refused=refused) as deadline:
+            out = torch.empty(max(1, len(request.horizons)), self._spec.wiring.size, dtype=torch.float32, device="cpu")
             asked = Asked([each.step for each in request.context], request.horizons)
             if along:
                 asked = replace(asked, newest=last.wait(), progress=self._tell(last))
-            self._endpoint.forecast(asked, request.out, deadline=deadline)
+            self._endpoint.forecast(asked, out, deadline=deadline)
             if along:
                 self._sent(last)
             self._together = True
-            request.finish(request.make(request.out[0]))
+            request.finish(request.make(out[0]))
 
     def _tell(self, snapshot: Snapshot) -> Progress | None:
         """What is told with a snapshot; once, as it would be taken for news."""
@@ -310,11 +312,7 @@ class Sender:
             with self._changed:
                 if self._stopping:  # perhaps cut off, which says nothing about the server
                     return
-                try:
-                    self._mend(name, error, refused)
-                except Exception as mistake:  # an error may hold anything, and nobody starts this thread again
-                    log.exception("recovery failed")
-                    self._pause(mistake)
+                self._mend(name, error, refused)
                 self._settle()
 
     def _mend(self, call: str, error: Exception, refused: Callable[[Exception], None]) -> None:

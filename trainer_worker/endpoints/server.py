@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import torch
@@ -67,6 +68,11 @@ class Server:
 def is_file(forecaster: str) -> bool:
     """Whether a forecaster is given as a file of weights rather than by name."""
     return "/" in forecaster or forecaster.endswith((".pt", ".safetensors"))
+
+
+def name_of(forecaster: str) -> str:
+    """What a forecaster is called at a server, and in the names of runs: a file of weights by its own name."""
+    return Path(forecaster).stem[:64] if is_file(forecaster) else forecaster
 
 
 def connect(server: Server, spec: JobSpec, *, job: str, forecaster: str, device: torch.device) -> Endpoint:

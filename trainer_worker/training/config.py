@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from protos.messages import Dtype, Horizon, Mode
-from trainer_worker.endpoints.server import is_file
+from trainer_worker.endpoints.server import is_file, name_of
 from trainer_worker.errors import CommandFailed
 from trainer_worker.push import FORECASTERS, GAIN, Push
 from trainer_worker.tasks import TASKS
@@ -115,7 +115,7 @@ class NowcastTable(Table):
     @property
     def name(self) -> str:
         """The forecaster's, at a server and in the names of runs."""
-        return Path(self.forecaster).stem if is_file(self.forecaster) else self.forecaster
+        return name_of(self.forecaster)
 
     @property
     def push(self) -> Push:

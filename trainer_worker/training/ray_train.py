@@ -72,27 +72,15 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
 def start_local_cluster(*, cpus: int | None = None) -> None:
     """Start a Ray cluster on this machine, by default with all of its CPUs, and connect to it; `ray.shutdown()` ends both."""
     ray.shutdown()  # what is left of the attempt before
-    with _environment(CLUSTER_ENVIRONMENT):  # as it is now, Ray's processes inherit it, those that it starts in advance too
-        ray.init(
-            address="local",  # never a cluster that happens to run on this machine
-            num_cpus=cpus or os.cpu_count() or 1,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            os.environ.pop(name)
-        os.environ.update({name: before[name] for name in values if name in before})
+    os.environ.update(CLUSTER_ENVIRONMENT)  # Ray's processes inherit it, those that it starts in advance too
+    ray.init(
+        address="local",  # never a cluster that happens to run on this machine
+        num_cpus=cpus or os.cpu_count() or 1,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def run_workers(

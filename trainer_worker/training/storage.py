@@ -51,12 +51,11 @@ def forget(place: str, name: str) -> None:
             filesystem.delete_dir(f"{path}/{name}")
 
 
-def put(place: str, files: Collection[Path]) -> list[str]:
-    """Copy files into a place, which is made if it is not there; where each is then."""
+def put(place: str, files: Collection[Path]) -> None:
+    """Copy files into a place, which is made if it is not there."""
     with _opened(place) as (filesystem, path):
         filesystem.create_dir(path, recursive=True)
         for file in files:
             content = file.read_bytes()  # all of it first: it may be the very file that is written
             with filesystem.open_output_stream(f"{path}/{file.name}") as copy:
                 copy.write(content)
-    return [f"{place.rstrip('/')}/{file.name}" for file in files]

@@ -44,7 +44,8 @@ class Ranks:
         if self.world == 1:
             assert reason is not None
             return reason, vector
-        packet = torch.zeros(REASON_LETTERS + (size or 0), dtype=torch.float32, device=self._device())
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(self._group) == "nccl" else "cpu"
+        packet = torch.zeros(REASON_LETTERS + (size or 0), dtype=torch.float32, device=device)
         letters = (reason or "").encode()[:REASON_LETTERS]
         packet[: len(letters)] = torch.tensor(list(letters), dtype=torch.float32)
         if size is not None and vector is not None:
@@ -80,17 +81,13 @@ class Ranks:
         mine = {name: repr(value) for name, value in facts.items()} | {"weights": repr(sum(map(_digest, parameters)))}
         told = self._gather(mine)
         if differing := [name for name in mine if len({theirs[name] for theirs in told}) > 1]:
-            detail = f"ranks differ in {', '.join(differing)}; load the same checkpoint on all of them"
+            detail = f"ranks differ in {', '.join(differing)}; give all of them the same arguments and the same checkpoint"
             raise RanksDiffer(f"{detail}, or pass process_group= with the ranks that train this model together")
 
     def _gather(self, mine: Any) -> list[Any]:
         told = [None] * self.world
         dist.all_gather_object(told, mine, group=self._group)
         return told
-
-    def _device(self) -> torch.device:
-        on_cuda = dist.get_backend(self._group) == "nccl"
-        return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
 
 
 @torch.no_grad()

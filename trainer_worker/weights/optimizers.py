@@ -33,10 +33,11 @@ def find_optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     return [_checked(optimizer) for optimizer in listed]
 
 
-def states_of(optimizer: Optimizer) -> list[Mapping[Tensor, Any]]:
-    """What is kept by parameter, of an optimizer and of those inside it (`Lookahead`, `ZeroRedundancyOptimizer`), each once."""
-    states: dict[int, Mapping[Tensor, Any]] = {id(each.state): each.state for each in _nested(optimizer)}
-    return [*states.values(), *(kept for each in _nested(optimizer) for kept in _beside(each))]
+def states_of(optimizers: Iterable[Optimizer]) -> list[Mapping[Tensor, Any]]:
+    """What is kept by parameter, of optimizers and of those inside them (`Lookahead`, `ZeroRedundancyOptimizer`), each once."""
+    nested = [each for optimizer in optimizers for each in _nested(optimizer)]
+    states: dict[int, Mapping[Tensor, Any]] = {id(each.state): each.state for each in nested}
+    return [*states.values(), *(kept for each in nested for kept in _beside(each))]
 
 
 def _beside(optimizer: Optimizer) -> Iterator[Mapping[Tensor, Any]]:

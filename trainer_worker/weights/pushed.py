@@ -25,8 +25,7 @@ class PushedWeights:
     def __init__(self, flat: FlatParameters, optimizers: Sequence[Optimizer]) -> None:
         self._flat, self._optimizers = flat, optimizers
         self._push: list[Tensor] = []  # all of it, for each parameter (its local part); only read: others hold it, too
-        self._share = 0.0  # of it, that is added at once
-        self.active = False  # whether there is a push under way
+        self._share = 0.0  # of it, that is added at once; 0 if no push is under way
         self._exact: tuple[list[Tensor], list[Tensor]] = ([], [])  # what is added to, and what is added
         self._narrow: list[tuple[Tensor, Tensor, Tensor]] = []  # and what of earlier pushes is still to be added
         self._rests: dict[tuple[int, int], Tensor] = {}  # by place of the parameter, and number of the copy
@@ -41,11 +40,11 @@ class PushedWeights:
         self._prepare()
 
     def clear(self) -> None:
-        self.active = False
+        self._share = 0.0
 
     @torch.no_grad()
     def add(self) -> None:
-        if not self.active:
+        if not self._share:
             return
         if not self._moving or not all(each.requires_grad and each.shape == shape for each, shape in self._moving):
             self._prepare()  # the push is that of a checkpoint, or a parameter was frozen or got another shape since
@@ -72,7 +71,7 @@ class PushedWeights:
         pushes = self._push or [torch.zeros_like(local(each), dtype=_at_least_float32(each)) for each in parameters]
         rests = [self._rests.get((index, 0), torch.zeros_like(pushes[index])) for index in narrow]
         vectors = {"push": _whole(pushes, parameters), "rest": _whole(rests, [parameters[index] for index in narrow])}
-        return {"share": self._share if self.active else 0.0, **{key: each for key, each in vectors.items() if each is not None}}
+        return {"share": self._share, **{key: each for key, each in vectors.items() if each is not None}}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -82,7 +81,6 @@ class PushedWeights:
         rests = _parts(rest, [self._flat.parameters[index] for index in self._narrow_places])
         self._rests |= zip(((index, 0) for index in self._narrow_places), rests, strict=True)
         self._moving, self._copies = [], None  # to be found at the next step: the optimizer's state may be loaded later
-        self.active = self._share > 0
 
     @property
     def _narrow_places(self) -> list[int]:
@@ -90,8 +88,8 @@ class PushedWeights:
 
     def _prepare(self) -> None:
         """Pair each push with what it is added to."""
-        self._moving, self._exact, self._narrow, self.active = [], ([], []), [], True
-        states = [state for optimizer in self._optimizers for state in states_of(optimizer)]
+        self._moving, self._exact, self._narrow = [], ([], []), []
+        states = states_of(self._optimizers)
         if self._copies is None:
             self._copies = copies_of_weights(self._flat.parameters, self._optimizers)
             if self._copies:
@@ -116,7 +114,7 @@ class PushedWeights:
 def copies_of_weights(parameters: Sequence[nn.Parameter], optimizers: Sequence[Optimizer]) -> list[str]:
     """Entries of the optimizers' state that are weights, by shape and distance: master copies, slow or averaged weights, `z`."""
     apart, norms = defaultdict[str, float](float), defaultdict[str, float](float)
-    for state in (state for optimizer in optimizers for state in states_of(optimizer)):
+    for state in states_of(optimizers):
         for parameter in parameters:
             weights = local(parameter).float()
             for name, value in state.get(parameter, {}).items():

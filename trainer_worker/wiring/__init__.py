@@ -27,7 +27,6 @@ POOR = 0.5  # coverage below which the log warns: a graph network then sees litt
 logger = logging.getLogger(__name__)
 
 Parameters = tuple[Parameter, ...]
-Mask = npt.NDArray[np.bool_]
 
 
 def wire(model: nn.Module, example_inputs: Any = None, *, parameters: Collection[str] | None = None) -> Wiring:
@@ -121,7 +120,7 @@ def restrict(wiring: Wiring, parameters: Sequence[Parameter]) -> Wiring:
     return Wiring(tuple(parameters), max(1, int(kept.sum())), tuple(blocks))
 
 
-def _between(block: Block, kept: Mask) -> Iterator[Block]:
+def _between(block: Block, kept: npt.NDArray[np.bool_]) -> Iterator[Block]:
     """The parts of a block of structure whose ends are kept; an attention head is, where any of its members is."""
     sources = kept[block.source : block.source + block.sources]
     targets = kept[block.target : block.target + block.targets]

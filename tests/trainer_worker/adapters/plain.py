@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from small_runs import flat
 from torch import Tensor, nn
 
 from trainer_worker import Nowcast
@@ -34,10 +35,6 @@ def batches(count: int = STEPS) -> list[tuple[Tensor, Tensor]]:
     """The examples in their order."""
     inputs, targets = examples(count * BATCH)
     return list(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def plain_run(batches: list[tuple[Tensor, Tensor]], *, lr: float = 1e-2, nowcasts: bool = True) -> tuple[Tensor, int]:

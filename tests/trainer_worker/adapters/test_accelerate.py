@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from plain import OPTIONS, STEPS, Network, batches, flat, plain_run
+from plain import OPTIONS, STEPS, Network, batches, plain_run
+from small_runs import flat
 from torch import Tensor
 
 from trainer_worker.adapters.accelerate import nowcast

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, flat, plain_run
+from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, plain_run
+from small_runs import flat
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from trainer_worker import Nowcast
 from trainer_worker.adapters.huggingface import FILE, NowcastCallback
@@ -70,6 +71,16 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert (tmp_path / "parts" / "checkpoint-40" / FILE).is_file()
     second = NowcastCallback(**OPTIONS)
     assert torch.equal(trained(tmp_path / "parts", callback=second, resume=True, **saving), whole)
+
+
+def test_every_node_that_keeps_checkpoints_keeps_the_state(tmp_path: Path) -> None:
+    """With `save_on_each_node` the other nodes would resume without one, and push other weights than the first."""
+    callback, arguments = NowcastCallback(), TrainingArguments(str(tmp_path), use_cpu=True, save_on_each_node=True)
+    network = Network()
+    callback.nowcast = Nowcast(network, torch.optim.SGD(network.parameters()), server="embedded")
+    (tmp_path / "checkpoint-40").mkdir()
+    callback.on_save(arguments, TrainerState(global_step=40, is_world_process_zero=False), TrainerControl())
+    assert (tmp_path / "checkpoint-40" / FILE).is_file()
 
 
 def test_a_checkpoint_without_state_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

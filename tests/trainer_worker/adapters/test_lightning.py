@@ -7,7 +7,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric import Fabric
-from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, flat, plain_run
+from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, plain_run
+from small_runs import flat
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -41,7 +41,7 @@ def offer(sender: Sender, *steps: int, value: float = 0.0) -> None:
 def request(sender: Sender) -> Request:
     """For a forecast from the present context."""
     context = sender.context
-    return Request(context, (1,), torch.empty(1, 4), Deadline(20.0), lambda forecast: forecast)
+    return Request(context, (1,), Deadline(20.0), lambda forecast: forecast)
 
 
 def ask(sender: Sender) -> Request:
@@ -161,18 +161,6 @@ def test_a_server_that_was_down_for_a_night_is_found_again(monkeypatch: pytest.M
     with sending(ScriptedEndpoint(fail=fails)) as sender:
         until(lambda: sender._registered)
         offer(sender, 10, 20)
-        assert ask(sender).error is None
-
-
-@pytest.mark.parametrize("error", [Unavailable("gone", retry_after_s="5"), HistoryMissing("lost", missing=10)])
-def test_an_error_that_cannot_be_mended_does_not_end_the_thread(error: NowcastError) -> None:
-    """Each nowcast to come would be late, and nothing would tell why."""
-    with sending(ScriptedEndpoint(fail=Fails(forecast=[error]))) as sender:
-        offer(sender, 10, 20)
-        failed = ask(sender).error
-        assert isinstance(failed, TypeError)
-        assert ("lost", failed) in list(sender.news())
-        until(lambda: sender._registered)
         assert ask(sender).error is None
 
 

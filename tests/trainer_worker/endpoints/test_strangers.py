@@ -39,9 +39,10 @@ REFUSED = json.dumps(
         ((404, {"content-type": "application/problem+json"}, NOWHERE), "server", "is the address right, up to /v1"),
         ((407, {}, b""), "server", "HTTPS_PROXY as http://USER:PASSWORD@HOST"),
         ((403, HTML, b"<html>"), "server", "status 403"),
+        ((403, {"content-type": "application/json"}, b'{"kind": "Status", "code": 403}'), "server", "status 403"),
         ((401, {"content-type": "application/problem+json"}, REFUSED), "token", "NOWCAST_TOKEN"),
     ],
-    ids=["redirect", "413", "login", "other service", "404", "wrong path", "407", "403", "no token"],
+    ids=["redirect", "413", "login", "other service", "404", "wrong path", "407", "403", "Kubernetes", "no token"],
 )
 def test_a_run_is_told_before_it_begins(
     faulty: FaultyServer, answer: tuple[int, dict[str, str], bytes], argument: str, says: str

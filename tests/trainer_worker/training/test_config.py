@@ -49,7 +49,6 @@ def test_the_demo_is_a_valid_configuration() -> None:
     ("text", "expected"),
     [
         ("[train]\nbatchsize = 8", "[train] batchsize: unknown key; did you mean batch_size?"),
-        ("[nowcast]\nforcaster = 'linear'", "[nowcast] forcaster: unknown key; did you mean forecaster?"),
         ("[trian]\nsteps = 8", "unknown table [trian]; did you mean train?"),
         ("[workers]\nzebra = 1", "[workers] zebra: unknown key (known: count, gpus_per_worker, threads, max_failures, address)"),
         ("[train]\nlr = -1.0", "[train] lr: Input should be greater than 0 (it is -1.0)"),

@@ -129,31 +129,15 @@ def test_a_mistake_of_the_users_is_told_as_one_and_not_tried_again(ray_cluster: 
         train_on_ray(order, listen=lambda news: None)
 
 
-GPUS, CPUS = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}
-
-
-@pytest.mark.parametrize(
-    ("free", "each", "told"),
-    [
-        (GPUS, {"CPU": 1}, ["training on CPUs while 2 GPUs"]),
-        (GPUS, {"CPU": 1, "GPU": 1}, []),
-        (CPUS, {"CPU": 1}, []),
-    ],
-    ids=["idle", "used", "none"],
-)
-def test_what_is_free_or_short_is_told(
-    free: dict[str, float],
-    each: dict[str, float],
-    told: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(("gpus", "asked", "idle"), [(2.0, 0, True), (2.0, 1, False), (0.0, 0, False)])
+def test_gpus_that_are_left_idle_are_told(
+    gpus: float, asked: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, idle: bool
 ) -> None:
-    """A run without --gpus would train on the CPUs of a GPU cluster until the bill; one without room wait for ever, silently."""
-    monkeypatch.setattr(ray_train, "PATIENCE_S", 0.0)
+    """A run without --gpus would train on the CPUs of a GPU cluster until the bill."""
     for name in ("available_resources", "cluster_resources"):
-        monkeypatch.setattr(ray_train, name, lambda: free)
-    ray_train.warn_without_room(1, each)
-    assert [message.partition(" of ")[0] for message in caplog.messages] == told
+        monkeypatch.setattr(ray_train, name, lambda: {"CPU": 8.0, "GPU": gpus})
+    ray_train.warn_without_room(1, {"CPU": 1, "GPU": asked})
+    assert [message.partition(" of ")[0] for message in caplog.messages] == ["training on CPUs while 2 GPUs"] * idle
 
 
 def _put_until_it_dies(mailbox: Any) -> None:

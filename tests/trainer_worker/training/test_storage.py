@@ -34,7 +34,7 @@ def test_results_arrive(tmp_path: Path, kind: str) -> None:
     for content in (b"first", b"second"):
         for file in files:
             file.write_bytes(content + file.name.encode())
-        assert put(place, files) == [f"{place}/summary.json", f"{place}/report.png"]
+        put(place, files)
         filesystem, path = resolve(place)
         for file in files:
             with filesystem.open_input_stream(f"{path}/{file.name}") as stream:

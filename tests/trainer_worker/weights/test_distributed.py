@@ -74,6 +74,7 @@ def test_ranks_notice_an_unfrozen_layer_alike(ranks: Told) -> None:
 def test_ranks_that_differ_are_told_at_the_first_step(ranks: Told) -> None:
     """Pushing models that have nothing to do with each other would destroy them."""
     assert all("ranks differ in weights" in rank["apart"] for rank in ranks)
+    assert all("ranks differ in taken, asking" in rank["half resumed"] for rank in ranks)  # else one waits for the other for ever
 
 
 def test_a_nowcast_made_before_the_process_group_says_so(ranks: Told) -> None:
