@@ -140,7 +140,10 @@ class Jobs:
         try:
             job = Job(tenant, job_id, spec, History(spec.wiring.size, context=spec.context, dtype=spec.dtype), run=run)
             yield job
-            kept = self._jobs.setdefault((tenant, job_id), job) is job
+            if self.find(tenant, job_id) is None:
+                self._check_number(tenant)  # again: others have come meanwhile
+                self._jobs[tenant, job_id] = job
+                kept = True
         finally:
             if not kept:
                 self._memory.give(tenant, size_bytes)
