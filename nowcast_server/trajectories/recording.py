@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from nowcast_server.jobs.registry import Job
+from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.logs import log
 from nowcast_server.trajectories.store import SUFFIX, BadTrajectory, Floats, Trajectory, TrajectoryWriter
 
@@ -18,11 +18,11 @@ class Recording:
     job: it is logged, and the job is not recorded any further.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, jobs: Jobs) -> None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=folder).close()  # told now, not in the log of the first job
-        self._folder = folder
+        self._folder, self._jobs = folder, jobs
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="recording")  # one file is written by one thread, in order
         self._failed: set[Job] = set()
         self._open: dict[str, TrajectoryWriter] = {}  # the thread's, by tenant and job
@@ -38,10 +38,15 @@ class Recording:
         row, loop = job.history.hold(step), asyncio.get_running_loop()
         told = job.progress.loss if job.progress is not None and job.progress.step == step else None
         state, loss = job.history.row(row), math.nan if told is None else told
+        self._jobs.enter(job)
         writing = self._writer.submit(lambda: self.add(job, step, state.float().numpy(), loss=loss))
         # not when this call ends, which may be given up while the writer reads on
-        writing.add_done_callback(lambda _: loop.call_soon_threadsafe(job.history.drop, row))
+        writing.add_done_callback(lambda _: loop.call_soon_threadsafe(self._let_go, job, row))
         await self._written(job, writing)
+
+    def _let_go(self, job: Job, row: int) -> None:
+        job.history.drop(row)
+        self._jobs.leave(job)
 
     async def nowcast(self, job: Job) -> None:
         """A nowcast was made. If the run jumps, what follows does not continue what came before."""

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from server_kit import Start, frames
+from server_kit import Start, frames, until
 from torch import nn
 
+from nowcast_server.jobs.budget import Budget
 from nowcast_server.jobs.history import History
-from nowcast_server.jobs.registry import Job
+from nowcast_server.jobs.registry import Job, Jobs
+from nowcast_server.settings import Settings
 from nowcast_server.trajectories.recording import Recording
 from nowcast_server.trajectories.store import Trajectory, TrajectoryWriter, trajectories
 from protos.messages import JobSpec
@@ -31,7 +34,7 @@ def job_of(wiring: Wiring, *, context: int = 5, name: str = "job-1") -> Job:
     return Job("team", name, spec, History(wiring.size, context=context, dtype="float32"))
 
 
-JOB = job_of(wire(nn.Linear(3, 2)))
+JOB, JOBS = job_of(wire(nn.Linear(3, 2))), Jobs(Budget(10**9), settings=Settings())
 
 
 def test_jobs_that_allow_it_are_recorded_with_what_is_known(start: Start, tmp_path: Path) -> None:
@@ -81,6 +84,27 @@ def test_a_failure_costs_the_record_not_the_job(
     assert run.steps.tolist() == [10]
 
 
+def test_what_is_being_written_is_still_counted(start: Start, tmp_path: Path) -> None:
+    """Jobs that come and go faster than a disk writes would fill the memory, snapshot by snapshot, beyond every budget."""
+    caller, begun, released = start(record=tmp_path), threading.Event(), threading.Event()
+    service = caller.service
+
+    def slow(*_: Any, **__: Any) -> None:
+        begun.set()
+        assert released.wait(60)
+
+    service.recording.add = slow  # type: ignore[assignment]
+    caller.register(record=True)
+    with ThreadPoolExecutor(1) as pool:
+        upload = pool.submit(caller.upload, 10)
+        assert begun.wait(60)
+        assert caller.client.delete("/v1/jobs/job").status_code == 204
+        assert service.histories.used_bytes > 0
+        released.set()
+        assert upload.result().status_code == 200
+    until(lambda: service.histories.used_bytes == 0)
+
+
 def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path) -> None:
     """A slow disk and a caller that hangs up would put the values of later steps into the record."""
     job = job_of(Wiring((Parameter("w", (4,)),), 1, ()), context=2)
@@ -98,7 +122,7 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
         add(*arguments, **options)
 
     async def run() -> None:
-        recording = Recording(tmp_path)
+        recording = Recording(tmp_path, jobs=JOBS)
         recording.add = partial(slow, add=recording.add)  # type: ignore[method-assign]
         await store(10)
         upload = asyncio.create_task(recording.snapshot(job, 10))
@@ -121,7 +145,7 @@ def test_an_upload_that_is_given_up_leaves_its_row_to_the_writer(tmp_path: Path)
 
 def record(folder: Path, *steps: int) -> list[bool]:
     """Which of a job's snapshots a server keeps that ends then."""
-    recording = Recording(folder)
+    recording = Recording(folder, jobs=JOBS)
     kept = [recording.add(JOB, step, RNG.normal(size=8).astype(np.float32)) for step in steps]
     recording.end_all()
     return kept
@@ -156,7 +180,7 @@ def test_a_fit_reads_them_by_their_wiring(tmp_path: Path) -> None:
 
 def test_a_record_takes_no_memory_between_snapshots(tmp_path: Path) -> None:
     """Each recorded job would hold a float32 snapshot that no budget counts, and a full server would end."""
-    size, recording = 100_000, Recording(tmp_path)
+    size, recording = 100_000, Recording(tmp_path, jobs=JOBS)
     jobs = [job_of(Wiring((Parameter("w", (size,)),), 1, ()), name=str(index)) for index in range(8)]
     tracemalloc.start()
     try:
