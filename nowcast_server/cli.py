@@ -196,7 +196,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of(options: dict[str, Any]) -> "Settings":
-    """The settings, those that are not given left to the environment. A BadParameter names the option that is not valid."""
+    """The settings, those that are not given left to the environment. A BadParameter names the option or variable at fault."""
     from pydantic import ValidationError
 
     from nowcast_server.settings import Settings
@@ -205,8 +205,10 @@ def _settings_of(options: dict[str, Any]) -> "Settings":
         return Settings(**_given(options))
     except ValidationError as error:
         first = error.errors()[0]
-        option = {"checkpoints": "checkpoint"}.get(str(first["loc"][0]), str(first["loc"][0])).replace("_", "-")
-        raise typer.BadParameter(first["msg"].removeprefix("Value error, "), param_hint=f"--{option}") from None
+        name = str(first["loc"][0])
+        option = "--checkpoint" if name == "checkpoints" else f"--{name.replace('_', '-')}"
+        hint = f"NOWCAST_{name.upper()}" if options.get(name) is None else option
+        raise typer.BadParameter(first["msg"].removeprefix("Value error, "), param_hint=hint) from None
 
 
 def _fail(error: Exception, *, status: int = 2) -> None:
