@@ -133,7 +133,8 @@ class FramesResponse(Response):
         limit.reschedule(begun + self._limit_s(0))
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for piece in write_frames(self._forecasts.header, self._forecasts.payload):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            body = bytes(piece)  # as ASGI has it, and as Serve's proxy can be sent it; a tenth of what its checksum takes
+            await send({"type": "http.response.body", "body": body, "more_body": True})
             sent += len(piece)
             limit.reschedule(begun + self._limit_s(sent))
             await asyncio.sleep(0)  # a client that has gone takes every piece at once
