@@ -109,7 +109,8 @@ def serve_on_ray(
     """
     of_settings = ("host", "port", "checkpoints", "memory", "token_file", "allow_anonymous", "log_level", "log_format")
     given = {option: value for option, value in locals().items() if option in of_settings}
-    if (max_replicas or replicas) < replicas:
+    largest = replicas if max_replicas is None else max_replicas
+    if largest < replicas:
         raise typer.BadParameter(f"must be at least --replicas, {replicas}", param_hint="--max-replicas")
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("a certificate needs its key, and a key its certificate", param_hint="--tls-cert")
@@ -118,7 +119,6 @@ def serve_on_ray(
     _settings_of(given)  # before ray is imported: a mistake is told at once
     from nowcast_server.serve.application import Replicas, serve_on_ray
 
-    largest = max_replicas or replicas
     try:
         serve_on_ray(
             _given(given),

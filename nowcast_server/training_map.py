@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from nowcast_server.forecasters import Forecaster
 from nowcast_server.forecasters.learned import EDGES_PER_S, Nino
@@ -50,9 +51,8 @@ class TrainingMap:
         context, loss = job.history.read(steps), job.progress.loss if job.progress else None
         embedder = partial(Embedder, network.checkpoint, spec.wiring)
 
-        def work() -> bytes:
-            vector = self._embedders.get(spec.wiring.hash, embedder).embed([state.float() for state in context.states])
-            return bytes(vector.numpy().tobytes())
+        def work() -> Tensor:
+            return self._embedders.get(spec.wiring.hash, embedder).embed([state.float() for state in context.states])
 
         keep = partial(self._keep, job, context.step, math.nan if loss is None else loss)
         try:
@@ -63,9 +63,9 @@ class TrainingMap:
         finally:
             loan.end()
 
-    def _keep(self, job: Job, step: int, loss: float, done: "Future[bytes]") -> None:
+    def _keep(self, job: Job, step: int, loss: float, done: "Future[Tensor]") -> None:
         self._busy = False
         if done.cancelled() or (error := done.exception()) is not None:
             log.debug("a context could not be embedded: %s", None if done.cancelled() else error)
         else:
-            job.places.add(Place(step, loss, done.result()))
+            job.places.add(Place(step, loss, done.result().numpy()))

@@ -9,6 +9,7 @@ from statistics import fmean, median
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protos.messages import Progress
 
@@ -128,7 +129,7 @@ class Place(NamedTuple):
 
     step: int  # of its last snapshot
     loss: float  # at that step; NaN is not known
-    vector: bytes  # (hidden,) float32
+    vector: NDArray[np.float32]  # (hidden,)
 
 
 class Places:

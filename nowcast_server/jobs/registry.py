@@ -43,12 +43,15 @@ class Job:
     track: TrackRecord = field(init=False)
     course: Course = field(init=False)
     places: Places = field(default_factory=Places)
-    evictable_bytes: int = field(init=False)  # memory of its history, and of the forecasts that wait for their future
 
     def __post_init__(self) -> None:
-        self.evictable_bytes = _evictable_bytes(self.spec)
         self.track = TrackRecord(self.spec)
         self.course = Course(self.created_at)
+
+    @property
+    def evictable_bytes(self) -> int:
+        """Memory of its history, and of the forecasts that wait for their future."""
+        return _evictable_bytes(self.spec)
 
     @property
     def step(self) -> int:

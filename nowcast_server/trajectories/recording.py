@@ -90,7 +90,6 @@ class Recording:
         except BadTrajectory:
             return False
         self._cut.discard(name)
-        run.flush()
         return True
 
     def _end(self, name: str) -> None:

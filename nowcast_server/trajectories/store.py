@@ -134,11 +134,8 @@ class TrajectoryWriter:
         row["step"], row["loss"], row["segment"] = step, loss, segment
         row["crc"] = zlib.crc32(row["deltas"].tobytes())
         self._file.write(row.tobytes())
+        self._file.flush()  # others may read it now
         self.last_step, self.last_segment = step, segment
-
-    def flush(self) -> None:
-        """Hand what was appended to the operating system, for others to read."""
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()

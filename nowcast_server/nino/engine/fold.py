@@ -10,8 +10,7 @@ chain without neurons.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -65,26 +64,12 @@ class Folded:
     neurons_in: tuple[Tensor, Tensor] | None  # (laplacian, H) and (H,), which map Laplacian features to neurons; None for WNN
     words: Tensor | None  # (vocabulary + 1, H) word embedding, or None
 
-    def to(self, device: torch.device) -> "Folded":
-        moved: Folded = _moved(self, device)
-        return moved
-
     def rows(self, horizons: Sequence[int], *, slots: int) -> tuple[Tensor, Tensor]:
         """Readout of the given horizons and the first `slots` slots: (len(horizons) * slots, H) and (…, 1), horizon by horizon."""
         # views alone: a list of horizons as an index would be copied to the device
         matrix = torch.stack([self.readout[:slots, horizon - 1] for horizon in horizons])
         bias = torch.stack([self.readout_bias[:slots, horizon - 1] for horizon in horizons])
         return matrix.flatten(0, 1), bias.view(-1, 1)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32).contiguous()
-    if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
-    return value
 
 
 def fold(options: ModelOptions, tensors: Mapping[str, Tensor]) -> Folded:
