@@ -67,5 +67,5 @@ class TrainingMap:
         self._busy = False
         if done.cancelled() or (error := done.exception()) is not None:
             log.debug("a context could not be embedded: %s", None if done.cancelled() else error)
-        else:
-            job.places.add(Place(step, loss, done.result().numpy()))
+        elif (vector := done.result()).isfinite().all():  # not of weights whose sums leave float32
+            job.places.add(Place(step, loss, vector.numpy()))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from server_kit import TOKENS, Caller, Last, Start, bearer, dense, until
+from server_kit import TOKENS, Caller, Last, Start, bearer, dense, frames, until
 
 from nowcast_server import training_map
 from nowcast_server.forecasters.learned import Nino
@@ -62,6 +62,18 @@ def test_a_network_that_takes_long_is_left_out(start: Start, nino: Nino, monkeyp
     assert places(caller) == []
     assert "No run has a place yet" in caller.client.get("/map").text
     assert "This server has no graph network" in start().client.get("/map").text
+
+
+def test_a_run_that_diverged_is_not_on_the_map(start: Start, nino: Nino) -> None:
+    """One place that is no number, and nobody of the tenant would see the map any more."""
+    caller = start(nino, wiring=dense(70, 80))
+    assert caller.register(context=5, forecaster="nino").status_code == 201
+    (job,) = caller.service.jobs
+    for step in range(10, 60, 10):
+        assert caller.upload(step, frames(3e38 * caller.values(step).sign(), step=step, chunk_bytes=10_000)).status_code == 200
+    assert caller.nowcast(context=[10, 20, 30, 40, 50], horizons=[1]).status_code == 200
+    until(lambda: not job.users)
+    assert job.places.kept == []
 
 
 def test_memory_that_is_not_there_is_not_waited_for(start: Start, nino: Nino) -> None:
