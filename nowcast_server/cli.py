@@ -166,7 +166,7 @@ def embed(
 
     try:
         map_picture.embed(folder, out=out, by=by, checkpoint=checkpoint, basis=basis)
-    except NowcastError as error:
+    except (NowcastError, OSError, ValueError, KeyError) as error:  # of the last two, a basis that is none
         _fail(error, status=1)
 
 
@@ -181,7 +181,7 @@ def selftest(
 
     try:
         sys.exit(cli.selftest(device, checkpoint, json_file))
-    except NowcastError as error:
+    except (NowcastError, OSError) as error:
         _fail(error)
 
 
