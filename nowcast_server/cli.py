@@ -107,13 +107,10 @@ def serve_on_ray(
     """Serve nowcasts from replicas on a Ray cluster. Other settings are NOWCAST_* variables on its nodes, where the files of
     checkpoints and certificates must be too; of the token file, replicas get hashes only.
     """
-    of_settings = ("host", "port", "checkpoints", "memory", "token_file", "allow_anonymous", "log_level", "log_format")
-    given = {option: value for option, value in locals().items() if option in of_settings}
+    given = _given(locals())
     largest = replicas if max_replicas is None else max_replicas
     if largest < replicas:
         raise typer.BadParameter(f"must be at least --replicas, {replicas}", param_hint="--max-replicas")
-    if (tls_cert is None) != (tls_key is None):
-        raise typer.BadParameter("a certificate needs its key, and a key its certificate", param_hint="--tls-cert")
     if address is None and not stay:
         raise typer.BadParameter("a cluster of this command's own ends with it; give --address", param_hint="--no-stay")
     _settings_of(given)  # before ray is imported: a mistake is told at once
@@ -121,13 +118,12 @@ def serve_on_ray(
 
     try:
         serve_on_ray(
-            _given(given),
+            given,
             address=address,
             replicas=Replicas(replicas, largest, cpus, gpus, at_hand, upscale_delay_s, downscale_delay_s),
             stay=stay,
             name=name,
             prefix=prefix,
-            tls=(str(tls_cert), str(tls_key)) if tls_cert else None,
         )
     except (OSError, ValueError, RuntimeError) as error:
         _fail(error)
@@ -191,8 +187,11 @@ def main() -> None:
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, as values that Ray takes as well."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items() if value is not None}
+    """The settings among options that were given, as values that Ray takes as well."""
+    from nowcast_server.settings import Settings
+
+    given = {name: value for name, value in options.items() if name in Settings.model_fields and value is not None}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def _settings_of(options: dict[str, Any]) -> "Settings":
