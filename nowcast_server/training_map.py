@@ -21,7 +21,7 @@ from nowcast_server.nowcasting import Nowcasting
 from protos.errors import NowcastError
 
 LONGEST_S: Final = 1.0  # that embedding one context may have the CPU and the turn; larger networks are not on the map
-NETWORKS: Final = 16  # whose embedders are kept
+KEPT_BYTES: Final = 64 * 2**20  # of networks whose embedders are kept; one larger alone
 
 
 class TrainingMap:
@@ -29,7 +29,7 @@ class TrainingMap:
 
     def __init__(self, nowcasting: Nowcasting, *, forecasters: Callable[[], Mapping[str, Forecaster]]) -> None:
         self._nowcasting, self._forecasters = nowcasting, forecasters
-        self._embedders = LruCache[Embedder](NETWORKS)
+        self.embedders = LruCache[Embedder](KEPT_BYTES, weigh=lambda embedder: embedder.nbytes)  # by the wiring's hash
         self._busy = False
 
     @property
@@ -52,7 +52,7 @@ class TrainingMap:
         embedder = partial(Embedder, network.checkpoint, spec.wiring)
 
         def work() -> Tensor:
-            return self._embedders.get(spec.wiring.hash, embedder).embed([state.float() for state in context.states])
+            return self.embedders.get(spec.wiring.hash, embedder).embed([state.float() for state in context.states])
 
         keep = partial(self._keep, job, context.step, math.nan if loss is None else loss)
         try:

@@ -246,7 +246,7 @@ class Jobs:
     def using(self, job: Job) -> Iterator[None]:
         """An upload or forecast of the job, as long as the context lasts; UnknownJob if it has gone or finished meanwhile."""
         if job.closed or job.finished:
-            raise UnknownJob(f"job {job.id!r} was deleted: register it again and resend its snapshots", field="job")
+            raise UnknownJob(f"job {job.id!r} has ended, or was deleted: register it again and resend its snapshots", field="job")
         self.enter(job)
         try:
             yield

@@ -1,6 +1,7 @@
 """Running jobs on the map of training: what is embedded when, and what is shown of it."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -62,6 +63,14 @@ def test_a_network_that_takes_long_is_left_out(start: Start, nino: Nino, monkeyp
     assert places(caller) == []
     assert "No run has a place yet" in caller.client.get("/map").text
     assert "This server has no graph network" in start().client.get("/map").text
+
+
+def test_networks_of_many_neurons_are_not_all_kept(start: Start, nino: Nino) -> None:
+    """Sixteen networks of millions of neurons, each a few megabytes to upload, would fill the memory beside every budget."""
+    kept = start(nino).service.map.embedders
+    for index in range(4):
+        kept.get(str(index), lambda: Mock(nbytes=40 * 2**20))
+    assert len(kept._values) == 1
 
 
 def test_a_run_that_diverged_is_not_on_the_map(start: Start, nino: Nino) -> None:
