@@ -3,6 +3,7 @@
 import asyncio
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -72,9 +73,9 @@ class Recording:
             whose = {"tenant": job.tenant, "job": job.id}
             log.error("the job is not recorded any further: %s", error, exc_info=not expected, extra=whose)
 
-    def add(self, job: Job, step: int, state: Floats, *, loss: float = math.nan) -> bool:
-        """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept. A step that is held already, as when a
-        worker sends its context again, is passed over, and so is a snapshot whose weights moved beyond what float16 reaches.
+    def add(self, job: Job, step: int, state: Floats, *, loss: float = math.nan) -> None:
+        """Keep a snapshot (n,) float32 and the training loss before it. A step that is held already, as when a worker sends its
+        context again, is passed over, and so is a snapshot whose weights moved beyond what float16 reaches.
         """
         name, wiring = _name(job), job.spec.wiring
         if name not in self._open:
@@ -83,14 +84,9 @@ class Recording:
             self._open[name] = TrajectoryWriter(self._path(f"{name}-{wiring.hash[:12]}", step), state, header=header)
             self._cut.add(name)
         run = self._open[name]
-        if step <= run.last_step:
-            return False
-        try:
+        with suppress(BadTrajectory):
             run.append(step, state, loss=loss, segment=run.last_segment + (name in self._cut))
-        except BadTrajectory:
-            return False
-        self._cut.discard(name)
-        return True
+            self._cut.discard(name)
 
     def _end(self, name: str) -> None:
         self._cut.discard(name)
