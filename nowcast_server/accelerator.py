@@ -96,13 +96,13 @@ class Reservation:
     def end(self) -> None:
         """Give back what was taken."""
         device, taken, self._kept = self.accelerator, self._kept, None
+        if taken is None:
+            return
         with device.lock:
-            for kept in taken or ():
+            device.memory.give(OWNER, self._working_bytes)
+            for serial, kept in zip(self._context.serials, taken, strict=True):
                 kept.users -= 1
-            if taken is not None:
-                device.memory.give(OWNER, self._working_bytes)
-            for serial in self._context.serials:
-                if (own := device.kept.get(serial)) is not None and not own.users and own.values is None:
+                if not kept.users and kept.values is None:
                     device.memory.give(OWNER, device.kept.pop(serial).size_bytes)  # it never came
 
     @contextmanager

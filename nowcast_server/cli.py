@@ -110,27 +110,23 @@ def serve_on_ray(
     Set everything else by NOWCAST_* variables on its nodes. The files of checkpoints and certificates must be on the nodes, too;
     of the token file replicas get only the hashes.
     """
-    of_settings = ("host", "port", "checkpoints", "memory", "token_file", "allow_anonymous", "log_level", "log_format")
-    given = {option: value for option, value in locals().items() if option in of_settings}
-    if (max_replicas or replicas) < replicas:
+    given = _given(locals())
+    largest = replicas if max_replicas is None else max_replicas
+    if largest < replicas:
         raise typer.BadParameter(f"must be at least --replicas, {replicas}", param_hint="--max-replicas")
-    if (tls_cert is None) != (tls_key is None):
-        raise typer.BadParameter("a certificate needs its key, and a key its certificate", param_hint="--tls-cert")
     if address is None and not stay:
         raise typer.BadParameter("a cluster of this command's own ends with it; give --address", param_hint="--no-stay")
     _settings_of(given)  # before ray is imported: a mistake is told at once
     from nowcast_server.serve.application import Replicas, serve_on_ray
 
-    largest = max_replicas or replicas
     try:
         serve_on_ray(
-            _given(given),
+            given,
             address=address,
             replicas=Replicas(replicas, largest, cpus, gpus, at_hand, upscale_delay_s, downscale_delay_s),
             stay=stay,
             name=name,
             prefix=prefix,
-            tls=(str(tls_cert), str(tls_key)) if tls_cert else None,
         )
     except (OSError, ValueError, RuntimeError) as error:
         _fail(error)
@@ -169,7 +165,7 @@ def embed(
 
     try:
         map_picture.embed(folder, out=out, by=by, checkpoint=checkpoint, basis=basis)
-    except NowcastError as error:
+    except (NowcastError, OSError, ValueError, KeyError) as error:  # of the last two, a basis that is none
         _fail(error, status=1)
 
 
@@ -184,7 +180,7 @@ def selftest(
 
     try:
         sys.exit(cli.selftest(device, checkpoint, json_file))
-    except NowcastError as error:
+    except (NowcastError, OSError) as error:
         _fail(error)
 
 
@@ -194,12 +190,15 @@ def main() -> None:
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, as values that Ray takes as well."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items() if value is not None}
+    """The settings among options that were given, as values that Ray takes as well."""
+    from nowcast_server.settings import Settings
+
+    given = {name: value for name, value in options.items() if name in Settings.model_fields and value is not None}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def _settings_of(options: dict[str, Any]) -> "Settings":
-    """The settings, those that are not given left to the environment. A BadParameter names the option that is not valid."""
+    """The settings, those that are not given left to the environment. A BadParameter names the option or variable at fault."""
     from pydantic import ValidationError
 
     from nowcast_server.settings import Settings
@@ -208,8 +207,10 @@ def _settings_of(options: dict[str, Any]) -> "Settings":
         return Settings(**_given(options))
     except ValidationError as error:
         first = error.errors()[0]
-        option = {"checkpoints": "checkpoint"}.get(str(first["loc"][0]), str(first["loc"][0])).replace("_", "-")
-        raise typer.BadParameter(first["msg"].removeprefix("Value error, "), param_hint=f"--{option}") from None
+        name = str(first["loc"][0])
+        option = "--checkpoint" if name == "checkpoints" else f"--{name.replace('_', '-')}"
+        hint = f"NOWCAST_{name.upper()}" if options.get(name) is None else option
+        raise typer.BadParameter(first["msg"].removeprefix("Value error, "), param_hint=hint) from None
 
 
 def _fail(error: Exception, *, status: int = 2) -> None:

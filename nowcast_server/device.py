@@ -32,17 +32,14 @@ class Shares:
     def __init__(self) -> None:
         self._clocks: dict[str, float] = {}
         self._now = 0.0
-        self._prune_at = 1000
 
     def enter(self, key: str, *, waiting: Collection[str]) -> None:
         """The key has something to do; if it is not one of those `waiting`, it had not before."""
         if key in waiting:
             return
         self._now = max(self._now, min((self._clocks.get(each, self._now) for each in waiting), default=0.0))
-        if len(self._clocks) >= self._prune_at:  # a clock that lags behind means nothing any more
-            self._clocks = {each: clock for each, clock in self._clocks.items() if clock > self._now}
-            self._prune_at = 1000 + 2 * len(self._clocks)
-        self._clocks[key] = max(self._clocks.get(key, 0.0), self._now)
+        # a clock that lags behind means nothing any more
+        self._clocks = {each: clock for each, clock in self._clocks.items() if clock > self._now}
 
     def order(self, keys: Iterable[str]) -> list[str]:
         """The keys, whoever is to be served first first."""

@@ -59,7 +59,7 @@ def sentence(run: Embedded, earlier: Sequence[Embedded]) -> str | None:
     return f"At step {int(run.steps[-1]):,} {run.name} is nearest to step {int(other.steps[at]):,} of {other.name}{end}."
 
 
-def draw(runs: Sequence[Embedded], places: Sequence[Floats], *, by: str, shares: Sequence[float] = ()) -> str:
+def draw(runs: Sequence[Embedded], places: Sequence[Floats], *, by: str, shares: Sequence[float]) -> str:
     """Draw runs of one network with contexts at `places` (m, 2), by one of `COLOURINGS`; the axes explain `shares` of variance."""
     values = [_values(run, by) for run in runs]
     shown, legend = _colours(np.concatenate(values), by)
@@ -76,10 +76,9 @@ def draw(runs: Sequence[Embedded], places: Sequence[Floats], *, by: str, shares:
         at += len(its)
     if len(runs) <= NAMED:
         parts += _names([run.name for run in runs], [its[-1] for its in spots])
-    if len(shares):
-        across, up = (f"{share:.0%} of the variance" for share in shares)
-        parts.append(f'<text x="{NAMES_AT}" y="{HEIGHT - 38}" class="quiet" text-anchor="end">{across} →</text>')
-        parts.append(f'<text x="{MARGIN}" y="14" class="quiet">↑ {up}</text>')
+    across, up = (f"{share:.0%} of the variance" for share in shares)
+    parts.append(f'<text x="{NAMES_AT}" y="{HEIGHT - 38}" class="quiet" text-anchor="end">{across} →</text>')
+    parts.append(f'<text x="{MARGIN}" y="14" class="quiet">↑ {up}</text>')
     label = f"Map of training: {len(runs)} runs, coloured by {COLOURINGS[by]}"
     head = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" font-size="13" fill="currentColor"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" class="map" {head}>{"".join(parts)}{legend}</svg>'

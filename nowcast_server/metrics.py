@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _SKILLS = (-1.0, -0.3, -0.1, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -18,7 +18,7 @@ class Metrics:
         histogram = partial(Histogram, namespace="nowcast", registry=self.registry, buckets=_SECONDS)
         self.uploads = counter("uploads", "Snapshots by outcome: stored, replayed (already held), or an error code", ["outcome"])
         self.upload_bytes = counter("upload_bytes", "Bytes of snapshot bodies received")
-        self.upload_seconds = histogram("upload_seconds", "Time to receive a snapshot, of those that were stored")
+        self.upload_seconds = histogram("upload_seconds", "Time to take in a snapshot, also one that was held already")
         self.forecasts = counter("forecasts", "Nowcasts by outcome: made, gone (client left), or a code", ["forecaster", "outcome"])
         self.forecast_seconds = histogram("forecast_seconds", "Time to make a forecast on the device", ["forecaster"])
         self.queue_seconds = histogram("queue_seconds", "Time that a forecast waited for the device")
@@ -34,7 +34,3 @@ class Metrics:
         self.evictions = counter("evictions", "Histories evicted to make room; their workers send them again")
         self.errors = counter("errors", "Calls answered with an error, by code", ["code"])
         self.ready = gauge("ready", "1 while /readyz says yes")
-
-    def render(self) -> bytes:
-        """In the text format that Prometheus scrapes."""
-        return generate_latest(self.registry)

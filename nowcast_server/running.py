@@ -64,9 +64,9 @@ class Server(uvicorn.Server):
         """Read tokens and certificates anew, for calls and connections to come. If that fails, what there was stays."""
         settings = self._service.settings
         try:
+            settings.tls_options()  # looks at the files, before anything has changed
             self._service.load_tokens()
             if self.config.ssl is not None and settings.tls_cert is not None:
-                settings.tls_options()  # looks at the files first
                 self.config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)
         except (OSError, ValueError) as error:
             log.error("cannot reload: %s", error)

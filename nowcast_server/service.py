@@ -55,7 +55,7 @@ class Service:
         self.forecasts = Budget(settings.forecast_memory, on_return=self.device.wake)
         self.load_tokens()
         self.nowcasting = Nowcasting(jobs=self.jobs, device=self.device, memory=self.forecasts, metrics=self.metrics)
-        self.recording = Recording(settings.record)
+        self.recording = Recording(settings.record, jobs=self.jobs)
         self.map = TrainingMap(self.nowcasting, forecasters=lambda: self.forecasters)
         self.forecasters: Mapping[str, Forecaster] = {}
         self.failure: BaseException | None = None
@@ -93,7 +93,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """May work come?"""
-        return self._loaded and not self.draining
+        return self._loaded and not self.draining and self.failure is None
 
     def info(self) -> Info:
         """Versions, limits and forecasters."""

@@ -2,15 +2,11 @@
 that is queued apart. CUDA knows no priority below that of the default stream, on which training runs.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from functools import cache
 
 import torch
-
-_STREAMS: Final[dict[torch.device, torch.cuda.Stream]] = {}
-_LOCK: Final = threading.Lock()
 
 
 @contextmanager
@@ -35,8 +31,6 @@ def wait(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
+@cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    with _LOCK:
-        if device not in _STREAMS:
-            _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        return _STREAMS[device]
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from nowcast_server.forecasters import Forecaster
 from nowcast_server.forecasters.learned import EDGES_PER_S, Nino
@@ -20,7 +21,7 @@ from nowcast_server.nowcasting import Nowcasting
 from protos.errors import NowcastError
 
 LONGEST_S: Final = 1.0  # that embedding one context may have the CPU and the turn; larger networks are not on the map
-NETWORKS: Final = 16  # whose embedders are kept
+KEPT_BYTES: Final = 64 * 2**20  # of networks whose embedders are kept; one larger alone
 
 
 class TrainingMap:
@@ -28,7 +29,7 @@ class TrainingMap:
 
     def __init__(self, nowcasting: Nowcasting, *, forecasters: Callable[[], Mapping[str, Forecaster]]) -> None:
         self._nowcasting, self._forecasters = nowcasting, forecasters
-        self._embedders = LruCache[Embedder](NETWORKS)
+        self.embedders = LruCache[Embedder](KEPT_BYTES, weigh=lambda embedder: embedder.nbytes)  # by the wiring's hash
         self._busy = False
 
     @property
@@ -50,9 +51,8 @@ class TrainingMap:
         context, loss = job.history.read(steps), job.progress.loss if job.progress else None
         embedder = partial(Embedder, network.checkpoint, spec.wiring)
 
-        def work() -> bytes:
-            vector = self._embedders.get(spec.wiring.hash, embedder).embed([state.float() for state in context.states])
-            return bytes(vector.numpy().tobytes())
+        def work() -> Tensor:
+            return self.embedders.get(spec.wiring.hash, embedder).embed([state.float() for state in context.states])
 
         keep = partial(self._keep, job, context.step, math.nan if loss is None else loss)
         try:
@@ -63,9 +63,9 @@ class TrainingMap:
         finally:
             loan.end()
 
-    def _keep(self, job: Job, step: int, loss: float, done: "Future[bytes]") -> None:
+    def _keep(self, job: Job, step: int, loss: float, done: "Future[Tensor]") -> None:
         self._busy = False
         if done.cancelled() or (error := done.exception()) is not None:
             log.debug("a context could not be embedded: %s", None if done.cancelled() else error)
-        else:
-            job.places.add(Place(step, loss, done.result()))
+        elif (vector := done.result()).isfinite().all():  # not of weights whose sums leave float32
+            job.places.add(Place(step, loss, vector.numpy()))

@@ -197,8 +197,9 @@ def _box(box: Box, x: float, y: float) -> str:
     frame = f'rx="7" fill="{colour}" fill-opacity="0.22" stroke="{colour}"'
     rectangle = f'<rect x="{x:.0f}" y="{y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" {frame}/>'
     name = _text(x + 10, y + 18, _shortened(box.name, 30), weight=600)
-    about = _text(x + 10, y + 35, f"{' '.join(map(_words, box.kinds))} {_shortened(shapes, 20)} · {_count(box.size)}", opacity=0.8)
-    return f"<g><title>{html.escape(box.name)}: {_words(box.kind)}, {box.size:,} weights</title>{rectangle}{name}{about}</g>"
+    kinds = " ".join(kind.words for kind in box.kinds)
+    about = _text(x + 10, y + 35, f"{kinds} {_shortened(shapes, 20)} · {_count(box.size)}", opacity=0.8)
+    return f"<g><title>{html.escape(box.name)}: {box.kind.words}, {box.size:,} weights</title>{rectangle}{name}{about}</g>"
 
 
 def _link(start: tuple[float, float], end: tuple[float, float], residual: bool) -> str:  # noqa: FBT001 -- of the diagram's own
@@ -257,7 +258,7 @@ def _draw_legend(wiring: Wiring, *, left: float, top: float) -> str:
     for row, (kind, edges) in enumerate(sorted(counts.items())):
         y = top + 22 * row
         parts.append(f'<rect x="{left}" y="{y - 11:.0f}" width="14" height="14" rx="3" fill="{COLOURS[kind]}"/>')
-        parts.append(_text(left + 22, y, f"{_words(kind)}: {edges:,} edges"))
+        parts.append(_text(left + 22, y, f"{kind.words}: {edges:,} edges"))
     return "".join(parts)
 
 
@@ -268,10 +269,6 @@ def _text(x: float, y: float, text: str, *, weight: int = 400, opacity: float = 
 
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"…{text[1 - most :]}"
-
-
-def _words(kind: EdgeType) -> str:
-    return kind.name.lower().replace("_", " ")
 
 
 def _count(value: int) -> str:

@@ -98,9 +98,9 @@ def write_frames(header: Header, payload: memoryview, *, chunk_bytes: int = CHUN
     yield _END.pack(_ARRAY_1, _UINT32, chunks)
 
 
-def framed_bytes(header: Header, *, chunk_bytes: int = CHUNK_BYTES) -> int:
+def framed_bytes(header: Header) -> int:
     """Length of the stream `write_frames` makes of a tensor."""
-    chunks = -(-header.payload_bytes // chunk_bytes)
+    chunks = -(-header.payload_bytes // CHUNK_BYTES)
     return len(header.pack()) + chunks * _CHUNK.size + header.payload_bytes + _END.size
 
 

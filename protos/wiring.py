@@ -40,6 +40,11 @@ class EdgeType(IntEnum):
     HEAD = 11
     SELF_LOOP = 13
 
+    @property
+    def words(self) -> str:
+        """Its name, for people."""
+        return self.name.lower().replace("_", " ")
+
 
 _BLOCK_TYPES = frozenset(int(kind) for kind in EdgeType) - {int(EdgeType.SELF_LOOP)}
 

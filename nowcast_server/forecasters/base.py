@@ -108,7 +108,6 @@ class Forecaster(ABC):
 
     def host_bytes(self, wiring: Wiring) -> int:
         """The same of the host's memory, if it computes on a device."""
-        del wiring
         return 0
 
     def work_s(self, wiring: Wiring, *, context: int) -> float:

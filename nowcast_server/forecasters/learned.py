@@ -34,7 +34,7 @@ class LearnedForecaster(Forecaster):
         self._engine = StreamingEngine(checkpoint, device=device)
 
     def working_bytes(self, wiring: Wiring, *, context: int) -> int:
-        del context  # the engine does not copy the states
+        # the engine does not copy the states
         return self._engine.memory_bytes(wiring, horizons=0) + (self.host_bytes(wiring) if self.device == CPU else 0)
 
     def host_bytes(self, wiring: Wiring) -> int:
@@ -42,7 +42,6 @@ class LearnedForecaster(Forecaster):
 
     def work_s(self, wiring: Wiring, *, context: int) -> float:
         """From the edges alone: those without weights take as long, and have no upload that would bound their number."""
-        del context
         lanes = CUDA_LANES if self.device is not None and self.device.type == "cuda" else torch.get_num_threads()
         return (wiring.edges if self.graph else wiring.size) / (EDGES_PER_S * lanes)
 

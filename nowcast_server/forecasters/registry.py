@@ -79,11 +79,7 @@ def load_forecaster(name: str, *, checkpoint: str | Path | None = None, device: 
         raise UnknownForecaster(f"forecaster {name!r} is not one of {', '.join(FORECASTERS)}", field="forecaster")
     cls = FORECASTERS[name]
     if issubclass(cls, LearnedForecaster):
-        path = Path(checkpoint or _path(name))
-        if checkpoint is None and not path.exists():
-            detail = f"{name!r} needs weights: pass checkpoint=PATH (--checkpoint PATH), e.g. a published NiNo checkpoint"
-            raise CheckpointError(detail, field="checkpoint")
-        return cls(load_checkpoint(path), device=device)
+        return cls(load_checkpoint(checkpoint or _path(name)), device=device)
     if checkpoint is not None:
         raise CheckpointError(f"{name!r} has no weights that {checkpoint} could hold; choose nino or wnn", field="checkpoint")
     forecaster = cls()
@@ -111,9 +107,8 @@ def load_forecasters(checkpoints: "Iterable[CheckpointFile]", *, device: str) ->
             detail = f"{file.path} is the second checkpoint for {name!r}: give all but one a name (--checkpoint NAME=FILE)"
             raise CheckpointError(detail, field="checkpoints")
         given[name] = forecaster
-    plain = {name for name, cls in FORECASTERS.items() if not issubclass(cls, LearnedForecaster)}
-    names = [name for name in FORECASTERS if name in plain or name in given or _path(name).exists()]
-    return {name: given.get(name) or load_forecaster(name, device=device) for name in names} | given
+    ready = [name for name, cls in FORECASTERS.items() if not issubclass(cls, LearnedForecaster) or _path(name).exists()]
+    return {name: given.get(name) or load_forecaster(name, device=device) for name in ready} | given
 
 
 def _path(name: str) -> Path:

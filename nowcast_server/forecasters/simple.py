@@ -25,7 +25,6 @@ class Last(Forecaster):
     name = "last"
 
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
-        del wiring
         return states[-1].to(torch.float32).repeat(len(horizons), 1)
 
 
@@ -49,7 +48,6 @@ class Linear(Forecaster):
 
     @torch.no_grad()
     def predict(self, wiring: Wiring, states: Sequence[Tensor], *, horizons: Horizons) -> Tensor:
-        del wiring
         forecasts = torch.empty(len(horizons), len(states[0]), dtype=torch.float32, device=states[0].device)
         weights = self.weights(len(states), horizons).to(forecasts, non_blocking=True)
         for out, *parts in interruptible_items(zip(pieces(forecasts), *map(pieces, states), strict=True)):

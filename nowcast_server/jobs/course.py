@@ -9,10 +9,12 @@ from statistics import fmean, median
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protos.messages import Progress
 
 POINTS: Final = 512  # kept of a run. A longer one is thinned: each point then is the mean of 2, 4, 8, … boundaries.
+LARGEST: Final = 1e300  # a loss is drawn as; sums of larger ones would leave float64
 EVENTS: Final = 48
 EVERY: Final = 10  # nowcasts from one place on the map of training to the next, at first
 MOST: Final = 32  # places kept of a run. Of a longer one every second is dropped, and the next come half as often.
@@ -74,7 +76,8 @@ class Course:
             return  # of a run that ends at a boundary
         self._open = [row for row in self._open if row[0] < progress.step]
         self._count = int(np.searchsorted(self._rows[: self._count, 0], progress.step))
-        told = (progress.step, time.time() - self.started, progress.loss, progress.gain, progress.coherence)
+        loss = None if progress.loss is None else min(max(progress.loss, -LARGEST), LARGEST)
+        told = (progress.step, time.time() - self.started, loss, progress.gain, progress.coherence)
         self._open.append([math.nan if value is None else value for value in told])
         if len(self._open) == self._stride:
             self._rows[self._count] = _mean(self._open)
@@ -128,7 +131,7 @@ class Place(NamedTuple):
 
     step: int  # of its last snapshot
     loss: float  # at that step; NaN is not known
-    vector: bytes  # (hidden,) float32
+    vector: NDArray[np.float32]  # (hidden,)
 
 
 class Places:

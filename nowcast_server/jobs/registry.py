@@ -43,12 +43,15 @@ class Job:
     track: TrackRecord = field(init=False)
     course: Course = field(init=False)
     places: Places = field(default_factory=Places)
-    evictable_bytes: int = field(init=False)  # memory of its history, and of the forecasts that wait for their future
 
     def __post_init__(self) -> None:
-        self.evictable_bytes = _evictable_bytes(self.spec)
         self.track = TrackRecord(self.spec)
         self.course = Course(self.created_at)
+
+    @property
+    def evictable_bytes(self) -> int:
+        """Memory of its history, and of the forecasts that wait for their future."""
+        return _evictable_bytes(self.spec)
 
     @property
     def step(self) -> int:
@@ -140,7 +143,10 @@ class Jobs:
         try:
             job = Job(tenant, job_id, spec, History(spec.wiring.size, context=spec.context, dtype=spec.dtype), run=run)
             yield job
-            kept = self._jobs.setdefault((tenant, job_id), job) is job
+            if self.find(tenant, job_id) is None:
+                self._check_number(tenant)  # again: others have come meanwhile
+                self._jobs[tenant, job_id] = job
+                kept = True
         finally:
             if not kept:
                 self._memory.give(tenant, size_bytes)
@@ -240,7 +246,7 @@ class Jobs:
     def using(self, job: Job) -> Iterator[None]:
         """An upload or forecast of the job, as long as the context lasts; UnknownJob if it has gone or finished meanwhile."""
         if job.closed or job.finished:
-            raise UnknownJob(f"job {job.id!r} was deleted: register it again and resend its snapshots", field="job")
+            raise UnknownJob(f"job {job.id!r} has ended, or was deleted: register it again and resend its snapshots", field="job")
         self.enter(job)
         try:
             yield

@@ -45,14 +45,9 @@ class ModelOptions:
     hidden: Annotated[int, Field(ge=1, le=100_000)] = 128  # width H
     # message-passing layers of NiNo. The last one updates no edges, so it reaches no forecast.
     layers: Annotated[int, Field(ge=1, le=100)] = 3
-    towers: Annotated[int, Field(ge=1, le=100)] = 1  # independent groups of H / towers channels in each message
     slots: Annotated[int, Field(ge=1, le=1000)] = MAX_SLOTS  # the most weights an edge may carry, 9 for 3x3 kernels
     laplacian: Annotated[int, Field(ge=1, le=256)] = 8  # Laplacian features of a neuron
     vocabulary: Annotated[int, Field(ge=0, le=10_000_000)] = 0  # word positions that are embedded as node features; 0 for none
-
-    def __post_init__(self) -> None:
-        if self.hidden % self.towers:
-            raise CheckpointError(f"option towers = {self.towers} must divide hidden = {self.hidden}", field="towers")
 
     @property
     def width_in(self) -> int:
@@ -83,6 +78,7 @@ _FIXED: Final = {  # options of the published code, and of files written before 
     "edge_types": EDGE_TYPES,
     "activation": "silu",
     "input_layers": 1,
+    "towers": 1,
     "final_edge_update": False,
     "residual": True,
     "scaling": "std",
@@ -92,7 +88,7 @@ _FIXED: Final = {  # options of the published code, and of files written before 
 
 def tensor_shapes(options: ModelOptions) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's tensors, known without building it."""
-    hidden, tower = options.hidden, options.hidden // options.towers
+    hidden = options.hidden
     shapes: dict[str, tuple[int, ...]] = {"edge_type_embedding.weight": (EDGE_TYPES, hidden)}
 
     def linear(name: str, width_in: int, width_out: int) -> None:
@@ -110,10 +106,9 @@ def tensor_shapes(options: ModelOptions) -> dict[str, tuple[int, ...]]:
     if options.vocabulary:
         shapes["word_embedding.weight"] = (options.vocabulary + 1, hidden)
     for layer in range(options.layers):
-        linear(f"convs.{layer}.modulation", hidden, 2 * tower)
-        for index in range(options.towers):
-            linear(f"convs.{layer}.pre.{index}", 2 * tower, tower)
-            linear(f"convs.{layer}.post.{index}", 2 * tower, tower)
+        linear(f"convs.{layer}.modulation", hidden, 2 * hidden)
+        for part in ("pre", "post"):
+            linear(f"convs.{layer}.{part}.0", 2 * hidden, hidden)
         linear(f"convs.{layer}.out", hidden, hidden)
     for layer in range(options.layers - 1):
         for name in ("edge", "source", "target", "out"):

@@ -26,6 +26,7 @@ class Embedder:
         self.context = options.context
         self._engine, self._wiring = StreamingEngine(checkpoint), wiring
         self._node_pe = _alike(laplacian_features(wiring, count=options.laplacian), wiring)
+        self.nbytes = self._node_pe.nbytes + 4 * checkpoint.size  # kept for a network: its neurons' features, folded weights
 
     def embed(self, states: Sequence[Tensor] | Tensor) -> Tensor:
         """Mean embedding (hidden,) of the neurons for a context, `states` (context, n) raw weights, oldest first."""

@@ -43,8 +43,8 @@ class _Network:
         return Wiring(tuple(self.parameters), self.neurons, tuple(self.blocks))
 
 
-def convolutional(*channels: int, classes: int = 10) -> Wiring:
-    """3 x 3 convolutions with biases, and a readout."""
+def convolutional(*channels: int) -> Wiring:
+    """3 x 3 convolutions with biases, and a readout of ten classes."""
     network = _Network()
     layer = network.layer(channels[0])
     for count in channels[1:]:
@@ -52,7 +52,7 @@ def convolutional(*channels: int, classes: int = 10) -> Wiring:
         network.join(EdgeType.CONVOLUTION, layer, following, slots=9)
         network.bias(following)
         layer = following
-    readout = network.layer(classes)
+    readout = network.layer(10)
     network.join(EdgeType.LINEAR, layer, readout)
     network.bias(readout)
     return network.wiring()

@@ -76,29 +76,32 @@ class Replicas:
         return {"ray_actor_options": actor, "autoscaling_config": scaling}
 
 
-def start(
-    settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast", prefix: str = "/", tls: tuple[str, str] | None = None
-) -> str:
+def start(settings: dict[str, Any], *, replicas: Replicas, name: str = "nowcast", prefix: str = "/") -> str:
     """Deploy on the connected cluster and wait until all replicas are ready; the server's address as seen from here.
 
-    `host` and `port` of the settings become the proxies'. `nowcast submit` finds the server by its name; several on a cluster have
-    a prefix of all paths each. `tls` are the files of a certificate and its key; not mutual: Serve's proxy asks no client for one.
-    ValueError or OSError if the settings cannot be served, RuntimeError if replicas do not start; Ray's logs say why.
+    `host`, `port` and certificate of the settings become the proxies'. `nowcast submit` finds the server by its name; several on a
+    cluster have a prefix of all paths each. ValueError or OSError if the settings cannot be served, RuntimeError if replicas do not
+    start; Ray's logs say why.
     """
     known = Settings(**settings)
     tokens = Tokens.load(known)
     check_exposure(known, tokens)
+    if known.tls_ca is not None:
+        raise ValueError("Serve's proxies ask no client for a certificate, as NOWCAST_TLS_CA wants: use nowcast-server run")
+    if known.tls_key is not None and known.tls_cert is None:
+        raise ValueError("--tls-key needs a certificate, --tls-cert")
     http: dict[str, Any] = {"host": known.host, "port": known.port, "keep_alive_timeout_s": KEEP_ALIVE_S}
-    if tls is not None:
-        http |= dict(zip(("ssl_certfile", "ssl_keyfile"), tls, strict=True))
+    if known.tls_cert is not None:
+        http |= {"ssl_certfile": str(known.tls_cert), "ssl_keyfile": str(known.tls_key or known.tls_cert)}
     serve.start(proxy_location="EveryNode", http_options=http)
-    args = {key: value for key, value in settings.items() if key not in ("host", "port", "tokens", "token_file")}
+    of_proxies = ("host", "port", "tls_cert", "tls_key", "tokens", "token_file")
+    args = {key: value for key, value in settings.items() if key not in of_proxies}
     if tokens.tenants:  # only their hashes travel
         args["tokens"] = ",".join(f"{tenant}:sha256:{digest.hex()}" for digest, tenant in tokens.tenants)
     if not replicas.gpus:
         args.setdefault("threads", max(1, int(replicas.cpus)))
     serve.run(deployment.options(**replicas.options()).bind(args), name=name, route_prefix=prefix)
-    return f"{'https' if tls else 'http'}://{known.host}:{known.port}{prefix.rstrip('/')}"
+    return f"{'https' if known.tls_cert else 'http'}://{known.host}:{known.port}{prefix.rstrip('/')}"
 
 
 @stamina.retry(on=lambda error: "timed out during startup" in str(error), attempts=ATTEMPTS, timeout=None)

@@ -19,7 +19,6 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nowcast_server.app import create_app
 from nowcast_server.logs import log
@@ -117,21 +116,6 @@ async def _statuses(peers: Peers, tenant: str) -> list[JobStatus]:
     return [status for answer in await peers.ask("statuses", tenant) for status in answer]
 
 
-class Picklable:
-    """Forecasts leave the app as views of their memory, which cannot be pickled on the way to Serve's proxy."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def copied(message: Message) -> None:
-            if isinstance(message.get("body"), memoryview):
-                message = {**message, "body": bytes(message["body"])}
-            await send(message)
-
-        await self._app(scope, receive, copied)
-
-
 class Replica:
     """What Serve starts, with `Settings` by name. Its methods run on the app's event loop."""
 
@@ -144,7 +128,6 @@ class Replica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
         app = create_app(self._settings, first=router)
-        app.add_middleware(Picklable)
         context = serve.get_replica_context()
         peers = app.state.peers = Peers(context.deployment, context.app_name)
         app.state.page_source = Source(partial(peers.ask, "page"))

@@ -3,11 +3,12 @@
 import asyncio
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from nowcast_server.jobs.registry import Job
+from nowcast_server.jobs.registry import Job, Jobs
 from nowcast_server.logs import log
 from nowcast_server.trajectories.store import SUFFIX, BadTrajectory, Floats, Trajectory, TrajectoryWriter
 
@@ -18,11 +19,11 @@ class Recording:
     job: it is logged, and the job is not recorded any further.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, jobs: Jobs) -> None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=folder).close()  # told now, not in the log of the first job
-        self._folder = folder
+        self._folder, self._jobs = folder, jobs
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="recording")  # one file is written by one thread, in order
         self._failed: set[Job] = set()
         self._open: dict[str, TrajectoryWriter] = {}  # the thread's, by tenant and job
@@ -38,10 +39,15 @@ class Recording:
         row, loop = job.history.hold(step), asyncio.get_running_loop()
         told = job.progress.loss if job.progress is not None and job.progress.step == step else None
         state, loss = job.history.row(row), math.nan if told is None else told
+        self._jobs.enter(job)
         writing = self._writer.submit(lambda: self.add(job, step, state.float().numpy(), loss=loss))
         # not when this call ends, which may be given up while the writer reads on
-        writing.add_done_callback(lambda _: loop.call_soon_threadsafe(job.history.drop, row))
+        writing.add_done_callback(lambda _: loop.call_soon_threadsafe(self._let_go, job, row))
         await self._written(job, writing)
+
+    def _let_go(self, job: Job, row: int) -> None:
+        job.history.drop(row)
+        self._jobs.leave(job)
 
     async def nowcast(self, job: Job) -> None:
         """A nowcast was made. If the run jumps, what follows does not continue what came before."""
@@ -67,9 +73,9 @@ class Recording:
             whose = {"tenant": job.tenant, "job": job.id}
             log.error("the job is not recorded any further: %s", error, exc_info=not expected, extra=whose)
 
-    def add(self, job: Job, step: int, state: Floats, *, loss: float = math.nan) -> bool:
-        """Keep a snapshot (n,) float32 and the training loss before it; whether it was kept. A step that is held already, as when a
-        worker sends its context again, is passed over, and so is a snapshot whose weights moved beyond what float16 reaches.
+    def add(self, job: Job, step: int, state: Floats, *, loss: float = math.nan) -> None:
+        """Keep a snapshot (n,) float32 and the training loss before it. A step that is held already, as when a worker sends its
+        context again, is passed over, and so is a snapshot whose weights moved beyond what float16 reaches.
         """
         name, wiring = _name(job), job.spec.wiring
         if name not in self._open:
@@ -78,15 +84,9 @@ class Recording:
             self._open[name] = TrajectoryWriter(self._path(f"{name}-{wiring.hash[:12]}", step), state, header=header)
             self._cut.add(name)
         run = self._open[name]
-        if step <= run.last_step:
-            return False
-        try:
+        with suppress(BadTrajectory):
             run.append(step, state, loss=loss, segment=run.last_segment + (name in self._cut))
-        except BadTrajectory:
-            return False
-        self._cut.discard(name)
-        run.flush()
-        return True
+            self._cut.discard(name)
 
     def _end(self, name: str) -> None:
         self._cut.discard(name)

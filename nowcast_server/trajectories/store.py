@@ -127,19 +127,16 @@ class TrajectoryWriter:
         if step <= self.last_step:
             raise BadTrajectory(f"step {step} is not after step {self.last_step}")
         row = np.zeros(1, dtype=self._record)
-        base = np.fromfile(self.path, dtype="<f4", count=self._size, offset=self._start)  # kept, it would be a snapshot a job
+        base = np.memmap(self.path, dtype="<f4", mode="r", offset=self._start, shape=(self._size,))
         with np.errstate(over="ignore"):
-            row["deltas"] = np.subtract(state, base, out=base)
+            np.subtract(state, base, out=row["deltas"][0], casting="same_kind")
         if not np.isfinite(row["deltas"]).all():
             raise BadTrajectory(f"the snapshot of step {step} is not finite in float16")
         row["step"], row["loss"], row["segment"] = step, loss, segment
-        row["crc"] = zlib.crc32(row["deltas"].tobytes())
-        self._file.write(row.tobytes())
+        row["crc"] = zlib.crc32(row["deltas"].data)
+        self._file.write(row.data)
+        self._file.flush()  # others may read it now
         self.last_step, self.last_segment = step, segment
-
-    def flush(self) -> None:
-        """Hand what was appended to the operating system, for others to read."""
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -166,7 +163,9 @@ def _create(path: Path, first: Floats, header: dict[str, Any]) -> None:
     text = json.dumps({**header, "format": 1, "parameters": len(first)}, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 16) % ALIGNMENT)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(MAGIC + len(text).to_bytes(8, "little") + text + first.astype("<f4").tobytes())
+    with draft.open("wb") as file:
+        file.write(MAGIC + len(text).to_bytes(8, "little") + text)
+        file.write(np.ascontiguousarray(first, dtype="<f4").data)
     draft.replace(path)
 
 

@@ -160,7 +160,9 @@ def test_a_device_that_has_failed_ends_the_server(
     refused(caller.nowcast(), 503, "unavailable")
     assert ended.wait(60)
     assert "illegal memory access" in caplog.text
-    refused(caller.client.get("/livez"), 503, "unavailable")
+    for path in ("/livez", "/readyz"):
+        refused(caller.client.get(path), 503, "unavailable")
+    assert "nowcast_ready 0.0" in caller.client.get("/metrics").text
     refused(caller.nowcast(), 503, "unavailable")
 
 

@@ -53,7 +53,9 @@ def test_projection_is_that_of_the_largest_variance() -> None:
 
 
 def test_command_writes_a_row_for_each_context_on_axes_that_stay(tmp_path: Path) -> None:
-    """The table would not say where a run was, or count contexts across a jump; or what is on a map move when a run is added."""
+    """The table would not say where a run was, or count contexts across a jump; what is on a map move when a run is added; or a
+    file that is not there end in a traceback.
+    """
     folder = tmp_path / "runs"
     for name, seed, jumped in (("a", 1, False), ("b", 2, True)):
         values = states(seed, 8).numpy()
@@ -78,3 +80,6 @@ def test_command_writes_a_row_for_each_context_on_axes_that_stay(tmp_path: Path)
     with np.load(one) as before, np.load(embed("two.npz", "--basis", str(one))) as after:
         np.testing.assert_allclose(before["x"][:4], after["x"], atol=1e-6)
         assert after["vectors"].shape == (4, 64)
+    for wrong in (["--basis", "none.npz"], ["--basis", str(tmp_path / "map.csv")], ["--out", str(tmp_path / "none" / "map.csv")]):
+        done = CliRunner().invoke(app, ["embed", str(folder), *wrong])
+        assert (done.exit_code, done.output[:16]) == (1, "nowcast-server: "), done.exception

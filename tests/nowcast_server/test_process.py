@@ -284,6 +284,13 @@ def test_wrong_options(options: list[str], says: str) -> None:
     assert "Traceback" not in done.output
 
 
+def test_a_wrong_variable_is_named() -> None:
+    """An operator would look for an option that was never given, or that there is not."""
+    done = CliRunner(env={"COLUMNS": "200", "NOWCAST_QUEUE": "0"}).invoke(app, ["run", "--port", "0"])
+    assert done.exit_code == 2
+    assert "Invalid value for NOWCAST_QUEUE" in done.output
+
+
 def test_a_service_link_is_named() -> None:
     """In Kubernetes a server beside a service named nowcast would not start, and nobody would know why."""
     with pytest.raises(ValueError, match="enableServiceLinks"):

@@ -18,7 +18,6 @@ from nowcast_server.nino.engine import CPU_SIZES, DEVICE_SIZES, Sizes, Streaming
 from nowcast_server.selftest import checks
 from nowcast_server.selftest.checks import CHECKS, CPU, Failed, Setup
 from nowcast_server.selftest.cli import outcomes, plain_model
-from protos.errors import OutOfMemoryBudget
 
 RUNNER = CliRunner()
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -69,18 +68,6 @@ def test_a_check_without_its_library_says_so(monkeypatch: pytest.MonkeyPatch, se
     monkeypatch.delitem(sys.modules, "trainer_worker.metatrain.reference")
     assert plain_model() is None
     assert "not installed" in checks.reference(replace(setup, plain=None))["left_out"]
-
-
-def test_a_device_whose_memory_others_hold_is_given_up(monkeypatch: pytest.MonkeyPatch, setup: Setup) -> None:
-    """The selftest would ask for ever."""
-    asked = iter([torch.OutOfMemoryError("out of memory")] * 20)
-
-    def predict(*_: Any, **__: Any) -> torch.Tensor:
-        raise next(asked, AssertionError("asked for ever"))
-
-    monkeypatch.setattr(checks.Last, "predict", predict)
-    with pytest.raises(OutOfMemoryBudget):
-        checks.out_of_memory(setup)
 
 
 def test_a_check_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch, setup: Setup) -> None:

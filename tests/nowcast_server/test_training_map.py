@@ -1,10 +1,11 @@
 """Running jobs on the map of training: what is embedded when, and what is shown of it."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from server_kit import TOKENS, Caller, Last, Start, bearer, dense, until
+from server_kit import TOKENS, Caller, Last, Start, bearer, dense, frames, until
 
 from nowcast_server import training_map
 from nowcast_server.forecasters.learned import Nino
@@ -48,7 +49,7 @@ def test_contexts_are_embedded_now_and_then(start: Start, nino: Nino) -> None:
     nowcasts(caller, *range(70, 60 + 10 * EVERY, 10))
     until(lambda: len(places(caller)) == 2)
     assert [place.step for place in places(caller)] == [50, 50 + 10 * EVERY]
-    assert all(np.isfinite(np.frombuffer(place.vector, dtype=np.float32)).all() for place in places(caller))
+    assert all(np.isfinite(place.vector).all() for place in places(caller))
     (job,) = caller.service.jobs.of("anonymous")
     until(lambda: not job.users and not job.history.in_use)
     until(lambda: caller.service.forecasts.used_bytes == nino.weights_bytes)
@@ -62,6 +63,26 @@ def test_a_network_that_takes_long_is_left_out(start: Start, nino: Nino, monkeyp
     assert places(caller) == []
     assert "No run has a place yet" in caller.client.get("/map").text
     assert "This server has no graph network" in start().client.get("/map").text
+
+
+def test_networks_of_many_neurons_are_not_all_kept(start: Start, nino: Nino) -> None:
+    """Sixteen networks of millions of neurons, each a few megabytes to upload, would fill the memory beside every budget."""
+    kept = start(nino).service.map.embedders
+    for index in range(4):
+        kept.get(str(index), lambda: Mock(nbytes=40 * 2**20))
+    assert len(kept._values) == 1
+
+
+def test_a_run_that_diverged_is_not_on_the_map(start: Start, nino: Nino) -> None:
+    """One place that is no number, and nobody of the tenant would see the map any more."""
+    caller = start(nino, wiring=dense(70, 80))
+    assert caller.register(context=5, forecaster="nino").status_code == 201
+    (job,) = caller.service.jobs
+    for step in range(10, 60, 10):
+        assert caller.upload(step, frames(3e38 * caller.values(step).sign(), step=step, chunk_bytes=10_000)).status_code == 200
+    assert caller.nowcast(context=[10, 20, 30, 40, 50], horizons=[1]).status_code == 200
+    until(lambda: not job.users)
+    assert job.places.kept == []
 
 
 def test_memory_that_is_not_there_is_not_waited_for(start: Start, nino: Nino) -> None:
@@ -80,9 +101,9 @@ def test_places_are_thinned_and_go_back_with_the_run() -> None:
     held = Places()
     for count in range(1, 100 * EVERY):
         if held.due(count):
-            held.add(Place(count, 0.0, b""))
+            held.add(Place(count, 0.0, np.empty(0)))
     assert MOST // 2 <= len(held.kept) < MOST
-    held.add(Place(held.kept[3].step, 1.0, b""))
+    held.add(Place(held.kept[3].step, 1.0, np.empty(0)))
     assert [place.loss for place in held.kept] == [0.0] * 3 + [1.0]
 
 
@@ -112,7 +133,7 @@ def test_page_shows_the_map_of_the_tenants_own_runs(start: Start, nino: Nino) ->
     for index, job in enumerate(("one", "two")):
         assert caller.as_job(job, **alice).register(context=5, forecaster="nino", about={"lr": 0.1 * index}).status_code == 201
         for step in range(3):
-            vector = np.random.default_rng(step).normal(size=4).astype(np.float32).tobytes()
+            vector = np.random.default_rng(step).normal(size=4).astype(np.float32)
             caller.service.jobs.get("alice", job).places.add(Place(step, 0.5, vector))
     mine = caller.client.get("/map?by=lr", headers=alice).text
     assert mine.count("<polyline") == 2

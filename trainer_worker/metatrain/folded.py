@@ -43,7 +43,7 @@ def forecast_change(model: NiNo, plan: Plan, z: Tensor, node_pe: Tensor, *, hori
     """How far `model` says each weight moves, for a batch of windows of one wiring.
 
     Args:
-        model: with one tower.
+        model: the readable one, whose weights are used.
         plan: of the wiring.
         z: (windows, context, n) standardised.
         node_pe: (windows, N, laplacian).

@@ -40,46 +40,35 @@ class EdgeModulatedConv(MessagePassing):  # type: ignore[misc]  # torch_geometri
 
         x'_t &= O\,\Big(P\,\Big[x_t,\; \tfrac{1}{|\mathcal{N}(t)|} \sum_{s \in \mathcal{N}(t)} m_{st}\Big] + p\Big) + o
 
-    With T towers, channels fall into T groups of H / T: each has its own :math:`W_t, W_s, b, P, p`; the modulation
-    :math:`S, Z` is shared between them, and O mixes them.
-
     Args:
         hidden: channels H of neurons and edges.
-        towers: groups T of channels.
 
     Shapes:
         - **input:** neurons `x` (N, H), `edge_index` (2, E) source and target, `edge_attr` (E, H)
         - **output:** neurons (N, H)
     """
 
-    def __init__(self, hidden: int, *, towers: int = 1) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__(aggr="mean", node_dim=0)
-        self.towers, self.width = towers, hidden // towers
-        self.modulation = nn.Linear(hidden, 2 * self.width)
-        self.pre = nn.ModuleList(nn.Linear(2 * self.width, self.width) for _ in range(towers))
-        self.post = nn.ModuleList(nn.Linear(2 * self.width, self.width) for _ in range(towers))
+        self.modulation = nn.Linear(hidden, 2 * hidden)
+        self.pre = nn.ModuleList([nn.Linear(2 * hidden, hidden)])  # lists of one, as published weights have them
+        self.post = nn.ModuleList([nn.Linear(2 * hidden, hidden)])
         self.out = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
-        x = x.view(-1, self.towers, self.width)
         to_target, to_source = self._split(x)
-        scale, shift = self.modulation(edge_attr)[:, None].chunk(2, dim=-1)  # (E, 1, H / T) each
+        scale, shift = self.modulation(edge_attr).chunk(2, dim=-1)  # (E, H) each
         mean = self.propagate(edge_index, at_target=to_target, at_source=to_source, scale=scale, shift=shift)
-        both = torch.cat((x, mean), dim=-1)  # (N, T, 2 H / T)
-        towers = [post(both[:, tower]) for tower, post in enumerate(self.post)]
-        return cast("Tensor", self.out(torch.cat(towers, dim=-1)))
+        return cast("Tensor", self.out(self.post[0](torch.cat((x, mean), dim=-1))))
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # W [x_t, x_s] = W_t x_t + W_s x_s: once a neuron instead of once an edge
-        targets, sources = [], []
-        for tower, pre in enumerate(self.pre):
-            target, source = cast("nn.Linear", pre).weight.chunk(2, dim=1)
-            targets.append(nn.functional.linear(x[:, tower], target, cast("nn.Linear", pre).bias))
-            sources.append(nn.functional.linear(x[:, tower], source))
-        return torch.stack(targets, dim=1), torch.stack(sources, dim=1)  # (N, T, H / T)
+        pre = cast("nn.Linear", self.pre[0])
+        target, source = pre.weight.chunk(2, dim=1)
+        return nn.functional.linear(x, target, pre.bias), nn.functional.linear(x, source)
 
     def message(self, at_target_i: Tensor, at_source_j: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """PyG gathers `at_target` for each edge's target and `at_source` for its source: (E, T, H / T)."""
+        """PyG gathers `at_target` for each edge's target and `at_source` for its source: (E, H)."""
         return scale * (at_target_i + at_source_j) + shift
 
 
@@ -137,7 +126,7 @@ class NiNo(nn.Module):
         self.edge_in = Mlp(options.width_in, hidden)
         self.node_in = Mlp(options.laplacian, hidden)
         self.word_embedding = nn.Embedding(options.vocabulary + 1, hidden) if options.vocabulary else None
-        self.convs = nn.ModuleList(EdgeModulatedConv(hidden, towers=options.towers) for _ in range(options.layers))
+        self.convs = nn.ModuleList(EdgeModulatedConv(hidden) for _ in range(options.layers))
         self.edge_updates = nn.ModuleList(EdgeUpdate(hidden) for _ in range(options.layers - 1))
         self.edge_out = Mlp(hidden, hidden, options.slots * options.max_horizon)
         self.act = nn.SiLU()

@@ -90,7 +90,7 @@ def show(report: WiringReport, console: "Console") -> None:
         table.add_column(heading, justify="right" if heading == "blocks" else "left", overflow="fold")
     for row in report.rows:
         shape = "x".join(map(str, row.shape)) or "scalar"
-        kinds = ", ".join(kind.name.lower().replace("_", " ") for kind in row.kinds) or "-"
+        kinds = ", ".join(kind.words for kind in row.kinds) or "-"
         cells = (row.name, shape, row.how, kinds, row.sources, row.targets, str(len(row.blocks)))
         table.add_row(*cells, style="yellow" if row.how == FALLBACK else None)
     console.print(table)

@@ -39,9 +39,6 @@ class Bundle:
     def edges(self) -> int:
         return len(self.source)
 
-    def to(self, device: torch.device) -> "Bundle":
-        return Bundle(*(getattr(self, field.name).to(device) for field in fields(self)))
-
     @property
     def nbytes(self) -> int:
         return sum(getattr(self, field.name).nbytes for field in fields(self))

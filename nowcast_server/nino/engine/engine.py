@@ -13,7 +13,7 @@ from nowcast_server.nino.engine.fold import NeuronStage, fold
 from nowcast_server.nino.engine.kernels import Ends, Kernels, Sums
 from nowcast_server.nino.engine.plan import Plan, Unit, plan, plan_bytes
 from nowcast_server.nino.engine.snapshots import Snapshots, panel_view
-from nowcast_server.nino.engine.workers import Placement, Sizes, aside, in_order, run, sizes_for
+from nowcast_server.nino.engine.workers import Placement, Sizes, aside, in_order, run, sizes_for, with_tensors
 from nowcast_server.nino.laplacian import laplacian_features
 from protos.wiring import Wiring
 
@@ -29,7 +29,8 @@ class StreamingEngine:
         self.options = checkpoint.options
         self.device = torch.device(device)
         self.sizes = sizes or sizes_for(self.device, hidden=checkpoint.options.hidden)
-        self._kernels = Kernels(fold(checkpoint.options, checkpoint.tensors).to(self.device))
+        folded = fold(checkpoint.options, checkpoint.tensors)
+        self._kernels = Kernels(with_tensors(folded, lambda tensor: tensor.to(self.device, torch.float32).contiguous()))
 
     def forecast(
         self, wiring: Wiring, states: Tensor | Sequence[Tensor], *, horizons: tuple[int, ...], node_pe: Tensor | None = None

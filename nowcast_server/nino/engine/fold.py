@@ -10,8 +10,7 @@ chain without neurons.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -65,26 +64,12 @@ class Folded:
     neurons_in: tuple[Tensor, Tensor] | None  # (laplacian, H) and (H,), which map Laplacian features to neurons; None for WNN
     words: Tensor | None  # (vocabulary + 1, H) word embedding, or None
 
-    def to(self, device: torch.device) -> "Folded":
-        moved: Folded = _moved(self, device)
-        return moved
-
     def rows(self, horizons: Sequence[int], *, slots: int) -> tuple[Tensor, Tensor]:
         """Readout of the given horizons and the first `slots` slots: (len(horizons) * slots, H) and (…, 1), horizon by horizon."""
         # views alone: a list of horizons as an index would be copied to the device
         matrix = torch.stack([self.readout[:slots, horizon - 1] for horizon in horizons])
         bias = torch.stack([self.readout_bias[:slots, horizon - 1] for horizon in horizons])
         return matrix.flatten(0, 1), bias.view(-1, 1)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32).contiguous()
-    if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
-    return value
 
 
 def fold(options: ModelOptions, tensors: Mapping[str, Tensor]) -> Folded:
@@ -95,7 +80,7 @@ def fold(options: ModelOptions, tensors: Mapping[str, Tensor]) -> Folded:
     state = Affine(matrix.T, bias + weights["edge_type_embedding.weight"])
     head, layers = ("edge_out", 2) if options.graph else ("horizons_out", WNN_LAYERS)
     for layer in range(options.layers - 1 if options.graph else 0):
-        neuron_stages.append(_convolution(options, weights, layer, state=state))
+        neuron_stages.append(_convolution(weights, layer, state=state))
         names = ("edge", "source", "target", "out")
         edge, source, target, out = (_linear(weights, f"edge_updates.{layer}.{name}") for name in names)
         edge_stages.append(EdgeStage(state.then(edge[0], edge[1] + source[1] + target[1]), source[0].T, target[0].T))
@@ -120,23 +105,19 @@ def _linear(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 
-def _convolution(options: ModelOptions, weights: Mapping[str, Tensor], layer: int, *, state: Affine) -> NeuronStage:
-    name, towers = f"convs.{layer}", range(options.towers)
-    scale, shift = (part.repeat(options.towers, 1) for part in weights[f"{name}.modulation.weight"].chunk(2))
-    scale_bias, shift_bias = (part.repeat(options.towers) for part in weights[f"{name}.modulation.bias"].chunk(2))
-    # towers are blocks on the diagonal of one wide layer
-    pre, post = ([_linear(weights, f"{name}.{part}.{tower}") for tower in towers] for part in ("pre", "post"))
-    halves = [zip(*(weight.chunk(2, dim=1) for weight, _ in layers), strict=True) for layers in (pre, post)]
-    to_target, to_source, own, message = (torch.block_diag(*parts) for half in halves for parts in half)  # type: ignore[no-untyped-call]
-    out, out_bias = _linear(weights, f"{name}.out")
+def _convolution(weights: Mapping[str, Tensor], layer: int, *, state: Affine) -> NeuronStage:
+    names = ("modulation", "pre.0", "post.0", "out")
+    modulation, pre, post, out = (_linear(weights, f"convs.{layer}.{name}") for name in names)
+    scale, shift = zip(*(each.chunk(2) for each in modulation), strict=True)
+    (to_target, to_source), (own, message) = (weight.chunk(2, dim=1) for weight, _ in (pre, post))
     return NeuronStage(
         layer,
-        state.then(scale, scale_bias),
-        state.then(shift, shift_bias),
+        state.then(*scale),
+        state.then(*shift),
         to_target.T,
-        torch.cat([bias for _, bias in pre]),
+        pre[1],
         to_source.T,
-        (out @ own).T,
-        (out @ message).T,
-        out @ torch.cat([bias for _, bias in post]) + out_bias,
+        (out[0] @ own).T,
+        (out[0] @ message).T,
+        out[0] @ post[1] + out[1],
     )

@@ -23,7 +23,7 @@ from nowcast_server.nino.engine.bundles import (
     together,
     word_positions,
 )
-from nowcast_server.nino.engine.workers import Sizes
+from nowcast_server.nino.engine.workers import Sizes, with_tensors
 from protos.wiring import STRUCTURE, Block, EdgeType, Wiring
 
 
@@ -81,15 +81,6 @@ class Plan:
         own = sum(tensor.nbytes for tensor in (self.degree, self.types, self.words, self.tensor_sizes))
         return own + sum(unit.nbytes if isinstance(unit, Bundle) else _PANEL_BYTES for unit in self.units)
 
-    def to(self, device: torch.device) -> "Plan":
-        """The plan with all it needs there on `device`."""
-        if device.type == "cpu":
-            return self
-        moved = {name: getattr(self, name).to(device) for name in ("degree", "types", "words", "tensor_sizes")}
-        units = tuple(unit.to(device) if isinstance(unit, Bundle) else unit for unit in self.units)
-        uncovered = tuple(left if isinstance(left, slice) else left.to(device) for left in self.uncovered)
-        return replace(self, units=units, uncovered=uncovered, **moved)
-
 
 _PANEL_BYTES: Final = 400
 _PLANS: Final = LruCache[Plan](256 * 2**20, weigh=lambda plan: plan.nbytes)
@@ -97,7 +88,13 @@ _PLANS: Final = LruCache[Plan](256 * 2**20, weigh=lambda plan: plan.nbytes)
 
 def plan(wiring: Wiring, sizes: Sizes, *, graph: bool, device: torch.device) -> Plan:
     """The plan of a wiring, cached by its hash; without `graph`, of its weights alone, each an edge, as WNN sees them."""
-    return _PLANS.get(f"{graph}/{device}/{sizes}/{wiring.hash}", lambda: _make(wiring, sizes, graph=graph).to(device))
+
+    def make() -> Plan:
+        made = _make(wiring, sizes, graph=graph)
+        moved: Plan = made if device.type == "cpu" else with_tensors(made, lambda tensor: tensor.to(device))
+        return moved
+
+    return _PLANS.get(f"{graph}/{device}/{sizes}/{wiring.hash}", make)
 
 
 def plan_bytes(wiring: Wiring, sizes: Sizes, *, graph: bool) -> int:

@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Final, TypeVar
 
 import torch
+from torch import Tensor
 
 from nowcast_server.interruption import interruptible_items
 
@@ -122,3 +123,14 @@ class Placement:
         """Call `function` for every run of `count` neurons."""
         rows = self.sizes.rows
         run(function, [slice(start, min(start + rows, count)) for start in range(0, count, rows)], threads=self.threads)
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value of nested dataclasses and tuples, with each tensor in it replaced by what `change` makes of it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(with_tensors(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: with_tensors(getattr(value, field.name), change) for field in fields(value)})
+    return value

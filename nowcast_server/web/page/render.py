@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -20,7 +21,7 @@ from nowcast_server.web.page import words
 from nowcast_server.web.page.source import CourseView, JobView, MapView, Overview, ServerView
 from protos.diagram import MAX_BLOCKS, draw_svg
 from protos.messages import JobStatus
-from protos.wiring import STRUCTURE, EdgeType, Wiring
+from protos.wiring import EdgeType, Wiring
 
 FOLDER: Final = Path(__file__).parent
 STATIC: Final = FOLDER / "static"
@@ -34,7 +35,7 @@ LOADED: Final = 16  # overviews that are remembered until their streams of event
 
 
 class Renderer:
-    """Writes pages. One for a server; `at` makes it one for the address a browser knows the server by."""
+    """Writes pages. One for a server; `at` makes it one for a viewer, and the address a browser knows the server by."""
 
     def __init__(self) -> None:
         self._environment = Environment(
@@ -56,20 +57,21 @@ class Renderer:
         self._used: dict[str, tuple[float, float]] = {}  # when a device's use was read, by replica, and what it was
         self._busy: dict[str, float] = {}
         self.base = self.url = ""  # of this server as its browsers see it
+        self.tenant = ""  # who looks, where there are tokens
 
-    def at(self, request: Request) -> Self:
-        """The same, for links from the address of this request."""
+    def at(self, request: Request, *, tenant: str | None) -> Self:
+        """The same, for whoever looks, and for links from the address of this request."""
         here = copy.copy(self)
+        here.tenant = "" if tenant in (None, ANONYMOUS) else tenant
         here.base = request.scope.get("root_path", "").rstrip("/")
         here.url = str(request.base_url).rstrip("/")
         return here
 
-    def overview(self, seen: Overview, *, tenant: str) -> str:
+    def overview(self, seen: Overview) -> str:
         rows = self._rows_of(seen.jobs)
         loaded = secrets.token_hex(8)  # under which its stream of events finds what need not be sent again
         self._loaded.get(loaded, lambda: rows)
-        facts = {"busy": self._use(seen.servers), "seen": seen, "url": self.url, "shown": loaded}
-        return self.write("overview.html", tenant=shown(tenant), rows=rows.values(), **facts)
+        return self.write("overview.html", rows=rows.values(), busy=self._use(seen.servers), seen=seen, url=self.url, shown=loaded)
 
     def changes(self, seen: Overview, sent: dict[str, Any]) -> str:
         """What has changed on that page since `sent`, which is brought up to date; at first it may say what was `shown`."""
@@ -82,8 +84,8 @@ class Renderer:
         changed = ((job.replace(".", "\\."), row) for job, row in rows.items() if before[job] != row)  # as selectors write it
         return facts + "".join(_piece(f"#job-{job}", "outerMorph", row) for job, row in changed)
 
-    def job(self, course: CourseView, *, others: list[JobView], tenant: str) -> str:
-        return self._job("job", course, baseline(course, others), tenant=shown(tenant))
+    def job(self, course: CourseView, others: list[JobView]) -> str:
+        return self._job("job", course, baseline(course, others))
 
     def job_changes(self, course: CourseView | None, others: list[JobView], sent: dict[str, Any]) -> str:
         """What has changed in the text of that page since `sent`; see `changes`."""
@@ -98,10 +100,10 @@ class Renderer:
         sent.update(texts)
         return "".join(_piece(f"#{name}", "innerMorph", text) for name, text in changed.items())
 
-    def _job(self, template: str, view: JobView, other: JobView | None, **values: Any) -> str:
+    def _job(self, template: str, view: JobView, other: JobView | None) -> str:
         """A template about a job, and how many steps it has saved against another one."""
         estimate = None if other is None else words.steps_saved(view.curve, other.curve, job=other.job)
-        return self.write(f"{template}.html", view=view, status=view.status, estimate=estimate, **values)
+        return self.write(f"{template}.html", view=view, status=view.status, estimate=estimate)
 
     def _rows_of(self, jobs: list[JobView]) -> dict[str, str]:
         """Those that train first, then the newest."""
@@ -125,7 +127,7 @@ class Renderer:
 
     def write(self, template: str, **values: Any) -> str:
         """A template with these values."""
-        return self._environment.get_template(template).render(base=self.base, **values)
+        return self._environment.get_template(template).render(base=self.base, tenant=self.tenant, **values)
 
 
 def _piece(target: str, swap: str, html: str) -> str:
@@ -136,17 +138,14 @@ def wiring_table(wiring: Wiring) -> dict[str, Any]:
     """A wiring's first parameters as `rows` of (name, shape, kinds of edges, how many), how many `more` there are, and a `picture`,
     an SVG, empty if there are too many blocks to draw. Takes a second for the largest.
     """
-    kinds: dict[int, dict[str, int]] = {}
+    kinds = [Counter[str]() for _ in wiring.parameters[:MAX_ROWS]]
     for block in wiring.blocks:
-        if block.parameter != STRUCTURE and block.parameter < MAX_ROWS:
-            held = kinds.setdefault(block.parameter, {})
-            name = EdgeType(block.edge_type).name.lower().replace("_", " ")
-            held[name] = held.get(name, 0) + block.edges
-    rows = []
-    for index, parameter in enumerate(wiring.parameters[:MAX_ROWS]):
-        held = kinds.get(index, {})
-        shape = " × ".join(map(str, parameter.shape)) or "scalar"
-        rows.append((parameter.name, shape, ", ".join(held) or words.UNKNOWN, sum(held.values())))
+        if 0 <= block.parameter < MAX_ROWS:
+            kinds[block.parameter][EdgeType(block.edge_type).words] += block.edges
+    rows = [
+        (parameter.name, " × ".join(map(str, parameter.shape)) or "scalar", ", ".join(held) or words.UNKNOWN, held.total())
+        for parameter, held in zip(wiring.parameters, kinds, strict=False)
+    ]
     picture = draw_svg(wiring) if len(wiring.blocks) <= MAX_BLOCKS else ""
     return {"rows": rows, "more": max(0, len(wiring.parameters) - MAX_ROWS), "picture": picture}
 
@@ -155,11 +154,6 @@ def baseline(view: JobView, others: list[JobView]) -> JobView | None:
     """What a job is compared with: the newest run of the same network whose forecasts are never used."""
     shadows = [each for each in others if each.status.mode == "shadow" and each.status.wiring_hash == view.status.wiring_hash]
     return max(shadows, key=lambda each: each.status.created_at, default=None) if view.status.mode != "shadow" else None
-
-
-def shown(tenant: str) -> str:
-    """A tenant as the page names it."""
-    return "" if tenant == ANONYMOUS else tenant
 
 
 class Maps:
@@ -195,5 +189,4 @@ class Maps:
 
 def _embedded(status: JobStatus, places: list[Place]) -> Embedded:
     steps, losses, vectors = zip(*places, strict=True)
-    rows = np.stack([np.frombuffer(vector, dtype=np.float32) for vector in vectors]).astype(np.float64)
-    return Embedded(status.job, status.about.model_dump(), np.array(steps), np.array(losses), rows)
+    return Embedded(status.job, status.about.model_dump(), np.array(steps), np.array(losses), np.stack(vectors).astype(np.float64))

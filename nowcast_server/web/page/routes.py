@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from nowcast_server.service import Service
-from nowcast_server.web.page.render import STATIC, Renderer, shown, wiring_table
+from nowcast_server.web.page.render import STATIC, Renderer, wiring_table
 from nowcast_server.web.page.source import Local, Source
 from nowcast_server.web.routes.calls import TheService, of_app, receive
 from protos.errors import Busy, Forbidden, Unauthorized, UnknownJob
@@ -72,11 +72,6 @@ async def _looking(request: Request, service: TheService) -> str | None:
         return None
 
 
-async def _renderer(request: Request) -> Renderer:
-    renderer: Renderer = request.app.state.page_renderer
-    return renderer.at(request)
-
-
 async def _place(service: TheService) -> None:
     """Raise Busy if too many pages are kept up to date: a stream that has begun cannot say so."""
     if service.viewers >= MAX_VIEWERS:
@@ -86,7 +81,14 @@ async def _place(service: TheService) -> None:
 Viewer = Annotated[str, Depends(_viewer)]
 Looking = Annotated[str | None, Depends(_looking)]
 TheSource = Annotated[Source, of_app("page_source")]
-TheRenderer = Annotated[Renderer, Depends(_renderer)]  # writes the page for the address it was called at
+
+
+async def _renderer(request: Request, tenant: Looking) -> Renderer:
+    renderer: Renderer = request.app.state.page_renderer
+    return renderer.at(request, tenant=tenant)
+
+
+TheRenderer = Annotated[Renderer, Depends(_renderer)]  # writes the page for its viewer
 
 
 @router.head("/")
@@ -95,7 +97,7 @@ async def overview(tenant: Looking, source: TheSource, render: TheRenderer) -> R
     """All jobs of the viewer; with none, how to attach the first one."""
     if tenant is None:
         return RedirectResponse(f"{render.base}/login", status_code=303)
-    return Page(render.overview(await source.overview(tenant), tenant=tenant))
+    return Page(render.overview(await source.overview(tenant)))
 
 
 @router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(_place)])
@@ -115,8 +117,8 @@ async def job(job: JobId, tenant: Looking, source: TheSource, render: TheRendere
         return RedirectResponse(f"{render.base}/login", status_code=303)
     course = await source.course(tenant, job)
     if course is None:
-        return Page(render.write("lost.html", job=job, tenant=shown(tenant)), status_code=404)
-    return Page(render.job(course, others=(await source.overview(tenant)).jobs, tenant=tenant))
+        return Page(render.write("lost.html", job=job), status_code=404)
+    return Page(render.job(course, (await source.overview(tenant)).jobs))
 
 
 @router.get("/jobs/{job}/events", response_class=EventSourceResponse, dependencies=[Depends(_place)])
@@ -161,13 +163,13 @@ async def map_picture(request: Request, tenant: Viewer, source: TheSource, rende
 async def _map(template: str, request: Request, tenant: str, source: Source, render: Renderer) -> str:
     network, by = (request.query_params.get(name, "") for name in ("network", "by"))
     seen = await asyncio.to_thread(render.maps.seen, await source.map(tenant), tenant=tenant, network=network, by=by)
-    return render.write(template, tenant=shown(tenant), **seen)
+    return render.write(template, **seen)
 
 
 @router.get("/login")
 async def ask_token(render: TheRenderer) -> Response:
     """The form that asks for a token."""
-    return Page(render.write("login.html", wrong=False, tenant=""))
+    return Page(render.write("login.html", wrong=False))
 
 
 @router.post("/login")
@@ -177,7 +179,7 @@ async def log_in(request: Request, service: TheService, render: TheRenderer) -> 
     try:
         service.tokens.tenant(f"Bearer {token}")
     except Unauthorized:
-        return Page(render.write("login.html", wrong=True, tenant=""), status_code=401)
+        return Page(render.write("login.html", wrong=True), status_code=401)
     answer = RedirectResponse(f"{render.base}/", status_code=303, headers={"cache-control": "no-store"})
     answer.set_cookie(COOKIE, quote(token, safe=""), httponly=True, samesite="strict", secure=request.url.scheme == "https")
     return answer

@@ -1,7 +1,7 @@
 """Health, info and metrics."""
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from nowcast_server.tokens import OPERATOR
 from nowcast_server.web.routes.calls import Tenant, TheService
@@ -36,7 +36,7 @@ async def metrics(tenant: Tenant, service: TheService) -> Response:
     """Prometheus metrics. With tokens, for the tenant `operator` alone, as they count over all tenants."""
     if service.tokens.tenants and tenant != OPERATOR:
         raise Forbidden(f"the metrics are for the token of {OPERATOR!r}", field="authorization")
-    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get(f"{API}/info")

@@ -129,14 +129,6 @@ def test_a_checkpoint_for_the_other_forecaster(weights: dict[str, Path]) -> None
             load_forecaster(name, checkpoint=weights[other])
 
 
-def test_no_checkpoint_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A user without weights would not learn what is missing."""
-    monkeypatch.setattr(registry_module, "SHIPPED", tmp_path)
-    for name in LEARNED:
-        with pytest.raises(CheckpointError, match="checkpoint=PATH"):
-            load_forecaster(name)
-
-
 @pytest.mark.parametrize("name", LEARNED)
 def test_shipped_weights_are_the_default(name: str, monkeypatch: pytest.MonkeyPatch, weights: dict[str, Path]) -> None:
     """The weights inside the package would not be found."""

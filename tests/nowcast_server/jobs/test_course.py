@@ -1,5 +1,6 @@
 """The course of a run: what a page shows of it, in memory that does not grow."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -44,6 +45,14 @@ def test_points_as_they_come() -> None:
     course.tell(Progress(step=100, coherence=-0.5))
     assert [point.step for point in course.points()] == [*range(10, 100, 10), 100]
     assert (course.points()[-1].loss, course.points()[-1].coherence) == (None, -0.5)
+
+
+def test_losses_of_any_size_have_a_mean() -> None:
+    """A run that diverges would have its uploads fail once its points are thinned, and the page of all jobs with it."""
+    course = Course(0.0)
+    for step in range(2 * POINTS):
+        course.tell(Progress(step=step, loss=1.7e308))
+    assert 1e300 <= course.curve(8)[0][1] < math.inf
 
 
 def test_what_comes_without_a_loss_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
 """Registering, looking at and forgetting jobs."""
 
 import json
+import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from server_kit import NOWCAST, Caller, Start, answer, dense, refused, until
+from server_kit import NOWCAST, Caller, Last, Start, answer, dense, refused, until
 
 from nowcast_server.jobs import history
 from nowcast_server.jobs.budget import Budget
@@ -15,7 +17,7 @@ from nowcast_server.jobs.registry import Jobs
 from nowcast_server.settings import Settings
 from protos.errors import UnknownJob
 from protos.messages import JobSpec
-from protos.wiring import MAX_NAME
+from protos.wiring import MAX_NAME, Wiring
 
 JSON = {"content-type": "application/json"}
 
@@ -68,6 +70,24 @@ def test_snapshot_limit(start: Start) -> None:
     caller = start(max_snapshot=799, wiring=dense(10, 20))
     refused(caller.register(), 413, "too_large", "wiring.parameters")
     assert caller.register(dtype="float16").status_code == 201
+
+
+def test_jobs_that_register_at_once_are_counted(start: Start) -> None:
+    """A thousand registrations at once would all be within the limit, as none of them is a job yet."""
+    both = threading.Barrier(2)
+
+    class Planned(Last):
+        def working_bytes(self, wiring: Wiring, *, context: int) -> int:
+            both.wait(60)
+            return 0
+
+    caller = start(Planned(), max_jobs=1)
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda name: caller.as_job(name).register().status_code, "ab"))
+    assert sorted(answers) == [201, 429]
+    (job,) = caller.service.jobs
+    caller.service.remove(job)
+    assert caller.service.histories.used_bytes == 0
 
 
 def test_status_figures(caller: Caller) -> None:

@@ -38,7 +38,7 @@ def test_headers_of_older_files_are_read(tmp_path: Path) -> None:
                 load_checkpoint(path)
 
 
-@pytest.mark.parametrize("options", [SMALL, {"graph": False, "hidden": 4}, {**SMALL, "vocabulary": 5, "towers": 2}])
+@pytest.mark.parametrize("options", [SMALL, {"graph": False, "hidden": 4}, {**SMALL, "vocabulary": 5}])
 def test_what_is_saved_is_loaded(options: dict[str, Any], tmp_path: Path) -> None:
     """Weights that meta-training made would be lost or changed; or another tool could not tell what the file is."""
     made = random_checkpoint(**options)
@@ -120,7 +120,7 @@ def test_files_that_are_no_checkpoints(content: bytes, tmp_path: Path) -> None:
         json.dumps({"format": 1, "options": {"hidden": 4, "flux": 1}}),
         json.dumps({"format": 1, "options": {"hidden": True}}),
         '{"format": 1, "options": {"layers": 1000000}}',
-        '{"format": 1, "options": {"hidden": 1000000, "towers": 1000000}}',
+        '{"format": 1, "options": {"hidden": 1000000}}',
         '{"format": 1, "options": {"update_scale": NaN}}',
         '{"format": 1, "options": {"hidden": ' + "9" * 5000 + "}}",
         '{"format": 1, "options": ' + "[" * 20_000 + "]" * 20_000 + "}",

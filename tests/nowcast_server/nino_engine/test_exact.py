@@ -16,7 +16,6 @@ from trainer_worker.metatrain.reference import Reference
 TOLERANCE = 1e-5
 OPTIONS: dict[str, dict[str, Any]] = {
     "published": {},
-    "towers": {"towers": 4},
     "wide": {"hidden": 40},
     "one_layer": {"layers": 1},
     "two_layers": {"layers": 2},

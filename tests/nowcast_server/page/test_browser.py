@@ -166,7 +166,7 @@ def test_pages_fit_and_can_be_read(browser: Browser, listen: Start, width: int, 
         layers = {"conv1": 0.61, "layer1.0.conv1": 0.34, "fc": -0.08}
         tell(caller.service, job, range(10, 900 if mode == "glide" else 1900, 10), speed=speed, skipped={"late": 3}, layers=layers)
         for step in range(8):
-            vector = np.random.default_rng(step).normal(size=4).astype(np.float32).tobytes()
+            vector = np.random.default_rng(step).normal(size=4).astype(np.float32)
             caller.service.jobs.get(ANONYMOUS, job).places.add(Place(step, 1 / (1 + step), vector))
     browser.look(width=width, dark=dark)
     for name, path in (("overview", "/"), ("job", "/jobs/vision.resnet-1"), ("map", "/map")):

@@ -221,3 +221,18 @@ def test_a_cluster_that_is_joined_is_kept(ray_cluster: None, monkeypatch: pytest
     monkeypatch.setattr(application, "start", lambda *_, **__: seen.append(ray.get_runtime_context().get_node_id()))
     application.serve_on_ray({}, address=None, replicas=application.Replicas(1, 1), stay=False, name="mine")
     assert seen == [mine]
+
+
+def test_certificates_of_the_environment_are_the_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose certificate is a variable would answer in plain text, or whoever has none get in, without a word."""
+    from nowcast_server.serve import application
+
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(application.serve, "start", lambda *, http_options, **_: started.append(http_options))
+    monkeypatch.setattr(application.serve, "run", lambda *_, **__: None)
+    monkeypatch.setenv("NOWCAST_TLS_CERT", "/both.pem")
+    assert application.start({}, replicas=application.Replicas()) == "https://127.0.0.1:8440"
+    assert (started[0]["ssl_certfile"], started[0]["ssl_keyfile"]) == ("/both.pem", "/both.pem")
+    monkeypatch.setenv("NOWCAST_TLS_CA", "/ca.pem")
+    with pytest.raises(ValueError, match="nowcast-server run"):
+        application.start({}, replicas=application.Replicas())

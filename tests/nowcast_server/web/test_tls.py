@@ -13,6 +13,7 @@ from server_kit import Last, dense, listening
 
 from nowcast_server.app import create_app
 from nowcast_server.healthcheck import check
+from nowcast_server.running import server_for
 from nowcast_server.settings import Settings
 from nowcast_server.web import connections
 from protos.errors import BadRequest, Unavailable
@@ -101,6 +102,25 @@ def test_a_worker_streams_through_mutual_tls(files: Files, monkeypatch: pytest.M
         worker.forecast(Asked((0, 1), (1,)), out, deadline=Deadline(60))
         worker.close()
     assert torch.equal(out[0], snapshots[1])
+
+
+def test_a_reload_is_of_all_or_of_nothing(files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """New tokens would count though the log says that nothing was reloaded; or no new certificate be served."""
+    certificate, tokens = tmp_path / "certificate", tmp_path / "tokens"
+    certificate.write_bytes(files.server.read_bytes())
+    tokens.write_text("alice:0123456789abcdef\n")
+    settings = Settings(tls_cert=certificate, token_file=tokens)
+    app = create_app(settings, forecasters={"last": Last()})
+    server = server_for(app, settings)
+    server.config.load()
+    tokens.write_text("bob:fedcba9876543210\n")
+    certificate.write_text("half a certificate")
+    server.reload()
+    assert "cannot reload" in caplog.text
+    assert app.state.service.tokens.names == {"alice"}
+    certificate.write_bytes(files.server.read_bytes())
+    server.reload()
+    assert app.state.service.tokens.names == {"bob"}
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "mutual"])

@@ -18,7 +18,7 @@ from trainer_worker.metatrain.plan import plan
 from trainer_worker.metatrain.reference import Standardisation, edge_features, to_graph
 from trainer_worker.metatrain.windows import fit_scales
 
-EVERY_PART = {"towers": 2, "vocabulary": 30, "layers": 4, "max_horizon": 6}
+EVERY_PART = {"vocabulary": 30, "layers": 4, "max_horizon": 6}
 
 
 def inputs(wiring: Wiring, *, seed: int = 0) -> Data:
