@@ -36,7 +36,6 @@ sys.path[0] = str(Path(__file__).parent / "acceleration")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 OUT = Path("runs/accelerate")
-KEPT = Path(__file__).parent / "acceleration/results"
 
 
 @app.command()
@@ -131,7 +130,7 @@ def _keep(path: Path, result: dict[str, Any]) -> None:
 
 @app.command()
 def report(  # noqa: PLR0917 -- typer passes every option by name
-    out: Annotated[Path, typer.Option(help="Folder of the runs.", show_default="acceleration/results")] = KEPT,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs.", show_default="acceleration/results")] = None,
     picture: Annotated[Path | None, typer.Option(help="PNG of the validation curves.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Arm to draw, `+ema` for its average.", show_default="all")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON of the table.")] = None,
@@ -139,9 +138,9 @@ def report(  # noqa: PLR0917 -- typer passes every option by name
     rival: Annotated[list[str] | None, typer.Option(help="With what.", show_default="adam, strongest")] = None,
 ) -> None:
     """Print steps saved, averages against averages and weights against weights, then a long table with the figures of each arm."""
-    from report import compare, draw, print_comparison, print_table, read, summarise
+    from report import KEPT, compare, draw, print_comparison, print_table, read, summarise
 
-    problems = read(out)
+    problems = read(out or KEPT)
     for mine, other in product(arm or ("spectral", "linear"), rival or ("adam", "strongest")):
         # the shape of fm-16 is among those that nino-base was fitted to
         print_comparison(compare(problems, mine, rival=other), mine, rival=other, without=["fm-16"])

@@ -19,7 +19,7 @@ class Metrics:
         self.uploads = counter("uploads", "Snapshots by outcome: stored, replayed (already held), or an error code", ["outcome"])
         self.upload_bytes = counter("upload_bytes", "Bytes of snapshot bodies received")
         self.upload_seconds = histogram("upload_seconds", "Time to take in a snapshot, also one that was held already")
-        self.forecasts = counter("forecasts", "Nowcasts by outcome: made, gone (client left), or a code", ["forecaster", "outcome"])
+        self.forecasts = counter("forecasts", "Nowcasts made, gone (the client left), or an error code", ["forecaster", "outcome"])
         self.forecast_seconds = histogram("forecast_seconds", "Time to make a forecast on the device", ["forecaster"])
         self.queue_seconds = histogram("queue_seconds", "Time that a forecast waited for the device")
         self.queue_depth = gauge("queue_depth", "Forecasts waiting for the device")

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+KEPT = Path(__file__).parent / "results"
+"""The runs that are kept with the project."""
 SMOOTH = 5
 """Evaluations that a validation curve is averaged over before anything is decided on it."""
 PICTURES = ("fm-16", "fm-32", "fm-bn", "colour", "animals")

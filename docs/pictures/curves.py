@@ -19,6 +19,6 @@ if __name__ == "__main__":
     import report
 
     report.COLUMNS = 2
-    runs = report.read(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench/acceleration/results")
+    runs = report.read(Path(sys.argv[1]) if len(sys.argv) > 1 else report.KEPT)
     shown = {name: {NAMES[arm]: curves for arm, curves in runs[name].items() if arm in NAMES} for name in PROBLEMS}
     report.draw(shown, ROOT / "docs/pictures/curves.svg", only=list(NAMES.values()))

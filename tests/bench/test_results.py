@@ -21,12 +21,12 @@ Saved = dict[tuple[str, str], tuple[str, str]]
 def saved() -> Saved:
     """By arm and problem, the steps saved to where Adam's average is at 75% of its run, and at its end."""
     report = scripts.load("bench/acceleration/report.py")
-    kept = report.read(scripts.ROOT / "bench/acceleration/results")
-    rows = [(arm, row) for arm in sorted(set(ARMS.values())) for row in report.compare(kept, arm, rival="adam")]
-    told = {None: "never"}
-    return {
-        (arm, row["problem"]): tuple(told.get(each) or f"{-each:.0%}" for each in row["steps"]["loss"][:2]) for arm, row in rows
-    }
+    kept, found = report.read(report.KEPT), {}
+    for arm in set(ARMS.values()):
+        for row in report.compare(kept, arm, rival="adam"):
+            early, end = ("never" if each is None else f"{-each:.0%}" for each in row["steps"]["loss"][:2])
+            found[arm, row["problem"]] = early, end
+    return found
 
 
 def table(path: str, head: str) -> list[list[str]]:
@@ -60,7 +60,7 @@ def test_the_page_on_when_it_helps_says_what_the_kept_runs_say(saved: Saved) -> 
         for task, cell in zip(head[1:], cells, strict=True):
             where = ARMS.get(name.partition(",")[0], ""), problem_of(task)
             if where in saved:
-                half, end = saved[where]
-                assert cell.partition(",")[0] == f"{half.removesuffix('%')} / {end}", where
+                early, end = saved[where]
+                assert cell.partition(",")[0] == f"{early.removesuffix('%')} / {end}", where
             else:
                 assert cell[-1:] in ("", EARLIER), where
