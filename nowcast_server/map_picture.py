@@ -167,7 +167,10 @@ def embed(folder: Path, *, out: Path, by: str, checkpoint: Path | None, basis: P
         with np.load(basis) as arrays:
             projection = Projection(arrays["mean"], arrays["components"], arrays["explained"])
     else:
-        projection = Projection.fit(np.concatenate([run.vectors for run in runs]))
+        vectors = np.concatenate([run.vectors for run in runs])
+        if len(vectors) < 2:
+            raise typer.BadParameter(f"one context spans no axes, and {folder} has no more: give --basis", param_hint="FOLDER")
+        projection = Projection.fit(vectors)
     _write(out, runs, projection, by=by)
     explained = " and ".join(f"{share:.0%}" for share in projection.explained)
     typer.echo(f"{out}: {sum(len(run.steps) for run in runs)} contexts of {len(runs)} runs; the axes explain {explained}")

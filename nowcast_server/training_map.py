@@ -29,7 +29,7 @@ class TrainingMap:
 
     def __init__(self, nowcasting: Nowcasting, *, forecasters: Callable[[], Mapping[str, Forecaster]]) -> None:
         self._nowcasting, self._forecasters = nowcasting, forecasters
-        self.embedders = LruCache[Embedder](KEPT_BYTES, weigh=lambda embedder: embedder.nbytes)  # by the wiring's hash
+        self._embedders = LruCache[Embedder](KEPT_BYTES, weigh=lambda embedder: embedder.nbytes)  # by the wiring's hash
         self._busy = False
 
     @property
@@ -52,7 +52,7 @@ class TrainingMap:
         embedder = partial(Embedder, network.checkpoint, spec.wiring)
 
         def work() -> Tensor:
-            return self.embedders.get(spec.wiring.hash, embedder).embed([state.float() for state in context.states])
+            return self._embedders.get(spec.wiring.hash, embedder).embed([state.float() for state in context.states])
 
         keep = partial(self._keep, job, context.step, math.nan if loss is None else loss)
         try:

@@ -19,7 +19,7 @@ from trainer_worker.endpoints.client import HttpEndpoint
 from trainer_worker.endpoints.endpoint import Deadline
 from trainer_worker.endpoints.server import Server, embed, name_of
 from trainer_worker.errors import BadArgument
-from trainer_worker.jump import JUMP_SHARE
+from trainer_worker.jump import jump_interval
 from trainer_worker.push import CONTEXT, FORECASTERS, GRAPH_FREE
 from trainer_worker.wiring import POOR, WiringReport
 from trainer_worker.wiring.cli import describe_module
@@ -87,7 +87,7 @@ def _traffic(report: WiringReport, question: Question) -> Finding:
     often = f"every interval; a forecast of {decimal(down)} comes back every {f'{CONTEXT} intervals' if jumping else 'interval'}"
     text = f"a snapshot of {decimal(up)} in {question.dtype} is sent {often}"
     if question.max_steps is not None:
-        interval = max(1, question.max_steps // JUMP_SHARE) if jumping else default_interval(question.max_steps)
+        interval = (jump_interval if jumping else default_interval)(question.max_steps)
         total = question.max_steps // interval * (up + down // (CONTEXT if jumping else 1))
         text += f"; with intervals of {interval} steps {decimal(total)} over the run"
     return Finding(True, text)

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ class Forecasts:
         self.buffers = SnapshotBuffers(flat, dtype=getattr(torch, spec.dtype), rows=spec.context + SPARE_ROWS)
         self._pushed: Tensor | None = None  # (n,) what is being added in this interval
         self._ended: Tensor | None = None  # (n,) what was added in the interval before
+        self._compared: tuple[Snapshot, ...] = ()  # at its start and at its end
         self._seen: Callable[[], float | None] = lambda: None  # how coherent that was
         self.layers = LayerCoherence([piece.name for piece in flat.pieces])
         self._coherence = 0.0  # of the pushes so far, a moving average
@@ -48,13 +49,14 @@ class Forecasts:
 
         With `asked`, `ask` follows at once, and one call does for both. Raises NoRow while earlier ones are still under way.
         """
-        snapshot = self.buffers.take(step, in_use=self.sender.in_use())
-        self._seen = seen = self._compare((*self.sender.context[-1:], snapshot))
+        snapshot = self.buffers.take(step, in_use=(*self.sender.in_use(), *self._compared))
+        self._compared = (*self.sender.context[-1:], snapshot)
+        self._seen = seen = self._compare()
         self.sender.offer(snapshot, lambda: progress(seen(), self.layers.means()), asked=asked)
 
-    def _compare(self, snapshots: Sequence[Snapshot]) -> Callable[[], float | None]:
+    def _compare(self) -> Callable[[], float | None]:
         """How coherent the push was that has ended between the last two snapshots; worked out once, when first asked for."""
-        ended = self._ended
+        ended, snapshots = self._ended, self._compared
 
         @cache
         def seen() -> float | None:
@@ -131,7 +133,8 @@ class Forecasts:
                 self.sender.offer(Snapshot(step, values.to("cpu", getattr(torch, self._spec.dtype), copy=True)))
         self._pushed, self._ended = (state[key].to("cpu", copy=True) if state[key].any() else None for key in ("pushed", "ended"))
         self._coherence = float(state["coherence"])
-        self._seen = self._compare(self.sender.context)
+        self._compared = self.sender.context[-2:]
+        self._seen = self._compare()
 
 
 def _follow(mean: float, seen: float | None) -> float:

@@ -11,6 +11,11 @@ POWER: Final = 2.0  # p, of its decay
 JUMP_SHARE: Final = 50  # intervals in a run, as in the paper: 200 steps of 10,000
 
 
+def jump_interval(max_steps: int) -> int:
+    """Steps between the snapshots of a run that jumps."""
+    return max(1, max_steps // JUMP_SHARE)
+
+
 def paper_horizons(nowcasts: int) -> tuple[int, ...]:
     """`round(linspace(K^(1/p), 1, N)^p)`: far at first, near at the end (NiNo, arXiv 2409.04434, section 4.2).
     For N = 10 `nowcasts`: 40 33 26 21 16 11 8 5 3 1.
@@ -27,7 +32,7 @@ class Jumps(Boundaries):
     def __init__(self, *args: Any, max_steps: int | None, interval: int | None, **kwargs: Any) -> None:
         if max_steps is None:
             raise BadArgument("max_steps", 'mode="jump" follows the paper\'s schedule over the whole run: pass the number of steps')
-        super().__init__(*args, max_steps=max_steps, interval=interval or max(1, max_steps // JUMP_SHARE), **kwargs)
+        super().__init__(*args, max_steps=max_steps, interval=interval or jump_interval(max_steps), **kwargs)
         self._end = max_steps
         self._period = CONTEXT * self.interval_after(0)
         self._horizons = paper_horizons(max_steps // self._period)

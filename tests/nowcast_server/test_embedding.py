@@ -76,10 +76,15 @@ def test_command_writes_a_row_for_each_context_on_axes_that_stay(tmp_path: Path)
     assert rows[0]["lr"] == "0.1"
     assert float(rows[0]["nearest_ended_at"]) == pytest.approx(1 / 8)
     one = embed("one.npz")
-    (folder / "b.trajectory").unlink()
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (folder / "b.trajectory").rename(alone / "b.trajectory")
     with np.load(one) as before, np.load(embed("two.npz", "--basis", str(one))) as after:
         np.testing.assert_allclose(before["x"][:4], after["x"], atol=1e-6)
         assert after["vectors"].shape == (4, 64)
+    done = CliRunner().invoke(app, ["embed", str(alone), "--out", str(tmp_path / "none.csv")])
+    assert (done.exit_code, "one context spans no axes" in done.output) == (2, True), done.output
+    embed("three.csv", "--basis", str(one))
     for wrong in (["--basis", "none.npz"], ["--basis", str(tmp_path / "map.csv")], ["--out", str(tmp_path / "none" / "map.csv")]):
         done = CliRunner().invoke(app, ["embed", str(folder), *wrong])
         assert (done.exit_code, done.output[:16]) == (1, "nowcast-server: "), done.exception

@@ -67,7 +67,7 @@ def test_a_network_that_takes_long_is_left_out(start: Start, nino: Nino, monkeyp
 
 def test_networks_of_many_neurons_are_not_all_kept(start: Start, nino: Nino) -> None:
     """Sixteen networks of millions of neurons, each a few megabytes to upload, would fill the memory beside every budget."""
-    kept = start(nino).service.map.embedders
+    kept = start(nino).service.map._embedders
     for index in range(4):
         kept.get(str(index), lambda: Mock(nbytes=40 * 2**20))
     assert len(kept._values) == 1
