@@ -119,7 +119,7 @@ def _colour() -> Problem:
     for split in (task.train, task.validation, task.test):
         pictures = (split.inputs - split.inputs.amin()) / (split.inputs.amax() - split.inputs.amin())
         parts.append((2 * (pictures - _pieces(sights, len(pictures), generator)).abs() - 1, split.targets))
-    build, rates = partial(ResidualNetwork, (16, 32)), (3e-3, 6e-3, 1e-2)
+    build, rates = partial(ResidualNetwork, (16, 32)), (5e-3, 1e-2, 2e-2)
     return _examples("colour", build, *parts, loss=cross_entropy, rates=rates, batch_size=128, steps=6000, autocast=True)
 
 
@@ -195,7 +195,7 @@ def _diamonds() -> Problem:
     features, price = map(torch.from_numpy, diamonds())
     parts = list(zip(features.split([45_940, 4000, 4000]), price.split([45_940, 4000, 4000]), strict=True))
     build = partial(_mlp, (9, 64, 64, 1))
-    return _examples("diamonds", build, *parts, loss=squared, rates=(1e-3, 3e-3, 1e-2), batch_size=128)
+    return _examples("diamonds", build, *parts, loss=squared, rates=(1.5e-3, 3e-3, 6e-3), batch_size=128)
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Module:
@@ -298,7 +298,7 @@ def _gpt2(*, vocabulary: int, width: int, layers: int, context: int) -> nn.Modul
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "fm-16": partial(_fashion, "fm-16", (3e-3, 6e-3, 1e-2), autocast=True),
     "fm-32": partial(_fashion, "fm-32", (3e-3, 6e-3, 1e-2), steps=6000, autocast=True),
-    "fm-bn": partial(_fashion, "fm-bn", (3e-3, 6e-3, 1e-2), build=_normalised_convolutions, steps=6000, autocast=True),
+    "fm-bn": partial(_fashion, "fm-bn", (1.2e-2, 2.4e-2, 4.8e-2), build=_normalised_convolutions, steps=6000, autocast=True),
     "colour": _colour,
     "animals": _animals,
     "bible": _bible,
