@@ -98,4 +98,4 @@ def test_the_page_says_where_kept_runs_under_falling_rates_end() -> None:
         ends = kept(f"spectral+{FALLING[name]}", rival=FALLING[name])
         for task, cell in zip(head[1:], cells, strict=True):
             row = ends.get(problem_of(task))
-            assert cell == (" → ".join(f"{loss:.3g}" for loss in row["end"]) if row else ""), (name, task)
+            assert cell == (" → ".join(f"{loss:#.3g}" for loss in row["end"]) if row else ""), (name, task)
