@@ -169,7 +169,8 @@ def embed(folder: Path, *, out: Path, by: str, checkpoint: Path | None, basis: P
     else:
         vectors = np.concatenate([run.vectors for run in runs])
         if len(vectors) < 2:
-            raise typer.BadParameter(f"one context spans no axes, and {folder} has no more: give --basis", param_hint="FOLDER")
+            detail = f"a map needs two contexts, or the axes of an earlier one (--basis); there is one in {folder}"
+            raise typer.BadParameter(detail, param_hint="FOLDER")
         projection = Projection.fit(vectors)
     _write(out, runs, projection, by=by)
     explained = " and ".join(f"{share:.0%}" for share in projection.explained)

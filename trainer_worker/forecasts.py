@@ -39,7 +39,7 @@ class Forecasts:
         self.buffers = SnapshotBuffers(flat, dtype=getattr(torch, spec.dtype), rows=spec.context + SPARE_ROWS)
         self._pushed: Tensor | None = None  # (n,) what is being added in this interval
         self._ended: Tensor | None = None  # (n,) what was added in the interval before
-        self._compared: tuple[Snapshot, ...] = ()  # at its start and at its end
+        self._compared: tuple[Snapshot, ...] = ()  # snapshots at the start and end of that interval
         self._seen: Callable[[], float | None] = lambda: None  # how coherent that was
         self.layers = LayerCoherence([piece.name for piece in flat.pieces])
         self._coherence = 0.0  # of the pushes so far, a moving average

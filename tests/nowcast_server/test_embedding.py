@@ -83,7 +83,7 @@ def test_command_writes_a_row_for_each_context_on_axes_that_stay(tmp_path: Path)
         np.testing.assert_allclose(before["x"][:4], after["x"], atol=1e-6)
         assert after["vectors"].shape == (4, 64)
     done = CliRunner().invoke(app, ["embed", str(alone), "--out", str(tmp_path / "none.csv")])
-    assert (done.exit_code, "one context spans no axes" in done.output) == (2, True), done.output
+    assert (done.exit_code, "a map needs two contexts" in done.output) == (2, True), done.output
     embed("three.csv", "--basis", str(one))
     for wrong in (["--basis", "none.npz"], ["--basis", str(tmp_path / "map.csv")], ["--out", str(tmp_path / "none" / "map.csv")]):
         done = CliRunner().invoke(app, ["embed", str(folder), *wrong])
