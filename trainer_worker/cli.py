@@ -172,7 +172,7 @@ def try_(
     script: Annotated[Path, typer.Argument(help="Python file that uses Nowcast or an adapter.", exists=True, dir_okay=False)],
     arguments: Annotated[list[str] | None, typer.Argument(help="Arguments of the script.", show_default=False)] = None,
     *,
-    seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of both runs.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Run SCRIPT twice, without and with nowcasts, and print the steps and time saved. It must call nowcast.observe(loss)."""
     from trainer_worker.trying import report, run
