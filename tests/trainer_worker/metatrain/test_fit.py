@@ -77,6 +77,17 @@ def test_a_resumed_fit_draws_from_what_it_began_with(runs: Path, tmp_path: Path,
     assert "2 trajectories were added since the fit began, and are ignored until the next one: 9/00.traj" in caplog.text
 
 
+def test_a_fit_goes_on_with_the_settings_it_began_with(runs: Path, tmp_path: Path) -> None:
+    """Changed settings would give the finished fit's weights again, with a note that tells the new ones."""
+    settings = config(runs, tmp_path, steps=1)
+    fit(settings)
+    with pytest.raises(ValueError, match=r"started with seed = 0, not 9: .* another folder"):
+        fit(settings.model_copy(update={"seed": 9}))
+    with pytest.raises(ValueError, match="hidden = 8, not 16"):  # not what torch says of the shapes of tensors
+        fit(settings.model_copy(update={"hidden": 16}))
+    fit(settings.model_copy(update={"save_every": 1, "name": "other"}))
+
+
 def test_learns_to_beat_last_on_runs_it_was_not_fitted_to(runs: Path, tmp_path: Path) -> None:
     """A fit that lowers its loss without learning anything that carries over would go unnoticed."""
     path = fit(config(runs, tmp_path, hidden=16, steps=150, groups=2, windows=4, ema=0.9, validate_every=1000))
