@@ -58,6 +58,7 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[nowcast]\nforecaster = 'nowhere.pt'", "forecaster: there is no file"),
         ("[nowcast]\nserver = 'http://a:1'\nforecaster = './a.pt'", "the one at a URL has its own weights"),
         ("[nowcast]\n[workers]\naddress = 'auto'", "cannot reach a server of this command's own; give its URL"),
+        ("[workers]\naddress = 'http://HEAD:8265'", "[workers] address: is where jobs are submitted: give HEAD:6379"),
         ("[nowcast]\nmode = 'leap'", "[nowcast] mode: Input should be 'glide', 'jump' or 'shadow'"),
         ("steps = ", "not valid TOML"),
     ],
