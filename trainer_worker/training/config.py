@@ -156,7 +156,7 @@ class OutputTable(Table):
     def place(self) -> str:
         """Where checkpoints go, one folder for each run."""
         path, mark, query = (self.storage or "").partition("?")  # which says a store's region or endpoint
-        return f"{path or self.folder}/checkpoints{mark}{query}"
+        return f"{str(path or self.folder).rstrip('/')}/checkpoints{mark}{query}"  # a store takes no // within a path
 
 
 class Config(Table):
