@@ -148,6 +148,23 @@ def test_a_step_without_finite_gradient_is_left_out(runs: Path, tmp_path: Path, 
         fit(config(runs, tmp_path / "worse"))
 
 
+def record(path: Path, *, blocks: list[list[int]], **header: object) -> None:
+    """A run of two weights, as a server keeps it."""
+    wiring = {"parameters": [["weight", [2]]], "neurons": 3, "blocks": blocks}
+    with TrajectoryWriter(path, np.zeros(2, np.float32), header={"wiring": wiring, **header}) as writer:
+        for step in range(25):
+            writer.append(step, np.full(2, step, np.float32), loss=1.0, segment=0)
+
+
+def test_recordings_without_a_graph_are_left_out(runs: Path, tmp_path: Path) -> None:
+    """A client of one's own may send none for `linear`: a fit to all recordings would end with an error of torch's, or learn from
+    every second step only.
+    """
+    shutil.copytree(runs, tmp_path / "runs")
+    record(tmp_path / "runs" / "run.trajectory", blocks=[], task="recorded/a/b")
+    assert {group.kind for group in Library.open(tmp_path / "runs").training} == {"mlp"}
+
+
 def refused(*arguments: object) -> str:
     """What a command says that ends before it has done anything."""
     said = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "400"})
@@ -167,10 +184,7 @@ def test_commands_say_what_they_cannot_do(runs: Path, tmp_path: Path) -> None:
     weights = SHIPPED / "nino-base.safetensors"
     assert Library.open(teaching).training[0].task in refused("judge", teaching, weights, "--held", "nonsense")
     refused("show", tmp_path / "nothing")
-    header = {"wiring": {"parameters": [["weight", [2]]], "neurons": 2, "blocks": []}, "validation": True}
-    with TrajectoryWriter(recorded / "run.trajectory", np.zeros(2, np.float32), header=header) as writer:
-        for step in range(25):
-            writer.append(step, np.full(2, step, np.float32), loss=1.0, segment=0)
+    record(recorded / "run.trajectory", blocks=[[2, 2, 1, 0, 2, 0, 0, 0, 0, 1, 1, 0]], validation=True)
     assert "--by-loss needs" in refused("judge", recorded, weights, "--by-loss")  # their task is not known
     with pytest.raises(ValueError, match="metatrain collect"):
         fit(config(tmp_path / "nothing", tmp_path / "out"))
