@@ -178,6 +178,11 @@ def test_commands_say_what_they_cannot_do(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "fit.toml").write_text(f'trajectories = "{runs}"\nout = "{tmp_path}/out"\nname = "x"\nstart = "{missing}"\n')
     assert "missing.safetensors" in refused("judge", runs, missing)
     assert "missing.safetensors" in refused("fit", tmp_path / "fit.toml")
+    collection = f'folder = "{tmp_path}/new"\nseed = 1\nstudies = 1\nleaping = 1.0\nforecaster = "{missing}"\n'
+    (tmp_path / "collect.toml").write_text(collection, encoding="utf-8-sig")
+    assert "missing.safetensors" in refused("collect", tmp_path / "collect.toml")
+    (tmp_path / "latin.toml").write_bytes(b'folder = "\xe9"')
+    assert "latin.toml: 'utf-8' codec" in refused("collect", tmp_path / "latin.toml")
     teaching.mkdir()
     (path, *_) = (run.path for group in Library.open(runs).training for run in group.runs)
     shutil.copy(path, teaching)
