@@ -155,6 +155,7 @@ def doctor(
     import os
 
     server = server or os.environ.get("NOWCAST_SERVER", "").strip() or None
+    server = None if server == "embedded" else server
     if module is None and server is None:
         raise CommandFailed("give MODULE:CALLABLE, --server URL, or both")
     from trainer_worker.doctor import Question, examine
