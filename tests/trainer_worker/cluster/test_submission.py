@@ -82,6 +82,7 @@ def test_scripts_that_would_not_arrive_are_refused(sent: list[Job], tmp_path: Pa
     assert "--working-dir" in submit(tmp_path / "other.py", *options, str(tmp_path / "project")).output
     assert "there is no file none.py" in submit(Path("none.py")).output
     assert "NAME=VALUE" in submit(tmp_path / "other.py", "--env", "A").output
+    assert "give a whole path" in submit(tmp_path / "other.py", "--storage", "runs").output  # checkpoints would go with the upload
     (tmp_path / "c.toml").touch()
     assert "ray job submit --working-dir . -- nowcast train" in submit(tmp_path / "c.toml").output
     assert "give a URL, serve:NAME" in submit(tmp_path / "other.py", "--server", "localhost:1").output
