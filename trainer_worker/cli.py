@@ -155,6 +155,7 @@ def doctor(
     import os
 
     server = server or os.environ.get("NOWCAST_SERVER", "").strip() or None
+    server = None if server == "embedded" else server
     if module is None and server is None:
         raise CommandFailed("give MODULE:CALLABLE, --server URL, or both")
     from trainer_worker.doctor import Question, examine
@@ -172,7 +173,7 @@ def try_(
     script: Annotated[Path, typer.Argument(help="Python file that uses Nowcast or an adapter.", exists=True, dir_okay=False)],
     arguments: Annotated[list[str] | None, typer.Argument(help="Arguments of the script.", show_default=False)] = None,
     *,
-    seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of both runs.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Run SCRIPT twice, without and with nowcasts, and print the steps and time saved. It must call nowcast.observe(loss)."""
     from trainer_worker.trying import report, run

@@ -30,9 +30,9 @@ class Told(NamedTuple):
 
 def run(script: Path, arguments: Sequence[str], *, seed: int) -> list[list[Told]]:
     """Run the script without and with nowcasts, in processes of their own, with the same seed.
-    Raises CommandFailed: the script fails, or tells no losses.
+    Raises CommandFailed: the script fails, tells no losses, or resumes the first run in the second.
     """
-    found = []
+    courses = []
     with tempfile.TemporaryDirectory() as folder:
         for mode in ("without", "with"):
             log = Path(folder) / mode
@@ -42,9 +42,16 @@ def run(script: Path, arguments: Sequence[str], *, seed: int) -> list[list[Told]
                 raise CommandFailed(f"{script} ended with exit code {done.returncode} in the run {mode} nowcasts")
             told = [Told(*json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
             if len(told) < 2:
-                raise CommandFailed(f"{script} told no losses: call `nowcast.observe(loss)` after each step, or use an adapter")
-            found.append(smooth(told))
-    return found
+                what = f"{script} told {len(told) or 'no'} losses in the run {mode} nowcasts, of at least two"
+                raise CommandFailed(
+                    f"{what}: call `nowcast.observe(loss)` after each step, or use an adapter; resume no checkpoint"
+                )
+            courses.append(told)
+    first, second = (told[0].step for told in courses)
+    if second >= 2 * max(1, first):  # not merely other: a scaler may have skipped a few steps
+        begins = f"losses begin at step {first} without nowcasts, at step {second} with"
+        raise CommandFailed(f"{begins}: {script} resumed a checkpoint of the first run; make both start from nothing")
+    return [smooth(told) for told in courses]
 
 
 def smooth(told: Sequence[Told]) -> list[Told]:

@@ -50,6 +50,12 @@ def test_a_network_that_works() -> None:
     assert "spectral (mode glide) takes" in done.stdout
 
 
+def test_forecasts_in_this_process_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOWCAST_SERVER=embedded, which a run understands, would be called a problem: no URL."""
+    monkeypatch.setenv("NOWCAST_SERVER", "embedded")
+    assert "spectral (mode glide) takes" in call("doctored:build").stdout
+
+
 def test_it_is_told_of_the_mode_and_of_what_is_trained() -> None:
     """A user who jumps would learn what another forecaster costs; one who tunes an adapter the traffic of the whole model."""
     wired, traffic, forecast = examine("doctored:tuned", None, Question(mode="jump", max_steps=2000), token=None, inputs=None)

@@ -67,6 +67,22 @@ def test_a_script_that_cannot_be_compared(tmp_path: Path, tell: str, says: str) 
     assert says in result.stderr
 
 
+def test_a_script_that_resumes_cannot_be_compared(tmp_path: Path) -> None:
+    """The second run would go on from the first one's checkpoint, and what is left of it pass for the steps it takes."""
+    script, kept = tmp_path / "mine.py", tmp_path / "kept"
+    text = SCRIPT.replace(
+        "    for _ in range(steps):",
+        f"""    from pathlib import Path
+    kept = Path({str(kept)!r})
+    nowcast.begin_at(3 if kept.exists() else 0)
+    kept.touch()
+    for _ in range(steps):""",
+    )
+    script.write_text(text.replace("{tell}", "nowcast.observe(loss)"))
+    result = CliRunner().invoke(app, ["try", str(script), "5"])
+    assert (result.exit_code, "begin at step 1 without nowcasts, at step 4 with" in result.stderr) == (2, True), result.stderr
+
+
 def test_a_run_that_never_gets_there_says_so() -> None:
     """Nowcasts that do harm would be shown as saving."""
     without = [Told(step, float(step), 5.0 - step) for step in (1, 2, 3, 4)]

@@ -60,8 +60,8 @@ class NowcastCallback(TrainerCallback):
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         """Load the state of the checkpoint that the Trainer has loaded; without one, a new context begins."""
         assert self.nowcast is not None
-        named = args.resume_from_checkpoint
-        folder = Path(named) if named and Path(named).is_dir() else _folder(args, state)  # it may also be "True"
+        named = Path(str(args.resume_from_checkpoint))  # it may also be None, True, or "True"
+        folder = named if named.is_dir() else _folder(args, state)
         if (folder / FILE).is_file():
             self.nowcast.load_state_dict(torch.load(folder / FILE, map_location="cpu", weights_only=True))
         else:

@@ -44,7 +44,7 @@ class NowcastCallback(Callback):
         """Tell the loss."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self.nowcast is not None and isinstance(loss, Tensor):
-            self.nowcast.observe(loss)
+            self.nowcast.observe(loss * trainer.accumulate_grad_batches)  # Lightning has divided it by that
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop."""

@@ -45,6 +45,13 @@ def submit(
 ) -> None:
     """Submit a training job to a Ray cluster. The server's token is read from NOWCAST_TOKEN."""
     least, most = _workers(workers)
+    for_workers = {"--workers": most > 1, "--gpus": gpus, "--storage": storage}
+    if driver and (unused := [name for name, given in for_workers.items() if given]):
+        what = f"the script starts its workers itself, and says where checkpoints go; leave out {' and '.join(unused)}"
+        raise typer.BadParameter(what, param_hint="--driver")
+    if storage and "://" not in storage and not storage.startswith(("/", "~")):
+        what = f"{storage!r} would lie in the upload, on one node, until Ray deletes that; give a whole path, or s3://, gs://, …"
+        raise typer.BadParameter(what, param_hint="--storage")
     variables = dict(map(_variable, env or ()))
     folder = _folder(script, working_dir)
     submission = name or f"{plain_name(script.stem, most=40)}-{uuid.uuid4().hex[:8]}"

@@ -5,12 +5,13 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import stamina
 import typer
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -76,11 +77,14 @@ def _not_ready(error: Exception) -> bool:
 
 
 def follow(client: JobSubmissionClient, submission: str) -> str:
-    """Print a job's output until it has ended; why it did not succeed, "" if it did. Raises CommandFailed: the cluster is gone."""
+    """Print a job's output until it has ended; why it did not succeed, "" if it did. Raises CommandFailed: the cluster is gone, or
+    the connection to it, while the job goes on.
+    """
 
     async def tail() -> None:
-        async for lines in client.tail_job_logs(submission):
-            typer.echo(lines, nl=False)
+        with suppress(RuntimeError, ClientError):  # the connection is lost; whether the job has ended is asked below
+            async for lines in client.tail_job_logs(submission):
+                typer.echo(lines, nl=False)
 
     with cluster_errors():
         if client.get_job_status(submission).is_terminal():
@@ -88,6 +92,8 @@ def follow(client: JobSubmissionClient, submission: str) -> str:
         else:
             asyncio.run(tail())
         details = client.get_job_info(submission)
+    if not details.status.is_terminal():
+        raise CommandFailed(f"the connection to the log is lost, the job goes on: ray job logs --follow {submission}")
     if details.status == JobStatus.SUCCEEDED:
         return ""
     return f"{details.status.value.lower()}: {(details.message or '').partition(', last available logs')[0]}"

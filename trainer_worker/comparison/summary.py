@@ -176,13 +176,15 @@ class Verdict:
 
     @property
     def answer(self) -> str:
+        if self.plain.steps_to_target is None:
+            return "No answer: the plain run diverged."
         if (seeds := len(self._pairs)) < ENOUGH_SEEDS:
             return f"{('One seed', 'Two seeds')[seeds - 1]} only: an indication, not an answer."
         steps = [(mine.steps_to_target, its.steps_to_target or math.inf) for mine, its in self._pairs]
         faster = [mine is not None and mine < its for mine, its in steps]
         if all(faster) and (self.arm.fewer_steps or 0) > 0:
             return "Yes: fewer steps with every seed."
-        if not any(faster) and self.plain.steps_to_target is not None:
+        if not any(faster):
             return "No: no seed got there sooner."
         return "Not clearly: seeds disagree."
 
@@ -190,10 +192,12 @@ class Verdict:
     def helped(self) -> str:
         """How many steps, and how much time."""
         arm, plain, goal = self.arm, self.plain, f"the plain run's best {METRIC}"
+        if plain.steps_to_target is None:
+            return "There is no loss to reach: lower the learning rate, so that the plain run does not diverge."
         if arm.steps_to_target is None:
             return f"It did not reach {goal} in {self._steps:,} steps ({arm.reached} of {arm.seeds} seeds did)."
         text = f"It reached {goal} after {arm.steps_to_target:,.0f} steps"
-        if plain.steps_to_target and arm.fewer_steps is not None:
+        if arm.fewer_steps is not None:
             more = f"{abs(arm.fewer_steps):.0%} {'fewer' if arm.fewer_steps > 0 else 'more'}" if arm.fewer_steps else "as many"
             text += f"; the plain run took {plain.steps_to_target:,.0f}: {more} steps"
         if arm.less_time is not None and arm.s_to_target is not None and plain.s_to_target is not None:
@@ -227,11 +231,14 @@ class Verdict:
                 f"Validation loss at the end differs by {mean(finite):+.4g} in the mean of {len(finite)} seeds, "
                 f"with a standard error of {band:.2g}: {clear} what chance explains (two standard errors)."
             )
-        elif finite:
+        elif finite and len(differences) == 1:
             said.append(
                 f"There is one seed, so chance cannot be told from effect. Validation loss at the end differs by {finite[0]:+.4g}; "
                 f"evaluations of the plain run alone scatter by {_scatter(self._plain_run):.2g}."
             )
+        mine, its = (sum(math.isinf(each.final_validation.loss) for each in side) for side in zip(*self._pairs, strict=True))
+        if mine or its:
+            said.append(f"Diverged: {its} of {len(differences)} plain runs, {mine} with nowcasts.")
         if len(self._pairs) < ENOUGH_SEEDS:
             said.append(f"For a decision run {ENOUGH_SEEDS} seeds or more: --seed 1 --seed 2 --seed 3.")
         if any(mine.best_step < 0.7 * self._steps for mine, _ in self._pairs):

@@ -13,11 +13,15 @@ Config = Annotated[Path, typer.Argument(help="TOML file; deploy/metatrain/ has t
 @app.command()
 def collect(config: Config) -> None:
     """Train the networks of CONFIG and record them. It can be stopped at any time; the next call continues."""
+    from nowcast_server.nino.checkpoint import CheckpointError
     from trainer_worker.metatrain.collect import CollectConfig
     from trainer_worker.metatrain.workers import collect_local
 
     _log()
-    collect_local(_read(CollectConfig, config))
+    try:
+        collect_local(_read(CollectConfig, config))
+    except CheckpointError as error:
+        raise typer.BadParameter(str(error), param_hint="CONFIG") from None
 
 
 @app.command()
@@ -107,12 +111,12 @@ def _read(model: Any, path: Path) -> Any:
     from pydantic import ValidationError
 
     try:
-        return model(**tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise typer.BadParameter(f"{path}: {error}", param_hint="CONFIG") from None
+        return model(**tomllib.loads(path.read_text(encoding="utf-8-sig")))  # Windows editors begin a file with a byte order mark
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", param_hint="CONFIG") from None
+    except (OSError, ValueError) as error:  # it is not TOML, or not UTF-8
+        raise typer.BadParameter(f"{path}: {error}", param_hint="CONFIG") from None
 
 
 def _log() -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -106,15 +106,22 @@ class FitConfig(BaseModel):
         """Of the model to fit."""
         return ModelOptions(graph=self.model == "nino", hidden=self.hidden)
 
+    def terms(self) -> dict[str, Any]:
+        """What a fit's weights depend on besides its trajectories, as JSON values."""
+        free = {"trajectories", "out", "name", "keep", "validate_every", "save_every", "threads"}
+        return self.model_dump(mode="json", exclude=free)
+
 
 @dataclass(slots=True)
 class _State:
     """Everything a fit needs to go on: saved whole, restored whole.
 
     Args:
+        terms: the settings that it began with.
         runs: the trajectories it draws from, by their paths in the store, and how many snapshots each had when the fit began.
     """
 
+    terms: dict[str, Any]
     model: nn.Module
     average: nn.Module
     optimizer: torch.optim.AdamW
@@ -132,16 +139,21 @@ class _State:
         average = build(config.options())
         average.load_state_dict(model.state_dict())
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        return cls(model, average.requires_grad_(False), optimizer)
+        return cls(config.terms(), model, average.requires_grad_(False), optimizer)
 
     def save(self, path: Path) -> None:
         draft = path.with_suffix(".draft")
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
-        torch.save({**parts, "step": self.step, "skipped": self.skipped, "runs": self.runs}, draft)
+        torch.save({**parts, "step": self.step, "skipped": self.skipped, "runs": self.runs, "terms": self.terms}, draft)
         draft.replace(path)
 
     def load(self, path: Path) -> None:
         content = torch.load(path, weights_only=True)
+        begun = content.get("terms", {})  # earlier versions kept none
+        changed = [f"{name} = {begun[name]}, not {value}" for name, value in self.terms.items() if begun.get(name, value) != value]
+        if changed:
+            ways = "use that again, or start again in another folder (out)"
+            raise ValueError(f"{path.parent} holds a fit that was started with {', '.join(changed)}: {ways}")
         for name in ("model", "average", "optimizer"):
             getattr(self, name).load_state_dict(content[name])
         self.step, self.skipped = content["step"], content["skipped"]
@@ -178,8 +190,8 @@ def fit(config: FitConfig) -> Path:
     """Fit from the start or from the last saved state to the end; returns the checkpoint.
 
     Raises:
-        ValueError: the store has no runs to fit to, or no longer those that the fit began with, or `start` is a model of another
-            shape.
+        ValueError: the store has no runs to fit to, or no longer those that the fit began with, or the fit began with other
+            settings, or `start` is a model of another shape.
         CheckpointError: `start` is no checkpoint.
         FloatingPointError: the loss has stopped being finite.
     """

@@ -57,7 +57,8 @@ class Library:
     def of(
         cls, runs: Iterable[Trajectory], *, least: int = 20, without: tuple[str, ...] = (), held: tuple[str, ...] = ()
     ) -> "Library":
-        """Runs cut where they jumped, into pieces of at least `least` snapshots.
+        """Runs cut where they jumped, into pieces of at least `least` snapshots; without those whose wiring has no blocks, as a job
+        that needs no graph may have: there is nothing to learn from them.
 
         Args:
             runs: whole.
@@ -68,11 +69,11 @@ class Library:
         found: dict[tuple[bool, str, str], list[Trajectory]] = defaultdict(list)
         for run in (piece for whole in runs for piece in whole.pieces()):
             task = str(run.header.get("task", "recorded"))
-            if len(run.steps) < least or task.startswith(without or ("\0",)):
+            network = run.header.get("design") or run.header["wiring"]
+            if len(run.steps) < least or task.startswith(without or ("\0",)) or network.get("blocks") == []:
                 continue
-            network = json.dumps(run.header.get("design") or run.header["wiring"])
             validation = bool(run.header.get("validation")) or task.startswith(held or ("\0",))
-            found[validation, task, network].append(run)
+            found[validation, task, json.dumps(network)].append(run)
         groups = {key: Group(key[1], tuple(runs)) for key, runs in found.items()}
         return cls(
             training=tuple(group for (validation, *_), group in groups.items() if not validation),

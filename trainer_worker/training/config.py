@@ -126,11 +126,22 @@ class NowcastTable(Table):
 class WorkersTable(Table):
     """`[workers]`: the data-parallel processes of the Ray job."""
 
-    count: Number = Field(default=2, description="data-parallel worker processes; 0 trains in this process, without Ray")
+    count: Number = Field(
+        default=2, description="data-parallel worker processes; 0: in this process, without Ray, on a GPU if there is one"
+    )
     gpus_per_worker: Amount = Field(default=0, description="GPUs of each worker; 0 trains on CPUs")
     threads: Count | None = Field(default=None, description="torch threads of each worker; by default its share of the cores")
     max_failures: Number = Field(default=3, description="restarts from the latest checkpoint before giving up")
-    address: str | None = Field(default=None, description="of a running Ray cluster; by default one is started on this machine")
+    address: str | None = Field(
+        default=None, description="of a running Ray cluster, HEAD:6379 or auto; by default one is started on this machine"
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _address(cls, address: str | None) -> str | None:
+        if address and address.startswith(("http://", "https://")):
+            raise ValueError("is where jobs are submitted: give HEAD:6379, or submit it and give auto")
+        return address
 
 
 class OutputTable(Table):
@@ -145,7 +156,7 @@ class OutputTable(Table):
     def place(self) -> str:
         """Where checkpoints go, one folder for each run."""
         path, mark, query = (self.storage or "").partition("?")  # which says a store's region or endpoint
-        return f"{path or self.folder}/checkpoints{mark}{query}"
+        return f"{str(path or self.folder).rstrip('/')}/checkpoints{mark}{query}"  # a store takes no // within a path
 
 
 class Config(Table):

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 import tempfile
 import threading
 import time
@@ -55,9 +57,11 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
         return
     if workers.address:
         try:
+            if place := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", workers.address):  # Ray would try for many minutes
+                socket.create_connection((place[1], int(place[2])), timeout=PATIENCE_S).close()
             runtime_env = {"env_vars": WORKER_ENVIRONMENT}
             ray.init(workers.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
-        except ConnectionError as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise CommandFailed(f"no Ray cluster at {workers.address}: {error}") from error
     else:
         start_local_cluster()

@@ -70,6 +70,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     trained(tmp_path / "parts", callback=first, **saving)
     assert (tmp_path / "parts" / "checkpoint-40" / FILE).is_file()
     second = NowcastCallback(**OPTIONS)
+    saving |= {"resume_from_checkpoint": True}  # in the arguments as well, as many scripts have it
     assert torch.equal(trained(tmp_path / "parts", callback=second, resume=True, **saving), whole)
 
 

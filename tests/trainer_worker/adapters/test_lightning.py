@@ -72,6 +72,15 @@ def test_a_checkpoint_without_state_goes_on_at_its_step(tmp_path: Path) -> None:
     assert callback.nowcast.steps == STEPS
 
 
+def test_the_loss_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With accumulated gradients the live page and `nowcast try` would show a fraction of the loss."""
+    told: list[float] = []
+    monkeypatch.setattr(Nowcast, "observe", lambda _, loss: told.append(float(loss)))
+    trained(tmp_path, callback=NowcastCallback(**OPTIONS), max_epochs=1, accumulate_grad_batches=STEPS // 2)
+    first = [float(Network()(*batch)["loss"]) for batch in batches(STEPS // 2)]  # no weight moves before the last
+    assert told == pytest.approx(first)
+
+
 def test_an_error_in_training_stops_it(tmp_path: Path) -> None:
     """A crashed cell of a notebook would leave a thread behind, and hooks on the optimizer."""
 

@@ -4,18 +4,22 @@ import json
 import os
 import shlex
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp import ClientError
 from pydantic import TypeAdapter
 from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus
 from typer.testing import CliRunner, Result
 
 from protos.messages import JobId
 from trainer_worker.cli import app
 from trainer_worker.cluster import connection
-from trainer_worker.cluster.connection import connect, server_url
+from trainer_worker.cluster.connection import connect, follow, server_url
 from trainer_worker.cluster.script import folder_of
 from trainer_worker.errors import CommandFailed
 
@@ -78,9 +82,16 @@ def test_scripts_that_would_not_arrive_are_refused(sent: list[Job], tmp_path: Pa
     assert "--working-dir" in submit(tmp_path / "other.py", *options, str(tmp_path / "project")).output
     assert "there is no file none.py" in submit(Path("none.py")).output
     assert "NAME=VALUE" in submit(tmp_path / "other.py", "--env", "A").output
+    assert "give a whole path" in submit(tmp_path / "other.py", "--storage", "runs").output  # checkpoints would go with the upload
     (tmp_path / "c.toml").touch()
     assert "ray job submit --working-dir . -- nowcast train" in submit(tmp_path / "c.toml").output
     assert "give a URL, serve:NAME" in submit(tmp_path / "other.py", "--server", "localhost:1").output
+    for unused in (
+        ("--storage", "s3://mine"),
+        ("--gpus", "1"),
+        ("--workers", "1:2"),
+    ):  # checkpoints would go elsewhere, and be lost
+        assert f"leave out {unused[0]}" in submit(tmp_path / "other.py", "--driver", *unused).output
     assert sent == []
     assert submit(tmp_path / "other.py", *options, str(tmp_path)).exit_code == 0
 
@@ -137,6 +148,26 @@ def test_a_cluster_that_wants_its_token_says_how_it_is_given(monkeypatch: pytest
     monkeypatch.setattr(connection, "JobSubmissionClient", refuse)
     with pytest.raises(CommandFailed, match="RAY_AUTH_MODE=token"):
         connect("auto")
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("WebSocket closed with code 1006"), ClientError()])
+def test_a_job_whose_log_is_cut_off_goes_on(error: Exception | None) -> None:
+    """A port that is no longer forwarded would pass for a cluster that refuses, or for a job that failed."""
+
+    class Cut:
+        async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+            yield "step 1"
+            if error is not None:
+                raise error
+
+        def get_job_status(self, _: str) -> JobStatus:
+            return JobStatus.RUNNING
+
+        def get_job_info(self, _: str) -> SimpleNamespace:
+            return SimpleNamespace(status=JobStatus.RUNNING, message="Job is currently running.")
+
+    with pytest.raises(CommandFailed, match="the job goes on: ray job logs --follow mine"):
+        follow(Cut(), "mine")  # type: ignore[arg-type]
 
 
 def test_a_scripts_own_folder_is_where_ray_keeps_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

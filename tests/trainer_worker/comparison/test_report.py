@@ -221,6 +221,16 @@ def test_seeds_that_disagree_are_no_gain(tmp_path: Path) -> None:
     assert verdict.answer == "Not clearly: seeds disagree."
 
 
+def test_runs_that_diverged_are_named(tmp_path: Path) -> None:
+    """The reader would look for seeds that disagree, or believe that there was one, and never hear that the others broke."""
+    verdict = Verdict(summary_of(tmp_path, *pairs(*[([NAN] * 10, FAST)] * 3)))
+    assert verdict.answer == "No answer: the plain run diverged."
+    assert "lower the learning rate" in verdict.helped
+    verdict = Verdict(summary_of(tmp_path, *pairs((SLOW, FAST), (SLOW, [NAN] * 10), (SLOW, [NAN] * 10))))
+    assert verdict.trust[0] == "Diverged: 0 of 3 plain runs, 2 with nowcasts."
+    assert not any("one seed" in each for each in verdict.trust)
+
+
 def test_report_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     """The file would be blank without a network, or run what a name holds."""
     named = compared(tmp_path).model_copy(update={"name": "<script>alert(1)</script>"})

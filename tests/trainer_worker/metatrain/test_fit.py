@@ -77,6 +77,17 @@ def test_a_resumed_fit_draws_from_what_it_began_with(runs: Path, tmp_path: Path,
     assert "2 trajectories were added since the fit began, and are ignored until the next one: 9/00.traj" in caplog.text
 
 
+def test_a_fit_goes_on_with_the_settings_it_began_with(runs: Path, tmp_path: Path) -> None:
+    """Changed settings would give the finished fit's weights again, with a note that tells the new ones."""
+    settings = config(runs, tmp_path, steps=1)
+    fit(settings)
+    with pytest.raises(ValueError, match=r"started with seed = 0, not 9: .* another folder"):
+        fit(settings.model_copy(update={"seed": 9}))
+    with pytest.raises(ValueError, match="hidden = 8, not 16"):  # not what torch says of the shapes of tensors
+        fit(settings.model_copy(update={"hidden": 16}))
+    fit(settings.model_copy(update={"save_every": 1, "name": "other"}))
+
+
 def test_learns_to_beat_last_on_runs_it_was_not_fitted_to(runs: Path, tmp_path: Path) -> None:
     """A fit that lowers its loss without learning anything that carries over would go unnoticed."""
     path = fit(config(runs, tmp_path, hidden=16, steps=150, groups=2, windows=4, ema=0.9, validate_every=1000))
@@ -137,6 +148,23 @@ def test_a_step_without_finite_gradient_is_left_out(runs: Path, tmp_path: Path, 
         fit(config(runs, tmp_path / "worse"))
 
 
+def record(path: Path, *, blocks: list[list[int]], **header: object) -> None:
+    """A run of two weights, as a server keeps it."""
+    wiring = {"parameters": [["weight", [2]]], "neurons": 3, "blocks": blocks}
+    with TrajectoryWriter(path, np.zeros(2, np.float32), header={"wiring": wiring, **header}) as writer:
+        for step in range(25):
+            writer.append(step, np.full(2, step, np.float32), loss=1.0, segment=0)
+
+
+def test_recordings_without_a_graph_are_left_out(runs: Path, tmp_path: Path) -> None:
+    """A client of one's own may send none for `linear`: a fit to all recordings would end with an error of torch's, or learn from
+    every second step only.
+    """
+    shutil.copytree(runs, tmp_path / "runs")
+    record(tmp_path / "runs" / "run.trajectory", blocks=[], task="recorded/a/b")
+    assert {group.kind for group in Library.open(tmp_path / "runs").training} == {"mlp"}
+
+
 def refused(*arguments: object) -> str:
     """What a command says that ends before it has done anything."""
     said = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "400"})
@@ -150,16 +178,18 @@ def test_commands_say_what_they_cannot_do(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "fit.toml").write_text(f'trajectories = "{runs}"\nout = "{tmp_path}/out"\nname = "x"\nstart = "{missing}"\n')
     assert "missing.safetensors" in refused("judge", runs, missing)
     assert "missing.safetensors" in refused("fit", tmp_path / "fit.toml")
+    collection = f'folder = "{tmp_path}/new"\nseed = 1\nstudies = 1\nleaping = 1.0\nforecaster = "{missing}"\n'
+    (tmp_path / "collect.toml").write_text(collection, encoding="utf-8-sig")
+    assert "missing.safetensors" in refused("collect", tmp_path / "collect.toml")
+    (tmp_path / "latin.toml").write_bytes(b'folder = "\xe9"')
+    assert "latin.toml: 'utf-8' codec" in refused("collect", tmp_path / "latin.toml")
     teaching.mkdir()
     (path, *_) = (run.path for group in Library.open(runs).training for run in group.runs)
     shutil.copy(path, teaching)
     weights = SHIPPED / "nino-base.safetensors"
     assert Library.open(teaching).training[0].task in refused("judge", teaching, weights, "--held", "nonsense")
     refused("show", tmp_path / "nothing")
-    header = {"wiring": {"parameters": [["weight", [2]]], "neurons": 2, "blocks": []}, "validation": True}
-    with TrajectoryWriter(recorded / "run.trajectory", np.zeros(2, np.float32), header=header) as writer:
-        for step in range(25):
-            writer.append(step, np.full(2, step, np.float32), loss=1.0, segment=0)
+    record(recorded / "run.trajectory", blocks=[[2, 2, 1, 0, 2, 0, 0, 0, 0, 1, 1, 0]], validation=True)
     assert "--by-loss needs" in refused("judge", recorded, weights, "--by-loss")  # their task is not known
     with pytest.raises(ValueError, match="metatrain collect"):
         fit(config(tmp_path / "nothing", tmp_path / "out"))

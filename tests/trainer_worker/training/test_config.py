@@ -58,6 +58,7 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("[nowcast]\nforecaster = 'nowhere.pt'", "forecaster: there is no file"),
         ("[nowcast]\nserver = 'http://a:1'\nforecaster = './a.pt'", "the one at a URL has its own weights"),
         ("[nowcast]\n[workers]\naddress = 'auto'", "cannot reach a server of this command's own; give its URL"),
+        ("[workers]\naddress = 'http://HEAD:8265'", "[workers] address: is where jobs are submitted: give HEAD:6379"),
         ("[nowcast]\nmode = 'leap'", "[nowcast] mode: Input should be 'glide', 'jump' or 'shadow'"),
         ("steps = ", "not valid TOML"),
     ],
@@ -96,9 +97,10 @@ def test_pushes_are_as_the_table_says(tmp_path: Path) -> None:
     assert table.push == Push(gain=0.3, start=0.2, fade=0.4, hold_norms=False, horizon=7)
 
 
-def test_a_store_is_reached_as_its_address_says(tmp_path: Path) -> None:
-    """Checkpoints would go to an endpoint or a region that ends in the name of a folder."""
-    output = load(tmp_path, '[task]\nname = "fm-16"\n[output]\nstorage = "s3://mine/runs?region=eu"').output
+@pytest.mark.parametrize("storage", ["s3://mine/runs?region=eu", "s3://mine/runs/?region=eu"])
+def test_a_store_is_reached_as_its_address_says(tmp_path: Path, storage: str) -> None:
+    """Checkpoints would go to an endpoint or a region that ends in the name of a folder; or S3 refuse the run for an empty name."""
+    output = load(tmp_path, f'[task]\nname = "fm-16"\n[output]\nstorage = "{storage}"').output
     assert output.place == "s3://mine/runs/checkpoints?region=eu"
 
 
