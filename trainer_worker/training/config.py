@@ -126,15 +126,11 @@ class NowcastTable(Table):
 class WorkersTable(Table):
     """`[workers]`: the data-parallel processes of the Ray job."""
 
-    count: Number = Field(
-        default=2, description="data-parallel worker processes; 0: in this process, without Ray, on a GPU if there is one"
-    )
+    count: Number = Field(default=2, description="worker processes; 0 trains in this one, without Ray, on a GPU if there is one")
     gpus_per_worker: Amount = Field(default=0, description="GPUs of each worker; 0 trains on CPUs")
     threads: Count | None = Field(default=None, description="torch threads of each worker; by default its share of the cores")
     max_failures: Number = Field(default=3, description="restarts from the latest checkpoint before giving up")
-    address: str | None = Field(
-        default=None, description="of a running Ray cluster, HEAD:6379 or auto; by default one is started on this machine"
-    )
+    address: str | None = Field(default=None, description="of a running Ray cluster, HEAD:6379 or auto; by default one starts here")
 
     @field_validator("address")
     @classmethod
