@@ -1,6 +1,5 @@
 """The whole job: Ray workers, a server process, HTTP, failures."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import ray
 import torch
 from ray.util.queue import Queue
 from server_process import ServerProcess
+from small_runs import without_times
+from waiting import until
 
 from trainer_worker import cli
 from trainer_worker.comparison import report
@@ -20,7 +21,7 @@ from trainer_worker.tasks.task import Task
 from trainer_worker.training import ray_train
 from trainer_worker.training.config import Config
 from trainer_worker.training.ray_train import open_mailbox, train_on_ray
-from trainer_worker.training.records import Order, RunRecord
+from trainer_worker.training.records import Order
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 240
@@ -44,10 +45,6 @@ def final_weights(folder: Path, run: str) -> torch.Tensor:
     state = torch.load(newest / "run.pt", weights_only=True)
     assert state["step"] == STEPS
     return torch.cat([value.flatten() for value in state["model"].values()])
-
-
-def without_times(record: RunRecord) -> list[dict[str, Any]]:
-    return [evaluation.model_dump(exclude={"train_s"}) for evaluation in record.evaluations]
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +102,7 @@ def test_a_run_that_cannot_begin_or_cannot_work_says_why(
     assert taken.empty()
 
     def free_when_told() -> None:
-        while not caplog.messages:
-            time.sleep(0.1)
+        until(lambda: caplog.messages)
         taken.shutdown(force=True)
 
     settings = config(tmp_path, data=str(tmp_path / "nothing")).model_copy(update={"nowcast": None})
@@ -152,8 +148,7 @@ def test_a_lost_mailbox_costs_progress_alone(ray_cluster: None, monkeypatch: pyt
     heard: list[str] = []
     with open_mailbox(heard.append) as mailbox:
         ray.get(mailbox.put_nowait.remote("step 1"))
-        while not heard:
-            time.sleep(0.05)
+        until(lambda: heard)
         ray.kill(mailbox)
         with pytest.raises(ray.exceptions.RayActorError):
             _put_until_it_dies(mailbox)
