@@ -26,7 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class ParityFixture:
     """One small network, five snapshots of it, and what the published code predicted (../shared/parity/README.md)."""
 
-    name: str
     meta: dict[str, Any]
     params: list[tuple[str, tuple[int, ...]]]
     horizons: tuple[int, ...]
@@ -50,7 +49,7 @@ def parity(shared: Path) -> Callable[[str], ParityFixture]:
         with np.load(shared / "parity" / f"{name}.npz") as data:
             arrays = dict(data)
         params = [(label, tuple(shape)) for label, shape in about["params"]]
-        return ParityFixture(name, about["meta"], params, tuple(about["horizons"]), arrays)
+        return ParityFixture(about["meta"], params, tuple(about["horizons"]), arrays)
 
     return load
 

@@ -116,25 +116,21 @@ def test_a_server_that_may_call_somebody_finds_it_by_name() -> None:
     assert of_kind(render({}), "NetworkPolicy")["spec"]["egress"] == []
 
 
-def test_training_pods_trust_the_servers_authority() -> None:
-    """A job beside a server with HTTPS would train without a single nowcast; or hold the server's key."""
+@pytest.mark.parametrize(
+    ("variable", "file", "secret"),
+    [
+        ("SERVER_CA", "ca.crt", {"secretName": "certificate", "items": [{"key": "ca.crt", "path": "ca.crt"}]}),  # not its key
+        ("CLIENT_CERT", "tls.crt", {"secretName": "client"}),
+        ("CLIENT_KEY", "tls.key", {"secretName": "client"}),
+    ],
+)
+def test_training_pods_have_the_certificates_they_need(variable: str, file: str, secret: dict[str, Any]) -> None:
+    """A job beside a server with HTTPS, or mutual TLS, would train without a single nowcast; or hold the server's key."""
     for pod in pods(cluster_of(of_kind(render(HTTPS), "RayJob"))):
         (container,) = pod["spec"]["containers"]
-        (place,) = [each["value"] for each in container["env"] if each["name"] == "NOWCAST_SERVER_CA"]
-        (mount,) = [each for each in container["volumeMounts"] if place.startswith(each["mountPath"])]
-        (volume,) = [each for each in pod["spec"]["volumes"] if each["name"] == mount["name"]]
-        assert volume["secret"] == {"secretName": "certificate", "items": [{"key": "ca.crt", "path": place.rpartition("/")[2]}]}
-
-
-def test_training_pods_show_their_own_certificate() -> None:
-    """A server with mutual TLS would turn the chart's own job away."""
-    for pod in pods(cluster_of(of_kind(render(HTTPS), "RayJob"))):
-        (container,) = pod["spec"]["containers"]
-        files = {each["name"]: each.get("value") for each in container["env"]}
-        assert files["NOWCAST_CLIENT_CERT"] == "/etc/nowcast-client/tls.crt"
-        assert files["NOWCAST_CLIENT_KEY"] == "/etc/nowcast-client/tls.key"
-        (mount,) = [each for each in container["volumeMounts"] if each["mountPath"] == "/etc/nowcast-client"]
-        assert {"name": mount["name"], "secret": {"secretName": "client"}} in pod["spec"]["volumes"]
+        (place,) = [each["value"] for each in container["env"] if each["name"] == f"NOWCAST_{variable}"]
+        (mount,) = [each for each in container["volumeMounts"] if place == f"{each['mountPath']}/{file}"]
+        assert {"name": mount["name"], "secret": secret} in pod["spec"]["volumes"]
 
 
 def test_a_volume_of_the_operators_is_where_settings_look() -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import torch
+from small_runs import STEPS, learner, make, train
 from torch import Tensor, nn
 
 from nowcast_server.forecasters import FORECASTERS, Forecaster, register
-from trainer_worker import Nowcast
 from trainer_worker.training.own_server import own_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,12 +41,9 @@ def test_registered_in_this_process() -> None:
     """A research idea would need a fork of the server to be tried in a training loop."""
     register("still", Still)
     register("still", Still)  # as a notebook cell does that is run again
-    model = nn.Linear(3, 2)
-    optimizer = torch.optim.Adam(model.parameters())
-    with Nowcast(model, optimizer, server="embedded", forecaster="still", max_steps=60, interval=4) as nowcast:
-        for _ in range(60):
-            model(torch.randn(4, 3)).square().mean().backward()
-            optimizer.step()
+    model, optimizer = learner()
+    with make(model, optimizer, "embedded", forecaster="still") as nowcast:
+        train(model, optimizer, range(STEPS))
     assert Still.calls > 0
     assert nowcast.summary()["forecaster"] == "still"
 

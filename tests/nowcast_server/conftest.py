@@ -21,7 +21,8 @@ def _started(connect: Callable[[FastAPI, Settings], AbstractContextManager[Clien
 
         def start_app(*forecasters: Forecaster, wiring: Wiring | None = None, **given: Any) -> Caller:
             settings = Settings(**given)
-            app = create_app(settings, forecasters={each.name: each for each in forecasters or (Last(),)})
+            made = None if settings.checkpoints else {each.name: each for each in forecasters or (Last(),)}
+            app = create_app(settings, forecasters=made)
             client = stack.enter_context(connect(app, settings))
             wait_until_ready(client)
             return Caller(client, app.state.service, wiring or dense())
@@ -31,7 +32,7 @@ def _started(connect: Callable[[FastAPI, Settings], AbstractContextManager[Clien
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Runs apps in process, without sockets: quick, but a body arrives in one piece."""
+    """Runs apps in process, without sockets: quick, but a body arrives in one piece. Given checkpoints: with all forecasters."""
     yield from _started(lambda app, _: TestClient(app, raise_server_exceptions=False))
 
 

@@ -31,8 +31,6 @@ from protos.frames import MEDIA_TYPE, Header, write_frames
 from protos.messages import Progress
 from protos.wiring import Block, Parameter, Wiring
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 def dense(targets: int = 3, sources: int = 4) -> Wiring:
     """One linear layer without bias."""
@@ -69,7 +67,7 @@ def answer(connection: socket.socket, sent: bytes = b"") -> tuple[HTTPResponse, 
 def read_forecasts(body: bytes) -> tuple[Header, torch.Tensor]:
     """The forecasts of a nowcast's answer."""
     header, payload = read(body)
-    return header, torch.frombuffer(payload, dtype=DTYPES[header.dtype]).view(header.shape)
+    return header, torch.frombuffer(payload, dtype=getattr(torch, header.dtype)).view(header.shape)
 
 
 @dataclass
@@ -180,7 +178,7 @@ class Caller:
         return self
 
     def values(self, seed: int, dtype: str = "float32") -> torch.Tensor:
-        return torch.randn(self.wiring.size, generator=torch.Generator().manual_seed(seed)).to(DTYPES[dtype])
+        return torch.randn(self.wiring.size, generator=torch.Generator().manual_seed(seed)).to(getattr(torch, dtype))
 
     def upload(self, step: int, body: Any = None, **headers: str) -> Response:
         body = frames(self.values(step), step=step) if body is None else body
@@ -207,6 +205,12 @@ class Caller:
 
     def status(self) -> dict[str, Any]:
         return dict(self.client.get(f"/v1/jobs/{self.job}", headers=self.headers).json())
+
+    @property
+    def entry(self) -> Job:
+        """The server's only job, as it holds it."""
+        (job,) = self.service.jobs
+        return job
 
     def steps(self) -> list[int]:
         return list(self.status()["steps"])
@@ -259,8 +263,7 @@ def homes(client: Client, **headers: str) -> Counter[str]:
 
 
 def wait_until_ready(client: Client) -> None:
-    while client.get("/readyz").status_code != 200:
-        time.sleep(0.005)
+    until(lambda: client.get("/readyz").status_code == 200)
 
 
 @contextmanager
@@ -273,8 +276,7 @@ def listening(app: FastAPI, settings: Settings, *, verify: ssl.SSLContext | bool
         thread.start()
         try:
             with Client(base_url=f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", timeout=30, verify=verify) as client:
-                while not server.started:
-                    time.sleep(0.005)
+                until(lambda: server.started)
                 wait_until_ready(client)
                 yield client
         finally:

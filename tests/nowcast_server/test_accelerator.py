@@ -17,13 +17,9 @@ CPU = torch.device("cpu")
 ROW_BYTES = 4 * 10
 
 
-def context(*serials: int) -> Context:
-    rows = tuple(torch.full((10,), float(serial)) for serial in serials)
-    return Context(serials[-1], serials, tuple(range(len(serials))), rows)
-
-
 def begun(device: Accelerator, *serials: int, working_bytes: int = 0) -> Reservation | None:
-    reservation = Reservation(device, context(*serials), working_bytes)
+    rows = tuple(torch.full((10,), float(serial)) for serial in serials)
+    reservation = Reservation(device, Context(serials[-1], serials, tuple(range(len(serials))), rows), working_bytes)
     return reservation if reservation.begin() else None
 
 
@@ -92,7 +88,7 @@ def test_nowcasts_go_by_the_device(start: Start) -> None:
     assert device.uploads == 4
     metrics = caller.client.get("/metrics").text
     assert 'nowcast_device_info{asked="auto",device="cpu"} 1.0' in metrics
-    caller.service.remove(caller.service.jobs.get("anonymous", "job"))
+    caller.service.remove(caller.entry)
     caller.register()
     for seed, step in ((1, 10), (2, 20), (3, 30)):
         caller.upload(step, frames(caller.values(seed), step=step))

@@ -6,25 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import random_states
 from torch import nn
 from typer.testing import CliRunner
 
 from nowcast_server.cli import app
-from nowcast_server.forecasters.registry import SHIPPED
-from nowcast_server.nino.checkpoint import load_checkpoint
+from nowcast_server.forecasters import load_forecaster
 from nowcast_server.nino.embed import Embedder, Projection
 from nowcast_server.trajectories.store import TrajectoryWriter
 from trainer_worker.wiring import wire
 
 IN, MID, OUT = 3, 4, 2
 WIRING = wire(nn.Sequential(nn.Linear(IN, MID, bias=False), nn.Linear(MID, OUT, bias=False)))
-
-
-def states(seed: int, count: int = 5) -> torch.Tensor:
-    """Snapshots of a network of 3-4-2 that moves."""
-    generator = torch.Generator().manual_seed(seed)
-    start, move = (torch.randn(WIRING.size, generator=generator) for _ in range(2))
-    return torch.stack([start + 0.1 * index * move for index in range(count)])
 
 
 def renumbered(flat: torch.Tensor, order: list[int]) -> torch.Tensor:
@@ -35,11 +28,11 @@ def renumbered(flat: torch.Tensor, order: list[int]) -> torch.Tensor:
 
 def test_vector_does_not_depend_on_how_neurons_are_numbered() -> None:
     """Runs of different seeds could not be compared, and the map would show nothing but seeds."""
-    embedder = Embedder(load_checkpoint(SHIPPED / "nino-base.safetensors"), WIRING)
-    one, other = embedder.embed(states(1)), embedder.embed(renumbered(states(1), [2, 0, 3, 1]))
+    embedder, states = Embedder(load_forecaster("nino").checkpoint, WIRING), random_states(WIRING, seed=1)
+    one, other = embedder.embed(states), embedder.embed(renumbered(states, [2, 0, 3, 1]))
     assert one.shape == (64,)
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
-    assert (one - embedder.embed(states(2))).abs().max() > 1e-2
+    assert (one - embedder.embed(random_states(WIRING, seed=2))).abs().max() > 1e-2
 
 
 def test_projection_is_that_of_the_largest_variance() -> None:
@@ -58,7 +51,7 @@ def test_command_writes_a_row_for_each_context_on_axes_that_stay(tmp_path: Path)
     """
     folder = tmp_path / "runs"
     for name, seed, jumped in (("a", 1, False), ("b", 2, True)):
-        values = states(seed, 8).numpy()
+        values = random_states(WIRING, context=8, seed=seed).numpy()
         header = {"wiring": WIRING.to_dict(), "lr": 0.1 * seed}
         with TrajectoryWriter(folder / f"{name}.trajectory", values[0], header=header) as writer:
             for index, row in enumerate(values):

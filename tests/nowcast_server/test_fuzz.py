@@ -29,8 +29,7 @@ def _check(caller: Caller, response: Any) -> bool:
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
     assert (response.status_code, problem["code"]) in KNOWN
-    (job,) = caller.service.jobs.of("anonymous")
-    assert not job.history.in_use
+    assert not caller.entry.history.in_use
     return False
 
 
@@ -53,10 +52,9 @@ def _edited(edits: list[tuple[str, int, bytes]]) -> bytes:
 def test_uploads(caller: Caller, body: bytes) -> None:
     """Some damaged stream would be stored as if it were whole, or bring the server down."""
     if _check(caller, caller.upload(10, body)):
-        stored = caller.service.jobs.of("anonymous")[0].history
-        context = stored.read([10])
+        context = caller.entry.history.read([10])
         assert context.states[0].isfinite().all()
-        stored.release(context)
+        caller.entry.history.release(context)
         caller.client.delete("/v1/jobs/job")
         caller.register()
     assert caller.steps() == []

@@ -24,14 +24,6 @@ def _request(hostile: dict[str, Any]) -> bytes:
     return request(hostile["method"], hostile["path"], body, **hostile["headers"])
 
 
-def _send(caller: Caller, sent: bytes) -> tuple[int, bytes]:
-    with caller.connect() as connection:
-        with suppress(OSError):  # the server may have heard enough; its answer may still be there
-            connection.sendall(sent)
-        response, body = answer(connection)
-        return response.status, body
-
-
 @pytest.fixture(scope="module")
 def victim(listen_module: Start) -> Iterator[Caller]:
     caller = listen_module(Last(max_horizon=40), wiring=dense()).as_job("victim").filled()
@@ -40,8 +32,7 @@ def victim(listen_module: Start) -> Iterator[Caller]:
     assert torch.equal(forecasts[0], caller.values(30))  # its history is what was sent
     errors = caller.service.metrics.errors
     assert errors.labels("internal")._value.get() == 0
-    history = caller.service.jobs.of("anonymous")[0].history
-    until(lambda: not history.in_use and caller.service.forecasts.used_bytes == 0)  # given back once the answer has gone
+    until(lambda: not caller.entry.history.in_use and caller.service.forecasts.used_bytes == 0)  # once the answer has gone
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -49,8 +40,11 @@ def test_hostile_input(victim: Caller, name: str) -> None:
     """This attack, named in its file, would succeed."""
     hostile = INPUTS[name]
     before, used_bytes = victim.status(), victim.service.histories.used_bytes
-    status, body = _send(victim, _request(hostile))
-    assert status == hostile["status"], (hostile["note"], body)
+    with victim.connect() as connection:
+        with suppress(OSError):  # the server may have heard enough; its answer may still be there
+            connection.sendall(_request(hostile))
+        response, body = answer(connection)
+    assert response.status == hostile["status"], (hostile["note"], body)
     for member in {"code", "field"} & hostile.keys():
         assert json.loads(body)[member] == hostile[member], (hostile["note"], body)
     after = victim.status()

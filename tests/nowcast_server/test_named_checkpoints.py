@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from networks import random_checkpoint
 from pydantic import ValidationError
-from server_kit import Caller, dense, read_forecasts, refused, until, wait_until_ready
+from server_kit import Start, dense, read_forecasts, refused, until
 from typer.testing import CliRunner
 
-from nowcast_server.app import create_app
 from nowcast_server.cli import app
 from nowcast_server.forecasters import FORECASTERS, load_forecaster
 from nowcast_server.forecasters.registry import load_forecasters
@@ -24,11 +22,6 @@ from protos.wiring import Block, Parameter, Wiring
 
 Make = Callable[..., Path]
 KERNEL = Wiring((Parameter("conv", (2, 3, 3)),), 2, (Block(3, 0, 1, 1, 1, parameter=0, slots=9, slot_stride=1),))
-
-
-def settings(*checkpoints: str | Path, **given: Any) -> Settings:
-    """As the command line gives them."""
-    return Settings(**{"checkpoints": checkpoints, "device": "cpu", **given})
 
 
 @pytest.fixture
@@ -88,46 +81,42 @@ def test_no_name_can_hide_a_forecaster() -> None:
 def test_what_a_server_offers(make: Make) -> None:
     """A named checkpoint would push the package's own out, or one without a name would not take its place."""
     vision, other = make("vision"), make("other", graph=False)
-    found = load_forecasters(settings(f"vision={vision}", f"small={other}", other).checkpoints, device="cpu")
+    found = load_forecasters(Settings(checkpoints=[f"vision={vision}", f"small={other}", other]).checkpoints, device="cpu")
     assert list(found) == [*FORECASTERS, "vision", "small"]
     names = {name: each.checkpoint.name for name, each in found.items() if hasattr(each, "checkpoint")}
     assert names == {"nino": "nino-base", "wnn": "other", "vision": "vision", "small": "other"}
     with pytest.raises(CheckpointError, match=r"second checkpoint for 'nino'.*NAME=FILE"):
-        load_forecasters(settings(vision, make("third")).checkpoints, device="cpu")
+        load_forecasters(Settings(checkpoints=[vision, make("third")]).checkpoints, device="cpu")
 
 
-def test_each_job_is_forecast_by_the_checkpoint_it_names(make: Make) -> None:
+def test_each_job_is_forecast_by_the_checkpoint_it_names(make: Make, start: Start) -> None:
     """Jobs that share a server would get each other's checkpoint; its memory would be nobody's."""
     files = {"vision": make("vision"), "text": make("text"), "plain": make("plain", graph=False)}
-    service_app = create_app(settings(*(f"{name}={path}" for name, path in files.items())))
-    with TestClient(service_app) as client:
-        wait_until_ready(client)
-        service = service_app.state.service
-        weights_bytes = service.forecasts.used_bytes
-        assert weights_bytes >= 4 * sum(each.checkpoint.size for each in map(service.forecasters.get, files))
-        assert {"nino", "linear", *files} <= set(client.get("/v1/info").json()["forecasters"])
-        told = {}
-        for name, path in files.items():
-            caller = Caller(client, service, dense(10, 20), f"job-{name}")
-            assert caller.register(forecaster=name, context=5).status_code == 201
-            caller.fill(10, 20, 30, 40, 50)
-            _, told[name] = read_forecasts(caller.nowcast(50, (1, 40), context=[10, 20, 30, 40, 50]).content)
-            states = torch.stack([caller.values(step) for step in (10, 20, 30, 40, 50)])
-            alone = load_forecaster("wnn" if name == "plain" else "nino", checkpoint=path)
-            assert torch.equal(told[name], alone.forecast(caller.wiring, states, horizons=(1, 40)))
-        assert not torch.equal(told["vision"], told["text"])
-        assert 'nowcast_forecasts_total{forecaster="vision",outcome="made"} 1.0' in client.get("/metrics").text
-        until(lambda: service.forecasts.used_bytes == weights_bytes)  # the map of training may still embed the last context
-        refused(caller.as_job("lost").register(forecaster="visoin"), 422, "unknown_forecaster", "forecaster")
+    caller = start(wiring=dense(10, 20), checkpoints=[f"{name}={path}" for name, path in files.items()], device="cpu")
+    service, client = caller.service, caller.client
+    weights_bytes = service.forecasts.used_bytes
+    assert weights_bytes >= 4 * sum(each.checkpoint.size for each in map(service.forecasters.get, files))
+    assert {"nino", "linear", *files} <= set(client.get("/v1/info").json()["forecasters"])
+    told = {}
+    for name, path in files.items():
+        job = caller.as_job(f"job-{name}")
+        assert job.register(forecaster=name, context=5).status_code == 201
+        job.fill(10, 20, 30, 40, 50)
+        _, told[name] = read_forecasts(job.nowcast(50, (1, 40), context=[10, 20, 30, 40, 50]).content)
+        states = torch.stack([job.values(step) for step in (10, 20, 30, 40, 50)])
+        alone = load_forecaster("wnn" if name == "plain" else "nino", checkpoint=path)
+        assert torch.equal(told[name], alone.forecast(job.wiring, states, horizons=(1, 40)))
+    assert not torch.equal(told["vision"], told["text"])
+    assert 'nowcast_forecasts_total{forecaster="vision",outcome="made"} 1.0' in client.get("/metrics").text
+    until(lambda: service.forecasts.used_bytes == weights_bytes)  # the map of training may still embed the last context
+    refused(caller.as_job("lost").register(forecaster="visoin"), 422, "unknown_forecaster", "forecaster")
 
 
-def test_a_job_that_its_checkpoint_cannot_serve_is_refused(make: Make) -> None:
+def test_a_job_that_its_checkpoint_cannot_serve_is_refused(make: Make, start: Start) -> None:
     """It would train to its first nowcast, and be refused that and every other."""
-    with TestClient(create_app(settings(make("single", slots=1)))) as client:
-        wait_until_ready(client)
-        caller = Caller(client, client.app.state.service, KERNEL)  # type: ignore[attr-defined]
-        told = refused(caller.register(forecaster="nino", context=5), 422, "bad_request", "wiring")
-        assert "up to 9 weights; nino takes 1" in told["detail"]
-        told = refused(caller.register(forecaster="nino", context=3), 422, "bad_request", "context")
-        assert "nino forecasts from 5 snapshots, not 3" in told["detail"]
-        assert caller.register(forecaster="wnn", context=5).status_code == 201
+    caller = start(wiring=KERNEL, checkpoints=[make("single", slots=1)], device="cpu")
+    told = refused(caller.register(forecaster="nino", context=5), 422, "bad_request", "wiring")
+    assert "up to 9 weights; nino takes 1" in told["detail"]
+    told = refused(caller.register(forecaster="nino", context=3), 422, "bad_request", "context")
+    assert "nino forecasts from 5 snapshots, not 3" in told["detail"]
+    assert caller.register(forecaster="wnn", context=5).status_code == 201

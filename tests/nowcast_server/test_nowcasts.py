@@ -80,7 +80,7 @@ def test_bad_forecasts_are_never_sent(start: Start, answer: Any, dtype: str) -> 
     refused(caller.nowcast(dtype=dtype), 500, "bad_forecast")
     assert _counted(caller, "bad_forecast") == 1
     assert caller.service.forecasts.used_bytes == 0
-    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    assert not caller.entry.history.in_use
 
 
 def test_a_forecaster_that_raises(start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,7 +150,7 @@ def test_deadline_of_a_forecast_that_goes_on(start: Start) -> None:
     held = Held()
     caller = start(held).filled()
     refused(caller.nowcast(deadline_s=0.1), 504, "deadline_exceeded")
-    assert caller.service.jobs.of("anonymous")[0].history.in_use
+    assert caller.entry.history.in_use
     assert caller.service.forecasts.used_bytes > 0
     held.released.set()
     _nothing_is_held(caller)
@@ -168,7 +168,7 @@ def _leave(caller: Caller, how: str, begun: Callable[[], object]) -> None:
 
 def _nothing_is_held(caller: Caller) -> None:
     until(lambda: caller.service.forecasts.used_bytes == 0)
-    until(lambda: not caller.service.jobs.of("anonymous")[0].history.in_use)
+    until(lambda: not caller.entry.history.in_use)
 
 
 def test_delete_during_a_forecast(start: Start) -> None:

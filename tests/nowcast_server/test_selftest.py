@@ -12,8 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from nowcast_server.cli import app
-from nowcast_server.forecasters.registry import SHIPPED
-from nowcast_server.nino.checkpoint import load_checkpoint
+from nowcast_server.forecasters import load_forecaster
 from nowcast_server.nino.engine import CPU_SIZES, DEVICE_SIZES, Sizes, StreamingEngine
 from nowcast_server.selftest import checks
 from nowcast_server.selftest.checks import CHECKS, CPU, Failed, Setup
@@ -25,7 +24,7 @@ NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 @pytest.fixture
 def setup() -> Setup:
-    return Setup(CPU, load_checkpoint(SHIPPED / "nino-base.safetensors"), plain_model())
+    return Setup(CPU, load_forecaster("nino").checkpoint, plain_model())
 
 
 @pytest.mark.slow

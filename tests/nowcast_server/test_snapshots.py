@@ -32,7 +32,7 @@ def test_a_history_of_the_newest_snapshots(caller: Caller) -> None:
     caller.fill(40)
     problem = refused(caller.upload(10), 409, "snapshot_conflict", "step")  # too old: it would be forgotten at once
     assert problem["steps"] == [20, 30, 40]
-    kept = caller.service.jobs.of("anonymous")[0].history.read([20, 30, 40]).states
+    kept = caller.entry.history.read([20, 30, 40]).states
     assert torch.equal(torch.stack(kept), torch.stack([caller.values(step) for step in (20, 30, 40)]))
 
 
@@ -91,7 +91,7 @@ def test_two_uploads_of_one_step(listen: Start) -> None:
         codes = sorted(each.result().status_code for each in [*same, other])
     assert codes in ([200, 200, 409], [200, 409, 409])  # whoever came first has set the values
     assert caller.steps() == [20, 30, 40]
-    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    assert not caller.entry.history.in_use
 
 
 def test_upload_during_a_forecast(listen: Start) -> None:
@@ -118,7 +118,7 @@ def test_delete_during_an_upload(listen: Start) -> None:
     """A deleted job would come back half, or its memory be promised twice."""
     caller = listen()
     caller.register()
-    (job,), deleted = caller.service.jobs.of("anonymous"), threading.Event()
+    deleted = threading.Event()
 
     def slowly() -> Iterator[bytes]:
         body = frames(caller.values(10), step=10)
@@ -128,7 +128,7 @@ def test_delete_during_an_upload(listen: Start) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         upload = pool.submit(caller.upload, 10, slowly())
-        until(lambda: job.users)
+        until(lambda: caller.entry.users)
         assert caller.client.delete("/v1/jobs/job").status_code == 204
         assert caller.service.histories.used_bytes > 0
         deleted.set()
@@ -146,6 +146,6 @@ def test_a_slow_upload_is_cut_off(listen: Start) -> None:
         time.sleep(0.5)
 
     refused(caller.upload(10, dribble()), 504, "deadline_exceeded")
-    assert not caller.service.jobs.of("anonymous")[0].history.in_use
+    assert not caller.entry.history.in_use
     caller.service.settings = Settings()
     assert caller.upload(10).status_code == 200

@@ -8,16 +8,15 @@ import pytest
 from server_kit import TOKENS, Caller, Last, Start, bearer, dense, frames, until
 
 from nowcast_server import training_map
+from nowcast_server.forecasters import load_forecaster
 from nowcast_server.forecasters.learned import Nino
-from nowcast_server.forecasters.registry import SHIPPED
 from nowcast_server.jobs.course import EVERY, MOST, Place, Places
 from nowcast_server.map_picture import Embedded, draw, sentence
-from nowcast_server.nino.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
 def nino() -> Nino:
-    return Nino(load_checkpoint(SHIPPED / "nino-base.safetensors"))
+    return load_forecaster("nino")
 
 
 def nowcasts(caller: Caller, *steps: int) -> None:
@@ -38,8 +37,7 @@ def trained(start: Start, nino: Nino) -> Caller:
 
 
 def places(caller: Caller) -> list[Place]:
-    (job,) = caller.service.jobs.of("anonymous")
-    return job.places.kept
+    return caller.entry.places.kept
 
 
 def test_contexts_are_embedded_now_and_then(start: Start, nino: Nino) -> None:
@@ -50,8 +48,7 @@ def test_contexts_are_embedded_now_and_then(start: Start, nino: Nino) -> None:
     until(lambda: len(places(caller)) == 2)
     assert [place.step for place in places(caller)] == [50, 50 + 10 * EVERY]
     assert all(np.isfinite(place.vector).all() for place in places(caller))
-    (job,) = caller.service.jobs.of("anonymous")
-    until(lambda: not job.users and not job.history.in_use)
+    until(lambda: not caller.entry.users and not caller.entry.history.in_use)
     until(lambda: caller.service.forecasts.used_bytes == nino.weights_bytes)
 
 
@@ -77,12 +74,11 @@ def test_a_run_that_diverged_is_not_on_the_map(start: Start, nino: Nino) -> None
     """One place that is no number, and nobody of the tenant would see the map any more."""
     caller = start(nino, wiring=dense(70, 80))
     assert caller.register(context=5, forecaster="nino").status_code == 201
-    (job,) = caller.service.jobs
     for step in range(10, 60, 10):
         assert caller.upload(step, frames(3e38 * caller.values(step).sign(), step=step, chunk_bytes=10_000)).status_code == 200
     assert caller.nowcast(context=[10, 20, 30, 40, 50], horizons=[1]).status_code == 200
-    until(lambda: not job.users)
-    assert job.places.kept == []
+    until(lambda: not caller.entry.users)
+    assert places(caller) == []
 
 
 def test_memory_that_is_not_there_is_not_waited_for(start: Start, nino: Nino) -> None:

@@ -1,6 +1,7 @@
 """Servers for the worker's tests."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def faulty() -> Iterator[FaultyServer]:
     """A server that breaks as told."""
-    server = FaultyServer()
-    yield server
-    server.close()
+    with closing(FaultyServer()) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

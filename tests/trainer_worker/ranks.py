@@ -2,25 +2,27 @@
 
 import time
 from datetime import timedelta
+from itertools import repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import torch
-from small_runs import STEADY, STEPS, ScriptedEndpoint, adam, flat, make, network
+from alive import Alive
+from small_runs import STEADY, STEPS, Fails, ScriptedEndpoint, adam, flat, make, network, settle, step
 from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
-from torch.utils._pytree import tree_leaves
 
 from protos.errors import BadRequest, DeadlineExceeded, Unavailable
 from trainer_worker import Nowcast
 from trainer_worker.endpoints.server import Server
 from trainer_worker.errors import BadArgument, RanksDiffer
+
+REFUSE = Mock(side_effect=BadRequest("no such jobs here", field="job"))
 
 
 def run_scenarios(folder: Path, url: str, *, world: int = 2) -> list[dict[str, Any]]:
@@ -40,7 +42,7 @@ def _main(rank: int, folder: Path, world: int, url: str) -> None:
     told = {
         "wrapped": train(rank, embedded),
         "http": train(rank, {"server": Server(url, dtype="bfloat16", timeout_s=20), "forecaster": "linear"}),
-        "failing": train(rank, {"server": ScriptedEndpoint(fail=_fail)}),
+        "failing": train(rank, {"server": ScriptedEndpoint(fail=Fails(forecast=repeat(Unavailable("gone"))))}),
         "late": train(rank, {"server": ScriptedEndpoint(fail=_late, local=False)}),
         "jump": train(rank, {**embedded, "mode": "jump", "interval": 1}),
         "shadow": train(rank, {**embedded, "mode": "shadow"}),
@@ -55,7 +57,7 @@ def _main(rank: int, folder: Path, world: int, url: str) -> None:
     told["half resumed"] = half_resumed(rank, train(rank, embedded, steps=14)["nowcast"])
     told["early"] = first_step(too_early, early, optimizer)
     told["apart"] = train_apart(rank)
-    told["refused"] = refused(rank)
+    told["refused"] = [refusal(network(), forecaster="oracle"), refusal(network(), ScriptedEndpoint(fail=REFUSE))]
     told["alone"] = train_alone(rank)
     told["sharded"] = train_sharded(rank)
     told["sharded bfloat16"] = train_sharded(rank, dtype=torch.bfloat16)
@@ -96,7 +98,7 @@ def train(
             if unfreeze_at is not None:
                 average_gradients(model)
             optimizer.step()
-            wait_on_rank_0(nowcast)
+            settle(nowcast)
             weights.append(flat(model))
     dist.broadcast = broadcast
     return {
@@ -116,13 +118,6 @@ def average_gradients(model: nn.Module) -> None:
         if parameter.grad is not None:
             dist.all_reduce(parameter.grad)
             parameter.grad /= dist.get_world_size()
-
-
-def wait_on_rank_0(nowcast: Nowcast) -> None:
-    """Until its answer is there; the other ranks wait for it in their next collective."""
-    request = nowcast._boundaries._asked
-    if request is not None:
-        assert request.done.wait(300)
 
 
 def first_step(nowcast: Nowcast, model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
@@ -157,30 +152,14 @@ def half_resumed(rank: int, saved: dict[str, Any]) -> str:
     return first_step(nowcast, model, optimizer)
 
 
-def refused(rank: int) -> list[str]:
-    """What each rank is told of arguments that rank 0 alone looks at, and of a server that refuses the job."""
-    told = []
-    for options in ({"server": None, "forecaster": "oracle"}, {"server": ScriptedEndpoint(fail=_refuse)}):
-        model = network()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-        try:
-            with make(model, optimizer, **{"endpoint": options.pop("server"), **options}):
-                pass
-        except BadArgument as error:
-            told.append(str(error))
-    return told
-
-
 def train_alone(rank: int) -> dict[str, Any]:
     """Ranks that train a model each, on purpose: every one is a group of its own."""
     groups = [dist.new_group([member]) for member in range(dist.get_world_size())]
     model = network(seed=rank)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    optimizer = adam(model)
     with make(model, optimizer, ScriptedEndpoint(), process_group=groups[rank]) as nowcast:
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            model(torch.ones(1, 8)).sum().backward()
-            optimizer.step()
+        for index in range(STEPS):
+            step(model, optimizer, index)
     return {"used": nowcast.summary()["nowcasts"]["used"], "weights": flat(model)}
 
 
@@ -221,33 +200,13 @@ def train_sharded(rank: int, *, dtype: torch.dtype = torch.float32) -> dict[str,
     return told
 
 
-def refusal(model: nn.Module, *, forecaster: str = "linear") -> str:
-    """Why a model is not taken."""
+def refusal(model: nn.Module, endpoint: ScriptedEndpoint | None = None, *, forecaster: str = "linear") -> str:
+    """Why a model is not taken: what each rank is told, though rank 0 alone looks at a forecaster's name and asks the server."""
     try:
-        make(model, adam(model), None, forecaster=forecaster)
+        make(model, adam(model), endpoint, forecaster=forecaster).start()
     except BadArgument as error:
         return str(error)
     return ""
-
-
-class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that are made inside it and alive at once: `most`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = 0
-        self._bytes: dict[StorageWeakRef, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(map(is_traceable_wrapper_subclass_type, types)):
-            return NotImplemented  # of a split tensor, what is done with this rank's part comes here again
-        out = func(*args, **(kwargs or {}))
-        given = {StorageWeakRef(each.untyped_storage()) for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
-        made = [each.untyped_storage() for each in tree_leaves(out) if type(each) is torch.Tensor]
-        self._bytes |= {ref: each.nbytes() for each in made if (ref := StorageWeakRef(each)) not in given}
-        self._bytes = {ref: count for ref, count in self._bytes.items() if not ref.expired()}
-        self.most = max(self.most, sum(self._bytes.values()))
-        return out
 
 
 def glide_large(rank: int) -> dict[str, Any]:
@@ -262,7 +221,7 @@ def glide_large(rank: int) -> dict[str, Any]:
             model(torch.ones(1, 1024)).sum().backward()
             optimizer.step()
         optimizer.zero_grad()
-        wait_on_rank_0(nowcast)
+        settle(nowcast)
         before = whole(model[3].weight).detach()[:4].clone()
         with Alive() as alive:
             optimizer.step()
@@ -279,16 +238,7 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
-def _refuse(call: str) -> None:
-    raise BadRequest("no such jobs here", field="job")
-
-
 def _late(call: str) -> None:
     if call == "forecast":
         time.sleep(0.1)  # longer than all the rest of an interval
         raise DeadlineExceeded("too slow")
-
-
-def _fail(call: str) -> None:
-    if call == "forecast":
-        raise Unavailable("gone")

@@ -1,14 +1,15 @@
 """A real server in a process of its own."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 
-STARTUP_S = 60
+from waiting import until
+
+from nowcast_server.healthcheck import check
+from nowcast_server.settings import Settings
+
 CHECKPOINTS = {"nino": "nino_no_posw.pt", "wnn": "nino_mlp.pt"}
 """The published weights that the fixture `server` has in place of the package's, in ../shared."""
 
@@ -32,16 +33,9 @@ class ServerProcess:
     def start(self) -> None:
         """Start it and wait until it is ready."""
         command = [sys.executable, "-m", "nowcast_server", "run", "--port", str(self.port), *self.options]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
-        deadline = time.monotonic() + STARTUP_S
-        while time.monotonic() < deadline:
-            assert self._process.poll() is None, "the server ended"
-            try:
-                with urllib.request.urlopen(f"{self.url}/readyz", timeout=1):
-                    return
-            except OSError:
-                time.sleep(0.05)
-        raise AssertionError("the server does not get ready")
+        process = self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(lambda: process.poll() is not None or check(Settings(port=self.port)) is None)
+        assert process.poll() is None, "the server ended"
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal: SIGSTOP makes it hang, SIGKILL ends it without a goodbye."""

@@ -1,6 +1,7 @@
 """A training run that takes milliseconds, and endpoints that need no server."""
 
-from collections.abc import Callable, Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from protos.messages import JobSpec, Progress, Skill
 from trainer_worker import Nowcast, Push
 from trainer_worker.endpoints.endpoint import Asked, Deadline
 from trainer_worker.push import CONTEXT
+from trainer_worker.training.records import RunRecord
 
 INTERVAL: Final = 2
 FULL: Final = CONTEXT * INTERVAL
@@ -134,6 +136,21 @@ class ScriptedEndpoint:
         self.closed = True
 
 
+class Fails:
+    """What the next calls of each name meet: an error, a gate that holds them up until it is opened, or nothing."""
+
+    def __init__(self, **calls: Iterable[Exception | threading.Event | None]) -> None:
+        self.begun: list[str] = []
+        self.calls = {call: iter(met) for call, met in calls.items()}
+
+    def __call__(self, call: str) -> None:
+        self.begun.append(call)
+        met = next(self.calls.get(call, iter(())), None)
+        if isinstance(met, Exception):
+            raise met
+        assert met is None or met.wait(120)
+
+
 def make(model: nn.Module, optimizer: Any, endpoint: Any, **options: Any) -> Nowcast:
     """A `Nowcast` of a small run."""
     defaults = {"max_steps": STEPS, "interval": INTERVAL, "server": endpoint, "push": STEADY}
@@ -150,3 +167,8 @@ def settle(nowcast: Nowcast) -> None:
 def nowcasts(nowcast: Nowcast) -> list[tuple[int, str, str]]:
     """Step, outcome and reason of each."""
     return [(event.step, event.outcome, event.reason) for event in nowcast.events if event.kind == "nowcast"]
+
+
+def without_times(record: RunRecord) -> list[dict[str, Any]]:
+    """A run's evaluations, but for how long they took."""
+    return [evaluation.model_dump(exclude={"train_s"}) for evaluation in record.evaluations]

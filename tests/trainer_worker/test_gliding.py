@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ from small_runs import (
     STEPS,
     TAKEN_UP,
     UNHELD,
+    Fails,
     ScriptedEndpoint,
     adam,
     flat,
@@ -40,6 +41,8 @@ from trainer_worker.forecasts import REMEMBERED
 from trainer_worker.push import CONTEXT, shape
 from trainer_worker.weights import pushed
 from trainer_worker.weights.flat import FlatParameters
+
+LATE = DeadlineExceeded("the forecast was not there in time")
 
 
 def glided(endpoint: ScriptedEndpoint, *, steps: int = STEPS, **options: Any) -> tuple[Tensor, Nowcast]:
@@ -95,23 +98,11 @@ def test_a_run_glides_as_by_hand(interval: int) -> None:
     assert (endpoint.finished.step, endpoint.finished.used) == (steps, len(taken_up))
 
 
-class Gate:
-    """Holds up forecasts until it is opened; then lets one through."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Semaphore(0)
-        self.reached = 0
-
-    def __call__(self, call: str) -> None:
-        if call == "forecast":
-            self.reached += 1
-            assert self.opened.acquire(timeout=300)
-
-
 def with_delay(delay: int, interval: int, *, late: Sequence[int] = ()) -> tuple[Tensor, Nowcast]:
     """A run whose answers come so many steps after they were asked for; those of `late` right after their boundary."""
-    gate = Gate()
-    endpoint = ScriptedEndpoint(fail=gate, local=False)
+    gates = [threading.Event() for _ in range(60)]  # one for each request
+    fails = Fails(forecast=gates)
+    endpoint = ScriptedEndpoint(fail=fails, local=False)
     model, optimizer = learner()
     with make(model, optimizer, endpoint, interval=interval, max_steps=60) as nowcast:
         asked = asks = 0  # at this step, and how often
@@ -120,12 +111,12 @@ def with_delay(delay: int, interval: int, *, late: Sequence[int] = ()) -> tuple[
             if nowcast._boundaries._asking and nowcast.steps % interval == 0:
                 if asked in late:
                     made = len(endpoint.asked)
-                    gate.opened.release()
+                    gates[asks - 1].set()
                     until(lambda made=made: len(endpoint.asked) > made)  # type: ignore[misc]
                 asked, asks = nowcast.steps, asks + 1
-                until(lambda asks=asks: gate.reached == asks)  # type: ignore[misc]  # given up before, it would leave the gate open
+                until(lambda asks=asks: fails.begun.count("forecast") == asks)  # type: ignore[misc]  # else it would be given up
             if asked and nowcast.steps == asked + delay and asked not in late:
-                gate.opened.release()
+                gates[asks - 1].set()
                 settle(nowcast)
     return flat(model), nowcast
 
@@ -144,7 +135,7 @@ def test_an_answer_that_misses_its_boundary_is_never_used() -> None:
     """Taken up an interval later, it would push along what was seen two intervals ago, at a moment that chance decides."""
     late = (24, 28, 40)
     missed, first = with_delay(1, 4, late=late)
-    failing = _failing([step // 4 - CONTEXT for step in late])  # by their numbers among all requests
+    failing = Fails(forecast=[LATE if step in late else None for step in range(4 * CONTEXT, 60, 4)])
     failed, second = glided(ScriptedEndpoint(fail=failing), interval=4, max_steps=60, steps=59)
     assert torch.equal(missed, failed)
     assert [at for at, _, reason in nowcasts(first) if reason == "late"] == [at + 4 for at in late]
@@ -159,21 +150,10 @@ def test_a_skipped_forecast_has_ended_the_push_when_it_is_told() -> None:
     def on_event(event: Event) -> None:
         told.append((event.outcome, nowcast.state_dict()["pushed"]["share"] > 0))
 
-    nowcast = make(model, optimizer, ScriptedEndpoint(fail=_failing([1])), on_event=on_event)
+    nowcast = make(model, optimizer, ScriptedEndpoint(fail=Fails(forecast=[None, LATE])), on_event=on_event)
     with nowcast:
         train(model, optimizer, range(FIRST + 2 * INTERVAL + 1))
     assert told == [("glided", True), ("skipped", False), ("glided", True)]
-
-
-def _failing(which: Sequence[int]) -> Callable[[str], None]:
-    """Let these forecasts fail, counted from 0, as if their deadline had passed."""
-    count = iter(range(10**6))
-
-    def fail(call: str) -> None:
-        if call == "forecast" and next(count) in which:
-            raise DeadlineExceeded("the forecast was not there in time")
-
-    return fail
 
 
 def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are_in_time(
@@ -181,29 +161,29 @@ def test_the_interval_doubles_where_forecasts_are_late_and_halves_where_they_are
 ) -> None:
     """A server that needs longer than an interval would never be of use; one that was slow for a while, half as useful for good."""
     monkeypatch.setattr(boundary, "IN_TIME", 2)
-    endpoint = ScriptedEndpoint(fail=_failing(range(3)))
+    endpoint = ScriptedEndpoint(fail=Fails(forecast=3 * [LATE]))
     glided(endpoint, interval=1, max_steps=None, steps=30)
     doubled = [10, 12, 14, 16, 18]  # late at 6, 7 and 8, where the longer intervals begin; in time at 18, 20, 22 and 24
     sent = [step for step in sorted(endpoint.sent) if step <= 28]  # the last are on their way when the run ends
     assert sent == [*range(1, 9), *doubled, 20, 22, *range(24, 29)]
     assert endpoint.asked[0] == (8, 10, 12, 14, 16)
-    glided(ScriptedEndpoint(fail=_failing(range(3))), interval=1, max_steps=None, steps=12)
+    glided(ScriptedEndpoint(fail=Fails(forecast=3 * [LATE])), interval=1, max_steps=None, steps=12)
     assert "3 skipped (3 late); they came late, so the interval grew to 2 steps" in caplog.text
 
 
 def test_a_server_that_is_slow_for_long_costs_pushes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no row free a snapshot is missing: of a context with a gap, a push would be longer than the gain allows."""
     monkeypatch.setattr(boundary, "WIDEST", 1)  # the interval has grown as far as it may
-    gate = Gate()
-    endpoint = ScriptedEndpoint(fail=gate, local=False)
+    gate = threading.Event()
+    endpoint = ScriptedEndpoint(fail=(fails := Fails(forecast=[gate])), local=False)
     model, optimizer = learner()
     with make(model, optimizer, endpoint, max_steps=200) as nowcast:
         train(model, optimizer, range(FULL))
-        until(lambda: gate.reached)
+        until(lambda: "forecast" in fails.begun)
         train(model, optimizer, range(FULL, FULL + 6 * INTERVAL))  # the first forecast is made all the while
         assert nowcast.summary()["snapshots"]["dropped"] > 0
         assert torch.equal(flat(model), plain(FULL + 6 * INTERVAL))
-        gate.opened.release(1000)
+        gate.set()
         settle(nowcast)
         train(model, optimizer, range(FULL + 6 * INTERVAL, FULL + 16 * INTERVAL), nowcast)
     assert nowcast.summary()["nowcasts"]["used"] > 0

@@ -100,11 +100,11 @@ def test_a_finished_job_frees_its_memory(start: Start) -> None:
     """Runs that are over would fill a server's memory until they expire; or nobody could look at how they went."""
     caller = crowded(start).filled()
     assert caller.nowcast().status_code == 200
-    before, (job,) = caller.service.histories.used_bytes, caller.service.jobs
+    before = caller.service.histories.used_bytes
     answer = finish(caller)
     assert answer.status_code == 200
     assert (answer.json()["history_bytes"], answer.json()["nowcasts"]) == (0, 1)
-    assert before - caller.service.histories.used_bytes == job.evictable_bytes > 4 * 200 * 4
+    assert before - caller.service.histories.used_bytes == caller.entry.evictable_bytes > 4 * 200 * 4
     assert caller.status()["snapshots"] == 3
     assert finish(caller).status_code == 200
     refused(caller.upload(40), 404, "unknown_job")

@@ -85,8 +85,7 @@ def test_jobs_that_register_at_once_are_counted(start: Start) -> None:
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda name: caller.as_job(name).register().status_code, "ab"))
     assert sorted(answers) == [201, 429]
-    (job,) = caller.service.jobs
-    caller.service.remove(job)
+    caller.service.remove(caller.entry)
     assert caller.service.histories.used_bytes == 0
 
 
@@ -140,11 +139,10 @@ def test_a_nowcast_asked_for_when_its_job_is_gone(listen: Start) -> None:
     """A call whose body comes after its job was deleted would forecast from a history whose memory others have."""
     caller = listen()
     assert caller.register().status_code == 201
-    (job,) = caller.service.jobs.of("anonymous")
-    seen = job.seen
+    seen = caller.entry.seen
     with caller.connect() as connection:
         connection.sendall(NOWCAST[:-20])
-        until(lambda: job.seen > seen)  # the call has found its job
+        until(lambda: caller.entry.seen > seen)  # the call has found its job
         assert caller.client.delete("/v1/jobs/job").status_code == 204
         response, body = answer(connection, NOWCAST[-20:])
     assert (response.status, json.loads(body)["code"]) == (404, "unknown_job")
@@ -184,8 +182,7 @@ def test_refusals_are_short(start: Start) -> None:
 
 def test_our_own_mistakes_are_not_the_clients(caller: Caller) -> None:
     """A status that we make wrongly would be answered as a request that is not valid, without a trace in the log."""
-    (job,) = caller.service.jobs.of("anonymous")
-    job.created_at = "yesterday"  # type: ignore[assignment]
+    caller.entry.created_at = "yesterday"  # type: ignore[assignment]
     refused(caller.client.get("/v1/jobs/job"), 500, "internal")
 
 

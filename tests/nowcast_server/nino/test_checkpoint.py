@@ -73,9 +73,8 @@ def test_what_the_published_training_script_saves(tmp_path: Path) -> None:
     torch.save({"state_dict": tensors, "model_args": arguments, **others}, tmp_path / "a.pt")
     assert load_checkpoint(tmp_path / "a.pt").options.hidden == 4
     torch.save({"edge_proj.fc.0.weight": torch.ones(128, 45)}, tmp_path / "b.pt")
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, check=lambda error: error.field == "edge_type_embedding.weight"):
         load_checkpoint(tmp_path / "b.pt")
-    assert caught.value.field == "edge_type_embedding.weight"
     options = published_options({})
     assert (options.graph, options.vocabulary, options.hidden, options.laplacian, options.slots) == (True, 50257, 128, 8, 9)
 
@@ -93,9 +92,8 @@ def test_what_the_published_training_script_saves(tmp_path: Path) -> None:
 def test_wrong_tensors_are_named(name: str, value: torch.Tensor | None) -> None:
     """A wrong checkpoint would fail at the first forecast, in the middle of someone's training."""
     tensors = {**random_checkpoint(**SMALL).tensors, name: value}
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, check=lambda error: (error.field, error.code) == (name, "bad_checkpoint")):
         Checkpoint(ModelOptions(**SMALL), {key: tensor for key, tensor in tensors.items() if tensor is not None}, "x")
-    assert (caught.value.field, caught.value.code) == (name, "bad_checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +154,6 @@ HOSTILE = ({"dropout": torch.zeros(2)}, {"lpe": "x"}, argparse.Namespace(hid=3),
 def test_hostile_published_files_are_refused_by_name(content: dict[Any, Any], tmp_path: Path) -> None:
     """One of many `--checkpoint` files would end the server with a traceback that does not say which it is; or run its code."""
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=f"^{tmp_path / 'a.pt'}: "):
         load_checkpoint(tmp_path / "a.pt")
-    assert caught.value.detail.startswith(f"{tmp_path / 'a.pt'}: ")
     assert not Path("/tmp/nowcast_bomb_went_off").exists()

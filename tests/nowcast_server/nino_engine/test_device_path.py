@@ -1,14 +1,14 @@
 """A forecast on a device; without one, on torch's `meta` device, where whatever needs a value on the host fails."""
 
-import weakref
 from itertools import groupby
 from typing import Any
 
 import pytest
 import torch
+from alive import Alive
 from networks import random_checkpoint, random_states
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 from wirings import drawn_wiring, node_pe, transformer_wiring
 
 from nowcast_server.accelerator import Accelerator, Reservation
@@ -21,6 +21,7 @@ from protos.messages import JobSpec, NowcastRequest
 from protos.wiring import Wiring
 from trainer_worker.endpoints import embedded
 from trainer_worker.endpoints.embedded import EmbeddedEndpoint
+from trainer_worker.endpoints.endpoint import Deadline
 
 META = torch.device("meta")
 SMALL, MIXED, LARGE = transformer_wiring(width=16, vocabulary=50), drawn_wiring(5), transformer_wiring(width=300, vocabulary=4000)
@@ -36,8 +37,6 @@ class Watched(TorchDispatchMode):
         super().__init__()
         self.whole = whole
         self.operators: list[str] = []
-        self.live_bytes = self.peak_bytes = 0
-        self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs, name = kwargs or {}, str(func)
@@ -51,15 +50,10 @@ class Watched(TorchDispatchMode):
             self.operators.append("upload" if args[0].device == META else "answer")
             return args[0]
         result = func(*args, **kwargs)
-        tensors = [each for each in tree_flatten((args, kwargs, result))[0] if isinstance(each, torch.Tensor)]
+        tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)]
         elsewhere = [each.device for each in tensors if each.device != META]
         assert not elsewhere, f"{func} has a tensor on {elsewhere[0]}"
         self.operators.append(name)
-        given = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
-        self._seen.update(each.untyped_storage()._cdata for each in given)  # what was there before is not counted
-        for each in tree_flatten(result)[0]:
-            if isinstance(each, torch.Tensor):
-                self._count(each.untyped_storage())
         return result
 
     @property
@@ -73,30 +67,17 @@ class Watched(TorchDispatchMode):
         runs = groupby(self.computed, lambda name: name if name in ("upload", "answer") else "computed")
         return [(name, len(list(each))) for name, each in runs]
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size_bytes = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.live_bytes += size_bytes
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._gone, key, size_bytes)
-
-    def _gone(self, key: int, size_bytes: int) -> None:
-        self._seen.discard(key)
-        self.live_bytes -= size_bytes
-
 
 def on_meta(
     wiring: Wiring, *, graph: bool = True, dtype: torch.dtype = torch.float32, horizons: tuple[int, ...] = (1, 40), **options: Any
-) -> tuple[torch.Tensor, Watched, StreamingEngine]:
+) -> tuple[torch.Tensor, Watched, Alive, StreamingEngine]:
     engine = StreamingEngine(random_checkpoint(graph=graph, **options), device="meta")
     states = torch.empty(5, wiring.size, dtype=dtype, device=META)
     features = node_pe(wiring).to(META) if graph else None
     engine.forecast(wiring, states, horizons=(1,), node_pe=features)  # the plan is uploaded now, once for each wiring
-    with Watched() as watched:
+    with Alive() as alive, Watched() as watched:
         made = engine.forecast(wiring, states, horizons=horizons, node_pe=features)
-    return made, watched, engine
+    return made, watched, alive, engine
 
 
 @pytest.mark.parametrize(
@@ -108,11 +89,11 @@ def on_meta(
 def test_nothing_comes_back_to_the_host(wiring: Wiring, options: dict[str, Any]) -> None:
     """The device would wait for the host in the middle of a forecast, or be short of memory that its budget says is there."""
     horizons = (1, 5, 20, 40)
-    made, watched, engine = on_meta(wiring, **{"hidden": 64, "horizons": horizons, **options})
+    made, watched, alive, engine = on_meta(wiring, **{"hidden": 64, "horizons": horizons, **options})
     assert made.shape == (4, wiring.size)
     assert made.device == META
     assert len(watched.computed) > 30
-    assert 4 * len(horizons) * wiring.size < watched.peak_bytes <= engine.memory_bytes(wiring, horizons=len(horizons))
+    assert 4 * len(horizons) * wiring.size < alive.most <= engine.memory_bytes(wiring, horizons=len(horizons))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -147,22 +128,30 @@ def test_a_nowcast_goes_to_the_device_and_back_once(dtype: str) -> None:
 
 def test_an_embedded_nowcast_goes_to_the_device_and_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training would share the host's time with copies of a context that is there already, or lose its memory to it."""
-    endpoint = EmbeddedEndpoint(Nino(random_checkpoint(), device=META), JobSpec(wiring=LARGE))
-    free = [2**31, 2**31, 2**20]
-    monkeypatch.setattr(embedded, "free_memory", lambda _: free.pop(0))
-    endpoint.forecaster.predict(LARGE, torch.empty(5, LARGE.size, device=META), horizons=(1,))  # uploads the plan and the features
-    rows, out = [torch.zeros(LARGE.size) for _ in range(6)], torch.empty(1, LARGE.size)
-    for first, uploads in ((0, 5), (1, 1)):
-        context = {step: rows[step] for step in range(first, first + 5)}
+    spec, forecaster = JobSpec(wiring=LARGE), Nino(random_checkpoint(), device=META)
+    endpoint, out = EmbeddedEndpoint(forecaster, spec), torch.empty(1, LARGE.size)
+    needed_bytes = 4 * 6 * LARGE.size + forecaster.working_bytes(LARGE, context=5)  # five snapshots and a forecast
+    free = iter([2**40, 2**40, 2**40, 0, 2 * needed_bytes - 2, 2 * needed_bytes])
+    monkeypatch.setattr(embedded, "free_memory", lambda _: next(free))
+    forecaster.predict(LARGE, torch.empty(5, LARGE.size, device=META), horizons=(1,))  # uploads the plan and the features
+    rows = [torch.zeros(LARGE.size) for _ in range(6)]
+
+    def uploads(first: int) -> int:
+        """Snapshots uploaded for a forecast."""
         with Watched(whole=True) as watched:
-            endpoint._forecast(context, (40,), out)
-        upload, (_, operators), answers = watched.runs
-        assert upload == ("upload", uploads)
+            endpoint._forecast({step: rows[step] for step in range(first, first + 5)}, (40,), out)
+        (upload, count), (_, operators), answers = watched.runs
+        assert (upload, answers) == ("upload", ("answer", 2))  # whether all is finite, and the forecast
         assert operators > 100
-        assert answers == ("answer", 2)  # whether all is finite, and the forecast
-    with pytest.raises(OutOfMemoryBudget, match="where training leaves"):
-        endpoint._forecast(context, (40,), out)
-    assert not endpoint._there
+        return count
+
+    assert [uploads(0), uploads(1)] == [5, 1]
+    endpoint.register(spec, replace=True, deadline=Deadline(60))
+    assert uploads(1) == 5  # a run that begins anew has other weights
+    for _ in range(2):
+        with pytest.raises(OutOfMemoryBudget, match="where training leaves"):
+            uploads(1)
+    assert uploads(1) == 5  # and training its memory
 
 
 def test_a_small_network_takes_few_operators() -> None:

@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "two_layers": {"layers": 2},
     "five_layers": {"layers": 5},
     "words": {"vocabulary": 100},
+    "horizons": {"max_horizon": 50},
     "context": {"context": 3},
     "slots": {"slots": 1},
     "width_of_context": {"hidden": 5, "slots": 9},

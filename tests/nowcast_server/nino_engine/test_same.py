@@ -40,19 +40,14 @@ def forecast(wiring: Wiring, engine: StreamingEngine, *, seed: int = 0) -> Tenso
 def test_any_number_of_threads(monkeypatch: pytest.MonkeyPatch, *, graph: bool) -> None:
     """A run could not be reproduced on a machine with other cores; or only one core would work."""
     wiring, engine = transformer_wiring(width=64, vocabulary=500), StreamingEngine(random_checkpoint(graph=graph, hidden=32))
-    forecasts, used, in_order = [], [], engine_workers.in_order
-
-    def spied(*given: Any, threads: int) -> Iterator[Any]:
-        used.append(threads)
-        return in_order(*given, threads=threads)
-
+    forecasts, spied = [], Mock(wraps=engine_workers.in_order)
     for name in ("snapshots", "workers"):
         monkeypatch.setattr(f"nowcast_server.nino.engine.{name}.in_order", spied)
     for count in (1, 2, 3, 2):
         torch.set_num_threads(count)
+        spied.reset_mock()
         forecasts.append(forecast(wiring, engine))
-        assert set(used) == {count}
-        used.clear()
+        assert {call.kwargs["threads"] for call in spied.call_args_list} == {count}
     assert all(torch.equal(forecasts[0], other) for other in forecasts[1:])
 
 

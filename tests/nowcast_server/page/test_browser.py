@@ -13,10 +13,8 @@ import pytest
 from server_kit import Caller, Last, Start, listening, tell
 
 from nowcast_server.app import create_app
-from nowcast_server.forecasters.learned import Nino
-from nowcast_server.forecasters.registry import SHIPPED
+from nowcast_server.forecasters import load_forecaster
 from nowcast_server.jobs.course import Place
-from nowcast_server.nino.checkpoint import load_checkpoint
 from nowcast_server.settings import Settings
 from nowcast_server.tokens import ANONYMOUS
 
@@ -160,7 +158,7 @@ def test_killed_server_is_shown_as_lost_and_comes_back(browser: Browser) -> None
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (375, False), (375, True)])
 def test_pages_fit_and_can_be_read(browser: Browser, listen: Start, width: int, dark: bool) -> None:  # noqa: FBT001
     """On a phone, in the dark, or with a screen reader the page would be of no use."""
-    caller = listen(Last(), Nino(load_checkpoint(SHIPPED / "nino-base.safetensors")), drain_s=1)
+    caller = listen(Last(), load_forecaster("nino"), drain_s=1)
     for job, mode, speed in (("vision.resnet-1", "glide", 1.6), ("vision.shadow", "shadow", 1.0)):
         caller.put(job, mode=mode)
         layers = {"conv1": 0.61, "layer1.0.conv1": 0.34, "fc": -0.08}

@@ -1,5 +1,6 @@
 """The loop that adapters are compared with: same network, data and optimizer, by hand."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from trainer_worker import Nowcast
 
 STEPS, INTERVAL, BATCH = 72, 6, 4
 OPTIONS: dict[str, Any] = {"server": "embedded", "forecaster": "linear", "interval": INTERVAL}
+HUGGING_FACE: dict[str, Any] = {
+    "learning_rate": 1e-2, "lr_scheduler_type": "constant", "report_to": [], "disable_tqdm": True, "use_cpu": True,
+    "save_strategy": "no", "logging_strategy": "no",
+}  # fmt: skip
 
 
 class Network(nn.Module):
@@ -37,6 +42,13 @@ def batches(count: int = STEPS) -> list[tuple[Tensor, Tensor]]:
     return list(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
 
 
+def loop(model: Any, optimizer: Any, batches: list[tuple[Tensor, Tensor]], *, backward: Callable[[Tensor], Any]) -> None:
+    for inputs, targets in batches:
+        backward(model(inputs, targets)["loss"])
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def plain_run(batches: list[tuple[Tensor, Tensor]], *, lr: float = 1e-2, nowcasts: bool = True) -> tuple[Tensor, int]:
     """The weights after a run of the loop by hand, and how many forecasts were used."""
     model = Network()
@@ -44,9 +56,6 @@ def plain_run(batches: list[tuple[Tensor, Tensor]], *, lr: float = 1e-2, nowcast
     nowcast = Nowcast(model, optimizer, max_steps=len(batches), **OPTIONS)
     if nowcasts:
         nowcast.start()
-    for inputs, targets in batches:
-        model(inputs, targets)["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    loop(model, optimizer, batches, backward=Tensor.backward)
     nowcast.stop()
     return flat(model), nowcast.summary()["nowcasts"]["used"]

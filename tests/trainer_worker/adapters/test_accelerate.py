@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from plain import OPTIONS, STEPS, Network, batches, plain_run
+from plain import OPTIONS, STEPS, Network, batches, loop, plain_run
 from small_runs import flat
 from torch import Tensor
 
@@ -20,10 +20,7 @@ def run(folder: Path, *, steps: slice, saved: bool) -> tuple[Tensor, int]:
     if saved:
         accelerator.load_state(str(folder))
     with made:
-        for inputs, targets in batches()[steps]:
-            accelerator.backward(model(inputs, targets)["loss"])
-            optimizer.step()
-            optimizer.zero_grad()
+        loop(model, optimizer, batches()[steps], backward=accelerator.backward)
         accelerator.save_state(str(folder))
     return flat(network), made.steps
 

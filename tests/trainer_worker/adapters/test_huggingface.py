@@ -6,27 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, plain_run
+from plain import BATCH, HUGGING_FACE, OPTIONS, STEPS, Network, batches, examples, plain_run
 from small_runs import flat
 from torch import Tensor
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from trainer_worker import Nowcast
 from trainer_worker.adapters.huggingface import FILE, NowcastCallback
-
-
-class Rows(Dataset[dict[str, Tensor]]):
-    """Examples one by one."""
-
-    def __init__(self) -> None:
-        self.inputs, self.targets = examples(STEPS * BATCH)
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"x": self.inputs[index], "labels": self.targets[index]}
 
 
 class InOrder(Trainer):  # type: ignore[misc]
@@ -37,13 +24,10 @@ class InOrder(Trainer):  # type: ignore[misc]
 
 
 def trained(folder: Path, *, callback: NowcastCallback | None = None, resume: bool = False, **changes: Any) -> Tensor:
-    settings = {
-        "max_steps": STEPS, "per_device_train_batch_size": BATCH, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
-        "max_grad_norm": 0, "weight_decay": 0, "report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no",
-        "optim": "adamw_torch", "logging_strategy": "no", **changes,
-    }  # fmt: skip
-    arguments = TrainingArguments(str(folder), **settings)
-    trainer = InOrder(Network(), arguments, train_dataset=Rows(), callbacks=[callback] if callback else [])
+    settings = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "max_grad_norm": 0, "weight_decay": 0}
+    arguments = TrainingArguments(str(folder), **{**HUGGING_FACE, **settings, "optim": "adamw_torch", **changes})
+    rows = [{"x": inputs, "labels": targets} for inputs, targets in zip(*examples(STEPS * BATCH), strict=True)]
+    trainer = InOrder(Network(), arguments, train_dataset=rows, callbacks=[callback] if callback else [])
     trainer.train(resume_from_checkpoint=resume)
     return flat(trainer.model)
 

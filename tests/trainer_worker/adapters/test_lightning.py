@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric import Fabric
-from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, plain_run
+from plain import BATCH, OPTIONS, STEPS, Network, batches, examples, loop, plain_run
 from small_runs import flat
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -128,10 +128,7 @@ def test_fabric(tmp_path: Path) -> None:
         if saved:
             fabric.load(tmp_path / "run.ckpt", state)
         with nowcast:
-            for inputs, targets in (2 * batches(STEPS // 2))[steps]:
-                fabric.backward(model(inputs, targets)["loss"])
-                optimizer.step()
-                optimizer.zero_grad()
+            loop(model, optimizer, (2 * batches(STEPS // 2))[steps], backward=fabric.backward)
             fabric.save(tmp_path / "run.ckpt", state)
         return flat(network)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from plain import OPTIONS
+from plain import HUGGING_FACE, OPTIONS
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -25,15 +25,11 @@ def tuned(folder: Path, callbacks: list[Any]) -> Any:
     """The trainer after a run on sequences that are tokens already: nothing has to be fetched."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=WORDS, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
-    settings = {
-        "max_steps": STEPS, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
-        "report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "bf16": False,
-        "gradient_checkpointing": False, "logging_strategy": "no",
-    }  # fmt: skip
+    settings = {"max_steps": STEPS, "per_device_train_batch_size": 2, "bf16": False, "gradient_checkpointing": False}
     tokens = Tokenizer(WordLevel({str(number): number for number in range(WORDS)}, unk_token="0"))
     trainer = trl.SFTTrainer(
         model=GPT2LMHeadModel(config),
-        args=trl.SFTConfig(str(folder), **settings),
+        args=trl.SFTConfig(str(folder), **HUGGING_FACE, **settings),
         train_dataset=datasets.Dataset.from_list([{"input_ids": [(i + j) % WORDS for j in range(8)]} for i in range(2 * STEPS)]),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="0", pad_token="0"),
         peft_config=peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True),

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from interrupts import interrupted
 from rich.console import Console
+from small_runs import without_times
 
 from trainer_worker.comparison.compare import compare
 from trainer_worker.comparison.summary import Summary
@@ -15,74 +18,53 @@ from trainer_worker.training.config import Config
 from trainer_worker.training.records import Evaluation, Order, RunRecord, Score, begin, finished, keep
 
 
-def run(folder: Path, *, lr: float = 1e-3, steps: int = 6, resume: bool = False) -> Summary:
-    """A small comparison in this process."""
-    config = Config.model_validate(
-        {
-            "task": {"name": "fm-16"},
-            "train": {"steps": steps, "batch_size": 8, "lr": lr, "eval_every": 2, "checkpoint_every": 2},
-            "nowcast": {"server": "embedded", "forecaster": "linear", "interval": 1, "start": 0.0},
-            "workers": {"count": 0, "threads": 1},
-            "output": {"folder": folder},
-        }
-    )
-    return compare(config, console=Console(quiet=True), resume=resume)
+def config_of(folder: Path, **changes: Any) -> Config:
+    """Of a small comparison in this process; `changes` are by table__key."""
+    tables: dict[str, dict[str, Any]] = {
+        "task": {"name": "fm-16"},
+        "train": {"steps": 6, "batch_size": 8, "eval_every": 2, "checkpoint_every": 2},
+        "nowcast": {"server": "embedded", "forecaster": "linear", "interval": 1, "start": 0.0},
+        "workers": {"count": 0, "threads": 1},
+        "output": {"folder": folder},
+    }
+    for place, value in changes.items():
+        table, key = place.split("__")
+        tables[table][key] = value
+    return Config.model_validate(tables)
+
+
+def run(folder: Path, *, resume: bool = False, **changes: Any) -> Summary:
+    return compare(config_of(folder, **changes), console=Console(quiet=True), resume=resume)
 
 
 def curves(summary: Summary) -> list[list[dict[str, Any]]]:
-    return [[evaluation.model_dump(exclude={"train_s"}) for evaluation in run.evaluations] for run in summary.runs]
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, *, run: int) -> None:
-    """Ctrl-C when so many runs have ended."""
-    train, begun = loop.train_in_process, []
-
-    def interrupted(*args: Any, **options: Any) -> RunRecord:
-        begun.append(args)
-        if len(begun) > run:
-            raise KeyboardInterrupt
-        return train(*args, **options)
-
-    monkeypatch.setattr(loop, "train_in_process", interrupted)
+    return [without_times(run) for run in summary.runs]
 
 
 def test_an_interrupted_comparison_goes_on_with_its_own_configuration_alone(tmp_path: Path, small_fashion: Task) -> None:
     """The other arm's record of an earlier comparison in the same folder would be taken for this one's."""
-    run(tmp_path / "a", lr=1e-3)
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, run=1)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "a", lr=3e-2)
+    run(tmp_path / "a", train__lr=1e-3)
+    with interrupted(loop, "train_in_process", at=2):
+        run(tmp_path / "a", train__lr=3e-2)
     with pytest.raises(BadArgument, match=r"train.lr = 0.03, not 0.001"):
-        run(tmp_path / "a", lr=1e-3, resume=True)
-    assert curves(run(tmp_path / "a", lr=3e-2, resume=True)) == curves(run(tmp_path / "b", lr=3e-2))
+        run(tmp_path / "a", train__lr=1e-3, resume=True)
+    assert curves(run(tmp_path / "a", train__lr=3e-2, resume=True)) == curves(run(tmp_path / "b", train__lr=3e-2))
 
 
 def test_a_finished_comparison_is_read_back_or_made_longer(tmp_path: Path, small_fashion: Task) -> None:
     """Finished runs would be trained again; or an older, shorter one would pass for the longer."""
     first = run(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, run=0)
+        patch.setattr(loop, "train_in_process", Mock(side_effect=AssertionError))
         assert run(tmp_path, resume=True).runs == first.runs
-    longer = run(tmp_path, steps=8, resume=True)
+    longer = run(tmp_path, train__steps=8, resume=True)
     assert [(run.restores, run.evaluations[-1].step) for run in longer.runs] == [(1, 8), (1, 8)]
     with pytest.raises(BadArgument, match=r"train.steps = 8, not 6"):
         run(tmp_path, resume=True)
 
 
 def orders(folder: Path, **changes: Any) -> list[Order]:
-    """Of a comparison; `changes` are by table__key."""
-    tables: dict[str, dict[str, Any]] = {
-        "task": {"name": "fm-16"},
-        "train": {"steps": 20},
-        "nowcast": {"forecaster": "linear"},
-        "workers": {"count": 0},
-        "output": {"folder": folder},
-    }
-    for place, value in changes.items():
-        table, key = place.split("__")
-        tables[table][key] = value
-    config = Config.model_validate(tables)
+    config = config_of(folder, **changes)
     arms = [config.model_copy(update={"nowcast": None}), config]
     return [Order(config=arm, seed=seed, job="job") for seed in config.train.seeds for arm in arms]
 
@@ -106,8 +88,8 @@ def kept(tmp_path: Path) -> Path:
     ("change", "says"),
     [
         ({"train__lr": 1.0}, r"adam-seed1000 was started with train.lr = 0.006, not 1.0: use .* --fresh, .* --out"),
-        ({"train__steps": 10}, "train.steps = 20, not 10"),
-        ({"train__eval_every": 7, "task__examples": 9}, "task.examples = None, not 9, train.eval_every = 200, not 7"),
+        ({"train__steps": 5}, "train.steps = 6, not 5"),
+        ({"train__eval_every": 7, "task__examples": 9}, "task.examples = None, not 9, train.eval_every = 2, not 7"),
         ({"nowcast__mode": "jump"}, r"adam\+linear-seed1000 .*nowcast.mode = glide, not jump"),
         ({"workers__count": 2}, "workers.count = 0, not 2"),
     ],
@@ -126,7 +108,7 @@ def test_a_run_of_another_configuration_is_refused(kept: Path, change: dict[str,
         {"train__steps": 40},
         {"train__seeds": [1000, 1001]},
         {"nowcast__server": "http://elsewhere:8440", "nowcast__timeout_s": 60.0, "nowcast__record": True},
-        {"task__data": "/elsewhere", "workers__threads": 1},
+        {"task__data": "/elsewhere", "workers__threads": 2},
     ],
     ids=", ".join,
 )

@@ -4,10 +4,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, repeat
 
 import pytest
 import torch
-from small_runs import ScriptedEndpoint
+from small_runs import Fails, ScriptedEndpoint
 from waiting import until
 
 from protos.errors import BadValue, DeadlineExceeded, HistoryMissing, NowcastError, SnapshotConflict, Unavailable, UnknownJob
@@ -52,23 +53,6 @@ def ask(sender: Sender) -> Request:
     return asked
 
 
-class Fails:
-    """What the next calls of each name meet: an error, or a gate that holds them up until it is opened."""
-
-    def __init__(self, **calls: list[Exception | threading.Event]) -> None:
-        self.calls = calls
-        self.begun: list[str] = []
-
-    def __call__(self, call: str) -> None:
-        self.begun.append(call)
-        if not self.calls.get(call):
-            return
-        met = self.calls[call].pop(0)
-        if isinstance(met, Exception):
-            raise met
-        assert met.wait(20.0)
-
-
 def test_a_request_goes_along_with_its_snapshot() -> None:
     """A boundary would cost two round trips; or a slow link would get each snapshot cut off for a forecast that comes too late."""
     fails = Fails(forecast=[DeadlineExceeded("slow")])
@@ -111,13 +95,12 @@ def test_a_request_takes_the_place_of_one_that_still_waits() -> None:
 
 def test_a_checkpoint_loaded_while_the_job_registers_again_is_not_lost() -> None:
     """The forecast would be made from the course that the run has gone back from, and nothing would tell."""
-    fails = Fails()
+    gate = threading.Event()
+    fails = Fails(forecast=[UnknownJob("restarted")], register=[None, gate])
     endpoint = ScriptedEndpoint(fail=fails)
     with sending(endpoint) as sender:
         offer(sender, 10, 20)
         until(lambda: sender.in_flight == 0)
-        gate = threading.Event()
-        fails.calls = {"forecast": [UnknownJob("restarted")], "register": [gate]}
         sender.ask(request(sender))
         until(lambda: fails.begun.count("register") == 2)
         sender.restart()
@@ -145,10 +128,9 @@ def test_progress_is_told_once_and_with_the_newest_snapshot() -> None:
 @pytest.mark.parametrize("error", [UnknownJob("?"), SnapshotConflict("?"), HistoryMissing("?", missing=[10])])
 def test_a_registration_is_not_repeated_without_a_pause(error: NowcastError) -> None:
     """An address that leads to another service would be called as fast as a core can, for as long as the run lasts."""
-    fails = Fails(forecast=[UnknownJob("restarted")])
+    fails = Fails(forecast=[UnknownJob("restarted")], register=chain([None], repeat(error)))
     with sending(ScriptedEndpoint(fail=fails)) as sender:
         offer(sender, 10, 20)
-        fails.calls["register"] = [error] * 1000
         assert ask(sender).error is error
         time.sleep(0.2)
         assert fails.begun.count("register") <= 4
@@ -185,11 +167,10 @@ def test_a_refused_snapshot_that_has_left_the_context_does_not_spoil_the_next() 
 
 def test_the_end_is_not_told_to_a_server_that_is_gone() -> None:
     """A run would end seconds later for it."""
-    fails = Fails(forecast=[Unavailable("gone")], register=[])
+    fails = Fails(forecast=[Unavailable("gone")], register=chain([None], repeat(Unavailable("down"))))
     endpoint = ScriptedEndpoint(fail=fails)
     with sending(endpoint) as sender:
         offer(sender, 10, 20)
-        fails.calls["register"] = [Unavailable("down")] * 1000
         assert ask(sender).error is not None
     assert "finish" not in fails.begun
     assert endpoint.closed

@@ -50,9 +50,8 @@ def test_a_run_is_told_before_it_begins(
     """A run of days would train without one nowcast, for a wrong address."""
     faulty.always = answer
     nowcast = begin(faulty.url)
-    with pytest.raises(BadArgument, match=says) as caught:
+    with pytest.raises(BadArgument, match=says, check=lambda error: error.argument == argument):
         nowcast.start()
-    assert caught.value.argument == argument
 
 
 def test_http_is_not_https(faulty: FaultyServer) -> None:
@@ -104,9 +103,8 @@ def test_a_token_as_it_is_read_from_a_file() -> None:
 @pytest.mark.parametrize("token", ["schlüssel", "two\nlines"])
 def test_what_cannot_be_a_token_is_refused_and_not_shown(token: str) -> None:
     """A traceback, or a log with the token in it."""
-    with pytest.raises(BadArgument, match="token") as caught:
+    with pytest.raises(BadArgument, match="token", check=lambda error: token not in str(error)):
         HttpEndpoint("http://localhost:1", job="job", token=token)
-    assert token not in str(caught.value)
 
 
 def test_calls_are_not_in_the_log(faulty: FaultyServer, caplog: pytest.LogCaptureFixture) -> None:

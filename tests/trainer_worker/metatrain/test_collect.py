@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupts import interrupted
 
 from nowcast_server.trajectories.store import TrajectoryWriter, trajectories
 from trainer_worker.metatrain import collect, corpus, workers
@@ -44,20 +45,11 @@ def test_held_out_data_is_never_trained_on() -> None:
         assert not set(among) & set(corpus.TRAINING[kind])
 
 
-def test_an_interrupted_study_leaves_nothing_half(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_study_leaves_nothing_half(small: None, tmp_path: Path) -> None:
     """A run that stopped early would pass for one that is complete."""
     config = CollectConfig(folder=tmp_path, studies=2, lanes=1)
-    append = TrajectoryWriter.append
-    with monkeypatch.context() as patch:
-
-        def fail(self: TrajectoryWriter, step: int, *rest: object, **options: object) -> None:
-            if step == 25:
-                raise KeyboardInterrupt
-            append(self, step, *rest, **options)  # type: ignore[arg-type]
-
-        patch.setattr(TrajectoryWriter, "append", fail)
-        with pytest.raises(KeyboardInterrupt):
-            collect_study(config, 0)
+    with interrupted(TrajectoryWriter, "append", at=2):
+        collect_study(config, 0)
     assert list(workers.missing(config)) == [0, 1]
     collect_study(config, 0)
     assert list(workers.missing(config)) == [1]

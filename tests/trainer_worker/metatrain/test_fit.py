@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interrupts import interrupted
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -28,25 +29,6 @@ def config(runs: Path, out: Path, **changes: object) -> FitConfig:
     return FitConfig(trajectories=runs, out=out, name="small", **{**small, **changes})  # type: ignore[arg-type]
 
 
-class Interrupted(Exception):
-    """Stands for a power cut."""
-
-
-def interrupt(settings: FitConfig, when: int) -> None:
-    """Fit up to a step."""
-    advance = fitting._advance
-
-    def fail(state: fitting._State, *rest: object) -> None:
-        if state.step == when:
-            raise Interrupted
-        advance(state, *rest)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "_advance", fail)
-        with pytest.raises(Interrupted):
-            fit(settings)
-
-
 def test_a_resumed_fit_draws_from_what_it_began_with(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A collection or a server that goes on beside a fit would change the weights that come out of it if it is interrupted; or
     nobody could see whether a fit of hours is worth going on.
@@ -59,7 +41,8 @@ def test_a_resumed_fit_draws_from_what_it_began_with(runs: Path, tmp_path: Path,
     store = tmp_path / "store"
     shutil.copytree(runs, store)
     settings = config(store, tmp_path / "b")
-    interrupt(settings, 8)
+    with interrupted(fitting, "_advance", at=9):
+        fit(settings)
     gone = store / "1" / "01.trajectory"
     gone.write_bytes(b"")
     with pytest.raises(ValueError, match=r"1/01.trajectory, which is missing or damaged"):  # it would go on with other draws

@@ -70,15 +70,10 @@ def test_weights_that_cannot_be_stored_end_no_collection(
     assert run(replace(TABLE, lanes=LANES[:1]), tmp_path / "study") == 0
 
 
-@pytest.fixture
-def vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which networks are drawn depends on how many tokens a text has, not on the text."""
-    monkeypatch.setattr(corpus, "text", lambda name: (torch.zeros(500, dtype=torch.int64), 90))
-
-
-@pytest.mark.usefixtures("vocabulary")
-def test_only_some_studies_leap_and_the_rest_stay_what_they_were() -> None:
+def test_only_some_studies_leap_and_the_rest_stay_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """Earlier collections, which weights were fitted to, could not be made again."""
+    # which networks are drawn depends on how many tokens a text has, not on the text
+    monkeypatch.setattr(corpus, "text", lambda name: (torch.zeros(500, dtype=torch.int64), 90))
     plain = [draw(5, number, lanes=1, validation_share=0.1) for number in range(30)]
     mixed = [draw(5, number, lanes=1, validation_share=0.1, leaping=0.5) for number in range(30)]
     assert 5 < sum(study.leaps is not None for study in mixed) < 25

@@ -6,18 +6,14 @@ from typing import Any
 import pytest
 import torch
 from faulty_server import FaultyServer
+from interrupts import interrupted
+from small_runs import without_times
 
 from trainer_worker.training.config import Config
-from trainer_worker.training.loop import FolderHarness, State, train, train_in_process
-from trainer_worker.training.records import Order, RunRecord
+from trainer_worker.training.loop import FolderHarness, train_in_process
+from trainer_worker.training.records import Order
 
 NOWCAST = {"server": "embedded", "forecaster": "linear", "interval": 2, "start": 0.0}
-
-
-class Stopped(Exception):
-    """The process is gone."""
-
-
 pytestmark = pytest.mark.usefixtures("small_fashion")
 
 
@@ -41,25 +37,8 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([value.flatten() for value in torch.load(path, weights_only=True)["model"].values()])
 
 
-def without_times(record: RunRecord) -> list[dict[str, Any]]:
-    return [evaluation.model_dump(exclude={"train_s"}) for evaluation in record.evaluations]
-
-
 def ignore(news: str) -> None:
     pass
-
-
-class Harness(FolderHarness):
-    """Stops the process right after the checkpoint of one step."""
-
-    def __init__(self, folder: Path, *, stop_after: int) -> None:
-        super().__init__(folder, ignore)
-        self.stop_after = stop_after
-
-    def save(self, state: State) -> None:
-        super().save(state)
-        if state["step"] == self.stop_after:
-            raise Stopped
 
 
 @pytest.mark.parametrize(
@@ -81,8 +60,8 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(
     assert whole.outcomes == outcomes
     for stop in stops:
         stopped = order(tmp_path / f"stopped-{stop}", **given)
-        with pytest.raises(Stopped):
-            train(stopped, Harness(stopped.config.output.folder / "checkpoints" / stopped.name, stop_after=stop))
+        with interrupted(FolderHarness, "save", at=stop + 1):
+            train_in_process(stopped, listen=ignore)
         resumed = train_in_process(stopped, listen=ignore)
         assert resumed.restores == 1
         assert without_times(resumed) == without_times(whole), stop
@@ -93,8 +72,8 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_in_the_same_bits(
 def test_a_run_is_resumed_before_the_server_is_asked_and_tells_how_it_goes(tmp_path: Path, faulty: FaultyServer) -> None:
     """The server would take it for a run that begins, and end it when it has no room for one; and whoever watches not know."""
     job = order(tmp_path, nowcasts=True).model_copy(update={"server": faulty.url})
-    with pytest.raises(Stopped):
-        train(job, Harness(job.config.output.folder / "checkpoints" / job.name, stop_after=7))
+    with interrupted(FolderHarness, "save", at=8):
+        train_in_process(job, listen=ignore)
     faulty.faults["register"].append("out_of_memory_budget")
     heard: list[str] = []
     record = train_in_process(job, listen=heard.append)

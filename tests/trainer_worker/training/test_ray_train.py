@@ -12,6 +12,8 @@ import ray
 import torch
 from ray.util.queue import Queue
 from server_process import ServerProcess
+from small_runs import without_times
+from waiting import until
 
 from trainer_worker import cli
 from trainer_worker.comparison import report
@@ -21,7 +23,7 @@ from trainer_worker.tasks.task import Task
 from trainer_worker.training import ray_train
 from trainer_worker.training.config import Config, WorkersTable
 from trainer_worker.training.ray_train import cluster, open_mailbox, train_on_ray
-from trainer_worker.training.records import Order, RunRecord
+from trainer_worker.training.records import Order
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 240
@@ -45,10 +47,6 @@ def final_weights(folder: Path, run: str) -> torch.Tensor:
     state = torch.load(newest / "run.pt", weights_only=True)
     assert state["step"] == STEPS
     return torch.cat([value.flatten() for value in state["model"].values()])
-
-
-def without_times(record: RunRecord) -> list[dict[str, Any]]:
-    return [evaluation.model_dump(exclude={"train_s"}) for evaluation in record.evaluations]
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +104,7 @@ def test_a_run_that_cannot_begin_or_cannot_work_says_why(
     assert taken.empty()
 
     def free_when_told() -> None:
-        while not caplog.messages:
-            time.sleep(0.1)
+        until(lambda: caplog.messages)
         taken.shutdown(force=True)
 
     settings = config(tmp_path, data=str(tmp_path / "nothing")).model_copy(update={"nowcast": None})
@@ -166,8 +163,7 @@ def test_a_lost_mailbox_costs_progress_alone(ray_cluster: None, monkeypatch: pyt
     heard: list[str] = []
     with open_mailbox(heard.append) as mailbox:
         ray.get(mailbox.put_nowait.remote("step 1"))
-        while not heard:
-            time.sleep(0.05)
+        until(lambda: heard)
         ray.kill(mailbox)
         with pytest.raises(ray.exceptions.RayActorError):
             _put_until_it_dies(mailbox)

@@ -8,11 +8,12 @@ Neuron i of the permuted network is neuron `order[i]` of the old one, and weight
 So a forecast f is equivariant if f(states[:, place], node_pe[order]) == f(states, node_pe)[:, place].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from graphs import expand
+from small_runs import flat
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
@@ -94,6 +95,17 @@ def load(model: nn.Module, vector: Tensor) -> None:
     """Load a flat parameter vector."""
     with torch.no_grad():
         vector_to_parameters(vector, model.parameters())
+
+
+@torch.no_grad()
+def check_symmetry(model: nn.Module, wiring: Wiring, moves: Moves, output: Callable[[], Tensor]) -> None:
+    """The moves map the graph onto itself, move weights, and keep what the network, in double precision, computes."""
+    before, weights = output(), flat(model)
+    moved = weights[weight_order(wiring, permutation(wiring, moves))]
+    assert not torch.equal(moved, weights)
+    load(model, moved)
+    torch.testing.assert_close(output(), before, rtol=1e-9, atol=1e-9)
+    load(model, weights)
 
 
 def hidden_groups(wiring: Wiring) -> list[str]:

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import ARCHITECTURES, GAN
-from permutations import hidden_groups, load, permutation, rolled, targets, weight_order
-from small_runs import flat
+from permutations import check_symmetry, hidden_groups, rolled, targets
 from torch import Tensor, nn
 
 from trainer_worker.wiring import describe
@@ -40,7 +39,6 @@ def made(name: str) -> tuple[nn.Module, Any]:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@torch.no_grad()
 def test_every_parameter_is_wired_and_hidden_neurons_may_be_permuted(name: str) -> None:
     """Parts would be forecast without their neighbours, wirings depend on the batch, or ties be missing or made up."""
     model, inputs = made(name)
@@ -49,25 +47,14 @@ def test_every_parameter_is_wired_and_hidden_neurons_may_be_permuted(name: str) 
     assert (report.coverage >= 0.95, report.fallbacks) == (True, ())
     assert sum(block.size for block in wiring.blocks) == wiring.size
     assert describe(model).wiring.hash == wiring.hash  # without an example
-    before, weights = output(model, inputs), flat(model)
     groups = [group for group in hidden_groups(wiring) if group not in APART.get(name, set()) and "in_proj" not in group]
     assert groups
     for group in groups:
-        place = weight_order(wiring, permutation(wiring, rolled(targets(wiring, group))))
-        assert not torch.equal(weights[place], weights), group
-        load(model, weights[place])
-        torch.testing.assert_close(output(model, inputs), before, rtol=1e-9, atol=1e-9, msg=group)
-        load(model, weights)
+        check_symmetry(model, wiring, rolled(targets(wiring, group)), lambda: output(model, inputs))
 
 
-@torch.no_grad()
 def test_neurons_within_an_expert() -> None:
     """Neurons of one expert among many in one tensor would be tied to those of the others."""
-    make_model, make_inputs = ARCHITECTURES["batched_experts"]
-    model, inputs = make_model(), make_inputs()
+    model, inputs = made("batched_experts")
     wiring = describe(model, inputs).wiring
-    before, weights = model(*inputs), flat(model)
-    place = weight_order(wiring, permutation(wiring, rolled(targets(wiring, "up")[5:10])))
-    load(model, weights[place])
-    assert not torch.equal(weights[place], weights)
-    torch.testing.assert_close(model(*inputs), before)
+    check_symmetry(model, wiring, rolled(targets(wiring, "up")[5:10]), lambda: output(model, inputs))

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,12 +141,12 @@ def test_what_never_runs_is_reported() -> None:
     assert report.coverage == pytest.approx((16 + 12 + 1) / (16 + 20 + 7 + 1))
 
 
+def fail(*_: Any) -> Tensor:
+    raise RuntimeError("needs a cluster")
+
+
 def test_runs_in_parts_if_not_as_a_whole() -> None:
     """A forward that fails would leave the whole network without a graph."""
-
-    def fail(module: nn.Module, x: Tensor) -> Tensor:
-        raise RuntimeError("needs a cluster")
-
     net = Lambda(fail, body=nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), head=nn.Linear(2, 2))
     report = describe(net)
     assert report.fallbacks == ("head.weight", "head.bias")
@@ -243,16 +244,7 @@ def test_modes_of_the_caller(mode: Callable[[], AbstractContextManager[None]]) -
 def test_wrapped_modules() -> None:
     """Compiled or data-parallel modules would be wired otherwise than what they wrap, or compiled on the way."""
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-
-    class Parallel(nn.Module):
-        def __init__(self, module: nn.Module) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, *_: Tensor) -> Tensor:
-            raise RuntimeError("no process group")
-
-    for wrapped in (torch.compile(net), Parallel(net)):
+    for wrapped in (torch.compile(net), Lambda(fail, module=net)):
         report = describe(wrapped)
         assert report.coverage == 1.0
         assert report.remarks == ()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from permutations import Head, Moves, attention_layers, load, permutation, rolled, swapped, targets, weight_order
+from permutations import Head, Moves, attention_layers, check_symmetry, permutation, rolled, swapped, targets, weight_order
 from small_runs import flat
 from torch import Tensor, nn
 
@@ -54,13 +54,7 @@ def output(model: nn.Module) -> Tensor:
 
 
 def check(model: nn.Module, wiring: Wiring, moves: Moves) -> None:
-    """The moves are a symmetry of the graph and of the network, and move something."""
-    before, weights = output(model), flat(model)
-    moved = weights[weight_order(wiring, permutation(wiring, moves))]
-    assert not torch.equal(moved, weights)
-    load(model, moved)
-    torch.testing.assert_close(output(model), before, rtol=1e-9, atol=1e-9)
-    load(model, weights)
+    check_symmetry(model, wiring, moves, lambda: output(model))
 
 
 def layers_with_heads(wiring: Wiring) -> list[list[Head]]:
