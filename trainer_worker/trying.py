@@ -42,10 +42,8 @@ def run(script: Path, arguments: Sequence[str], *, seed: int) -> list[list[Told]
                 raise CommandFailed(f"{script} ended with exit code {done.returncode} in the run {mode} nowcasts")
             told = [Told(*json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
             if len(told) < 2:
-                what = f"{script} told {len(told) or 'no'} losses in the run {mode} nowcasts, of at least two"
-                raise CommandFailed(
-                    f"{what}: call `nowcast.observe(loss)` after each step, or use an adapter; resume no checkpoint"
-                )
+                said = f"{script} told {'one loss only' if told else 'no losses'} in the run {mode} nowcasts"
+                raise CommandFailed(f"{said}: call `nowcast.observe(loss)` after each step or use an adapter; resume no checkpoint")
             courses.append(told)
     first, second = (told[0].step for told in courses)
     if second >= 2 * max(1, first):  # not merely other: a scaler may have skipped a few steps

@@ -3,21 +3,19 @@
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import stamina
 import typer
 from aiohttp import ClientError
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from trainer_worker.errors import CommandFailed
+from trainer_worker.training.reach import reach
 
-REACH_S: Final = 5.0
 READY_S: Final = 60.0  # for a cluster that has only just come up to be ready for jobs
 CHATTY: Final = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "stamina")
 WAY_OUT: Final = "give --address, e.g. http://HEAD:8265 (ray dashboard CLUSTER.yaml, or kubectl port-forward, brings the port here)"
@@ -37,14 +35,11 @@ def connect(address: str | None) -> JobSubmissionClient:
         os.environ.pop(name, None)
     where = address or "this machine"
     try:
-        if where.startswith(("http://", "https://")):  # Ray's client would wait for minutes where packets are dropped
-            parts = urlsplit(where)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname or "", port), timeout=REACH_S).close()
+        reach(where)
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise CommandFailed(f"the cluster at {where} takes its own tokens only: {AUTHENTICATE}") from error
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, RayError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CommandFailed(f"no Ray cluster answers at {where}: {first}; {WAY_OUT}") from error
 
@@ -77,9 +72,7 @@ def _not_ready(error: Exception) -> bool:
 
 
 def follow(client: JobSubmissionClient, submission: str) -> str:
-    """Print a job's output until it has ended; why it did not succeed, "" if it did. Raises CommandFailed: the cluster is gone, or
-    the connection to it, while the job goes on.
-    """
+    """Print a job's output until its end; why it did not succeed, "" if it did. Raises CommandFailed: the connection is lost."""
 
     async def tail() -> None:
         with suppress(RuntimeError, ClientError):  # the connection is lost; whether the job has ended is asked below

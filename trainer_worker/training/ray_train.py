@@ -2,8 +2,6 @@
 
 import logging
 import os
-import re
-import socket
 import tempfile
 import threading
 import time
@@ -25,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainer_worker.errors import BadArgument, CommandFailed
 from trainer_worker.training.config import WorkersTable
 from trainer_worker.training.loop import State, train
+from trainer_worker.training.reach import reach
 from trainer_worker.training.records import Order, RunRecord
 from trainer_worker.training.storage import resolve
 
@@ -57,11 +56,10 @@ def cluster(workers: WorkersTable) -> Iterator[None]:
         return
     if workers.address:
         try:
-            if place := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", workers.address):  # Ray would try for many minutes
-                socket.create_connection((place[1], int(place[2])), timeout=PATIENCE_S).close()
+            reach(workers.address)
             runtime_env = {"env_vars": WORKER_ENVIRONMENT}
             ray.init(workers.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
-        except (OSError, ValueError, OverflowError) as error:
+        except (OSError, ValueError) as error:
             raise CommandFailed(f"no Ray cluster at {workers.address}: {error}") from error
     else:
         start_local_cluster()

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from aiohttp import ClientError
 from pydantic import TypeAdapter
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RpcError
 from ray.job_submission import JobStatus
 from typer.testing import CliRunner, Result
 
@@ -121,11 +122,13 @@ def test_a_server_is_found_by_name_or_missed_at_once(given: dict[str, Any], url:
             server_url("nowcast", details(**given))
 
 
-def test_no_cluster_is_one_clear_sentence_about_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{}", "127.0.0.1:{}"])
+def test_no_cluster_is_one_clear_sentence_about_the_one_that_was_meant(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of Ray's, or minutes of waiting; or a job for one cluster would go to that of the environment."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
-        meant = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        meant = address.format(silent.getsockname()[1])
         monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
         result = submit(Path(__file__), "--address", meant)
     assert result.exit_code == 2
@@ -137,12 +140,15 @@ def test_no_cluster_is_one_clear_sentence_about_the_one_that_was_meant(monkeypat
 
 def test_a_cluster_that_wants_its_token_says_how_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray 2.60 asks for one wherever ~/.ray/auth_token lies, as after `make demo`: the user would read a traceback of Ray's."""
-
-    def refuse(address: str | None) -> None:
-        raise AuthenticationError(f"Missing authentication token at {address}")
-
-    monkeypatch.setattr(connection, "JobSubmissionClient", refuse)
+    monkeypatch.setattr(connection, "JobSubmissionClient", Mock(side_effect=AuthenticationError("Missing authentication token")))
     with pytest.raises(CommandFailed, match="RAY_AUTH_MODE=token"):
+        connect("auto")
+
+
+def test_what_listens_but_is_no_cluster_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEAD:8265 without http:// would end in a traceback of Ray's."""
+    monkeypatch.setattr(connection, "JobSubmissionClient", Mock(side_effect=RpcError("Timed out")))
+    with pytest.raises(CommandFailed, match=r"no Ray cluster answers at auto: Timed out; give --address, e.g. http://"):
         connect("auto")
 
 
